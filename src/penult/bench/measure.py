@@ -1,0 +1,230 @@
+"""Run the systems side by side: a process each, one at a time, in turn, so that the machine's moods hit all alike.
+
+Figures are medians over rounds; ratios are taken round by round, which is what holds on a shared machine.
+"""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from penult import prepare, recipe, source
+from penult.bench import worker
+from penult.data import calibration_texts
+from penult.tokenizer import Tokenizer
+
+PEERS = ("onnxruntime", "openvino", "openvino-bf16", "sentence-transformers", "fastembed", "deepsparse")
+_OURS = ("penult", "penult-int8")
+_CUBE = 2048
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What one system did; seconds are of one round, medians.
+
+    Attributes:
+        penult_is: how many times as many tokens a CPU second penult makes at fp32, median of the rounds' ratios.
+        cosine: to penult's fp32 vectors, the smallest and the mean.
+        failure: why it did not run; the figures are then 0.
+    """
+
+    system: str
+    tokens_per_cpu_second: float = 0.0
+    tokens_per_wall_second: float = 0.0
+    penult_is: float = 0.0
+    peak_bytes: int = 0
+    cosine: tuple[float, float] = (0.0, 0.0)
+    failure: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """A whole run.
+
+    Attributes:
+        flops_a_token: operations of the matrix products, on average over the texts, padding not counted.
+        fp32_flops: the machine's float32 matmul rate, operations a CPU second, one product of 2048-cubes.
+        int8_flops: the same for uint8 by int8.
+    """
+
+    model: str
+    texts: int
+    tokens: int
+    threads: int
+    rounds: int
+    flops_a_token: float
+    fp32_flops: float
+    int8_flops: float
+    rows: tuple[Row, ...]
+
+
+class _Process:
+    """A system in a process of its own."""
+
+    def __init__(self, job: dict[str, Any], python: str, folder: Path) -> None:
+        self.system = str(job["system"])
+        self._vectors = folder / f"{self.system}.npy"
+        self._errors = (folder / f"{self.system}.log").open("w+")
+        counts = dict.fromkeys(("OMP", "OPENBLAS", "MKL"), "_NUM_THREADS")
+        env = os.environ | {name + tail: str(job["threads"]) for name, tail in counts.items()}
+        env |= {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
+        self._process = subprocess.Popen(  # noqa: S603 - the interpreter is the caller's own choice
+            [python, worker.__file__],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            text=True,
+            env=env,
+        )
+        self._write(job | {"vectors": str(self._vectors)})
+        self.costs: list[dict[str, float]] = []
+        self.failure = "" if self._read() else self._why()
+
+    def embed(self, texts: Sequence[str]) -> None:
+        self._write(list(texts))
+        answer = self._read()
+        if answer is None:
+            self.failure = self._why()
+        else:
+            self.costs.append(answer)
+
+    def vectors(self) -> NDArray[np.float32]:
+        return np.asarray(np.load(self._vectors), dtype=np.float32)
+
+    def close(self) -> None:
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe is not None:
+                pipe.close()
+        self._process.kill()
+        self._process.wait()
+        self._errors.close()
+
+    def _write(self, value: object) -> None:
+        try:
+            pipe = self._pipe(self._process.stdin)
+            pipe.write(json.dumps(value) + "\n")
+            pipe.flush()
+        except BrokenPipeError:
+            pass  # the process has ended; reading its answer says why
+
+    def _read(self) -> dict[str, float] | None:
+        line = self._pipe(self._process.stdout).readline()
+        return json.loads(line) if line else None
+
+    def _why(self) -> str:
+        self._process.wait()
+        self._errors.seek(0)
+        lines = [line for line in self._errors.read().splitlines() if line.strip()]
+        return lines[-1][:200] if lines else f"the process ended with status {self._process.returncode}"
+
+    def _pipe(self, pipe: IO[str] | None) -> IO[str]:
+        if pipe is None:
+            raise RuntimeError("the process has no pipe. This is a bug.")
+        return pipe
+
+
+def measure(
+    model: str,
+    texts: Sequence[str],
+    *,
+    against: Sequence[str] = (),
+    pooling: str | None = None,
+    max_length: int | None = None,
+    threads: int = 1,
+    rounds: int = 5,
+    python: str | None = None,
+) -> Result:
+    """Measure penult at fp32 and int8, and peers, on the same texts.
+
+    Args:
+        model: a reference, as `Embedder.load` takes it.
+        texts: what is embedded, each round all of it.
+        against: names of `PEERS`; one that cannot run is reported with its reason.
+        pooling: "mean" or "cls", where the model's files do not say.
+        max_length: the most tokens of a text. None: as the model's files say.
+        threads: of each system.
+        rounds: how often each system takes its turn.
+        python: the interpreter of the peers' environment. None: this one.
+
+    Raises:
+        ValueError: a peer that is unknown, a pooling that the peers do not have, or no texts.
+    """
+    unknown = [name for name in against if name not in PEERS]
+    if unknown:
+        raise ValueError(f"{unknown[0]!r} is no peer; there are {', '.join(PEERS)}.")
+    if not texts:
+        raise ValueError("There are no texts to embed; give a file with one a line.")
+    found = source.resolve(model)
+    read = recipe.read(found.folder, recipe.Wishes(pooling=pooling, max_length=max_length))  # type: ignore[arg-type]
+    if read.pooling not in ("mean", "cls"):
+        raise ValueError(f"The pooling is {read.pooling!r}; a benchmark compares 'mean' or 'cls', give one with --pooling.")
+    ids = Tokenizer(found.folder, max_length=read.max_length).encode(texts).ids
+    with tempfile.TemporaryDirectory() as folder:
+        int8_graph = Path(folder) / "int8.onnx"
+        job: dict[str, object] = {
+            "model": model, "graph": str(found.model), "folder": str(found.folder), "pooling": read.pooling,
+            "max_length": read.max_length, "threads": threads, "cube": _CUBE, "int8_graph": str(int8_graph),
+        }  # fmt: skip
+        from penult.graph.describe import describe  # noqa: PLC0415 - the import of onnx
+        from penult.graph.matmul import flops, write_int8_matmul  # noqa: PLC0415
+
+        graph = prepare.read_graph(found)
+        described = describe(graph)
+        a_token = flops(graph, [len(row) for row in ids], len(described.layers) - 1, described.cut.hidden_size or 0)
+        write_int8_matmul(int8_graph, _CUBE)
+        names = [*_OURS, *against, "matmul-fp32", "matmul-int8"]
+        processes = [
+            _Process(job | {"system": name}, (python or sys.executable) if name in against else sys.executable, Path(folder))
+            for name in names
+        ]
+        try:
+            for _ in range(rounds):
+                for process in processes:
+                    if not process.failure:
+                        process.embed(texts)
+            return _result(processes, Result(model, len(texts), sum(map(len, ids)), threads, rounds, a_token, 0.0, 0.0, ()))
+        finally:
+            for process in processes:
+                process.close()
+
+
+def read_texts(path: Path | None) -> list[str]:
+    """Read one text a line, or JSONL rows with `text`. None: penult's own texts, alone and joined to longer ones."""
+    if path is None:
+        own = calibration_texts()
+        return [" ".join(own[start : start + size]) for size in (1, 2, 4) for start in range(0, len(own), size)]
+    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    return [json.loads(line)["text"] if path.suffix == ".jsonl" else line for line in lines]
+
+
+def _result(processes: Sequence[_Process], about: Result) -> Result:
+    *systems, fp32, int8 = processes
+    ours = systems[0]
+    if ours.failure:
+        raise RuntimeError(f"penult itself did not run: {ours.failure}")
+    rates = [0.0 if p.failure else 2 * _CUBE**3 / statistics.median(cost["cpu"] for cost in p.costs) for p in (fp32, int8)]
+    rows = tuple(Row(p.system, failure=p.failure) if p.failure else _row(p, ours, about.tokens) for p in systems)
+    return replace(about, fp32_flops=rates[0], int8_flops=rates[1], rows=rows)
+
+
+def _row(process: _Process, ours: _Process, tokens: int) -> Row:
+    ratios = [theirs["cpu"] / own["cpu"] for theirs, own in zip(process.costs, ours.costs, strict=True)]
+    a, b = process.vectors(), ours.vectors()
+    cosine = (a * b).sum(1) / np.maximum(np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1), 1e-12)
+    return Row(
+        system=process.system,
+        tokens_per_cpu_second=tokens / statistics.median(cost["cpu"] for cost in process.costs),
+        tokens_per_wall_second=tokens / statistics.median(cost["wall"] for cost in process.costs),
+        penult_is=statistics.median(ratios),
+        peak_bytes=int(max(cost["peak_bytes"] for cost in process.costs)),
+        cosine=(float(cosine.min()), float(cosine.mean())),
+    )

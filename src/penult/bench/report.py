@@ -1,0 +1,63 @@
+"""Write a benchmark's result: a table for people, JSON for programs, a bar chart as SVG."""
+
+import json
+from dataclasses import asdict
+from html import escape
+
+from penult.bench.measure import Result, Row
+
+
+def table(result: Result) -> str:
+    """Give a table of all systems, penult first, and what the machine could do at most."""
+    r = result
+    machine = f"matmul here, a CPU second: float32 {r.fp32_flops / 1e9:.0f} GFLOP, 8-bit {r.int8_flops / 1e9:.0f} GOP"
+    head = f"{'':24}{'tokens/CPU s':>13}{'of matmul':>11}{'tokens/s':>10}{'penult is':>11}{'peak MB':>9}"
+    lines = [
+        f"{r.model}: {r.texts} texts, {r.tokens} tokens, {r.flops_a_token / 1e6:.1f} MFLOP each",
+        f"{r.threads} threads, {r.rounds} rounds in turn; {machine}\n",
+        f"{head}   cosine to fp32, min / mean",
+    ]
+    for row in result.rows:
+        if row.failure:
+            lines.append(f"{row.system:24}did not run: {row.failure}")
+            continue
+        lines.append(
+            f"{row.system:24}{row.tokens_per_cpu_second:13,.0f}{_share(row, result):11.1%}{row.tokens_per_wall_second:10,.0f}"
+            f"{row.penult_is:10.2f}x"
+            f"{row.peak_bytes / 1e6:9,.0f}   {row.cosine[0]:.5f} / {row.cosine[1]:.5f}"
+        )
+    return "\n".join(lines)
+
+
+def as_json(result: Result) -> str:
+    """Give all figures as one JSON object."""
+    return json.dumps(asdict(result), indent=2)
+
+
+def chart(result: Result) -> str:
+    """Draw tokens per CPU second as bars, one a system."""
+    rows = [row for row in result.rows if not row.failure]
+    most = max(row.tokens_per_cpu_second for row in rows)
+    height = 64 + 34 * len(rows)
+    bars = "".join(_bar(row, most, 52 + 34 * number) for number, row in enumerate(rows))
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 760 {height}" width="760" height="{height}" '
+        f'font-family="system-ui, sans-serif" font-size="14"><rect width="760" height="{height}" fill="#fff"/>'
+        f'<text x="20" y="30" font-size="16" font-weight="600" fill="#1d2330">Tokens per CPU second, '
+        f"{escape(result.model.rpartition('/')[2])}, {result.threads} thread{'s' * (result.threads > 1)}</text>{bars}</svg>\n"
+    )
+
+
+def _share(row: Row, result: Result) -> float:
+    """Give the share of the float32 matmul rate; 8-bit systems may pass 1."""
+    return row.tokens_per_cpu_second * result.flops_a_token / result.fp32_flops if result.fp32_flops else 0.0
+
+
+def _bar(row: Row, most: float, y: int) -> str:
+    width = 420 * row.tokens_per_cpu_second / most
+    colour = "#0f766e" if row.system.startswith("penult") else "#98a2b3"
+    return (
+        f'<text x="190" y="{y + 17}" text-anchor="end" fill="#1d2330">{escape(row.system)}</text>'
+        f'<rect x="200" y="{y}" width="{width:.1f}" height="24" rx="3" fill="{colour}"/>'
+        f'<text x="{208 + width:.1f}" y="{y + 17}" fill="#475467">{row.tokens_per_cpu_second:,.0f}</text>'
+    )

@@ -1,0 +1,189 @@
+"""What runs in the process of one system: read a job a line, embed its texts, answer with what it cost.
+
+It stands alone: a peer's interpreter may have no penult, so nothing of it is imported but by the functions that measure it.
+Each line of standard input is a JSON list of texts; each answer is {"cpu", "wall", "peak_bytes", "vectors"}, the seconds of
+the process and of the clock, the peak of memory so far, and a file with the (N, D) vectors.
+"""
+
+import json
+import os
+import resource
+import sys
+import time
+from collections.abc import Callable, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+Run = Callable[[Sequence[str]], Any]
+
+
+def penult_fp32(job: dict[str, Any]) -> Run:
+    return _penult(job, "fp32")
+
+
+def penult_int8(job: dict[str, Any]) -> Run:
+    return _penult(job, "int8")
+
+
+def _penult(job: dict[str, Any], precision: Any) -> Run:
+    from penult.embedder import Embedder
+
+    options = {"pooling": job["pooling"], "normalize": True, "max_length": job["max_length"]}
+    return Embedder.load(job["model"], threads=job["threads"], precision=precision, truncate="right", **options).embed
+
+
+def onnxruntime_naive(job: dict[str, Any]) -> Run:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = job["threads"], 1
+    session = onnxruntime.InferenceSession(job["graph"], options, providers=["CPUExecutionProvider"])
+    names = [node.name for node in session.get_inputs()]
+    return _padded(job, lambda feeds: session.run(None, {name: feeds[name] for name in names})[0], rows=32)
+
+
+def openvino_fp32(job: dict[str, Any]) -> Run:
+    return _openvino(job, "f32")
+
+
+def openvino_bf16(job: dict[str, Any]) -> Run:
+    return _openvino(job, "bf16")
+
+
+def _openvino(job: dict[str, Any], precision: str) -> Run:
+    import openvino
+
+    settings = {"INFERENCE_NUM_THREADS": job["threads"], "INFERENCE_PRECISION_HINT": precision}
+    compiled = openvino.Core().compile_model(job["graph"], "CPU", settings)
+    names = [port.any_name for port in compiled.inputs]
+    return _padded(job, lambda feeds: compiled({name: feeds[name] for name in names})[0], tokens=1024)
+
+
+def sentence_transformers(job: dict[str, Any]) -> Run:
+    import torch
+    from sentence_transformers import SentenceTransformer
+
+    torch.set_num_threads(job["threads"])
+    model = SentenceTransformer(job["folder"], device="cpu")
+    model.max_seq_length = job["max_length"]
+    return lambda texts: model.encode(list(texts), batch_size=32, normalize_embeddings=True)
+
+
+def fastembed(job: dict[str, Any]) -> Run:
+    from fastembed import TextEmbedding
+    from fastembed.common.model_description import ModelSource, PoolingType
+
+    kind = {"mean": PoolingType.MEAN, "cls": PoolingType.CLS}[job["pooling"]]
+    graph = os.path.relpath(job["graph"], job["folder"])
+    TextEmbedding.add_custom_model(
+        model="bench/model", pooling=kind, normalization=True, sources=ModelSource(hf="bench/model"), dim=1, model_file=graph
+    )
+    model = TextEmbedding("bench/model", specific_model_path=job["folder"], threads=job["threads"])
+    return lambda texts: list(model.embed(list(texts)))
+
+
+def deepsparse(job: dict[str, Any]) -> Run:
+    from deepsparse import Pipeline
+
+    pipeline = Pipeline.create(
+        task="transformers_embedding_extraction",
+        model_path=job["graph"],
+        emb_extraction_layer=None,
+        extraction_strategy="reduce_mean",
+        sequence_length=job["max_length"],
+        batch_size=1,
+        num_cores=job["threads"],
+        return_numpy=True,
+    )
+    return lambda texts: pipeline(list(texts)).embeddings
+
+
+def _padded(job: dict[str, Any], run: Callable[[dict[str, Any]], Any], *, rows: int = 0, tokens: int = 0) -> Run:
+    """Embed as a plain script would: batches of `rows` texts as they come, or sorted ones of `tokens` padded tokens."""
+    import numpy as np
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(Path(job["folder"]) / "tokenizer.json"))
+    tokenizer.no_padding()
+    tokenizer.enable_truncation(job["max_length"])
+
+    def embed(texts: Sequence[str]) -> Any:
+        ids = [encoding.ids for encoding in tokenizer.encode_batch(list(texts))]
+        found: list[Any] = [None] * len(ids)
+        for batch in _batches([len(row) for row in ids], rows, tokens):
+            longest = max(len(ids[row]) for row in batch)
+            padded = np.array([ids[row] + [0] * (longest - len(ids[row])) for row in batch])
+            mask = np.array([[1] * len(ids[row]) + [0] * (longest - len(ids[row])) for row in batch])
+            states = run({"input_ids": padded, "attention_mask": mask, "token_type_ids": np.zeros_like(padded)})
+            pooled = states[:, 0] if job["pooling"] == "cls" else (states * mask[..., None]).sum(1) / mask.sum(1, keepdims=True)
+            for row, vector in zip(batch, pooled, strict=True):
+                found[row] = vector / np.linalg.norm(vector)
+        return found
+
+    return embed
+
+
+def _batches(lengths: list[int], rows: int, tokens: int) -> list[list[int]]:
+    if not tokens:
+        return [list(range(start, min(start + rows, len(lengths)))) for start in range(0, len(lengths), rows)]
+    batches: list[list[int]] = []
+    for row in sorted(range(len(lengths)), key=lambda row: -lengths[row]):
+        if not batches or (len(batches[-1]) + 1) * lengths[batches[-1][0]] > tokens:
+            batches.append([])
+        batches[-1].append(row)
+    return batches
+
+
+def matmul_fp32(job: dict[str, Any]) -> Run:
+    import numpy as np
+
+    a = np.random.default_rng(0).standard_normal((job["cube"], job["cube"])).astype(np.float32)
+    return lambda _: (a @ a)[:1, :1]
+
+
+def matmul_int8(job: dict[str, Any]) -> Run:
+    import numpy as np
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = job["threads"], 1
+    session = onnxruntime.InferenceSession(job["int8_graph"], options, providers=["CPUExecutionProvider"])
+    a = np.random.default_rng(0).integers(0, 255, (job["cube"], job["cube"]), dtype=np.uint8)
+    return lambda _: session.run(None, {"a": a})[0][:1, :1]
+
+
+SYSTEMS: dict[str, Callable[[dict[str, Any]], Run]] = {
+    "penult": penult_fp32,
+    "penult-int8": penult_int8,
+    "onnxruntime": onnxruntime_naive,
+    "openvino": openvino_fp32,
+    "openvino-bf16": openvino_bf16,
+    "sentence-transformers": sentence_transformers,
+    "fastembed": fastembed,
+    "deepsparse": deepsparse,
+    "matmul-fp32": matmul_fp32,
+    "matmul-int8": matmul_int8,
+}
+
+
+def main() -> None:
+    """Open the system that the first line names, say that it is ready, then answer job after job."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what a library prints must not stand among the answers
+    job = json.loads(sys.stdin.readline())
+    run = SYSTEMS[job["system"]](job)
+    import numpy as np
+
+    for line in chain([json.dumps(["ready"])], sys.stdin):
+        texts = json.loads(line)
+        cpu, wall = time.process_time(), time.perf_counter()
+        vectors = run(texts)
+        cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
+        np.save(job["vectors"], np.asarray(vectors, dtype=np.float32))
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        print(json.dumps({"cpu": cpu, "wall": wall, "peak_bytes": peak}), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    main()

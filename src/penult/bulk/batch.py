@@ -1,0 +1,142 @@
+"""BatchEmbedder: a column of vectors for each batch that Ray Data, Spark, Daft or a loop of your own hands it.
+
+It is a few options until its first batch: no engine and no Arrow are imported here, so it travels to workers as a few
+hundred bytes, and each process opens the model once.
+"""
+
+from collections.abc import Iterable, Iterator
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+import numpy as np
+
+from penult.bulk.options import Model
+from penult.held import Held
+from penult.types import Precision, Role, TextError, Truncate
+
+if TYPE_CHECKING:
+    from penult.bulk.tables import Outcome
+    from penult.embedder import Embedder
+
+Batch = TypeVar("Batch")
+
+
+class BatchEmbedder:
+    """Append vectors to batches of rows.
+
+    Args:
+        model: a folder, an .onnx file, a Hub id or `package:NAME`, as every worker can reach it.
+        text_column: the column of the texts.
+        vector_column: the column that is added.
+        role: what the texts are for: "document" or "query".
+        threads: of one run. On Ray it must equal the actor's `num_cpus`: the runtime reads no OMP_NUM_THREADS.
+        precision: as in `Embedder.load`, and so the next ones.
+        dimensions: keep only the leading values.
+        max_length: the most tokens of a text.
+        truncate: what happens to a longer text.
+        max_batch_tokens: the most padded tokens of a batch.
+        bad_rows: "raise" for a row that is no text; "null" gives it a null instead of a vector (not for dicts of arrays,
+            which have none).
+    """
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        text_column: str = "text",
+        vector_column: str = "embedding",
+        role: Role = "document",
+        threads: int = 1,
+        precision: Precision = "fp32",
+        dimensions: int | None = None,
+        max_length: int | None = None,
+        truncate: Truncate = "warn",
+        max_batch_tokens: int = 1024,
+        bad_rows: Literal["raise", "null"] = "raise",
+    ) -> None:
+        if bad_rows not in ("raise", "null"):
+            raise ValueError(f"bad_rows is {bad_rows!r}; it must be 'raise' or 'null'.")
+        self.text_column, self.vector_column, self.role, self.bad_rows = text_column, vector_column, role, bad_rows
+        self._model, self._threads = Model(model, precision, dimensions, max_length, truncate, max_batch_tokens), threads
+        self._held = Held()
+
+    @property
+    def embedder(self) -> "Embedder":
+        """The model of this process, opened at first use."""
+        opened: Any = self._held.embedder(partial(Model.load, self._model, self._threads))
+        return opened  # type: ignore[no-any-return]
+
+    def __call__(self, batch: Batch) -> Batch:
+        """Append the vectors of N texts to a batch.
+
+        Args:
+            batch: a dict of arrays, a `pyarrow.Table` or `RecordBatch`, or a pandas DataFrame.
+
+        Returns:
+            The same kind, with one column more: (N, D) float32 in a dict, fixed-size lists of float32 in Arrow (the
+            fingerprint and the recipe in the schema's metadata), an array a row in pandas.
+
+        Raises:
+            TypeError: another kind of batch.
+            ValueError: no such column, or one named like the new one.
+            TextError: rows that are no text, with bad_rows="raise".
+        """
+        library = type(batch).__module__.partition(".")[0]
+        if isinstance(batch, dict):
+            self._check(list(batch))
+            return {**batch, self.vector_column: self._dense(list(batch[self.text_column]))}  # type: ignore[return-value]
+        given: Any = batch
+        if library == "pandas":
+            self._check(list(given.columns))
+            return given.assign(**{self.vector_column: self._lists(given[self.text_column].tolist())})  # type: ignore[no-any-return]
+        if library == "pyarrow":
+            self._check(given.schema.names)
+            return self._arrow(given)  # type: ignore[no-any-return]
+        raise TypeError(f"A batch is a {type(batch).__name__}; give a dict of arrays, an Arrow table or a pandas DataFrame.")
+
+    def batches(self, stream: Iterable[Batch]) -> Iterator[Batch]:
+        """Append vectors batch by batch: the shape of Spark's `mapInArrow` and `mapInPandas`."""
+        for batch in stream:
+            yield self(batch)
+
+    def _check(self, names: list[str]) -> None:
+        if self.text_column not in names:
+            raise ValueError(f"The batch has no column {self.text_column!r}; it has {', '.join(map(str, names))}.")
+        if self.vector_column in names:
+            raise ValueError(f"The batch has a column {self.vector_column!r} already; choose another vector_column.")
+
+    def _embed(self, texts: list[Any]) -> "Outcome":
+        from penult.bulk.tables import embed_texts  # noqa: PLC0415 - as in `embedder`
+
+        outcome = embed_texts(self.embedder, texts, self.role)
+        if outcome.bad and self.bad_rows == "raise":
+            raise TextError(outcome.bad, len(texts))
+        return outcome
+
+    def _dense(self, texts: list[Any]) -> "np.ndarray[Any, np.dtype[np.float32]]":
+        outcome = self._embed(texts)
+        if outcome.bad:
+            raise TextError(outcome.bad, len(texts))  # an array of float32 has no null, and NaN is no vector
+        return outcome.vectors
+
+    def _lists(self, texts: list[Any]) -> list[Any]:
+        outcome = self._embed(texts)
+        rows = dict(zip(outcome.good, outcome.vectors, strict=True))
+        return [rows.get(row) for row in range(len(texts))]
+
+    def _arrow(self, batch: Any) -> Any:  # noqa: ANN401 - pyarrow has no types
+        import pyarrow as pa  # noqa: PLC0415 - here already: the batch is its own
+
+        from penult.bulk.tables import metadata_of, texts_of, with_vectors  # noqa: PLC0415
+
+        table = batch if isinstance(batch, pa.Table) else pa.Table.from_batches([batch])
+        outcome = self._embed(texts_of(table.column(self.text_column)))
+        vectors = outcome.vectors
+        if outcome.bad:
+            vectors = np.zeros((table.num_rows, self.embedder.dimension), np.float32)
+            vectors[outcome.good] = outcome.vectors
+        metadata = metadata_of(self.embedder, self._model.reference, self.role)
+        made = with_vectors(table, self.vector_column, vectors, metadata, null=list(outcome.bad))
+        if isinstance(batch, pa.Table):
+            return made
+        return pa.RecordBatch.from_arrays([column.combine_chunks() for column in made.columns], schema=made.schema)

@@ -1,0 +1,102 @@
+"""`penult embed` and `penult ingest` on the command line: options in, one sentence and an exit status out.
+
+Exit status: 0 every row has a vector; 3 the job is finished and some rows were rejected; 1 it did not finish.
+"""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+_REJECTED = 3
+_FAILED = 1
+
+
+def embed(
+    inputs: Annotated[
+        list[str],
+        typer.Argument(metavar="IN...", help="Parquet, Lance, JSONL, CSV or text files, folders, globs, or - for a pipe."),
+    ],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The output: .parquet, .lance, .npy or .jsonl.")],
+    *,
+    model: Annotated[str, typer.Option(help="A folder, an .onnx file, a Hub id or package:NAME[/folder].")],
+    text_column: Annotated[str, typer.Option(help="The column of the texts.")] = "text",
+    id_column: Annotated[str | None, typer.Option(help="Names a row in a vector store. Default: id, if there is one.")] = None,
+    vector_column: Annotated[str, typer.Option(help="The column that the vectors go to.")] = "embedding",
+    role: Annotated[
+        Literal["document", "query"], typer.Option(help="What the texts are for; decides the prompt.")
+    ] = "document",
+    precision: Annotated[Literal["fp32", "int8"], typer.Option(help="Of the arithmetic.")] = "fp32",
+    dimensions: Annotated[int | None, typer.Option(help="Keep only the leading values.")] = None,
+    max_length: Annotated[int | None, typer.Option(help="Most tokens of a text. Default: as the model's files say.")] = None,
+    truncate: Annotated[
+        Literal["error", "warn", "right", "left"], typer.Option(help="A longer text is rejected (error), or cut and counted.")
+    ] = "warn",
+    batch_tokens: Annotated[int, typer.Option(help="Most padded tokens of a batch; bounds memory.")] = 1024,
+    workers: Annotated[int, typer.Option(help="Processes; they share the machine's cores.")] = 1,
+    shard_rows: Annotated[int | None, typer.Option(help="Rows that a crash may cost. Default: by the texts' length.")] = None,
+    format_: Annotated[
+        Literal["parquet", "lance", "jsonl", "csv", "text"] | None,
+        typer.Option("--format", help="Of inputs whose ending says nothing. A pipe is jsonl by default."),
+    ] = None,
+    from_: Annotated[
+        Path | None, typer.Option("--from", metavar="OLD", help="An older output: equal texts keep their vectors.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume/--overwrite", help="Go on with an unfinished job, or start anew.")] = True,
+    progress: Annotated[
+        Literal["auto", "json", "off"], typer.Option(help="auto: a bar on a terminal, else nothing; json: a line a shard.")
+    ] = "auto",
+    engine: Annotated[Literal["local", "ray"], typer.Option(help="Processes of this machine, or Ray Data.")] = "local",
+    address: Annotated[str | None, typer.Option(help="Of a Ray cluster; auto finds the one this machine is in.")] = None,
+) -> None:
+    """Turn files of texts into one file of rows with vectors. A job that was stopped goes on where it was."""
+    from penult.bulk.embed import Request, StoppedError, embed_files  # noqa: PLC0415 - `penult --help` stays quick
+    from penult.bulk.options import Columns, Model  # noqa: PLC0415
+    from penult.bulk.pool import WorkError  # noqa: PLC0415
+
+    opened = Model(model, precision, dimensions, max_length, truncate, batch_tokens)
+    request = Request(
+        tuple(inputs), out, opened, Columns(text_column, vector_column, role), id_column, format_, from_, shard_rows,
+        workers, not resume, progress, engine, address,
+    )  # fmt: skip
+    try:
+        summary = embed_files(request)
+    except (StoppedError, WorkError, ValueError, OSError, ImportError) as error:
+        _end({"event": "failed", "message": str(error)}, str(error), json_=progress == "json")
+        raise typer.Exit(_FAILED) from error
+    totals, rejected = summary.totals, f"{out}.rejected.jsonl"
+    parts = [f"{totals.rows:,} rows in {out}"]
+    parts += [f"{totals.rejected:,} rejected, see {rejected}"] * (totals.rejected > 0)
+    parts += [f"{totals.cut:,} cut at {summary.max_length} tokens"] * (totals.cut > 0)
+    parts += [f"{totals.taken:,} taken over from {from_}"] * (totals.taken > 0)
+    rate = summary.rows_per_second
+    parts.append("finished before, nothing to do" if rate is None else f"{rate:,.0f} rows a second")
+    said = {"event": "done", "out": str(out), "rejected_file": rejected if totals.rejected else None}
+    _end(said | asdict(totals), "; ".join(parts), json_=progress == "json")
+    if totals.rejected:
+        raise typer.Exit(_REJECTED)
+
+
+def ingest(
+    source: Annotated[Path, typer.Argument(metavar="IN", help="What `penult embed` wrote: .parquet or .lance.")],
+    *,
+    to: Annotated[str, typer.Option(help="qdrant:PATH|URL, lancedb:PATH or pgvector:DSN.")],
+    collection: Annotated[str, typer.Option(help="Its name; made where there is none.")],
+    id_column: Annotated[str | None, typer.Option(help="Names a row. Default: as the file says, else its content.")] = None,
+) -> None:
+    """Write an embedded file into a vector store. Running it again changes nothing."""
+    from penult.bulk.ingest import ingest as ingest_  # noqa: PLC0415 - `penult --help` stays quick
+
+    try:
+        done = ingest_(source, to, collection, id_column=id_column)
+    except (ValueError, OSError, ImportError) as error:
+        typer.echo(f"penult: {error}", err=True)
+        raise typer.Exit(_FAILED) from error
+    typer.echo(f"penult: {done.rows:,} rows read; {collection} has {done.entries:,} entries", err=True)
+
+
+def _end(values: dict[str, object], sentence: str, *, json_: bool) -> None:
+    """Say the last line."""
+    typer.echo(json.dumps(values) if json_ else f"penult: {sentence}", err=True)

@@ -1,0 +1,256 @@
+"""`penult embed`: files to one file of rows with vectors, whatever stops it in between.
+
+    find -> open the model -> is there an unfinished job of this identity? -> scan -> shards -> workers -> record -> merge
+
+It composes the other files of this folder and owns the one decision none of them can make: go on, start anew, or refuse.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import pyarrow as pa
+
+from penult.bulk import about, inputs, readers, tables, takeover, writers
+from penult.bulk.inputs import STDIN, Format, Input
+from penult.bulk.job import Identity, Job, Manifest, stamps
+from penult.bulk.options import Columns, Model
+from penult.bulk.pool import Pool, WorkError
+from penult.bulk.progress import Progress, Shown, Totals, say
+from penult.bulk.readers import Scanned
+from penult.bulk.work import Record
+from penult.bulk.worker import Ready, Task
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What a user asks for; the options of `penult embed`.
+
+    Attributes:
+        inputs: files, folders, globs, or "-" for standard input.
+        out: the output; its ending says the format.
+        model: which, and how it is opened.
+        columns: of the texts and of the vectors, and the role.
+        id_column: names a row in a vector store. None: `id` where there is such a column.
+        format: of inputs whose ending says nothing. None: that is an error (standard input: JSON lines).
+        old: an older output whose vectors are taken over where the text is the same.
+        shard_rows: rows of a shard. None: chosen by the length of the texts, or as an unfinished job has it.
+        workers: processes.
+        overwrite: whether to throw away an unfinished job and replace a finished output.
+        shown: how progress is shown.
+        engine: who carries the shards out: processes here, or Ray.
+        address: of a Ray cluster. None: one of this machine's own.
+    """
+
+    inputs: tuple[str, ...]
+    out: Path
+    model: Model
+    columns: Columns
+    id_column: str | None = None
+    format: Format | None = None
+    old: Path | None = None
+    shard_rows: int | None = None
+    workers: int = 1
+    overwrite: bool = False
+    shown: Shown = "auto"
+    engine: Literal["local", "ray"] = "local"
+    address: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """What became of a job.
+
+    Attributes:
+        totals: of all rows, those of earlier runs included.
+        max_length: the tokens at which longer texts were cut.
+        rows_per_second: of this run. None: there was nothing left to do.
+    """
+
+    totals: Totals
+    max_length: int
+    rows_per_second: float | None
+
+
+class StoppedError(Exception):
+    """A job stopped before its end; the message says why, what is kept, and how to go on."""
+
+
+def embed_files(request: Request) -> Summary:
+    """Embed all rows of some files into one output, or go on with what an earlier run began.
+
+    Raises:
+        ValueError: an option, an input or an unfinished job does not go with this request; nothing was changed.
+        FileNotFoundError: no such input or model.
+        StoppedError: it began and did not finish; what is done is kept.
+    """
+    writers.check(request.out)
+    job = Job(request.out)
+    try:
+        if request.overwrite:
+            job.clear()
+        files = _inputs(request, job)
+        if request.engine == "ray":
+            from penult.bulk import ray_engine  # noqa: PLC0415 - an extra
+
+            ray_engine.check(files)
+        pool = Pool(request.model, request.columns.role, request.workers if request.engine == "local" else 1, say)
+        try:
+            return _run(request, job, files, pool)
+        finally:
+            pool.close()
+    finally:
+        if job.manifest is None:
+            job.remove()
+        job.release()
+
+
+def _run(request: Request, job: Job, files: tuple[Input, ...], pool: Pool) -> Summary:
+    identity = _identity(request, files, pool.facts)
+    finished = None if request.overwrite else about.metadata(request.out)
+    if finished is not None and finished.get("penult.job") == identity.digest:
+        job.clear()
+        totals = Totals(rows=int(finished["penult.rows"]), rejected=int(finished["penult.rejected"]))
+        return Summary(totals, pool.facts.max_length, None)
+    manifest = job.manifest
+    if manifest is None:
+        if finished is not None:
+            raise ValueError(
+                f"{request.out} exists and was made from other input or with another model; --overwrite replaces it, and "
+                f"--overwrite --from {request.out} keeps the vectors of texts that did not change."
+            )
+        manifest = Manifest(identity, _scan(request, files), stamps(files))
+        job.begin(manifest)
+    elif reasons := manifest.identity.differences(identity) + _changed(manifest, files):
+        raise ValueError(
+            f"{job.folder} holds an unfinished job that this one cannot go on with: {'; '.join(reasons)}. --overwrite "
+            "throws it away and starts anew."
+        )
+    elif request.shard_rows not in (None, manifest.scanned.shard_rows):
+        raise ValueError(
+            f"The unfinished job in {job.folder} has shards of {manifest.scanned.shard_rows} rows, --shard-rows says "
+            f"{request.shard_rows}; leave it out, or start anew with --overwrite."
+        )
+    return _carry_out(request, job, files, pool, manifest)
+
+
+def _carry_out(request: Request, job: Job, files: tuple[Input, ...], pool: Pool, manifest: Manifest) -> Summary:
+    identity, scanned = manifest.identity, manifest.scanned
+    done = job.recorded(identity)
+    before = Totals()
+    for record in done.values():
+        before = before.plus(record)
+    progress = Progress(request.shown, sum(scanned.counts), before)
+    try:
+        if request.old is not None:
+            takeover.build(
+                request.old,
+                job.shards(identity),
+                fingerprint=identity.fingerprint,
+                role=identity.role,
+                text_column=identity.text_column,
+            )
+        for record in _records(request, job, files, pool, manifest, frozenset(done)):
+            job.record(record)
+            progress.add(record)
+        pool.close()  # the model's memory is the merge's from here on
+        for file in files:
+            file.check_unchanged()
+        schema = _schema(request, scanned, pool.facts, identity, progress.totals)
+        shards = range(readers.count_shards(scanned))
+        writers.write(request.out, job.shards(identity), schema, shards, vector_column=request.columns.vector)
+    except (OSError, ValueError, WorkError, KeyboardInterrupt) as error:
+        why = "interrupted" if isinstance(error, KeyboardInterrupt) else str(error).rstrip(".")
+        raise StoppedError(
+            f"{why}. {progress.totals.seen:,} of {sum(scanned.counts):,} rows are done and kept in {job.folder}; the same "
+            "command goes on from there."
+        ) from error
+    finally:
+        progress.close()
+    job.clear()
+    return Summary(progress.totals, pool.facts.max_length, progress.rate)
+
+
+def _records(
+    request: Request, job: Job, files: tuple[Input, ...], pool: Pool, manifest: Manifest, done: frozenset[int]
+) -> Iterator[Record]:
+    """Carry out the shards that are not done."""
+    missing = [number for number in range(readers.count_shards(manifest.scanned)) if number not in done]
+    if not missing:
+        return
+    folder = job.shards(manifest.identity)
+    old = None if request.old is None else folder
+    if request.engine == "ray":
+        from penult.bulk import ray_engine  # noqa: PLC0415 - an extra
+
+        pool.close()  # it has said what the model is
+
+        setup = ray_engine.Setup(request.model, request.columns, files, manifest.scanned, folder.absolute(), old)
+        yield from ray_engine.run(setup, missing, workers=request.workers, address=request.address)
+        return
+    tasks = (
+        Task(shard, folder, request.columns, old)
+        for shard in readers.shards(files, manifest.scanned, missing[0])
+        if shard.number not in done
+    )
+    yield from pool.run(tasks)
+
+
+def _inputs(request: Request, job: Job) -> tuple[Input, ...]:
+    manifest = job.manifest
+    known = {} if manifest is None else manifest.hashes()
+    given = [name for name in request.inputs if name != STDIN]
+    found = inputs.find(given, request.format, without=about.beside(request.out)) if given else []
+    if STDIN in request.inputs:
+        found.append(inputs.spool(job.folder))
+    return tuple(
+        inputs.opened(path, request.format or ("jsonl" if path.name == inputs.SPOOLED else None), known=known) for path in found
+    )
+
+
+def _identity(request: Request, files: tuple[Input, ...], facts: Ready) -> Identity:
+    return Identity(
+        inputs=tuple(file.sha256 for file in files),
+        fingerprint=facts.metadata["penult.fingerprint"],
+        role=request.columns.role,
+        text_column=request.columns.text,
+        vector_column=request.columns.vector,
+        id_column=request.id_column,
+        too_long="rejected" if request.model.truncate == "error" else "cut",
+        takes_over=None if request.old is None else inputs.opened(request.old, "parquet").sha256,
+    )
+
+
+def _changed(manifest: Manifest, files: tuple[Input, ...]) -> list[str]:
+    """Name the input files whose content is not what it was."""
+    before = manifest.identity.inputs
+    if len(before) != len(files):
+        return []
+    return [f"{file.name} changed" for file, sha256 in zip(files, before, strict=True) if file.sha256 != sha256]
+
+
+def _scan(request: Request, files: tuple[Input, ...]) -> Scanned:
+    if request.shard_rows is not None and request.shard_rows < 1:
+        raise ValueError(f"--shard-rows is {request.shard_rows}; it must be at least 1.")
+    scanned = readers.scan(files, request.columns.text, request.shard_rows)
+    names = scanned.schema.names
+    if request.columns.vector in names:
+        raise ValueError(f"The input has a column {request.columns.vector!r} already; name another with --vector-column.")
+    if request.id_column is not None and request.id_column not in names:
+        raise ValueError(f"The column {request.id_column!r} is not in the input; it has {', '.join(names)}.")
+    return scanned
+
+
+def _schema(request: Request, scanned: Scanned, facts: Ready, identity: Identity, totals: Totals) -> pa.Schema:
+    """Give the schema of the output: all columns of the input, the vectors, and in its metadata what made them."""
+    id_column = request.id_column or ("id" if "id" in scanned.schema.names else "")
+    metadata = (scanned.schema.metadata or {}) | facts.metadata | {
+        "penult.text_column": request.columns.text,
+        "penult.vector_column": request.columns.vector,
+        "penult.id_column": id_column,
+        "penult.job": identity.digest,
+        "penult.rows": str(totals.rows),
+        "penult.rejected": str(totals.rejected),
+    }  # fmt: skip
+    return scanned.schema.append(tables.vector_field(request.columns.vector, facts.dimension)).with_metadata(metadata)

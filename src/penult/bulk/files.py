@@ -1,0 +1,45 @@
+"""Writing that a crash leaves whole or undone: aside, synced, renamed.
+
+Knows files and folders, nothing of rows or jobs.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+
+@contextmanager
+def written_whole(path: Path, suffix: str = "part") -> Iterator[BinaryIO]:
+    """Open a file that appears under its name only when it is complete and on the disk.
+
+    What was under the name before stays until then; an error leaves nothing aside, and what a crash leaves there the next
+    try writes over.
+
+    Args:
+        path: the name.
+        suffix: of the file aside; where several processes may write one name, it must be each one's own.
+    """
+    aside = path.with_name(f".{path.name}.{suffix}")
+    try:
+        with aside.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Put a folder's names on the disk, where the system knows how."""
+    if os.name == "nt":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

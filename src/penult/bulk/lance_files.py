@@ -1,0 +1,50 @@
+"""Lance datasets as input and output. The only file that imports lance (the extra `lance`)."""
+
+import shutil
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+
+def check() -> None:
+    """Raise ImportError with what to install, if lance is missing."""
+    _lance()
+
+
+def look(path: Path) -> tuple[pa.Schema, int]:
+    """Give a dataset's columns and its number of rows."""
+    dataset = _lance().dataset(str(path))
+    return dataset.schema, int(dataset.count_rows())
+
+
+def read(path: Path, skip: int = 0, columns: list[str] | None = None, batch_rows: int = 4096) -> Iterator[pa.RecordBatch]:
+    """Read a dataset in its order, from the row `skip` on."""
+    dataset = _lance().dataset(str(path))
+    yield from dataset.scanner(columns=columns, offset=skip, batch_size=batch_rows, scan_in_order=True).to_batches()
+
+
+def write(path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> None:
+    """Write a dataset of one version aside, and put it in the place of what is there."""
+    aside, before = path.with_name(f".{path.name}.part"), path.with_name(f".{path.name}.before")
+    for folder in (aside, before):
+        shutil.rmtree(folder, ignore_errors=True)
+    reader = pa.RecordBatchReader.from_batches(schema, (batch.replace_schema_metadata(schema.metadata) for batch in batches))
+    try:
+        _lance().write_dataset(reader, str(aside), schema=schema)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+    if path.exists():
+        path.rename(before)  # a folder cannot be renamed over another one
+    aside.rename(path)
+    shutil.rmtree(before, ignore_errors=True)
+
+
+def _lance() -> Any:  # noqa: ANN401 - a module
+    try:
+        import lance  # noqa: PLC0415 - an extra
+    except ImportError as error:
+        raise ImportError("Lance files need the extra: pip install 'penult[lance]'.") from error
+    return lance

@@ -1,0 +1,120 @@
+"""A table of texts to the same table with a column of vectors: what a job, a Ray actor and a Spark task all do.
+
+Knows columns, rows that cannot be embedded and the metadata that names vectors. Knows no files.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from penult.embedder import Counted, Embedder
+from penult.types import Role, TextError, Vectors
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of N texts.
+
+    Attributes:
+        vectors: (number of good rows, D) float32.
+        good: which rows have one, in order.
+        bad: why each of the others has none.
+        tokens: that the model read.
+        cut: texts of which something was cut off.
+    """
+
+    vectors: Vectors
+    good: list[int]
+    bad: dict[int, str]
+    tokens: int
+    cut: int
+
+
+def embed_texts(embedder: Embedder, texts: Sequence[Any], role: Role) -> Outcome:
+    """Embed the texts that can be embedded, and say why the others cannot."""
+    good = list(range(len(texts)))
+    bad: dict[int, str] = {}
+    while True:
+        try:
+            counted = embedder.embed_counted([texts[row] for row in good], role)
+            break
+        except TextError as error:
+            found = {good[row]: why for row, why in error.rows.items()}
+        except ArithmeticError:
+            found = {row: why for row in good if (why := _not_finite(embedder, texts[row], role))}
+            if not found:
+                raise
+        bad |= found
+        good = [row for row in good if row not in found]
+    return Outcome(counted.vectors, good, bad, int(counted.tokens.sum()), _cut(counted))
+
+
+def texts_of(column: pa.ChunkedArray) -> list[Any]:
+    """Give a column's values. Bytes that are not UTF-8 come as half surrogate pairs, which no embedder takes."""
+    try:
+        values: list[Any] = column.to_pylist()
+    except UnicodeDecodeError:
+        values = [_value(scalar) for scalar in column]
+    return values
+
+
+def with_vectors(
+    table: pa.Table, name: str, vectors: Vectors, metadata: dict[str, str], *, null: Sequence[int] = ()
+) -> pa.Table:
+    """Append a column of fixed-size lists, `null` in some rows, and metadata to the schema."""
+    mask = np.zeros(len(vectors), np.bool_)
+    mask[list(null)] = True
+    values = pa.array(np.ascontiguousarray(vectors).reshape(-1))
+    array = pa.FixedSizeListArray.from_arrays(values, vectors.shape[1], mask=pa.array(mask) if null else None)
+    table = table.append_column(vector_field(name, vectors.shape[1]), array)
+    return table.replace_schema_metadata((table.schema.metadata or {}) | metadata)
+
+
+def vector_field(name: str, dimension: int) -> pa.Field:
+    """Give the field of the vectors: fixed-size lists of D float32."""
+    return pa.field(name, pa.list_(pa.float32(), dimension))
+
+
+def vectors_of(column: pa.ChunkedArray) -> Vectors:
+    """Give a column of vectors as (N, D) float32.
+
+    Raises:
+        ValueError: it holds something else.
+    """
+    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    if not pa.types.is_fixed_size_list(array.type) or not pa.types.is_float32(array.type.value_type) or array.null_count:
+        raise ValueError(f"The column of vectors is {array.type}; it must hold float32 vectors of one size, none of them null.")
+    return np.asarray(array.flatten()).reshape(len(array), array.type.list_size)
+
+
+def metadata_of(embedder: Embedder, model: str, role: Role) -> dict[str, str]:
+    """Name what made the vectors: fingerprint, recipe, model and role."""
+    recipe = json.dumps(embedder.recipe.as_dict(), sort_keys=True)
+    return {
+        "penult.fingerprint": embedder.fingerprint,
+        "penult.recipe": recipe,
+        "penult.model": model,
+        "penult.role": role,
+    }
+
+
+def _cut(counted: Counted) -> int:
+    return int((counted.dropped > 0).sum())
+
+
+def _value(scalar: pa.Scalar) -> str | None:
+    if not scalar.is_valid:
+        return None
+    return bytes(scalar.as_buffer()).decode("utf-8", "surrogateescape")
+
+
+def _not_finite(embedder: Embedder, text: str, role: Role) -> str | None:
+    try:
+        embedder.embed([text], role)
+    except ArithmeticError:
+        return "gave NaN or infinite values in the model"
+    return None

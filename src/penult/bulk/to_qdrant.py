@@ -1,0 +1,66 @@
+"""A Qdrant collection, on a server or in a local folder. The only file that imports qdrant_client (the extra `qdrant`)."""
+
+import os
+from typing import Any
+
+from penult.bulk.ingest import Entries, Facts
+
+
+class Qdrant:
+    """One collection; the fingerprint stands in its metadata.
+
+    Args:
+        place: a folder, or an http(s) address; QDRANT_API_KEY is sent to an address.
+        collection: its name; made where there is none.
+        facts: of the vectors.
+
+    Raises:
+        ValueError: the collection holds vectors of another model.
+    """
+
+    batch_rows = 256
+
+    def __init__(self, place: str, collection: str, facts: Facts) -> None:
+        self._models, client = _qdrant()
+        remote = place.startswith(("http://", "https://"))
+        self._client = client(url=place, api_key=os.environ.get("QDRANT_API_KEY")) if remote else client(path=place)
+        self._collection = collection
+        try:
+            self._prepare(f"The collection {collection!r} in {place}", facts)
+        except BaseException:
+            self._client.close()
+            raise
+
+    def _prepare(self, name: str, facts: Facts) -> None:
+        if self._client.collection_exists(self._collection):
+            facts.same_model(self._client.get_collection(self._collection).config.metadata or {}, name)
+            return
+        self._client.create_collection(
+            self._collection,
+            vectors_config=self._models.VectorParams(size=facts.dimension, distance=self._models.Distance.COSINE),
+            metadata=facts.kept,
+        )
+
+    def upsert(self, entries: Entries) -> None:
+        """Write entries over those of equal ids; on the server's disk when this returns."""
+        points = [
+            self._models.PointStruct(id=id_, vector=vector.tolist(), payload=payload)
+            for id_, vector, payload in zip(entries.ids, entries.vectors, entries.payloads(), strict=True)
+        ]
+        self._client.upsert(self._collection, points, wait=True)
+
+    def count(self) -> int:
+        """Count the entries of the collection."""
+        return int(self._client.count(self._collection, exact=True).count)
+
+    def close(self) -> None:
+        """Close the client."""
+        self._client.close()
+
+
+def _qdrant() -> tuple[Any, Any]:
+    try:
+        from qdrant_client import QdrantClient, models  # noqa: PLC0415 - an extra
+    except ImportError as error:
+        raise ImportError("Qdrant needs the extra: pip install 'penult[qdrant]'.") from error
+    return models, QdrantClient

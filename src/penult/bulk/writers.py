@@ -1,0 +1,122 @@
+"""Finished shards to one output: Parquet, Lance, .npy or JSON lines, each whole or not at all.
+
+Knows formats, nothing of jobs. One shard is in memory at a time (Parquet gathers some into a row group).
+"""
+
+import base64
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from penult.bulk import about, tables
+from penult.bulk.files import written_whole
+from penult.bulk.work import opened_shard, rejected_path
+
+_GROUP_ROWS, _GROUP_BYTES = 65_536, 32 << 20  # of a Parquet row group: large enough to read fast, small enough to hold
+ENDINGS = (".parquet", ".lance", ".npy", ".jsonl")
+
+
+def check(out: Path) -> None:
+    """Raise ValueError for an output of no known format, ImportError if its extra is missing."""
+    if out.suffix not in ENDINGS:
+        raise ValueError(f"{out} ends in none of {', '.join(ENDINGS)}; the ending says what is written.")
+    if out.suffix == ".lance":
+        from penult.bulk import lance_files  # noqa: PLC0415 - an extra
+
+        lance_files.check()
+
+
+def write(out: Path, folder: Path, schema: pa.Schema, shards: Sequence[int], *, vector_column: str) -> None:
+    """Write the rows of all shards in order, and the rejected ones beside it. The output itself appears last.
+
+    Args:
+        out: the file or, for Lance, folder.
+        folder: of the shards.
+        schema: of the rows with their vectors and metadata.
+        shards: numbers of the shards, in order.
+        vector_column: the column of the vectors.
+    """
+    rejected = [path for shard in shards if (path := rejected_path(folder, shard)).exists()]
+    if rejected:
+        with written_whole(about.rejected_file(out)) as file:
+            file.writelines(path.read_bytes() for path in rejected)
+    else:
+        about.rejected_file(out).unlink(missing_ok=True)
+    if out.suffix in (".npy", ".jsonl"):
+        with written_whole(about.about_file(out)) as file:
+            file.write(json.dumps(about.named(schema), indent=1).encode())
+    if out.suffix == ".parquet":
+        _write_parquet(out, folder, schema, shards, vector_column)
+    elif out.suffix == ".lance":
+        from penult.bulk import lance_files  # noqa: PLC0415 - an extra
+
+        lance_files.write(out, schema, (batch for table in _tables(folder, shards) for batch in table.to_batches()))
+    elif out.suffix == ".npy":
+        _write_npy(out, folder, schema, shards, vector_column)
+    else:
+        with written_whole(out) as file:
+            for table in _tables(folder, shards):
+                file.writelines(_lines(table, vector_column))
+
+
+def _write_parquet(out: Path, folder: Path, schema: pa.Schema, shards: Sequence[int], vector_column: str) -> None:
+    plain = [name for name in schema.names if name != vector_column]  # vectors repeat no value: a dictionary only costs
+    with (
+        written_whole(out) as file,
+        pq.ParquetWriter(file, schema, compression="zstd", compression_level=1, use_dictionary=plain or False) as writer,
+    ):
+        waiting: list[pa.Table] = []
+        rows = size = 0
+        for table in _tables(folder, shards):
+            waiting.append(table)
+            rows, size = rows + table.num_rows, size + table.nbytes
+            if rows >= _GROUP_ROWS or size >= _GROUP_BYTES:
+                _write_group(writer, waiting, schema)
+                waiting, rows, size = [], 0, 0
+        _write_group(writer, waiting, schema)
+
+
+def _write_group(writer: pq.ParquetWriter, waiting: list[pa.Table], schema: pa.Schema) -> None:
+    if waiting:
+        table = pa.concat_tables(waiting).replace_schema_metadata(schema.metadata)
+        writer.write_table(table, row_group_size=max(1, table.num_rows))
+
+
+def _write_npy(out: Path, folder: Path, schema: pa.Schema, shards: Sequence[int], vector_column: str) -> None:
+    """Write (N, D) float32, and all other columns as JSON lines beside it, one line a row of the array."""
+    dimension = schema.field(vector_column).type.list_size
+    count = sum(table.num_rows for table in _tables(folder, shards))
+    with written_whole(about.rows_file(out)) as rows, written_whole(out) as file:
+        header = {"descr": "<f4", "fortran_order": False, "shape": (count, dimension)}
+        np.lib.format.write_array_header_1_0(file, header)
+        for table in _tables(folder, shards):
+            file.write(np.ascontiguousarray(tables.vectors_of(table.column(vector_column)), "<f4").tobytes())
+            rows.writelines(_lines(table.drop_columns([vector_column])))
+
+
+def _lines(table: pa.Table, vector_column: str | None = None) -> Iterator[bytes]:
+    """Give each row as a line of JSON, its vector in the fewest digits that read back as the same float32."""
+    vectors = None if vector_column is None else tables.vectors_of(table.column(vector_column))
+    plain = table if vector_column is None else table.drop_columns([vector_column])
+    for number, row in enumerate(plain.to_pylist() or [{}] * table.num_rows):
+        line = json.dumps(row, ensure_ascii=False, default=as_text)
+        if vectors is not None:
+            values = ", ".join(vectors[number].astype(str))
+            line = f"{line[:-1]}{', ' if row else ''}{json.dumps(vector_column)}: [{values}]}}"
+        yield f"{line}\n".encode()
+
+
+def as_text(value: Any) -> str:  # noqa: ANN401 - whatever Arrow holds
+    """Give a value that JSON does not have as text: bytes in base64, dates and decimals as Python writes them."""
+    return base64.b64encode(value).decode() if isinstance(value, bytes) else str(value)
+
+
+def _tables(folder: Path, shards: Sequence[int]) -> Iterator[pa.Table]:
+    for shard in shards:
+        with opened_shard(folder, shard) as table:
+            yield table

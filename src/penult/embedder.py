@@ -1,0 +1,546 @@
+"""Embedder: the one path that text takes to become a vector.
+
+    texts -> Tokenizer.encode -> plan -> [pad -> feed -> Engine.run -> out[indices]] -> (N, D)
+
+It composes the leaves and owns what none of them can: order, the gate for concurrent callers, and saying what was truncated.
+"""
+
+import os
+import threading
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import islice
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from penult import prepare, recipe, source
+from penult.batching import Batch, plan
+from penult.engine import Engine
+from penult.feeds import feed
+from penult.jsonfile import check_size
+from penult.recipe import Recipe, Wishes
+from penult.source import Source
+from penult.tokenizer import Encoded, Tokenizer, unencodable
+from penult.types import Pooling, Precision, Role, TextError, Truncate, Vectors
+
+# Texts that are tokenised and sorted by length together: enough for full batches of like length, few enough that the
+# ids of a window take some 10 MB.
+_WINDOW = 4096
+# The most padded tokens of a batch: the activations of a small model then stay in the cache of the CPU.
+_BATCH_TOKENS: Mapping[Precision, int] = {"fp32": 1024, "int8": 512}
+
+
+class TruncationWarning(UserWarning):
+    """Some texts were longer than the model takes, and were cut."""
+
+
+@dataclass(frozen=True, slots=True)
+class Runtime:
+    """How a recipe is carried out: it decides time and memory, never a vector.
+
+    Attributes:
+        truncate: what happens to a text over the recipe's length.
+        buckets: the only padded lengths allowed. None: any.
+        threads: of one run. None: as `engine.default_threads` finds.
+        providers: ONNX Runtime's execution providers. None: the CPU.
+        max_batch_tokens: the most padded tokens of a batch.
+        alone: whether texts of a graph whose vectors depend on their batch run one by one.
+    """
+
+    truncate: Truncate = "warn"
+    buckets: tuple[int, ...] | None = None
+    threads: int | None = None
+    providers: tuple[str, ...] | None = None
+    max_batch_tokens: int = 1024
+    alone: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Counted:
+    """Vectors, and what was read for them.
+
+    Attributes:
+        vectors: (N, D) float32.
+        tokens: (N,) int64, the tokens that the model read: prompt and specials included.
+        dropped: (N,) int64, the tokens that did not fit and were cut off.
+    """
+
+    vectors: Vectors
+    tokens: NDArray[np.int64]
+    dropped: NDArray[np.int64]
+
+
+class Embedder:
+    """A model, ready to turn texts into vectors. Make one with `Embedder.load`.
+
+    Safe to call from several threads: batches of all callers pass one gate, so that memory stays that of one batch.
+    """
+
+    def __init__(
+        self,
+        found: Source,
+        recipe: Recipe,
+        runtime: Runtime,
+        *,
+        tokenizer: Tokenizer | None = None,
+        calibration: tuple[str, ...] | None = None,
+    ) -> None:
+        if runtime.buckets is not None and recipe.max_length > max(runtime.buckets, default=0):
+            raise ValueError(
+                f"The longest bucket is {max(runtime.buckets, default=0)}, texts may have {recipe.max_length} tokens; add "
+                "a longer bucket, or lower max_length."
+            )
+        self._source = found
+        self._runtime = runtime
+        self._calibration = calibration
+        prepared = prepare.prepare(found, recipe, calibration=calibration)
+        self._engine = _open(found, prepared, runtime)
+        self._batch_dependent = prepared.batch_dependent
+        self._frozen = _frozen(self._engine)
+        self._recipe = recipe = _as_found(_fitted(recipe, self._frozen.length), prepared, alone=runtime.alone)
+        if tokenizer is None or tokenizer.max_length != recipe.max_length:
+            tokenizer = Tokenizer(found.folder, max_length=recipe.max_length, side=recipe.side)
+        self._tokenizer = tokenizer
+        self._gate = threading.Lock()
+        self._pid = os.getpid()
+        self._said_truncated = False
+        try:
+            self._dimension = int(self._run_batch(self._tokenizer.encode([""]), [0]).shape[1])
+        except (ArithmeticError, ValueError) as error:
+            raise ValueError(f"{found.model} cannot embed even an empty text: {error}") from error
+        if recipe.dimensions is not None and recipe.dimensions > self._dimension:
+            raise ValueError(f"dimensions is {recipe.dimensions}; the model's vectors have {self._dimension} values.")
+
+    @classmethod
+    def load(
+        cls,
+        model: str | os.PathLike[str],
+        *,
+        layer: int | str | None = -1,
+        pooling: Pooling | None = None,
+        precision: Precision = "fp32",
+        max_length: int | None = None,
+        truncate: Truncate = "warn",
+        dimensions: int | None = None,
+        normalize: bool | None = None,
+        buckets: Sequence[int] | None = None,
+        threads: int | None = None,
+        providers: Sequence[str] | None = None,
+        max_batch_tokens: int | None = None,
+        calibration: Sequence[str] | None = None,
+        batch_invariant: bool = False,
+        fingerprint: str | None = None,
+    ) -> "Embedder":
+        """Open a model. The first time, its graph is cut and kept in the cache; later it is only opened.
+
+        Args:
+            model: a folder, an .onnx file, a Hub id (`org/name[@revision]`), `package:NAME[/sub/folder]` or `zoo:NAME`.
+            layer: the hidden state to pool, counted as transformers' `hidden_states`: -1 the last, 0 the embedding
+                output; a tensor's name; None for the graph's own output.
+            pooling: None: as the model's own files say, and an error where they say nothing.
+            precision: of the arithmetic. "int8": 8-bit matrix products whose scales are found once, on calibration texts, so
+                that a vector never depends on its batch; a graph that is 8-bit already is taken as it is.
+            max_length: the most tokens of a text, specials included. None: as the model's files say.
+            truncate: what happens to a longer text: "error", "warn" (cut and say so once), "right" or "left" (cut there).
+            dimensions: keep only the leading values, for models trained so. None: all.
+            normalize: whether vectors leave with length 1. None: as the model's files say.
+            buckets: the only padded lengths allowed. None: any.
+            threads: of one run. None: the physical cores this process may use; PENULT_THREADS overrides.
+            providers: ONNX Runtime's execution providers. None: the CPU.
+            max_batch_tokens: the most padded tokens of a batch; it bounds memory. None: 1024, and 512 with int8, which keeps
+                a small model's activations in the cache of the CPU, where it is fastest.
+            calibration: texts like those to embed, some tens of them, that the scales of int8 are found on. None: the texts
+                that ship with penult.
+            batch_invariant: run a graph whose own 8-bit scales depend on the batch one text at a time. Every other graph's
+                vectors are free of their batch anyway.
+            fingerprint: refuse to load anything else than what had this `fingerprint`: the same bytes of graph, weights
+                and tokenizer, used in the same way. None: load what is there.
+
+        Raises:
+            FileNotFoundError: no model there, or a part of it is missing.
+            ValueError: an argument or a file of the model cannot be used, or it has another fingerprint; the message says
+                what to do.
+        """
+        wishes = Wishes(
+            layer=layer,
+            pooling=pooling,
+            precision=precision,
+            max_length=max_length,
+            truncate=truncate,
+            dimensions=dimensions,
+            normalize=normalize,
+        )
+        runtime = Runtime(
+            truncate=truncate,
+            buckets=None if buckets is None else tuple(buckets),
+            threads=threads,
+            providers=None if providers is None else tuple(providers),
+            max_batch_tokens=_BATCH_TOKENS[precision] if max_batch_tokens is None else max_batch_tokens,
+            alone=batch_invariant,
+        )
+        texts = None if calibration is None else tuple(_checked(calibration))
+        made = cls(*_read(model, wishes, texts), runtime, calibration=texts)
+        if fingerprint is not None and made.fingerprint != fingerprint:
+            made.close()
+            raise ValueError(
+                f"{os.fspath(model)!r} has the fingerprint {made.fingerprint}, not {fingerprint}: its files, or how they are "
+                "used, are not those that were pinned. Name the pinned revision, or embed all texts anew and pin this one."
+            )
+        return made
+
+    @property
+    def dimension(self) -> int:
+        """D, the number of values in a vector."""
+        return self._dimension
+
+    @property
+    def recipe(self) -> Recipe:
+        """All that decides a vector, and where each value came from."""
+        return self._recipe
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the recipe: vectors of equal fingerprints may be compared, others must not be mixed."""
+        return self._recipe.fingerprint
+
+    @property
+    def engine(self) -> Engine:
+        """The session under it: raw tensors in, `sentence_embedding` and, where there is one, `token_embeddings` out."""
+        return self._engine
+
+    @property
+    def providers(self) -> list[str]:
+        """The execution providers that really run the graph."""
+        return self._engine.providers
+
+    def embed(self, texts: Sequence[str], role: Role = "document", *, progress: bool = False) -> Vectors:
+        """Turn N texts into vectors.
+
+        Args:
+            texts: N texts; they are never altered. Empty ones are legal.
+            role: "document" or "query": the model's prompt for it is put before each text.
+            progress: show a progress bar on standard error.
+
+        Returns:
+            (N, D) float32, in the caller's order; (0, D) for no texts. A text's vector is the same whatever its neighbours.
+
+        Raises:
+            TypeError: `texts` is a str (a str is a sequence of one-letter texts, which nobody means).
+            TextError: some rows are no text, or too long with truncate="error"; the error's `rows` says which and why.
+        """
+        texts = _checked(texts)
+        out = np.empty((len(texts), self._dimension), dtype=np.float32)
+        with _Progress(len(texts), shown=progress) as step:
+            for start, encoded in self._windows(texts, role):
+                self._embed_window(encoded, out[start : start + len(encoded.ids)], step)
+        return out
+
+    def embed_counted(self, texts: Sequence[str], role: Role = "document") -> Counted:
+        """Turn N texts into vectors, and say how many tokens of each were read and cut off.
+
+        Raises:
+            TypeError: `texts` is a str.
+            TextError: as in `embed`.
+        """
+        texts = _checked(texts)
+        vectors = np.empty((len(texts), self._dimension), dtype=np.float32)
+        tokens, dropped = np.empty((2, len(texts)), dtype=np.int64)
+        for start, encoded in self._windows(texts, role):
+            window = slice(start, start + len(encoded.ids))
+            self._embed_window(encoded, vectors[window], lambda _: None)
+            tokens[window], dropped[window] = list(map(len, encoded.ids)), encoded.dropped
+        return Counted(vectors, tokens, dropped)
+
+    def embed_stream(self, texts: Iterable[str], role: Role = "document", *, window: int = _WINDOW) -> Iterator[Vectors]:
+        """Turn a stream of texts into vectors, in memory that does not grow with the stream.
+
+        Args:
+            texts: any iterable; at most `window` of them are held at a time.
+            role: as in `embed`.
+            window: texts that are sorted by length together.
+
+        Yields:
+            (N_i, D) float32 arrays that follow the order of the stream, N_i = `window` but for the last.
+
+        Raises:
+            TypeError: `texts` is a str.
+            TextError: a row of the window cannot be embedded; the rows count from the start of the stream.
+        """
+        if isinstance(texts, str):
+            raise TypeError("texts is a str; give an iterable of texts.")
+        if window < 1:
+            raise ValueError(f"window is {window}; it must be at least 1.")
+        stream, start = iter(texts), 0
+        while chunk := list(islice(stream, window)):
+            try:
+                yield self.embed(chunk, role)
+            except TextError as error:
+                raise TextError({start + row: why for row, why in error.rows.items()}, start + error.total) from error
+            start += len(chunk)
+
+    def embed_tokens(self, texts: Sequence[str], role: Role = "document") -> list[NDArray[np.float32]]:
+        """Turn N texts into the vectors of their tokens: a list of (T_i, H) float32, without padding.
+
+        Raises:
+            TypeError: `texts` is a str.
+            TextError: as in `embed`.
+            ValueError: the graph gives one vector a text and no tokens.
+        """
+        texts = _checked(texts)
+        self._need_tokens()
+        out: list[NDArray[np.float32]] = [np.empty((0, 0), np.float32)] * len(texts)
+        for start, encoded in self._windows(texts, role):
+            for batch in self._plan(encoded):
+                tokens = self._run_batch(encoded, batch.indices, batch.length, output="token_embeddings")
+                for row, states in zip(batch.indices, tokens, strict=True):
+                    count = len(encoded.ids[row])
+                    own = states[-count:] if self._tokenizer.pad_side == "left" else states[:count]
+                    out[start + row] = own.astype(np.float32)  # (T_i, H), a copy: the batch can go
+        return out
+
+    def count_tokens(self, texts: Sequence[str], role: Role = "document") -> NDArray[np.int64]:
+        """Count the tokens that the model reads of each text: prompt and specials included, what is cut off not.
+
+        Returns:
+            (N,) int64.
+
+        Raises:
+            TypeError: `texts` is a str.
+            TextError: as in `embed`.
+        """
+        texts = _checked(texts)
+        counts = [len(ids) for _, encoded in self._windows(texts, role) for ids in encoded.ids]
+        return np.asarray(counts, dtype=np.int64)
+
+    def embed_padded(self, texts: Sequence[str], role: Role = "document") -> NDArray[np.float32]:
+        """Turn N texts into the vectors of their tokens, every row of the padded rectangle with them.
+
+        Returns:
+            (N, T, H) float32. T is the smallest bucket that holds the longest of these texts, or its length where there
+            are no buckets. The rows of padding, on the tokenizer's side, are what the model computes for them.
+
+        Raises:
+            TypeError: `texts` is a str.
+            TextError: as in `embed`.
+            ValueError: the graph gives one vector a text and no tokens.
+        """
+        texts = _checked(texts)
+        self._need_tokens()
+        windows = list(self._windows(texts, role))
+        longest = max([1, *(len(ids) for _, encoded in windows for ids in encoded.ids)])
+        length = plan([longest], 1, buckets=self._runtime.buckets)[0].length
+        run_length = self._frozen.length or length
+        kept = slice(run_length - length, None) if self._tokenizer.pad_side == "left" else slice(length)
+        out = np.empty((len(texts), length, 0), dtype=np.float32)
+        for start, encoded in windows:
+            for batch in self._batches([run_length] * len(encoded.ids)):
+                states = self._run_batch(encoded, batch.indices, run_length, output="token_embeddings")
+                if not out.size:
+                    out = np.empty((len(texts), length, states.shape[2]), dtype=np.float32)
+                out[[start + row for row in batch.indices]] = states[:, kept]  # (B, T, H)
+        return out
+
+    def close(self) -> None:
+        """Free the model. Calling again does nothing; embedding afterwards raises RuntimeError."""
+        self._engine.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def __reduce__(self) -> tuple[partial["Embedder"], tuple[Source, Recipe, Runtime]]:
+        # A session cannot travel; the receiver opens its own.
+        return partial(type(self), calibration=self._calibration), (self._source, self._recipe, self._runtime)
+
+    def __repr__(self) -> str:
+        return f"Embedder({self._source.reference!r}, dimension={self._dimension}, fingerprint={self.fingerprint!r})"
+
+    def _windows(self, texts: Sequence[str], role: Role) -> Iterator[tuple[int, Encoded]]:
+        """Tokenise window by window; a text that is too long is an error or a warning, as the caller chose."""
+        if role not in self._recipe.prompts:
+            raise ValueError(f"role is {role!r}; it must be 'document' or 'query'.")
+        prompt = self._recipe.prompts[role]
+        if self._runtime.truncate == "error":
+            self._refuse_long(texts, prompt)
+        truncated = 0
+        for start in range(0, len(texts), _WINDOW):
+            encoded = self._tokenizer.encode(texts[start : start + _WINDOW], prompt)
+            truncated += sum(count > 0 for count in encoded.dropped)
+            yield start, encoded
+        if truncated and self._runtime.truncate == "warn" and not self._said_truncated:
+            self._said_truncated = True
+            warnings.warn(
+                f"{truncated} of {len(texts)} texts had more than {self._recipe.max_length} tokens and were cut on the "
+                f"{self._recipe.side}. Split them, or choose truncate='error', 'right' or 'left'. Said once.",
+                TruncationWarning,
+                stacklevel=3,
+            )
+
+    def _refuse_long(self, texts: Sequence[str], prompt: str) -> None:
+        rows = {}
+        for start in range(0, len(texts), _WINDOW):
+            encoded = self._tokenizer.encode(texts[start : start + _WINDOW], prompt)
+            for row, (ids, dropped) in enumerate(zip(encoded.ids, encoded.dropped, strict=True)):
+                if dropped:
+                    rows[start + row] = f"has {len(ids) + dropped} tokens, the model takes {self._recipe.max_length}"
+        if rows:
+            raise TextError(rows, len(texts))
+
+    def _plan(self, encoded: Encoded) -> list[Batch]:
+        return self._batches([len(ids) for ids in encoded.ids])
+
+    def _batches(self, lengths: Sequence[int]) -> list[Batch]:
+        """Plan batches, in the shape that the export froze where it froze one: `_run_batch` fills up their rows."""
+        rows, length = self._frozen.rows, self._frozen.length
+        buckets = self._runtime.buckets if length is None else (length,)
+        if self._batch_dependent and self._runtime.alone:
+            return plan(lengths, 1, buckets=buckets, even_to=self._recipe.max_length)
+        budget = max(self._runtime.max_batch_tokens, (rows or 0) * max([length or 0, *lengths]))
+        batches = plan(lengths, budget, buckets=buckets, even_to=self._recipe.max_length)
+        if rows is None:
+            return batches
+        return [
+            Batch(batch.indices[i : i + rows], batch.length) for batch in batches for i in range(0, len(batch.indices), rows)
+        ]
+
+    def _need_tokens(self) -> None:
+        if "token_embeddings" not in self._engine.output_names:
+            raise ValueError("This graph gives one vector a text and no token embeddings; load it with layer=-1.")
+
+    def _embed_window(self, encoded: Encoded, out: Vectors, step: Callable[[int], object]) -> None:
+        for batch in self._plan(encoded):
+            out[list(batch.indices)] = self._run_batch(encoded, batch.indices, batch.length)
+            step(len(batch.indices))
+
+    def _run_batch(
+        self, encoded: Encoded, rows: Sequence[int], length: int | None = None, *, output: str = "sentence_embedding"
+    ) -> NDArray[Any]:
+        length = length or self._frozen.length or max([1, *(len(encoded.ids[row]) for row in rows)])
+        filled = [*rows, *[rows[-1]] * ((self._frozen.rows or len(rows)) - len(rows))]
+        padded = self._tokenizer.pad(encoded, filled, length, pool_prompt=self._recipe.include_prompt)
+        with self._own_gate():
+            (values,) = self._engine.run(feed(self._engine.inputs, padded), outputs=[output])
+        values = values[: len(rows)]
+        if not np.isfinite(values).all():
+            bad = [row for row, value in zip(rows, values, strict=True) if not np.isfinite(value).all()]
+            raise ArithmeticError(
+                f"The model gave NaN or infinite values for {len(bad)} texts, the first of them row {bad[0]}."
+            )
+        return values
+
+    def _own_gate(self) -> threading.Lock:
+        if self._pid != os.getpid():  # a fork may have copied a gate that a thread of the parent held
+            self._gate, self._pid = threading.Lock(), os.getpid()
+        return self._gate
+
+
+@dataclass(frozen=True, slots=True)
+class _Frozen:
+    """The sizes that an export has frozen into its graph: B and T of every run. None: free."""
+
+    rows: int | None = None
+    length: int | None = None
+
+
+def _frozen(engine: Engine) -> _Frozen:
+    """Read the frozen sizes off the graph's token ids."""
+    shape = next((tensor.shape for tensor in engine.inputs if tensor.name == "input_ids" and len(tensor.shape) == 2), ())
+    return _Frozen(*(size if isinstance(size, int) else None for size in shape))
+
+
+def _fitted(read: Recipe, length: int | None) -> Recipe:
+    """Give the recipe with a length that the graph can run.
+
+    Raises:
+        ValueError: the caller asked for more.
+    """
+    if length is None or read.max_length <= length:
+        return read
+    if read.origin.get("max_length") == "argument":
+        raise ValueError(
+            f"Texts may have {read.max_length} tokens; this graph was exported for rows of exactly {length}. Choose at most "
+            f"{length}, or export it with free axes."
+        )
+    return replace(read, max_length=length, origin={**read.origin, "max_length": "the graph's frozen shape"})
+
+
+def _read(model: str | os.PathLike[str], wishes: Wishes, calibration: tuple[str, ...] | None) -> tuple[Source, Recipe]:
+    """Find the files and read how they want to be used."""
+    found = source.resolve(model)
+    read = recipe.read(found.folder, wishes)
+    if read.pooling is None and found.revision is not None:
+        # Another program may have fetched the graph alone. Whether the model states a pooling, only the Hub can say.
+        with suppress(FileNotFoundError):
+            found = source.resolve(model, refresh=True)
+            read = recipe.read(found.folder, wishes)
+    if read.precision == "int8":
+        origin = {**read.origin, "calibration_sha256": "default" if calibration is None else "argument"}
+        read = replace(read, calibration_sha256=prepare.hash_texts(calibration), origin=origin)
+    return found, identified(found, read)
+
+
+def _open(found: Source, prepared: prepare.Prepared, runtime: Runtime) -> Engine:
+    """Open a prepared graph; where it cannot run, the error names the model and not our copy of it."""
+    graph, data = prepared.graph, prepared.data_folder
+    try:
+        return Engine(graph, threads=runtime.threads, providers=runtime.providers, data_folder=data)
+    except ValueError as error:
+        if str(graph) not in str(error):
+            raise
+        raise ValueError(f"{found.model}, cut at {prepared.tensor!r}: {error}") from error
+
+
+def _as_found(read: Recipe, prepared: prepare.Prepared, *, alone: bool) -> Recipe:
+    """Give the recipe with what only the graph can say."""
+    origin = dict(read.origin)
+    if prepared.int8:
+        origin["precision"] = f"{origin.get('precision', 'default')}: {prepared.int8}"
+    if prepared.batch_dependent:
+        why = "argument: texts run one by one" if alone else (
+            "the graph's own 8-bit scales are measured on each batch, so a vector depends on its batch mates; "
+            "batch_invariant=True runs texts one by one"
+        )  # fmt: skip
+        origin["batch_invariant"] = why
+    return replace(read, batch_invariant=alone or not prepared.batch_dependent, origin=origin)
+
+
+def identified(found: Source, read: Recipe) -> Recipe:
+    """Give the recipe with the hashes of the files that it is for."""
+    tokenizer = [path for name in source.TOKENIZER_FILES if (path := found.folder / name).exists()]
+    for path in tokenizer:
+        check_size(path)
+    return replace(read, graph_sha256=prepare.hash_model(found, read), tokenizer_sha256=prepare.hash_files(tokenizer))
+
+
+def _checked(texts: Sequence[str]) -> list[str]:
+    if isinstance(texts, str | bytes):
+        raise TypeError(f"texts is a {type(texts).__name__}; give a list of texts, for example [text].")
+    rows = {row: why for row, text in enumerate(texts) if (why := unencodable(text)) is not None}
+    if rows:
+        raise TextError(rows, len(texts))
+    return list(texts)
+
+
+class _Progress:
+    """A progress bar, or nothing at all."""
+
+    def __init__(self, total: int, *, shown: bool) -> None:
+        self._bar: Any = None
+        if shown:
+            from tqdm.auto import tqdm  # noqa: PLC0415
+
+            self._bar = tqdm(total=total, unit="text", desc="embedding")
+
+    def __enter__(self) -> Callable[[int], object]:
+        return (lambda _: None) if self._bar is None else self._bar.update
+
+    def __exit__(self, *exc: object) -> None:
+        if self._bar is not None:
+            self._bar.close()

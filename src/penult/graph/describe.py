@@ -1,0 +1,124 @@
+"""What a graph is: its ends, its hidden states, where it is cut and what falls away. Values only, no words on paper."""
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import onnx
+
+from penult.graph.cut import cut
+from penult.graph.layers import HiddenState, hidden_states, select
+
+# Bits of one value of a data type; all others take whole bytes.
+_BITS = {onnx.TensorProto.INT4: 4, onnx.TensorProto.UINT4: 4}
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """An input or output of a graph."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str | None, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """Nodes, parameters and the bytes of the parameters."""
+
+    nodes: int
+    parameters: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """A graph and its cut.
+
+    Attributes:
+        precision: the data type that holds most of the weights' bytes.
+        layers: hidden states, the embedding output first.
+        cut: the one that was chosen.
+        kept_inputs: the inputs that the cut graph still needs.
+    """
+
+    inputs: tuple[End, ...]
+    outputs: tuple[End, ...]
+    opset: dict[str, int]
+    precision: str
+    layers: tuple[HiddenState, ...]
+    cut: HiddenState
+    kept_inputs: tuple[str, ...]
+    whole: Size
+    removed: Size
+
+
+def describe(model: onnx.ModelProto, layer: int | str = -1) -> Description:
+    """Describe a graph and its cut at a layer; external data need not be loaded.
+
+    Raises:
+        ValueError: no transformer, or no such layer.
+    """
+    states = hidden_states(model)
+    chosen = select(states, layer)
+    rest = cut(model, chosen.tensor, axes=chosen.axes)
+    whole, kept = _size(model.graph), _size(rest.graph)
+    weights = {tensor.name for tensor in model.graph.initializer}
+    return Description(
+        inputs=tuple(_end(value) for value in model.graph.input if value.name not in weights),
+        outputs=tuple(_end(value) for value in model.graph.output),
+        opset={entry.domain or "ai.onnx": entry.version for entry in model.opset_import},
+        precision=_precision(model.graph),
+        layers=tuple(states),
+        cut=chosen,
+        kept_inputs=tuple(value.name for value in rest.graph.input),
+        whole=whole,
+        removed=Size(max(0, whole.nodes - kept.nodes), whole.parameters - kept.parameters, whole.bytes - kept.bytes),
+    )
+
+
+def _end(value: onnx.ValueInfoProto) -> End:
+    tensor = value.type.tensor_type
+    shape = tuple(axis.dim_value if axis.HasField("dim_value") else axis.dim_param or None for axis in tensor.shape.dim)
+    return End(value.name, _dtype(tensor.elem_type), shape)
+
+
+def _dtype(elem_type: int) -> str:
+    name: str = onnx.TensorProto.DataType.Name(elem_type).lower()
+    return {"float": "float32", "double": "float64"}.get(name, name)
+
+
+def _size(graph: onnx.GraphProto) -> Size:
+    tensors = list(_tensors(graph))
+    return Size(
+        nodes=len(graph.node),
+        parameters=sum(math.prod(tensor.dims) for tensor in tensors),
+        bytes=sum(_bytes(tensor) for tensor in tensors),
+    )
+
+
+def _precision(graph: onnx.GraphProto) -> str:
+    held: Counter[str] = Counter()
+    for tensor in _tensors(graph):
+        held[_dtype(tensor.data_type)] += _bytes(tensor)
+    return held.most_common(1)[0][0] if held else "none"
+
+
+def _bytes(tensor: onnx.TensorProto) -> int:
+    bits = _BITS.get(tensor.data_type)
+    if bits is None:
+        bits = 8 * onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+    return int(math.prod(tensor.dims) * bits // 8)
+
+
+def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+    yield from graph.initializer
+    yield from _constants(graph.node)
+
+
+def _constants(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.TensorProto]:
+    for node in nodes:
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.TENSOR:
+                yield attribute.t

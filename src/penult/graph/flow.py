@@ -1,0 +1,239 @@
+"""The data flow of one graph: what each tensor depends on, and which nodes lie between two others.
+
+It knows the semantics of ONNX's own operators where they matter (which are element-wise, which only move data) and treats
+every other operator as a black box that reads and writes tensors. It knows nothing of layers, and no node, tensor or model
+names: two graphs that differ in names only give equal answers.
+
+A *lookup* is the first node at which integer input meets a table of parameters: the token embedding, in whatever operator.
+Tensors that depend on a lookup's output are *active*: they carry token data. Everything else (masks, positions, weights,
+shapes) is a side input.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from graphlib import TopologicalSorter
+from math import prod
+
+import onnx
+
+# What a tensor depends on, as bits: sizes, integer input, float input, token data. Constants have none of these.
+SHAPE, VALUE, NUMBER, ACTIVE = 1, 2, 4, 8
+
+# fmt: off
+# Element by element, with broadcasting or alone: the standard's arithmetic, logic and activations.
+ELEMENTWISE = frozenset((
+    "Abs", "Add", "And", "BitwiseAnd", "BitwiseNot", "BitwiseOr", "BitwiseXor", "BitShift", "Ceil", "Celu", "Clip",
+    "Cos", "Cosh", "Div", "Elu", "Equal", "Erf", "Exp", "Floor", "Gelu", "Greater", "GreaterOrEqual", "HardSigmoid",
+    "HardSwish", "IsInf", "IsNaN", "LeakyRelu", "Less", "LessOrEqual", "Log", "Max", "Mean", "Min", "Mish", "Mod",
+    "Mul", "Neg", "Not", "Or", "PRelu", "Pow", "Reciprocal", "Relu", "Round", "Selu", "Sigmoid", "Sign", "Sin",
+    "Softplus", "Softsign", "Sqrt", "Sub", "Sum", "Swish", "Tan", "Tanh", "ThresholdedRelu", "Where", "Xor",
+))
+# The same values in another type, shape or order of axes.
+TRANSPARENT = frozenset((
+    "Identity", "Cast", "CastLike", "QuantizeLinear", "DequantizeLinear", "Reshape", "Transpose", "Squeeze",
+    "Unsqueeze", "Flatten", "Dropout",
+))
+# Data moved, chosen or repeated, none computed.
+MOVEMENT = frozenset((
+    "Concat", "Expand", "Gather", "GatherElements", "GatherND", "Pad", "ScatterElements", "ScatterND", "Slice",
+    "Split", "Tile", "TopK", "Compress",
+))
+# fmt: on
+FLOATS = frozenset((onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE, onnx.TensorProto.BFLOAT16))
+_SAME = ELEMENTWISE | TRANSPARENT | MOVEMENT
+_GATHERS = frozenset(("Gather", "GatherElements", "GatherND"))
+
+
+@dataclass(frozen=True, slots=True)
+class Flow:
+    """The data-flow facts of one graph; nodes are numbers in topological order.
+
+    Attributes:
+        nodes: the graph's nodes, sorted; float inputs of rank 3 stand in front as nodes without inputs.
+        op: per node, the standard's name for its operator, empty for a black box.
+        reads: per node, every tensor it reads, those its subgraphs capture included.
+        producer: tensor -> the node that writes it.
+        bits: tensor -> SHAPE | VALUE | NUMBER | ACTIVE; a tensor that is absent is a constant.
+        dims: constant tensor -> its shape; a computed constant has its largest ancestor's.
+        sources: the nodes at which token data enters.
+        feeders: per node, the distinct nodes whose active tensors it reads, in topological order.
+        before: per node, the set of nodes it depends on, as a bit set (bit i = node i), over active tensors only.
+        dominators: per source, the immediate dominator of every node; filled when first asked for.
+    """
+
+    nodes: Sequence[onnx.NodeProto]
+    op: Sequence[str]
+    reads: Sequence[tuple[str, ...]]
+    producer: dict[str, int]
+    bits: dict[str, int]
+    dims: dict[str, tuple[int, ...]]
+    sources: tuple[int, ...]
+    feeders: list[list[int]] = field(default_factory=list)
+    before: list[int] = field(default_factory=list)
+    dominators: dict[int, dict[int, int]] = field(default_factory=dict)
+
+    def active_reads(self, node: int) -> list[tuple[str, int]]:
+        """List (tensor, producing node) for every active tensor the node reads."""
+        return [(t, self.producer[t]) for t in self.reads[node] if self.bits.get(t, 0) & ACTIVE]
+
+    def depends(self, node: int, other: int) -> bool:
+        """Say whether active data flows from `other` to `node`; a node depends on itself."""
+        return node == other or bool(self.before[node] >> other & 1)
+
+    def between(self, start: int, end: int) -> Iterator[int]:
+        """Yield the nodes on a path from `start` to `end`, last first, `end` included and `start` not."""
+        stack, seen = [end], {end}
+        while stack:
+            node = stack.pop()
+            yield node
+            for p in self.feeders[node]:
+                if p != start and p not in seen and self.depends(p, start):
+                    seen.add(p)
+                    stack.append(p)
+
+    def constants(self, node: int) -> list[tuple[int, ...]]:
+        """List the shapes of the constants the node reads."""
+        return [self.dims[t] for t in self.reads[node] if t in self.dims]
+
+    def common_dominator(self, nodes: Sequence[int]) -> int | None:
+        """Find the last node that lies on every path from a source to each of `nodes`, for the source that sees furthest."""
+        best = None
+        for root in self.sources:
+            if all(self.depends(n, root) for n in nodes):
+                found = _meet(self._dominators(root), nodes)
+                best = found if best is None else max(best, found)
+        return best
+
+    def _dominators(self, root: int) -> dict[int, int]:
+        """Map each node that depends on `root` to the last node on every path between them."""
+        if root not in self.dominators:
+            known = self.dominators[root] = {root: root}
+            for node in range(root + 1, len(self.nodes)):
+                if feeders := [p for p in self.feeders[node] if p in known]:
+                    known[node] = _meet(known, feeders)
+        return self.dominators[root]
+
+
+def operator(node: onnx.NodeProto) -> str:
+    """Give the standard's name for an operator, that of its float twin for a quantised one; empty for a black box."""
+    if node.op_type.startswith("QLinear"):
+        return str(node.op_type.removeprefix("QLinear"))
+    return str(node.op_type) if node.domain in {"", "ai.onnx"} else ""
+
+
+def is_matrix(dims: tuple[int, ...]) -> bool:
+    """Say whether a constant of this shape is a matrix (two axes or more longer than one)."""
+    return sum(d != 1 for d in dims) >= 2
+
+
+def is_vector(dims: tuple[int, ...]) -> bool:
+    """Say whether a constant of this shape has one value per channel."""
+    return sum(d != 1 for d in dims) == 1
+
+
+def subgraphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
+    """Yield the graphs a node carries (If, Loop, Scan)."""
+    for attribute in node.attribute:
+        if attribute.type == onnx.AttributeProto.GRAPH:
+            yield attribute.g
+        elif attribute.type == onnx.AttributeProto.GRAPHS:
+            yield from attribute.graphs
+
+
+def read_by(node: onnx.NodeProto) -> tuple[str, ...]:
+    """List the tensors a node reads, those captured by its subgraphs from outside included."""
+    names = dict.fromkeys(filter(None, node.input))
+    for graph in subgraphs(node):
+        local = {i.name for i in graph.input} | {i.name for i in graph.initializer}
+        local.update(i.values.name for i in graph.sparse_initializer)
+        local.update(o for inner in graph.node for o in inner.output)
+        wanted = [n for inner in graph.node for n in read_by(inner)] + [o.name for o in graph.output]
+        names.update(dict.fromkeys(n for n in wanted if n not in local))
+    return tuple(names)
+
+
+def trace(graph: onnx.GraphProto) -> Flow:
+    """Work out the data flow of a graph; initialisers need their shapes only, not their bytes."""
+    dims = {i.name: tuple(i.dims) for i in graph.initializer}
+    dims.update((i.values.name, tuple(i.dims)) for i in graph.sparse_initializer)
+    bits: dict[str, int] = {}
+    nodes: list[onnx.NodeProto] = []
+    for value in graph.input:
+        if value.name in dims:
+            continue
+        bits[value.name] = NUMBER if value.type.tensor_type.elem_type in FLOATS else VALUE
+        if _rank(value) == 3 and bits[value.name] == NUMBER:
+            bits[value.name] |= ACTIVE
+            nodes.append(onnx.NodeProto(op_type="Identity", output=[value.name]))
+    entries = len(nodes)
+    nodes += _sorted(graph.node)
+    reads = [read_by(n) for n in nodes]
+    producer = {o: i for i, n in enumerate(nodes) for o in n.output if o}
+    lookups = [i for i in range(entries, len(nodes)) if _spread(nodes[i], reads[i], bits, dims)]
+    flow = Flow(nodes, [operator(n) for n in nodes], reads, producer, bits, dims, (*range(entries), *lookups))
+    for i in range(len(nodes)):
+        flow.feeders.append(sorted({p for _, p in flow.active_reads(i)}))
+        mask = 0
+        for p in flow.feeders[i]:
+            mask |= flow.before[p] | 1 << p
+        flow.before.append(mask)
+    return flow
+
+
+def _spread(node: onnx.NodeProto, reads: tuple[str, ...], bits: dict[str, int], dims: dict[str, tuple[int, ...]]) -> bool:
+    """Set what the node's outputs depend on; say whether it is a lookup."""
+    standard = operator(node)
+    had = 0
+    for name in reads:
+        had |= bits.get(name, 0)
+    if standard in {"Shape", "Size"}:
+        had = SHAPE if had else 0
+    # Parameters chosen by token data, as a router chooses its experts' weights, carry none themselves.
+    chosen = standard in _GATHERS and bool(had & ACTIVE) and not bits.get(node.input[0], 0) & ACTIVE
+    if chosen:
+        had &= ~ACTIVE
+    lookup = bool(
+        not chosen
+        and not had & ACTIVE
+        and (had & (VALUE | NUMBER) if standard in _GATHERS else had & VALUE and standard not in _SAME)
+        and any(is_matrix(dims[name]) for name in reads if name in dims)
+    )
+    if had:
+        bits.update(dict.fromkeys(node.output, had | ACTIVE if lookup else had))
+    else:
+        largest = max((dims[n] for n in reads if n in dims), key=prod, default=_literal(node))
+        dims.update(dict.fromkeys(node.output, largest))
+    return lookup
+
+
+def _literal(node: onnx.NodeProto) -> tuple[int, ...]:
+    for attribute in node.attribute:
+        if attribute.name == "value":
+            return tuple(attribute.t.dims)
+        if attribute.name in {"value_ints", "value_floats", "value_strings"}:
+            return (max(len(attribute.ints), len(attribute.floats), len(attribute.strings)),)
+    return ()
+
+
+def _rank(value: onnx.ValueInfoProto) -> int | None:
+    kind = value.type.tensor_type
+    return len(kind.shape.dim) if kind.HasField("shape") else None
+
+
+def _sorted(nodes: Sequence[onnx.NodeProto]) -> list[onnx.NodeProto]:
+    """Give the nodes in topological order: as they stand, if they are in order already."""
+    nodes = list(nodes)
+    made_by = {o: i for i, n in enumerate(nodes) for o in n.output if o}
+    needs = {i: [made_by[r] for r in read_by(n) if r in made_by] for i, n in enumerate(nodes)}
+    if all(p < i for i, before in needs.items() for p in before):
+        return nodes
+    return [nodes[i] for i in TopologicalSorter(needs).static_order()]
+
+
+def _meet(dominators: dict[int, int], nodes: Sequence[int]) -> int:
+    """Find the last node that dominates each of `nodes`, by climbing from the later one until all agree."""
+    climbers = set(nodes)
+    while len(climbers) > 1:
+        climbers.add(dominators[latest := max(climbers)])
+        climbers.discard(latest)
+    return climbers.pop()

@@ -1,0 +1,256 @@
+"""Find a transformer's hidden states in its graph by what flows where, never by what anything is called.
+
+1. A layer starts at every segment of the stream that is residual and mixing (`Stream.starts`). The stream's tensor there
+   is the hidden state before it; the first one is the embedding output.
+2. The last layer ends where the earlier ones do: after the last residual segment (its feed-forward block, or the
+   attention itself) and what follows that segment in the layer before. If no norm is part of that, one norm that follows
+   directly is the model's final norm and counts too. What comes after, a matrix first of all, is the head.
+3. A stream fed by layers off the stream is a decoder; then the stream that feeds it, the encoder, is the one searched.
+
+See `stream` for the words, and `flow` for what each tensor depends on.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import onnx
+
+from penult.graph.flow import TRANSPARENT, VALUE, Flow, is_matrix, is_vector, trace
+from penult.graph.skeleton import Type, shapes, skeleton
+from penult.graph.stream import Segment, Stream, feeding, follow, learned, one_norm
+
+
+class NotATransformerError(ValueError):
+    """A graph in which no transformer layer is found; the message says what was found instead."""
+
+
+@dataclass(frozen=True, slots=True)
+class HiddenState:
+    """A tensor that carries one vector per token between two layers.
+
+    Attributes:
+        index: 0 is the embedding output, n the output of layer n (the last after the final norm), as in transformers.
+        tensor: its name in the graph, local functions inlined.
+        hidden_size: H, None if the graph does not say.
+        why: one clause for people.
+        axes: the order of its axes, "BTH" in most graphs; "TBH" or "BHT" where a model is transposed inside, "NH" where
+            the rows of all texts are one after the other (N = B T). `cut` turns each into (B, T, H).
+    """
+
+    index: int
+    tensor: str
+    hidden_size: int | None
+    why: str
+    axes: str = "BTH"
+
+
+def hidden_states(model: onnx.ModelProto) -> list[HiddenState]:
+    """List the hidden states of a transformer in order, the embedding output first.
+
+    Args:
+        model: may be loaded without its external data; weights are not read. It is not changed.
+
+    Raises:
+        NotATransformerError: no layer is found: no token ids, or tokens that never attend to each other.
+    """
+    bare = skeleton(model)
+    flow = trace(bare.graph)
+    stream = _find(flow, bare.graph)
+    types = shapes(bare)
+    axes = _axes(flow, stream, types)
+    *starts, last = [*stream.starts, len(stream.nodes) - 1]
+    end, why = _finish(flow, stream)
+    places = [(_made(flow, stream, s), s) for s in starts] + [(_made(flow, stream, end), _carried(flow, stream, end))]
+    taken = [next((p for p in range(first, final + 1) if axes[p] == "BTH"), first) for first, final in places]
+    tensors = [stream.segments[p].tensor if p < last else _output(flow, stream, bare.graph) for p in taken]
+    widths = [_width(flow, types, stream.nodes[p], t, axes[p]) for p, t in zip(taken, tensors, strict=True)]
+    usual = next(iter({w for w in widths if w}), None)  # blocks add to the stream, so that its width rarely changes
+    reasons = [f"what attention {i + 1} and its residual both read" for i in range(len(starts))] + [why]
+    return [
+        HiddenState(i, tensor, width or usual, reason, axes[place])
+        for i, (place, tensor, width, reason) in enumerate(zip(taken, tensors, widths, reasons, strict=True))
+    ]
+
+
+def select(states: Sequence[HiddenState], layer: int | str) -> HiddenState:
+    """Pick a hidden state: 0 the embedding output, n the output of layer n, -1 the last, or one by its tensor name.
+
+    Raises:
+        ValueError: there is no such state; the message lists those that exist.
+    """
+    listed = ", ".join(f"{s.index} {s.tensor!r}" for s in states)
+    if isinstance(layer, str):
+        for state in states:
+            if state.tensor == layer:
+                return state
+        raise ValueError(f"tensor {layer!r} is no hidden state of this model; it has {listed}")
+    if isinstance(layer, bool) or not -len(states) <= layer < len(states):
+        raise ValueError(
+            f"layer {layer!r} does not exist: give 0 (embedding output) to {len(states) - 1}, or -1 (last) to "
+            f"{-len(states)}, or a tensor name; this model has {listed}"
+        )
+    return states[layer]
+
+
+def _find(flow: Flow, graph: onnx.GraphProto) -> Stream:
+    """Walk back from every output, keep the stream with most layers, and move on to its encoder if it has one."""
+    made = dict.fromkeys(flow.producer[o.name] for o in graph.output if o.name in flow.producer)
+    sinks = [s for s in made if flow.feeders[s] or s in flow.sources]
+    if not sinks:
+        raise NotATransformerError(_no_tokens(graph))
+    known: dict[tuple[int, int, int], Segment] = {}
+    streams = [follow(flow, [s], known) for s in sinks]
+    best = max(streams, key=lambda s: (len(s.starts), flow.before[s.nodes[-1]].bit_count()))
+    while feeders := feeding(flow, best):
+        outside = follow(flow, feeders, known)
+        if not outside.starts:
+            break
+        best = outside
+    if not best.starts:
+        raise NotATransformerError(_no_attention(flow, sinks))
+    return best
+
+
+def _finish(flow: Flow, stream: Stream) -> tuple[int, str]:
+    """Find the position at which the last layer ends, and why."""
+    joins = [i + 1 for i, s in enumerate(stream.segments) if s.residual]
+    starts = stream.starts
+    end = max(joins)
+    why = "the end of the last residual block"
+    if len(starts) > 1:
+        before = max(j for j in joins if j <= starts[-1])
+        tail = range(before, starts[-1])
+        if all(_alike(flow, stream, i, end + i - before) for i in tail):
+            end += len(tail)
+            if any(stream.segments[i].norm for i in tail) or one_norm(flow, stream.nodes[before]):
+                return end, f"{why} and its norm; what follows is the head"
+    normed = _normed(flow, stream, end)
+    if normed is not None:
+        return normed, f"{why} and the final norm; what follows is the head"
+    return _scaled(flow, stream, end), f"{why}; what follows is the head"
+
+
+def _alike(flow: Flow, stream: Stream, one: int, other: int) -> bool:
+    """Say whether the segments at two positions do the same with the same operator."""
+    if max(one, other) >= len(stream.segments):
+        return False
+    a, b = stream.segments[one], stream.segments[other]
+    nodes = [flow.nodes[stream.nodes[i + 1]] for i in (one, other)]
+    return (a.norm, a.plain, nodes[0].op_type, nodes[0].domain) == (b.norm, b.plain, nodes[1].op_type, nodes[1].domain)
+
+
+def _normed(flow: Flow, stream: Stream, position: int) -> int | None:
+    """Move past the one norm that follows a position with nothing but element-wise operators between; None if none does."""
+    if one_norm(flow, stream.nodes[position]):
+        return position
+    for segment in stream.segments[position:]:
+        if not segment.norm and not segment.plain:
+            return None
+        position += 1
+        node = stream.nodes[position]
+        if segment.norm and flow.op[node] != "Sub":  # a Sub only centres: the norm's division follows
+            return position if one_norm(flow, node) else _scaled(flow, stream, position)
+    return None
+
+
+def _scaled(flow: Flow, stream: Stream, position: int) -> int:
+    """Move past a norm's own scale and shift: at most one Mul and one Add with a vector of parameters."""
+    found, left = position, ["Mul", "Add"]
+    for later in range(position + 1, len(stream.nodes)):
+        node = stream.nodes[later]
+        constants = flow.constants(node)
+        if len(flow.feeders[node]) != 1 or any(map(is_matrix, constants)):
+            break
+        vector = any(map(is_vector, constants))
+        if vector and flow.op[node] in left:
+            left.remove(flow.op[node])
+            found = later
+        elif vector or flow.op[node] not in {"Cast", "CastLike", "Identity", "Mul", "Div"}:
+            break
+    return found
+
+
+def _made(flow: Flow, stream: Stream, position: int) -> int:
+    """Move back over nodes that only rename, retype or quantise, to the node that made the values."""
+    while position > 0 and flow.op[node := stream.nodes[position]] in TRANSPARENT:
+        if flow.op[node] == "DequantizeLinear" and flow.op[stream.nodes[position - 1]] != "QuantizeLinear":
+            break  # what it reads are integers
+        position -= 1
+    return position
+
+
+def _carried(flow: Flow, stream: Stream, position: int) -> int:
+    """Move on over nodes that only rename, retype or reorder."""
+    while position + 1 < len(stream.nodes) and flow.op[stream.nodes[position + 1]] in TRANSPARENT:
+        position += 1
+    return position
+
+
+def _axes(flow: Flow, stream: Stream, types: dict[str, Type]) -> list[str]:
+    """Follow the order of axes along the stream, from the lookup through every Transpose and Reshape on the way."""
+    axes = "TBH" if _transposed_ids(flow, stream.nodes[0]) else "BTH"
+    whole, found = axes, []
+    ways = [(stream.nodes[0],), *(s.around or (n,) for s, n in zip(stream.segments, stream.nodes[1:], strict=True))]
+    for way in ways:
+        for node in way:
+            _, dims = types.get(flow.nodes[node].output[0], (0, None))
+            perm = next((a.ints for a in flow.nodes[node].attribute if a.name == "perm"), ())
+            if flow.op[node] == "Transpose" and len(perm) == 3 == len(axes):
+                axes = whole = "".join(axes[p] for p in perm)
+            elif dims is not None and len(dims) == 2:
+                axes = "NH"
+            elif dims is not None and len(dims) == 3:
+                axes = whole
+        found.append(axes)
+    return found
+
+
+def _transposed_ids(flow: Flow, lookup: int) -> bool:
+    """Say whether the ids are turned from (B, T) to (T, B) on their way to the lookup."""
+    turns, node = 0, lookup
+    while True:
+        integers = [t for t in flow.reads[node] if flow.bits.get(t, 0) == VALUE]
+        if len(integers) != 1 or integers[0] not in flow.producer:
+            return turns % 2 == 1
+        node = flow.producer[integers[0]]
+        turns += flow.op[node] == "Transpose"
+
+
+def _output(flow: Flow, stream: Stream, graph: onnx.GraphProto) -> str:
+    """Name the output of the stream's last node: one the graph gives out, or the first."""
+    outputs = [str(o) for o in flow.nodes[stream.nodes[-1]].output if o]
+    given = {o.name for o in graph.output}
+    return next((o for o in outputs if o in given), outputs[0])
+
+
+def _width(flow: Flow, types: dict[str, Type], node: int, tensor: str, axes: str) -> int | None:
+    """Tell H from the tensor's shape, or from the vector of parameters applied to it last."""
+    _, dims = types.get(tensor, (0, None))
+    if dims and len(dims) == len(axes) and isinstance(size := dims[axes.index("H")], int):
+        return size
+    return next((max(d) for d in flow.constants(node) if is_vector(d)), None)
+
+
+def _no_tokens(graph: onnx.GraphProto) -> str:
+    inputs = ", ".join(_described(i) for i in graph.input) or "none"
+    return (
+        "not a transformer over tokens: no integer input selects rows of an embedding table and no input is (B, T, H) "
+        f"floats; its inputs are {inputs}"
+    )
+
+
+def _described(value: onnx.ValueInfoProto) -> str:
+    kind = value.type.tensor_type
+    dims = ", ".join(str(d.dim_param or d.dim_value) for d in kind.shape.dim)
+    return f"{value.name} {onnx.TensorProto.DataType.Name(kind.elem_type).lower()} ({dims})"
+
+
+def _no_attention(flow: Flow, sinks: list[int]) -> str:
+    seen = Counter(
+        flow.nodes[n].op_type
+        for n in range(len(flow.nodes))
+        if n not in flow.sources and learned(flow, n) and flow.feeders[n] and any(flow.depends(s, n) for s in sinks)
+    )
+    found = ", ".join(f"{count} {op}" for op, count in seen.most_common()) or "none"
+    return f"not a transformer: no residual block in which tokens attend to each other; its learned operators are {found}"

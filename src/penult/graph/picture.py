@@ -1,0 +1,71 @@
+"""Draw a description as one self-contained HTML file: the stack of layers, where it is cut, what falls away."""
+
+from html import escape
+
+from penult.graph.describe import Description, End
+
+_STYLE = """
+:root { --ink: #1d2330; --soft: #667085; --line: #d5dae3; --keep: #0f766e; --keep-bg: #e6f4f1; --gone: #b42318;
+        --gone-bg: #fdf1f0; --paper: #fff; }
+@media (prefers-color-scheme: dark) { :root { --ink: #e6e9ef; --soft: #9aa4b5; --line: #39414f; --keep: #5eead4;
+        --keep-bg: #12332f; --gone: #fda29b; --gone-bg: #3a1d1b; --paper: #14171d; } }
+body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); margin: 2.5rem auto; max-width: 46rem;
+       padding: 0 1rem; }
+h1 { font-size: 1.35rem; margin: 0 0 .25rem; overflow-wrap: anywhere; }
+p { margin: .25rem 0 1.25rem; color: var(--soft); }
+ol { list-style: none; margin: 0; padding: 0; }
+li { border: 1px solid var(--line); border-radius: 8px; padding: .55rem .9rem; margin: 0 0 .5rem; }
+li.keep { background: var(--keep-bg); border-color: var(--keep); }
+li.chosen { border-width: 2px; }
+li.gone { background: var(--gone-bg); border: 1px dashed var(--gone); color: var(--gone); }
+li.end { text-align: center; color: var(--soft); }
+li.cut { border: 0; border-top: 2px dashed var(--gone); border-radius: 0; color: var(--gone); text-align: right;
+         padding: .1rem 0; margin: .9rem 0; font-weight: 600; }
+b { font-weight: 600; } .width { float: right; color: var(--soft); margin-left: 1rem; }
+code { font: 12.5px/1.4 ui-monospace, monospace; overflow-wrap: anywhere; } small { display: block; color: var(--soft); }
+"""
+
+
+def draw(description: Description, title: str) -> str:
+    """Give an HTML page; inputs stand below, the head on top, as data flows upwards."""
+    d = description
+    rows = [_end(d.outputs, "outputs"), _removed(d)]
+    rows += [_layer(d, index) for index in range(len(d.layers) - 1, d.cut.index, -1)]
+    rows.append(f'<li class="cut">cut here, layer {d.cut.index} is the embedding</li>')
+    rows += [_layer(d, index) for index in range(d.cut.index, -1, -1)]
+    rows.append(_end(d.inputs, "inputs"))
+    opsets = ", ".join(f"{domain} {version}" for domain, version in d.opset.items())
+    return (
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
+        f"<title>{escape(title)}</title><style>{_STYLE}</style>"
+        f"<h1>{escape(title)}</h1>"
+        f"<p>{len(d.layers) - 1} layers, {d.whole.parameters:,} parameters ({d.precision}, {megabytes(d.whole.bytes)}), "
+        f"opset {escape(opsets)}</p><ol>{''.join(rows)}</ol></html>\n"
+    )
+
+
+def megabytes(count: int) -> str:
+    """Write bytes for people, in units of 10^6, or of 10^3 where there are few."""
+    return f"{count / 1e6:,.1f} MB" if count >= 100_000 else f"{count / 1e3:,.1f} kB"
+
+
+def _layer(d: Description, index: int) -> str:
+    state = d.layers[index]
+    kind = "gone" if index > d.cut.index else "keep chosen" if index == d.cut.index else "keep"
+    name = "Embedding output" if index == 0 else f"Layer {index}"
+    width = "" if state.hidden_size is None else f'<span class="width">{state.hidden_size} wide</span>'
+    return f'<li class="{kind}">{width}<b>{name}</b> <code>{escape(state.tensor)}</code><small>{escape(state.why)}</small></li>'
+
+
+def _removed(d: Description) -> str:
+    if not d.removed.nodes and not d.removed.bytes:
+        return '<li class="end">nothing stands above: the graph ends at this hidden state</li>'
+    return (
+        f'<li class="gone"><b>Head</b><small>{d.removed.nodes:,} nodes, {d.removed.parameters:,} parameters, '
+        f"{megabytes(d.removed.bytes)} fall away in all</small></li>"
+    )
+
+
+def _end(ends: tuple[End, ...], what: str) -> str:
+    listed = ", ".join(f"{end.name} {end.dtype}({', '.join(map(str, end.shape))})" for end in ends)
+    return f'<li class="end">{what}: <code>{escape(listed)}</code></li>'

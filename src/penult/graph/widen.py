@@ -1,0 +1,63 @@
+"""Turn the half precision of a graph into single precision: the same numbers, in a type that CPUs compute in.
+
+A CPU has no kernels for half precision: a runtime casts before and after every operator. It knows types and no operators
+but those that name one.
+"""
+
+import numpy as np
+import onnx
+from onnx import AttributeProto, TensorProto, numpy_helper
+
+_HALF, _FULL = TensorProto.FLOAT16, TensorProto.FLOAT
+_NAMING = frozenset(("to", "dtype", "output_datatype"))  # attributes whose value is a type
+
+
+def widen(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Give a copy in which every float16 is a float32; the model itself if there is none.
+
+    Args:
+        model: loaded with its data. It is not changed.
+    """
+    if not has_half(model.graph):
+        return model
+    out = onnx.ModelProto()
+    out.CopyFrom(model)
+    _widen(out.graph)
+    for function in out.functions:
+        for node in function.node:
+            _widen_node(node)
+    return out
+
+
+def has_half(graph: onnx.GraphProto) -> bool:
+    """Say whether a graph computes in float16 somewhere, subgraphs aside."""
+    return any(tensor.data_type == _HALF for tensor in graph.initializer) or any(
+        a.t.data_type == _HALF or (a.name in _NAMING and a.i == _HALF) for node in graph.node for a in node.attribute
+    )
+
+
+def _widen(graph: onnx.GraphProto) -> None:
+    for tensor in graph.initializer:
+        _widen_tensor(tensor)
+    for value in (*graph.input, *graph.output, *graph.value_info):
+        if value.type.tensor_type.elem_type == _HALF:
+            value.type.tensor_type.elem_type = _FULL
+    for node in graph.node:
+        _widen_node(node)
+
+
+def _widen_node(node: onnx.NodeProto) -> None:
+    for attribute in node.attribute:
+        if attribute.name in _NAMING and attribute.type == AttributeProto.INT and attribute.i == _HALF:
+            attribute.i = _FULL
+        elif attribute.type == AttributeProto.TENSOR:
+            _widen_tensor(attribute.t)
+        elif attribute.type == AttributeProto.GRAPH:
+            _widen(attribute.g)
+
+
+def _widen_tensor(tensor: TensorProto) -> None:
+    if tensor.data_type == _HALF:
+        wide = numpy_helper.to_array(tensor).astype(np.float32)
+        # Half precision's infinities stay infinite; its largest number, which masks add, stays large enough.
+        tensor.CopyFrom(numpy_helper.from_array(wide, tensor.name))

@@ -1,0 +1,66 @@
+"""Carry out what `graph/calibrate.py` asks for: sessions that run the calibration texts, and the processor's limit.
+
+It composes the tokenizer, the engine and the graph changes, for `prepare` alone.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from penult.engine import Engine, fuse
+from penult.feeds import feed
+from penult.graph.calibrate import Outcome, make_int8
+from penult.graph.integer import weight_limit
+from penult.graph.standalone import write_standalone
+from penult.recipe import Recipe
+from penult.source import Source
+from penult.tokenizer import Tokenizer
+
+_TOKENS = "token_embeddings"
+_LONG = 4  # texts of the full length, joined from the short ones
+
+
+def measure_limit() -> int:
+    """Find the largest 8-bit weight that is safe on this processor, 127 or 64."""
+    return weight_limit(lambda model, inputs: Engine(model, threads=1).run(inputs))
+
+
+def convert(graph: Path, data_folder: Path | None, source: Source, recipe: Recipe, *, texts: Sequence[str], limit: int,
+            work: Path) -> Outcome:  # fmt: skip
+    """Replace a prepared fp32 graph by its 8-bit form.
+
+    Args:
+        graph: the file; it is replaced.
+        data_folder: where its external data lie, if not beside it.
+        source: the model, for its tokenizer.
+        recipe: how texts are read.
+        texts: the calibration texts.
+        limit: as `measure_limit` finds.
+        work: an empty folder for files in between.
+
+    Raises:
+        ValueError: the graph has no layer that can be made 8 bits wide, or there are no texts.
+    """
+    if not texts:
+        raise ValueError("calibration is empty; give some texts like those to embed, or leave it out.")
+    tokenizer = Tokenizer(source.folder, max_length=recipe.max_length, side=recipe.side)
+    joined = [" ".join(texts[start::_LONG]) for start in range(_LONG)]
+    encoded = tokenizer.encode([*texts, *joined], recipe.prompts["document"])
+    plain = work / "fp32.onnx"
+    write_standalone(graph, data_folder or graph.parent, plain)
+
+    def run(path: Path, outputs: Sequence[str]) -> Iterator[Mapping[str, NDArray[Any]]]:
+        engine = Engine(path)
+        shape = next((tensor.shape for tensor in engine.inputs if tensor.name == "input_ids"), ())
+        rows, length = (size if isinstance(size, int) else None for size in (*shape, None, None)[:2])
+        for row, ids in enumerate(encoded.ids):
+            if length is not None and len(ids) > length:
+                continue
+            padded = tokenizer.pad(encoded, [row] * (rows or 1), length or max(1, len(ids)), pool_prompt=recipe.include_prompt)
+            found = engine.run(feed(engine.inputs, padded), outputs=outputs)
+            yield {name: np.asarray(array[: len(array) // (rows or 1)]) for name, array in zip(outputs, found, strict=True)}
+
+    return make_int8(plain, graph, fuse=fuse, run=run, limit=limit, before=_TOKENS)

@@ -1,0 +1,86 @@
+"""A JSON file of a model's folder: what it holds, or one error that names the file and what is wrong with it.
+
+Whoever made the folder may be careless or hostile, and a value of the wrong type that is passed over gives other vectors in
+silence. This file knows JSON and sizes; it knows no key's meaning.
+"""
+
+import json
+from pathlib import Path
+from reprlib import repr as short
+from types import UnionType
+from typing import Any
+
+_MOST_BYTES = 128 * 2**20  # the largest tokenizer.json of a known model has some 35 MB
+
+
+def check_size(path: Path) -> None:
+    """Refuse what would take for ever to read, or all memory.
+
+    Raises:
+        FileNotFoundError: there is no file.
+        ValueError: it is longer than 128 MiB, or no regular file.
+    """
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{path} is not a file; fetch it again.")
+    if (size := path.stat().st_size) > _MOST_BYTES:
+        raise ValueError(f"{path} has {size:,} bytes; such a file has at most {_MOST_BYTES:,}. Fetch it again.")
+
+
+def read_text(path: Path) -> str:
+    """Read a text file of a size that such files have.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: as `check_size`, or it is not UTF-8.
+    """
+    check_size(path)
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 ({error}); fetch it again.") from error
+
+
+def read_json(path: Path) -> object:
+    """Read a JSON file; None where there is none.
+
+    Raises:
+        ValueError: it is no JSON, or nested too deeply.
+    """
+    try:
+        text = read_text(path)
+    except FileNotFoundError:
+        return None
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not JSON ({error}); fetch it again.") from error
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """Read a JSON object; an empty one where there is no file.
+
+    Raises:
+        ValueError: it is no JSON, or holds something else.
+    """
+    found = {} if not path.exists() else read_json(path)
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} holds {short(found)}; it must be a JSON object. Fetch it again.")  # noqa: TRY004
+    return found
+
+
+def value_of(path: Path, key: str, kind: type | UnionType, allowed: str) -> Any:  # noqa: ANN401 - as `kind` says
+    """Read one value of a JSON object; None where the file or the key is absent, or the value null.
+
+    Args:
+        path: the file.
+        key: of its object.
+        kind: the type the value must have; a bool is no number.
+        allowed: the type in words, for the error.
+
+    Raises:
+        ValueError: the value is of another type.
+    """
+    value = read_object(path).get(key)
+    if value is not None and (not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool)):
+        raise ValueError(f"{path}: {key} is {short(value)}; it must be {allowed}. Mend or fetch the file again.")
+    return value

@@ -1,0 +1,208 @@
+"""What int8 costs in quality, in numbers that a user can decide on: fp32 and int8 vectors of the same texts, compared.
+
+    texts               cosine of each text's two vectors: least, 1st percentile, mean
+    pairs with scores   Spearman's correlation of the cosine with the score, as in the STS benchmark
+    a search corpus     nDCG@10 of the queries over the documents, exact search
+
+It knows files of those three kinds and composed embedders; nothing of graphs.
+"""
+
+import csv
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from penult.data import calibration_texts
+from penult.types import TextEmbedder, Vectors
+
+_TOP = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Data:
+    """What is compared on.
+
+    Attributes:
+        texts: every text once.
+        pairs: two positions in `texts` and a score each; empty for other data.
+        relevant: per query, a position in `texts`: the gain of each document, a position too. Empty for other data.
+        documents: positions of the documents.
+        where: the file, in words.
+    """
+
+    texts: tuple[str, ...]
+    pairs: tuple[tuple[int, int, float], ...] = ()
+    relevant: Mapping[int, Mapping[int, float]] | None = None
+    documents: tuple[int, ...] = ()
+    where: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Quality:
+    """How close two precisions are.
+
+    Attributes:
+        texts: how many were compared.
+        least: the smallest cosine between a text's two vectors.
+        percentile: the cosine that 99 % of the texts exceed.
+        mean: the mean cosine.
+        spearman: the correlation with the scores, reference and other; None without pairs.
+        ndcg: nDCG@10, reference and other; None without queries.
+    """
+
+    texts: int
+    least: float
+    percentile: float
+    mean: float
+    spearman: tuple[float, float] | None
+    ndcg: tuple[float, float] | None
+
+
+def read_data(path: Path | None, limit: int | None = None) -> Data:
+    """Read texts, scored pairs or a search corpus.
+
+    1. None: the calibration texts that ship with penult. The scales were found on them, so the figures flatter.
+    2. A folder: `corpus.jsonl` and one each of `queries*.jsonl` and `qrels*.tsv`, as BEIR's data sets have them.
+    3. A table with tabs whose head names `score`, `sentence1`, `sentence2`.
+    4. Lines of JSON with a `text`, or plain lines.
+
+    Args:
+        path: the file or folder.
+        limit: the most texts or pairs; a corpus is always read whole, for a part of it gives another task.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        ValueError: a file is of none of these kinds.
+    """
+    if path is None:
+        return Data(calibration_texts()[:limit], where="penult's own calibration texts: the scales were found on them")
+    if path.is_dir():
+        return _corpus(path)
+    lines = path.read_text(encoding="utf-8").splitlines()
+    if lines and {"score", "sentence1", "sentence2"} <= set(lines[0].split("\t")):
+        table = list(csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE))[:limit]
+        texts = tuple(text for row in table for text in (row["sentence1"], row["sentence2"]))
+        return Data(texts, tuple((2 * i, 2 * i + 1, float(row["score"])) for i, row in enumerate(table)), where=str(path))
+    if path.suffix == ".jsonl":
+        rows = _rows(path)[:limit]
+        if any("text" not in row for row in rows):
+            raise ValueError(f"{path} has lines without `text`; every line must be an object with one.")
+        return Data(tuple(row["text"] for row in rows), where=str(path))
+    return Data(tuple(line for line in lines if line)[:limit], where=str(path))
+
+
+def measure(reference: TextEmbedder, other: TextEmbedder, data: Data) -> Quality:
+    """Embed the data with both and compare.
+
+    Raises:
+        ValueError: there are no texts.
+    """
+    if not data.texts:
+        raise ValueError(f"{data.where or 'the data'} holds no texts; give a file with some.")
+    queries = set(data.relevant or ())
+    a, b = (_embed(embedder, data.texts, queries) for embedder in (reference, other))
+    cosines = (a * b).sum(axis=1)
+    return Quality(
+        texts=len(data.texts),
+        least=float(cosines.min()),
+        percentile=float(np.quantile(cosines, 0.01)),
+        mean=float(cosines.mean()),
+        spearman=(_pairs(a, data), _pairs(b, data)) if data.pairs else None,
+        ndcg=(_search(a, data), _search(b, data)) if data.relevant else None,
+    )
+
+
+def table(found: Quality, data: Data) -> str:
+    """Give the figures as lines to read."""
+    lines = [
+        f"{found.texts} texts of {data.where}",
+        f"cosine to fp32   mean {found.mean:.5f}   1st percentile {found.percentile:.5f}   least {found.least:.5f}",
+    ]
+    for name, pair in (("Spearman", found.spearman), ("nDCG@10", found.ndcg)):
+        if pair is not None:
+            lines.append(f"{name:16} fp32 {pair[0]:.4f}   int8 {pair[1]:.4f}   difference {pair[1] - pair[0]:+.4f}")
+    return "\n".join(lines)
+
+
+def spearman(a: Sequence[float] | NDArray[np.floating], b: Sequence[float] | NDArray[np.floating]) -> float:
+    """Give Spearman's rank correlation; equal values share the mean of their ranks."""
+    return float(np.corrcoef(_ranks(a), _ranks(b))[0, 1])
+
+
+def ndcg(ranked: Sequence[float], gains: Sequence[float], top: int = _TOP) -> float:
+    """Give the normalised discounted cumulative gain of one query.
+
+    Args:
+        ranked: the gains of the documents found, best first.
+        gains: the gains of all relevant documents, in any order.
+        top: how many of the found ones count.
+    """
+    best = _discounted(sorted(gains, reverse=True)[:top])
+    return _discounted(list(ranked)[:top]) / best if best else 0.0
+
+
+def _embed(embedder: TextEmbedder, texts: Sequence[str], queries: set[int]) -> Vectors:
+    documents = [i for i in range(len(texts)) if i not in queries]
+    out = np.empty((len(texts), embedder.dimension), dtype=np.float32)
+    for rows, role in ((documents, "document"), (sorted(queries), "query")):
+        if rows:
+            out[rows] = embedder.embed([texts[i] for i in rows], role="query" if role == "query" else "document")
+    lengths = np.linalg.norm(out, axis=1, keepdims=True)
+    return np.asarray(out / np.maximum(lengths, 1e-12), dtype=np.float32)
+
+
+def _pairs(vectors: Vectors, data: Data) -> float:
+    first, second, scores = zip(*data.pairs, strict=True)
+    return spearman((vectors[list(first)] * vectors[list(second)]).sum(axis=1), scores)
+
+
+def _search(vectors: Vectors, data: Data) -> float:
+    documents = np.asarray(data.documents)
+    found = []
+    for query, gains in (data.relevant or {}).items():
+        best = documents[np.argsort(-(vectors[documents] @ vectors[query]), kind="stable")[:_TOP]]
+        found.append(ndcg([gains.get(int(document), 0.0) for document in best], list(gains.values())))
+    return float(np.mean(found))
+
+
+def _ranks(values: Sequence[float] | NDArray[np.floating]) -> NDArray[np.float64]:
+    _, inverse, counts = np.unique(np.asarray(values), return_inverse=True, return_counts=True)
+    last = np.cumsum(counts)
+    return np.asarray((last - (counts - 1) / 2)[inverse], dtype=np.float64)
+
+
+def _discounted(gains: Sequence[float]) -> float:
+    return sum(gain / float(np.log2(place + 2)) for place, gain in enumerate(gains))
+
+
+def _corpus(folder: Path) -> Data:
+    documents = _rows(folder / "corpus.jsonl")
+    queries, judged = (_only(folder, pattern) for pattern in ("queries*.jsonl", "qrels*.tsv"))
+    asked = _rows(queries)
+    texts = [f"{row.get('title') or ''} {row['text']}".strip() for row in documents] + [row["text"] for row in asked]
+    place = {row["_id"]: i for i, row in enumerate(documents)}
+    query = {row["_id"]: len(documents) + i for i, row in enumerate(asked)}
+    relevant: dict[int, dict[int, float]] = {}
+    with judged.open(encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file, delimiter="\t"):
+            if row["query-id"] in query and row["corpus-id"] in place:
+                relevant.setdefault(query[row["query-id"]], {})[place[row["corpus-id"]]] = float(row["score"])
+    return Data(tuple(texts), relevant=relevant, documents=tuple(range(len(documents))), where=str(folder))
+
+
+def _only(folder: Path, pattern: str) -> Path:
+    found = sorted(folder.glob(pattern))
+    if len(found) != 1:
+        raise FileNotFoundError(f"{folder} has {len(found)} files {pattern}; a search corpus has exactly one.")
+    return found[0]
+
+
+def _rows(path: Path) -> list[dict[str, str]]:
+    try:
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except ValueError as error:
+        raise ValueError(f"{path} is not lines of JSON ({error}).") from error

@@ -1,0 +1,411 @@
+"""RemoteEmbedder: the same face as `Embedder`, answered by a server.
+
+It knows connections, keys, time-outs and when to try again; what a server speaks stands in `dialects`. The only file that
+imports httpx, none of whose types is a part of the public face.
+"""
+
+import asyncio
+import json
+import os
+import random
+import threading
+import time
+import warnings
+import weakref
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from email.utils import parsedate_to_datetime
+from types import TracebackType
+from typing import Any, Self, TypeVar, cast
+
+import httpx
+import numpy as np
+
+from penult import dialects
+from penult.dialects import Call, Reply, Server, Talk
+from penult.types import Role, TextError, Vectors
+
+Result = TypeVar("Result")
+_BUSY = (429, 502, 503, 504)
+_LOST = (httpx.NetworkError, httpx.ConnectTimeout, httpx.RemoteProtocolError, httpx.ProxyError)
+_LONGEST_PAUSE = 60.0
+_FIXED = ("/predict", "/infer", "/invocations")
+
+
+class RemoteEmbedder:
+    """An embedder behind HTTP: a penult server, a DeepSparse server of either generation, or Text Embeddings Inference.
+
+    Nothing is sent before the first use. Safe to call from several threads; `aembed` from any event loop.
+
+    Args:
+        base_url: of the server, as `http://host:5543`; or of one route of DeepSparse, as `http://host:5543/predict`.
+        api_key: sent as `Authorization: Bearer`. None: none is.
+        timeout: seconds to wait for an answer to one request.
+        concurrency: requests of one call that are under way at once.
+        model: which of a server's models. None: the only one.
+        retries: how often a request is sent again that found the server busy (429, 502, 503, 504) or gone; about 15 s of
+            waiting in all with the default, unless the server itself says when to come back.
+        transport: what carries requests instead of a socket: an httpx transport, for tests and proxies. One that only
+            awaits serves `aembed` alone, one that only blocks `embed` alone.
+
+    Raises:
+        ValueError: `base_url` is no http(s) URL, or a number is too small.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        api_key: str | None = None,
+        *,
+        timeout: float = 120.0,
+        concurrency: int = 4,
+        model: str | None = None,
+        retries: int = 6,
+        transport: object = None,
+    ) -> None:
+        if not isinstance(base_url, str) or not base_url.startswith(("http://", "https://")):
+            raise ValueError(f"base_url is {base_url!r}; it must be a URL such as 'http://localhost:5543'.")
+        for name, value, least in (("timeout", timeout, 0.001), ("concurrency", concurrency, 1), ("retries", retries, 0)):
+            if value < least:
+                raise ValueError(f"{name} is {value}; it must be at least {least}.")
+        self._arguments = (base_url, api_key, timeout, concurrency, model, retries, transport)
+        self._base, self._path = _split(base_url)
+        self._headers = {"Content-Type": "application/json"} | (
+            {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
+        )
+        self._timeout = httpx.Timeout(timeout, connect=min(timeout, 10.0))
+        self._concurrency = concurrency
+        self._model = model
+        self._retries = retries
+        self._transport: Any = transport
+        self._client: httpx.Client | None = None
+        self._pid = os.getpid()
+        self._awaiting: httpx.AsyncClient | None = None  # only between `async with` and its end
+        self._server: Server | None = None
+        self._dimension: int | None = None
+        self._said_truncated = False
+        self._opening = threading.Lock()
+
+    @property
+    def dimension(self) -> int:
+        """D, the number of values in a vector; the server is asked when it is first wanted."""
+        if self._dimension is None and (server := self._known("document")).dimension is None:
+            self._noted(*self._talk(dialects.embed(server, ["a"], "document")))
+        return cast("int", self._dimension)
+
+    @property
+    def fingerprint(self) -> str:
+        """Name of all that decides a vector: penult's own, else a hash of what the server says of its model."""
+        return self._known("document").fingerprint
+
+    def embed(self, texts: Sequence[str], role: Role = "document", *, progress: bool = False) -> Vectors:
+        """Turn N texts into vectors.
+
+        Args:
+            texts: N texts; they are never altered. Empty ones are legal where the server takes them.
+            role: "document" or "query". DeepSparse has no prompts, so there it changes nothing.
+            progress: show a progress bar on standard error.
+
+        Returns:
+            (N, D) float32, in the caller's order; (0, D) for no texts.
+
+        Raises:
+            TypeError: `texts` is a str.
+            TextError: some rows are no text.
+            PermissionError: the server wants a key, or another one.
+            ConnectionError: the server cannot be reached, or fails, also after trying again.
+            TimeoutError: no answer came within `timeout` seconds.
+            ValueError: the server refused the texts, or its answer is not N finite vectors of one size.
+        """
+        texts = _checked(texts, role)
+        if not texts:
+            return np.empty((0, self.dimension), np.float32)
+        server = self._known(role)
+        requests = dialects.parts(server, texts)
+        with _Progress(len(texts), shown=progress) as step, ThreadPoolExecutor(min(self._concurrency, len(requests))) as pool:
+
+            def one(part: list[str]) -> tuple[Vectors, int]:
+                found = self._talk(dialects.embed(server, part, role))
+                step(len(part))
+                return found
+
+            pending = [pool.submit(one, part) for part in requests]
+            try:
+                found = [future.result() for future in pending]
+            finally:
+                for future in pending:
+                    future.cancel()  # after a failure, what has not begun is not sent
+        return self._joined(found, len(texts))
+
+    async def aembed(self, texts: Sequence[str], role: Role = "document") -> Vectors:
+        """Turn N texts into vectors without blocking the event loop; otherwise as `embed`."""
+        texts = _checked(texts, role)
+        async with _Borrowed(self._awaiting or self._new_async(), keep=self._awaiting is not None) as client:
+            server = await self._aknown(client, role)
+            gate = asyncio.Semaphore(self._concurrency)
+
+            async def one(part: list[str]) -> tuple[Vectors, int]:
+                async with gate:
+                    return await self._atalk(client, dialects.embed(server, part, role))
+
+            requests = dialects.parts(server, texts or (["a"] if self._dimension is None else []))
+            tasks = [asyncio.ensure_future(one(part)) for part in requests]
+            try:
+                found = list(await asyncio.gather(*tasks))
+            finally:
+                for task in tasks:
+                    task.cancel()
+        joined = self._joined(found, max(len(texts), 1)) if found else np.empty((0, cast("int", self._dimension)), np.float32)
+        return joined[: len(texts)]
+
+    def close(self) -> None:
+        """Close the connections; a later call opens new ones."""
+        with self._opening:
+            client, self._client = self._client, None
+        if client is not None:
+            client.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    async def __aenter__(self) -> Self:
+        self._awaiting = self._new_async()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        client, self._awaiting = self._awaiting, None
+        if client is not None:
+            await client.aclose()
+        self.close()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _again, self._arguments  # a connection cannot travel; the receiver opens its own
+
+    def __repr__(self) -> str:
+        return f"RemoteEmbedder({self._base!r})"
+
+    def _known(self, role: Role) -> Server:
+        """Recognise the server at the first use, and TEI's prompt at the first use of its role."""
+        if self._server is None:
+            self._keep(self._talk(self._finding()))
+        server = self._talk(dialects.prompted(cast("Server", self._server), role))
+        return self._keep(server)
+
+    async def _aknown(self, client: httpx.AsyncClient, role: Role) -> Server:
+        if self._server is None:
+            self._keep(await self._atalk(client, self._finding()))
+        return self._keep(await self._atalk(client, dialects.prompted(cast("Server", self._server), role)))
+
+    def _finding(self) -> Talk[Server]:
+        return dialects.find(self._model) if self._path is None else dialects.at(self._path)
+
+    def _keep(self, server: Server) -> Server:
+        self._server = server
+        if server.dimension is not None:
+            self._dimension = server.dimension
+        return server
+
+    def _joined(self, found: list[tuple[Vectors, int]], count: int) -> Vectors:
+        for vectors, _ in found:
+            self._noted(vectors, 0)
+        cut = sum(truncated for _, truncated in found)
+        if cut and not self._said_truncated:
+            self._said_truncated = True
+            from penult.embedder import TruncationWarning  # noqa: PLC0415 - what a remote client else never needs
+
+            warnings.warn(
+                f"{cut} of {count} texts had more tokens than the server's model takes, and were cut there. Split them. "
+                "Said once.",
+                TruncationWarning,
+                stacklevel=3,
+            )
+        return np.concatenate([vectors for vectors, _ in found])
+
+    def _noted(self, vectors: Vectors, _: int) -> None:
+        size = int(vectors.shape[1])
+        if self._dimension is not None and size != self._dimension:
+            raise ValueError(
+                f"The server's vectors had {self._dimension} values before, and now {size}: it serves another model."
+            )
+        self._dimension = size
+
+    def _talk(self, talk: Talk[Result]) -> Result:
+        try:
+            call = next(talk)
+            while True:
+                call = talk.send(self._send(call))
+        except StopIteration as done:
+            return cast("Result", done.value)
+
+    async def _atalk(self, client: httpx.AsyncClient, talk: Talk[Result]) -> Result:
+        try:
+            call = next(talk)
+            while True:
+                call = talk.send(await self._asend(client, call))
+        except StopIteration as done:
+            return cast("Result", done.value)
+
+    def _send(self, call: Call) -> Reply:
+        client, content = self._blocking(), _content(call)
+        for attempt in range(self._retries + 1):
+            try:
+                reply = _reply(client.request(call.method, self._base + call.path, content=content))
+            except httpx.HTTPError as error:
+                if (pause := self._pause(attempt, error)) is None:
+                    raise self._failure(error) from error
+            else:
+                if (pause := self._pause(attempt, reply)) is None:
+                    return reply
+            time.sleep(pause)
+        raise AssertionError("the last attempt neither answered nor failed. This is a bug.")
+
+    async def _asend(self, client: httpx.AsyncClient, call: Call) -> Reply:
+        content = _content(call)
+        for attempt in range(self._retries + 1):
+            try:
+                reply = _reply(await client.request(call.method, self._base + call.path, content=content))
+            except httpx.HTTPError as error:
+                if (pause := self._pause(attempt, error)) is None:
+                    raise self._failure(error) from error
+            else:
+                if (pause := self._pause(attempt, reply)) is None:
+                    return reply
+            await asyncio.sleep(pause)
+        raise AssertionError("the last attempt neither answered nor failed. This is a bug.")
+
+    def _pause(self, attempt: int, outcome: Reply | httpx.HTTPError) -> float | None:
+        """Say how many seconds to wait before the next attempt; None: there is none."""
+        again = outcome.status in _BUSY if isinstance(outcome, Reply) else isinstance(outcome, _LOST)
+        if not again or attempt >= self._retries:
+            return None
+        backoff: float = min(8.0, 0.25 * 2**attempt) * random.uniform(0.5, 1.0)  # noqa: S311 - so that clients do not come back as one
+        return max(backoff, _retry_after(outcome.headers)) if isinstance(outcome, Reply) else backoff
+
+    def _failure(self, error: httpx.HTTPError) -> OSError:
+        if isinstance(error, httpx.TimeoutException) and not isinstance(error, httpx.ConnectTimeout):
+            return TimeoutError(
+                f"{self._base} gave no answer within {self._timeout.read:g} s; give a larger timeout=, or a lower concurrency=."
+            )
+        return ConnectionError(f"{self._base} cannot be reached, also after {self._retries} more attempts: {error}.")
+
+    def _blocking(self) -> httpx.Client:
+        if self._transport is not None and not hasattr(self._transport, "handle_request"):
+            raise TypeError(f"transport is a {type(self._transport).__name__}, which only awaits; use aembed.")
+        with self._opening:
+            if self._client is None or self._pid != os.getpid():  # a fork must not share its parent's connections
+                self._pid = os.getpid()
+                self._client = httpx.Client(
+                    headers=self._headers, timeout=self._timeout, transport=self._transport, limits=self._limits()
+                )
+                weakref.finalize(self, self._client.close)  # adapters are never closed by anyone
+            return self._client
+
+    def _new_async(self) -> httpx.AsyncClient:
+        if self._transport is not None and not hasattr(self._transport, "handle_async_request"):
+            raise TypeError(f"transport is a {type(self._transport).__name__}, which only blocks; use embed.")
+        return httpx.AsyncClient(headers=self._headers, timeout=self._timeout, transport=self._transport, limits=self._limits())
+
+    def _limits(self) -> httpx.Limits:
+        return httpx.Limits(max_connections=None, max_keepalive_connections=max(8, self._concurrency))
+
+
+class _Borrowed:
+    """A client that is closed at the end, unless its owner keeps it."""
+
+    def __init__(self, client: httpx.AsyncClient, *, keep: bool) -> None:
+        self._client = client
+        self._keep = keep
+
+    async def __aenter__(self) -> httpx.AsyncClient:
+        return self._client
+
+    async def __aexit__(self, *exc: object) -> None:
+        if not self._keep:
+            await self._client.aclose()
+
+
+class _Progress:
+    """A progress bar, or nothing at all; several threads may step it."""
+
+    def __init__(self, total: int, *, shown: bool) -> None:
+        self._bar: Any = None
+        self._lock = threading.Lock()
+        if shown:
+            from tqdm.auto import tqdm  # noqa: PLC0415
+
+            self._bar = tqdm(total=total, unit="text", desc="embedding")
+
+    def __enter__(self) -> Any:  # noqa: ANN401 - a function of a number
+        return self._step
+
+    def __exit__(self, *exc: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def _step(self, count: int) -> None:
+        if self._bar is not None:
+            with self._lock:
+                self._bar.update(count)
+
+
+def _again(
+    base_url: str, api_key: str | None, timeout: float, concurrency: int, model: str | None, retries: int, transport: object
+) -> RemoteEmbedder:
+    return RemoteEmbedder(
+        base_url, api_key, timeout=timeout, concurrency=concurrency, model=model, retries=retries, transport=transport
+    )
+
+
+def _split(base_url: str) -> tuple[str, str | None]:
+    """Part a URL into the server's and, where it names one, DeepSparse's route."""
+    base = base_url.rstrip("/").removesuffix("/v1")
+    scheme, _, rest = base.partition("://")
+    host, slash, path = rest.partition("/")
+    if slash and f"/{path}".endswith(_FIXED):
+        return f"{scheme}://{host}", f"/{path}"
+    return base, None
+
+
+def _content(call: Call) -> bytes | None:
+    return None if call.body is None else json.dumps(call.body, ensure_ascii=False).encode()
+
+
+def _reply(response: httpx.Response) -> Reply:
+    return Reply(response.status_code, {name.lower(): value for name, value in response.headers.items()}, response.content)
+
+
+def _retry_after(headers: Mapping[str, str]) -> float:
+    """Read the seconds that a server asks for, as a number or as a date; at most a minute."""
+    said = headers.get("retry-after", "").strip()
+    if said.isdecimal():
+        return min(float(said), _LONGEST_PAUSE)
+    try:
+        return max(0.0, min(parsedate_to_datetime(said).timestamp() - time.time(), _LONGEST_PAUSE))
+    except ValueError:
+        return 0.0
+
+
+def _checked(texts: Sequence[str], role: Role) -> list[str]:
+    if role not in ("document", "query"):
+        raise ValueError(f"role is {role!r}; it must be 'document' or 'query'.")
+    if isinstance(texts, str | bytes):
+        raise TypeError(f"texts is a {type(texts).__name__}; give a list of texts, for example [text].")
+    rows = {row: why for row, text in enumerate(texts) if (why := _unsendable(text)) is not None}
+    if rows:
+        raise TextError(rows, len(texts))
+    return list(texts)
+
+
+def _unsendable(text: object) -> str | None:
+    if not isinstance(text, str):
+        return f"is a {type(text).__name__}, not a str"
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        return f"is not valid Unicode: a lone surrogate U+{ord(text[error.start]):04X} at character {error.start}"
+    return None

@@ -1,0 +1,50 @@
+"""The web application: all routes over one service, behind the gate.
+
+It composes; it knows no contract's words itself.
+"""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+
+from penult._version import __version__
+from penult.server import deepsparse, docs, health, openai, tei
+from penult.server.config import ServerConfig
+from penult.server.gate import Gate
+from penult.server.service import Service
+
+_ABOUT = """Text to vectors on the CPU. The routes of three contracts: OpenAI (`/v1/embeddings`) and Text Embeddings Inference
+(`/embed`) give penult's vectors, as the model's own files say; those of DeepSparse (`/predict`, `/v2/models/NAME/infer`)
+give DeepSparse's numbers."""
+
+
+def create_app(config: ServerConfig) -> FastAPI:
+    """Open the models and make the application.
+
+    Raises:
+        FileNotFoundError: a model is not there.
+        ValueError: the configuration cannot be served; the message says why.
+    """
+    service = Service(config)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        service.models.close()  # every request has its answer by now
+
+    app = FastAPI(
+        title="penult",
+        version=__version__,
+        description=_ABOUT,
+        docs_url=None,
+        redoc_url=None,
+        lifespan=lifespan,
+    )
+    for part in (openai, tei, deepsparse, health):
+        part.add(app, service)
+    docs.add(app)
+    app.state.service = service
+    app.openapi()  # made now: it takes a fifth of a second, in which nobody else would be answered
+    app.add_middleware(Gate, metrics=service.metrics, api_key=config.api_key, max_body_bytes=config.limits.max_body_bytes)
+    return app

@@ -1,0 +1,226 @@
+"""Micro-batching: what waits for the same engine runs together, one call at a time.
+
+It knows texts, their sizes, one thread and a bounded queue; it knows nothing of HTTP or of models. A request that finds the
+engine idle runs at once. Those that arrive meanwhile are merged into the next call, and a large request gives way to small
+ones: each call ("tick") shares its budget of tokens among all that wait.
+"""
+
+import asyncio
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+_LOGGER = logging.getLogger(__name__)
+
+Rows = Sequence[NDArray[Any]] | NDArray[Any]
+Run = Callable[[list[str]], Rows]
+
+
+class Watcher(Protocol):
+    """Who is told what the queue does."""
+
+    def waiting(self, change: int) -> None:
+        """So many requests more, or fewer, are in the queue."""
+
+    def waited(self, seconds: float) -> None:
+        """A request left the queue for the engine."""
+
+    def ran(self, texts: int, tokens: int, seconds: float) -> None:
+        """A tick has run."""
+
+
+class QueueFull(Exception):  # noqa: N818 - a state of the queue
+    """Too many requests wait already; `retry_after` is a good number of seconds to come back."""
+
+    def __init__(self, waiting: int, retry_after: int) -> None:
+        self.waiting = waiting
+        self.retry_after = retry_after
+        super().__init__(f"{waiting} requests are waiting already, that is the most; come back in {retry_after} s.")
+
+
+@dataclass(slots=True, eq=False)
+class _Job:
+    texts: list[str]
+    sizes: list[int]
+    run: Run
+    mergeable: bool
+    future: "asyncio.Future[Rows]"
+    queued: float
+    left: deque[int]
+    parts: list[tuple[list[int], Rows]] = field(default_factory=list)
+    tokens_left: int = 0
+
+    def take(self, budget: int) -> list[int]:
+        """Take texts for at most `budget` tokens, but at least one."""
+        if not self.mergeable or self.tokens_left <= budget:
+            taken, self.left, self.tokens_left = list(self.left), deque(), 0
+            return taken
+        taken = []
+        while self.left and (not taken or self.sizes[self.left[0]] <= budget):
+            taken.append(self.left.popleft())
+            budget -= self.sizes[taken[-1]]
+            self.tokens_left -= self.sizes[taken[-1]]
+        return taken
+
+    def result(self) -> Rows:
+        if len(self.parts) == 1:
+            return self.parts[0][1]
+        if all(isinstance(values, np.ndarray) for _, values in self.parts):
+            first = self.parts[0][1]
+            out = np.empty((len(self.texts), *np.shape(first)[1:]), np.asarray(first).dtype)
+            for rows, values in self.parts:
+                out[rows] = values
+            return out
+        found: dict[int, NDArray[Any]] = {}
+        for rows, values in self.parts:
+            found.update(zip(rows, values, strict=True))
+        return [found[row] for row in range(len(self.texts))]
+
+
+class Batcher:
+    """One engine's queue and the thread that empties it.
+
+    Args:
+        name: of the thread.
+        max_requests: that may wait or run.
+        max_tick_tokens: of one call.
+        watcher: who is told.
+    """
+
+    def __init__(self, name: str, *, max_requests: int, max_tick_tokens: int, watcher: Watcher) -> None:
+        self._max_requests = max_requests
+        self._max_tick_tokens = max_tick_tokens
+        self._watcher = watcher
+        self._jobs: deque[_Job] = deque()
+        self._wake = threading.Condition()
+        self._closing = False
+        self._tokens_per_second = 5000.0  # a guess, until the first ticks have run
+        self._thread = threading.Thread(target=self._work, name=name, daemon=True)
+        self._thread.start()
+
+    @property
+    def alive(self) -> bool:
+        """Whether the thread still runs."""
+        return self._thread.is_alive() and not self._closing
+
+    async def rows(self, texts: list[str], sizes: list[int], run: Run, *, mergeable: bool = True) -> Rows:
+        """Run texts with those of others; the rows come in the order of the texts.
+
+        Args:
+            texts: N texts, at least one.
+            sizes: what each costs, in tokens.
+            run: what to call with the texts of a tick. Only requests of an equal one are merged.
+            mergeable: False: these texts run in one call of their own.
+
+        Raises:
+            QueueFull: there is no room.
+            Exception: what `run` raised for these texts.
+        """
+        future: asyncio.Future[Rows] = asyncio.get_running_loop().create_future()
+        order = range(len(texts))
+        if mergeable and sum(sizes) > self._max_tick_tokens:  # like lengths together, as they will run in several ticks
+            order = sorted(order, key=lambda row: -sizes[row])  # type: ignore[assignment]
+        job = _Job(texts, sizes, run, mergeable, future, time.monotonic(), deque(order), tokens_left=sum(sizes))
+        with self._wake:
+            self._check_room()
+            self._jobs.append(job)
+            self._watcher.waiting(1)
+            self._wake.notify()
+        return await future  # cancelled when the client has gone: the thread then skips what is left of the job
+
+    def close(self) -> None:
+        """Finish what waits, then end the thread."""
+        with self._wake:
+            self._closing = True
+            self._wake.notify()
+        self._thread.join()
+
+    def _check_room(self) -> None:
+        if len(self._jobs) >= self._max_requests:
+            tokens = sum(job.tokens_left for job in self._jobs)
+            raise QueueFull(len(self._jobs), max(1, min(60, round(tokens / self._tokens_per_second))))
+
+    def _work(self) -> None:
+        while True:
+            with self._wake:
+                while not self._jobs and not self._closing:
+                    self._wake.wait()
+                self._drop_cancelled()
+                if not self._jobs and self._closing:
+                    return
+                tick = self._take()
+            if tick:
+                self._run(tick)
+
+    def _drop_cancelled(self) -> None:
+        kept = deque(job for job in self._jobs if not job.future.cancelled())
+        self._watcher.waiting(len(kept) - len(self._jobs))
+        self._jobs = kept
+
+    def _take(self) -> list[tuple[_Job, list[int]]]:
+        """Share a tick's budget: small requests go in whole, large ones divide what is left."""
+        if not self._jobs:
+            return []
+        first = self._jobs[0]
+        mates = [job for job in self._jobs if job.run == first.run and job.mergeable] if first.mergeable else [first]
+        now, budget, tick = time.monotonic(), self._max_tick_tokens, []
+        for turn, job in enumerate(sorted(mates, key=lambda job: job.tokens_left)):
+            if budget <= 0:
+                break
+            if not job.parts:
+                self._watcher.waited(now - job.queued)
+            rows = job.take(max(1, budget // (len(mates) - turn)))
+            budget -= sum(job.sizes[row] for row in rows)
+            tick.append((job, rows))
+        # What these leave over comes after all that could not run with them.
+        self._jobs = deque([job for job in self._jobs if job not in mates] + mates)
+        return tick
+
+    def _run(self, tick: list[tuple[_Job, list[int]]]) -> None:
+        texts = [job.texts[row] for job, rows in tick for row in rows]
+        tokens = sum(job.sizes[row] for job, rows in tick for row in rows)
+        started = time.monotonic()
+        try:
+            values = tick[0][0].run(texts)
+        except Exception as error:  # noqa: BLE001 - the thread serves others, and must live on
+            if len(tick) == 1:
+                self._finish(tick[0][0], error)
+            else:  # one of them is at fault: each alone, so that only that one hears of it
+                for part in tick:
+                    self._run([part])
+            return
+        seconds = time.monotonic() - started
+        self._tokens_per_second += 0.2 * (tokens / max(seconds, 1e-6) - self._tokens_per_second)
+        self._watcher.ran(len(texts), tokens, seconds)
+        start = 0
+        for job, rows in tick:
+            job.parts.append((rows, values[start : start + len(rows)]))
+            start += len(rows)
+            if not job.left:
+                self._finish(job, None)
+
+    def _finish(self, job: _Job, error: Exception | None) -> None:
+        with self._wake:
+            self._jobs.remove(job)
+            self._watcher.waiting(-1)
+        value = None if error is not None else job.result()
+        try:
+            job.future.get_loop().call_soon_threadsafe(_settle, job.future, value, error)
+        except RuntimeError:  # the loop is closed: nobody waits any more
+            _LOGGER.debug("an answer came after the end of the server")
+
+
+def _settle(future: "asyncio.Future[Rows]", value: Rows | None, error: Exception | None) -> None:
+    if future.done():
+        return
+    if error is not None:
+        future.set_exception(error)
+    elif value is not None:
+        future.set_result(value)

@@ -1,0 +1,199 @@
+"""DeepSparse's YAML file, and what penult adds to it.
+
+It knows DeepSparse's keys: those that have a meaning here, those that have none (accepted, and said once), and that every
+other is refused by name. An error names the file, the line and the key.
+"""
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast, get_args
+
+from penult.server.config import HOST, PORT, ConfigError, EndpointConfig, Limits, ServerConfig, check_task
+from penult.server.yamlfile import Node, load
+from penult.types import Pooling, Precision
+
+_LOGGER = logging.getLogger(__name__)
+_STRATEGIES = ("per_token", "reduce_mean", "reduce_max", "cls_token")
+_INTEGRATIONS = ("local", "sagemaker", "openai")
+_NO_MEANING: Mapping[str, str] = {
+    "num_workers": "requests of all clients are batched together",
+    "engine_thread_pinning": "the operating system places the threads",
+    "pytorch_num_threads": "there is no torch",
+    "loggers": "metrics are at /metrics, on the port of the server",
+    "system_logging": "the log has one line a request",
+    "logging_config": "the log has one line a request",
+    "data_logging": "texts and vectors are never logged",
+    "batch_size": "batches are formed by their tokens",
+    "engine_type": "ONNX Runtime runs the graph",
+    "return_numpy": "an answer is JSON",
+    "model_size": "the graph says how long a vector is",
+    "num_cores": "the server's own num_cores holds for all endpoints",
+    "num_streams": "one run uses all threads",
+    "scheduler": "requests of all clients are batched together",
+    "trust_remote_code": "no code of a model is ever run",
+}
+_OF_SERVER = ("num_workers", "engine_thread_pinning", "pytorch_num_threads", "loggers", "system_logging")
+_OF_ENDPOINT = ("logging_config", "data_logging", "batch_size")
+_OF_KWARGS = ("engine_type", "return_numpy", "model_size", "num_cores", "num_streams", "scheduler", "trust_remote_code",
+              "batch_size")  # fmt: skip
+
+
+def read(path: str | Path) -> ServerConfig:
+    """Read a configuration file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ConfigError: it is no YAML, or has a key or a value that cannot be served; the message has its line and key.
+    """
+    return read_node(load(path, ConfigError))
+
+
+def read_node(root: Node) -> ServerConfig:
+    """Read a configuration from the nodes of its file."""
+    top = _Section(root)
+    listed = top.take("endpoints")
+    if listed is None or not isinstance(listed.value, list) or not listed.value:
+        raise (listed or root).error("needs a list `endpoints:`, each with a task and a model")
+    endpoints = tuple(read_endpoint(item) for item in listed.value)
+    integration = top.choice("integration", _INTEGRATIONS)
+    if integration == "openai":
+        _LOGGER.info("integration: openai changes nothing: the OpenAI routes are always there.")
+    if (secret := top.take("api_key")) is not None:
+        raise secret.error("is a secret, which does not belong into this file; give it with --api-key or in PENULT_API_KEY")
+    host, port = top.text("host"), top.whole("port", 0)
+    config = ServerConfig(
+        endpoints=endpoints,
+        log_json=bool(top.flag("log_json")),
+        threads=top.whole("num_cores", 0) or None,
+        integration="sagemaker" if integration == "sagemaker" else "local",
+        limits=_limits(top.take("limits")),
+        as_written={key: node.plain() for key, node in root.value.items() if key != "endpoints"},
+        host=HOST if host is None else host,
+        port=PORT if port is None else port,
+    )
+    top.ignore(_OF_SERVER)
+    top.nothing_left()
+    return config
+
+
+def read_endpoint(node: Node) -> EndpointConfig:
+    """Read one endpoint of a file, or of a POST to /endpoints."""
+    found = _Section(node)
+    task, model = found.text("task"), found.text("model")
+    if task is None or model is None:
+        raise node.error(f"lacks {'task' if task is None else 'model'}; an endpoint has a task and a model")
+    try:
+        task = check_task(task)
+    except ConfigError as error:
+        raise cast("Node", node.value["task"]).error(f"is refused: {error}") from error
+    kwargs = _Section(found.take("kwargs") or Node({}, node.path, node.line, f"{node.key}.kwargs", ConfigError))
+    buckets = _buckets(found, kwargs)
+    if (middlewares := found.take("middlewares")) is not None and middlewares.value:
+        raise middlewares.error("names code of DeepSparse's own, which cannot run here; leave it out")
+    layer = kwargs.take("emb_extraction_layer")
+    if layer is not None and (isinstance(layer.value, bool) or not isinstance(layer.value, int | str | None)):
+        raise layer.error(f"is {layer.value!r}; it must be a whole number, a name or null")
+    endpoint = EndpointConfig(
+        model=model,
+        task=task,
+        name=found.text("name"),
+        route=found.text("route"),
+        sequence_length=buckets,
+        extraction_strategy=kwargs.choice("extraction_strategy", _STRATEGIES) or "per_token",
+        emb_extraction_layer=-1 if layer is None else layer.value,
+        pooling=cast("Pooling | None", found.choice("pooling", get_args(Pooling))),
+        precision=cast("Precision", found.choice("precision", get_args(Precision)) or "fp32"),
+        max_length=found.whole("max_length", 1),
+        dimensions=found.whole("dimensions", 1),
+        normalize=found.flag("normalize"),
+        as_written=node.plain(),
+    )
+    for section, names in ((found, _OF_ENDPOINT), (kwargs, _OF_KWARGS)):
+        section.ignore(names)
+        section.nothing_left()
+    return endpoint
+
+
+def _buckets(found: "_Section", kwargs: "_Section") -> int | tuple[int, ...]:
+    """Find the padded lengths: `kwargs.sequence_length`, or `bucketing.sequence_lengths`, which stands above it."""
+    length = kwargs.lengths("sequence_length")
+    if (bucketing := found.take("bucketing")) is not None and bucketing.value is not None:
+        part = _Section(bucketing)
+        listed = part.lengths("sequence_lengths")
+        part.nothing_left()
+        if not isinstance(listed, tuple):
+            raise bucketing.error("needs a list `sequence_lengths:`")
+        return listed
+    return 128 if length is None else length
+
+
+def _limits(node: Node | None) -> Limits:
+    if node is None:
+        return Limits()
+    part = _Section(node)
+    given = {name: value for name in Limits.__slots__ if (value := part.whole(name, 1)) is not None}
+    part.nothing_left()
+    return Limits(**given)
+
+
+class _Section:
+    """A mapping of the file, from which keys are taken; what is left at the end was not understood."""
+
+    def __init__(self, node: Node) -> None:
+        if not isinstance(node.value, dict):
+            raise node.error(f"is {node.plain()!r}; it must be a mapping of keys to values")
+        self._left: dict[str, Node] = dict(node.value)
+        self._known: list[str] = []
+
+    def take(self, key: str) -> Node | None:
+        self._known.append(key)
+        return self._left.pop(key, None)
+
+    def text(self, key: str) -> str | None:
+        return cast("str | None", self._typed(key, str, "a text"))
+
+    def flag(self, key: str) -> bool | None:
+        return cast("bool | None", self._typed(key, bool, "true or false"))
+
+    def whole(self, key: str, least: int) -> int | None:
+        node = self.take(key)
+        if node is None or node.value is None:
+            return None
+        if isinstance(node.value, bool) or not isinstance(node.value, int) or node.value < least:
+            raise node.error(f"is {node.plain()!r}; it must be a whole number of at least {least}")
+        return node.value
+
+    def choice(self, key: str, allowed: tuple[str, ...]) -> str | None:
+        node = self.take(key)
+        if node is None or node.value is None:
+            return None
+        if node.value not in allowed:
+            raise node.error(f"is {node.plain()!r}; it must be one of {', '.join(allowed)}")
+        return str(node.value)
+
+    def lengths(self, key: str) -> int | tuple[int, ...] | None:
+        node = self.take(key)
+        if node is None or node.value is None:
+            return None
+        listed = node.plain() if isinstance(node.value, list) else [node.value]
+        if not listed or any(isinstance(item, bool) or not isinstance(item, int) or item < 1 for item in listed):
+            raise node.error(f"is {node.plain()!r}; it must be a whole number of at least 1, or a list of them")
+        return tuple(listed) if isinstance(node.value, list) else int(listed[0])
+
+    def ignore(self, names: tuple[str, ...]) -> None:
+        for name in names:
+            if (node := self.take(name)) is not None and node.value is not None:
+                _LOGGER.info("%s, line %d: %s has no meaning here: %s.", node.path, node.line, node.key, _NO_MEANING[name])
+
+    def nothing_left(self) -> None:
+        for node in self._left.values():
+            raise node.error(f"is not known here; known are {', '.join(sorted(set(self._known)))}")
+
+    def _typed(self, key: str, kind: type, words: str) -> Any:  # noqa: ANN401 - each caller casts it to its kind
+        node = self.take(key)
+        if node is None or node.value is None:
+            return None
+        if not isinstance(node.value, kind):
+            raise node.error(f"is {node.plain()!r}; it must be {words}")
+        return node.value

@@ -1,0 +1,49 @@
+"""The pages /docs and /redoc, whole without the internet: their scripts come from an installed package.
+
+`fastapi-offline` ships the scripts of Swagger UI and Redoc; only its files are used, none of its code is imported.
+"""
+
+from importlib.util import find_spec
+from pathlib import Path
+
+from fastapi import FastAPI, Request
+from fastapi.openapi.docs import get_redoc_html, get_swagger_ui_html
+from fastapi.responses import HTMLResponse, RedirectResponse
+from fastapi.staticfiles import StaticFiles
+
+_ASSETS = "/docs-assets"
+
+
+def add(app: FastAPI) -> None:
+    """Give an application its pages."""
+    package = find_spec("fastapi_offline")
+    if package is None or package.origin is None:
+        raise ModuleNotFoundError("The server needs the package fastapi-offline; install penult[server].")
+    app.mount(_ASSETS, StaticFiles(directory=Path(package.origin).parent / "static"), name="docs-assets")
+
+    async def swagger(request: Request) -> HTMLResponse:
+        root = request.scope.get("root_path", "").rstrip("/")
+        return get_swagger_ui_html(
+            openapi_url=f"{root}/openapi.json",
+            title=f"{app.title} - Swagger UI",
+            swagger_js_url=f"{root}{_ASSETS}/swagger-ui-bundle.js",
+            swagger_css_url=f"{root}{_ASSETS}/swagger-ui.css",
+            swagger_favicon_url=f"{root}{_ASSETS}/favicon.png",
+        )
+
+    async def redoc(request: Request) -> HTMLResponse:
+        root = request.scope.get("root_path", "").rstrip("/")
+        return get_redoc_html(
+            openapi_url=f"{root}/openapi.json",
+            title=f"{app.title} - ReDoc",
+            redoc_js_url=f"{root}{_ASSETS}/redoc.standalone.js",
+            redoc_favicon_url=f"{root}{_ASSETS}/favicon.png",
+            with_google_fonts=False,
+        )
+
+    async def front() -> RedirectResponse:
+        return RedirectResponse("/docs")
+
+    app.add_api_route("/docs", swagger, include_in_schema=False)
+    app.add_api_route("/redoc", redoc, include_in_schema=False)
+    app.add_api_route("/", front, include_in_schema=False)

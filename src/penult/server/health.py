@@ -1,0 +1,44 @@
+"""The health routes of every contract; they need no key.
+
+It knows that DeepSparse up to 1.5 answered `true`, from 1.6 on `{"status": "OK"}`, and that TEI looks at the status alone.
+"""
+
+from typing import Any, Literal
+
+from fastapi import FastAPI
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel
+
+from penult.server.service import Service
+
+
+class Ready(BaseModel):
+    """All is well."""
+
+    status: Literal["OK"]
+
+
+def add(app: FastAPI, service: Service) -> None:
+    """Give an application the routes."""
+    sagemaker = service.config.integration == "sagemaker"
+    trouble: dict[int | str, dict[str, Any]] = {503: {"description": "A model does not answer any more."}}
+
+    async def old() -> JSONResponse:
+        return _say(service, content=True)
+
+    async def new() -> JSONResponse:
+        return _say(service, content={"status": "OK"})
+
+    for path in ("/ping", "/health", "/healthcheck", "/status"):
+        if sagemaker and path == "/ping":  # what SageMaker asks, DeepSparse answered in the newer way
+            app.add_api_route(path, new, tags=["health"], summary="Check health", response_model=Ready, responses=trouble)
+        else:
+            app.add_api_route(path, old, tags=["health"], summary="Check health", response_model=bool, responses=trouble)
+    for path in ("/v2/health/live", "/v2/health/ready"):
+        app.add_api_route(path, new, tags=["health"], summary="Check health", response_model=Ready, responses=trouble)
+
+
+def _say(service: Service, *, content: object) -> JSONResponse:
+    if service.models.alive:
+        return JSONResponse(content)
+    return JSONResponse({"detail": "A model does not answer any more; restart the server."}, 503)

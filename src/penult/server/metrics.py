@@ -1,0 +1,102 @@
+"""Prometheus metrics: TEI's names, so that its dashboards go on working, and a few of our own.
+
+The only file that imports prometheus_client. Each series is made when the server is, so that the first scrape has all of
+them, and in a registry of the server's own.
+"""
+
+import re
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
+
+from penult.server.errors import Reason
+
+CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
+_FAILURES = {"body": "validation", "batch": "batch_size", "text": "validation", "invalid": "validation", "empty": "empty",
+             "full": "overloaded", "unable": "backend", "bug": "backend"}  # fmt: skip
+_CONTRACTS = ("deepsparse", "openai", "tei")
+_CLASSES = ("2xx", "3xx", "4xx", "5xx")
+
+
+class Metrics:
+    """The numbers of one server."""
+
+    def __init__(self) -> None:
+        self.registry = registry = CollectorRegistry()
+        ProcessCollector(registry=registry)
+
+        def seconds(name: str, what: str) -> Histogram:
+            return Histogram(name, what, buckets=_SECONDS, registry=registry)
+
+        self._count = Counter("te_request_count", "Requests for embeddings.", ["method"], registry=registry)
+        self._success = Counter("te_request_success", "Those that were answered.", ["method"], registry=registry)
+        self._failure = Counter("te_request_failure", "Those that were refused or failed.", ["err"], registry=registry)
+        self._duration = seconds("te_request_duration", "Seconds from a request's head to its answer.")
+        self._length = Histogram("te_request_input_length", "Tokens of a text.", buckets=_SIZES, registry=registry)
+        self._tokenize = seconds("te_embed_tokenization_duration", "Seconds of counting a request's tokens.")
+        self._queued = seconds("te_embed_queue_duration", "Seconds a request waited for the engine.")
+        self._inference = seconds("te_embed_inference_duration", "Seconds of a run of the engine.")
+        self._queue = Gauge("te_queue_size", "Requests that wait or run.", registry=registry)
+        self._next_size = Histogram("te_batch_next_size", "Texts of a run.", buckets=_SIZES, registry=registry)
+        self._next_tokens = Histogram("te_batch_next_tokens", "Tokens of a run.", buckets=_SIZES, registry=registry)
+        self._truncated = Counter("penult_truncated_texts", "Texts that were cut.", registry=registry)
+        self._gone = Counter("penult_disconnects", "Clients that left before their answer.", registry=registry)
+        self._responses = Counter("penult_http_responses", "Answers.", ["contract", "status"], registry=registry)
+        for method in ("single", "batch"):
+            self._count.labels(method)
+            self._success.labels(method)
+        for err in set(_FAILURES.values()):
+            self._failure.labels(err)
+        for contract in _CONTRACTS:
+            for status in _CLASSES:
+                self._responses.labels(contract, status)
+
+    def waiting(self, change: int) -> None:
+        """So many requests more, or fewer, are in a queue."""
+        self._queue.inc(change)
+
+    def waited(self, seconds: float) -> None:
+        """A request left the queue for the engine."""
+        self._queued.observe(seconds)
+
+    def ran(self, texts: int, tokens: int, seconds: float) -> None:
+        """A tick has run."""
+        self._next_size.observe(texts)
+        self._next_tokens.observe(tokens)
+        self._inference.observe(seconds)
+
+    def tokenized(self, sizes: list[int], truncated: int, seconds: float) -> None:
+        """A request's texts were counted."""
+        self._tokenize.observe(seconds)
+        for size in sizes:
+            self._length.observe(size)
+        if truncated:
+            self._truncated.inc(truncated)
+
+    def asked(self, texts: int) -> None:
+        """A client asks for the embeddings of so many texts."""
+        self._count.labels("single" if texts == 1 else "batch").inc()
+
+    def answered(self, texts: int, seconds: float) -> None:
+        """A client has its embeddings."""
+        self._success.labels("single" if texts == 1 else "batch").inc()
+        self._duration.observe(seconds)
+
+    def refused(self, reason: Reason) -> None:
+        """A request was refused, or failed."""
+        if reason in _FAILURES:
+            self._failure.labels(_FAILURES[reason]).inc()
+
+    def left(self) -> None:
+        """A client left before its answer."""
+        self._gone.inc()
+
+    def responded(self, contract: str, status: int) -> None:
+        """An answer went out."""
+        self._responses.labels(contract, f"{min(max(status // 100, 2), 5)}xx").inc()
+
+    def text(self) -> bytes:
+        """Give all series as Prometheus reads them, TEI's counters without the `_total` that TEI does not write."""
+        return re.sub(rb"\b(te_request_(?:count|success|failure))_total\b", rb"\1", generate_latest(self.registry))

@@ -1,0 +1,155 @@
+"""The models of a server: each is opened once, when a route first needs it, and shared by all endpoints that ask the same.
+
+It reads an endpoint's keys into `Embedder.load` and `Pipeline.create`; it knows no HTTP but the reason for a refusal.
+"""
+
+import asyncio
+import logging
+import threading
+from collections.abc import Mapping
+
+from penult.embedder import Embedder
+from penult.pipeline import Pipeline
+from penult.server.config import TASK, EndpointConfig, Limits
+from penult.server.errors import Refusal
+from penult.server.faces import EmbedderFace, PipelineFace
+from penult.server.metrics import Metrics
+from penult.types import Pooling
+
+_LOGGER = logging.getLogger(__name__)
+_POOLINGS: Mapping[str, Pooling] = {"reduce_mean": "mean", "reduce_max": "max", "cls_token": "cls"}
+
+
+class Models:
+    """All faces that are open.
+
+    Args:
+        limits: of each face.
+        metrics: what they count.
+        threads: of each engine. None: the physical cores this process may use.
+    """
+
+    def __init__(self, limits: Limits, metrics: Metrics, threads: int | None) -> None:
+        self._limits = limits
+        self._metrics = metrics
+        self._threads = threads
+        self._embedders: dict[tuple[object, ...], EmbedderFace] = {}
+        self._pipelines: dict[tuple[object, ...], PipelineFace] = {}
+        self._opening = threading.Lock()
+
+    @property
+    def alive(self) -> bool:
+        """Whether every queue is served."""
+        return all(face.batcher.alive for face in (*self._embedders.values(), *self._pipelines.values()))
+
+    @property
+    def dimensions(self) -> list[int]:
+        """D of each model that is open."""
+        pipelines = [face.pipeline.embedder.dimension for face in self._pipelines.values()]
+        return pipelines + [face.embedder.dimension for face in self._embedders.values()]
+
+    def embedder(self, endpoint: EndpointConfig) -> EmbedderFace:
+        """Open what the routes of OpenAI and TEI need.
+
+        Raises:
+            FileNotFoundError: no model there.
+            ValueError: the model cannot be used so; the message says what to add to the endpoint.
+        """
+        key = _embedder_key(endpoint)
+        with self._opening:
+            if key not in self._embedders:
+                opened = self._load(endpoint)
+                self._embedders[key] = EmbedderFace(opened, endpoint.model, self._limits, self._metrics)
+            return self._embedders[key]
+
+    def pipeline(self, endpoint: EndpointConfig) -> PipelineFace:
+        """Open what DeepSparse's routes need.
+
+        Raises:
+            FileNotFoundError: no model there.
+            TypeError: a key is of a type that it cannot have.
+            ValueError: a key is none of the allowed values, or the model has no such layer or length.
+        """
+        key, lengths = _pipeline_key(endpoint), endpoint.sequence_length
+        with self._opening:
+            if key not in self._pipelines:
+                opened = Pipeline.create(
+                    TASK,
+                    endpoint.model,
+                    emb_extraction_layer=endpoint.emb_extraction_layer,
+                    extraction_strategy=endpoint.extraction_strategy,  # type: ignore[arg-type] # Pipeline checks it
+                    sequence_length=list(lengths) if isinstance(lengths, tuple) else lengths,
+                    return_numpy=True,
+                    num_cores=self._threads,
+                )
+                _LOGGER.info("%s is open for the routes of DeepSparse: %s", endpoint.model, opened)
+                self._pipelines[key] = PipelineFace(opened, endpoint.model, self._limits, self._metrics)
+            return self._pipelines[key]
+
+    async def embedder_for(self, endpoint: EndpointConfig) -> EmbedderFace:
+        """Give the face, opened in a thread where it is not open yet; what cannot be opened is refused in words."""
+        if (found := self._embedders.get(_embedder_key(endpoint))) is not None:
+            return found
+        try:
+            return await asyncio.to_thread(self.embedder, endpoint)
+        except (OSError, TypeError, ValueError) as error:
+            raise Refusal("unable", f"{endpoint.model} cannot be opened for this route: {error}") from error
+
+    async def pipeline_for(self, endpoint: EndpointConfig) -> PipelineFace:
+        """Give the face, opened in a thread where it is not open yet; what cannot be opened is refused in words."""
+        if (found := self._pipelines.get(_pipeline_key(endpoint))) is not None:
+            return found
+        try:
+            return await asyncio.to_thread(self.pipeline, endpoint)
+        except (OSError, TypeError, ValueError) as error:
+            raise Refusal("unable", f"{endpoint.model} cannot be opened for this route: {error}") from error
+
+    def close(self) -> None:
+        """Finish what waits, then free every model."""
+        for embedder_face in self._embedders.values():
+            embedder_face.batcher.close()
+            embedder_face.embedder.close()
+        for pipeline_face in self._pipelines.values():
+            pipeline_face.batcher.close()
+            pipeline_face.pipeline.close()
+
+    def _load(self, endpoint: EndpointConfig) -> Embedder:
+        layer = endpoint.emb_extraction_layer
+
+        def load(pooling: Pooling | None) -> Embedder:
+            return Embedder.load(
+                endpoint.model,
+                layer=layer + 1 if isinstance(layer, int) and layer >= 0 else layer,  # DeepSparse's 0 is the first layer
+                pooling=pooling,
+                precision=endpoint.precision,
+                max_length=endpoint.max_length,
+                dimensions=endpoint.dimensions,
+                normalize=endpoint.normalize,
+                threads=self._threads,
+            )
+
+        try:
+            found = load(endpoint.pooling)
+        except ValueError:
+            stated = _POOLINGS.get(endpoint.extraction_strategy)
+            if endpoint.pooling is not None or stated is None:
+                raise
+            found = load(stated)  # the model's files do not say; the strategy of the endpoint does
+        _LOGGER.info(
+            "%s is open for the routes of OpenAI and TEI: %d values, pooling %s, fingerprint %s",
+            endpoint.model,
+            found.dimension,
+            found.recipe.pooling,
+            found.fingerprint,
+        )
+        return found
+
+
+def _embedder_key(endpoint: EndpointConfig) -> tuple[object, ...]:
+    pooling = (endpoint.pooling, None if endpoint.pooling else _POOLINGS.get(endpoint.extraction_strategy))
+    rest = (endpoint.precision, endpoint.max_length, endpoint.dimensions, endpoint.normalize)
+    return (endpoint.model, endpoint.emb_extraction_layer, *pooling, *rest)
+
+
+def _pipeline_key(endpoint: EndpointConfig) -> tuple[object, ...]:
+    return (endpoint.model, endpoint.emb_extraction_layer, endpoint.extraction_strategy, endpoint.sequence_length)

@@ -1,0 +1,161 @@
+"""OpenAI's routes: POST /v1/embeddings and GET /v1/models.
+
+It knows OpenAI's JSON, `input_type` (the role of the texts, with Cohere's words) and that vectors may travel as base64 of
+little-endian float32, which is how penult's own client asks for them.
+"""
+
+import base64
+from typing import Any, Literal
+
+from fastapi import FastAPI, Request, Response
+from pydantic import BaseModel, Field
+
+from penult.server.asking import (
+    Dimensions,
+    RoleName,
+    Texts,
+    body_of,
+    check,
+    embed,
+    headers_of,
+    read,
+    respond,
+    role_of,
+    shorten,
+    while_there,
+)
+from penult.server.service import Endpoint, Service
+
+
+class EmbeddingsRequest(BaseModel):
+    """What a client sends."""
+
+    input: Texts
+    model: str | None = None
+    encoding_format: Literal["float", "base64"] | None = None
+    dimensions: Dimensions | None = None
+    user: str | None = None
+    input_type: RoleName | None = Field(None, description="`query` or `document`: the model's prompt for it is put before.")
+    prompt_name: RoleName | None = Field(None, description="The same, by TEI's name.")
+
+
+class Embedding(BaseModel):
+    """One vector."""
+
+    object: Literal["embedding"]
+    index: int
+    embedding: list[float] | str = Field(description="Numbers, or base64 of little-endian float32.")
+
+
+class Usage(BaseModel):
+    """The tokens that were read."""
+
+    prompt_tokens: int
+    total_tokens: int
+
+
+class EmbeddingsResponse(BaseModel):
+    """What a client gets."""
+
+    object: Literal["list"]
+    data: list[Embedding]
+    model: str
+    usage: Usage
+
+
+class OpenAIErrorBody(BaseModel):
+    """What went wrong."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class OpenAIError(BaseModel):
+    """An error."""
+
+    error: OpenAIErrorBody
+
+
+class ModelCard(BaseModel):
+    """A served model."""
+
+    id: str
+    object: Literal["model"]
+    created: int
+    owned_by: str
+
+
+class ModelList(BaseModel):
+    """All served models."""
+
+    object: Literal["list"]
+    data: list[ModelCard]
+
+
+ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {"model": OpenAIError, "description": words}
+    for status, words in (
+        (400, "The body is not what the route takes."),
+        (401, "The key is missing or wrong."),
+        (404, "No such model."),
+        (413, "The body is too large."),
+        (422, "A text is too long, or there are too many."),
+        (429, "Too many requests wait; see Retry-After."),
+        (501, "The model's files do not say how it pools."),
+    )
+}
+
+
+def add(app: FastAPI, service: Service) -> None:
+    """Give an application the routes."""
+
+    async def embeddings(request: Request) -> Response:
+        asked = await read(request, EmbeddingsRequest)
+        endpoint = service.find(asked.model)
+        check(asked.input, service.config.limits, "input")
+        return await while_there(request, _answer(request, service, endpoint, asked))
+
+    async def models() -> ModelList:
+        return ModelList(object="list", data=[_card(endpoint) for endpoint in service.endpoints])
+
+    async def model(name: str) -> ModelCard:
+        return _card(next((e for e in service.endpoints if e.model_id == name), None) or service.find(name))
+
+    app.add_api_route(
+        "/v1/embeddings",
+        embeddings,
+        methods=["POST"],
+        tags=["OpenAI"],
+        summary="Embed texts",
+        responses={200: {"model": EmbeddingsResponse}, **ERRORS},
+        openapi_extra=body_of(
+            EmbeddingsRequest, {"input": ["The cat sat on the mat."], "model": _example(service)}, service.dimension
+        ),
+    )
+    known: dict[int | str, dict[str, Any]] = {status: ERRORS[status] for status in (401, 404)}
+    app.add_api_route("/v1/models", models, tags=["OpenAI"], summary="List the models", responses={401: ERRORS[401]})
+    app.add_api_route("/v1/models/{name:path}", model, tags=["OpenAI"], summary="Describe a model", responses=known)
+
+
+async def _answer(request: Request, service: Service, endpoint: Endpoint, asked: EmbeddingsRequest) -> Response:
+    face = await service.models.embedder_for(endpoint.config)
+    role = role_of(asked.input_type or asked.prompt_name)
+    found = await embed(request, face, asked.input, role)
+    own = asked.dimensions is None
+    vectors = found.rows if own else shorten(found.rows, asked.dimensions, normalize=face.embedder.recipe.normalized)
+    as_text = asked.encoding_format == "base64"
+    items = [base64.b64encode(row.tobytes()).decode() for row in vectors] if as_text else vectors
+    data = [{"object": "embedding", "index": i, "embedding": item} for i, item in enumerate(items)]
+    usage = {"prompt_tokens": found.tokens, "total_tokens": found.tokens}
+    content = {"object": "list", "data": data, "model": endpoint.model_id, "usage": usage}
+    return await respond(content, 0 if as_text else len(vectors) * face.embedder.dimension, headers_of(face, found, own=own))
+
+
+def _card(endpoint: Endpoint) -> ModelCard:
+    return ModelCard(id=endpoint.model_id, object="model", created=0, owned_by="penult")
+
+
+def _example(service: Service) -> str:
+    return service.endpoints[0].model_id if service.endpoints else "model"

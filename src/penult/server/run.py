@@ -1,0 +1,41 @@
+"""From a configuration to a process that listens: the log, and uvicorn.
+
+The only file that imports uvicorn.
+"""
+
+import logging
+import sys
+import warnings
+
+import uvicorn
+
+from penult.embedder import TruncationWarning
+from penult.server.app import create_app
+from penult.server.config import ServerConfig
+from penult.server.gate import Json, Plain
+
+_ANY = ("0.0.0.0", "::")  # noqa: S104 - named to warn of it
+
+
+def run(config: ServerConfig) -> None:
+    """Open the models, then answer until SIGTERM or Ctrl-C; what was begun is finished."""
+    say(json=config.log_json)
+    warnings.filterwarnings("ignore", category=TruncationWarning)  # each answer says how many of its texts were cut
+    if config.api_key is None and config.host in _ANY:
+        logging.getLogger(__name__).warning(
+            "Listening on %s without a key: everybody on the network may ask. --host 127.0.0.1 or --api-key changes that.",
+            config.host,
+        )
+    app = create_app(config)
+    uvicorn.run(app, host=config.host, port=config.port, log_config=None, access_log=False, server_header=False)
+
+
+def say(*, json: bool) -> None:
+    """Send the log to standard error, a line an event."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(Json() if json else Plain())
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(logging.INFO)
+    logging.captureWarnings(capture=True)
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # its lines hold whole URLs

@@ -1,0 +1,91 @@
+"""YAML with the line of every key, so that an error can say where it is.
+
+The only file that imports yaml. It knows nodes and lines, and nothing of what the keys mean.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A value of a file: a scalar, a list of nodes or a dict of nodes, and where it stands."""
+
+    value: Any
+    path: str
+    line: int
+    key: str
+    failure: type[ValueError]
+
+    def error(self, why: str) -> ValueError:
+        """Make the error that says where this value stands and what is wrong with it."""
+        place = f"{self.path}, line {self.line}" if self.line else self.path
+        return self.failure(f"{place}: {self.key or 'the whole'} {why}.")
+
+    def plain(self) -> Any:  # noqa: ANN401 - YAML holds anything
+        """Give the value without lines."""
+        if isinstance(self.value, dict):
+            return {key: node.plain() for key, node in self.value.items()}
+        return [node.plain() for node in self.value] if isinstance(self.value, list) else self.value
+
+
+def load(path: str | Path, failure: type[ValueError]) -> Node:
+    """Read a file.
+
+    Args:
+        path: a YAML file; JSON is YAML too.
+        failure: the error that a file raises which cannot be read.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise failure(f"{path} is no text in UTF-8 ({error}).") from error
+    try:
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        constructor = yaml.SafeLoader("")
+        return _node(root, str(path), "", failure, constructor)
+    except yaml.MarkedYAMLError as error:
+        line = 0 if error.problem_mark is None else error.problem_mark.line + 1
+        raise failure(f"{path}, line {line}: no YAML: {error.problem or error.context}.") from error
+    except yaml.YAMLError as error:
+        raise failure(f"{path} is no YAML: {str(error).splitlines()[0]}.") from error
+    except RecursionError as error:
+        raise failure(f"{path} has an alias inside of itself, which no configuration needs.") from error
+
+
+def of(value: object, path: str, failure: type[ValueError], key: str = "") -> Node:
+    """Make nodes of values that came without a file, from JSON."""
+    inner: Any = value
+    if isinstance(value, dict):
+        inner = {str(name): of(item, path, failure, f"{key}.{name}" if key else str(name)) for name, item in value.items()}
+    elif isinstance(value, list):
+        inner = [of(item, path, failure, f"{key}[{i}]") for i, item in enumerate(value)]
+    return Node(inner, path, 0, key, failure)
+
+
+def _node(found: yaml.Node | None, path: str, key: str, failure: type[ValueError], constructor: yaml.SafeLoader) -> Node:
+    if found is None:
+        return Node(None, path, 1, key, failure)
+    line = found.start_mark.line + 1
+    value: Any
+    if isinstance(found, yaml.MappingNode):
+        value = {}
+        for key_node, value_node in found.value:
+            name = str(constructor.construct_object(key_node))
+            inner = f"{key}.{name}" if key else name
+            at = Node(None, path, key_node.start_mark.line + 1, inner, failure)
+            if name in value:
+                raise at.error("stands there twice")
+            read = _node(value_node, path, inner, failure, constructor)
+            value[name] = Node(read.value, path, at.line, inner, failure)
+    elif isinstance(found, yaml.SequenceNode):
+        value = [_node(item, path, f"{key}[{i}]", failure, constructor) for i, item in enumerate(found.value)]
+    else:
+        value = constructor.construct_object(found)
+    return Node(value, path, line, key, failure)

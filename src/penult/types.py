@@ -1,0 +1,58 @@
+"""The words every other file shares: letters, literals and the one contract.
+
+Letters for dimensions, here and in every docstring: N texts, B rows of a batch, T tokens of the padded row, H hidden
+size, D size of the vector. This file knows no third-party package but numpy, and no other file of penult.
+"""
+
+from collections.abc import Sequence
+from typing import Literal, Protocol, TypeAlias, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+Vectors: TypeAlias = NDArray[np.float32]
+"""(N, D) float32, one row a text, in the caller's order."""
+
+Pooling: TypeAlias = Literal["mean", "max", "cls", "last"]
+"""(T, H) -> (H,): the mean or the largest of the text's tokens, its first or its last token."""
+
+Role: TypeAlias = Literal["document", "query"]
+"""What a text is for. It decides the prompt that is put before it."""
+
+Truncate: TypeAlias = Literal["error", "warn", "right", "left"]
+"""What happens to a text over the model's length: refused; cut on the right and said; cut on that side in silence."""
+
+Precision: TypeAlias = Literal["fp32", "int8"]
+
+
+class TextError(ValueError):
+    """Some texts cannot be embedded; `rows` says which and why, so that a caller can go on with the others."""
+
+    def __init__(self, rows: dict[int, str], total: int) -> None:
+        self.rows = rows
+        self.total = total
+        first = "; ".join(f"texts[{row}] {reason}" for row, reason in list(rows.items())[:5])
+        more = f"; and {len(rows) - 5} more" if len(rows) > 5 else ""
+        super().__init__(
+            f"{len(rows)} of {total} texts cannot be embedded: {first}{more}. Nothing was embedded: take these rows "
+            "out (they are in the error's .rows) and call again."
+        )
+
+    def __reduce__(self) -> tuple[type["TextError"], tuple[dict[int, str], int]]:
+        return type(self), (self.rows, self.total)
+
+
+@runtime_checkable
+class TextEmbedder(Protocol):
+    """Anything that turns texts into vectors: `Embedder` here, `RemoteEmbedder` over HTTP."""
+
+    @property
+    def dimension(self) -> int:
+        """D, the number of values in a vector."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Name of all that decides a vector: equal fingerprints give comparable vectors."""
+
+    def embed(self, texts: Sequence[str], role: Role = "document", *, progress: bool = False) -> Vectors:
+        """Turn N texts into (N, D) float32 vectors, in the caller's order."""

@@ -1,0 +1,111 @@
+"""kill -9 at random moments of a job, and what is there after it was resumed.
+
+    python tests/bench/kill_resume.py [--rows 20000] [--moments 20] [--model FOLDER] [--json FILE]
+
+An undisturbed job comes first; then, for each moment, a new job is killed there and run again to its end. Its output must
+hold every id once and be equal to the undisturbed one, byte for byte. A moment is a random number of rows that are on the
+disk and up to half a second more: moments in seconds would follow the load of the machine, and the last ones fall into the
+merge.
+"""
+
+import argparse
+import hashlib
+import json
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import pyarrow.parquet as pq
+from models import tiny_model
+
+ROOT = Path(__file__).parents[2]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=20_000)
+    parser.add_argument("--moments", type=int, default=20)
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--model", type=Path, help="default: the tests' tiny BERT")
+    parser.add_argument("--json", type=Path)
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        model = given.model or tiny_model(folder / "model")
+        source = write_corpus(folder / "in.jsonl", given.rows)
+
+        def command(out: Path) -> list[str]:
+            names = [source, out, "--model", model, "--workers", given.workers, "--shard-rows", 512]
+            return [sys.executable, "-m", "penult", "embed", *map(str, names)]
+
+        subprocess.run(command(folder / "warm.npy"), check=True, capture_output=True)  # the graph is in the cache from now on
+        started = time.monotonic()
+        subprocess.run(command(folder / "undisturbed.parquet"), check=True, capture_output=True)
+        seconds = time.monotonic() - started
+        expected = (folder / "undisturbed.parquet").read_bytes()
+        print(
+            f"undisturbed: {given.rows} rows in {seconds:.1f} s, sha256 {hashlib.sha256(expected).hexdigest()[:16]}", flush=True
+        )
+        rng = random.Random(given.seed)
+        rows = [
+            moment(command, folder / f"{n}.parquet", rng.randint(0, given.rows), rng.uniform(0, 0.5), expected)
+            for n in range(given.moments)
+        ]
+    good = sum(row["equal"] and row["ids_once"] for row in rows)
+    print(f"{good} of {len(rows)} moments: every id once, output equal byte for byte")
+    if given.json:
+        given.json.write_text(json.dumps({"rows": given.rows, "seconds": seconds, "moments": rows}, indent=1))
+    sys.exit(good != len(rows))
+
+
+def moment(command: Callable[[Path], list[str]], out: Path, rows: int, later: float, expected: bytes) -> dict[str, object]:
+    """Kill a job when so many rows are on the disk, and a little later; resume it, and look at what is there."""
+    job = subprocess.Popen(command(out), stderr=subprocess.DEVNULL)
+    while kept(out) < rows and job.poll() is None and not out.exists():
+        time.sleep(0.005)
+    time.sleep(later)
+    job.kill()
+    killed = job.wait() == -9
+    before = kept(out)
+    done = subprocess.run(command(out), capture_output=True, text=True)
+    ids = pq.read_table(out, columns=["id"]).column("id").to_pylist() if done.returncode == 0 else []
+    row = {
+        "killed": killed,
+        "rows_kept": before,
+        "ids_once": len(ids) == len(set(ids)) > 0,
+        "equal": done.returncode == 0 and out.read_bytes() == expected,
+    }
+    print(json.dumps(row), flush=True)
+    out.unlink(missing_ok=True)
+    return row
+
+
+def kept(out: Path) -> int:
+    """Count the rows that are recorded; 0 before the first and after the last moment of a job."""
+    try:
+        lines = (out.with_name(f"{out.name}.job") / "done.jsonl").read_text().splitlines()
+    except FileNotFoundError:
+        return 0
+    return sum(json.loads(line)["rows"] for line in lines if line.endswith("}"))
+
+
+def write_corpus(path: Path, rows: int) -> Path:
+    """Write real paragraphs, again and again under new ids until there are enough."""
+    shared = ROOT.parent / "shared" / "eval" / "text" / "paragraphs-en.dev.jsonl"
+    found = shared if shared.exists() else ROOT / "notebooks" / "data" / "xquad-en" / "corpus.jsonl"
+    texts = [json.loads(line)["text"] for line in found.read_text(encoding="utf-8").splitlines()]
+    with path.open("w", encoding="utf-8") as file:
+        for number in range(rows):
+            file.write(json.dumps({"id": number, "text": texts[number % len(texts)]}) + "\n")
+    return path
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,16 @@
+"""Workers that die, for the tests of the pool; a module, since a spawned process imports it."""
+
+import os
+import signal
+
+from penult.bulk.worker import Ready
+
+
+def at_work(pipe, model, role, share):
+    pipe.send(Ready(3, 64, {}))
+    pipe.recv()
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def at_once(pipe, model, role, share):
+    os._exit(7)

@@ -1,0 +1,101 @@
+"""BatchEmbedder: the same kind of batch comes back, with one column more."""
+
+import pickle
+import subprocess
+import sys
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from penult import TextError
+from penult.bulk import BatchEmbedder
+
+TEXTS = ["the cat", "", "a bright moon"]
+
+
+@pytest.fixture(scope="module")
+def batcher(tiny):
+    return BatchEmbedder(str(tiny), truncate="right")
+
+
+def test_a_dict_of_arrays(batcher, embedder):
+    """A dict gets an array of (N, D) float32, and keeps its own arrays untouched."""
+    batch = {"text": np.array(TEXTS, dtype=object), "id": np.arange(3)}
+    made = batcher(batch)
+    assert list(made) == ["text", "id", "embedding"]
+    assert made["id"] is batch["id"]
+    assert made["embedding"].dtype == np.float32
+    assert np.array_equal(made["embedding"], embedder.embed(TEXTS))
+    assert "embedding" not in batch
+
+
+@pytest.mark.parametrize("kind", [pa.Table, pa.RecordBatch])
+def test_arrow(batcher, embedder, kind):
+    """Arrow gets fixed-size lists of float32, and metadata that name what made them beside its own."""
+    table = kind.from_pydict({"text": TEXTS}).replace_schema_metadata({"mine": "kept"})
+    made = batcher(table)
+    assert isinstance(made, kind)
+    assert made.schema.field("embedding").type == pa.list_(pa.float32(), 32)
+    assert np.array_equal(np.array(made.column("embedding").to_pylist(), np.float32), embedder.embed(TEXTS))
+    assert made.schema.metadata[b"penult.fingerprint"].decode() == embedder.fingerprint
+    assert made.schema.metadata[b"mine"] == b"kept"
+    empty = batcher(table.slice(0, 0))
+    assert isinstance(empty, kind)
+    assert empty.schema.equals(made.schema)
+
+
+def test_pandas(batcher, embedder):
+    """A DataFrame gets an array a row, and keeps its index."""
+    pandas = pytest.importorskip("pandas", reason="pandas is not installed")
+    frame = pandas.DataFrame({"text": TEXTS}, index=[7, 8, 9])
+    made = batcher(frame)
+    assert list(made.index) == [7, 8, 9]
+    assert np.array_equal(np.stack(list(made["embedding"])), embedder.embed(TEXTS))
+
+
+def test_a_stream_of_batches(batcher):
+    """`batches` is the shape of mapInArrow: an iterator in, one out, a batch at a time."""
+    stream = batcher.batches(pa.RecordBatch.from_pydict({"text": [text]}) for text in TEXTS)
+    assert next(stream).num_rows == 1
+    assert sum(batch.num_rows for batch in stream) == 2
+
+
+def test_bad_rows(tiny, embedder):
+    """A row that is no text raises with its number, or is null where nulls were asked for and can be."""
+    table = pa.table({"text": ["the cat", None, "moon"]})
+    with pytest.raises(TextError) as raised:
+        BatchEmbedder(str(tiny))(table)
+    assert list(raised.value.rows) == [1]
+    lenient = BatchEmbedder(str(tiny), bad_rows="null")
+    rows = lenient(table).column("embedding").to_pylist()
+    assert rows[1] is None
+    assert np.array_equal(np.float32([rows[0], rows[2]]), embedder.embed(["the cat", "moon"]))
+    with pytest.raises(TextError):
+        lenient({"text": np.array(["a", None], dtype=object)})
+
+
+def test_it_travels_light(tiny, embedder):
+    """Its pickle is a few hundred bytes, before and after it was used; the receiver opens its own model, once."""
+    batcher = BatchEmbedder(str(tiny), threads=1)
+    before = pickle.dumps(batcher)
+    batcher({"text": ["a"]})
+    assert len(pickle.dumps(batcher)) == len(before) < 1000
+    code = (
+        "import pickle, sys\nb = pickle.loads(sys.stdin.buffer.read())\nassert 'onnxruntime' not in sys.modules\n"
+        "one = b.embedder\nsys.stdout.buffer.write(b({'text': ['the cat']})['embedding'].tobytes())\nassert b.embedder is one"
+    )
+    done = subprocess.run([sys.executable, "-c", code], input=pickle.dumps(batcher), capture_output=True, check=True)
+    assert np.array_equal(np.frombuffer(done.stdout, np.float32), embedder.embed(["the cat"])[0])
+
+
+def test_what_it_refuses(tiny, batcher):
+    """Another kind of batch, a missing column and one that is there already are named."""
+    with pytest.raises(TypeError, match="a list; give a dict of arrays"):
+        batcher(["the cat"])
+    with pytest.raises(ValueError, match="no column 'text'; it has body"):
+        batcher({"body": TEXTS})
+    with pytest.raises(ValueError, match="has a column 'embedding' already"):
+        batcher(pa.table({"text": TEXTS, "embedding": TEXTS}))
+    with pytest.raises(ValueError, match="bad_rows is 'drop'"):
+        BatchEmbedder(str(tiny), bad_rows="drop")

@@ -1,0 +1,419 @@
+"""`penult embed`: formats in and out, what is kept, what is rejected, and what is refused."""
+
+import datetime as dt
+import decimal
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from bulk.jobs import corpus, rejected, run
+from models import tiny_model
+
+from penult.bulk import about, embed
+from penult.bulk.embed import Request, StoppedError, embed_files
+from penult.bulk.options import Columns, Model
+from penult.bulk.tables import metadata_of
+from penult.bulk.takeover import Old
+from penult.bulk.work import make_shard
+from penult.bulk.worker import Ready
+
+
+class InProcess:
+    """Stands for the pool of worker processes, whose start takes a second: does their work in this one."""
+
+    def __init__(self, model, role, workers, say):
+        self._embedder = model.load(threads=1)
+        self.facts = Ready(self._embedder.dimension, self._embedder.recipe.max_length, metadata_of(self._embedder, "m", role))
+
+    def run(self, tasks):
+        for task in tasks:
+            old = None if task.old is None else Old(task.old, self._embedder.dimension)
+            yield make_shard(self._embedder, task.shard, task.folder, task.columns, old)
+
+    def close(self):
+        self._embedder.close()
+
+
+@pytest.fixture
+def job(tiny, tmp_path, monkeypatch):
+    """Run a job in this process and give its summary."""
+    monkeypatch.setattr(embed, "Pool", InProcess)
+
+    def start(*given, out="out.parquet", text="text", role="document", **options):
+        model = {"truncate": "right"} | {
+            key: options.pop(key) for key in ("truncate", "max_length", "dimensions") if key in options
+        }
+        model = Model(str(options.pop("model", tiny)), **model)
+        columns = Columns(text, options.pop("vector", "embedding"), role)
+        return embed_files(Request(tuple(map(str, given)), tmp_path / out, model, columns, shown="off", **options))
+
+    return start
+
+
+def vectors(path, column="embedding"):
+    table = pq.read_table(path) if isinstance(path, Path) else path
+    return np.asarray(table.column(column).combine_chunks().flatten()).reshape(table.num_rows, -1)
+
+
+def lance_table(path):
+    import lance
+
+    return lance.dataset(str(path)).to_table()
+
+
+def test_columns_vectors_and_metadata(job, embedder, tmp_path):
+    """All columns are kept with their types; vectors are those of Embedder.embed; the schema says what made them."""
+    source = corpus(tmp_path / "in.jsonl", 50)
+    done = job(source, shard_rows=16)
+    table = pq.read_table(tmp_path / "out.parquet")
+    rows = [json.loads(line) for line in source.read_text().splitlines()]
+    assert table.drop_columns(["embedding"]).to_pylist() == rows
+    assert table.schema.field("embedding").type == pa.list_(pa.float32(), 32)
+    assert np.abs(vectors(table) - embedder.embed([row["text"] for row in rows])).max() <= 1e-6
+    metadata = {key.decode(): value.decode() for key, value in table.schema.metadata.items()}
+    assert metadata["penult.fingerprint"] == embedder.fingerprint
+    assert json.loads(metadata["penult.recipe"])["pooling"] == "mean"
+    assert metadata["penult.role"] == "document"
+    assert (done.totals.rows, done.totals.rejected, done.totals.taken) == (50, 0, 0)
+    assert done.totals.tokens == embedder.count_tokens([row["text"] for row in rows]).sum()
+
+
+def test_every_format_in(job, embedder, tmp_path):
+    """Parquet, JSON lines, CSV and text, named, in a folder, by a glob: the same texts, never altered."""
+    texts = ["  two  spaces ", 'a "quoted", text', "日本 é", "tab\there", "", "nul \x00"]
+    folder = tmp_path / "in"
+    (folder / "deep").mkdir(parents=True)
+    pq.write_table(pa.table({"text": texts}), folder / "a.parquet")
+    (folder / "b.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    quoted = "".join('"' + text.replace('"', '""') + '"\n' for text in texts)
+    (folder / "c.csv").write_bytes(b"\xef\xbb\xbftext\n" + quoted.encode())
+    (folder / "deep" / "d.txt").write_text("\n".join(texts) + "\n")
+    (folder / "notes.md").write_text("no input")
+    job(folder, shard_rows=7)
+    table = pq.read_table(tmp_path / "out.parquet")
+    assert table.column("text").to_pylist() == texts * 4
+    assert table.column("line").to_pylist()[-6:] == [1, 2, 3, 4, 5, 6]
+    assert np.abs(vectors(table) - np.tile(embedder.embed(texts), (4, 1))).max() <= 1e-6
+    assert job(folder / "*.jsonl", out="glob.parquet").totals.rows == 6
+    with pytest.raises(ValueError, match="given twice"):
+        job(folder, folder / "a.parquet", out="twice.parquet")
+
+
+def test_a_csv_with_lines_in_its_texts(job, tmp_path):
+    """A quoted text may hold line breaks and be longer than any default limit; ids keep their leading zeros."""
+    long = "cat " * 50_000
+    (tmp_path / "in.csv").write_text(f'id,text\n007,"the\ncat"\n008,"{long}"\n')
+    job(tmp_path / "in.csv")
+    table = pq.read_table(tmp_path / "out.parquet")
+    assert table.column("id").to_pylist() == ["007", "008"]
+    assert table.column("text").to_pylist() == ["the\ncat", long]
+
+
+@pytest.mark.parametrize("ending", ["parquet", "lance", "npy", "jsonl"])
+def test_every_format_out(job, embedder, tmp_path, ending):
+    """Each output holds every row, its vector to the bit, and what made it; run again it is known to be finished."""
+    if ending == "lance":
+        pytest.importorskip("lance", reason="the extra `lance` is not installed")
+    source = corpus(tmp_path / "in.jsonl", 40)
+    rows = [json.loads(line) for line in source.read_text().splitlines()]
+    expected = job(source, out="expected.parquet", shard_rows=16) and pq.read_table(tmp_path / "expected.parquet")
+    out = tmp_path / f"out.{ending}"
+    job(source, out=out.name, shard_rows=16)
+    if ending == "npy":
+        found = np.load(out)
+        kept = [json.loads(line) for line in (tmp_path / "out.npy.rows.jsonl").read_text().splitlines()]
+    elif ending == "jsonl":
+        kept = [json.loads(line) for line in out.read_text().splitlines()]
+        found = np.array([row.pop("embedding") for row in kept], np.float32)
+    else:
+        table = lance_table(out) if ending == "lance" else pq.read_table(out)
+        found, kept = vectors(table), table.drop_columns(["embedding"]).to_pylist()
+    assert found.dtype == np.float32
+    assert np.array_equal(found, vectors(expected))
+    assert kept == rows
+    assert about.metadata(out) == about.metadata(tmp_path / "expected.parquet")
+    assert job(source, out=out.name).rows_per_second is None
+
+
+def test_lance_in(job, tmp_path):
+    """A Lance dataset is read in its order, from its middle too."""
+    lance = pytest.importorskip("lance", reason="the extra `lance` is not installed")
+    source = corpus(tmp_path / "in.jsonl", 40)
+    table = pa.Table.from_pylist([json.loads(line) for line in source.read_text().splitlines()])
+    lance.write_dataset(table, str(tmp_path / "in.lance"), max_rows_per_file=15)
+    job(tmp_path / "in.lance", shard_rows=16)
+    job(source, out="expected.parquet", shard_rows=16)
+    assert np.array_equal(vectors(tmp_path / "out.parquet"), vectors(tmp_path / "expected.parquet"))
+
+
+def test_types_of_parquet_are_kept(job, tmp_path):
+    """Dictionaries, timestamps, binary, decimals and nested columns come through; a large string is text too."""
+    table = pa.table(
+        {
+            "text": pa.array(["a cat", "the dog", "a cat"], pa.large_string()),
+            "kind": pa.array(["x", "y", "x"]).dictionary_encode(),
+            "when": pa.array([dt.datetime(2020, 1, n, tzinfo=dt.UTC) for n in (1, 2, 3)]),
+            "raw": pa.array([b"\x00\xff", None, b""]),
+            "cost": pa.array([decimal.Decimal("1.10")] * 3),
+            "nested": pa.array([{"a": [1, 2]}, None, {"a": []}]),
+        }
+    )
+    pq.write_table(table, tmp_path / "in.parquet")
+    job(tmp_path / "in.parquet", shard_rows=2)
+    found = pq.read_table(tmp_path / "out.parquet")
+    assert found.drop_columns(["embedding"]).to_pylist() == table.to_pylist()
+    assert found.schema.field("when").type == table.schema.field("when").type
+    assert found.schema.field("cost").type == table.schema.field("cost").type
+    job(tmp_path / "in.parquet", out="out.jsonl", shard_rows=2)
+    first = json.loads((tmp_path / "out.jsonl").read_text().splitlines()[0])
+    assert (first["raw"], first["cost"], first["when"]) == ("AP8=", "1.10", "2020-01-01 00:00:00+00:00")
+
+
+def test_files_of_unlike_columns(job, tmp_path):
+    """A column that only some files have is null elsewhere; types that nothing holds together are refused or JSON text."""
+    (tmp_path / "a.jsonl").write_text('{"text": "a", "n": 1, "m": {"x": 1}, "mixed": 1}\n')
+    (tmp_path / "b.jsonl").write_text('{"text": "b", "n": 2.5, "m": {"y": [2]}, "mixed": "one", "e": {}}\n')
+    job(tmp_path / "a.jsonl", tmp_path / "b.jsonl")
+    table = pq.read_table(tmp_path / "out.parquet")
+    assert table.column("n").to_pylist() == [1.0, 2.5]
+    assert table.column("m").to_pylist() == [{"x": 1, "y": None}, {"x": None, "y": [2]}]
+    assert table.column("mixed").to_pylist() == ["1", '"one"']
+    assert table.schema.field("mixed").metadata[b"penult.json"] == b"true"
+    assert table.column("e").to_pylist() == [None, "{}"]
+    pq.write_table(pa.table({"text": ["c"], "n": ["three"]}), tmp_path / "c.parquet")
+    with pytest.raises(ValueError, match=r"'n' is string in .*c\.parquet and something else"):
+        job(tmp_path / "a.jsonl", tmp_path / "c.parquet", out="other.parquet")
+
+
+def test_bad_rows_are_rejected_with_their_reason(tiny, tmp_path):
+    """Every row that gets no vector stands in OUT.rejected.jsonl; the others go on; the exit status is 3."""
+    lines = [
+        b'{"id": 1, "text": "the cat"}',
+        b'{"id": 2, "text": null}',
+        b'{"id": 3}',
+        b'{"id": 4, "text": 5}',
+        b'{"id": 5, "text": "half \\ud800"}',
+        b'{"id": 6, "text": "broken',
+        b"[7]",
+        b'{"id": 8, "text": "\xff"}',
+        b"   ",
+        b'{"id": 9, "text": "' + b"a " * 70 + b'"}',
+        b'{"id": "ten", "text": "the dog"}',
+        b'{"id": 11, "text": ""}',
+    ]
+    (tmp_path / "in.jsonl").write_bytes(b"\n".join(lines))
+    out = tmp_path / "out.parquet"
+    done = run("embed", tmp_path / "in.jsonl", out, "--model", tiny, "--truncate", "error", "--shard-rows", 4)
+    assert done.returncode == 3
+    assert done.stderr.strip().splitlines()[-1].startswith(f"penult: 3 rows in {out}; 8 rejected, see {out}.rejected.jsonl; ")
+    assert pq.read_table(out).column("text").to_pylist() == ["the cat", "the dog", ""]
+    assert pq.read_table(out).column("id").to_pylist() == ["1", '"ten"', "11"]
+    reasons = {row["line"]: row["reason"] for row in rejected(out)}
+    assert list(reasons) == [2, 3, 4, 5, 6, 7, 8, 10]
+    expected = {
+        2: "is a NoneType, not a str",
+        4: "has a 'text' that is 5 (int), not text",
+        5: "has a 'text' that is not Unicode",
+        6: "is not JSON",
+        7: "is a list, not an object",
+        8: "is not UTF-8 at its byte 19",
+        10: "has 72 tokens, the model takes 64",
+    }
+    for line, reason in expected.items():
+        assert reason in reasons[line]
+    assert rejected(out)[-1]["record"]["id"] == "9"
+    assert rejected(out)[-1]["file"] == str(tmp_path / "in.jsonl")
+    again = run("embed", tmp_path / "in.jsonl", out, "--model", tiny, "--truncate", "error")
+    assert again.returncode == 3
+    assert "finished before" in again.stderr
+    assert run("embed", tmp_path / "in.jsonl", out, "--model", tiny).returncode == 1
+
+
+def test_bad_rows_of_csv_text_and_parquet(job, tmp_path):
+    """A row of too many fields, bytes that are not UTF-8, a null of Parquet: rejected, each under its file and line."""
+    (tmp_path / "a.csv").write_bytes(b"id,text\n1,ok\n2,too,many\n3,\xff\n")
+    (tmp_path / "b.txt").write_bytes(b"fine\r\n\xffbad\nlast")
+    pq.write_table(pa.table({"text": ["yes", None]}), tmp_path / "c.parquet")
+    done = job(tmp_path / "a.csv", tmp_path / "b.txt", tmp_path / "c.parquet", shard_rows=4)
+    assert (done.totals.rows, done.totals.rejected) == (4, 4)
+    assert pq.read_table(tmp_path / "out.parquet").column("text").to_pylist() == ["ok", "fine", "last", "yes"]
+    found = [(Path(row["file"]).name, row["line"], row["reason"]) for row in rejected(tmp_path / "out.parquet")]
+    assert found[0] == ("a.csv", 3, "has 3 fields, the header has 2")
+    assert found[1][:2] == ("a.csv", 4)
+    assert "not Unicode" in found[1][2]
+    assert found[2] == ("b.txt", 2, "is not UTF-8 at its byte 0")
+    assert found[3] == ("c.parquet", 2, "is a NoneType, not a str")
+
+
+def test_cut_texts_are_counted(tiny, tmp_path):
+    """Texts over the model's length are embedded, counted over all shards, and said once at the end."""
+    (tmp_path / "in.txt").write_text(("a " * 70 + "\n" + "short\n") * 3)
+    done = run("embed", tmp_path / "in.txt", tmp_path / "out.parquet", "--model", tiny, "--shard-rows", 2)
+    assert done.returncode == 0
+    assert "6 rows" in done.stderr
+    assert "3 cut at 64 tokens" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_standard_input_and_json_progress(tiny, tmp_path):
+    """A pipe is JSON lines; --progress json gives one object a shard and one at the end; a bar is not drawn in a file."""
+    source = corpus(tmp_path / "in.jsonl", 40)
+    arguments = ("embed", "-", tmp_path / "out.parquet", "--model", tiny, "--shard-rows", 16)
+    with source.open() as pipe:
+        done = run(*arguments, "--progress", "json", stdin=pipe)
+    events = [json.loads(line) for line in done.stderr.splitlines()]
+    assert [event["event"] for event in events] == ["progress", "progress", "progress", "done"]
+    assert events[-2]["rows"] == events[-2]["of"] == events[-1]["rows"] == 40
+    assert events[0]["eta_seconds"] > 0
+    assert done.stdout == ""
+    with source.open() as pipe:
+        assert "finished before" in run(*arguments, stdin=pipe).stderr
+    other = run(*arguments, input='{"text": "another"}\n')
+    assert other.returncode == 1
+    assert "made from other input" in other.stderr
+
+
+def test_unchanged_rows_are_taken_over(job, embedder, tmp_path, monkeypatch):
+    """--from OLD: rows whose text is in OLD keep its vector to the bit, whatever their order; the others are embedded."""
+    old = corpus(tmp_path / "old.jsonl", 60)
+    job(old, out="old.parquet")
+    rows = [json.loads(line) for line in old.read_text().splitlines()][::-2]
+    rows[5:5] = [{"id": "new", "text": "a new text", "n": 0, "tags": []}]
+    (tmp_path / "new.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    done = job(tmp_path / "new.jsonl", old=tmp_path / "old.parquet", shard_rows=8)
+    assert done.totals.taken == 30
+    assert done.totals.tokens == embedder.count_tokens(["a new text"]).sum()
+    before = dict(
+        zip(pq.read_table(tmp_path / "old.parquet").column("text").to_pylist(), vectors(tmp_path / "old.parquet"), strict=True)
+    )
+    table = pq.read_table(tmp_path / "out.parquet")
+    assert table.column("id").to_pylist() == [row["id"] for row in rows]
+    for text, vector in zip(table.column("text").to_pylist(), vectors(table), strict=True):
+        expected = before.get(text)
+        assert (
+            np.array_equal(vector, expected)
+            if expected is not None
+            else np.abs(vector - embedder.embed([text])[0]).max() < 1e-6
+        )
+
+
+def test_vectors_of_another_model_are_not_taken_over(job, tmp_path):
+    """--from refuses an output of another fingerprint or role, and a file without vectors."""
+    source = corpus(tmp_path / "in.jsonl", 5)
+    job(source, out="cls.parquet", model=tiny_model(tmp_path / "cls", pooling="cls"))
+    with pytest.raises(StoppedError, match="has the fingerprint"):
+        job(source, old=tmp_path / "cls.parquet")
+    job(source, out="queries.parquet", role="query")
+    with pytest.raises(StoppedError, match="has the role 'query', this job 'document'"):
+        job(source, old=tmp_path / "queries.parquet", overwrite=True)
+    with pytest.raises(StoppedError, match=r"give a \.parquet file or a \.lance folder"):
+        job(source, old=source, overwrite=True)
+
+
+def half_done(monkeypatch, after=2):
+    """Let a job fail after some shards."""
+    carry_out = embed._records
+
+    def records(*arguments):
+        for number, record in enumerate(carry_out(*arguments)):
+            if number == after:
+                raise OSError("No space left on device")
+            yield record
+
+    monkeypatch.setattr(embed, "_records", records)
+
+
+def test_an_unfinished_job_of_something_else_is_refused(job, tmp_path, monkeypatch):
+    """Changed input, another model, role or column: refused, naming which; --overwrite starts anew."""
+    source = corpus(tmp_path / "in.jsonl", 60)
+    with monkeypatch.context() as patched:
+        half_done(patched)
+        with pytest.raises(StoppedError, match=r"No space left on device\. 32 of 60 rows are done and kept"):
+            job(source, shard_rows=16)
+    other = tiny_model(tmp_path / "cls", pooling="cls")
+    with pytest.raises(ValueError, match=r"the model's fingerprint was '[0-9a-f]{32}' and is"):
+        job(source, model=other)
+    with pytest.raises(ValueError, match="--role was 'document' and is 'query'"):
+        job(source, role="query")
+    with pytest.raises(ValueError, match="--shard-rows says 8"):
+        job(source, shard_rows=8)
+    before = source.read_text()
+    source.write_text(before.replace("the", "eht", 1))
+    with pytest.raises(ValueError, match=r"in\.jsonl changed"):
+        job(source)
+    with pytest.raises(ValueError, match="the input was 1 files and is 2"):
+        job(source, corpus(tmp_path / "more.jsonl", 1))
+    source.write_text(before)
+    assert job(source).totals.rows == 60
+    with pytest.raises(ValueError, match="--overwrite replaces it"):
+        job(source, model=other)
+    assert job(source, model=other, overwrite=True).totals.rows == 60
+
+
+def test_input_that_changes_meanwhile(job, tmp_path, monkeypatch):
+    """A file that is written to while it is read ends the job instead of giving rows of two states."""
+    source = corpus(tmp_path / "in.jsonl", 60)
+    carry_out = embed._records
+
+    def records(*arguments):
+        for record in carry_out(*arguments):
+            source.write_text(source.read_text() + "\n")
+            yield record
+
+    monkeypatch.setattr(embed, "_records", records)
+    with pytest.raises(StoppedError, match="changed while it was read"):
+        job(source, shard_rows=16)
+    assert not (tmp_path / "out.parquet").exists()
+
+
+def test_an_input_that_cannot_be_read(tiny, tmp_path):
+    """A damaged Parquet file ends the job with its name; what came before it is kept."""
+    for name in ("a", "b"):
+        rows = [json.loads(line) for line in corpus(tmp_path / "x.jsonl", 64, seed=ord(name)).read_text().splitlines()]
+        pq.write_table(pa.Table.from_pylist(rows), tmp_path / f"{name}.parquet", compression="zstd")
+    data = bytearray((tmp_path / "b.parquet").read_bytes())
+    whole = bytes(data)
+    for at in range(40, len(data) - 2000, 7):
+        data[at] ^= 0xFF
+    (tmp_path / "b.parquet").write_bytes(data)
+    arguments = ("embed", tmp_path / "a.parquet", tmp_path / "b.parquet", tmp_path / "out.parquet", "--model", tiny)
+    done = run(*arguments, "--shard-rows", 16)
+    last = done.stderr.strip().splitlines()[-1]
+    assert done.returncode == 1
+    assert "b.parquet cannot be read" in last
+    assert "are done and kept" in last
+    assert "Traceback" not in done.stderr
+    (tmp_path / "b.parquet").write_bytes(whole)
+    assert "b.parquet changed" in run(*arguments).stderr
+    assert run(*arguments, "--overwrite").returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("given", "options", "said"),
+    [
+        (["nothing.jsonl"], {}, "No input at"),
+        (["in.jsonl"], {"out": "out.xls"}, "ends in none of .parquet, .lance, .npy, .jsonl"),
+        (
+            ["in.jsonl"],
+            {"text": "body"},
+            "The column 'body' is not in the input; name one of text with --text-column: id, text",
+        ),
+        (["in.jsonl"], {"vector": "tags"}, "has a column 'tags' already"),
+        (["in.jsonl"], {"id_column": "key"}, "The column 'key' is not in the input"),
+        (["in.jsonl"], {"shard_rows": 0}, "--shard-rows is 0"),
+        (["in.dat"], {}, "say --format"),
+        (["in.jsonl"], {"engine": "ray"}, "must be read from its start|needs the extra"),
+    ],
+)
+def test_what_cannot_be_done_is_said_first(job, tmp_path, monkeypatch, given, options, said):
+    """A wrong name, column or number is an error before anything is written."""
+    monkeypatch.chdir(tmp_path)
+    corpus(tmp_path / "in.jsonl", 3)
+    (tmp_path / "in.dat").write_text("text")
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises((ValueError, OSError, ImportError, StoppedError), match=said):
+        job(*given, **options)
+    assert sorted(tmp_path.iterdir()) == before

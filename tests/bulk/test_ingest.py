@@ -1,0 +1,180 @@
+"""An embedded file in Qdrant, LanceDB and PostgreSQL: the same entries in each, however often it is written."""
+
+import json
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import qdrant_client
+from bulk.jobs import corpus, run
+from bulk.postgres import server
+from models import tiny_model
+
+from penult.bulk.ingest import entry_id, ingest
+
+QUESTIONS = 100
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory, tiny):
+    """200 embedded rows, one of which holds what not every store takes as it is."""
+    folder = tmp_path_factory.mktemp("ingest")
+    rows = corpus(folder / "in.jsonl", 199)
+    with rows.open("a") as file:
+        file.write(json.dumps({"id": "odd", "text": "moon \x00 日本 'quoted' \"too\" \\", "n": 0, "tags": []}) + "\n")
+    assert run("embed", rows, folder / "in.parquet", "--model", tiny).returncode == 0
+    return folder / "in.parquet"
+
+
+@pytest.fixture(scope="module")
+def other(source, tmp_path_factory):
+    """The same rows with the vectors of another model."""
+    folder = tmp_path_factory.mktemp("other")
+    model = tiny_model(folder / "model", pooling="cls")
+    assert run("embed", source.with_suffix(".jsonl"), folder / "in.parquet", "--model", model).returncode == 0
+    return folder / "in.parquet"
+
+
+@pytest.fixture(scope="module")
+def questions(embedder):
+    texts = [
+        f"{a} {b} {n}" for a in ("moon", "cat", "river", "stone") for b in ("the", "fish", "mat", "in", "a") for n in range(5)
+    ]
+    assert len(texts) == QUESTIONS
+    return embedder.embed(texts, role="query")
+
+
+@pytest.fixture(scope="module")
+def nearest(source, questions):
+    """For each question all rows with their cosines, by brute force: what every store must agree with."""
+    table = pq.read_table(source)
+    vectors = np.asarray(table.column("embedding").combine_chunks().flatten()).reshape(table.num_rows, -1)
+    ids = [entry_id(value) for value in table.column("id").to_pylist()]
+    return [dict(zip(ids, row, strict=True)) for row in questions @ vectors.T]
+
+
+def check_top10(found, nearest):
+    """The ten that a store gives are the ten best, but for rows whose cosines are equal to 1e-6."""
+    assert len(found) == QUESTIONS
+    for ids, scores in zip(found, nearest, strict=True):
+        best = sorted(scores.values(), reverse=True)[:10]
+        assert len(set(ids)) == 10
+        assert np.abs(np.array([scores[id_] for id_ in ids]) - best).max() <= 1e-6
+
+
+def check_ingest(source, other, to, dump):
+    """Run twice leaves the store unchanged; vectors of another model are refused and change nothing."""
+    first = ingest(source, to, "notes")
+    assert (first.rows, first.entries) == (200, 200)
+    before = dump()
+    assert ingest(source, to, "notes") == first
+    assert dump() == before
+    with pytest.raises(ValueError, match=r"fingerprint is '[0-9a-f]{32}'; the file's is"):
+        ingest(other, to, "notes")
+    assert dump() == before
+    assert ingest(other, to, "more").entries == 200
+
+
+@pytest.mark.filterwarnings("ignore:Local mode is not recommended")
+def test_qdrant(source, other, questions, nearest, tmp_path):
+    """A local Qdrant: payloads whole, the top 10 of 100 questions right, the second run changes nothing."""
+    place = str(tmp_path / "db")
+
+    def dump():
+        client = qdrant_client.QdrantClient(path=place)
+        points = client.scroll("notes", limit=10_000, with_vectors=True)[0]
+        client.close()
+        return sorted(json.dumps([point.id, point.payload, list(map(float, point.vector))]) for point in points)
+
+    check_ingest(source, other, f"qdrant:{place}", dump)
+    payloads = {row[1]["id"]: row[1] for row in map(json.loads, dump())}
+    assert payloads["odd"] == {"id": "odd", "text": "moon \x00 日本 'quoted' \"too\" \\", "n": 0, "tags": []}
+    client = qdrant_client.QdrantClient(path=place)
+    found = [[p.id for p in client.query_points("notes", query=list(q), limit=10).points] for q in questions.tolist()]
+    client.close()
+    check_top10(found, nearest)
+
+
+def test_lancedb(source, other, questions, nearest, tmp_path):
+    """LanceDB keeps columns with their types, gives the same top 10, and is unchanged by a second run."""
+    lancedb = pytest.importorskip("lancedb", reason="the extra `lancedb` is not installed")
+    place = str(tmp_path / "db")
+
+    def dump():
+        return lancedb.connect(place).open_table("notes").to_arrow().sort_by("penult_id").to_pylist()
+
+    check_ingest(source, other, f"lancedb:{place}", dump)
+    table = lancedb.connect(place).open_table("notes")
+    assert table.schema.field("n").type == pa.int64()
+    found = [table.search(q).distance_type("cosine").limit(10).to_arrow().column("penult_id").to_pylist() for q in questions]
+    check_top10(found, nearest)
+
+
+def test_pgvector(source, other, questions, nearest):
+    """A real PostgreSQL: float32 exact, text with U+0000 whole, the same top 10, no row touched by a second run."""
+    psycopg = pytest.importorskip("psycopg", reason="the extra `pgvector` is not installed")
+    with server() as dsn:
+
+        def dump():
+            with psycopg.connect(dsn) as connection:
+                return connection.execute(
+                    "SELECT id::text, embedding::text, row::text, xmin::text FROM notes ORDER BY id"
+                ).fetchall()
+
+        check_ingest(source, other, f"pgvector:{dsn}", dump)
+        rows = {json.loads(row)["id"]: (json.loads(vector), json.loads(row)) for _, vector, row, _ in dump()}
+        assert rows["odd"][1]["text"] == "moon \x00 日本 'quoted' \"too\" \\"
+        expected = {row["id"]: row["embedding"] for row in pq.read_table(source).to_pylist()}
+        assert all(np.array_equal(np.float32(rows[key][0]), np.float32(expected[key])) for key in expected)
+        with psycopg.connect(dsn) as connection:
+            order = "SELECT id::text FROM notes ORDER BY embedding <=> %s::vector LIMIT 10"
+            found = [[row[0] for row in connection.execute(order, [str(q)]).fetchall()] for q in questions.tolist()]
+            check_top10(found, nearest)
+            connection.execute("CREATE TABLE theirs (id int)")
+            connection.commit()
+        with pytest.raises(ValueError, match="fingerprint is None"):
+            ingest(source, f"pgvector:{dsn}", "theirs")
+
+
+def test_ids_are_the_same_everywhere_and_for_ever():
+    """An entry's id is a UUID of its row's id alone: a number and its digits differ, and the value is fixed."""
+    assert entry_id("row 1") == "3000644c-59cc-566a-bf3c-c95fcb453cfa"
+    assert len({entry_id(5), entry_id("5"), entry_id(5.5), entry_id(None)}) == 4
+
+
+def test_without_an_id_column_the_row_is_its_id(tmp_path, tiny):
+    """Rows without ids are told apart by their content, and rows of equal content are one entry, which is said."""
+    (tmp_path / "twice.jsonl").write_text('{"text": "the cat"}\n{"text": "the cat"}\n{"text": "the dog"}\n')
+    out = tmp_path / "out.parquet"
+    assert run("embed", tmp_path / "twice.jsonl", out, "--model", tiny).returncode == 0
+    done = run("ingest", out, "--to", f"qdrant:{tmp_path}/db", "--collection", "c")
+    assert done.returncode == 0, done.stderr
+    assert "3 rows read; c has 2 entries" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--to", "elsewhere:x"], "it must be qdrant:PATH|URL, lancedb:PATH or pgvector:DSN"),
+        (["--to", "qdrant:x", "--id-column", "key"], "The column 'key' is not in"),
+        (["--to", "pgvector:host=/nowhere"], "PostgreSQL cannot be reached"),
+    ],
+)
+def test_what_cannot_be_done_is_said(source, tmp_path, arguments, said):
+    """A wrong store, column or address is one sentence and exit status 1."""
+    if "pgvector" in arguments[1]:
+        pytest.importorskip("psycopg", reason="the extra `pgvector` is not installed")
+    done = run("ingest", source, "--collection", "c", *arguments, cwd=tmp_path)
+    assert done.returncode == 1
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_file_that_penult_did_not_embed(tmp_path):
+    """Vectors of an unknown model are refused."""
+    pq.write_table(pa.table({"id": ["a"], "embedding": [[1.0, 2.0]]}), tmp_path / "x.parquet")
+    with pytest.raises(ValueError, match="does not say which model made its vectors"):
+        ingest(tmp_path / "x.parquet", f"qdrant:{tmp_path}", "c")
+    with pytest.raises(FileNotFoundError):
+        ingest(tmp_path / "y.parquet", f"qdrant:{tmp_path}", "c")

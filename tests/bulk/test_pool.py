@@ -1,0 +1,50 @@
+"""Worker processes: what is said when they die or cannot begin, and that nothing hangs."""
+
+import pyarrow as pa
+import pytest
+from bulk import dying
+from bulk.jobs import corpus, run
+
+from penult.bulk import pool
+from penult.bulk.options import Columns, Model
+from penult.bulk.pool import Pool, WorkError
+from penult.bulk.readers import Shard
+from penult.bulk.worker import Task
+
+
+def test_a_worker_that_dies_twice_over_a_task_ends_the_job(monkeypatch, tmp_path):
+    """A task is tried twice; then the job fails, naming the shard, the signal and what may help."""
+    monkeypatch.setattr(pool, "serve", dying.at_work)
+    said = []
+    workers = Pool(Model("m"), "document", 1, said.append)
+    task = Task(Shard(5, pa.table({"text": ["a"]}), [("f", 1)], []), tmp_path, Columns("text", "v", "document"))
+    with pytest.raises(WorkError, match=r"killed by signal 9, perhaps .* memory, twice at shards 5; .*fewer --workers"):
+        list(workers.run(iter([task])))
+    workers.close()
+    assert len(said) == 1
+    assert "another one tries once more" in said[0]
+
+
+def test_a_worker_that_dies_before_it_begins(monkeypatch):
+    """A worker that cannot even start is tried once more, then the job fails with its exit status."""
+    monkeypatch.setattr(pool, "serve", dying.at_once)
+    said = []
+    with pytest.raises(WorkError, match="ended with status 7 twice at opening the model"):
+        Pool(Model("m"), "document", 1, said.append)
+    assert len(said) == 1
+
+
+def test_a_model_that_cannot_be_opened(tmp_path):
+    """It is one sentence and exit status 1, and nothing is left behind."""
+    source = corpus(tmp_path / "in.jsonl", 3)
+    done = run("embed", source, tmp_path / "out.parquet", "--model", tmp_path / "nothing")
+    assert done.returncode == 1
+    assert str(tmp_path / "nothing") in done.stderr
+    assert "Traceback" not in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]
+
+
+def test_the_number_of_workers_is_checked():
+    """No workers, no job."""
+    with pytest.raises(ValueError, match="workers is 0"):
+        Pool(Model("m"), "document", 0, print)

@@ -1,0 +1,49 @@
+"""Fixtures every test may use: a cache of its own, a tiny real model, and data outside the repository where there is any."""
+
+import os
+from pathlib import Path
+
+import pytest
+from models import tiny_model
+
+from penult import Embedder
+
+ROOT = Path(__file__).parents[1]
+SHARED = ROOT.parent / "shared"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _cache(tmp_path_factory):
+    """Keep prepared graphs of tests away from the user's cache."""
+    os.environ["PENULT_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory) -> Path:
+    """A whole model folder: BERT of two layers, mean pooling, normalised, at most 64 tokens."""
+    return tiny_model(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def embedder(tiny):
+    """The tiny model, opened once."""
+    with Embedder.load(tiny, threads=1, truncate="right") as opened:
+        yield opened
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Evaluation data and models that are not in this repository."""
+    if not SHARED.is_dir():
+        pytest.skip("needs the data folder ../shared, which is not beside this checkout")
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def minilm() -> Path:
+    """all-MiniLM-L6-v2 with its 90 MB of weights."""
+    folder = Path(os.environ.get("PENULT_MINILM") or ROOT / ".bench" / "all-MiniLM-L6-v2")
+    if not (folder / "onnx" / "model.onnx").exists():
+        pytest.skip("needs all-MiniLM-L6-v2: run `make bench-model`, or set PENULT_MINILM to its folder")
+    return folder

@@ -1,0 +1,342 @@
+"""A cut changes no value, keeps nothing that has no reader, and copies no weight it need not."""
+
+import subprocess
+import sys
+
+import numpy as np
+import onnx
+import pytest
+from graph_kit import ZOO, ZOO_FILES, Draft, load, run, run_uncut, stored, zoo_reference
+from onnx import TensorProto, helper, numpy_helper
+
+from penult.graph.cut import cut
+from penult.graph.layers import hidden_states
+
+GIVEN = {"input_ids": np.array([[3, 1, 4, 1, 5], [9, 2, 6, 5, 3]])}
+
+
+def encoder():
+    """Build a two-layer encoder with a head; give (draft, hidden states, logits)."""
+    d = Draft()
+    x0 = d.norm(d.embed())
+    x1 = d.post_norm_layer(x0)
+    x2 = d.post_norm_layer(x1)
+    return d, [x0, x1, x2], d.dense(x2, 20)
+
+
+@pytest.mark.parametrize("file", ZOO_FILES)
+def test_zoo_cuts_equal_torchs_last_hidden_state(file, shared):
+    """fp32 within 1e-4, fp16 within 2e-2 of the largest value, int8 and QDQ equal to the uncut file's own tensor."""
+    model, reference = load(ZOO / file), zoo_reference(file)
+    before = model.SerializeToString(deterministic=True)
+    state = hidden_states(model)[-1]
+    short = cut(model, state.tensor, axes=state.axes)
+    assert model.SerializeToString(deterministic=True) == before
+    found = run(short, reference)
+    assert found.dtype == np.float32
+    if "int8" in file or "qdq" in file:
+        assert np.array_equal(found, run_uncut(model, reference, state.tensor))
+        return
+    expected, kept = reference["last_hidden_state"], reference["attention_mask"] == 1
+    assert np.abs(found - expected)[kept].max() <= (2e-2 * np.abs(expected).max() if "fp16" in file else 1e-4)
+
+
+@pytest.mark.parametrize("file", [f for f in ZOO_FILES if "int8" in f or "qdq" in f] or ["needs ../shared"])
+def test_every_layer_of_a_quantised_file_is_cut_exactly(file, shared):
+    """Each hidden state of an int8 or QDQ file is bit for bit the tensor of the uncut file."""
+    model, reference = load(ZOO / file), zoo_reference(file)
+    for state in hidden_states(model)[:-1]:
+        assert np.array_equal(run(cut(model, state.tensor), reference), run_uncut(model, reference, state.tensor))
+
+
+@pytest.mark.parametrize("file", [f for f in ZOO_FILES if "-mlm/" in f] or ["needs ../shared"])
+def test_heads_of_masked_language_models_are_gone(file, shared):
+    """No node, initialiser, input or annotation is left that the output does not depend on, and the head's bytes are saved."""
+    model = load(ZOO / file)
+    short = cut(model, hidden_states(model)[-1].tensor)
+    read = {i for n in short.graph.node for i in n.input} | {"token_embeddings"}
+    assert all(set(n.output) & read for n in short.graph.node)
+    assert {i.name for i in (*short.graph.initializer, *short.graph.input, *short.graph.value_info)} <= read
+    left = {i.name for i in short.graph.initializer}
+    head = sum(i.ByteSize() for i in model.graph.initializer if i.name not in left)
+    assert model.ByteSize() - short.ByteSize() >= head > 0
+    assert [(o.domain, o.version) for o in short.opset_import] == [(o.domain, o.version) for o in model.opset_import]
+    assert short.ir_version == model.ir_version
+
+
+def test_external_weights_stay_where_they_are(shared):
+    """References to an external file are kept, those of the head are not, and no byte of it is needed."""
+    model = onnx.load(ZOO / "bert-mlm-external/onnx/model.onnx", load_external_data=False)
+    short = cut(model, hidden_states(model)[-1].tensor)
+    far = {i.name: i for i in model.graph.initializer if i.data_location == TensorProto.EXTERNAL}
+    kept = [i for i in short.graph.initializer if i.name in far]
+    assert 0 < len(kept) < len(far)
+    assert all(i == far[i.name] for i in kept)
+
+
+def test_the_output_is_declared():
+    """The one output is float32, named as asked, with the shape of the tensor."""
+    d, states, logits = encoder()
+    short = cut(d.model(logits), states[1], output_name="vectors")
+    (output,) = short.graph.output
+    dims = [x.dim_param or x.dim_value for x in output.type.tensor_type.shape.dim]
+    assert (output.name, output.type.tensor_type.elem_type, dims) == ("vectors", TensorProto.FLOAT, ["batch", "sequence", 8])
+    onnx.checker.check_model(short, full_check=True)
+
+
+def test_the_model_is_not_changed():
+    """The argument is the same afterwards, and the copy is its own."""
+    d, states, logits = encoder()
+    model = d.model(logits)
+    before = model.SerializeToString(deterministic=True)
+    short = cut(model, states[1])
+    short.graph.initializer[0].name = "changed"
+    assert model.SerializeToString(deterministic=True) == before
+
+
+def test_metadata_stay():
+    """Producer, version and the file's own notes are carried over."""
+    d, states, logits = encoder()
+    model = d.model(logits)
+    model.producer_name, model.model_version = "somebody", 7
+    model.metadata_props.add(key="licence", value="free")
+    short = cut(model, states[1])
+    assert (short.producer_name, short.model_version) == ("somebody", 7)
+    assert [(p.key, p.value) for p in short.metadata_props] == [("licence", "free")]
+
+
+def test_a_node_names_its_output():
+    """A node's name means the tensor it writes."""
+    d, states, logits = encoder()
+    model = d.model(logits)
+    node = next(n for n in model.graph.node if states[1] in n.output)
+    node.name = "encoder/layer.0/end"
+    assert np.array_equal(run(cut(model, "encoder/layer.0/end"), GIVEN), run_uncut(model, GIVEN, states[1]))
+
+
+def test_an_output_can_be_the_cut():
+    """A tensor that is an output already, even twice, is cut like any other."""
+    d, states, logits = encoder()
+    model = d.model(logits, states[2], states[2])
+    short = cut(model, states[2])
+    assert len(short.graph.output) == 1
+    assert np.array_equal(run(short, GIVEN), run(cut(d.model(logits), states[2]), GIVEN))
+    same = cut(model, logits, output_name=logits)
+    assert np.array_equal(run(same, GIVEN), run(d.model(logits), GIVEN))
+
+
+def test_a_name_inside_gives_way():
+    """A tensor inside that is called as the output shall be is renamed, in subgraphs too, and values stay."""
+    d = Draft()
+    d.nodes.append(helper.make_node("Gather", [d.weight(20, 8), "input_ids"], ["token_embeddings"]))
+    given = [helper.make_tensor_value_info(n, TensorProto.FLOAT, None) for n in ("a", "b")]
+    branches = [helper.make_graph([helper.make_node("Neg", ["token_embeddings"], [g.name])], g.name, [], [g]) for g in given]
+    test = d.constant(np.array([True]))
+    d.nodes.append(helper.make_node("If", [test], ["chosen"], then_branch=branches[0], else_branch=branches[1]))
+    end = d.dense("chosen")
+    model = d.model(end)
+    short = cut(model, end)
+    assert np.array_equal(run(short, GIVEN), run(model, GIVEN))
+    assert short.graph.output[0].name == "token_embeddings"
+
+
+def test_an_input_can_be_the_cut():
+    """Layer 0 of a graph that takes embeddings is its input, handed through."""
+    d = Draft()
+    d.inputs.append(helper.make_tensor_value_info("inputs_embeds", TensorProto.FLOAT, ["batch", "sequence", 8]))
+    model = d.model(d.op("Add", d.embed(), "inputs_embeds"))
+    vectors = np.ones((2, 5, 8), np.float32)
+    short = cut(model, "inputs_embeds")
+    assert [i.name for i in short.graph.input] == ["inputs_embeds"]
+    assert np.array_equal(run(short, GIVEN | {"inputs_embeds": vectors}), vectors)
+
+
+def test_quantised_integers_become_the_floats_they_stand_for():
+    """Between a quantiser and a dequantiser the cut gives floats, whichever operators stand on either side."""
+    d = Draft()
+    scale, zero = d.constant(np.float32(0.05)), d.constant(np.uint8(120))
+    x = d.embed()
+    q = d.op("QuantizeLinear", x, scale, zero)
+    floats = d.op("DequantizeLinear", q, scale, zero)
+    added = d.op("QLinearAdd", q, scale, zero, q, scale, zero, d.constant(np.float32(0.1)), zero, domain="com.microsoft")
+    back = d.op("DequantizeLinear", added, d.constant(np.float32(0.1)), zero)
+    model = d.model(floats, back)
+    assert np.array_equal(run(cut(model, q), GIVEN), run_uncut(model, GIVEN, floats))
+    assert np.array_equal(run(cut(model, added), GIVEN), run_uncut(model, GIVEN, back))
+    alone = d.model(x)
+    assert np.array_equal(run(cut(alone, q), GIVEN), run_uncut(model, GIVEN, floats))
+
+
+def test_an_operator_that_reads_integers_tells_their_scale():
+    """Where only a quantised operator reads the integers, its scale and zero point are taken."""
+    d = Draft()
+    one, two, zero = d.constant(np.float32(0.05)), d.constant(np.float32(0.1)), d.constant(np.uint8(120))
+    q = d.op("QuantizeLinear", d.embed(), one, zero)
+    added = d.op("QLinearAdd", q, one, zero, q, one, zero, two, zero, domain="com.microsoft")
+    again = d.op("QLinearAdd", added, two, zero, added, two, zero, two, zero, domain="com.microsoft")
+    model = d.model(d.op("DequantizeLinear", again, two, zero))
+    integers = run_uncut(model, GIVEN, added)
+    assert integers.dtype == np.uint8
+    assert np.array_equal(run(cut(model, added), GIVEN), (integers.astype(np.float32) - 120) * np.float32(0.1))
+
+
+def test_dynamically_quantised_integers_too():
+    """What DynamicQuantizeLinear writes is dequantised with the scale it writes beside it."""
+    d = Draft()
+    x = d.embed()
+    d.nodes.append(helper.make_node("DynamicQuantizeLinear", [x], ["q", "s", "z"]))
+    model = d.model(d.op("DequantizeLinear", "q", "s", "z"))
+    model.graph.node[-1].op_type = "DequantizeLinear"
+    expected = run(model, GIVEN)
+    del model.graph.node[-1]
+    model.graph.output[0].name = "s"
+    assert np.array_equal(run(cut(model, "q"), GIVEN), expected)
+
+
+def test_half_precision_comes_out_as_float32():
+    """float16 is cast, which changes no value."""
+    d = Draft()
+    half = d.op("Cast", d.embed(), to=TensorProto.FLOAT16)
+    model = d.model(d.op("Cast", half, to=TensorProto.FLOAT))
+    found = run(cut(model, half), GIVEN)
+    assert found.dtype == np.float32
+    assert np.array_equal(found, run(model, GIVEN))
+
+
+def test_integers_that_stand_for_nothing_are_refused():
+    """Token ids are no vectors; the error says what the tensor holds."""
+    d, _, logits = encoder()
+    turned = d.op("Transpose", "input_ids", perm=[1, 0])
+    with pytest.raises(ValueError, match=rf"tensor '{turned}' holds int64 values"):
+        cut(d.model(logits), turned)
+
+
+def test_an_unknown_name_is_refused():
+    """The error says what was asked for and which names are near."""
+    d, _, logits = encoder()
+    d.nodes[3].name = "encoder/layer.0/attention"
+    with pytest.raises(ValueError, match=r"named 'encoder/layer.0/attentoin' \(\d+ tensors\).*'encoder/layer.0/attention'"):
+        cut(d.model(logits), "encoder/layer.0/attentoin")
+    with pytest.raises(ValueError, match=r"named '\?\?' \(\d+ tensors\)$"):
+        cut(d.model(logits), "??")
+
+
+def test_a_model_transposed_inside():
+    """A model that works on (T, B, H) gives (B, T, H) at every layer, for one text too."""
+    model, reference = stored("xlnet")
+    states = hidden_states(model)
+    assert [s.axes for s in states[:-1]] == ["TBH"] * (len(states) - 1)
+    one = {k: v[:1] for k, v in reference.items()}
+    for state in states:
+        assert run(cut(model, state.tensor, axes=state.axes), one).shape == reference[f"h{state.index}"][:1].shape
+
+
+def test_a_model_flattened_inside():
+    """A model that works on the rows of all texts, (B T, H), gives (B, T, H) at every layer."""
+    d = Draft()
+    inner = d.attention
+
+    def attention(x):
+        sizes = d.op("Concat", d.op("Shape", "input_ids"), d.constant(np.array([8])), axis=0)
+        return d.op("Reshape", inner(d.op("Reshape", x, sizes)), d.constant(np.array([-1, 8])))
+
+    d.attention = attention
+    states = [d.norm(d.op("Reshape", d.embed(), d.constant(np.array([-1, 8]))))]
+    states += [d.post_norm_layer(states[0])]
+    states += [d.post_norm_layer(states[1])]
+    model = d.model(d.dense(states[2]))
+    found = hidden_states(model)
+    assert [(s.tensor, s.axes) for s in found] == [(t, "NH") for t in states]
+    for state in found:
+        rows = run_uncut(model, GIVEN, state.tensor)
+        assert np.array_equal(run(cut(model, state.tensor, axes=state.axes), GIVEN), rows.reshape(2, 5, 8))
+
+
+def test_weights_in_constant_nodes_and_sparse_weights_stay_whole():
+    """Weights that are no initialisers are found again too, and those of the head are not."""
+    d = Draft()
+    x = d.embed()
+    big = d.rng.normal(size=(8, 200)).astype(np.float32)
+    wide = d.op("MatMul", x, d.op("Constant", value=numpy_helper.from_array(big)))
+    values = helper.make_tensor("sparse", TensorProto.FLOAT, [2], [1.5, -2.0])
+    sparse = helper.make_sparse_tensor(values, helper.make_tensor("where", TensorProto.INT64, [2], [0, 130]), [200])
+    end = d.op("Add", wide, "sparse")
+    head = d.op("MatMul", end, d.op("Constant", value=numpy_helper.from_array(np.ones((200, 300), np.float32))))
+    model = d.model(head)
+    model.graph.sparse_initializer.append(sparse)
+    short = cut(model, end)
+    table = numpy_helper.to_array(model.graph.initializer[0])
+    bias = np.zeros(200, np.float32)
+    bias[[0, 130]] = 1.5, -2.0
+    assert np.allclose(run(short, GIVEN), table[GIVEN["input_ids"]] @ big + bias, atol=1e-5)
+    assert short.ByteSize() < 200 * 300
+
+
+@pytest.mark.parametrize("opset", [11, 13, 18, 21, 24])
+def test_any_opset(opset):
+    """The nodes a cut adds mean the same in every opset, and the opset stays."""
+    d = Draft(opset=opset)
+    half = d.op("Cast", d.dense(d.embed()), to=TensorProto.FLOAT16)
+    short = cut(d.model(d.op("Cast", half, to=TensorProto.FLOAT)), half)
+    assert short.opset_import[0].version == opset
+    assert run(short, GIVEN).shape == (2, 5, 8)
+
+
+_MEASURE = """
+import resource, sys
+import onnx
+from penult.graph.cut import cut
+from penult.graph.layers import hidden_states
+
+model = onnx.load(sys.argv[1], load_external_data=False)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+cut(model, hidden_states(model)[-1].tensor)
+print(before, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+def measured(path):
+    """Give peak memory in KiB before and after finding the layers and cutting, in a process of its own."""
+    out = subprocess.run([sys.executable, "-c", _MEASURE, str(path)], capture_output=True, text=True, check=True)
+    return [int(n) for n in out.stdout.split()]
+
+
+def swollen(layers, megabytes):
+    """Build an encoder whose matrices are `megabytes` large together, weights yet to be filled."""
+    d = Draft()
+    x = d.norm(d.embed())
+    for _ in range(layers):
+        x = d.post_norm_layer(x)
+    model = d.model(d.dense(x))
+    matrices = [i for i in model.graph.initializer if list(i.dims) == [8, 8]]
+    side = int((megabytes * 2**20 / 4 / len(matrices)) ** 0.5)
+    for matrix in matrices:
+        matrix.CopyFrom(TensorProto(name=matrix.name, data_type=TensorProto.FLOAT, dims=[side, side]))
+    return model, matrices, side * side * 4
+
+
+def test_a_two_gigabyte_model_is_cut_without_its_weights(tmp_path):
+    """With external data the peak stays below 1.3 times that of the same graph without weights."""
+    peaks = []
+    for megabytes in (1, 2200):
+        model, matrices, length = swollen(24, megabytes)
+        for i, matrix in enumerate(matrices):
+            matrix.data_location = TensorProto.EXTERNAL
+            for key, value in (("location", "weights.bin"), ("offset", i * length), ("length", length)):
+                matrix.external_data.add(key=key, value=str(value))
+        with (tmp_path / "weights.bin").open("wb") as weights:
+            weights.truncate(len(matrices) * length)  # a sparse file: it takes no space
+        (tmp_path / "model.onnx").write_bytes(model.SerializeToString())
+        peaks.append(measured(tmp_path / "model.onnx")[1])
+    assert (tmp_path / "weights.bin").stat().st_size > 2 * 2**30
+    assert peaks[1] < 1.3 * peaks[0]
+
+
+def test_weights_inside_are_copied_once(tmp_path):
+    """Finding the layers reads no weight, and the cut copies those it keeps a single time."""
+    model, matrices, length = swollen(4, 160)
+    for matrix in matrices:
+        matrix.raw_data = bytes(length)
+    (tmp_path / "model.onnx").write_bytes(model.SerializeToString())
+    before, after = measured(tmp_path / "model.onnx")
+    assert after - before < 1.4 * 160 * 1024

@@ -1,0 +1,196 @@
+"""What the tests of `graph/` share: run a graph in plain ONNX Runtime, rename it, pack it into functions, build one by hand."""
+
+import json
+import random
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+from onnx import TensorProto, helper, numpy_helper
+
+from penult.graph.flow import read_by
+
+HERE = Path(__file__).parent
+SHARED = HERE.parents[1] / "shared"
+ZOO = SHARED / "zoo"
+GRAPHS = sorted(p.stem for p in (HERE / "data" / "graphs").glob("*.onnx"))
+ZOO_FILES = sorted(json.loads((ZOO / "expected_cut.json").read_text())) if ZOO.is_dir() else ["needs ../shared"]
+_TYPES = {"tensor(int64)": np.int64, "tensor(int32)": np.int32, "tensor(float)": np.float32, "tensor(float16)": np.float16}
+
+
+def load(file):
+    """Load a graph with its weights."""
+    return onnx.load(file)
+
+
+def stored(name):
+    """Give (graph, reference) of tests/data/graphs."""
+    folder = HERE / "data" / "graphs"
+    with np.load(folder / f"{name}.npz") as z:
+        return onnx.load(folder / f"{name}.onnx"), dict(z)
+
+
+def zoo_reference(file):
+    """Give the reference of a zoo file."""
+    with np.load(ZOO / file.partition("/")[0] / "reference.npz") as z:
+        return dict(z)
+
+
+def session(model):
+    """Open a graph as it is written, no optimisation that could change a value."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.log_severity_level = 4
+    return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+def run(model, given, fetch=None):
+    """Run a graph: inputs it asks for beyond `given` are positions, or an empty cache. Gives the first output fetched."""
+    opened = session(model)
+    rows = len(given["input_ids"])
+    feeds = {}
+    for wanted in opened.get_inputs():
+        if wanted.name in given:
+            value = given[wanted.name]
+        elif wanted.name == "position_ids":
+            value = np.maximum(np.cumsum(given["attention_mask"], 1) - 1, 0)
+        else:
+            value = np.zeros([d if isinstance(d, int) else 0 if i else rows for i, d in enumerate(wanted.shape)])
+        feeds[wanted.name] = np.ascontiguousarray(value.astype(_TYPES[wanted.type]))
+    return opened.run([fetch] if fetch else None, feeds)[0]
+
+
+def run_uncut(model, given, tensor):
+    """Run the whole graph with a tensor as one more output."""
+    whole = onnx.ModelProto()
+    whole.CopyFrom(model)
+    if tensor not in {o.name for o in whole.graph.output}:
+        whole.graph.output.append(onnx.ValueInfoProto(name=tensor))
+    return run(whole, given, tensor)
+
+
+def shuffled(model, seed=0):
+    """Give (copy with every tensor, initialiser and node renamed and initialisers reordered, old name -> new name).
+
+    Graph inputs and outputs are named by their users and keep their names.
+    """
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    kept = {v.name for v in (*copy.graph.input, *copy.graph.output)}
+    every = [o for n in copy.graph.node for o in n.output] + [i.name for i in copy.graph.initializer]
+    old = [n for n in dict.fromkeys(every) if n and n not in kept]
+    numbers = list(range(len(old)))
+    random.Random(seed).shuffle(numbers)
+    names = {n: f"v{i}" for n, i in zip(old, numbers, strict=True)}
+    _rename(copy.graph, names)
+    weights = list(copy.graph.initializer)
+    random.Random(seed).shuffle(weights)
+    del copy.graph.initializer[:]
+    copy.graph.initializer.extend(weights)
+    return copy, names
+
+
+def _rename(graph, names):
+    for tensor in (*graph.initializer, *graph.value_info, *graph.output):
+        tensor.name = names.get(tensor.name, tensor.name)
+    for i, node in enumerate(graph.node):
+        node.name = f"n{i * 7919 % 10007}"
+        node.input[:] = [names.get(x, x) for x in node.input]
+        node.output[:] = [names.get(x, x) for x in node.output]
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.GRAPH:
+                _rename(attribute.g, names)
+
+
+def outlined(model, size=9):
+    """Pack every `size` neighbouring nodes into a local function, as exporters that keep modules do."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    nodes = list(copy.graph.node)
+    outputs = {o.name for o in copy.graph.output}
+    del copy.graph.node[:]
+    for start in range(0, len(nodes), size):
+        inside = nodes[start : start + size]
+        made = {o for n in inside for o in n.output if o}
+        later = {r for n in nodes[start + size :] for r in read_by(n)} | outputs
+        takes = sorted({r for n in inside for r in read_by(n)} - made)
+        gives = sorted(made & later)
+        name = f"module_{start}"
+        copy.functions.append(helper.make_function("local", name, takes, gives, inside, list(copy.opset_import)))
+        copy.graph.node.append(helper.make_node(name, takes, gives, domain="local"))
+    copy.opset_import.append(helper.make_opsetid("local", 1))
+    return copy
+
+
+class Draft:
+    """A graph under construction; weights are random, H = 8, two heads, a vocabulary of 20."""
+
+    def __init__(self, opset=17, seed=0):
+        """Start with `input_ids` (B, T)."""
+        self.nodes, self.weights, self.rng, self.opset = [], [], np.random.default_rng(seed), opset
+        self.inputs = [helper.make_tensor_value_info("input_ids", TensorProto.INT64, ["batch", "sequence"])]
+
+    def op(self, kind, *inputs, domain="", **attributes):
+        """Append a node with one output, and name that."""
+        self.nodes.append(helper.make_node(kind, list(inputs), [f"x{len(self.nodes)}"], domain=domain, **attributes))
+        return self.nodes[-1].output[0]
+
+    def weight(self, *shape):
+        """Add a random weight."""
+        return self.constant(self.rng.normal(0, 0.4, shape).astype(np.float32))
+
+    def constant(self, value):
+        """Add an initialiser."""
+        self.weights.append(numpy_helper.from_array(np.asarray(value), f"w{len(self.weights)}"))
+        return self.weights[-1].name
+
+    def embed(self, ids="input_ids"):
+        """Look tokens up."""
+        return self.op("Gather", self.weight(20, 8), ids)
+
+    def dense(self, x, width=8, bias=True):
+        """Multiply with a matrix; x is 8 wide unless the name of a wider one is in `widths`."""
+        y = self.op("MatMul", x, self.weight(8, width))
+        return self.op("Add", y, self.weight(width)) if bias else y
+
+    def norm(self, x):
+        """Append a LayerNormalization."""
+        return self.op("LayerNormalization", x, self.weight(8), self.weight(8))
+
+    def attention(self, x, source=None):
+        """Append softmax(q k / 2) v over two heads of 4 channels."""
+        split, merge = self.constant(np.array([0, 0, 2, 4])), self.constant(np.array([0, 0, 8]))
+        q, k, v = (
+            self.op("Transpose", self.op("Reshape", self.dense(s), split), perm=[0, 2, 1, 3])
+            for s in (x, source or x, source or x)
+        )
+        scores = self.op("MatMul", q, self.op("Transpose", k, perm=[0, 1, 3, 2]))
+        mixed = self.op("MatMul", self.op("Softmax", scores, axis=-1), v)
+        return self.dense(self.op("Reshape", self.op("Transpose", mixed, perm=[0, 2, 1, 3]), merge))
+
+    def feed_forward(self, x):
+        """Append two matrices with Tanh between."""
+        return self.dense(self.op("Tanh", self.dense(x)))
+
+    def post_norm_layer(self, x):
+        """Append a layer as BERT's."""
+        x = self.norm(self.op("Add", self.attention(x), x))
+        return self.norm(self.op("Add", self.feed_forward(x), x))
+
+    def pre_norm_layer(self, x):
+        """Append a layer as GPT's."""
+        x = self.op("Add", self.attention(self.norm(x)), x)
+        return self.op("Add", self.feed_forward(self.norm(x)), x)
+
+    def model(self, *outputs):
+        """Close the graph."""
+        given = [helper.make_tensor_value_info(o, TensorProto.FLOAT, None) for o in outputs]
+        graph = helper.make_graph(self.nodes, "draft", self.inputs, given, self.weights)
+        opsets = [
+            helper.make_opsetid("", self.opset),
+            helper.make_opsetid("com.microsoft", 1),
+            helper.make_opsetid("strange", 1),
+        ]
+        return helper.make_model(graph, opset_imports=opsets, ir_version=8)

@@ -1,0 +1,46 @@
+"""The tiny model behind every route, once for all tests."""
+
+import warnings
+from pathlib import Path
+
+import httpx
+import pytest
+from models import tiny_model
+from server_kit import serving
+
+from penult.embedder import TruncationWarning
+from penult.server import EndpointConfig, Limits
+
+
+@pytest.fixture(scope="session")
+def served(tiny):
+    """The tiny model behind every route; small limits, so that tests can pass them."""
+    limits = Limits(max_body_bytes=200_000, max_client_batch_size=100, max_text_chars=5_000)
+    with serving(EndpointConfig(model=str(tiny), extraction_strategy="reduce_mean"), limits=limits) as running:
+        yield running
+
+
+@pytest.fixture
+def client(served):
+    """An HTTP client of that server."""
+    with httpx.Client(base_url=served.url, timeout=20) as made:
+        yield made
+
+
+@pytest.fixture(scope="session")
+def models_folder(tmp_path_factory):
+    """Make a tiny model of another kind, once for each name."""
+    root = tmp_path_factory.mktemp("more")
+
+    def make(name: str, **options) -> Path:
+        return root / name if (root / name).exists() else tiny_model(root / name, **options)
+
+    return make
+
+
+@pytest.fixture(autouse=True)
+def _truncation_is_counted():
+    """A server says in each answer how many texts it cut; in its process, the warning is off."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", TruncationWarning)
+        yield

@@ -1,0 +1,170 @@
+"""The configuration file, the command line, and what each says of a mistake."""
+
+import logging
+
+import pytest
+
+from penult.server import ConfigError, EndpointConfig, Limits, ServerConfig, configfile, main
+from penult.server.command import parse
+from penult.server.service import Service
+
+PAGE = """\
+num_cores: 2
+endpoints:
+  - task: transformers_embedding_extraction
+    model: some/model
+    kwargs:
+      sequence_length: 64
+      extraction_strategy: reduce_mean
+"""
+
+
+def read(tmp_path, text: str) -> ServerConfig:
+    file = tmp_path / "config.yaml"
+    file.write_text(text)
+    return configfile.read(file)
+
+
+def test_the_pages_file(tmp_path):
+    """The file of the page that DeepSparse's users followed is read as it stands."""
+    config = read(tmp_path, PAGE)
+    (endpoint,) = config.endpoints
+    assert (endpoint.model, endpoint.sequence_length, endpoint.extraction_strategy) == ("some/model", 64, "reduce_mean")
+    assert endpoint.emb_extraction_layer == -1
+    assert (config.host, config.port, config.threads) == ("0.0.0.0", 5543, 2)
+
+
+def test_every_key_of_deepsparse(tmp_path, caplog):
+    """DeepSparse's other keys are accepted; those without a meaning here are said, each once, with line and key."""
+    text = """\
+num_cores: null
+num_workers: 2
+integration: local
+engine_thread_pinning: core
+pytorch_num_threads: 1
+loggers: {prometheus: {port: 6100}}
+system_logging: {enable: true}
+endpoints:
+  - task: Transformers-Embedding-Extraction
+    model: m
+    name: n
+    route: /r
+    batch_size: 4
+    logging_config: {enable: true}
+    data_logging: null
+    bucketing: {sequence_lengths: [16, 64]}
+    middlewares: null
+    kwargs: {emb_extraction_layer: 3, engine_type: onnxruntime, return_numpy: true, num_cores: 1}
+"""
+    with caplog.at_level(logging.INFO, "penult.server"):
+        (endpoint,) = read(tmp_path, text).endpoints
+    assert (endpoint.sequence_length, endpoint.emb_extraction_layer, endpoint.route) == ((16, 64), 3, "/r")
+    said = [record.getMessage() for record in caplog.records]
+    for line, key in (
+        (2, "num_workers"),
+        (6, "loggers"),
+        (13, "endpoints[0].batch_size"),
+        (18, "endpoints[0].kwargs.return_numpy"),
+    ):
+        assert len([one for one in said if f"line {line}: {key} has no meaning here" in one]) == 1
+    assert not [one for one in said if "data_logging" in one]  # null says nothing
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line", "words"),
+    [
+        ("reduce_mean", "mean", 7, "endpoints[0].kwargs.extraction_strategy is 'mean'; it must be one of per_token"),
+        ("64", "[16, 0]", 6, "endpoints[0].kwargs.sequence_length is [16, 0]"),
+        ("64", "many", 6, "sequence_length is 'many'; it must be a whole number"),
+        ("64", "true", 6, "sequence_length is True"),
+        ("extraction_strategy", "strategy", 7, "endpoints[0].kwargs.strategy is not known here; known are"),
+        ("    model: some/model\n", "", 3, "endpoints[0] lacks model"),
+        ("model: some/model", "model: 5", 4, "endpoints[0].model is 5; it must be a text"),
+        ("task: transformers_embedding_extraction", "task: question_answering", 3, "endpoints[0].task is refused"),
+        ("num_cores: 2", "num_cores: -1", 1, "num_cores is -1; it must be a whole number of at least 0"),
+        ("num_cores: 2", "num_core: 2", 1, "num_core is not known here"),
+        ("num_cores: 2", "api_key: x", 1, "api_key is a secret"),
+        ("num_cores: 2", "integration: azure", 1, "integration is 'azure'; it must be one of local, sagemaker"),
+        ("num_cores: 2", "limits: {max_body_bytes: 0}", 1, "limits.max_body_bytes is 0"),
+        ("num_cores: 2", "limits: {max_bodies: 1}", 1, "limits.max_bodies is not known here; known are max_answer_values"),
+        ("num_cores: 2", "num_cores: 2\nnum_cores: 3", 2, "num_cores stands there twice"),
+        ("num_cores: 2", "num_cores: [2", 2, "no YAML"),
+        ("num_cores: 2", "num_cores: !!python/object:os.system 2", 1, "no YAML"),
+        ("    kwargs:", "    middlewares: [a]\n    kwargs:", 5, "middlewares names code"),
+        ("    kwargs:", "    bucketing: {lengths: [1]}\n    kwargs:", 5, "lengths is not known here"),
+        ("    kwargs:", "    pooling: median\n    kwargs:", 5, "pooling is 'median'; it must be one of mean, max, cls, last"),
+    ],
+)
+def test_a_mistake_names_line_and_key(tmp_path, old, new, line, words):
+    """An error of a file names the file, the line and the key, and what is allowed."""
+    assert old in PAGE
+    with pytest.raises(ConfigError, match=r"config\.yaml") as error:
+        read(tmp_path, PAGE.replace(old, new))
+    assert f"line {line}:" in str(error.value)
+    assert words in str(error.value)
+
+
+@pytest.mark.parametrize("text", ["", "endpoints: []", "endpoints: x", "- a", "a: &x [*x]", "5", "\x00"])
+def test_what_is_no_configuration(tmp_path, text):
+    """A file that holds none is an error that names it."""
+    with pytest.raises(ConfigError, match=r"config\.yaml"):
+        read(tmp_path, text)
+
+
+def test_names_must_differ(tmp_path):
+    """Two endpoints of one name, or of one route, are refused."""
+    twice = PAGE.replace("kwargs:", "name: a\n    kwargs:")
+    twice += twice.split("endpoints:\n")[1]
+    with pytest.raises(ConfigError, match="Two endpoints have the name 'a'"):
+        read(tmp_path, twice)
+
+
+def test_endpoints_of_one_recipe_share_a_session(tiny):
+    """Endpoints that ask for the same model in the same way are served by one engine."""
+    endpoints = (EndpointConfig(model=str(tiny), name="a"), EndpointConfig(model=str(tiny), name="b"))
+    service = Service(ServerConfig(endpoints=endpoints, threads=1))
+    first, second = (service.models.embedder(endpoint) for endpoint in endpoints)
+    assert first is second
+    service.models.close()
+
+
+def test_command_line(tmp_path, monkeypatch, capsys):
+    """DeepSparse's options are read with dashes and with underscores; those of penult stand beside them."""
+    words = ["--task", "transformers-embedding-extraction", "--model-path", "m", "--port", "1", "--max-text-chars", "9"]
+    config = parse([*words, "--api-key", "k", "--log-json", "--host=::1"])
+    (endpoint,) = config.endpoints
+    assert (endpoint.model, endpoint.task) == ("m", "transformers_embedding_extraction")
+    assert (config.host, config.port, config.api_key, config.log_json) == ("::1", 1, "k", True)
+    assert config.limits == Limits(max_text_chars=9)
+    monkeypatch.setenv("PENULT_API_KEY", "from the environment")
+    assert parse(["--model_path", "some-model_x"]).api_key == "from the environment"
+    assert parse(["some-model_x"]).endpoints[0].model == "some-model_x"
+    assert "k" not in repr(parse(["m", "--api-key", "kkk"])).replace("api_key", "").split("endpoints")[0]
+    assert parse(["m", "--batch-size", "4", "--hot-reload-config"]).endpoints[0].model == "m"
+    assert capsys.readouterr().err.count("has no meaning here") == 2
+    (tmp_path / "config.yaml").write_text(PAGE)
+    config = parse(["--config-file", str(tmp_path / "config.yaml"), "--port", "7"])
+    assert (config.port, config.endpoints[0].sequence_length, config.threads) == (7, 64, 2)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "--model_path"),
+        (["--task", "transformers_embedding_extraction"], "--model_path"),
+        (["--task", "qa", "--model_path", "m"], "task is 'qa'"),
+        (["--config_file", "/nowhere/c.yaml"], "/nowhere/c.yaml"),
+        (["--config_file", "c.yaml", "--model_path", "m"], "--config_file"),
+        (["--model_path", "/nowhere/model"], "/nowhere/model"),
+        (["--model_path", "m", "--port", "70000"], "port is 70000"),
+    ],
+)
+def test_a_wrong_command_line_is_one_line(words, said, capsys, monkeypatch):
+    """A command line that cannot be served ends with status 2 and one line, without a stack."""
+    monkeypatch.setattr("penult.server.run.say", lambda *, json: None)  # this process's log is pytest's
+    with pytest.raises(SystemExit) as end:
+        main(words)
+    assert end.value.code == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert said in lines[-1]
+    assert not [line for line in lines if "Traceback" in line]

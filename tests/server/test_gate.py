@@ -1,0 +1,124 @@
+"""What every request passes: key, limits, log, and no stack for anybody."""
+
+import io
+import json
+import logging
+
+import httpx
+import pytest
+from server_kit import serving
+
+from penult.server import EndpointConfig, Limits
+from penult.server.gate import Json, Plain
+
+KEY = "s3cret-kéy"
+OPEN = ["/health", "/ping", "/healthcheck", "/status", "/v2/health/ready", "/v2/health/live"]
+
+
+@pytest.fixture(scope="module")
+def guarded(tiny):
+    with serving(EndpointConfig(model=str(tiny)), api_key=KEY) as running:
+        yield running
+
+
+@pytest.mark.parametrize("path", OPEN)
+def test_health_needs_no_key(guarded, path):
+    """The health routes answer without a key."""
+    assert guarded.get(path).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "header", [None, "Bearer wrong", f"Basic {KEY}", KEY, "Bearer", f"Bearer {KEY}"[:-1], f"Bearer {KEY}x"]
+)
+def test_all_else_needs_it(guarded, header):
+    """Without the very key, every other route is 401, in the shape of its contract."""
+    headers = {} if header is None else {"authorization": header.encode()}
+    for path in ("/docs", "/openapi.json", "/metrics", "/config", "/v2/models/x", "/nowhere"):
+        answer = guarded.get(path, headers=headers)
+        assert (answer.status_code, set(answer.json())) == (401, {"detail"})
+        assert answer.headers["www-authenticate"] == "Bearer"
+    assert guarded.get("/info", headers=headers).json()["error_type"] == "Validation"
+    error = guarded.post("/v1/embeddings", {"input": "a"}, headers=headers).json()["error"]
+    assert error["code"] == "invalid_api_key"
+
+
+def test_the_key_opens(guarded):
+    """With the key every route answers."""
+    headers = {"authorization": f"Bearer {KEY}".encode()}
+    assert guarded.post("/v1/embeddings", {"input": "a"}, headers=headers).status_code == 200
+    assert guarded.get("/docs", headers=headers).status_code == 200
+
+
+def test_a_large_body_is_413(served, client):
+    """A body over the limit is refused with the limit, whether its head announces its length or not."""
+    body = json.dumps({"input": "a" * 300_000})
+
+    def drops():
+        for i in range(0, len(body), 10_000):
+            yield body[i : i + 10_000].encode()
+
+    for content in (body, drops()):
+        answer = client.post("/v1/embeddings", content=content)
+        assert answer.status_code == 413
+        assert "200000 bytes" in answer.json()["error"]["message"]
+    assert client.post("/embed", content=body).json()["error_type"] == "Validation"
+    assert "200000" in client.post("/predict", content=body).json()["detail"]
+
+
+def test_a_very_large_body_still_reads_its_answer(tiny):
+    """A client that sends far more than the limit gets the 413, not a broken connection."""
+    with serving(EndpointConfig(model=str(tiny)), limits=Limits(max_body_bytes=1000)) as running:
+        answer = httpx.post(f"{running.url}/embed", content=b" " * 30_000_000, timeout=30)
+        assert answer.status_code == 413
+
+
+@pytest.fixture
+def log():
+    """What the server logs meanwhile, as plain lines and as JSON."""
+    streams = io.StringIO(), io.StringIO()
+    logger = logging.getLogger("penult.server")
+    handlers = []
+    for stream, formatter in zip(streams, (Plain(), Json()), strict=True):
+        handler = logging.StreamHandler(stream)
+        handler.setFormatter(formatter)
+        handlers.append(handler)
+        logger.addHandler(handler)
+    level = logger.level
+    logger.setLevel(logging.INFO)
+    yield streams
+    logger.setLevel(level)
+    for handler in handlers:
+        logger.removeHandler(handler)
+
+
+def test_one_line_a_request(guarded, log):
+    """Each request is one line, plain and JSON, with numbers and without a text, a key or a query."""
+    headers = {"authorization": f"Bearer {KEY}".encode()}
+    guarded.post("/v1/embeddings?token=hidden", {"input": ["moonlight", "river"]}, headers=headers)
+    guarded.post("/embed", {"inputs": []}, headers=headers)
+    guarded.get("/no%0Awhere?token=hidden")
+    plain, as_json = (stream.getvalue() for stream in log)
+    assert len(plain.splitlines()) == len(as_json.splitlines()) == 3
+    for secret in ("moonlight", "hidden", KEY, "s3cret"):
+        assert secret not in plain + as_json
+    first, second, third = map(json.loads, as_json.splitlines())
+    assert (first["path"], first["status"], first["texts"], first["method"]) == ("/v1/embeddings", 200, 2, "POST")
+    assert first["tokens"] > 4
+    assert (second["status"], second["reason"]) == (400, "empty")
+    assert (third["status"], third["path"]) == (401, "/no%0Awhere")
+    assert "POST /v1/embeddings 200" in plain
+
+
+def test_a_failure_shows_no_stack(tiny, log):
+    """When the engine fails, the client gets a sentence and the log the stack; the server goes on."""
+    with serving(EndpointConfig(model=str(tiny))) as running:
+        assert running.post("/embed", {"inputs": "a"}).status_code == 200
+        (face,) = running.app.state.service.models._embedders.values()
+        face.embedder.close()
+        for path, body, key in (("/embed", {"inputs": "a"}, "error"), ("/v1/embeddings", {"input": "a"}, "error")):
+            answer = running.post(path, body)
+            assert answer.status_code in (424, 500)
+            assert "Traceback" not in answer.text
+            assert "its log says why" in json.dumps(answer.json()[key])
+        assert running.get("/health").status_code == 200
+    assert "The engine is closed" in log[0].getvalue()

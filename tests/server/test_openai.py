@@ -1,0 +1,145 @@
+"""POST /v1/embeddings and GET /v1/models, as OpenAI's clients use them."""
+
+import base64
+
+import numpy as np
+import pytest
+from server_kit import serving
+
+from penult import Embedder
+from penult.server import EndpointConfig
+
+TEXTS = ["the cat sat", "a dog on the mat", ""]
+
+
+def vectors(answer) -> np.ndarray:
+    assert answer.status_code == 200, answer.text
+    return np.array([item["embedding"] for item in answer.json()["data"]], np.float32)
+
+
+def test_answer_is_the_embedders(client, embedder, tiny):
+    """The vectors are the local Embedder's to the last bit, in order, with the tokens that were read."""
+    answer = client.post("/v1/embeddings", json={"input": TEXTS, "model": "any name"})
+    np.testing.assert_array_equal(vectors(answer), embedder.embed(TEXTS))
+    said = answer.json()
+    tokens = int(embedder.count_tokens(TEXTS).sum())
+    assert said["usage"] == {"prompt_tokens": tokens, "total_tokens": tokens}
+    assert (said["object"], said["model"]) == ("list", str(tiny))
+    assert [(item["object"], item["index"]) for item in said["data"]] == [("embedding", i) for i in range(3)]
+    assert answer.headers["x-penult-fingerprint"] == embedder.fingerprint
+
+
+def test_one_text(client, embedder):
+    """A single text may stand without a list."""
+    np.testing.assert_array_equal(
+        vectors(client.post("/v1/embeddings", json={"input": "the cat"})), embedder.embed(["the cat"])
+    )
+
+
+def test_base64_is_little_endian_float32(client, embedder):
+    """encoding_format base64 carries the very same float32."""
+    said = client.post("/v1/embeddings", json={"input": TEXTS, "encoding_format": "base64"}).json()
+    read = [np.frombuffer(base64.b64decode(item["embedding"]), "<f4") for item in said["data"]]
+    np.testing.assert_array_equal(np.stack(read), embedder.embed(TEXTS))
+
+
+def test_dimensions_are_cut_and_normalised_again(client, embedder):
+    """`dimensions` keeps the leading values, with length 1 again; such vectors carry no fingerprint."""
+    answer = client.post("/v1/embeddings", json={"input": TEXTS, "dimensions": 8})
+    short = embedder.embed(TEXTS)[:, :8]
+    np.testing.assert_allclose(vectors(answer), short / np.linalg.norm(short, axis=1, keepdims=True), rtol=1e-6)
+    assert "x-penult-fingerprint" not in answer.headers
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "param", "words"),
+    [
+        ({"input": [1, 2]}, 400, "input", "check_embedding_ctx_length=False"),
+        ({"input": [[1], [2]]}, 400, "input", "check_embedding_ctx_length=False"),
+        ({"input": [["a"]]}, 400, "input", "valid string"),
+        ({"input": None}, 400, "input", "a text or a list of texts"),
+        ({"input": []}, 400, "input", "at least one"),
+        ({}, 400, "input", "required"),
+        ({"input": ["a", None]}, 400, "input", "valid string"),
+        ({"input": "a", "dimensions": 33}, 400, "dimensions", "32 values"),
+        ({"input": "a", "dimensions": 0}, 400, "dimensions", "1"),
+        ({"input": "a", "encoding_format": "hex"}, 400, "encoding_format", "base64"),
+        ({"input": "a", "input_type": "poem"}, 400, "input_type", "query"),
+        ({"input": ["a"] * 101}, 422, "input", "100"),
+        ({"input": "a" * 5001}, 422, "input", "5000"),
+    ],
+)
+def test_bad_input_is_said_in_openais_shape(client, body, status, param, words):
+    """What cannot be embedded is refused with the key and the reason, in OpenAI's shape."""
+    answer = client.post("/v1/embeddings", json=body)
+    assert answer.status_code == status
+    error = answer.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert (error["type"], error["param"]) == ("invalid_request_error", param)
+    assert words in error["message"]
+
+
+@pytest.mark.parametrize("body", [b"", b"not json", b"[]", b'{"input": "\\ud800"}', b"\xff", b'{"input": NaN}'])
+def test_no_json_is_400(client, body):
+    """A body that is no JSON object is refused, without a stack."""
+    answer = client.post("/v1/embeddings", content=body)
+    assert answer.status_code == 400
+    assert "Traceback" not in answer.text
+
+
+def test_truncated_texts_are_counted(client, embedder):
+    """A text over the model's length is cut, and the answer's head says of how many."""
+    exact = "cat " * 62  # 64 with its specials: all that the model takes
+    answer = client.post("/v1/embeddings", json={"input": ["cat " * 63, exact, "cat"]})
+    assert answer.headers["x-penult-truncated"] == "1"
+    assert answer.json()["usage"]["total_tokens"] == 64 + 64 + 3
+    assert "x-penult-truncated" not in client.post("/v1/embeddings", json={"input": exact}).headers
+
+
+def test_models(client, tiny):
+    """The model is listed, and described by its name."""
+    (card,) = client.get("/v1/models").json()["data"]
+    assert card == {"id": str(tiny), "object": "model", "created": 0, "owned_by": "penult"}
+    assert client.get(f"/v1/models/{tiny}").json() == card
+
+
+def test_several_models_are_told_apart_by_name(tiny, embedder, models_folder):
+    """Each of several endpoints answers to its name; another name is 404 and lists them."""
+    other = models_folder("max", pooling="max", normalize=False)
+    with serving(EndpointConfig(model=str(tiny), name="a"), EndpointConfig(model=str(other), name="b")) as running:
+        ask = running.post
+        first, second = (vectors(ask("/v1/embeddings", {"input": TEXTS, "model": name})) for name in ("a", "b"))
+        np.testing.assert_array_equal(first, embedder.embed(TEXTS))
+        with Embedder.load(other, threads=1) as max_embedder:
+            np.testing.assert_array_equal(second, max_embedder.embed(TEXTS))
+        for body in ({"input": "a", "model": "c"}, {"input": "a"}):
+            answer = ask("/v1/embeddings", body)
+            assert (answer.status_code, answer.json()["error"]["code"]) == (404, "model_not_found")
+            assert "a, b" in answer.json()["error"]["message"]
+
+
+def test_roles_put_the_models_prompts(models_folder):
+    """`input_type` and `prompt_name` choose the model's prompt, by the names that are in use."""
+    folder = models_folder("prompts", prompts={"query": "query: ", "passage": "passage: "})
+    with serving(EndpointConfig(model=str(folder))) as running, Embedder.load(folder, threads=1) as local:
+        for key, name, role in (
+            ("input_type", "query", "query"),
+            ("input_type", "search_document", "document"),
+            ("prompt_name", "passage", "document"),
+        ):
+            found = vectors(running.post("/v1/embeddings", {"input": "the cat", key: name}))
+            np.testing.assert_array_equal(found, local.embed(["the cat"], role))
+        assert not np.array_equal(local.embed(["the cat"], "query"), local.embed(["the cat"]))
+
+
+def test_a_model_that_does_not_say_how_it_pools(models_folder):
+    """Where neither the files nor the endpoint say how to pool, OpenAI's route names the key, and DeepSparse's work."""
+    folder = models_folder("unsaid", pooling=None)
+    with serving(EndpointConfig(model=str(folder), task="transformers_embedding_extraction")) as running:
+        answer = running.post("/v1/embeddings", {"input": "a"})
+        assert answer.status_code == 501
+        assert "pooling" in answer.json()["error"]["message"]
+        assert running.post("/predict", {"inputs": "a"}).status_code == 200
+    endpoint = EndpointConfig(model=str(folder), extraction_strategy="cls_token")
+    with serving(endpoint) as running, Embedder.load(folder, pooling="cls", threads=1) as local:
+        np.testing.assert_array_equal(vectors(running.post("/v1/embeddings", {"input": "a cat"})), local.embed(["a cat"]))

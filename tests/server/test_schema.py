@@ -1,0 +1,40 @@
+"""Requests made from the OpenAPI document by schemathesis: what it promises holds, and nothing is a 500."""
+
+import json
+import subprocess
+import sys
+
+from server_kit import serving
+
+from penult.server import EndpointConfig
+
+
+def test_requests_made_from_the_document(tiny, tmp_path):
+    """Whatever the document allows is answered as it says, and what it does not allow is refused as it says."""
+    with serving(
+        EndpointConfig(model=str(tiny), task="transformers_embedding_extraction", extraction_strategy="cls_token")
+    ) as running:
+        command = [
+            sys.executable,
+            "-c",
+            "from schemathesis.cli import schemathesis as run; run()",
+            "run",
+            f"{running.url}/openapi.json",
+        ]
+        more = ["--max-examples", "5", "--seed", "1", "--workers", "1", "--no-color"]
+        done = subprocess.run([*command, *more], capture_output=True, text=True, cwd=tmp_path, timeout=200, check=False)
+        assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
+        assert "No issues found" in done.stdout, done.stdout[-2000:]
+
+
+def test_the_document_has_every_route(client):
+    """The document lists the routes of each contract, each with its answers."""
+    paths = client.get("/openapi.json").json()["paths"]
+    named = {path: set(methods) for path, methods in paths.items()}
+    name = "transformers_embedding_extraction-0"
+    for path in ("/predict", f"/v2/models/{name}/infer", "/v1/embeddings", "/embed", "/embed_all"):
+        assert named[path] == {"post"}
+        assert {"200", "401", "413", "422", "429"} <= set(paths[path]["post"]["responses"])
+    for path in ("/v1/models", "/info", "/metrics", "/config", "/v2", f"/v2/models/{name}", "/health", "/v2/health/ready"):
+        assert named[path] == {"get"}
+    assert json.dumps(paths).count("Annotated") == 0

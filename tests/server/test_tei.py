@@ -1,0 +1,126 @@
+"""POST /embed and /embed_all, GET /info and /metrics, as clients of Text Embeddings Inference use them."""
+
+import numpy as np
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+from server_kit import serving
+
+from penult import Embedder
+from penult.server import EndpointConfig
+
+TEXTS = ["the cat sat", "a dog on the mat", ""]
+
+
+def test_embed(client, embedder):
+    """/embed answers with a bare list of vectors."""
+    answer = client.post("/embed", json={"inputs": TEXTS, "truncate": True})
+    np.testing.assert_array_equal(np.array(answer.json(), np.float32), embedder.embed(TEXTS))
+    assert answer.headers["x-penult-fingerprint"] == embedder.fingerprint
+    one = client.post("/embed", json={"inputs": "the cat sat"}).json()
+    np.testing.assert_array_equal(np.array(one, np.float32), embedder.embed(["the cat sat"]))
+
+
+def test_a_model_that_normalises_can_do_without(client, tiny):
+    """With `normalize: false`, a model whose last step is to normalise leaves it out."""
+    found = np.array(client.post("/embed", json={"inputs": TEXTS, "normalize": False}).json(), np.float32)
+    with Embedder.load(tiny, normalize=False, threads=1) as raw:
+        np.testing.assert_array_equal(found, raw.embed(TEXTS))
+
+
+def test_embed_all(client, embedder):
+    """/embed_all answers with the vectors of every token, and none of padding."""
+    said = client.post("/embed_all", json={"inputs": TEXTS}).json()
+    for mine, local in zip(said, embedder.embed_tokens(TEXTS), strict=True):
+        np.testing.assert_array_equal(np.array(mine, np.float32), local)
+
+
+def test_vectors_have_length_one_unless_told(models_folder):
+    """TEI normalises unless `normalize` is false, whatever the model itself does."""
+    folder = models_folder("raw", normalize=False)
+    with serving(EndpointConfig(model=str(folder))) as running, Embedder.load(folder, threads=1) as local:
+        raw = local.embed(TEXTS)
+        found = np.array(running.post("/embed", {"inputs": TEXTS}).json())
+        np.testing.assert_allclose(found, raw / np.linalg.norm(raw, axis=1, keepdims=True), rtol=1e-5)
+        found = np.array(running.post("/embed", {"inputs": TEXTS, "normalize": False}).json(), np.float32)
+        np.testing.assert_array_equal(found, raw)
+        found = np.array(running.post("/embed", {"inputs": TEXTS, "normalize": False, "dimensions": 5}).json(), np.float32)
+        np.testing.assert_array_equal(found, raw[:, :5])
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "kind", "words"),
+    [
+        ({"inputs": []}, 400, "Empty", "at least one"),
+        ({"inputs": ["a"] * 101}, 413, "Validation", "100"),
+        ({"inputs": "a" * 5001}, 413, "Validation", "5000"),
+        ({"inputs": "cat " * 63, "truncate": False}, 413, "Validation", "64 tokens"),
+        ({"inputs": "cat " * 63, "truncation_direction": "Left"}, 422, "Tokenizer", "right"),
+        ({"inputs": "a", "dimensions": 1.5}, 422, "Tokenizer", "whole number"),
+        ({"inputs": [[1, 2]]}, 422, "Tokenizer", "token ids"),
+        ({"inputs": 5}, 422, "Tokenizer", "inputs"),
+        ({"inputs": "a", "prompt_name": "poem"}, 422, "Tokenizer", "prompt_name"),
+        ({"inputs": "a", "dimensions": 33}, 422, "Tokenizer", "32 values"),
+    ],
+)
+def test_bad_input_is_said_in_teis_shape(client, body, status, kind, words):
+    """What cannot be embedded is refused with TEI's status and error_type."""
+    answer = client.post("/embed", json=body)
+    assert (answer.status_code, answer.json()["error_type"]) == (status, kind)
+    assert words in answer.json()["error"]
+
+
+def test_a_text_of_exactly_the_models_length_is_not_too_long(client):
+    """`truncate: false` lets a text pass that fills the model's length."""
+    assert client.post("/embed", json={"inputs": "cat " * 62, "truncate": False}).status_code == 200
+
+
+def test_info(client, embedder, tiny):
+    """/info names the model and the limits under TEI's keys, and the fingerprint."""
+    said = client.get("/info").json()
+    assert said["model_id"] == str(tiny)
+    assert said["model_type"] == {"embedding": {"pooling": "mean"}}
+    assert (said["max_input_length"], said["max_client_batch_size"], said["max_body_bytes"]) == (64, 100, 200_000)
+    assert (said["server"], said["fingerprint"], said["dimension"]) == ("penult", embedder.fingerprint, 32)
+    assert said["auto_truncate"] is True
+
+
+SERIES = {
+    "te_request_count", "te_request_success", "te_request_failure", "te_request_duration", "te_request_input_length",
+    "te_embed_tokenization_duration", "te_embed_queue_duration", "te_embed_inference_duration", "te_queue_size",
+    "te_batch_next_size", "te_batch_next_tokens", "penult_truncated_texts", "penult_disconnects", "penult_http_responses",
+}  # fmt: skip
+
+
+def samples(text: str) -> dict:
+    found = {}
+    for line in text.splitlines():
+        if not line.startswith("#"):
+            name, value = line.rsplit(" ", 1)
+            found[name] = float(value)
+    return found
+
+
+def test_metrics_are_all_there_from_the_first_scrape(tiny):
+    """The first scrape has every series with every label, and later ones no other."""
+    with serving(EndpointConfig(model=str(tiny))) as running:
+        first = running.get("/metrics")
+        assert first.headers["content-type"].startswith("text/plain; version=0.0.4")
+        families = {family.name for family in text_string_to_metric_families(first.text)}
+        assert families >= SERIES
+        running.post("/embed", {"inputs": "a"})
+        running.post("/embed", {"inputs": ["a", "cat " * 63]})
+        for bad in ({"inputs": []}, {"inputs": 5}, {"inputs": "a" * 2_000_000}):
+            running.post("/embed", bad)
+        running.post("/v1/embeddings", {"input": [1]})
+        running.get("/nowhere")
+        before, after = samples(first.text), samples(running.get("/metrics").text)
+    assert {name for name in after if not name.startswith("process")} == {
+        name for name in before if not name.startswith("process")
+    }
+    assert after['te_request_count{method="single"}'] - before['te_request_count{method="single"}'] == 1
+    assert after['te_request_success{method="batch"}'] == 1
+    assert after['te_request_failure{err="empty"}'] == 1
+    assert after['te_request_failure{err="validation"}'] == 3
+    assert after["penult_truncated_texts_total"] == 1
+    assert after["te_queue_size"] == 0
+    assert after["te_batch_next_tokens_sum"] == 3 + 3 + 64

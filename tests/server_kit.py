@@ -1,0 +1,100 @@
+"""A server of its own for each test module: real sockets on this machine, uvicorn in a thread or in a process."""
+
+import asyncio
+import os
+import re
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import httpx
+import uvicorn
+
+from penult.server import EndpointConfig, ServerConfig
+from penult.server.app import create_app
+
+
+class Running:
+    """A server in a thread; `app` is its application."""
+
+    def __init__(self, config: ServerConfig) -> None:
+        self.app = create_app(config)
+        settings = uvicorn.Config(self.app, host="127.0.0.1", port=0, log_config=None, access_log=False)
+        self._server = uvicorn.Server(settings)
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._server._serve()), daemon=True)
+        self._thread.start()
+        until = time.monotonic() + 20
+        while not self._server.started:
+            assert time.monotonic() < until, "the server did not start"
+            time.sleep(0.01)
+        self.port = self._server.servers[0].sockets[0].getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.client = httpx.Client(base_url=self.url, timeout=30)
+
+    def post(self, path: str, body, **options) -> httpx.Response:
+        return self.client.post(path, json=body, **options)
+
+    def get(self, path: str, **options) -> httpx.Response:
+        return self.client.get(path, **options)
+
+    def stop(self) -> None:
+        self.client.close()
+        self._server.should_exit = True
+        self._thread.join(20)
+        assert not self._thread.is_alive()
+
+
+@contextmanager
+def serving(*endpoints: EndpointConfig, **options) -> Iterator[Running]:
+    """Serve endpoints on a free port of 127.0.0.1."""
+    running = Running(ServerConfig(endpoints=endpoints, **{"host": "127.0.0.1", "threads": 1, **options}))
+    try:
+        yield running
+    finally:
+        running.stop()
+
+
+class Process:
+    """`penult.server` in a process of its own; `lines` is what it has logged."""
+
+    def __init__(self, *arguments: str, port: int = 0) -> None:
+        command = [sys.executable, "-c", "from penult.server import main; main()", *arguments]
+        self.lines: list[str] = []
+        self.process = subprocess.Popen(
+            [*command, "--host", "127.0.0.1", "--port", str(port), "--num_cores", "1"],
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        )
+        self.port = 0
+        self._found = threading.Event()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+        assert self._found.wait(30), self.lines
+        self.url = f"http://127.0.0.1:{self.port}"
+
+    def _read(self) -> None:
+        for line in self.process.stderr:
+            self.lines.append(line)
+            if found := re.search(r"running on http://127\.0\.0\.1:(\d+)", line):
+                self.port = int(found[1])
+                self._found.set()
+        self._found.set()
+
+    def end(self) -> int:
+        """Send SIGTERM; give the exit status."""
+        self.process.terminate()
+        status = self.process.wait(30)
+        self._reader.join(10)
+        self.process.stderr.close()
+        return status
+
+    def kill(self) -> None:
+        """End it as a crash does."""
+        self.process.kill()
+        self.process.wait(30)
+        self._reader.join(10)
+        self.process.stderr.close()

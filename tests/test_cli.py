@@ -1,0 +1,91 @@
+"""The command line as a user sees it: in a process of its own."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+import reference
+from models import tiny_model
+
+from penult import Embedder, __version__
+
+
+def run(*arguments):
+    return subprocess.run([sys.executable, "-m", "penult", *map(str, arguments)], capture_output=True, text=True, timeout=120)
+
+
+def test_version_and_help():
+    """--version prints the version; no arguments print the help, which names every command."""
+    assert run("--version").stdout.strip() == f"penult {__version__}"
+    for command in ("inspect", "cut"):
+        assert command in run("--help").stdout
+        assert run(command, "--help").returncode == 0
+
+
+def test_inspect_prints_json(tmp_path):
+    """--json has the documented keys; the head of a masked language model is what is removed."""
+    folder = tiny_model(tmp_path, mlm_head=True)
+    out = json.loads(run("inspect", folder, "--json").stdout)
+    assert {"inputs", "outputs", "layers", "cut", "removed", "recipe"} <= set(out)
+    assert [end["name"] for end in out["inputs"]] == ["input_ids", "attention_mask", "token_type_ids"]
+    assert [(layer["index"], layer["hidden_size"]) for layer in out["layers"]] == [(0, 32), (1, 32), (2, 32)]
+    assert out["cut"]["tensor"] == out["layers"][-1]["tensor"]
+    assert out["cut"]["why"]
+    assert out["removed"]["bytes"] >= 4 * (32 * 32 + 64)
+    assert out["removed"]["nodes"] >= 8
+    assert out["recipe"]["pooling"] == "mean"
+    assert out["recipe"]["origin"]["pooling"] == "1_Pooling/config.json"
+
+
+def test_inspect_needs_no_tokenizer(tmp_path):
+    """A bare .onnx file is enough; the text names the cut and where each value came from."""
+    folder = tiny_model(tmp_path / "whole")
+    bare = tmp_path / "bare.onnx"
+    bare.write_bytes((folder / "onnx" / "model.onnx").read_bytes())
+    out = run("inspect", bare, "--layer", "1").stdout
+    assert "cut ->" in next(line for line in out.splitlines() if "   1     32  " in line)
+    assert "not stated by any file" in out
+
+
+def test_inspect_draws(tmp_path):
+    """--html writes one self-contained page: no script, no address, every layer by name."""
+    page = tmp_path / "stack.html"
+    assert run("inspect", tiny_model(tmp_path / "model", mlm_head=True), "--html", page).returncode == 0
+    text = page.read_text()
+    assert "http" not in text.replace("http-equiv", "")
+    assert "<script" not in text
+    for name in ("Embedding output", "Layer 1", "Layer 2", "Head", "cut here"):
+        assert name in text
+
+
+@pytest.mark.parametrize("command", [("inspect",), ("inspect", "--layer", "9"), ("cut",)])
+def test_errors_are_one_sentence(tmp_path, tiny, command):
+    """What a user can mend is one line on standard error and exit status 1, without a stack."""
+    target = tiny if "--layer" in command else tmp_path / "missing"
+    result = run(command[0], target, *command[1:], *(["out.onnx"] if command[0] == "cut" else []))
+    assert result.returncode == 1
+    assert result.stdout == ""
+    assert result.stderr.startswith("penult: ")
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("weights", ["inside", "beside"])
+def test_a_cut_file_runs_without_penult(tmp_path, weights):
+    """`penult cut` writes a file that gives the same vectors in plain ONNX Runtime."""
+    folder = tiny_model(tmp_path / "model", mlm_head=True)
+    graph = folder / "onnx" / "model.onnx"
+    if weights == "beside":
+        onnx.save_model(onnx.load(graph), graph, save_as_external_data=True, location="weights.bin", size_threshold=100)
+    out = tmp_path / "cut.onnx"
+    result = run("cut", folder, out, "--layer", "1", "--pooling", "cls", "--dimensions", "8")
+    assert result.returncode == 0, result.stderr
+    session = ort.InferenceSession(out.read_bytes(), providers=["CPUExecutionProvider"])
+    ids = np.array([reference.read_ids(folder, "the cat sat", 64)])
+    feed = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
+    (vectors,) = session.run(["sentence_embedding"], {node.name: feed[node.name] for node in session.get_inputs()})
+    with Embedder.load(folder, layer=1, pooling="cls", dimensions=8) as e:
+        assert np.abs(vectors - e.embed(["the cat sat"])).max() <= 1e-6

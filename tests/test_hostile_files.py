@@ -1,0 +1,450 @@
+"""Files that are broken or made to do harm: one clear error that names the file, and no hang, no crash, no flood of memory."""
+
+import json
+import multiprocessing
+import os
+import re
+import resource
+import signal
+import traceback
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from models import bert_graph, bert_weights, tiny_model, write_json
+from onnx import TensorProto, helper, numpy_helper
+from safetensors.numpy import save_file
+
+from penult import Embedder, Engine
+from penult.graph.cut import cut
+from penult.graph.layers import NotATransformerError, hidden_states
+from penult.recipe import Wishes, read
+from penult.tokenizer import Tokenizer
+
+SECONDS, MEMORY = 30, 6 * 2**30
+
+
+def apart(work, *given):
+    """Call in a child with a clock and a bound on its memory; give its answer, or "ErrorName: message" of what it raised."""
+    ours, theirs = multiprocessing.get_context("fork").Pipe()
+    pid = os.fork()
+    if pid == 0:
+        signal.alarm(SECONDS)
+        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        try:
+            answer = work(*given)
+        except (ValueError, FileNotFoundError) as error:
+            answer = f"{type(error).__name__}: {error}"
+        except BaseException:  # noqa: BLE001 - whatever it is, the parent judges it
+            answer = f"unclear: {traceback.format_exc()}"
+        theirs.send(answer)
+        os._exit(0)
+    theirs.close()
+    try:
+        answer = ours.recv()
+    except EOFError:
+        answer = "unclear: no answer"
+    _, status = os.waitpid(pid, 0)
+    assert status == 0, f"the process ended with the status {status}"
+    return answer
+
+
+def embeds(folder):
+    """Load a model and embed a text; "ok" if there is a finite vector."""
+    with Embedder.load(folder, threads=1) as e:
+        return "ok" if np.isfinite(e.embed(["the cat"])).all() else "not finite"
+
+
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory):
+    """A model whose graph file is all structure: its weights lie beside it."""
+    folder = tiny_model(tmp_path_factory.mktemp("hostile") / "model")
+    graph = folder / "onnx" / "model.onnx"
+    onnx.save_model(onnx.load(graph), graph, save_as_external_data=True, location="weights.data", size_threshold=100)
+    assert apart(embeds, folder) == "ok"
+    return folder
+
+
+@st.composite
+def mutations(draw):
+    """Draw a change of bytes: cut, flipped, overwritten, repeated or taken out, at a relative place."""
+    kind = draw(st.sampled_from(["cut", "flip", "set", "repeat", "drop"]))
+    places = st.floats(0, 1, exclude_max=True)
+    changes = draw(st.lists(st.tuples(places, st.integers(0, 255)), min_size=1, max_size=4))
+
+    def mutate(content: bytes) -> bytes:
+        made = bytearray(content)
+        for place, value in changes:
+            i = int(place * len(made))
+            if kind == "cut":
+                del made[i:]
+            elif kind == "flip" and made:
+                made[i] ^= 1 << value % 8
+            elif kind == "set" and made:
+                made[i] = value
+            elif kind == "repeat":
+                made[i:i] = made[i : i + value]
+            elif kind == "drop":
+                del made[i : i + value % 50]
+        return bytes(made)
+
+    return mutate
+
+
+def check_one_file(folder, path, content):
+    """With these bytes in one of its files, a model works or is refused by an error that names a file of it."""
+    whole = path.read_bytes()
+    path.write_bytes(content)
+    try:
+        answer = apart(embeds, folder)
+    finally:
+        path.write_bytes(whole)
+    assert answer == "ok" or (answer.startswith(("ValueError", "FileNotFoundError", "NotATransformer", "Unicode"))), answer
+    assert answer == "ok" or str(folder) in answer, answer
+
+
+@settings(deadline=None, max_examples=25)
+@given(mutations())
+def test_a_damaged_graph(bare, mutate):
+    """A graph whose bytes are cut, flipped, repeated or lost loads or is refused by name."""
+    path = bare / "onnx" / "model.onnx"
+    check_one_file(bare, path, mutate(path.read_bytes()))
+
+
+@settings(deadline=None, max_examples=25)
+@given(mutations())
+def test_a_damaged_tokenizer(bare, mutate):
+    """The same for tokenizer.json."""
+    path = bare / "tokenizer.json"
+    check_one_file(bare, path, mutate(path.read_bytes()))
+
+
+@pytest.fixture(scope="module")
+def dense(tmp_path_factory):
+    """A model with a dense layer after its pooling."""
+    folder = tiny_model(tmp_path_factory.mktemp("dense") / "model")
+    add_dense(folder, {"linear.weight": np.ones((5, 32), np.float32), "linear.bias": np.ones(5, np.float32)})
+    assert apart(embeds, folder) == "ok"
+    return folder
+
+
+def add_dense(folder, tensors, name="2_Dense"):
+    write_json(folder / name / "config.json", {"activation_function": "torch.nn.modules.linear.Identity"})
+    save_file(tensors, folder / name / "model.safetensors")
+    listed = json.loads((folder / "modules.json").read_text())
+    listed.insert(2, {"type": "sentence_transformers.models.Dense", "path": name})
+    write_json(folder / "modules.json", listed)
+
+
+@settings(deadline=None, max_examples=25)
+@given(mutations())
+def test_damaged_weights_of_a_dense_layer(dense, mutate):
+    """The same for the safetensors file of a dense layer."""
+    path = dense / "2_Dense" / "model.safetensors"
+    check_one_file(dense, path, mutate(path.read_bytes()))
+
+
+@pytest.mark.parametrize(
+    ("tensors", "held"),
+    [
+        ({}, "nothing"),
+        ({"linear.bias": np.ones(5, np.float32)}, r"bias \(5,\)"),
+        ({"linear.weight": np.ones(5, np.float32)}, r"weight \(5,\)"),
+        ({"linear.weight": np.ones((5, 32), np.float32), "linear.bias": np.ones(4, np.float32)}, r"bias \(4,\)"),
+    ],
+)
+def test_a_dense_layer_without_a_matrix(tmp_path, tensors, held):
+    """What a dense layer's file holds instead of a weight and a bias is said."""
+    add_dense(tiny_model(tmp_path), tensors)
+    with pytest.raises(ValueError, match=rf"2_Dense.model\.safetensors holds .*{held}"):
+        Embedder.load(tmp_path)
+
+
+def test_a_header_that_lies(dense):
+    """A safetensors header that claims more bytes than any disk has is refused, not believed."""
+    for size in (2**63 - 1, 2**40, 10**8 + 1, 0):
+        check_one_file(dense, dense / "2_Dense" / "model.safetensors", size.to_bytes(8, "little") + b"{}")
+
+
+# --- graphs that parse
+
+
+def function(name, nodes):
+    return helper.make_function("f", name, ["x"], ["y"], nodes, [helper.make_opsetid("", 17), helper.make_opsetid("f", 1)])
+
+
+def calling(*functions, first):
+    """Give a BERT in which a function is called on the ids."""
+    model = bert_graph(bert_weights(), 4)
+    model.opset_import.append(helper.make_opsetid("f", 1))
+    model.functions.extend(functions)
+    model.graph.node.insert(0, helper.make_node(first, ["input_ids"], ["called"], domain="f"))
+    return model
+
+
+def endless():
+    """Two functions that call each other."""
+    return calling(
+        *(function(a, [helper.make_node(b, ["x"], ["y"], domain="f")]) for a, b in (("a", "b"), ("b", "a"))), first="a"
+    )
+
+
+def billions():
+    """Twelve functions, each calling the one before ten times: 10^12 nodes."""
+    functions = []
+    for level in range(12):
+        kind, domain = ("Identity", "") if level == 0 else (f"a{level - 1}", "f")
+        names = ["x", *(f"t{i}" for i in range(9)), "y"]
+        functions.append(
+            function(f"a{level}", [helper.make_node(kind, [names[i]], [names[i + 1]], domain=domain) for i in range(10)])
+        )
+    return calling(*functions, first="a11")
+
+
+def circle():
+    model = bert_graph(bert_weights(), 4)
+    model.graph.node[5].input[0] = model.graph.node[30].output[0]
+    return model
+
+
+def long_chain():
+    model = bert_graph(bert_weights(), 4)
+    for i in range(50_000):
+        model.graph.node.append(helper.make_node("Relu", [f"c{i - 1}" if i else "last_hidden_state"], [f"c{i}"]))
+    return model
+
+
+def without(field):
+    model = bert_graph(bert_weights(), 4)
+    (model.opset_import if field == "opset_import" else getattr(model.graph, field)).__delitem__(slice(None))
+    return model
+
+
+def resized(*dims):
+    model = bert_graph(bert_weights(), 4)
+    table = next(i for i in model.graph.initializer if i.name.startswith("embeddings.word"))
+    table.dims[:] = dims
+    return model
+
+
+def huge_constant():
+    """A graph of a few bytes that asks for 4 TB."""
+    model = bert_graph(bert_weights(), 4)
+    graph = model.graph
+    graph.initializer.append(numpy_helper.from_array(np.array([2**40]), "huge"))
+    graph.node[0].output[0] = "looked up"
+    graph.node.insert(1, helper.make_node("ConstantOfShape", ["huge"], ["zeros"]))
+    graph.node.insert(2, helper.make_node("ReduceSum", ["zeros"], ["sum"], keepdims=0))
+    graph.node.insert(3, helper.make_node("Add", ["looked up", "sum"], ["t1"]))
+    return model
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (endless, "local function that calls itself"),
+        (billions, r"has 1,\d{3},\d{3},\d{3},\d{3} nodes; penult reads a graph of at most 50,000"),
+        (circle, "needs its own output"),
+        (long_chain, r"has 50,0\d\d nodes"),
+        (lambda: without("node"), "holds no graph"),
+        (lambda: without("output"), "holds no graph"),
+        (lambda: without("input"), "not a transformer over tokens"),
+        (lambda: without("opset_import"), "which version of ONNX's operators"),
+        (lambda: without("initializer"), "model.onnx"),
+        (lambda: resized(2**40, 32), "cannot open"),
+        (lambda: resized(2**62, 2**62), "cannot open"),
+        (lambda: resized(-1, -32), "cannot open"),
+        (huge_constant, "cannot embed even an empty text: .*ConstantOfShape"),
+    ],
+    ids=lambda value: None if isinstance(value, str) else getattr(value, "__name__", ""),
+)
+def test_graphs_that_are_wrong_or_made_to_harm(tmp_path, make, said):
+    """Each is refused by one error that names the file, before it costs time or memory."""
+    folder = tiny_model(tmp_path)
+    (folder / "onnx" / "model.onnx").write_bytes(make().SerializeToString())
+    answer = apart(embeds, folder)
+    assert re.search(said, answer), answer
+    assert str(folder) in answer
+    assert not answer.startswith("unclear")
+
+
+def test_local_functions_are_taken(tmp_path, embedder):
+    """Functions that end are no harm: they are put where they are called, and change no vector."""
+    folder = tiny_model(tmp_path)
+    model = calling(function("twice", [helper.make_node("Identity", ["x"], ["y"])]), first="twice")
+    model.graph.node[1].input[1] = "called"
+    (folder / "onnx" / "model.onnx").write_bytes(model.SerializeToString())
+    with Embedder.load(folder) as e:
+        assert np.array_equal(e.embed(["the cat"]), embedder.embed(["the cat"]))
+
+
+# --- random graphs, well formed
+
+
+_BINARY = ("Add", "Mul", "Sub", "Div", "MatMul")
+_UNARY = ("Relu", "Tanh", "Sigmoid", "Softmax", "Erf", "Identity", "Neg")
+
+
+@st.composite
+def graphs(draw):
+    """Draw a graph over token ids in which every tensor is (B, T, 8): lookups, matrices, norms, attention, residuals, heads."""
+    nodes, weights, tensors = [], {}, []
+    rng = np.random.default_rng(draw(st.integers(0, 2**16)))
+
+    def op(kind, *inputs, **attributes):
+        output = f"t{len(nodes)}"
+        nodes.append(helper.make_node(kind, list(inputs), [output], name=f"n{len(nodes)}", **attributes))
+        return output
+
+    def weight(*shape):
+        name = f"w{len(weights)}"
+        weights[name] = (rng.standard_normal(shape) / 3).astype(np.float32)
+        return name
+
+    tensors.append(op("Gather", weight(50, 8), "input_ids"))
+    for step in draw(st.lists(st.sampled_from(["one", "two", "matrix", "norm", "attention", "ffn", "gather"]), max_size=14)):
+        x = draw(st.sampled_from(tensors[-3:]))
+        if step == "one":
+            made = op(draw(st.sampled_from(_UNARY)), x)
+        elif step == "two":
+            kind, y = draw(st.sampled_from(_BINARY)), draw(st.sampled_from(tensors))
+            made = op("MatMul", op("MatMul", x, op("Transpose", y, perm=[0, 2, 1])), y) if kind == "MatMul" else op(kind, x, y)
+        elif step == "matrix":
+            made = op("MatMul", x, weight(8, 8))
+        elif step == "norm":
+            made = op("LayerNormalization", x, weight(8), weight(8), axis=-1)
+        elif step == "ffn":
+            made = op("Add", x, op("MatMul", op("Relu", op("MatMul", x, weight(8, 16))), weight(16, 8)))
+        elif step == "gather":
+            made = op("Add", x, op("Gather", weight(50, 8), "attention_mask"))
+        else:
+            q, k, v = (op("MatMul", x, weight(8, 8)) for _ in range(3))
+            scores = op("Softmax", op("MatMul", q, op("Transpose", k, perm=[0, 2, 1])), axis=-1)
+            made = op("Add", x, op("MatMul", op("MatMul", scores, v), weight(8, 8)))
+        tensors.append(made)
+    outputs = draw(st.lists(st.sampled_from(tensors), min_size=1, max_size=3, unique=True))
+    if draw(st.booleans()):
+        outputs.append(op("MatMul", outputs[0], weight(8, 50)))
+    ids = [helper.make_tensor_value_info(n, TensorProto.INT64, ["batch", "sequence"]) for n in ("input_ids", "attention_mask")]
+    graph = helper.make_graph(
+        nodes,
+        "random",
+        ids,
+        [helper.make_tensor_value_info(o, TensorProto.FLOAT, None) for o in outputs],
+        [numpy_helper.from_array(array, name) for name, array in weights.items()],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+IDS = np.array([[2, 5, 6, 3], [2, 7, 3, 0]])
+
+
+@settings(deadline=None, max_examples=100)
+@given(graphs())
+def test_random_graphs_are_cut_or_refused(model):
+    """Whatever the graph: no transformer, said clearly, or hidden states each of which is a cut that runs and is right."""
+    before = model.SerializeToString()
+    try:
+        states = hidden_states(model)
+    except NotATransformerError:
+        return
+    finally:
+        assert model.SerializeToString() == before
+    assert [state.index for state in states] == list(range(len(states)))
+    whole = onnx.ModelProto.FromString(before)
+    del whole.graph.output[:]
+    whole.graph.output.extend(helper.make_tensor_value_info(s.tensor, TensorProto.FLOAT, None) for s in states)
+    feed = {"input_ids": IDS, "attention_mask": (IDS > 0).astype(np.int64)}
+    with Engine(whole.SerializeToString(), threads=1) as engine:
+        expected = engine.mapped_run({name: feed[name] for name in engine.input_names})
+    for state in states:
+        made = cut(model, state.tensor, axes=state.axes)
+        onnx.checker.check_model(made)
+        with Engine(made.SerializeToString(), threads=1) as engine:
+            assert engine.output_names == ["token_embeddings"]
+            (found,) = engine.run({name: feed[name] for name in engine.input_names})
+        assert found.shape == (2, 4, 8)
+        np.testing.assert_allclose(found, expected[state.tensor], rtol=1e-5, atol=1e-6)
+
+
+# --- configuration
+
+
+JUNK = [
+    True, 7, -1, 1.5, float("nan"), 1e400, 10**30, "x", "../x", "", [], [1], ["x"], [[]], [{}], {"a": 1}, {"list": [1]},
+]  # fmt: skip
+# What each key of each file may hold; everything else must be refused, or change nothing.
+KEYS = {
+    "modules.json": {None: [[]]},
+    "1_Pooling/config.json": {None: [], "pooling_mode": [[]], "include_prompt": [True]},
+    "sentence_bert_config.json": {None: [{"a": 1}, {"list": [1]}], "max_seq_length": [7, -1, 1.5, float("nan"), 1e400, 10**30]},
+    "config_sentence_transformers.json": {None: [{"a": 1}, {"list": [1]}], "prompts": [], "default_prompt_name": []},
+    "config.json": {None: [{"a": 1}, {"list": [1]}], "max_position_embeddings": [7, -1, 1.5, float("nan"), 1e400, 10**30]},
+    "tokenizer_config.json": {
+        None: [{"a": 1}, {"list": [1]}], "model_max_length": [7, -1, 1.5, float("nan"), 1e400, 10**30], "truncation_side": [],
+        "padding_side": [j for j in JUNK if not isinstance(j, str)] + [""],
+    },
+    "special_tokens_map.json": {None: [{"a": 1}, {"list": [1]}]},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "key"), [(name, key) for name, keys in KEYS.items() for key in keys])
+def test_a_value_of_the_wrong_type_is_refused(tmp_path, name, key):
+    """Whatever stands where a configuration has a name, a number or a list: taken as meant, or one error naming the file."""
+    folder = tiny_model(tmp_path)
+    path = folder / name
+    whole = json.loads(path.read_text()) if path.exists() else {}
+    for junk in JUNK:
+        write_json(path, junk if key is None else {**whole, key: junk})
+        if repr(junk) in map(repr, KEYS[name][key]):
+            assert use(folder)
+        else:
+            with pytest.raises(ValueError, match=re.escape(str(path if key != "padding_side" else folder))):
+                use(folder)
+
+
+def use(folder):
+    """Read a folder's recipe and tokenise with it."""
+    found = read(folder, Wishes())
+    return Tokenizer(folder, max_length=max(found.max_length, 2), side=found.side).encode(["a"], found.prompts["query"])
+
+
+def test_json_that_is_too_deep_or_too_large(tmp_path):
+    """A hundred thousand brackets, or a file no tokenizer is as large as, is refused and not read into memory."""
+    folder = tiny_model(tmp_path)
+    (folder / "config.json").write_text("[" * 100_000 + "]" * 100_000)
+    with pytest.raises(ValueError, match=r"config\.json is not JSON .*recursion"):
+        Embedder.load(folder)
+    tiny_model(folder)
+    for name in ("config.json", "tokenizer.json"):
+        with (folder / name).open("r+b") as file:
+            file.truncate(10**12)  # a hole: it takes no room on the disk
+        assert f"{name} has 1,000,000,000,000 bytes" in apart(embeds, folder)
+        tiny_model(folder)
+
+
+@pytest.mark.parametrize("name", ["onnx/model.onnx", "tokenizer.json", "config.json", "modules.json"])
+def test_a_pipe_or_a_folder_in_place_of_a_file(tmp_path, name):
+    """What is no file is refused: opening a pipe would wait for ever."""
+    for make in (os.mkfifo, Path.mkdir):
+        folder = tiny_model(tmp_path / make.__name__)
+        (folder / name).unlink()
+        make(folder / name)
+        answer = apart(embeds, folder)
+        assert "is not a file" in answer
+        assert str(folder) in answer
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.text(max_size=30), max_size=5), st.text(max_size=12))
+def test_any_text_and_any_prompt(embedder, texts, prompt):
+    """Whatever the characters: ids and segment ids of one length, within the limit, and counts that can be."""
+    encoded = embedder._tokenizer.encode([t.encode("utf-8", "replace").decode() for t in texts], prompt)
+    assert [len(ids) for ids in encoded.ids] == [len(types) for types in encoded.types]
+    assert all(2 <= len(ids) <= 64 for ids in encoded.ids)
+    assert all(dropped >= 0 for dropped in encoded.dropped)
+    assert encoded.prompt_tokens in range(65)

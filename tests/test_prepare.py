@@ -1,0 +1,155 @@
+"""The cache of prepared graphs: made once, never half, never in the model's folder."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from models import bert_graph, bert_weights, tiny_model
+
+from penult import Embedder
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """An empty cache."""
+    monkeypatch.setenv("PENULT_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def test_a_read_only_folder_is_enough(tmp_path, cache):
+    """Nothing is written into the model's folder."""
+    folder = tiny_model(tmp_path / "model")
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    with Embedder.load(folder) as e:
+        e.embed(["a"])
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+
+
+def test_made_once_and_again_when_the_file_changes(tmp_path, cache, monkeypatch):
+    """A second load uses the cache; another graph under the same name does not."""
+    folder = tiny_model(tmp_path / "model")
+    with Embedder.load(folder) as e:
+        first = e.embed(["the cat"])
+    (made,) = (cache / "graphs").iterdir()
+    stamp = (made / "model.onnx").stat().st_mtime_ns
+    with Embedder.load(folder) as e:
+        assert np.array_equal(e.embed(["the cat"]), first)
+    assert (made / "model.onnx").stat().st_mtime_ns == stamp
+    onnx.save(bert_graph(bert_weights(seed=5), 4), folder / "onnx" / "model.onnx")
+    with Embedder.load(folder) as e:
+        assert not np.allclose(e.embed(["the cat"]), first)
+    assert len(list((cache / "graphs").iterdir())) == 2
+
+
+def test_two_at_once_leave_one_whole_entry(tmp_path, cache):
+    """Threads that prepare the same model at the same time both get right vectors, and no debris stays."""
+    folder = tiny_model(tmp_path / "model")
+    with ThreadPoolExecutor(4) as pool:
+        vectors = list(pool.map(lambda _: Embedder.load(folder).embed(["the cat"]), range(4)))
+    assert all(np.array_equal(vectors[0], other) for other in vectors)
+    assert len(list((cache / "graphs").iterdir())) == 1
+
+
+def test_a_killed_process_leaves_nothing_half_made(tmp_path, cache):
+    """Kill -9 at any moment of the first load: the next load works."""
+    folder = tiny_model(tmp_path / "model")
+    code = f"from penult import Embedder; Embedder.load({str(folder)!r})"
+    expected = None
+    for delay in (0.2, 0.4, 0.5, 0.6, 0.7, 0.9):
+        shutil.rmtree(cache, ignore_errors=True)
+        child = subprocess.Popen([sys.executable, "-c", code], env=os.environ | {"PENULT_CACHE": str(cache)})
+        time.sleep(delay)
+        child.send_signal(signal.SIGKILL)
+        child.wait()
+        with Embedder.load(folder) as e:
+            vectors = e.embed(["the cat"])
+        expected = vectors if expected is None else expected
+        assert np.array_equal(vectors, expected)
+
+
+def test_weights_beside_the_graph_are_not_copied(tmp_path, cache):
+    """A model with external data is pointed to: the cache holds its graph alone."""
+    folder = tiny_model(tmp_path / "model")
+    graph = folder / "onnx" / "model.onnx"
+    model = onnx.load(graph)
+    onnx.save_model(model, graph, save_as_external_data=True, location="weights.bin", size_threshold=100)
+    with Embedder.load(folder) as e:
+        e.embed(["a"])
+    stored = sum(path.stat().st_size for path in cache.rglob("*") if path.is_file())
+    assert stored < (folder / "onnx" / "weights.bin").stat().st_size
+
+
+def test_moved_weights_are_found_again(tmp_path, cache):
+    """A model that moves keeps its fingerprint and its vectors."""
+    folder = tiny_model(tmp_path / "model")
+    graph = folder / "onnx" / "model.onnx"
+    onnx.save_model(onnx.load(graph), graph, save_as_external_data=True, location="weights.bin", size_threshold=100)
+    with Embedder.load(folder) as e:
+        first, name = e.embed(["the cat"]), e.fingerprint
+    moved = Path(shutil.move(folder, tmp_path / "elsewhere"))
+    with Embedder.load(moved) as e:
+        assert np.array_equal(e.embed(["the cat"]), first)
+        assert e.fingerprint == name
+
+
+@pytest.mark.parametrize("opset", [11, 12, 13, 17, 18, 21])
+@pytest.mark.parametrize("pooling", ["mean", "max", "cls", "last"])
+def test_reducers_of_every_opset(tmp_path, cache, opset, pooling):
+    """The reducer fits the opset of the graph it is appended to."""
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("Gather", ["table", "input_ids"], ["last_hidden_state"])],
+        "lookup",
+        [onnx.helper.make_tensor_value_info("input_ids", onnx.TensorProto.INT64, ["b", "t"])],
+        [onnx.helper.make_tensor_value_info("last_hidden_state", onnx.TensorProto.FLOAT, ["b", "t", 8])],
+        [onnx.numpy_helper.from_array(np.random.default_rng(0).standard_normal((200, 8)).astype(np.float32), "table")],
+    )
+    folder = tiny_model(tmp_path / "model", pooling=pooling)
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", opset)], ir_version=7)
+    onnx.save(model, folder / "onnx" / "model.onnx")
+    with Embedder.load(folder, layer=None) as e:
+        tokens = e.embed_tokens(["the cat", "a"])
+        reduce = {"mean": lambda t: t.mean(0), "max": lambda t: t.max(0), "cls": lambda t: t[0], "last": lambda t: t[-1]}[
+            pooling
+        ]
+        expected = np.stack([reduce(states) / np.linalg.norm(reduce(states)) for states in tokens])
+        assert np.abs(e.embed(["the cat", "a"]) - expected).max() <= 1e-6
+
+
+def test_a_graphs_own_vector_is_used_where_no_file_says_more(tmp_path, cache):
+    """A graph with `sentence_embedding` (B, D) needs no pooling; its token vectors are not made up."""
+    folder = tiny_model(tmp_path / "model", pooling=None)
+    graph = folder / "onnx" / "model.onnx"
+    model = onnx.load(graph)
+    model.graph.node.append(
+        onnx.helper.make_node("ReduceMax", ["last_hidden_state"], ["sentence_embedding"], axes=[1], keepdims=0)
+    )
+    model.graph.output.append(onnx.helper.make_tensor_value_info("sentence_embedding", onnx.TensorProto.FLOAT, ["b", 32]))
+    onnx.save(model, graph)
+    with Embedder.load(folder) as e:
+        assert e.dimension == 32
+        assert e.recipe.pooling is None
+        assert np.isfinite(e.embed(["the cat"])).all()
+        with pytest.raises(ValueError, match="no token embeddings"):
+            e.embed_tokens(["the cat"])
+
+
+def test_a_graph_that_takes_text_is_refused(tmp_path, cache):
+    """A graph with a tokenizer inside is said to be one."""
+    folder = tiny_model(tmp_path / "model")
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("Identity", ["text"], ["out"])],
+        "text",
+        [onnx.helper.make_tensor_value_info("text", onnx.TensorProto.STRING, ["b"])],
+        [onnx.helper.make_tensor_value_info("out", onnx.TensorProto.STRING, ["b"])],
+    )
+    onnx.save(onnx.helper.make_model(graph), folder / "onnx" / "model.onnx")
+    with pytest.raises(ValueError, match="takes text itself"):
+        Embedder.load(folder)

@@ -1,0 +1,126 @@
+"""The public face: what can be imported, what an import costs, and who may import what."""
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import penult
+
+ROOT = Path(__file__).parents[1]
+HEAVY = {
+    "onnx",
+    "onnxruntime",
+    "transformers",
+    "tokenizers",
+    "httpx",
+    "httpx2",
+    "fastapi",
+    "torch",
+    "pyarrow",
+    "ray",
+    "huggingface_hub",
+}
+# Each third-party package, and the only places that may import it.
+FENCE = {
+    "onnx": {"graph/", "prepare.py"},
+    "safetensors": {"graph/assemble.py"},
+    "onnxruntime": {"engine.py"},
+    "tokenizers": {"tokenizer.py"},
+    "transformers": {"tokenizer.py"},
+    "huggingface_hub": {"source.py"},
+    "httpx": {"remote.py"},
+    "platformdirs": {"prepare.py"},
+    "tqdm": {"embedder.py", "remote.py", "bulk/progress.py"},
+    "pyarrow": {"bulk/"},
+    "lance": {"bulk/lance_files.py"},
+    "ray": {"bulk/ray_engine.py"},
+    "qdrant_client": {"bulk/to_qdrant.py"},
+    "lancedb": {"bulk/to_lancedb.py"},
+    "psycopg": {"bulk/to_pgvector.py"},
+    "fastapi": {"server/"},
+    "uvicorn": {"server/"},
+    "prometheus_client": {"server/"},
+    "yaml": {"server/"},
+    "typer": {"cli.py", "bulk/commands.py"},
+    "torch": set(),
+}
+LEAVES = ("types", "source", "recipe", "engine", "tokenizer", "batching", "feeds", "jsonfile", "native")
+
+
+def imports_of(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def test_importing_penult_costs_nothing_heavy():
+    """`import penult` imports no runtime, tokenizer, HTTP or web framework."""
+    code = "import sys, penult; print(' '.join(sys.modules))"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert "penult" in loaded
+    assert not HEAVY & set(loaded)
+
+
+def test_a_warm_start_imports_no_onnx(tiny):
+    """A first vector from a warm cache needs neither onnx nor transformers."""
+    code = f"import sys, penult; penult.Embedder.load({str(tiny)!r}).embed(['a']); print(' '.join(sys.modules))"
+    runs = [subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True) for _ in range(2)]
+    assert not {"onnx", "transformers", "httpx", "fastapi", "torch"} & set(runs[1].stdout.split())
+
+
+def test_a_batch_embedder_costs_no_engine():
+    """`from penult.bulk import BatchEmbedder` imports no runtime, no Arrow and no Ray: those load where it works."""
+    code = "import sys; from penult.bulk import BatchEmbedder; print(' '.join(sys.modules))"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert "penult.bulk.batch" in loaded
+    assert not HEAVY & set(loaded)
+
+
+def test_every_exported_name_exists():
+    """What __all__ lists can be had; what it does not list is an AttributeError."""
+    for name in penult.__all__:
+        assert getattr(penult, name) is not None
+    assert set(penult.__all__) == set(dir(penult))
+    with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
+        penult.Nothing  # noqa: B018
+
+
+def test_each_third_party_package_has_one_home():
+    """The import fence holds, whatever the linter was told."""
+    source = ROOT / "src" / "penult"
+    for path in set(source.rglob("*.py")) - {source / "bench" / "worker.py"}:  # runs in the peers' environments
+        place = path.relative_to(source).as_posix()
+        for package in {name.partition(".")[0] for name in imports_of(path)} & set(FENCE):
+            assert any(place.startswith(home) for home in FENCE[package]), f"{place} imports {package}"
+
+
+def test_leaves_import_no_leaf():
+    """Leaves share `types`, `feeds`, `jsonfile`, `native` and the words of `accepted`, and know no other file."""
+    source = ROOT / "src" / "penult"
+    for leaf in LEAVES:
+        own = {name for name in imports_of(source / f"{leaf}.py") if name.startswith("penult.")}
+        assert {name.split(".")[1] for name in own} <= {"types", "feeds", "jsonfile", "native", "accepted"}, leaf
+
+
+def _hidden(path: Path) -> bool:
+    """Say whether a file lies in a folder that is no part of the sources, such as a virtual environment."""
+    return any(part.startswith(".") for part in path.relative_to(ROOT).parts)
+
+
+def test_one_version_for_all_three():
+    """The three distributions carry one version, and the integrations ask for it."""
+    texts = [path.read_text() for path in sorted(ROOT.rglob("_version.py")) if not _hidden(path)]
+    versions = {re.search(r'__version__ = "(.+)"', text)[1] for text in texts}
+    assert len(texts) == 3
+    assert versions == {penult.__version__}
+    major, minor, _ = penult.__version__.split(".")
+    for project in (ROOT / "integrations").glob("*/pyproject.toml"):
+        assert f'"penult>={major}.{minor},<{major}.{int(minor) + 1}"' in project.read_text()

@@ -1,0 +1,387 @@
+"""int8: what the pieces do to numbers, and what a whole model keeps: its vectors, whatever their batch."""
+
+import json
+import pickle
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from models import bert_graph, bert_weights, tiny_model
+from onnx import TensorProto, helper, numpy_helper
+
+from penult import Embedder, Engine
+from penult.data import calibration_texts
+from penult.graph.integer import scales_of, weight_limit
+from penult.graph.linear import find_linears
+from penult.graph.plain import unfuse
+from penult.graph.quantize import grouped, quantize
+from penult.graph.rounding import closest, nearest
+from penult.graph.scales import Choice, Seen, apply, choices, error_of
+from penult.graph.widen import widen
+
+TEXTS = ["the cat sat on the mat", "a dog", "bright moon over the stone, and fish", "", "eats", "query passage " * 15]
+RNG = np.random.default_rng(0)
+
+
+@pytest.fixture(scope="module")
+def int8(tiny):
+    """The tiny model in int8."""
+    with Embedder.load(tiny, precision="int8", threads=1, truncate="right") as opened:
+        yield opened
+
+
+def model_of(nodes, inputs, outputs, weights, opset=17):
+    """Build a graph of float inputs and outputs of free shape."""
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in inputs.items()],
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in outputs],
+        [numpy_helper.from_array(np.asarray(array), name) for name, array in weights.items()],
+    )
+    opsets = [helper.make_opsetid("", opset), helper.make_opsetid("com.microsoft", 1)]
+    return helper.make_model(graph, opset_imports=opsets, ir_version=8)
+
+
+def run(model, **inputs):
+    return Engine(model.SerializeToString(), threads=1).run(inputs)
+
+
+def floats(*shape, scale=1.0):
+    return (RNG.standard_normal(shape) * scale).astype(np.float32)
+
+
+def outliers(rows=400, channels=64):
+    """Rows whose channel 3 is twenty times as large as the others, as in a feed-forward block of BERT."""
+    x = floats(rows, channels)
+    x[:, 3] *= 20
+    return x
+
+
+def seen(x):
+    half = len(x) // 2
+    low, high = (np.stack([f(x[:half], axis=0), f(x[half:], axis=0)]) for f in (np.min, np.max))
+    return Seen(low, high, x[half:])
+
+
+# ---- rounding
+
+
+@pytest.mark.parametrize("limit", [127, 64])
+def test_nearest_stays_within_half_a_step(limit):
+    """Every entry lands within half a step of its column's scale, and no whole number exceeds the limit."""
+    weight = floats(32, 16)
+    weight[:, 5] = 0
+    whole, scale = nearest(weight, limit)
+    assert np.abs(whole).max() <= limit
+    assert (np.abs(whole * scale - weight) <= scale / 2 + 1e-6).all()
+
+
+def test_closest_gives_closer_products_than_nearest():
+    """Where channels go together, rounding for the products beats rounding each entry."""
+    x = floats(500, 8) @ floats(8, 64) + floats(500, 64, scale=0.1)
+    weight = floats(64, 32)
+
+    def error(rounded):
+        whole, scale = rounded
+        return np.square(x @ (whole * scale) - x @ weight).sum()
+
+    assert error(closest(weight, x, 64)) < 0.5 * error(nearest(weight, 64))
+
+
+# ---- treatments
+
+
+def test_the_cheapest_choice_is_to_do_nothing():
+    """Choices are in order of cost, and the first one costs nothing."""
+    assert choices(384, 1152)[0] == Choice(None, 0)
+    assert {choice.split for choice in choices(16, 64)} == {0, 2}  # half of a small input is not split off
+
+
+@pytest.mark.parametrize("choice", [Choice(0.65, 0), Choice(None, 2), Choice(0.5, 2)])
+def test_smoothing_and_splitting_tame_outliers(choice):
+    """A channel twenty times as large costs a plain scale most of its precision; either remedy gives it back."""
+    x, weight = outliers(), floats(64, 32)
+    weight[3] /= 10  # training leaves large channels with small weights
+    assert error_of(seen(x), [weight], choice) < 0.2 * error_of(seen(x), [weight], Choice(None, 0))
+
+
+def test_a_range_that_other_texts_exceed_counts_as_error():
+    """The error is measured on rows that the range was not taken from."""
+    x, weight = floats(400, 64), floats(64, 32)
+    wider = x.copy()
+    wider[200:] *= 3
+    assert error_of(seen(wider), [weight], Choice(None, 0)) > 10 * error_of(seen(x), [weight], Choice(None, 0))
+
+
+# ---- graphs
+
+
+@pytest.mark.parametrize("choice", [Choice(None, 0), Choice(0.65, 0), Choice(None, 2), Choice(0.65, 2)])
+@pytest.mark.parametrize("limit", [127, 64])
+def test_a_quantised_layer_computes_what_was_chosen(choice, limit):
+    """Each treatment, written as a graph and run, comes near the float layer, biases included."""
+    limit = min(limit, weight_limit(lambda model, inputs: Engine(model, threads=1).run(inputs)))
+    x, first, second, bias = outliers(), floats(64, 32), floats(64, 48), floats(32)
+    nodes = [
+        helper.make_node("MatMul", ["x", "w1"], ["p"]),
+        helper.make_node("Add", ["b", "p"], ["y"]),
+        helper.make_node("MatMul", ["x", "w2"], ["z"]),
+    ]
+    model = model_of(nodes, {"x": ["n", 64]}, ["y", "z"], {"w1": first, "b": bias, "w2": second})
+    groups = grouped([*find_linears(model, "y"), *find_linears(model, "z")])
+    assert [len(group.layers) for group in groups] == [2]
+    weights, biases = [layer.weight for layer in groups[0].layers], [layer.bias for layer in groups[0].layers]
+    treatment = apply(seen(x), weights, biases, choice, limit=limit)
+    written = quantize(model, {"x": (groups[0], treatment)})
+    assert sum(node.op_type == "QuantizeLinear" for node in written.graph.node) == 1  # shared by both layers
+    y, z = run(written, x=x)
+    # A plain scale over the outlier is coarse: its step is 20 times too wide.
+    tolerance = 0.25 if choice == Choice(None, 0) else 0.06
+    for got, wanted in ((y, x @ first + bias), (z, x @ second)):
+        assert np.sqrt(np.square(got - wanted).mean() / wanted.var()) < tolerance
+
+
+def test_linears_are_found_in_every_form():
+    """MatMul and Add in either order, Gemm with a transposed weight, FusedMatMul with a factor; nothing else."""
+    w, wide, bias = floats(16, 16), floats(16, 16), floats(16)
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["a"]),
+        helper.make_node("Add", ["b", "a"], ["a2"]),
+        helper.make_node("Gemm", ["a2", "w", "b"], ["c"], transB=1, alpha=2.0),
+        helper.make_node("FusedMatMul", ["c", "w"], ["d"], domain="com.microsoft", alpha=0.5),
+        helper.make_node("Add", ["d", "c"], ["e"]),  # a residual, no bias
+        helper.make_node("MatMul", ["e", "e"], ["f"]),  # tokens with tokens
+        helper.make_node("MatMul", ["w", "f"], ["g"]),  # the matrix on the other side
+        helper.make_node("MatMul", ["g", "v"], ["out"]),
+    ]
+    model = model_of(nodes, {"x": [16, 16]}, ["out"], {"w": w, "b": bias, "v": wide})
+    found = find_linears(model, "out")
+    assert [(linear.input, linear.output) for linear in found] == [("x", "a2"), ("a2", "c"), ("c", "d"), ("g", "out")]
+    np.testing.assert_array_equal(found[0].bias, bias)
+    np.testing.assert_array_equal(found[1].weight, 2 * w.T)
+    np.testing.assert_array_equal(found[2].weight, 0.5 * w)
+    assert [linear.output for linear in find_linears(model, "c")] == ["a2", "c"]  # not what comes behind
+
+
+def test_slow_fused_operators_come_apart_exactly():
+    """SkipLayerNormalization and BiasGelu become plain operators that give the same numbers."""
+    nodes = [
+        helper.make_node("SkipLayerNormalization", ["x", "s", "g", "h", "b"], ["n", "", "", "t"], domain="com.microsoft"),
+        helper.make_node("SkipLayerNormalization", ["n", "t", "g"], ["m"], domain="com.microsoft", epsilon=1e-5),
+        helper.make_node("BiasGelu", ["m", "b"], ["y"], domain="com.microsoft"),
+    ]
+    weights = {name: floats(32) for name in "ghb"}
+    model = model_of(nodes, {"x": [2, 3, 32], "s": [2, 3, 32]}, ["y", "t"], weights)
+    plain = unfuse(model)
+    assert {node.op_type for node in plain.graph.node} == {"Add", "LayerNormalization", "Gelu"}
+    norms = unfuse(model, only=frozenset({"SkipLayerNormalization"}))
+    assert [node.op_type for node in norms.graph.node].count("BiasGelu") == 1
+    assert unfuse(plain) is plain
+    x, s = floats(2, 3, 32), floats(2, 3, 32)
+    for ours, theirs in zip(run(plain, x=x, s=s), run(model, x=x, s=s), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=2e-6)
+
+
+@pytest.mark.parametrize("opset", [11, 17])
+def test_fused_attention_comes_apart_exactly(opset):
+    """Attention gives up its matrix and keeps its numbers, mask included."""
+    node = helper.make_node("Attention", ["x", "w", "b", "mask"], ["y"], domain="com.microsoft", num_heads=4)
+    model = model_of([node], {"x": [2, 5, 32]}, ["y"], {"w": floats(32, 96), "b": floats(96)}, opset)
+    model.graph.input.append(helper.make_tensor_value_info("mask", TensorProto.INT32, [2, 5]))
+    plain = unfuse(model)
+    assert [layer.weight.shape for layer in find_linears(plain, "y")] == [(32, 96)]
+    x, mask = floats(2, 5, 32), np.array([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]], dtype=np.int32)
+    np.testing.assert_allclose(run(plain, x=x, mask=mask)[0], run(model, x=x, mask=mask)[0], atol=2e-6)
+
+
+def test_half_precision_is_widened_everywhere():
+    """Weights, casts and outputs in float16 become float32; a graph without any is given back as it is."""
+    nodes = [
+        helper.make_node("Cast", ["x"], ["h"], to=TensorProto.FLOAT16),
+        helper.make_node("MatMul", ["h", "w"], ["y"]),
+    ]
+    model = model_of(nodes, {"x": [2, 16]}, ["y"], {"w": floats(16, 8).astype(np.float16)})
+    model.graph.output[0].type.tensor_type.elem_type = TensorProto.FLOAT16
+    wide, x = widen(model), floats(2, 16)
+    assert run(wide, x=x)[0].dtype == np.float32
+    np.testing.assert_allclose(run(wide, x=x)[0], run(model, x=x)[0].astype(np.float32), rtol=2e-2, atol=2e-2)
+    assert widen(wide) is wide
+
+
+def test_where_scales_come_from_is_read_off_the_graph():
+    """Computed scales are dynamic, constant ones static, weights alone none."""
+    float_model = model_of([helper.make_node("MatMul", ["x", "w"], ["y"])], {"x": [2, 16]}, ["y"], {"w": floats(16, 8)})
+    weight_only = model_of(
+        [helper.make_node("DequantizeLinear", ["w", "s"], ["f"]), helper.make_node("MatMul", ["x", "f"], ["y"])],
+        {"x": [2, 16]}, ["y"], {"w": np.ones((16, 8), np.int8), "s": np.float32(0.1)},
+    )  # fmt: skip
+    static = model_of(
+        [helper.make_node("QuantizeLinear", ["x", "s", "z"], ["q"]), helper.make_node("DequantizeLinear", ["q", "s", "z"], ["y"])],
+        {"x": [2, 16]}, ["y"], {"s": np.float32(0.1), "z": np.uint8(3)},
+    )  # fmt: skip
+    dynamic = model_of(
+        [helper.make_node("DynamicQuantizeLinear", ["x"], ["q", "s", "z"]), helper.make_node("DequantizeLinear", ["q", "s", "z"], ["y"])],
+        {"x": [2, 16]}, ["y"], {},
+    )  # fmt: skip
+    own = model_of(
+        [helper.make_node("ReduceMax", ["x"], ["s"], keepdims=0), helper.make_node("QuantizeLinear", ["x", "s", "z"], ["q"]),
+         helper.make_node("DequantizeLinear", ["q", "s", "z"], ["y"])],
+        {"x": [2, 16]}, ["y"], {"z": np.uint8(3)},
+    )  # fmt: skip
+    assert [scales_of(m) for m in (float_model, weight_only, static, dynamic, own)] == [
+        "none",
+        "none",
+        "static",
+        "dynamic",
+        "dynamic",
+    ]
+
+
+def test_a_processor_that_overflows_is_found_out():
+    """Wrong sums give the smaller limit, also when only many rows at a time are wrong."""
+    right = 64 * 255 * 127
+
+    def sums(wrong_rows):
+        return lambda _, inputs: [np.full((len(inputs["x"]), 32), right - (len(inputs["x"]) == wrong_rows))]
+
+    assert [weight_limit(sums(rows)) for rows in (0, 1, 37)] == [127, 64, 64]
+
+
+# ---- whole models
+
+
+def test_int8_vectors_are_near_fp32(int8, embedder):
+    """A tiny model's int8 vectors are those of fp32 but for rounding."""
+    cosines = (int8.embed(TEXTS) * embedder.embed(TEXTS)).sum(axis=1)
+    assert cosines.min() > 0.995
+    assert (int8.embed(TEXTS) != embedder.embed(TEXTS)).any()
+    integer = sum(node.op_type == "MatMulIntegerToFloat" for node in onnx.load(int8.engine._model).graph.node)
+    assert integer == 12
+
+
+def test_an_int8_vector_does_not_depend_on_its_batch(int8):
+    """A text gives the same vector alone, among short texts, among long ones, and in another order."""
+    together = int8.embed(TEXTS)
+    alone = np.concatenate([int8.embed([text]) for text in TEXTS])
+    backwards = int8.embed(TEXTS[::-1])[::-1]
+    np.testing.assert_allclose(together, alone, atol=1e-6)
+    np.testing.assert_allclose(together, backwards, atol=1e-6)
+
+
+def test_the_recipe_says_what_int8_was_made_of(int8, embedder):
+    """Precision and calibration are in the fingerprint; what was reached is in the origin."""
+    assert int8.fingerprint != embedder.fingerprint
+    assert int8.recipe.calibration_sha256
+    assert not embedder.recipe.calibration_sha256
+    assert "12 linear layers in 8 bits; cosine to fp32 on the calibration texts 0.99" in int8.recipe.origin["precision"]
+    assert int8.recipe.batch_invariant
+
+
+def test_own_calibration_texts_give_another_recipe(tiny, int8):
+    """Texts of the user's own are part of the fingerprint, survive pickling and give vectors near fp32."""
+    with Embedder.load(tiny, precision="int8", threads=1, calibration=["the moon", "stone fish, dog"]) as own:
+        assert own.fingerprint != int8.fingerprint
+        with pickle.loads(pickle.dumps(own)) as copy:
+            assert copy.fingerprint == own.fingerprint
+            np.testing.assert_array_equal(copy.embed(TEXTS[:3]), own.embed(TEXTS[:3]))
+    with Embedder.load(tiny, precision="int8", threads=1, calibration=calibration_texts()) as same:
+        assert same.fingerprint == int8.fingerprint
+
+
+@pytest.mark.parametrize("texts", [[], "one text"])
+def test_calibration_must_be_a_list_of_texts(tiny, texts):
+    """No texts are a ValueError, a string is a TypeError."""
+    with pytest.raises((ValueError, TypeError), match=r"calibration is empty|is a str"):
+        Embedder.load(tiny, precision="int8", calibration=texts)
+
+
+def test_int8_is_made_once(tiny, int8, monkeypatch):
+    """A second load takes the graph from the cache."""
+    monkeypatch.setattr("penult.int8.convert", lambda *_, **__: pytest.fail("made again"))
+    Embedder.load(tiny, precision="int8", threads=1).close()
+
+
+def test_a_head_is_cut_before_int8(tmp_path):
+    """The int8 form of a masked language model is that of its body."""
+    folder = tiny_model(tmp_path / "mlm", mlm_head=True)
+    exact, small = (Embedder.load(folder, precision=precision, threads=1) for precision in ("fp32", "int8"))
+    assert (exact.embed(TEXTS[:3]) * small.embed(TEXTS[:3])).sum(axis=1).min() > 0.995
+
+
+def test_a_graph_without_matrices_cannot_be_int8(tmp_path):
+    """A model of embeddings alone says that nothing in it can be int8."""
+    folder = tiny_model(tmp_path / "flat")
+    with pytest.raises(ValueError, match="nothing can be made int8"):
+        Embedder.load(folder, layer=0, precision="int8")
+
+
+@pytest.fixture(scope="module")
+def dynamic(tmp_path_factory) -> Path:
+    """The tiny model with every matrix product quantised on each run by the whole batch's range."""
+    folder = tiny_model(tmp_path_factory.mktemp("dynamic") / "tiny")
+    path = folder / "onnx" / "model.onnx"
+    model = bert_graph(bert_weights(), 4)
+    fixed = {tensor.name: tensor for tensor in model.graph.initializer}
+    nodes = []
+    for i, node in enumerate(model.graph.node):
+        if node.op_type != "MatMul" or node.input[1] not in fixed:
+            nodes.append(node)
+            continue
+        whole, scale = nearest(numpy_helper.to_array(fixed[node.input[1]]), 64)
+        model.graph.initializer.extend([numpy_helper.from_array(whole, f"w{i}"), numpy_helper.from_array(scale, f"s{i}")])
+        nodes += [
+            helper.make_node("DynamicQuantizeLinear", [node.input[0]], [f"q{i}", f"a{i}", f"z{i}"]),
+            helper.make_node("MatMulInteger", [f"q{i}", f"w{i}", f"z{i}"], [f"p{i}"]),
+            helper.make_node("Cast", [f"p{i}"], [f"f{i}"], to=TensorProto.FLOAT),
+            helper.make_node("Mul", [f"a{i}", f"s{i}"], [f"m{i}"]),
+            helper.make_node("Mul", [f"f{i}", f"m{i}"], list(node.output)),
+        ]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    onnx.save(model, path)
+    return folder
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_a_graph_with_dynamic_scales_is_taken_as_it_is_and_said_so(dynamic, precision):
+    """Its recipe says that vectors depend on batch mates, and they do; one by one they do not."""
+    with Embedder.load(dynamic, precision=precision, threads=1) as plain:
+        assert not plain.recipe.batch_invariant
+        assert "depends on its batch mates" in plain.recipe.origin["batch_invariant"]
+        alone = np.concatenate([plain.embed([text]) for text in TEXTS])
+        assert np.abs(plain.embed(TEXTS) - alone).max() > 1e-5
+    with Embedder.load(dynamic, precision=precision, threads=1, batch_invariant=True) as single:
+        assert single.recipe.batch_invariant
+        assert single.fingerprint != plain.fingerprint
+        np.testing.assert_allclose(single.embed(TEXTS), alone, atol=1e-7)
+
+
+def test_preparation_ignores_files_of_the_current_folder(tiny, tmp_path, monkeypatch):
+    """A file named like a prepared graph's weights in the current folder is no obstacle."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PENULT_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "model.onnx.data").write_bytes(b"mine")
+    Embedder.load(tiny, threads=1).close()
+    assert (tmp_path / "model.onnx.data").read_bytes() == b"mine"
+
+
+def test_calibration_texts_are_diverse():
+    """They are many, of many lengths and scripts, and no two are equal."""
+    texts = calibration_texts()
+    assert len(set(texts)) == len(texts) >= 50
+    assert min(map(len, texts)) < 10 < 400 < max(map(len, texts))
+    assert sum(any(ord(letter) > 0x370 for letter in text) for text in texts) >= 8
+
+
+def test_minilm_in_int8(minilm, shared):
+    """The model of the benchmarks keeps the promised quality, on real chunks, and its freedom from the batch."""
+    lines = (shared / "eval" / "text" / "chunks1000.dev.jsonl").read_text(encoding="utf-8").splitlines()
+    texts = [json.loads(line)["text"] for line in lines[:: len(lines) // 60]]
+    exact, small = (Embedder.load(minilm, precision=p, threads=1, truncate="right") for p in ("fp32", "int8"))
+    vectors = small.embed(texts)
+    cosines = (vectors * exact.embed(texts)).sum(axis=1)
+    assert cosines.mean() >= 0.998
+    assert cosines.min() >= 0.995
+    np.testing.assert_allclose(np.concatenate([small.embed([text]) for text in texts[:20]]), vectors[:20], atol=1e-6)

@@ -1,0 +1,163 @@
+"""What a model's folder says, and what the caller says above it."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from models import write_json
+
+from penult.recipe import Wishes, read
+
+
+def modules(folder, *kinds):
+    write_json(
+        folder / "modules.json", [{"type": f"sentence_transformers.models.{kind}", "path": path} for kind, path in kinds]
+    )
+
+
+@pytest.mark.parametrize(
+    ("config", "pooling"),
+    [
+        ({"pooling_mode_mean_tokens": True, "pooling_mode_cls_token": False}, "mean"),
+        ({"pooling_mode_cls_token": True}, "cls"),
+        ({"pooling_mode_max_tokens": True}, "max"),
+        ({"pooling_mode_lasttoken": True}, "last"),
+        ({"pooling_mode": "mean"}, "mean"),
+        ({"pooling_mode": ["lasttoken"]}, "last"),
+    ],
+)
+def test_pooling_is_read(tmp_path, config, pooling):
+    """Both the older flags and the newer name are read."""
+    write_json(tmp_path / "1_Pooling" / "config.json", config)
+    found = read(tmp_path, Wishes())
+    assert (found.pooling, found.origin["pooling"]) == (pooling, "1_Pooling/config.json")
+
+
+@pytest.mark.parametrize(
+    ("config", "named"),
+    [
+        ({"pooling_mode_weightedmean_tokens": True}, "weightedmean"),
+        ({"pooling_mode_mean_tokens": True, "pooling_mode_max_tokens": True}, r"mean \+ max"),
+        ({"word_embedding_dimension": 8}, "of no kind"),
+    ],
+)
+def test_an_unknown_pooling_is_refused(tmp_path, config, named):
+    """A pooling penult does not have is named, never replaced."""
+    write_json(tmp_path / "1_Pooling" / "config.json", config)
+    with pytest.raises(ValueError, match=f"pooling {named}.*mean, max, cls, last"):
+        read(tmp_path, Wishes())
+    assert read(tmp_path, Wishes(pooling="mean")).origin["pooling"] == "argument"
+
+
+def test_an_unknown_module_is_refused(tmp_path):
+    """A module that would be dropped in silence is an error."""
+    modules(tmp_path, ("Transformer", ""), ("Pooling", "1_Pooling"), ("LSTM", "2_LSTM"))
+    write_json(tmp_path / "1_Pooling" / "config.json", {"pooling_mode": "mean"})
+    with pytest.raises(ValueError, match="module 'LSTM'"):
+        read(tmp_path, Wishes())
+
+
+def test_normalisation_follows_the_modules(tmp_path):
+    """Normalize is read; the caller can add it or take it away."""
+    modules(tmp_path, ("Transformer", ""), ("Normalize", "2_Normalize"))
+    assert read(tmp_path, Wishes()).normalized
+    assert not read(tmp_path, Wishes(normalize=False)).normalized
+    modules(tmp_path, ("Transformer", ""))
+    assert not read(tmp_path, Wishes()).normalized
+    assert read(tmp_path, Wishes(normalize=True)).steps == ("normalize",)
+
+
+@pytest.mark.parametrize(
+    ("files", "given", "length", "origin"),
+    [
+        (
+            {"sentence_bert_config": {"max_seq_length": 256}, "tokenizer_config": {"model_max_length": 512}},
+            None,
+            256,
+            "sentence_bert_config.json",
+        ),
+        (
+            {"sentence_bert_config": {"max_seq_length": None}, "tokenizer_config": {"model_max_length": 384}},
+            None,
+            384,
+            "tokenizer_config.json",
+        ),
+        (
+            {"tokenizer_config": {"model_max_length": 1e30}, "config": {"max_position_embeddings": 512}},
+            None,
+            512,
+            "config.json",
+        ),
+        ({"config": {"max_position_embeddings": 514, "pad_token_id": 1}}, None, 512, "config.json"),
+        (
+            {"sentence_bert_config": {"max_seq_length": 514}, "config": {"max_position_embeddings": 514, "pad_token_id": 1}},
+            None,
+            512,
+            "sentence_bert_config.json",
+        ),
+        ({"config": {"max_position_embeddings": 130, "pad_token_id": 0}}, None, 128, "config.json"),
+        ({"config": {"max_position_embeddings": 77}}, None, 77, "config.json"),
+        ({"config": {"n_positions": 1024}}, None, 1024, "config.json"),
+        ({"tokenizer": {"truncation": {"max_length": 128}}}, None, 128, "tokenizer.json"),
+        ({"tokenizer": {"truncation": None}}, None, 512, "default"),
+        ({"config": {"max_position_embeddings": 512}}, 100, 100, "argument"),
+    ],
+)
+def test_the_longest_text(tmp_path, files, given, length, origin):
+    """max_length is the caller's word, else the model's, never above its positions."""
+    for name, content in files.items():
+        write_json(tmp_path / f"{name}.json", content)
+    found = read(tmp_path, Wishes(max_length=given))
+    assert (found.max_length, found.origin["max_length"]) == (length, origin)
+
+
+def test_more_than_the_positions_is_refused(tmp_path):
+    """A length the model has no positions for is an error at once, not in the middle of a job."""
+    write_json(tmp_path / "config.json", {"max_position_embeddings": 512})
+    with pytest.raises(ValueError, match="max_length is 513; the model has 512"):
+        read(tmp_path, Wishes(max_length=513))
+
+
+def test_prompts_by_role(tmp_path):
+    """A role's prompt is the first of its usual names, else the default prompt."""
+    config = tmp_path / "config_sentence_transformers.json"
+    write_json(config, {"prompts": {"query": "q: ", "passage": "p: "}})
+    assert read(tmp_path, Wishes()).prompts == {"query": "q: ", "document": "p: "}
+    write_json(config, {"prompts": {"query": "", "document": "", "sts": "s: "}, "default_prompt_name": "sts"})
+    assert read(tmp_path, Wishes()).prompts == {"query": "", "document": ""}
+    write_json(config, {"prompts": {"sts": "s: "}, "default_prompt_name": "sts"})
+    assert read(tmp_path, Wishes()).prompts == {"query": "s: ", "document": "s: "}
+
+
+@pytest.mark.parametrize(
+    "wish", [{"pooling": "sum"}, {"precision": "int4"}, {"truncate": "both"}, {"max_length": 0}, {"dimensions": -1}]
+)
+def test_wrong_wishes_are_named(tmp_path, wish):
+    """An argument that is not allowed is named with its value."""
+    (name, value), *_ = wish.items()
+    with pytest.raises(ValueError, match=f"{name} is {value!r}"):
+        read(tmp_path, Wishes(**wish))
+
+
+@given(st.binary(max_size=40))
+def test_broken_json_is_one_clear_error(tmp_path_factory, content):
+    """Whatever bytes stand in a configuration file: read, or one ValueError that names the file."""
+    folder = tmp_path_factory.mktemp("broken")
+    (folder / "modules.json").write_bytes(content)
+    try:
+        json.loads(content.decode())
+    except ValueError:
+        with pytest.raises(ValueError, match=r"modules\.json is not (JSON|UTF-8)"):
+            read(folder, Wishes())
+
+
+def test_the_fingerprint_leaves_out_the_origin(tmp_path):
+    """The same values from another file are the same recipe."""
+    stated = read(tmp_path, Wishes(pooling="mean", max_length=64))
+    write_json(tmp_path / "1_Pooling" / "config.json", {"pooling_mode": "mean"})
+    write_json(tmp_path / "sentence_bert_config.json", {"max_seq_length": 64})
+    found = read(tmp_path, Wishes())
+    assert found.origin != stated.origin
+    assert found.fingerprint == stated.fingerprint
+    assert len(found.fingerprint) == 32

@@ -1,0 +1,499 @@
+"""RemoteEmbedder: servers recognised, texts split, busy servers asked again, wrong answers refused."""
+
+import asyncio
+import json
+import pickle
+import threading
+import time
+import warnings
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+
+import httpx
+import numpy as np
+import pytest
+from server_kit import Process, serving
+
+from penult import Embedder, Pipeline, RemoteEmbedder, TextEmbedder, TextError
+from penult.embedder import TruncationWarning
+from penult.server import EndpointConfig, Limits
+from penult.server.config import TASK, single
+
+TEXTS = ["the cat sat", "a dog on the mat", "", "the moon"]
+INFER = f"/v2/models/{TASK}/infer"
+
+
+def vector(text: str) -> list[float]:
+    """Give a vector that can be told from the text."""
+    return [float(len(text)), 1.0, 0.5]
+
+
+def expected(texts: list[str]) -> np.ndarray:
+    return np.array([vector(text) for text in texts], np.float32)
+
+
+def listed(body: dict) -> list[str]:
+    return [body["inputs"]] if isinstance(body["inputs"], str) else body["inputs"]
+
+
+def deepsparse(body: dict) -> httpx.Response:
+    return httpx.Response(200, json={"embeddings": [vector(text) for text in listed(body)]})
+
+
+def tei(body: dict) -> httpx.Response:
+    if not body["inputs"] or len(body["inputs"]) > 8:
+        return httpx.Response(413, json={"error": "batch size", "error_type": "Validation"})
+    if body.get("prompt_name") not in (None, "query"):
+        return httpx.Response(422, json={"error": "no such prompt", "error_type": "Validation"})
+    shift = 100.0 if body.get("prompt_name") == "query" else 0.0
+    return httpx.Response(200, json=[[value + shift for value in vector(text)] for text in body["inputs"]])
+
+
+INFO = {
+    "model_id": "some/model",
+    "model_sha": "abc",
+    "model_type": {"embedding": {"pooling": "cls"}},
+    "max_client_batch_size": 8,
+}
+
+
+class Fake:
+    """A server in memory: answers by path, and notes what it was asked."""
+
+    def __init__(self, routes: dict) -> None:
+        self.routes = routes
+        self.asked: list[tuple[str, dict]] = []
+        self.headers: list[httpx.Headers] = []
+
+    def __call__(self, request: httpx.Request) -> httpx.Response:
+        body = json.loads(request.content) if request.content else {}
+        self.asked.append((request.url.path, body))
+        self.headers.append(request.headers)
+        answer = self.routes.get(request.url.path)
+        if answer is None:
+            return httpx.Response(404, json={"detail": "Not Found"})
+        return answer(body) if callable(answer) else httpx.Response(200, json=answer)
+
+    def embedder(self, **options) -> RemoteEmbedder:
+        return RemoteEmbedder("http://fake", transport=httpx.MockTransport(self), **options)
+
+    def bodies(self, path: str) -> list[dict]:
+        return [body for asked, body in self.asked if asked == path]
+
+
+@pytest.fixture
+def waits(monkeypatch):
+    """Note how long is waited between attempts, and do not wait."""
+    noted: list[float] = []
+    monkeypatch.setattr(time, "sleep", noted.append)
+    return noted
+
+
+# What servers are recognised
+
+
+def test_deepsparse_up_to_15():
+    """A server with /predict is asked there, and the vectors come in order."""
+    fake = Fake({"/predict": deepsparse, "/health": True})
+    with fake.embedder() as remote:
+        np.testing.assert_array_equal(remote.embed(TEXTS), expected(TEXTS))
+        assert remote.dimension == 3
+    assert [body["inputs"] for body in fake.bodies("/predict")][-1] == TEXTS
+
+
+def test_deepsparse_from_16():
+    """A server that lists one /v2/models/NAME/infer is asked there, whatever the name."""
+    path = "/v2/models/my/route/infer"
+    fake = Fake({path: deepsparse, "/openapi.json": {"paths": {path: {"post": {}}, "/config": {"get": {}}}}})
+    with fake.embedder() as remote:
+        np.testing.assert_array_equal(remote.embed(TEXTS), expected(TEXTS))
+    assert [asked for asked, _ in fake.asked].count(path) == 1
+
+
+def test_deepsparse_that_does_not_describe_itself():
+    """Without a document, DeepSparse's usual names are tried."""
+    fake = Fake({INFER: deepsparse})
+    with fake.embedder() as remote:
+        np.testing.assert_array_equal(remote.embed(TEXTS), expected(TEXTS))
+
+
+def test_deepsparse_of_several_models_needs_a_name():
+    """Of several endpoints one must be named; the error lists them."""
+    paths = {f"/v2/models/{name}/infer": {"post": {}} for name in ("a", "b")}
+    fake = Fake({"/v2/models/b/infer": deepsparse, "/openapi.json": {"paths": paths}})
+    with fake.embedder() as remote, pytest.raises(ValueError, match="model=: a, b"):
+        remote.embed(TEXTS)
+    with fake.embedder(model="b") as remote:
+        np.testing.assert_array_equal(remote.embed(TEXTS), expected(TEXTS))
+    with fake.embedder(model="c") as remote, pytest.raises(ValueError, match="no model 'c'; it has a, b"):
+        remote.embed(TEXTS)
+
+
+def test_a_route_in_the_url_is_taken():
+    """A base URL that names DeepSparse's route is taken at its word."""
+    fake = Fake({"/deep/predict": deepsparse})
+    with RemoteEmbedder("http://fake/deep/predict", transport=httpx.MockTransport(fake)) as remote:
+        np.testing.assert_array_equal(remote.embed(TEXTS), expected(TEXTS))
+    assert "/info" not in [asked for asked, _ in fake.asked]
+
+
+def test_deepsparses_fingerprint_is_of_its_configuration():
+    """Two DeepSparse servers have one fingerprint exactly if their endpoints are configured alike."""
+
+    def fingerprint(strategy: str) -> str:
+        endpoint = {"name": TASK, "task": TASK, "model": "m", "kwargs": {"extraction_strategy": strategy}}
+        with Fake({INFER: deepsparse, "/config": {"endpoints": [endpoint]}}).embedder() as remote:
+            return remote.fingerprint
+
+    assert fingerprint("reduce_mean") == fingerprint("reduce_mean") != fingerprint("cls_token")
+
+
+def test_tei_is_split_by_its_limit_and_given_the_role():
+    """TEI is asked in requests of at most its batch size, with the prompt of the role if the model has one."""
+    fake = Fake({"/info": INFO, "/embed": tei})
+    texts = [f"text {'x' * i}" for i in range(20)]
+    with fake.embedder() as remote:
+        np.testing.assert_array_equal(remote.embed(texts), expected(texts))
+        np.testing.assert_array_equal(remote.embed(texts, "query"), expected(texts) + 100)
+        assert len(remote.fingerprint) == 32
+    assert max(len(body["inputs"]) for body in fake.bodies("/embed")) == 8
+    assert all(body["truncate"] is True for body in fake.bodies("/embed"))
+
+
+def test_a_tei_that_gives_no_vectors():
+    """TEI that serves a classifier is named as such."""
+    fake = Fake({"/info": {**INFO, "model_type": {"classifier": {}}}})
+    with fake.embedder() as remote, pytest.raises(ValueError, match="served as classifier"):
+        remote.embed(TEXTS)
+
+
+def test_what_is_no_embedding_server():
+    """A server of another kind is refused with what was looked for."""
+    with Fake({}).embedder() as remote, pytest.raises(ValueError, match=r"no server that penult knows.*404"):
+        remote.embed(TEXTS)
+
+
+# What an answer must be
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        ([{"label": "POSITIVE", "score": 0.9}], "classification endpoint"),
+        ([[{"label": "POSITIVE", "score": 0.9}]], "classification endpoint"),
+        ({"labels": ["positive"], "scores": [0.9]}, "classification endpoint"),
+        ({"embeddings": [[1.0, 2.0]]}, "1 items of 2 values where 2 vectors"),
+        ({"embeddings": [[1.0, 2.0], [1.0]]}, "items of 1, 2 values"),
+        ({"embeddings": [[1.0], ["x"]]}, "the keys embeddings"),
+        ({"embeddings": [[1.0], None]}, "values where 2 vectors|the keys embeddings"),
+        ({"embeddings": [[[1.0]], [[1.0]]]}, "items of 0 values"),
+        ({"embeddings": [[], []]}, "items of 0 values"),
+        ({"embeddings": "no"}, "the keys embeddings"),
+        ({"embeddings": [[1.0, float("nan")], [1.0, 1.0]]}, "NaN or infinite values in 1 of 2"),
+        ({"embeddings": [[1e300, 1.0], [1.0, 1.0]]}, "NaN or infinite values in 1 of 2"),
+        ({}, "an empty object"),
+        (None, "no JSON"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")
+def test_other_answers_are_refused(answer, words):
+    """Whatever is not N finite vectors of one size is refused, and named."""
+    fake = Fake({"/predict": lambda _: httpx.Response(200, text=json.dumps(answer))})
+    with (
+        RemoteEmbedder("http://fake/predict", transport=httpx.MockTransport(fake)) as remote,
+        pytest.raises(ValueError, match=words),
+    ):
+        remote.embed(["a", "b"])
+
+
+def test_a_change_of_size_is_refused():
+    """A server whose vectors change their size between two calls serves another model."""
+    sizes = iter([3, 3, 4])
+    fake = Fake({"/predict": lambda body: httpx.Response(200, json={"embeddings": [[1.0] * next(sizes)]})})
+    with RemoteEmbedder("http://fake/predict", transport=httpx.MockTransport(fake)) as remote:
+        remote.embed(["a"])
+        remote.embed(["a"])
+        with pytest.raises(ValueError, match="3 values before, and now 4"):
+            remote.embed(["a"])
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "error", "words"),
+    [
+        (401, {"error": {"message": "Incorrect key."}}, PermissionError, "Incorrect key. Give it as api_key="),
+        (422, {"detail": [{"loc": ["body"], "msg": "too long"}]}, ValueError, "HTTP 422.*too long"),
+        (413, {"error": "too large", "error_type": "Validation"}, ValueError, "HTTP 413.*too large"),
+        (500, "Internal Server Error", ConnectionError, "HTTP 500"),
+    ],
+)
+def test_refusals_carry_the_servers_words(status, body, error, words):
+    """An answer that says no becomes an error with the server's own words."""
+    fake = Fake({"/predict": lambda _: httpx.Response(status, json=body)})
+    with (
+        RemoteEmbedder("http://fake/predict", transport=httpx.MockTransport(fake)) as remote,
+        pytest.raises(error, match=words),
+    ):
+        remote.embed(["a"])
+
+
+def test_what_is_too_much_is_halved():
+    """A request that the server finds too large is sent again in halves."""
+    seen = []
+
+    def small_only(body):
+        seen.append(len(body["inputs"]))
+        return deepsparse(body) if len(body["inputs"]) <= 10 else httpx.Response(413, json={"detail": "too large"})
+
+    texts = [f"{i}" for i in range(40)]
+    with RemoteEmbedder("http://fake/predict", transport=httpx.MockTransport(Fake({"/predict": small_only}))) as remote:
+        np.testing.assert_array_equal(remote.embed(texts), expected(texts))
+    assert seen == [40, 20, 10, 10, 20, 10, 10]
+
+
+# Trying again
+
+
+@pytest.mark.parametrize(
+    "failure", [429, 502, 503, 504, httpx.ConnectError("x"), httpx.ReadError("x"), httpx.RemoteProtocolError("x")]
+)
+def test_busy_or_gone_is_tried_again(failure, waits):
+    """A server that is busy or gone is asked again, each time later, until it answers."""
+    left = [failure] * 4
+
+    def answer(body):
+        if left and (found := left.pop()):
+            if isinstance(found, Exception):
+                raise found
+            return httpx.Response(found, json={})
+        return deepsparse(body)
+
+    with RemoteEmbedder("http://fake/predict", transport=httpx.MockTransport(Fake({"/predict": answer}))) as remote:
+        np.testing.assert_array_equal(remote.embed(TEXTS), expected(TEXTS))
+    assert len(waits) == 4
+    assert all(0.125 * 2**i <= wait <= 0.25 * 2**i for i, wait in enumerate(waits))
+
+
+def test_retry_after_is_kept(waits):
+    """Retry-After is heeded as a number and as a date, up to a minute."""
+    later = format_datetime(datetime.now(UTC) + timedelta(seconds=30), usegmt=True)
+    heads = iter(["7", later, "100000", "soon"])
+
+    def answer(body):
+        head = next(heads, None)
+        return deepsparse(body) if head is None else httpx.Response(429, headers={"retry-after": head}, json={})
+
+    with RemoteEmbedder("http://fake/predict", transport=httpx.MockTransport(Fake({"/predict": answer}))) as remote:
+        remote.embed(TEXTS)
+    assert waits[0] == 7
+    assert 25 <= waits[1] <= 30
+    assert waits[2] == 60
+    assert waits[3] <= 2
+
+
+@pytest.mark.parametrize(
+    ("failure", "error", "attempts"),
+    [
+        (503, ConnectionError, 3),
+        (httpx.ConnectError("refused"), ConnectionError, 3),
+        (httpx.ReadTimeout("slow"), TimeoutError, 1),
+        (400, ValueError, 1),
+    ],
+)
+def test_it_gives_up(failure, error, attempts, waits):
+    """After the last attempt the error says so; what would fail again in the same way is not tried again."""
+    count = []
+
+    def answer(_):
+        count.append(1)
+        if isinstance(failure, Exception):
+            raise failure
+        return httpx.Response(failure, json={})
+
+    transport = httpx.MockTransport(Fake({"/predict": answer}))
+    with RemoteEmbedder("http://fake/predict", transport=transport, retries=2) as remote, pytest.raises(error):
+        remote.embed(TEXTS)
+    assert len(count) == attempts
+
+
+# The face
+
+
+@pytest.mark.parametrize("url", ["localhost:5543", "", "ftp://x", 5])
+def test_a_url_that_is_none(url):
+    """A base URL without http is refused at once."""
+    with pytest.raises(ValueError, match="must be a URL"):
+        RemoteEmbedder(url)
+
+
+@pytest.mark.parametrize("options", [{"timeout": 0}, {"concurrency": 0}, {"retries": -1}])
+def test_numbers_that_are_too_small(options):
+    """A number that makes no sense is refused at once."""
+    with pytest.raises(ValueError, match="at least"):
+        RemoteEmbedder("http://x", **options)
+
+
+def test_nothing_is_sent_before_the_first_use_nor_for_no_texts():
+    """Making one sends nothing; texts that are none are refused before anything is sent."""
+    fake = Fake({"/predict": deepsparse})
+    remote = fake.embedder()
+    for bad, error in (("text", TypeError), ([1], TextError), (["a", "\ud800"], TextError)):
+        with pytest.raises(error):
+            remote.embed(bad)
+        with pytest.raises(error):
+            asyncio.run(remote.aembed(bad))
+    with pytest.raises(ValueError, match="role"):
+        remote.embed(["a"], "poem")
+    assert fake.asked == []
+    assert remote.embed([]).shape == (0, 3)
+    assert asyncio.run(remote.aembed([])).shape == (0, 3)
+
+
+def test_the_key_is_sent_and_never_shown():
+    """The key travels as a bearer token, and stands in no representation."""
+    fake = Fake({"/predict": deepsparse})
+    with fake.embedder(api_key="s3cret") as remote:
+        remote.embed(["a"])
+        assert "s3cret" not in repr(remote)
+    assert {headers.get("authorization") for headers in fake.headers} == {"Bearer s3cret"}
+
+
+def test_a_transport_that_only_awaits():
+    """A transport of one half serves that half, and says so for the other."""
+
+    class OnlyAwaits(httpx.AsyncBaseTransport):
+        async def handle_async_request(self, request):
+            content = await request.aread()
+            return deepsparse(json.loads(content)) if content else httpx.Response(404)
+
+    remote = RemoteEmbedder("http://fake/predict", transport=OnlyAwaits())
+    np.testing.assert_array_equal(asyncio.run(remote.aembed(TEXTS)), expected(TEXTS))
+    with pytest.raises(TypeError, match="use aembed"):
+        remote.embed(TEXTS)
+
+
+# Against penult's own server, over real sockets
+
+
+@pytest.fixture(scope="module")
+def running(tiny):
+    with serving(single(str(tiny)), limits=Limits(max_client_batch_size=20)) as made:
+        yield made
+
+
+def many(count: int) -> list[str]:
+    words = "the cat dog sat mat moon river stone".split()
+    return [" ".join(words[(i * j) % 8] for j in range(1 + i % 17)) for i in range(count)]
+
+
+def test_equal_to_the_local_embedder(running, embedder):
+    """Over a real socket every vector is the local Embedder's, to the last bit; so are dimension and fingerprint."""
+    with RemoteEmbedder(running.url) as remote:
+        assert isinstance(remote, TextEmbedder)
+        assert (remote.dimension, remote.fingerprint) == (embedder.dimension, embedder.fingerprint)
+        for texts in (TEXTS, many(20), [""], ["naïve café — 東京 🎉"]):
+            np.testing.assert_array_equal(remote.embed(texts), embedder.embed(texts))
+
+
+async def test_equal_when_awaited(running, embedder):
+    """The awaiting half gives the same, with connections that are kept or not, and many calls at once."""
+    async with RemoteEmbedder(running.url) as remote:
+        answers = await asyncio.gather(*(remote.aembed([text]) for text in many(20)))
+        np.testing.assert_allclose(np.concatenate(answers), embedder.embed(many(20)), atol=1e-6)
+    remote = RemoteEmbedder(running.url)
+    np.testing.assert_array_equal(await remote.aembed(TEXTS), embedder.embed(TEXTS))
+
+
+def test_many_texts_in_order(running, embedder):
+    """Texts of many requests under way at once come back in order."""
+    texts = many(300)
+    with RemoteEmbedder(f"{running.url}/v1", concurrency=8) as remote:
+        np.testing.assert_allclose(remote.embed(texts, progress=False), embedder.embed(texts), atol=1e-6)
+
+
+def test_roles_reach_the_model(tmp_path):
+    """The role puts the model's own prompt."""
+    from models import tiny_model
+
+    folder = tiny_model(tmp_path / "m", prompts={"query": "query: ", "document": "passage: "})
+    with serving(single(str(folder))) as made, RemoteEmbedder(made.url) as remote, Embedder.load(folder, threads=1) as local:
+        for role in ("query", "document"):
+            np.testing.assert_array_equal(remote.embed(TEXTS, role), local.embed(TEXTS, role))
+
+
+def test_truncation_is_said_once(running):
+    """Texts that the server cut are said once, as the local Embedder does."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the server's own, in this process
+        RemoteEmbedder(running.url).embed(["cat " * 100])  # one that nobody closes leaves no connection behind
+    with RemoteEmbedder(running.url) as remote:
+        with pytest.warns(TruncationWarning, match="1 of 3 texts"):
+            remote.embed(["cat", "cat " * 100, "dog"])
+        remote.embed(["cat " * 100])
+
+
+def test_penults_routes_of_deepsparse(tiny):
+    """A server that can only answer as DeepSparse does is used so, with DeepSparse's numbers."""
+    endpoint = EndpointConfig(model=str(tiny), task=TASK, name="one", extraction_strategy="reduce_mean")
+    pipeline = Pipeline.create(TASK, str(tiny), extraction_strategy="reduce_mean", sequence_length=128, return_numpy=True)
+    with serving(endpoint) as made, RemoteEmbedder(f"{made.url}/v2/models/one/infer") as remote, pipeline:
+        np.testing.assert_array_equal(remote.embed(TEXTS), np.stack(pipeline(TEXTS).embeddings))
+
+
+def test_a_model_that_changes_is_refused(tiny, tmp_path):
+    """A server that comes back with another model is refused: its vectors must not be mixed with the first one's."""
+    from models import tiny_model
+
+    other = tiny_model(tmp_path / "other", pooling="max")
+    first = Process("--model_path", str(tiny))
+    remote = RemoteEmbedder(first.url)
+    remote.embed(["a"])
+    first.end()
+    second = Process("--model_path", str(other), port=first.port)
+    try:
+        with pytest.raises(ValueError, match="another model"):
+            remote.embed(["a"])
+    finally:
+        second.end()
+        remote.close()
+
+
+def test_a_server_killed_under_load(tiny, embedder):
+    """When the server is killed and comes back, a client that tries again ends with every vector right."""
+    texts = many(2000)
+    server = Process("--model_path", str(tiny))
+    found: dict[str, object] = {}
+
+    def ask() -> None:
+        with RemoteEmbedder(server.url, concurrency=4) as remote:
+            found["vectors"] = remote.embed(texts)
+
+    client = threading.Thread(target=ask)
+    client.start()
+    until = time.monotonic() + 20
+    while not any("POST /v1/embeddings 200" in line for line in server.lines) and time.monotonic() < until:
+        time.sleep(0.002)
+    server.kill()
+    assert client.is_alive()
+    again = Process("--model_path", str(tiny), port=server.port)
+    client.join(60)
+    assert not client.is_alive()
+    again.end()
+    np.testing.assert_allclose(found["vectors"], embedder.embed(texts), atol=1e-6)
+
+
+def test_a_server_that_stays_away(tiny):
+    """When the server does not come back, every request fails with an error at its client."""
+    server = Process("--model_path", str(tiny))
+    remote = RemoteEmbedder(server.url, retries=1)
+    assert remote.dimension == 32
+    server.kill()
+    with pytest.raises(ConnectionError, match="cannot be reached"):
+        remote.embed(many(300))
+    remote.close()
+
+
+def test_it_travels(running, embedder):
+    """A pickled one opens its own connections at the other end."""
+    remote = pickle.loads(pickle.dumps(RemoteEmbedder(running.url, "key", concurrency=2)))
+    with remote:
+        np.testing.assert_array_equal(remote.embed(TEXTS), embedder.embed(TEXTS))
