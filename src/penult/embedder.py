@@ -6,7 +6,6 @@ It composes the leaves and owns what none of them can: order, the gate for concu
 """
 
 import os
-import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -24,6 +23,7 @@ from penult.engine import Engine
 from penult.feeds import feed
 from penult.jsonfile import check_size
 from penult.recipe import Recipe, Wishes
+from penult.sessions import Sessions
 from penult.source import Source
 from penult.tokenizer import Encoded, Tokenizer, unencodable
 from penult.types import Pooling, Precision, Role, TextError, Truncate, Vectors
@@ -33,6 +33,8 @@ from penult.types import Pooling, Precision, Role, TextError, Truncate, Vectors
 _WINDOW = 4096
 # The most padded tokens of a batch: the activations of a small model then stay in the cache of the CPU.
 _BATCH_TOKENS: Mapping[Precision, int] = {"fp32": 1024, "int8": 512}
+# The most bytes of weights that a process may hold twice, for batches that run side by side.
+_COPY_BYTES = 256 * 2**20
 
 
 class TruncationWarning(UserWarning):
@@ -78,7 +80,7 @@ class Counted:
 class Embedder:
     """A model, ready to turn texts into vectors. Make one with `Embedder.load`.
 
-    Safe to call from several threads: batches of all callers pass one gate, so that memory stays that of one batch.
+    Safe to call from several threads: batches of all callers pass one gate, so that memory stays that of one batch a thread.
     """
 
     def __init__(
@@ -99,15 +101,13 @@ class Embedder:
         self._runtime = runtime
         self._calibration = calibration
         prepared = prepare.prepare(found, recipe, calibration=calibration)
-        self._engine = _open(found, prepared, runtime)
+        self._sessions = Sessions(partial(_open, found, prepared, runtime), second=_may_copy(prepared, runtime))
         self._batch_dependent = prepared.batch_dependent
-        self._frozen = _frozen(self._engine)
+        self._frozen = _frozen(self.engine)
         self._recipe = recipe = _as_found(_fitted(recipe, self._frozen.length), prepared, alone=runtime.alone)
         if tokenizer is None or tokenizer.max_length != recipe.max_length:
             tokenizer = Tokenizer(found.folder, max_length=recipe.max_length, side=recipe.side)
         self._tokenizer = tokenizer
-        self._gate = threading.Lock()
-        self._pid = os.getpid()
         self._said_truncated = False
         try:
             self._dimension = int(self._run_batch(self._tokenizer.encode([""]), [0]).shape[1])
@@ -211,12 +211,12 @@ class Embedder:
     @property
     def engine(self) -> Engine:
         """The session under it: raw tensors in, `sentence_embedding` and, where there is one, `token_embeddings` out."""
-        return self._engine
+        return self._sessions.engine
 
     @property
     def providers(self) -> list[str]:
         """The execution providers that really run the graph."""
-        return self._engine.providers
+        return self.engine.providers
 
     def embed(self, texts: Sequence[str], role: Role = "document", *, progress: bool = False) -> Vectors:
         """Turn N texts into vectors.
@@ -347,7 +347,7 @@ class Embedder:
 
     def close(self) -> None:
         """Free the model. Calling again does nothing; embedding afterwards raises RuntimeError."""
-        self._engine.close()
+        self._sessions.close()
 
     def __enter__(self) -> Self:
         return self
@@ -411,34 +411,37 @@ class Embedder:
         ]
 
     def _need_tokens(self) -> None:
-        if "token_embeddings" not in self._engine.output_names:
+        if "token_embeddings" not in self.engine.output_names:
             raise ValueError("This graph gives one vector a text and no token embeddings; load it with layer=-1.")
 
     def _embed_window(self, encoded: Encoded, out: Vectors, step: Callable[[int], object]) -> None:
-        for batch in self._plan(encoded):
-            out[list(batch.indices)] = self._run_batch(encoded, batch.indices, batch.length)
+        """Fill `out` (N, D); rows of the same ids run once."""
+        first: dict[tuple[int, ...], int] = {}
+        same = [first.setdefault(tuple(ids), row) for row, ids in enumerate(encoded.ids)]
+        rows = list(first.values())
+        planned = self._batches([len(encoded.ids[row]) for row in rows])
+        batches = [Batch(tuple(rows[i] for i in batch.indices), batch.length) for batch in planned]
+        feeds = [partial(self._feed, encoded, batch.indices, batch.length) for batch in batches]
+        for batch, values in zip(batches, self._sessions.run_many(feeds, "sentence_embedding"), strict=True):
+            out[list(batch.indices)] = _finite(values, batch.indices)
             step(len(batch.indices))
+        if len(rows) < len(same):
+            out[:] = out[same]
+            step(len(same) - len(rows))
 
     def _run_batch(
         self, encoded: Encoded, rows: Sequence[int], length: int | None = None, *, output: str = "sentence_embedding"
     ) -> NDArray[Any]:
+        return _finite(self._sessions.run(partial(self._feed, encoded, rows, length), output), rows)
+
+    def _feed(self, encoded: Encoded, rows: Sequence[int], length: int | None) -> dict[str, NDArray[Any]]:
+        """Pad B texts, and give every input of the graph its array."""
         length = length or self._frozen.length or max([1, *(len(encoded.ids[row]) for row in rows)])
         filled = [*rows, *[rows[-1]] * ((self._frozen.rows or len(rows)) - len(rows))]
-        padded = self._tokenizer.pad(encoded, filled, length, pool_prompt=self._recipe.include_prompt)
-        with self._own_gate():
-            (values,) = self._engine.run(feed(self._engine.inputs, padded), outputs=[output])
-        values = values[: len(rows)]
-        if not np.isfinite(values).all():
-            bad = [row for row, value in zip(rows, values, strict=True) if not np.isfinite(value).all()]
-            raise ArithmeticError(
-                f"The model gave NaN or infinite values for {len(bad)} texts, the first of them row {bad[0]}."
-            )
-        return values
-
-    def _own_gate(self) -> threading.Lock:
-        if self._pid != os.getpid():  # a fork may have copied a gate that a thread of the parent held
-            self._gate, self._pid = threading.Lock(), os.getpid()
-        return self._gate
+        return feed(
+            self.engine.inputs,
+            self._tokenizer.pad(encoded, filled, length, pool_prompt=self._recipe.include_prompt),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -486,11 +489,31 @@ def _read(model: str | os.PathLike[str], wishes: Wishes, calibration: tuple[str,
     return found, identified(found, read)
 
 
-def _open(found: Source, prepared: prepare.Prepared, runtime: Runtime) -> Engine:
+def _finite(values: NDArray[Any], rows: Sequence[int]) -> NDArray[Any]:
+    """Give the values of B rows, without those that filled up a frozen batch.
+
+    Raises:
+        ArithmeticError: one of them is NaN or infinite.
+    """
+    values = values[: len(rows)]
+    if not np.isfinite(values).all():
+        bad = [row for row, value in zip(rows, values, strict=True) if not np.isfinite(value).all()]
+        raise ArithmeticError(f"The model gave NaN or infinite values for {len(bad)} texts, the first of them row {bad[0]}.")
+    return values
+
+
+def _may_copy(prepared: prepare.Prepared, runtime: Runtime) -> bool:
+    """Say whether a second session, with its own copy of the weights, is worth its memory."""
+    home = prepared.data_folder or prepared.graph.parent
+    files = [prepared.graph, *(home / name for name in source.data_files(prepared.graph))]
+    return runtime.providers is None and sum(file.stat().st_size for file in files) <= _COPY_BYTES
+
+
+def _open(found: Source, prepared: prepare.Prepared, runtime: Runtime, threads: int | None) -> Engine:
     """Open a prepared graph; where it cannot run, the error names the model and not our copy of it."""
     graph, data = prepared.graph, prepared.data_folder
     try:
-        return Engine(graph, threads=runtime.threads, providers=runtime.providers, data_folder=data)
+        return Engine(graph, threads=threads or runtime.threads, providers=runtime.providers, data_folder=data)
     except ValueError as error:
         if str(graph) not in str(error):
             raise

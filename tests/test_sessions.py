@@ -1,0 +1,121 @@
+"""Which batches run when, on how many threads: one gate, lone batches on all threads, many batches side by side."""
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+from penult import Embedder
+from penult.engine import Engine
+from penult.sessions import Sessions
+
+SECONDS = 30
+
+
+class Fake:
+    """An engine that doubles its input, notes how many of all engines run at once, and waits until `together` do."""
+
+    running, most, opened = 0, 0, []
+    lock = threading.Lock()
+
+    def __init__(self, threads, together=None):
+        self.num_cores, self.together, self.closed = threads or 3, together, False
+        Fake.opened.append(self)
+
+    def run(self, inputs, *, outputs):
+        if self.closed:
+            raise RuntimeError("closed")
+        with Fake.lock:
+            Fake.running += 1
+            Fake.most = max(Fake.most, Fake.running)
+        if self.together is not None:
+            self.together.wait(SECONDS)
+        with Fake.lock:
+            Fake.running -= 1
+        if inputs["x"] < 0:
+            raise ValueError(f"{outputs[0]} of {inputs['x']}")
+        return [np.array(2 * inputs["x"])]
+
+    def close(self):
+        self.closed = True
+
+
+@pytest.fixture(autouse=True)
+def _fresh():
+    Fake.running, Fake.most, Fake.opened = 0, 0, []
+
+
+def feeds(*values):
+    return [lambda value=value: {"x": value} for value in values]
+
+
+def test_many_batches_run_side_by_side_in_order():
+    """Of six batches three run at once, each on an engine of one thread; the answers come in order."""
+    together = threading.Barrier(3)  # it lets nobody through until three are there
+    sessions = Sessions(lambda threads: Fake(threads, together if threads else None), second=True)
+    assert [int(v) for v in sessions.run_many(feeds(*range(6)), "y")] == [0, 2, 4, 6, 8, 10]
+    assert [fake.num_cores for fake in Fake.opened] == [3, 1]
+    assert Fake.most == 3
+
+
+@pytest.mark.parametrize(("second", "count"), [(False, 20), (True, 5)])
+def test_few_batches_share_all_threads(second, count):
+    """Fewer than two batches a thread, or no leave to copy the weights: one after the other, on the one engine."""
+    sessions = Sessions(Fake, second=second)
+    assert [int(v) for v in sessions.run_many(feeds(*range(count)), "y")] == [2 * i for i in range(count)]
+    assert (len(Fake.opened), Fake.most) == (1, 1)
+
+
+def test_one_gate_for_all_callers():
+    """Callers with one batch and callers with many never run more at once than the engine has threads."""
+    sessions = Sessions(Fake, second=True)
+    with ThreadPoolExecutor(8) as pool:
+        many = [pool.submit(lambda: list(sessions.run_many(feeds(*range(30)), "y"))) for _ in range(4)]
+        lone = [pool.submit(sessions.run, feeds(i)[0], "y") for i in range(200)]
+        assert [int(f.result(SECONDS)) for f in lone] == [2 * i for i in range(200)]
+        assert all([int(v) for v in f.result(SECONDS)] == [2 * i for i in range(30)] for f in many)
+    assert len(Fake.opened) == 2
+    assert Fake.most <= 3
+
+
+def test_a_failure_among_many_is_the_callers():
+    """What one of the batches raises is raised; the gate is open for the next caller."""
+    sessions = Sessions(Fake, second=True)
+    with pytest.raises(ValueError, match="y of -1"):
+        list(sessions.run_many(feeds(0, 1, 2, 3, -1, 5), "y"))
+    assert int(sessions.run(feeds(4)[0], "y")) == 8
+
+
+def test_closed():
+    """Both engines are closed, and a call afterwards says so."""
+    sessions = Sessions(Fake, second=True)
+    list(sessions.run_many(feeds(*range(6)), "y"))
+    sessions.close()
+    assert all(fake.closed for fake in Fake.opened)
+    with pytest.raises(RuntimeError, match="closed"):
+        list(sessions.run_many(feeds(*range(6)), "y"))
+
+
+def test_vectors_are_the_same_on_any_number_of_threads(tiny):
+    """Batches side by side give the vectors that one thread gives."""
+    texts = [" ".join(["the cat sat on the mat"] * (1 + i % 7)) + f" {i}" for i in range(60)]
+    with Embedder.load(tiny, threads=1) as one, Embedder.load(tiny, threads=3, max_batch_tokens=64) as three:
+        assert np.abs(one.embed(texts) - three.embed(texts)).max() <= 1e-6
+
+
+def test_repeated_texts_run_once(tiny, monkeypatch):
+    """A text that stands many times in one call costs one row, and gets its vector everywhere."""
+    rows, run = [], Engine.run
+
+    def counted(self, inputs, *, outputs=None):
+        rows.append(len(inputs["input_ids"]))
+        return run(self, inputs, outputs=outputs)
+
+    with Embedder.load(tiny, threads=1) as e:
+        alone = e.embed(["the cat", "a dog sat", "moon"])
+        monkeypatch.setattr(Engine, "run", counted)
+        found = e.embed_counted(["moon", "the cat", "moon", "a dog sat", "the cat", "moon"])
+    assert sum(rows) == 3
+    assert np.abs(found.vectors - alone[[2, 0, 2, 1, 0, 2]]).max() <= 1e-6
+    assert found.tokens[0] == found.tokens[2] == found.tokens[5]
