@@ -16,7 +16,7 @@ from penult.graph.integer import scales_of, weight_limit
 from penult.graph.linear import find_linears
 from penult.graph.plain import unfuse
 from penult.graph.quantize import grouped, quantize
-from penult.graph.rounding import closest, nearest
+from penult.graph.rounding import closest, nearest, what_follows
 from penult.graph.scales import Choice, Seen, apply, choices, error_of
 from penult.graph.widen import widen
 
@@ -87,7 +87,7 @@ def test_closest_gives_closer_products_than_nearest():
         whole, scale = rounded
         return np.square(x @ (whole * scale) - x @ weight).sum()
 
-    assert error(closest(weight, x, 64)) < 0.5 * error(nearest(weight, 64))
+    assert error(closest(weight, what_follows(x), 64)) < 0.5 * error(nearest(weight, 64))
 
 
 # ---- treatments

@@ -20,19 +20,29 @@ def nearest(weight: Floats, limit: int = 127, axis: int = 0) -> tuple[NDArray[np
     return np.rint(weight / np.expand_dims(scale, axis)).astype(np.int8), scale
 
 
-def closest(weight: Floats, x: Floats, limit: int) -> tuple[NDArray[np.int8], Floats]:
-    """Round a matrix (K, N) so that x times it changes little, with one scale a column.
+def what_follows(x: Floats) -> Floats:
+    """Say how the rounding of each channel is best made up for by the channels after it.
+
+    Args:
+        x: rows of an input as products will see it, (n, K).
+
+    Returns:
+        (K, K), the upper factor of the inverse of x's Gram matrix; layers that read the same input share it.
+    """
+    gram = (x.T @ x).astype(np.float64)
+    gram[np.diag_indices_from(gram)] += _DAMPING * gram.trace() / len(gram) + 1e-12
+    return np.linalg.cholesky(np.linalg.inv(gram)).T.astype(np.float32)
+
+
+def closest(weight: Floats, later: Floats, limit: int) -> tuple[NDArray[np.int8], Floats]:
+    """Round a matrix (K, N) so that its product with an input changes little, with one scale a column.
 
     Args:
         weight: (K, N).
-        x: rows of the input as the product will see it, (n, K).
+        later: what `what_follows` says of the input.
         limit: the largest whole number.
     """
     scale = _scale(weight, limit, 0)
-    gram = (x.T @ x).astype(np.float64)
-    gram[np.diag_indices_from(gram)] += _DAMPING * gram.trace() / len(gram) + 1e-12
-    # Rows of the upper factor of the inverse say how a row's rounding is best made up for by the rows after it.
-    upper = np.linalg.cholesky(np.linalg.inv(gram)).T.astype(np.float32)
     left, out = (weight / scale).astype(np.float32), np.empty(weight.shape, dtype=np.int8)
     for start in range(0, len(left), _BLOCK):
         end = min(start + _BLOCK, len(left))
@@ -40,9 +50,9 @@ def closest(weight: Floats, x: Floats, limit: int) -> tuple[NDArray[np.int8], Fl
         for i in range(start, end):
             whole = np.clip(np.rint(left[i]), -limit, limit)
             out[i] = whole
-            owed[i - start] = (left[i] - whole) / upper[i, i]
-            left[i:end] -= np.outer(upper[i, i:end], owed[i - start])
-        left[end:] -= upper[start:end, end:].T @ owed
+            owed[i - start] = (left[i] - whole) / later[i, i]
+            left[i:end] -= np.outer(later[i, i:end], owed[i - start])
+        left[end:] -= later[start:end, end:].T @ owed
     return out, scale
 
 

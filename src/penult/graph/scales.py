@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from penult.graph.rounding import Floats, closest, nearest
+from penult.graph.rounding import Floats, closest, nearest, what_follows
 
 _LEVELS = 255  # of an input: uint8
 # The exponents of SmoothQuant, arXiv 2211.10438: a half and above, since weights have a scale a column. None: not at all.
@@ -25,6 +25,7 @@ _SMOOTH = (None, 0.5, 0.65, 0.8)
 _SPLIT = (0, 2, 4, 8)
 _MARGINS = (1.0, 1.15, 0.9, 0.8)  # a range may be wider than what was seen, or cut its rarest values
 _EXACT = 127  # the largest 8-bit weight
+_MEASURED = 384  # rows of the sample that errors are measured on; all of them take part in rounding
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +35,7 @@ class Seen:
     Attributes:
         low: the smallest value of each channel in each half, (2, K).
         high: the largest, (2, K).
-        sample: rows of the second half, (n, K).
+        sample: rows of the second half in any order, (n, K).
     """
 
     low: Floats
@@ -99,17 +100,18 @@ def apply(seen: Seen, weights: Sequence[Floats], biases: Sequence[Floats | None]
         biases: (N,) of each layer, or None.
         choice: how.
         limit: the largest magnitude of an 8-bit weight: 127, or less where the processor's sums would overflow; then the
-            coarser rounding is made up for by `rounding.closest`, which takes its time.
+            coarser rounding is made up for by `rounding.closest`, which takes seconds.
     """
     margin = _MARGINS[int(np.argmin(_errors(seen, weights, choice, _MARGINS)))]
     factor, out = _shape(seen.low.min(axis=0), seen.high.max(axis=0), weights, choice)
     kept = _kept(len(factor), out)
     scale, zero = _grid(seen.low.min(axis=0) * factor * kept, seen.high.max(axis=0) * factor * kept, margin)
     x = _steps(seen.sample * factor, scale, zero) * np.float32(scale)
+    later = None if limit == _EXACT else what_follows(x * kept)
     layers = []
     for weight, bias in zip(weights, biases, strict=True):
         spread = weight * (kept / factor)[:, None]
-        packed, scales = nearest(spread, limit) if limit == _EXACT else closest(spread, x * kept, limit)
+        packed, scales = nearest(spread, limit) if later is None else closest(spread, later, limit)
         rest = weight[out]
         # Rounding shifts a layer's mean a little; the bias takes that back.
         shift = (seen.sample @ weight - (x @ packed.astype(np.float32)) * scales - seen.sample[:, out] @ rest).mean(axis=0)
@@ -121,17 +123,15 @@ def _errors(seen: Seen, weights: Sequence[Floats], choice: Choice, margins: Sequ
     """Measure the error of a choice for each margin, the range taken from the first half of the texts."""
     factor, out = _shape(seen.low[0], seen.high[0], weights, choice)
     kept = _kept(len(factor), out)
-    rounded = []
+    sample, rounded = seen.sample[:_MEASURED], []
     for weight in weights:
         packed, scales = nearest(weight * (kept / factor)[:, None], _EXACT)
-        wanted = seen.sample @ weight
-        rounded.append(
-            (packed.astype(np.float32) * scales, wanted - seen.sample[:, out] @ weight[out], wanted.var(axis=0).sum())
-        )
+        wanted = sample @ weight
+        rounded.append((packed.astype(np.float32) * scales, wanted - sample[:, out] @ weight[out], wanted.var(axis=0).sum()))
     found = []
     for margin in margins:
         scale, zero = _grid(seen.low[0] * factor * kept, seen.high[0] * factor * kept, margin)
-        x = _steps(seen.sample * factor, scale, zero) * np.float32(scale)
+        x = _steps(sample * factor, scale, zero) * np.float32(scale)
         # The variance of the difference, since the bias takes its mean back.
         errors = [(wanted - x @ weight).var(axis=0).sum() / (spread or 1.0) for weight, wanted, spread in rounded]
         found.append(float(np.mean(errors)))
