@@ -115,6 +115,14 @@ def learned(flow: Flow, node: int) -> bool:
     return any(is_matrix(d) for d in flow.constants(node))
 
 
+def trims(flow: Flow, node: int) -> bool:
+    """Say whether a node keeps a range of tokens whose length follows from the input, as after padding to whole blocks.
+
+    A range with fixed bounds is the choice of some token instead.
+    """
+    return flow.op[node] == "Slice" and any(0 < flow.bits.get(t, 0) < ACTIVE for t in flow.reads[node][1:3])
+
+
 def one_norm(flow: Flow, node: int) -> bool:
     """Say whether one operator is a norm: so called by the standard, or a black box with a vector of parameters."""
     proto, op = flow.nodes[node], flow.op[node]
@@ -156,9 +164,9 @@ def _segment(flow: Flow, origin: int, start: int, end: int) -> Segment:
         around=around[1] if around else None,
         tensor=around[0] if around else reads[0],
         learned=bool(weights - {end} or fused),
-        mixing=bool(fused) or _attends(flow, meetings, set(inner) - weights),
+        mixing=bool(fused) or _attends(flow, meetings, set(inner)),
         local=any(_local(flow, n) for n in inner),
-        norm=not blocked and (reduces and flow.op[end] in {"Mul", "Div", "Sub", "Add"} if inner else one_norm(flow, end)),
+        norm=not blocked and (reduces and _divides(flow, start, end) if inner else one_norm(flow, end)),
         plain=all(flow.op[n] in ELEMENTWISE | TRANSPARENT or (n != end and flow.op[n].startswith("Reduce")) for n in region),
     )
 
@@ -217,6 +225,12 @@ def _adds(flow: Flow, node: int) -> bool:
     """Say whether a node may add two branches: a sum, or a black box that is no product with a matrix."""
     black_box = not flow.op[node] and "MatMul" not in flow.nodes[node].op_type
     return not learned(flow, node) and (black_box or flow.op[node] in {"Add", "Sum", "Sub"})
+
+
+def _divides(flow: Flow, start: int, end: int) -> bool:
+    """Say whether a node combines the data of `start`, each value in its place, with a statistic of them."""
+    way = _around(flow, start, end, ()) if flow.op[end] in {"Mul", "Div", "Sub", "Add"} else None
+    return way is not None and not MOVEMENT.intersection(flow.op[n] for n in way[1])
 
 
 def _around(flow: Flow, start: int, end: int, blocked: Iterable[int]) -> tuple[str, tuple[int, ...]] | None:
