@@ -310,6 +310,32 @@ def test_a_fused_residual_norm_goes_on_through_its_sum():
     run(cut(model, sums[0]), ANY)
 
 
+def test_a_sum_left_unfused_has_its_norm_after_it():
+    """Pre-norm sums are fused with the next norm but the last, which a Transpose keeps apart from the final norm."""
+    d = Draft()
+
+    def skip(x, branch):
+        name = f"s{len(d.nodes)}"
+        inputs = [x, branch, d.weight(8), d.weight(8)]
+        d.nodes.append(
+            helper.make_node("SkipLayerNormalization", inputs, [name, "", "", f"{name}_sum"], domain="com.microsoft")
+        )
+        return name, f"{name}_sum"
+
+    x0 = total = d.embed()
+    normed, sums = d.norm(x0), [x0]
+    for _ in range(2):
+        normed, total = skip(total, d.attention(normed))
+        normed, total = skip(total, d.feed_forward(normed))
+        sums.append(total)
+    normed, total = skip(total, d.attention(normed))
+    turned = d.op("Transpose", d.op("Add", total, d.feed_forward(normed)), perm=[1, 0, 2])
+    final = d.norm(turned)
+    states = hidden_states(d.model(d.dense(final)))
+    assert [s.tensor for s in states] == [*sums, final]
+    assert states[-1].axes == "TBH"
+
+
 def test_a_quantised_head_is_not_a_residual_block():
     """The scale of a dynamically quantised product goes around its matrix, but carries no data."""
     d = Draft()

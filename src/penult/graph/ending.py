@@ -21,7 +21,7 @@ def finish(flow: Flow, stream: Stream) -> tuple[int, str]:
         tail = range(before, starts[-1])
         if all(_alike(flow, stream, i, end + i - before) for i in tail):
             end += len(tail)
-            if any(stream.segments[i].norm for i in tail) or one_norm(flow, stream.nodes[before]):
+            if any(stream.segments[i].norm for i in tail) or all(one_norm(flow, stream.nodes[i]) for i in (before, end)):
                 return end, f"{why} and its norm; what follows is the head"
     normed = _normed(flow, stream, end)
     if normed is not None:
