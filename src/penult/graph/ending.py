@@ -23,6 +23,8 @@ def finish(flow: Flow, stream: Stream) -> tuple[int, str]:
             end += len(tail)
             if any(stream.segments[i].norm for i in tail) or all(one_norm(flow, stream.nodes[i]) for i in (before, end)):
                 return end, f"{why} and its norm; what follows is the head"
+    if _halved(flow, stream, end):
+        end += 1
     normed = _normed(flow, stream, end)
     if normed is not None:
         return normed, f"{why} and the final norm; what follows is the head"
@@ -49,6 +51,14 @@ def _blocks(flow: Flow, stream: Stream, joins: list[int]) -> list[int]:
         if not (segment.residual or segment.norm or segment.plain or trims(flow, stream.nodes[position + 1])):
             return [j for j in found if j <= position]
     return found
+
+
+def _halved(flow: Flow, stream: Stream, position: int) -> bool:
+    """Say whether data that went around a position is put beside it next, as the two halves of a reversible model are."""
+    if position + 1 >= len(stream.nodes) or flow.op[node := stream.nodes[position + 1]] != "Concat":
+        return False
+    shared = flow.common_dominator(flow.feeders[node])
+    return shared is not None and shared < stream.nodes[position]
 
 
 def _operators(flow: Flow, stream: Stream, position: int) -> Counter[str]:

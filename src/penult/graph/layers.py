@@ -163,6 +163,8 @@ def _axes(flow: Flow, stream: Stream, types: dict[str, Type]) -> list[str]:
             perm = next((a.ints for a in flow.nodes[node].attribute if a.name == "perm"), ())
             if flow.op[node] == "Transpose" and len(perm) == 3 == len(axes):
                 axes = whole = "".join(axes[p] for p in perm)
+            elif flow.op[node] in {"Conv", "ConvInteger"} and len(axes) == 3:
+                axes = whole = "BHT"  # the order that the operator demands
             elif dims is not None and len(dims) == 2:
                 axes = "NH"
             elif dims is not None and len(dims) == 3:
