@@ -231,6 +231,17 @@ def test_heads_may_be_mixed_between_scores_and_values():
     assert tensors(d.model(d.dense(x1, 20))) == [x0, x1]
 
 
+def test_a_layer_may_begin_before_its_attention():
+    """Half a feed-forward block on either side of the attention: a layer begins with the first half."""
+    d = Draft()
+    states = [d.embed()]
+    for _ in range(3):
+        x = d.op("Add", d.feed_forward(d.norm(states[-1])), states[-1])
+        x = d.op("Add", d.attention(d.norm(x)), x)
+        states.append(d.norm(d.op("Add", d.feed_forward(d.norm(x)), x)))
+    assert tensors(d.model(d.dense(states[-1], 20))) == states
+
+
 def test_the_final_norm_after_padding_was_cut_off():
     """Tokens padded to whole blocks inside are cut off again before the final norm; the choice of one token is a head."""
     d = Draft()

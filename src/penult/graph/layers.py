@@ -1,7 +1,7 @@
 """Find a transformer's hidden states in its graph by what flows where, never by what anything is called.
 
-1. A layer starts at every segment of the stream that is residual and mixing (`Stream.starts`). The stream's tensor there
-   is the hidden state before it; the first one is the embedding output.
+1. A layer starts at every segment of the stream that is residual and mixing (`Stream.starts`), or a block or two before it
+   (`Stream.layers`). The stream's tensor there is the hidden state before it; the first one is the embedding output.
 2. The last layer ends where the earlier ones do: after the last residual segment (its feed-forward block, or the
    attention itself) and what follows that segment in the layer before. If no norm is part of that, one norm that follows
    directly is the model's final norm and counts too. What comes after, a matrix first of all, is the head (`ending`).
@@ -60,7 +60,7 @@ def hidden_states(model: onnx.ModelProto) -> list[HiddenState]:
     stream = _find(flow, bare.graph)
     types = shapes(bare)
     axes = _axes(flow, stream, types)
-    *starts, last = [*stream.starts, len(stream.nodes) - 1]
+    *starts, last = [*stream.layers, len(stream.nodes) - 1]
     end, why = finish(flow, stream)
     places = [(_made(flow, stream, s), s) for s in starts] + [(_made(flow, stream, end), _carried(flow, stream, end))]
     taken = [next((p for p in range(first, final + 1) if axes[p] == "BTH"), first) for first, final in places]

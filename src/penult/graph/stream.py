@@ -75,6 +75,19 @@ class Stream:
                 mixed = segment.mixing or segment.local
         return found if any(self.segments[i].mixing for i in found) else []
 
+    @property
+    def layers(self) -> list[int]:
+        """Positions in `nodes` at which layers begin: `starts`, before the blocks that precede the attention in each layer.
+
+        These show where blocks before the first attention and after the last make up what lies between two, as in
+        f a f | f a f, whose feed-forward blocks stand on both sides.
+        """
+        joins = [i for i, segment in enumerate(self.segments) if segment.residual]
+        where = [joins.index(start) for start in self.starts]
+        if not where or {b - a - 1 for a, b in pairwise(where)} != {where[0] + len(joins) - 1 - where[-1]}:
+            return self.starts
+        return [joins[at - where[0]] for at in where]
+
 
 def follow(flow: Flow, ends: list[int], known: dict[tuple[int, int, int], Segment]) -> Stream:
     """Follow token data back from `ends` (one node, or all that one reader reads) to where it enters.
