@@ -265,6 +265,15 @@ def test_a_similarity_of_two_tokens_is_no_norm():
     assert tensors(d.model(similar)) == states
 
 
+def test_a_type_taken_from_the_stream_is_no_data():
+    """A final norm cast to the type of what it read, as exporters write before they optimise, is a norm still."""
+    d, states = deep(2, "pre_norm_layer")
+    squared = d.op("ReduceMean", d.op("Mul", states[-1], states[-1]), axes=[-1])
+    final = d.op("Mul", d.op("Div", states[-1], d.op("Sqrt", squared)), d.weight(8))
+    cast = d.op("CastLike", final, states[-1])
+    assert tensors(d.model(d.dense(cast, 20))) == [*states[:-1], final]
+
+
 def test_the_scale_of_a_norm_may_be_a_number():
     """Data over its length times sqrt(H) is a norm with its scale; a second number, or one after a vector, is the head's."""
     d, states = deep(2, "pre_norm_layer")
