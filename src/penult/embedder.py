@@ -299,8 +299,7 @@ class Embedder:
                 tokens = self._run_batch(encoded, batch.indices, batch.length, output="token_embeddings")
                 for row, states in zip(batch.indices, tokens, strict=True):
                     count = len(encoded.ids[row])
-                    own = states[-count:] if self._tokenizer.pad_side == "left" else states[:count]
-                    out[start + row] = own.astype(np.float32)  # (T_i, H), a copy: the batch can go
+                    out[start + row] = states[:count].astype(np.float32)  # (T_i, H), a copy: the batch can go
         return out
 
     def count_tokens(self, texts: Sequence[str], role: Role = "document") -> NDArray[np.int64]:
@@ -339,7 +338,9 @@ class Embedder:
         out = np.empty((len(texts), length, 0), dtype=np.float32)
         for start, encoded in windows:
             for batch in self._batches([run_length] * len(encoded.ids)):
-                states = self._run_batch(encoded, batch.indices, run_length, output="token_embeddings")
+                states = self._run_batch(
+                    encoded, batch.indices, run_length, output="token_embeddings", side=self._tokenizer.pad_side
+                )
                 if not out.size:
                     out = np.empty((len(texts), length, states.shape[2]), dtype=np.float32)
                 out[[start + row for row in batch.indices]] = states[:, kept]  # (B, T, H)
@@ -430,18 +431,28 @@ class Embedder:
             step(len(same) - len(rows))
 
     def _run_batch(
-        self, encoded: Encoded, rows: Sequence[int], length: int | None = None, *, output: str = "sentence_embedding"
+        self,
+        encoded: Encoded,
+        rows: Sequence[int],
+        length: int | None = None,
+        *,
+        output: str = "sentence_embedding",
+        side: str | None = None,
     ) -> NDArray[Any]:
-        return _finite(self._sessions.run(partial(self._feed, encoded, rows, length), output), rows)
+        return _finite(self._sessions.run(partial(self._feed, encoded, rows, length, side=side), output), rows)
 
-    def _feed(self, encoded: Encoded, rows: Sequence[int], length: int | None) -> dict[str, NDArray[Any]]:
+    def _feed(
+        self, encoded: Encoded, rows: Sequence[int], length: int | None, *, side: str | None = None
+    ) -> dict[str, NDArray[Any]]:
         """Pad B texts, and give every input of the graph its array."""
+        if side is None and "token_embeddings" in self.engine.output_names:
+            # Many graphs count positions from the row's start: padding before a text would shift them by its batch mates'
+            # lengths. Only a graph that pools by itself may rely on the side that its tokenizer names.
+            side = "right"
         length = length or self._frozen.length or max([1, *(len(encoded.ids[row]) for row in rows)])
         filled = [*rows, *[rows[-1]] * ((self._frozen.rows or len(rows)) - len(rows))]
-        return feed(
-            self.engine.inputs,
-            self._tokenizer.pad(encoded, filled, length, pool_prompt=self._recipe.include_prompt),
-        )
+        padded = self._tokenizer.pad(encoded, filled, length, pool_prompt=self._recipe.include_prompt, side=side)
+        return feed(self.engine.inputs, padded)
 
 
 @dataclass(frozen=True, slots=True)

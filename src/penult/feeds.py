@@ -37,7 +37,8 @@ def feed(inputs: Sequence[Tensor], batch: Padded) -> dict[str, Array]:
 
     1. `input_ids`, `attention_mask`, `token_type_ids`, `pooling_mask`: the batch's own.
     2. `position_ids`: 0, 1, ... counted over the tokens, so that left padding does not shift them; 0 on padding.
-    3. `past_key_values.*` and the like: a cache of no tokens, (B, heads, 0, size).
+    3. `past_key_values.*` and the like: a cache of no tokens, (B, heads, 0, size), or (2, B, heads, 0, size) where keys and
+       values are one tensor.
     4. `use_cache_branch` and the like (a bool of one value): False. `cache_position`: 0 .. T-1.
 
     Raises:
@@ -51,10 +52,11 @@ def feed(inputs: Sequence[Tensor], batch: Padded) -> dict[str, Array]:
         "position_ids": np.maximum(np.cumsum(batch.mask, axis=1) - 1, 0),
         "cache_position": np.arange(batch.ids.shape[1]),
     }
-    return {tensor.name: _value(tensor, known, batch.ids.shape[0]) for tensor in inputs}
+    batch_axis = next((t.shape[0] for t in inputs if t.name == "input_ids" and t.shape), None)
+    return {tensor.name: _value(tensor, known, batch.ids.shape[0], batch_axis) for tensor in inputs}
 
 
-def _value(tensor: Tensor, known: Mapping[str, Array], rows: int) -> Array:
+def _value(tensor: Tensor, known: Mapping[str, Array], rows: int, batch_axis: int | str | None) -> Array:
     if tensor.name in known:
         return np.ascontiguousarray(known[tensor.name], dtype=tensor.dtype)
     if tensor.dtype == np.bool_ and tensor.shape in {(1,), ()}:
@@ -63,6 +65,9 @@ def _value(tensor: Tensor, known: Mapping[str, Array], rows: int) -> Array:
         # (B, heads, past, size): the fixed axes are the heads and the size, whichever the exporter named.
         fixed = [axis if isinstance(axis, int) else 0 for axis in tensor.shape[1:]]
         return np.zeros((rows, *fixed), dtype=tensor.dtype)
+    if len(tensor.shape) in {3, 5} and isinstance(batch_axis, str) and batch_axis in tensor.shape and "past" in tensor.name:
+        sizes = [axis if isinstance(axis, int) else rows if axis == batch_axis else 0 for axis in tensor.shape]
+        return np.zeros(sizes, dtype=tensor.dtype)
     raise ValueError(
         f"The graph asks for an input {tensor.name!r} of shape {tensor.shape}, which does not follow from token ids; "
         f"known are {', '.join(known)} and empty caches. Export the model without it."

@@ -96,21 +96,24 @@ class Tokenizer:
         found: int | None = self._tokenizer.token_to_id(token)
         return found
 
-    def pad(self, encoded: Encoded, rows: Sequence[int], length: int, *, pool_prompt: bool = True) -> Padded:
-        """Lay B texts side by side in a rectangle of (B, `length`), padded on the model's side.
+    def pad(
+        self, encoded: Encoded, rows: Sequence[int], length: int, *, pool_prompt: bool = True, side: str | None = None
+    ) -> Padded:
+        """Lay B texts side by side in a rectangle of (B, `length`).
 
         Args:
             encoded: what `encode` gave.
             rows: which of its texts.
             length: T; no row may be longer.
             pool_prompt: False leaves the prompt's tokens out of the pooling mask.
+            side: where the padding goes, "right" or "left". None: as the model's files say.
         """
         shape = (len(rows), length)
         ids, mask, types = np.full(shape, self.pad_id, np.int64), np.zeros(shape, np.int64), np.zeros(shape, np.int64)
         pooling: NDArray[np.int64] | None = None if pool_prompt else np.zeros(shape, np.int64)
         for b, row in enumerate(rows):
             count = len(encoded.ids[row])
-            start = length - count if self.pad_side == "left" else 0
+            start = length - count if (side or self.pad_side) == "left" else 0
             ids[b, start : start + count] = encoded.ids[row]
             types[b, start : start + count] = encoded.types[row]
             mask[b, start : start + count] = 1

@@ -168,6 +168,122 @@ def test_a_gate_and_an_attention_pooling_are_no_layers():
     assert tensors(d.model(d.dense(d.op("MatMul", scores, gated)))) == [x0, x1]
 
 
+def deep(layers=2, kind="post_norm_layer"):
+    """Build layers without a head; give (draft, hidden states)."""
+    d = Draft()
+    states = [d.norm(d.embed())]
+    for _ in range(layers):
+        states.append(getattr(d, kind)(states[-1]))
+    return d, states
+
+
+@pytest.mark.parametrize("kind", ["post_norm_layer", "pre_norm_layer"])
+@pytest.mark.parametrize("taken", [(0, 3), (2, 3), (3, 2, 1, 0)])
+@pytest.mark.parametrize("how", ["Sum", "Add", "Concat"])
+def test_hidden_states_that_a_head_adds_up_stay_apart(kind, taken, how):
+    """A head that mixes several layers' states, first and last or a weighted sum, hides none of them."""
+    d, states = deep(3, kind)
+    parts = [d.op("Mul", states[i], d.constant(np.float32(0.3 + i))) for i in taken]
+    if how == "Add":
+        mixed = parts[0]
+        for part in parts[1:]:
+            mixed = d.op("Add", mixed, part)
+    else:
+        mixed = d.op(how, *parts, **({"axis": -1} if how == "Concat" else {}))
+    out = d.op("MatMul", mixed, d.weight(8 * len(taken) if how == "Concat" else 8, 20))
+    assert tensors(d.model(out)) == states
+
+
+@pytest.mark.parametrize("layers", [1, 2, 3])
+def test_a_residual_block_in_the_head_is_no_layer(layers):
+    """A head with a feed-forward block of its own, as one that answers questions, comes after the last layer."""
+    d, states = deep(layers)
+    head = d.norm(d.op("Add", d.feed_forward(states[-1]), states[-1]))
+    assert tensors(d.model(d.dense(head))) == states
+    first = d.op("Gather", states[-1], d.constant(0), axis=1)
+    assert tensors(d.model(d.dense(d.norm(d.op("Add", d.dense(first), first))))) == states
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+def test_a_probe_that_attends_ends_the_layers(layers):
+    """Pooling by attention of a learned query, with a residual block on what it found, is a head."""
+    d, states = deep(layers)
+    keys, values = d.dense(states[-1]), d.dense(states[-1])
+    scores = d.op("Softmax", d.op("MatMul", d.weight(1, 8), d.op("Transpose", keys, perm=[0, 2, 1])), axis=-1)
+    found = d.op("MatMul", scores, values)
+    assert tensors(d.model(d.op("Add", d.feed_forward(found), found))) == states
+
+
+def test_heads_may_be_mixed_between_scores_and_values():
+    """Talking heads: a matrix of parameters on the attention weights does not hide the attention."""
+    d = Draft()
+
+    def attention(x):
+        split, merge = d.constant(np.array([0, 0, 2, 4])), d.constant(np.array([0, 0, 8]))
+        q, k, v = (d.op("Reshape", d.dense(x), split) for _ in range(3))
+        scores = d.op("Einsum", q, k, equation="bihd,bjhd->bijh")
+        spoken = d.op("Softmax", d.op("MatMul", scores, d.weight(2, 2)), axis=2)
+        return d.dense(d.op("Reshape", d.op("Einsum", spoken, v, equation="bijh,bjhd->bihd"), merge))
+
+    d.attention = attention
+    x0 = d.norm(d.embed())
+    x1 = d.post_norm_layer(x0)
+    assert tensors(d.model(d.dense(x1, 20))) == [x0, x1]
+
+
+def test_a_layer_may_begin_before_its_attention():
+    """Half a feed-forward block on either side of the attention: a layer begins with the first half."""
+    d = Draft()
+    states = [d.embed()]
+    for _ in range(3):
+        x = d.op("Add", d.feed_forward(d.norm(states[-1])), states[-1])
+        x = d.op("Add", d.attention(d.norm(x)), x)
+        states.append(d.norm(d.op("Add", d.feed_forward(d.norm(x)), x)))
+    assert tensors(d.model(d.dense(states[-1], 20))) == states
+
+
+def test_the_final_norm_after_padding_was_cut_off():
+    """Tokens padded to whole blocks inside are cut off again before the final norm; the choice of one token is a head."""
+    d = Draft()
+    length = d.op("Slice", d.op("Shape", "input_ids"), d.constant([1]), d.constant([2]))
+    x0 = d.op("Pad", d.embed(), d.constant(np.array([0, 0, 0, 0, 3, 0])))
+    x1 = d.pre_norm_layer(x0)
+    x2 = d.pre_norm_layer(x1)
+    final = d.norm(d.op("Slice", x2, d.constant([0]), length, d.constant([1])))
+    assert tensors(d.model(d.dense(final))) == [x0, x1, final]
+    assert run(cut(d.model(d.dense(final)), final), ANY).shape == (2, 5, 8)
+    first = d.norm(d.op("Slice", x2, d.constant([0]), d.constant([1]), d.constant([1])))
+    assert tensors(d.model(d.dense(first))) == [x0, x1, x2]
+
+
+def test_a_similarity_of_two_tokens_is_no_norm():
+    """A quotient of what was chosen or averaged from a state is a head, though it looks like a norm."""
+    d, states = deep(2, "pre_norm_layer")
+    first = d.op("Gather", states[-1], d.constant(0), axis=1)
+    mean = d.op("ReduceMean", states[-1], axes=[1], keepdims=0)
+    similar = d.op("Div", first, d.op("ReduceL2", mean, axes=[1], keepdims=1))
+    assert tensors(d.model(similar)) == states
+
+
+def test_a_type_taken_from_the_stream_is_no_data():
+    """A final norm cast to the type of what it read, as exporters write before they optimise, is a norm still."""
+    d, states = deep(2, "pre_norm_layer")
+    squared = d.op("ReduceMean", d.op("Mul", states[-1], states[-1]), axes=[-1])
+    final = d.op("Mul", d.op("Div", states[-1], d.op("Sqrt", squared)), d.weight(8))
+    cast = d.op("CastLike", final, states[-1])
+    assert tensors(d.model(d.dense(cast, 20))) == [*states[:-1], final]
+
+
+def test_the_scale_of_a_norm_may_be_a_number():
+    """Data over its length times sqrt(H) is a norm with its scale; a second number, or one after a vector, is the head's."""
+    d, states = deep(2, "pre_norm_layer")
+    unit = d.op("Div", states[-1], d.op("ReduceL2", states[-1], axes=[-1], keepdims=1))
+    final = d.op("Mul", unit, d.constant(np.float32(8**0.5)))
+    assert tensors(d.model(d.dense(d.op("Mul", final, d.constant(np.float32(0.5))))))[-1] == final
+    scaled = d.op("Mul", unit, d.weight(8))
+    assert tensors(d.model(d.dense(d.op("Mul", scaled, d.constant(np.float32(0.5))))))[-1] == scaled
+
+
 @pytest.mark.parametrize("kind", ["unknown", "heads", "mask"])
 def test_attention_in_one_unknown_operator(kind):
     """A black box is attention if it reads q, k and v, divides channels into heads, or reads a mask beside token data."""
@@ -212,6 +328,32 @@ def test_a_fused_residual_norm_goes_on_through_its_sum():
     assert [s.tensor for s in states] == [x0, sums[0], normed]
     assert states[-1].hidden_size == 8
     run(cut(model, sums[0]), ANY)
+
+
+def test_a_sum_left_unfused_has_its_norm_after_it():
+    """Pre-norm sums are fused with the next norm but the last, which a Transpose keeps apart from the final norm."""
+    d = Draft()
+
+    def skip(x, branch):
+        name = f"s{len(d.nodes)}"
+        inputs = [x, branch, d.weight(8), d.weight(8)]
+        d.nodes.append(
+            helper.make_node("SkipLayerNormalization", inputs, [name, "", "", f"{name}_sum"], domain="com.microsoft")
+        )
+        return name, f"{name}_sum"
+
+    x0 = total = d.embed()
+    normed, sums = d.norm(x0), [x0]
+    for _ in range(2):
+        normed, total = skip(total, d.attention(normed))
+        normed, total = skip(total, d.feed_forward(normed))
+        sums.append(total)
+    normed, total = skip(total, d.attention(normed))
+    turned = d.op("Transpose", d.op("Add", total, d.feed_forward(normed)), perm=[1, 0, 2])
+    final = d.norm(turned)
+    states = hidden_states(d.model(d.dense(final)))
+    assert [s.tensor for s in states] == [*sums, final]
+    assert states[-1].axes == "TBH"
 
 
 def test_a_quantised_head_is_not_a_residual_block():

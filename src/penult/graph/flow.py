@@ -51,7 +51,7 @@ class Flow:
     Attributes:
         nodes: the graph's nodes, sorted; float inputs of rank 3 stand in front as nodes without inputs.
         op: per node, the standard's name for its operator, empty for a black box.
-        reads: per node, every tensor it reads, those its subgraphs capture included.
+        reads: per node, every tensor whose values it reads, those its subgraphs capture included.
         producer: tensor -> the node that writes it.
         bits: tensor -> SHAPE | VALUE | NUMBER | ACTIVE; a tensor that is absent is a constant.
         dims: constant tensor -> its shape; a computed constant has its largest ancestor's.
@@ -167,7 +167,7 @@ def trace(graph: onnx.GraphProto) -> Flow:
             nodes.append(onnx.NodeProto(op_type="Identity", output=[value.name]))
     entries = len(nodes)
     nodes += _sorted(graph.node)
-    reads = [read_by(n) for n in nodes]
+    reads = [read_by(n)[:1] if operator(n) == "CastLike" else read_by(n) for n in nodes]  # its second input lends its type
     producer = {o: i for i, n in enumerate(nodes) for o in n.output if o}
     lookups = [i for i in range(entries, len(nodes)) if _spread(nodes[i], reads[i], bits, dims)]
     flow = Flow(nodes, [operator(n) for n in nodes], reads, producer, bits, dims, (*range(entries), *lookups))

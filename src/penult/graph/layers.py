@@ -1,10 +1,10 @@
 """Find a transformer's hidden states in its graph by what flows where, never by what anything is called.
 
-1. A layer starts at every segment of the stream that is residual and mixing (`Stream.starts`). The stream's tensor there
-   is the hidden state before it; the first one is the embedding output.
+1. A layer starts at every segment of the stream that is residual and mixing (`Stream.starts`), or a block or two before it
+   (`Stream.layers`). The stream's tensor there is the hidden state before it; the first one is the embedding output.
 2. The last layer ends where the earlier ones do: after the last residual segment (its feed-forward block, or the
    attention itself) and what follows that segment in the layer before. If no norm is part of that, one norm that follows
-   directly is the model's final norm and counts too. What comes after, a matrix first of all, is the head.
+   directly is the model's final norm and counts too. What comes after, a matrix first of all, is the head (`ending`).
 3. A stream fed by layers off the stream is a decoder; then the stream that feeds it, the encoder, is the one searched.
 
 See `stream` for the words, and `flow` for what each tensor depends on.
@@ -16,9 +16,10 @@ from dataclasses import dataclass
 
 import onnx
 
-from penult.graph.flow import TRANSPARENT, VALUE, Flow, is_matrix, is_vector, trace
+from penult.graph.ending import finish
+from penult.graph.flow import TRANSPARENT, VALUE, Flow, is_vector, trace
 from penult.graph.skeleton import Type, shapes, skeleton
-from penult.graph.stream import Segment, Stream, feeding, follow, learned, one_norm
+from penult.graph.stream import Segment, Stream, feeding, follow, learned
 
 
 class NotATransformerError(ValueError):
@@ -59,8 +60,8 @@ def hidden_states(model: onnx.ModelProto) -> list[HiddenState]:
     stream = _find(flow, bare.graph)
     types = shapes(bare)
     axes = _axes(flow, stream, types)
-    *starts, last = [*stream.starts, len(stream.nodes) - 1]
-    end, why = _finish(flow, stream)
+    *starts, last = [*stream.layers, len(stream.nodes) - 1]
+    end, why = finish(flow, stream)
     places = [(_made(flow, stream, s), s) for s in starts] + [(_made(flow, stream, end), _carried(flow, stream, end))]
     taken = [next((p for p in range(first, final + 1) if axes[p] == "BTH"), first) for first, final in places]
     tensors = [stream.segments[p].tensor if p < last else _output(flow, stream, bare.graph) for p in taken]
@@ -100,7 +101,7 @@ def _find(flow: Flow, graph: onnx.GraphProto) -> Stream:
     if not sinks:
         raise NotATransformerError(_no_tokens(graph))
     known: dict[tuple[int, int, int], Segment] = {}
-    streams = [follow(flow, [s], known) for s in sinks]
+    streams = [_deepest(flow, follow(flow, [s], known), known) for s in sinks]
     best = max(streams, key=lambda s: (len(s.starts), flow.before[s.nodes[-1]].bit_count()))
     while feeders := feeding(flow, best):
         outside = follow(flow, feeders, known)
@@ -112,63 +113,27 @@ def _find(flow: Flow, graph: onnx.GraphProto) -> Stream:
     return best
 
 
-def _finish(flow: Flow, stream: Stream) -> tuple[int, str]:
-    """Find the position at which the last layer ends, and why."""
-    joins = [i + 1 for i, s in enumerate(stream.segments) if s.residual]
-    starts = stream.starts
-    end = max(joins)
-    why = "the end of the last residual block"
-    if len(starts) > 1:
-        before = max(j for j in joins if j <= starts[-1])
-        tail = range(before, starts[-1])
-        if all(_alike(flow, stream, i, end + i - before) for i in tail):
-            end += len(tail)
-            if any(stream.segments[i].norm for i in tail) or one_norm(flow, stream.nodes[before]):
-                return end, f"{why} and its norm; what follows is the head"
-    normed = _normed(flow, stream, end)
-    if normed is not None:
-        return normed, f"{why} and the final norm; what follows is the head"
-    return _scaled(flow, stream, end), f"{why}; what follows is the head"
+def _deepest(flow: Flow, stream: Stream, known: dict[tuple[int, int, int], Segment]) -> Stream:
+    """Move on to the last of several hidden states, where a head adds them up or puts them side by side.
+
+    h1 ---> layer ---> h2 ---> + --->    seems to be one more block around a layer, and is none
+      `------------------------^
+    """
+    while True:
+        first = stream.starts[-1] if stream.starts else 0
+        ends = [i + 1 for i, s in enumerate(stream.segments) if i >= first and s.mixing]
+        for end in ends:
+            inner = [follow(flow, [f], known) for f in flow.feeders[stream.nodes[end]]]
+            deepest = max(inner, key=_depth)
+            if _depth(deepest) > _depth(Stream(stream.nodes[: end + 1], stream.segments[:end])):
+                stream = deepest
+                break
+        else:
+            return stream
 
 
-def _alike(flow: Flow, stream: Stream, one: int, other: int) -> bool:
-    """Say whether the segments at two positions do the same with the same operator."""
-    if max(one, other) >= len(stream.segments):
-        return False
-    a, b = stream.segments[one], stream.segments[other]
-    nodes = [flow.nodes[stream.nodes[i + 1]] for i in (one, other)]
-    return (a.norm, a.plain, nodes[0].op_type, nodes[0].domain) == (b.norm, b.plain, nodes[1].op_type, nodes[1].domain)
-
-
-def _normed(flow: Flow, stream: Stream, position: int) -> int | None:
-    """Move past the one norm that follows a position with nothing but element-wise operators between; None if none does."""
-    if one_norm(flow, stream.nodes[position]):
-        return position
-    for segment in stream.segments[position:]:
-        if not segment.norm and not segment.plain:
-            return None
-        position += 1
-        node = stream.nodes[position]
-        if segment.norm and flow.op[node] != "Sub":  # a Sub only centres: the norm's division follows
-            return position if one_norm(flow, node) else _scaled(flow, stream, position)
-    return None
-
-
-def _scaled(flow: Flow, stream: Stream, position: int) -> int:
-    """Move past a norm's own scale and shift: at most one Mul and one Add with a vector of parameters."""
-    found, left = position, ["Mul", "Add"]
-    for later in range(position + 1, len(stream.nodes)):
-        node = stream.nodes[later]
-        constants = flow.constants(node)
-        if len(flow.feeders[node]) != 1 or any(map(is_matrix, constants)):
-            break
-        vector = any(map(is_vector, constants))
-        if vector and flow.op[node] in left:
-            left.remove(flow.op[node])
-            found = later
-        elif vector or flow.op[node] not in {"Cast", "CastLike", "Identity", "Mul", "Div"}:
-            break
-    return found
+def _depth(stream: Stream) -> tuple[int, int]:
+    return len(stream.starts), sum(s.residual for s in stream.segments)
 
 
 def _made(flow: Flow, stream: Stream, position: int) -> int:
@@ -198,6 +163,8 @@ def _axes(flow: Flow, stream: Stream, types: dict[str, Type]) -> list[str]:
             perm = next((a.ints for a in flow.nodes[node].attribute if a.name == "perm"), ())
             if flow.op[node] == "Transpose" and len(perm) == 3 == len(axes):
                 axes = whole = "".join(axes[p] for p in perm)
+            elif flow.op[node] in {"Conv", "ConvInteger"} and len(axes) == 3:
+                axes = whole = "BHT"  # the order that the operator demands
             elif dims is not None and len(dims) == 2:
                 axes = "NH"
             elif dims is not None and len(dims) == 3:

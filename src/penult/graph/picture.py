@@ -1,5 +1,6 @@
 """Draw a description as one self-contained HTML file: the stack of layers, where it is cut, what falls away."""
 
+from collections.abc import Collection
 from html import escape
 
 from penult.graph.describe import Description, End
@@ -23,17 +24,18 @@ li.cut { border: 0; border-top: 2px dashed var(--gone); border-radius: 0; color:
          padding: .1rem 0; margin: .9rem 0; font-weight: 600; }
 b { font-weight: 600; } .width { float: right; color: var(--soft); margin-left: 1rem; }
 code { font: 12.5px/1.4 ui-monospace, monospace; overflow-wrap: anywhere; } small { display: block; color: var(--soft); }
+s { color: var(--gone); }
 """
 
 
 def draw(description: Description, title: str) -> str:
     """Give an HTML page; inputs stand below, the head on top, as data flows upwards."""
     d = description
-    rows = [_end(d.outputs, "outputs"), _removed(d)]
+    rows = [_end(d.outputs, "outputs", gone=() if not d.removed.nodes else [end.name for end in d.outputs]), _removed(d)]
     rows += [_layer(d, index) for index in range(len(d.layers) - 1, d.cut.index, -1)]
-    rows.append(f'<li class="cut">cut here, layer {d.cut.index} is the embedding</li>')
+    rows.append(f'<li class="cut">cut here, layer {d.cut.index} is the embedding{_fallen(d)}</li>')
     rows += [_layer(d, index) for index in range(d.cut.index, -1, -1)]
-    rows.append(_end(d.inputs, "inputs"))
+    rows.append(_end(d.inputs, "inputs", gone=[end.name for end in d.inputs if end.name not in d.kept_inputs]))
     opsets = ", ".join(f"{domain} {version}" for domain, version in d.opset.items())
     return (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
@@ -60,12 +62,19 @@ def _layer(d: Description, index: int) -> str:
 def _removed(d: Description) -> str:
     if not d.removed.nodes and not d.removed.bytes:
         return '<li class="end">nothing stands above: the graph ends at this hidden state</li>'
-    return (
-        f'<li class="gone"><b>Head</b><small>{d.removed.nodes:,} nodes, {d.removed.parameters:,} parameters, '
-        f"{megabytes(d.removed.bytes)} fall away in all</small></li>"
-    )
+    return '<li class="gone"><b>Head</b></li>'
 
 
-def _end(ends: tuple[End, ...], what: str) -> str:
-    listed = ", ".join(f"{end.name} {end.dtype}({', '.join(map(str, end.shape))})" for end in ends)
-    return f'<li class="end">{what}: <code>{escape(listed)}</code></li>'
+def _fallen(d: Description) -> str:
+    """Say how much stands above the cut, head and layers together."""
+    if not d.removed.nodes and not d.removed.bytes:
+        return ""
+    size = f"{d.removed.nodes:,} nodes, {d.removed.parameters:,} parameters, {megabytes(d.removed.bytes)}"
+    return f"<small>what stands above falls away: {size}</small>"
+
+
+def _end(ends: tuple[End, ...], what: str, gone: Collection[str]) -> str:
+    """List inputs or outputs, struck through those that the cut graph has not."""
+    listed = [f"{end.name} {end.dtype}({', '.join(map(str, end.shape))})" for end in ends]
+    marked = [f"<s>{escape(one)}</s>" if end.name in gone else escape(one) for one, end in zip(listed, ends, strict=True)]
+    return f'<li class="end">{what}: <code>{", ".join(marked)}</code></li>'

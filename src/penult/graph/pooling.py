@@ -84,9 +84,8 @@ def _pool(build: "_Builder", x: str, reducer: Reducer) -> str:
     rows = _rows(build, reducer)  # (B, T) float, 1 = chosen
     if reducer.pooling in ("cls", "last"):
         nth = build.op("CumSum", rows, build.ints(1))
-        wanted = build.float(1.0)
-        if reducer.pooling == "last":
-            wanted = build.op("Reshape", build.count(rows), build.ints([-1, 1]))  # (B, 1)
+        last = reducer.pooling == "last"
+        wanted = build.op("Reshape", build.count(rows), build.ints([-1, 1])) if last else build.float(1.0)  # (B, 1), ()
         hit = build.op("And", build.op("Equal", nth, wanted), build.op("Greater", rows, build.float(0.0)))
         rows = build.op("Cast", hit, to=TensorProto.FLOAT)
     column = build.op("Cast", build.op("Reshape", rows, build.ints([0, -1, 1])), to=TensorProto.BOOL)  # (B, T, 1)

@@ -75,6 +75,19 @@ class Stream:
                 mixed = segment.mixing or segment.local
         return found if any(self.segments[i].mixing for i in found) else []
 
+    @property
+    def layers(self) -> list[int]:
+        """Positions in `nodes` at which layers begin: `starts`, before the blocks that precede the attention in each layer.
+
+        These show where blocks before the first attention and after the last make up what lies between two, as in
+        f a f | f a f, whose feed-forward blocks stand on both sides.
+        """
+        joins = [i for i, segment in enumerate(self.segments) if segment.residual]
+        where = [joins.index(start) for start in self.starts]
+        if not where or {b - a - 1 for a, b in pairwise(where)} != {where[0] + len(joins) - 1 - where[-1]}:
+            return self.starts
+        return [joins[at - where[0]] for at in where]
+
 
 def follow(flow: Flow, ends: list[int], known: dict[tuple[int, int, int], Segment]) -> Stream:
     """Follow token data back from `ends` (one node, or all that one reader reads) to where it enters.
@@ -113,6 +126,14 @@ def learned(flow: Flow, node: int) -> bool:
     if flow.op[node] in ELEMENTWISE | TRANSPARENT | MOVEMENT:
         return False
     return any(is_matrix(d) for d in flow.constants(node))
+
+
+def trims(flow: Flow, node: int) -> bool:
+    """Say whether a node keeps a range of tokens whose length follows from the input, as after padding to whole blocks.
+
+    A range with fixed bounds is the choice of some token instead.
+    """
+    return flow.op[node] == "Slice" and any(0 < flow.bits.get(t, 0) < ACTIVE for t in flow.reads[node][1:3])
 
 
 def one_norm(flow: Flow, node: int) -> bool:
@@ -156,9 +177,9 @@ def _segment(flow: Flow, origin: int, start: int, end: int) -> Segment:
         around=around[1] if around else None,
         tensor=around[0] if around else reads[0],
         learned=bool(weights - {end} or fused),
-        mixing=bool(fused) or _attends(flow, meetings, set(inner) - weights),
+        mixing=bool(fused) or _attends(flow, meetings, set(inner)),
         local=any(_local(flow, n) for n in inner),
-        norm=not blocked and (reduces and flow.op[end] in {"Mul", "Div", "Sub", "Add"} if inner else one_norm(flow, end)),
+        norm=not blocked and (reduces and _divides(flow, start, end) if inner else one_norm(flow, end)),
         plain=all(flow.op[n] in ELEMENTWISE | TRANSPARENT or (n != end and flow.op[n].startswith("Reduce")) for n in region),
     )
 
@@ -217,6 +238,12 @@ def _adds(flow: Flow, node: int) -> bool:
     """Say whether a node may add two branches: a sum, or a black box that is no product with a matrix."""
     black_box = not flow.op[node] and "MatMul" not in flow.nodes[node].op_type
     return not learned(flow, node) and (black_box or flow.op[node] in {"Add", "Sum", "Sub"})
+
+
+def _divides(flow: Flow, start: int, end: int) -> bool:
+    """Say whether a node combines the data of `start`, each value in its place, with a statistic of them."""
+    way = _around(flow, start, end, ()) if flow.op[end] in {"Mul", "Div", "Sub", "Add"} else None
+    return way is not None and not MOVEMENT.intersection(flow.op[n] for n in way[1])
 
 
 def _around(flow: Flow, start: int, end: int, blocked: Iterable[int]) -> tuple[str, tuple[int, ...]] | None:

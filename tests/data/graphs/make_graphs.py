@@ -46,6 +46,7 @@ GRAPHS = {
     ),
     "ernie-attention-pooling": ("ernie", BASE, "pooling", "dynamo"),
     "megatron-bert-splade": ("megatron-bert", BASE, "splade", "script"),
+    "nomic-bert-layer-mix": ("nomic_bert", BASE, "mix", "dynamo"),
 }
 
 
@@ -57,14 +58,17 @@ class Model(torch.nn.Module):
         super().__init__()
         self.inner, self.head, self.names = inner, head, names
         self.one, self.two = torch.nn.Linear(16, 16), torch.nn.Linear(16, 40)
-        self.norm = torch.nn.LayerNorm(16)
+        self.norm, self.shares = torch.nn.LayerNorm(16), torch.nn.Parameter(torch.randn(3))
         cached = "use_cache" in inspect.signature(inner.forward).parameters or head in {"CausalLM", "Seq2SeqLM"}
         self.options = {"use_cache": False} if cached else {}
 
     def forward(self, *values):
         """Give what the head gives."""
         inputs = dict(zip(self.names, values, strict=True))
-        out = self.inner(**inputs, **self.options, return_dict=True)
+        out = self.inner(**inputs, **self.options, output_hidden_states=self.head == "mix", return_dict=True)
+        if self.head == "mix":
+            states = (*out.hidden_states[:-1], out.last_hidden_state)
+            return self.two(sum(share * state for share, state in zip(self.shares.softmax(0), states, strict=True)))
         if self.head == "":
             return out.last_hidden_state
         if self.head not in {"pooling", "splade"}:
