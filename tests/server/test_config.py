@@ -5,6 +5,7 @@ import logging
 import pytest
 
 from penult.server import ConfigError, EndpointConfig, Limits, ServerConfig, configfile, main
+from penult.server.app import create_app
 from penult.server.command import parse
 from penult.server.service import Service
 
@@ -90,6 +91,11 @@ endpoints:
         ("num_cores: 2", "num_cores: 2\nnum_cores: 3", 2, "num_cores stands there twice"),
         ("num_cores: 2", "num_cores: [2", 2, "no YAML"),
         ("num_cores: 2", "num_cores: !!python/object:os.system 2", 1, "no YAML"),
+        ("num_cores: 2", "port: 2020-99-01", 1, "port is '2020-99-01', which cannot be read (month must be in 1..12"),
+        ("num_cores: 2", "num_cores: !!int x", 1, "num_cores is 'x', which cannot be read"),
+        ("num_cores: 2", "<<: [{num_cores: -1}]", 1, "num_cores is -1"),
+        ("num_cores: 2", "<<: 5", 1, "merges by `<<` what is no mapping"),
+        ("sequence_length: 64", "emb_extraction_layer: [1]", 6, "emb_extraction_layer is [1]; it must be a whole number"),
         ("    kwargs:", "    middlewares: [a]\n    kwargs:", 5, "middlewares names code"),
         ("    kwargs:", "    bucketing: {lengths: [1]}\n    kwargs:", 5, "lengths is not known here"),
         ("    kwargs:", "    pooling: median\n    kwargs:", 5, "pooling is 'median'; it must be one of mean, max, cls, last"),
@@ -115,8 +121,52 @@ def test_names_must_differ(tmp_path):
     """Two endpoints of one name, or of one route, are refused."""
     twice = PAGE.replace("kwargs:", "name: a\n    kwargs:")
     twice += twice.split("endpoints:\n")[1]
-    with pytest.raises(ConfigError, match="Two endpoints have the name 'a'"):
+    with pytest.raises(ConfigError, match=r"line 11: endpoints\[1\].name is 'a', as in line 5; each endpoint needs its own"):
         read(tmp_path, twice)
+    with pytest.raises(ConfigError, match="Two endpoints have the name 'a'"):
+        ServerConfig(endpoints=(EndpointConfig(model="m", name="a"), EndpointConfig(model="n", name="a")))
+
+
+def test_anchors_and_merges_are_read(tmp_path):
+    """What several endpoints share may be written once, as DeepSparse's own reader allowed: `&`, `*` and `<<`."""
+    text = """\
+endpoints:
+  - &first
+    task: transformers_embedding_extraction
+    model: some/model
+    name: a
+    kwargs: &kwargs {sequence_length: 32, extraction_strategy: cls_token}
+  - <<: *first
+    name: b
+    kwargs:
+      <<: [{extraction_strategy: reduce_max}, *kwargs]
+      emb_extraction_layer: 0
+  - {<<: *first, name: c, kwargs: }
+"""
+    a, b, c = read(tmp_path, text).endpoints
+    assert [one.name for one in (a, b, c)] == ["a", "b", "c"]
+    assert {one.model for one in (a, b, c)} == {"some/model"}
+    assert (a.sequence_length, a.extraction_strategy, a.emb_extraction_layer) == (32, "cls_token", -1)
+    assert (b.sequence_length, b.extraction_strategy, b.emb_extraction_layer) == (32, "reduce_max", 0)
+    assert (c.sequence_length, c.extraction_strategy, c.emb_extraction_layer) == (128, "per_token", -1)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("MODEL", "/no/such/model", "No model at '/no/such/model'"),
+        ("sequence_length: 64", "sequence_length: 5000", "sequence_length is 5000; the model has"),
+        ("sequence_length: 64", "emb_extraction_layer: 7", "emb_extraction_layer is 7; the model has 2 layers"),
+        ("kwargs:", "route: /v1/embeddings\n    kwargs:", "The route /v1/embeddings is taken already"),
+        ("kwargs:", "name: a?b\n    kwargs:", "cannot stand in a path"),
+    ],
+)
+def test_what_only_the_model_shows_names_the_line_too(tmp_path, tiny, old, new, words):
+    """An endpoint whose model cannot be opened as it says is named with its line."""
+    text = PAGE.replace("some/model", "MODEL").replace(old, new).replace("MODEL", str(tiny))
+    with pytest.raises(ConfigError, match=r"config\.yaml, line 3: endpoints\[0\]: ") as error:
+        create_app(read(tmp_path, text))
+    assert words in str(error.value)
 
 
 def test_endpoints_of_one_recipe_share_a_session(tiny):

@@ -3,12 +3,14 @@
 import io
 import json
 import logging
+import socket
+import time
 
 import httpx
 import pytest
 from server_kit import serving
 
-from penult.server import EndpointConfig, Limits
+from penult.server import EndpointConfig, Limits, gate
 from penult.server.gate import Json, Plain
 
 KEY = "s3cret-kéy"
@@ -72,6 +74,55 @@ def test_a_very_large_body_still_reads_its_answer(tiny):
         assert answer.status_code == 413
 
 
+HALF = b'POST /v1/embeddings HTTP/1.1\r\nHost: x\r\nContent-Length: 500\r\n\r\n{"input": "mo'
+
+
+def test_a_client_that_leaves_within_its_body_is_no_failure(tiny, log):
+    """Half a body and no more is a client that left: counted as such, with neither a stack in the log nor a failure."""
+    with serving(EndpointConfig(model=str(tiny))) as running:
+        for _ in range(2):
+            with socket.create_connection(("127.0.0.1", running.port)) as leaving:
+                leaving.sendall(HALF)
+                time.sleep(0.1)
+        until = time.monotonic() + 10
+        while "penult_disconnects_total 2.0" not in (scraped := running.get("/metrics").text):
+            assert time.monotonic() < until, scraped
+            time.sleep(0.05)
+        assert 'te_request_failure{err="backend"} 0.0' in scraped
+    assert "Traceback" not in log[0].getvalue()
+    assert "POST /v1/embeddings 499" in log[0].getvalue()
+
+
+def test_a_client_that_stalls_is_sent_away(tiny, monkeypatch):
+    """A body that stops coming is answered with 408, so that it cannot hold up the end of the server."""
+    monkeypatch.setattr(gate, "_STALL_SECONDS", 0.3)
+    with serving(EndpointConfig(model=str(tiny))) as running:
+        with socket.create_connection(("127.0.0.1", running.port), timeout=10) as stalled:
+            stalled.sendall(HALF)
+            answer = b"".join(iter(lambda: stalled.recv(65536), b""))
+        assert answer.startswith(b"HTTP/1.1 408 ")
+        assert b"went by without a byte of the body" in answer
+        assert running.post("/embed", {"inputs": "a"}).status_code == 200
+
+
+@pytest.mark.parametrize(("method", "path", "status"), [("GET", "/v1/embeddings", 405), ("POST", "/v1/nope", 404),
+                                                        ("GET", "/v1/models/a%0Ab", 404), ("GET", "/embed", 405),
+                                                        ("GET", "/predict", 405), ("POST", "/nope", 404)])  # fmt: skip
+def test_no_route_is_said_in_the_shape_of_the_contract(client, method, path, status):
+    """What no route takes is refused in the words of OpenAI, TEI or FastAPI, as the path would have been."""
+    answer = client.request(method, path)
+    assert answer.status_code == status
+    assert ("allow" in answer.headers) == (status == 405)
+    if path.startswith("/v1/"):
+        error = answer.json()["error"]
+        assert set(error) == {"message", "type", "param", "code"}
+        assert error["code"] == ("unknown_url" if status == 404 else None)
+    elif path == "/embed":
+        assert set(answer.json()) == {"error", "error_type"}
+    else:
+        assert answer.json() == {"detail": "Not Found" if status == 404 else "Method Not Allowed"}
+
+
 @pytest.fixture
 def log():
     """What the server logs meanwhile, as plain lines and as JSON."""
@@ -97,6 +148,9 @@ def test_one_line_a_request(guarded, log):
     guarded.post("/v1/embeddings?token=hidden", {"input": ["moonlight", "river"]}, headers=headers)
     guarded.post("/embed", {"inputs": []}, headers=headers)
     guarded.get("/no%0Awhere?token=hidden")
+    until = time.monotonic() + 10
+    while log[1].getvalue().count("\n") < 3 and time.monotonic() < until:
+        time.sleep(0.01)  # the line is written after the answer
     plain, as_json = (stream.getvalue() for stream in log)
     assert len(plain.splitlines()) == len(as_json.splitlines()) == 3
     for secret in ("moonlight", "hidden", KEY, "s3cret"):

@@ -86,8 +86,8 @@ def test_info(client, embedder, tiny):
 
 SERIES = {
     "te_request_count", "te_request_success", "te_request_failure", "te_request_duration", "te_request_input_length",
-    "te_embed_tokenization_duration", "te_embed_queue_duration", "te_embed_inference_duration", "te_queue_size",
-    "te_batch_next_size", "te_batch_next_tokens", "penult_truncated_texts", "penult_disconnects", "penult_http_responses",
+    "te_embed_duration", "te_embed_tokenization_duration", "te_embed_queue_duration", "te_embed_inference_duration",
+    "te_queue_size", "te_batch_next_size", "te_batch_next_tokens", "penult_truncated_texts", "penult_disconnects", "penult_http_responses",
 }  # fmt: skip
 
 
@@ -123,4 +123,5 @@ def test_metrics_are_all_there_from_the_first_scrape(tiny):
     assert after['te_request_failure{err="validation"}'] == 3
     assert after["penult_truncated_texts_total"] == 1
     assert after["te_queue_size"] == 0
+    assert after["te_embed_duration_count"] == 2
     assert after["te_batch_next_tokens_sum"] == 3 + 3 + 64

@@ -7,10 +7,12 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
+from starlette.exceptions import HTTPException
 
 from penult._version import __version__
 from penult.server import deepsparse, docs, health, openai, tei
 from penult.server.config import ServerConfig
+from penult.server.errors import no_route
 from penult.server.gate import Gate
 from penult.server.service import Service
 
@@ -44,6 +46,7 @@ def create_app(config: ServerConfig) -> FastAPI:
     for part in (openai, tei, deepsparse, health):
         part.add(app, service)
     docs.add(app)
+    app.add_exception_handler(HTTPException, no_route)
     app.state.service = service
     app.openapi()  # made now: it takes a fifth of a second, in which nobody else would be answered
     app.add_middleware(Gate, metrics=service.metrics, api_key=config.api_key, max_body_bytes=config.limits.max_body_bytes)

@@ -65,6 +65,7 @@ class EndpointConfig:
         dimensions: None: all.
         normalize: None: as the model's files say.
         as_written: the endpoint as its file has it, for GET /config.
+        place: where it stands in its file, for errors; empty where there is none.
     """
 
     model: str
@@ -80,6 +81,7 @@ class EndpointConfig:
     dimensions: int | None = None
     normalize: bool | None = None
     as_written: Mapping[str, Any] = field(default_factory=dict)
+    place: str = ""
 
 
 @dataclass(frozen=True, slots=True)

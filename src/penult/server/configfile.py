@@ -32,11 +32,18 @@ _NO_MEANING: Mapping[str, str] = {
     "num_streams": "one run uses all threads",
     "scheduler": "requests of all clients are batched together",
     "trust_remote_code": "no code of a model is ever run",
+    "config": "the model's folder has it",
+    "tokenizer": "the model's folder has it",
+    "executor": "requests of all clients are batched together",
+    "context": "one pool of threads serves all lengths",
+    "benchmark": "`penult bench` measures the model",
+    "alias": "the endpoint's name is its own",
+    "logger": "the log has one line a request",
 }
 _OF_SERVER = ("num_workers", "engine_thread_pinning", "pytorch_num_threads", "loggers", "system_logging")
 _OF_ENDPOINT = ("logging_config", "data_logging", "batch_size")
 _OF_KWARGS = ("engine_type", "return_numpy", "model_size", "num_cores", "num_streams", "scheduler", "trust_remote_code",
-              "batch_size")  # fmt: skip
+              "batch_size", "config", "tokenizer", "executor", "context", "benchmark", "alias", "logger")  # fmt: skip
 
 
 def read(path: str | Path) -> ServerConfig:
@@ -56,6 +63,7 @@ def read_node(root: Node) -> ServerConfig:
     if listed is None or not isinstance(listed.value, list) or not listed.value:
         raise (listed or root).error("needs a list `endpoints:`, each with a task and a model")
     endpoints = tuple(read_endpoint(item) for item in listed.value)
+    _check_apart(listed.value)
     integration = top.choice("integration", _INTEGRATIONS)
     if integration == "openai":
         _LOGGER.info("integration: openai changes nothing: the OpenAI routes are always there.")
@@ -68,13 +76,23 @@ def read_node(root: Node) -> ServerConfig:
         threads=top.whole("num_cores", 0) or None,
         integration="sagemaker" if integration == "sagemaker" else "local",
         limits=_limits(top.take("limits")),
-        as_written={key: node.plain() for key, node in root.value.items() if key != "endpoints"},
+        as_written={"integration": None} | {key: node.plain() for key, node in root.value.items() if key != "endpoints"},
         host=HOST if host is None else host,
         port=PORT if port is None else port,
     )
     top.ignore(_OF_SERVER)
     top.nothing_left()
     return config
+
+
+def _check_apart(items: list[Node]) -> None:
+    """Refuse the second endpoint of a name, or of a route."""
+    for what in ("name", "route"):
+        first: dict[object, Node] = {}
+        for item in items:
+            node = item.value.get(what)
+            if node is not None and node.value is not None and (other := first.setdefault(node.value, node)) is not node:
+                raise node.error(f"is {node.value!r}, as in line {other.line}; each endpoint needs its own")
 
 
 def read_endpoint(node: Node) -> EndpointConfig:
@@ -86,14 +104,17 @@ def read_endpoint(node: Node) -> EndpointConfig:
     try:
         task = check_task(task)
     except ConfigError as error:
-        raise cast("Node", node.value["task"]).error(f"is refused: {error}") from error
-    kwargs = _Section(found.take("kwargs") or Node({}, node.path, node.line, f"{node.key}.kwargs", ConfigError))
+        raise cast("Node", node.value["task"]).error(f"is refused: {str(error).rstrip('.')}") from error
+    given = found.take("kwargs")
+    if given is None or given.value is None:
+        given = Node({}, node.path, node.line, f"{node.key}.kwargs", ConfigError)
+    kwargs = _Section(given)
     buckets = _buckets(found, kwargs)
     if (middlewares := found.take("middlewares")) is not None and middlewares.value:
         raise middlewares.error("names code of DeepSparse's own, which cannot run here; leave it out")
     layer = kwargs.take("emb_extraction_layer")
     if layer is not None and (isinstance(layer.value, bool) or not isinstance(layer.value, int | str | None)):
-        raise layer.error(f"is {layer.value!r}; it must be a whole number, a name or null")
+        raise layer.error(f"is {layer.plain()!r}; it must be a whole number, a name or null")
     endpoint = EndpointConfig(
         model=model,
         task=task,
@@ -108,6 +129,7 @@ def read_endpoint(node: Node) -> EndpointConfig:
         dimensions=found.whole("dimensions", 1),
         normalize=found.flag("normalize"),
         as_written=node.plain(),
+        place=f"{node.path}, line {node.line}: {node.key}" if node.line else "",
     )
     for section, names in ((found, _OF_ENDPOINT), (kwargs, _OF_KWARGS)):
         section.ignore(names)

@@ -119,6 +119,7 @@ def add_endpoint(app: FastAPI, service: Service, endpoint: Endpoint) -> None:
     paths = {f"{base}/{name}": name for name in (endpoint.name, *endpoint.aliases)}
     for path, name in paths.items():
         shown = name == endpoint.name
+        _check_free(app, f"{path}/infer", endpoint.config)
         _add_infer(app, f"{path}/infer", infer, shown=shown)
         app.add_api_route(
             path, meta, tags=["DeepSparse"], summary="Where the model came from", include_in_schema=shown, responses=key
@@ -128,6 +129,7 @@ def add_endpoint(app: FastAPI, service: Service, endpoint: Endpoint) -> None:
         )
         app.add_api_route(f"/v2/models/{name}/benchmark", _benchmark, methods=["POST"], include_in_schema=False)
     for path in _old_paths(service, endpoint.config):
+        _check_free(app, path, endpoint.config)
         _add_infer(app, path, infer, shown=True)
 
 
@@ -151,7 +153,6 @@ def _old_paths(service: Service, endpoint: EndpointConfig) -> list[str]:
 
 
 def _add_infer(app: FastAPI, path: str, infer: Callable[[Request], Awaitable[Response]], *, shown: bool) -> None:
-    _check_free(app, path)
     app.add_api_route(
         path,
         infer,
@@ -164,9 +165,10 @@ def _add_infer(app: FastAPI, path: str, infer: Callable[[Request], Awaitable[Res
     )
 
 
-def _check_free(app: FastAPI, path: str) -> None:
+def _check_free(app: FastAPI, path: str, config: EndpointConfig) -> None:
     if any(getattr(route, "path", None) == path for route in app.routes):
-        raise ConfigError(f"The route {path} is taken already; give the endpoint another.")
+        place = f"{config.place}: " if config.place else ""
+        raise ConfigError(f"{place}The route {path} is taken already; give the endpoint another.")
 
 
 def _infer(service: Service, endpoint: Endpoint) -> Callable[[Request], Awaitable[Response]]:
@@ -189,12 +191,15 @@ def _config(service: Service) -> dict[str, Any]:
     """Give the configuration under DeepSparse's keys."""
     written = service.config.as_written
     loggers: Any = written.get("loggers") or {}
+    integration = service.config.integration
+    if integration == "local":  # DeepSparse said null where a file did not say
+        integration = written.get("integration", integration)
     logging_of: Any = written.get("system_logging") or {}
     parts = {name: {**_OFF, **(logging_of.get(name) or {})} for name in ("request_details", "resource_utilization")}
     return {
         "num_cores": written.get("num_cores"),
         "num_workers": written.get("num_workers"),
-        "integration": service.config.integration,
+        "integration": integration,
         "engine_thread_pinning": written.get("engine_thread_pinning", "core"),
         "pytorch_num_threads": written.get("pytorch_num_threads", 1),
         "endpoints": [_endpoint_config(number, endpoint) for number, endpoint in enumerate(service.endpoints)],
@@ -246,7 +251,7 @@ async def _add(app: FastAPI, service: Service, body: bytes) -> JSONResponse:
     try:
         config = configfile.read_endpoint(yamlfile.of(given.model_dump(), "the body", ConfigError))
         for path in _old_paths(service, config):
-            _check_free(app, path)
+            _check_free(app, path, config)
         add_endpoint(app, service, await asyncio.to_thread(service.add, config))
     except (OSError, TypeError, ValueError) as error:
         raise Refusal("invalid", f"The endpoint cannot be added: {error}") from error

@@ -6,9 +6,12 @@ It knows the three shapes of an error (OpenAI's, TEI's, FastAPI's) and which pat
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from fastapi import Request
 from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
 
-Reason = Literal["invalid", "empty", "batch", "text", "body", "auth", "missing", "full", "closed", "unable", "media", "bug"]
+Reason = Literal["invalid", "empty", "batch", "text", "body", "slow", "media", "auth", "closed", "missing", "nowhere", "method",
+                 "full", "unable", "bug"]  # fmt: skip
 
 _TEI_PATHS = ("/embed", "/embed_all", "/info")
 # By reason: the status for DeepSparse's routes, OpenAI's and TEI's, then TEI's error_type.
@@ -20,8 +23,11 @@ _STATUS: Mapping[Reason, tuple[int, int, int, str]] = {
     "body": (413, 413, 413, "Validation"),
     "auth": (401, 401, 401, "Validation"),
     "missing": (404, 404, 404, "Validation"),
+    "nowhere": (404, 404, 404, "Validation"),
+    "method": (405, 405, 405, "Validation"),
     "full": (429, 429, 429, "Overloaded"),
     "media": (415, 415, 415, "Validation"),
+    "slow": (408, 408, 408, "Validation"),
     "closed": (403, 403, 403, "Validation"),
     "unable": (501, 501, 424, "Backend"),
     "bug": (500, 500, 424, "Backend"),
@@ -30,6 +36,7 @@ _OPENAI_TYPES: Mapping[Reason, str] = {"full": "rate_limit_error", "unable": "se
 _OPENAI_CODES: Mapping[Reason, str] = {
     "auth": "invalid_api_key",
     "missing": "model_not_found",
+    "nowhere": "unknown_url",
     "full": "rate_limit_exceeded",
 }
 
@@ -84,3 +91,15 @@ def answer(path: str, refusal: Refusal) -> JSONResponse:
         where = ["body"] if refusal.param is None else ["body", refusal.param]
         detail = [{"type": refusal.reason, "loc": where, "msg": refusal.message}]
     return JSONResponse({"detail": detail}, deepsparse, refusal.headers)
+
+
+async def no_route(request: Request, error: Exception) -> JSONResponse:
+    """Answer what no route takes (404, 405) in the shape of the path's contract, with DeepSparse's very words on its own."""
+    assert isinstance(error, HTTPException)  # noqa: S101 - what it is registered for
+    path = request.scope["path"]
+    if contract(path) == "deepsparse" or error.status_code not in (404, 405):
+        return JSONResponse({"detail": error.detail}, error.status_code, error.headers)
+    asked = f"{request.method} {path[:100]}"
+    if error.status_code == 405:
+        return answer(path, Refusal("method", f"{asked} is no route; the path takes another method.", headers=error.headers))
+    return answer(path, Refusal("nowhere", f"{asked} is no route of this server; GET /docs lists them."))

@@ -58,12 +58,15 @@ class _Face:
         )
 
     async def _rows(self, texts: list[str], sizes: list[int], run: Callable[[list[str]], Rows], *, mergeable: bool) -> Rows:
+        started = time.monotonic()
         try:
-            return await self.batcher.rows(texts, sizes, run, mergeable=mergeable)
+            rows = await self.batcher.rows(texts, sizes, run, mergeable=mergeable)
         except QueueFull as full:
             raise Refusal("full", str(full), headers={"Retry-After": str(full.retry_after)}) from full
         except TextError as error:
             raise Refusal("text", str(error)) from error
+        self._metrics.embedded(time.monotonic() - started)
+        return rows
 
     def _check_answer(self, values: int) -> None:
         if values > self._limits.max_answer_values:

@@ -4,12 +4,14 @@ Plain ASGI, outermost, so that it sees what really goes over the wire. It knows 
 header or a query.
 """
 
+import asyncio
 import hmac
 import json
 import logging
 import time
 from urllib.parse import quote
 
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from penult.server.errors import Gone, Refusal, answer, contract
@@ -20,6 +22,7 @@ _ACCESS = logging.getLogger("penult.server.access")
 _LOGGER = logging.getLogger(__name__)
 _OPEN = frozenset({"/health", "/ping", "/healthcheck", "/status", "/v2/health/ready", "/v2/health/live"})
 _GONE = 499  # as nginx logs a client that left
+_STALL_SECONDS = 30.0  # without a byte of the body; a client that stalls for ever must not hold up the end of the server
 
 
 class Gate:
@@ -55,7 +58,7 @@ class Gate:
         try:
             self._check_key(scope)
             await self._app(scope, self._limited(scope, receive), watched_send)
-        except Gone:
+        except (Gone, ClientDisconnect):  # while it waited, or in the middle of its body
             pass
         except Refusal as refusal:
             facts.reason = refusal.reason
@@ -82,15 +85,25 @@ class Gate:
     def _limited(self, scope: Scope, receive: Receive) -> Receive:
         """Count the body as it comes, whatever its head says."""
         announced = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
-        read = 0
+        read, whole = 0, False
         too_large = Refusal("body", f"The body has more than {self._max_body_bytes} bytes, that is the most; send fewer texts.")
         if announced.isdigit() and int(announced) > self._max_body_bytes:
             raise too_large
 
         async def limited() -> Message:
-            nonlocal read
-            message = await receive()
-            read += len(message.get("body", b""))
+            nonlocal read, whole
+            if whole:  # what comes now is that the client leaves, whenever that is
+                return await receive()
+            try:
+                async with asyncio.timeout(_STALL_SECONDS):
+                    message = await receive()
+            except TimeoutError:
+                raise Refusal(
+                    "slow",
+                    f"{_STALL_SECONDS:g} s went by without a byte of the body; send it again.",
+                    headers={"Connection": "close"},
+                ) from None
+            read, whole = read + len(message.get("body", b"")), not message.get("more_body", False)
             if read > self._max_body_bytes:
                 raise too_large
             return message

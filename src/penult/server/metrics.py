@@ -35,6 +35,7 @@ class Metrics:
         self._failure = Counter("te_request_failure", "Those that were refused or failed.", ["err"], registry=registry)
         self._duration = seconds("te_request_duration", "Seconds from a request's head to its answer.")
         self._length = Histogram("te_request_input_length", "Tokens of a text.", buckets=_SIZES, registry=registry)
+        self._embed = seconds("te_embed_duration", "Seconds from a request's counted tokens to its vectors.")
         self._tokenize = seconds("te_embed_tokenization_duration", "Seconds of counting a request's tokens.")
         self._queued = seconds("te_embed_queue_duration", "Seconds a request waited for the engine.")
         self._inference = seconds("te_embed_inference_duration", "Seconds of a run of the engine.")
@@ -74,6 +75,10 @@ class Metrics:
             self._length.observe(size)
         if truncated:
             self._truncated.inc(truncated)
+
+    def embedded(self, seconds: float) -> None:
+        """A request has its vectors, which are not written yet."""
+        self._embed.observe(seconds)
 
     def asked(self, texts: int) -> None:
         """A client asks for the embeddings of so many texts."""

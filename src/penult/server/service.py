@@ -47,6 +47,14 @@ class Service:
 
     def add(self, config: EndpointConfig, *, alone: bool = False) -> Endpoint:
         """Open an endpoint: the face of the routes it was written for, now; the other one, when it is first asked for."""
+        try:
+            return self._open(config, alone=alone)
+        except (OSError, TypeError, ValueError) as error:
+            if not config.place:
+                raise
+            raise ConfigError(f"{config.place}: {error}") from error
+
+    def _open(self, config: EndpointConfig, *, alone: bool) -> Endpoint:
         number = len(self.endpoints)
         route = (config.route or "").strip("/")
         name = route or config.name or f"{TASK}-{number}"

@@ -9,6 +9,8 @@ from typing import Any
 
 import yaml
 
+_MERGE = "tag:yaml.org,2002:merge"
+
 
 @dataclass(frozen=True, slots=True)
 class Node:
@@ -76,7 +78,11 @@ def _node(found: yaml.Node | None, path: str, key: str, failure: type[ValueError
     value: Any
     if isinstance(found, yaml.MappingNode):
         value = {}
+        merged: dict[str, Node] = {}
         for key_node, value_node in found.value:
+            if key_node.tag == _MERGE:
+                merged = _merged(value_node, path, key, failure, constructor) | merged  # of several, the first stands above
+                continue
             name = str(constructor.construct_object(key_node))
             inner = f"{key}.{name}" if key else name
             at = Node(None, path, key_node.start_mark.line + 1, inner, failure)
@@ -84,8 +90,23 @@ def _node(found: yaml.Node | None, path: str, key: str, failure: type[ValueError
                 raise at.error("stands there twice")
             read = _node(value_node, path, inner, failure, constructor)
             value[name] = Node(read.value, path, at.line, inner, failure)
+        value = merged | value
     elif isinstance(found, yaml.SequenceNode):
         value = [_node(item, path, f"{key}[{i}]", failure, constructor) for i, item in enumerate(found.value)]
     else:
-        value = constructor.construct_object(found)
+        try:
+            value = constructor.construct_object(found)
+        except ValueError as error:  # a date of month 13, or what a tag calls a number and is none
+            raise Node(None, path, line, key, failure).error(f"is {found.value!r}, which cannot be read ({error})") from error
     return Node(value, path, line, key, failure)
+
+
+def _merged(found: yaml.Node, path: str, key: str, failure: type[ValueError], constructor: yaml.SafeLoader) -> dict[str, Node]:
+    """Read what `<<:` puts into a mapping: a mapping, or a list of them of which the first stands above the next."""
+    read = _node(found, path, key, failure, constructor)
+    value: dict[str, Node] = {}
+    for part in read.value if isinstance(read.value, list) else [read]:
+        if not isinstance(part.value, dict):
+            raise read.error("merges by `<<` what is no mapping")
+        value = part.value | value
+    return value
