@@ -4,6 +4,7 @@ The only file that imports uvicorn.
 """
 
 import logging
+import socket
 import sys
 import warnings
 
@@ -15,6 +16,17 @@ from penult.server.config import ServerConfig
 from penult.server.gate import Json, Plain
 
 _ANY = ("0.0.0.0", "::")  # noqa: S104 - named to warn of it
+_UNREAD_SECONDS = 60  # that a client may leave its answer unread; one that never reads must not hold up the end
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's, on sockets that give up clients which read no more; the kernel alone can see them."""
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if (option := getattr(socket, "TCP_USER_TIMEOUT", None)) is not None:  # Linux; connections inherit it
+            for listening in (one for server in self.servers for one in server.sockets):
+                listening.setsockopt(socket.IPPROTO_TCP, option, _UNREAD_SECONDS * 1000)
 
 
 def run(config: ServerConfig) -> None:
@@ -27,7 +39,14 @@ def run(config: ServerConfig) -> None:
             config.host,
         )
     app = create_app(config)
-    uvicorn.run(app, host=config.host, port=config.port, log_config=None, access_log=False, server_header=False)
+    settings = uvicorn.Config(app, host=config.host, port=config.port, log_config=None, access_log=False, server_header=False)
+    server = _Server(settings)
+    try:
+        server.run()
+    except KeyboardInterrupt:  # Ctrl-C, which uvicorn raises again once all is finished
+        return
+    if not server.started:
+        raise SystemExit(3)  # as uvicorn's own command; the log says why
 
 
 def say(*, json: bool) -> None:
