@@ -80,3 +80,17 @@ def test_lengths_are_even_up_to_a_limit(texts, budget, limit):
         longest = max(1, *(texts[i] for i in batch.indices), 1)
         assert batch.length == (longest + longest % 2 if longest < limit else longest)
         assert len(batch.indices) * batch.length <= budget or len(batch.indices) == 1
+
+
+def test_where_a_batch_ends():
+    """To the token: the budget counts the longest row, and waste is allowed up to four tokens or an eighth of it."""
+    shapes = {
+        (10, 9, 9): [(2, 10), (1, 9)],  # 3 x 10 > 29
+        (9, 9, 9): [(3, 9)],
+        (10, 6): [(2, 10)],
+        (10, 5): [(1, 10), (1, 5)],
+    }
+    assert {texts: [(len(b.indices), b.length) for b in plan(texts, 29)] for texts in shapes} == shapes
+    assert [len(b.indices) for b in plan([80, 70], 999)] == [2]
+    assert [len(b.indices) for b in plan([80, 69], 999)] == [1, 1]
+    assert [b.indices for b in plan([7, 7, 8], 999)] == [(1, 0, 2)]

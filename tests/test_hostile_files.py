@@ -211,6 +211,27 @@ def circle():
     return model
 
 
+def made_twice(by):
+    """A tensor with two makers, found by the fuzzer: nodes, or an input or a weight and a node."""
+    model = bert_graph(bert_weights(), 4)
+    name = model.graph.node[30].output[0]
+    if by == "input":
+        model.graph.input.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", "sequence", 32]))
+    elif by == "weight":
+        model.graph.initializer[0].name = name
+    else:
+        model.graph.node[5].output[0] = name
+    return model
+
+
+def bare_operator(kind):
+    """A node without inputs that no operator of its name may be without, found by the fuzzer."""
+    model = bert_graph(bert_weights(), 4)
+    del model.graph.node[0].input[:]
+    model.graph.node[0].op_type = kind
+    return model
+
+
 def long_chain():
     model = bert_graph(bert_weights(), 4)
     for i in range(50_000):
@@ -249,6 +270,14 @@ def huge_constant():
         (endless, "local function that calls itself"),
         (billions, r"has 1,\d{3},\d{3},\d{3},\d{3} nodes; penult reads a graph of at most 50,000"),
         (circle, "needs its own output"),
+        (lambda: made_twice("node"), r"makes the tensor 't\d+' more than once"),
+        (lambda: made_twice("input"), r"makes the tensor 't\d+' more than once"),
+        (lambda: made_twice("weight"), r"makes the tensor 't\d+' more than once"),
+        (lambda: bare_operator("Loop"), "model.onnx"),
+        (lambda: bare_operator("If"), "model.onnx"),
+        (lambda: bare_operator("DequantizeLinear"), "model.onnx"),
+        (lambda: bare_operator("Gather"), "model.onnx"),
+        (lambda: bare_operator("Slice"), "model.onnx"),
         (long_chain, r"has 50,0\d\d nodes"),
         (lambda: without("node"), "holds no graph"),
         (lambda: without("output"), "holds no graph"),

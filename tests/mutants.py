@@ -1,0 +1,195 @@
+"""Do the tests notice a wrong line? Change one thing in one file, run that file's tests, and list what none of them noticed.
+
+`make mutants` runs it over all of `FILES`; FILE... runs it over some, `--only 17,40` tries single mutants again. A mutant is
+one of: a comparison, a sum, a Boolean operator or a `not` turned over, a number one more or less, a condition turned over, a
+result that is None, a statement left out. Error messages, type annotations, decorators and docstrings are left alone.
+
+All happens in a copy of src/ and tests/, with no data beside it: what notices stands in this repository. Each mutant runs in
+a fork of a process that has imported what is slow to import and nothing of penult; its tests stop at their first failure. A
+mutant that hangs counts as noticed.
+"""
+
+import argparse
+import ast
+import compileall
+import copy
+import importlib
+import importlib.util
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+SECONDS = 240
+FILES = {
+    "batching.py": ["tests/test_batching.py"],
+    "graph/pooling.py": ["tests/graph/test_pooling.py"],
+    "graph/cut.py": ["tests/graph/test_cut.py"],
+    "graph/layers.py": ["tests/graph/test_layers.py"],
+    "graph/stream.py": ["tests/graph/test_layers.py"],
+    "bulk/rows.py": ["tests/bulk/test_rows.py"],
+    "bulk/job.py": ["tests/bulk/test_job.py", "tests/bulk/test_resume.py", "tests/bulk/test_embed_files.py"],
+}
+SLOW_IMPORTS = ["numpy", "onnx.checker", "onnx.reference", "onnxruntime", "hypothesis", "hypothesis.strategies", "pytest",
+                "pyarrow.parquet", "transformers", "tokenizers", "httpx"]  # fmt: skip
+INSTEAD = {
+    ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq,
+    ast.In: ast.NotIn, ast.NotIn: ast.In, ast.Is: ast.IsNot, ast.IsNot: ast.Is, ast.Add: ast.Sub, ast.Sub: ast.Add,
+    ast.Mult: ast.Div, ast.Div: ast.Mult, ast.FloorDiv: ast.Mult, ast.Mod: ast.Mult, ast.Pow: ast.Mult,
+    ast.BitOr: ast.BitAnd, ast.BitAnd: ast.BitOr, ast.And: ast.Or, ast.Or: ast.And,
+}  # fmt: skip
+
+
+def sites(node: ast.AST) -> Iterator[ast.AST]:
+    """Walk over the code that decides something: no annotations, decorators, docstrings or error messages."""
+    yield node
+    for name, value in ast.iter_fields(node):
+        if name in {"annotation", "returns", "decorator_list", "type_params"} or isinstance(node, ast.Raise | ast.JoinedStr):
+            continue
+        for child in value if isinstance(value, list) else [value]:
+            if isinstance(child, ast.AST) and not (isinstance(child, ast.Expr) and isinstance(child.value, ast.Constant)):
+                yield from sites(child)
+
+
+def changes(node: ast.AST) -> Iterator[tuple[str, object]]:
+    """Give the mutants of one node: what is done, and a function that does it to a copy of the node in place or gives another."""
+    if isinstance(node, ast.Compare):
+        for i, op in enumerate(node.ops):
+            other = INSTEAD[type(op)]
+            yield f"{type(op).__name__} -> {other.__name__}", lambda n, i=i, other=other: n.ops.__setitem__(i, other())
+    elif isinstance(node, ast.BinOp | ast.AugAssign | ast.BoolOp) and type(node.op) in INSTEAD:
+        other = INSTEAD[type(node.op)]
+        yield f"{type(node.op).__name__} -> {other.__name__}", lambda n: setattr(n, "op", other())
+    elif isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not):
+        yield "without its not", lambda n: n.operand
+    elif isinstance(node, ast.Constant) and type(node.value) in (int, float):
+        for step in (1, -1):
+            yield f"{node.value} -> {node.value + step}", lambda n, step=step: setattr(n, "value", n.value + step)
+    elif isinstance(node, ast.Constant) and isinstance(node.value, bool):
+        yield f"{node.value} -> {not node.value}", lambda n: setattr(n, "value", not n.value)
+    elif isinstance(node, ast.Return) and not (node.value is None or ast.unparse(node.value) == "None"):
+        yield "returns None", lambda n: setattr(n, "value", ast.Constant(None))
+    elif isinstance(node, ast.Expr | ast.Raise | ast.AugAssign | ast.Continue | ast.Break | ast.Delete):
+        yield "left out", lambda n: ast.Pass()
+    tests = [node.test] if isinstance(node, ast.If | ast.IfExp | ast.While) else []
+    if tests and not isinstance(tests[0], ast.Compare | ast.UnaryOp):
+        yield "condition turned over", lambda n: setattr(n, "test", ast.UnaryOp(ast.Not(), n.test))
+
+
+def mutants(source: str) -> list[tuple[int, str, str]]:
+    """Give (line, what was done there, the whole source) of every mutant of a file, in order."""
+    tree = ast.parse(source)
+    whole = ast.unparse(tree)
+    made = []
+    for at, node in enumerate(sites(tree)):
+        for what, change in changes(node):
+            other = copy.deepcopy(tree)
+            there = next(n for i, n in enumerate(sites(other)) if i == at)
+            instead = change(there)
+            if isinstance(instead, ast.AST):
+                other = _Put(there, instead).visit(other)
+            text = ast.unparse(ast.fix_missing_locations(other))
+            if text != whole:
+                made.append((node.lineno, f"{ast.unparse(node).splitlines()[0]:.90}: {what}", text))
+    return made
+
+
+class _Put(ast.NodeTransformer):
+    """Puts a node in another's place."""
+
+    def __init__(self, old, new):
+        self.old, self.new = old, new
+
+    def visit(self, node):
+        return self.new if node is self.old else self.generic_visit(node)
+
+
+def passes(source: Path, tests: list[str], log: Path) -> bool:
+    """Run tests on a copy of src/ in a fork; False if one fails or they take too long."""
+    pid = os.fork()
+    if pid == 0:
+        os.setsid()
+        output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(output, 1)
+        os.dup2(output, 2)
+        sys.path.insert(0, str(source))
+        os.environ["PYTHONPATH"] = os.pathsep.join([str(source), os.environ.get("PYTHONPATH", "")])
+        import pytest
+
+        os._exit(pytest.main(["-x", "-q", "--no-header", "-p", "no:cacheprovider", "-p", "pytest_asyncio.plugin", *tests]))
+    end = time.monotonic() + SECONDS
+    try:
+        while time.monotonic() < end:
+            done, status = os.waitpid(pid, os.WNOHANG)
+            if done:
+                return status == 0
+            time.sleep(0.05)
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        return False
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(pid, signal.SIGKILL)  # what its tests left running
+
+
+def survivors(name: str, args: argparse.Namespace, folder: Path) -> list[str]:
+    """Try the mutants of one file; give those that no test noticed."""
+    path = folder / "src" / "penult" / name
+    whole = path.read_text()
+    tests = [test for test in FILES[name] if (ROOT / test).exists()]
+    everyone = list(enumerate(mutants(whole)))
+    chosen = [m for m in everyone if not args.only or m[0] in args.only]
+    if not args.only and len(chosen) > args.sample:
+        chosen = sorted(random.Random(args.seed).sample(chosen, args.sample))
+    Path(importlib.util.cache_from_source(str(path))).unlink(missing_ok=True)
+    began = time.monotonic()
+    if not passes(folder / "src", tests, folder / "log"):
+        raise SystemExit(f"The tests of {name} fail without a mutant:\n{(folder / 'log').read_text()}")
+    print(f"{name}: {len(chosen)} of {len(everyone)} mutants; {time.monotonic() - began:.1f} s without one", flush=True)
+    found = []
+    for number, (line, what, text) in chosen:
+        path.write_text(text)
+        if passes(folder / "src", tests, folder / "log"):
+            found.append(f"  {name}:{line} #{number}  {what}")
+            print(found[-1], flush=True)
+    path.write_text(whole)
+    print(f"{name}: {len(chosen) - len(found)} of {len(chosen)} noticed, {time.monotonic() - began:.0f} s", flush=True)
+    return found
+
+
+def main() -> None:
+    """Try the files that are named, or all; end with 1 if a mutant survives."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("files", nargs="*", metavar="FILE", help=f"of: {', '.join(FILES)} (all)")
+    parser.add_argument("--sample", type=int, default=60, help="the most mutants of a file, chosen by the seed (60)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", type=lambda text: {int(number) for number in text.split(",")}, help="mutants by their number")
+    args = parser.parse_args()
+    os.environ |= {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    sys.dont_write_bytecode = True
+    for module in SLOW_IMPORTS:
+        importlib.import_module(module)
+    from hypothesis import settings
+
+    settings.register_profile("mutants", database=None, derandomize=True)
+    settings.load_profile("mutants")
+    with tempfile.TemporaryDirectory() as folder:
+        for part in ("src", "tests"):
+            shutil.copytree(ROOT / part, Path(folder) / "penult" / part)
+        shutil.copy(ROOT / "pyproject.toml", Path(folder) / "penult")
+        os.chdir(Path(folder) / "penult")
+        compileall.compile_dir("src", quiet=1)
+        found = [said for name in args.files or FILES for said in survivors(name, args, Path.cwd())]
+    print(f"{len(found)} mutants survive")
+    sys.exit(bool(found))
+
+
+if __name__ == "__main__":
+    main()
