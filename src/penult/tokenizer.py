@@ -161,7 +161,14 @@ def _load(folder: Path) -> FastTokenizer:
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # "PyTorch was not found" is no news here
     from transformers import AutoTokenizer  # noqa: PLC0415 - a second and 100 MB that most models never need
 
-    slow = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+    try:
+        slow = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # of any class, as the file and the versions go
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+        raise ValueError(
+            f"{folder} holds no tokenizer.json, and transformers cannot make one of its older files without running code of "
+            f"the model's own ({reason}); fetch or make a tokenizer.json."
+        ) from error
     if getattr(slow, "backend_tokenizer", None) is None:
         raise ValueError(f"{folder} has a tokenizer without a fast version; convert it to tokenizer.json once.")
     fast: FastTokenizer = slow.backend_tokenizer
