@@ -34,8 +34,8 @@ FILES = {
     "graph/cut.py": ["tests/graph/test_cut.py"],
     "graph/layers.py": ["tests/graph/test_layers.py"],
     "graph/stream.py": ["tests/graph/test_layers.py"],
-    "bulk/rows.py": ["tests/bulk/test_rows.py", "tests/bulk/test_embed_files.py"],
-    "bulk/job.py": ["tests/bulk/test_job.py", "tests/bulk/test_resume.py", "tests/bulk/test_embed_files.py"],
+    "bulk/rows.py": ["tests/bulk/test_rows.py"],
+    "bulk/job.py": ["tests/bulk/test_job.py"],
 }
 SLOW_IMPORTS = ["numpy", "onnx.checker", "onnx.reference", "onnxruntime", "hypothesis", "hypothesis.strategies", "pytest",
                 "pyarrow.parquet", "transformers", "tokenizers", "httpx"]  # fmt: skip

@@ -211,6 +211,27 @@ def circle():
     return model
 
 
+def made_twice(by):
+    """A tensor with two makers, found by the fuzzer: nodes, or an input or a weight and a node."""
+    model = bert_graph(bert_weights(), 4)
+    name = model.graph.node[30].output[0]
+    if by == "input":
+        model.graph.input.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", "sequence", 32]))
+    elif by == "weight":
+        model.graph.initializer[0].name = name
+    else:
+        model.graph.node[5].output[0] = name
+    return model
+
+
+def bare_operator(kind):
+    """A node without inputs that no operator of its name may be without, found by the fuzzer."""
+    model = bert_graph(bert_weights(), 4)
+    del model.graph.node[0].input[:]
+    model.graph.node[0].op_type = kind
+    return model
+
+
 def long_chain():
     model = bert_graph(bert_weights(), 4)
     for i in range(50_000):
@@ -249,6 +270,14 @@ def huge_constant():
         (endless, "local function that calls itself"),
         (billions, r"has 1,\d{3},\d{3},\d{3},\d{3} nodes; penult reads a graph of at most 50,000"),
         (circle, "needs its own output"),
+        (lambda: made_twice("node"), r"makes the tensor 't\d+' more than once"),
+        (lambda: made_twice("input"), r"makes the tensor 't\d+' more than once"),
+        (lambda: made_twice("weight"), r"makes the tensor 't\d+' more than once"),
+        (lambda: bare_operator("Loop"), "model.onnx"),
+        (lambda: bare_operator("If"), "model.onnx"),
+        (lambda: bare_operator("DequantizeLinear"), "model.onnx"),
+        (lambda: bare_operator("Gather"), "model.onnx"),
+        (lambda: bare_operator("Slice"), "model.onnx"),
         (long_chain, r"has 50,0\d\d nodes"),
         (lambda: without("node"), "holds no graph"),
         (lambda: without("output"), "holds no graph"),
@@ -411,6 +440,17 @@ def use(folder):
     """Read a folder's recipe and tokenise with it."""
     found = read(folder, Wishes())
     return Tokenizer(folder, max_length=max(found.max_length, 2), side=found.side).encode(["a"], found.prompts["query"])
+
+
+def test_a_tokenizer_that_repeats_the_text(tmp_path):
+    """A template with the text twice, found by the fuzzer, gave more tokens than the model takes."""
+    path = tiny_model(tmp_path) / "tokenizer.json"
+    whole = json.loads(path.read_text())
+    cls, text, sep = whole["post_processor"]["single"]
+    whole["post_processor"]["single"] = [cls, text, sep, text]
+    write_json(path, whole)
+    with pytest.raises(ValueError, match=rf"{re.escape(str(tmp_path))}: the tokenizer makes 4 tokens where 3 are the most"):
+        use(tmp_path)
 
 
 def test_json_that_is_too_deep_or_too_large(tmp_path):

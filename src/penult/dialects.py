@@ -48,10 +48,10 @@ class Reply:
     body: bytes
 
     def json(self) -> Any:  # noqa: ANN401 - JSON
-        """Read the body; None where it is no JSON."""
+        """Read the body; None where it is no JSON, or nested too deeply to be read."""
         try:
             return json.loads(self.body)
-        except ValueError:
+        except (ValueError, RecursionError):
             return None
 
 
@@ -170,7 +170,7 @@ def embed(server: Server, texts: Sequence[str], role: Role) -> Talk[tuple[Vector
         )
     vectors = _read(server, reply.json(), len(texts))
     cut = reply.headers.get("x-penult-truncated", "0")
-    return vectors, int(cut) if cut.isdigit() else 0
+    return vectors, int(cut) if cut.isascii() and cut.isdigit() and len(cut) < 10 else 0
 
 
 def refusal(reply: Reply) -> Exception:
@@ -199,7 +199,7 @@ def _words(reply: Reply) -> str:
         said = said[0]
     if isinstance(said, dict):
         said = said.get("message", said.get("msg", said))
-    text = str(said) if said is not None else reply.body[:200].decode("utf-8", "replace")
+    text = str(said)[:2000] if said is not None else reply.body[:200].decode("utf-8", "replace")
     return text if text.endswith(".") else f"{text or 'it said nothing'}."
 
 
@@ -207,12 +207,20 @@ def _penult(said: Mapping[str, Any], model: str | None) -> Server:
     return Server(
         kind="penult",
         path="/v1/embeddings",
-        fingerprint=str(said["fingerprint"]),
-        dimension=int(said["dimension"]),
-        model=model or str(said["served_model_name"]),
-        max_texts=int(said["max_client_batch_size"]),
-        max_bytes=int(said["max_body_bytes"]),
+        fingerprint=str(_stated(said, "fingerprint", str)),
+        dimension=_stated(said, "dimension", int),
+        model=model or str(_stated(said, "served_model_name", str)),
+        max_texts=_stated(said, "max_client_batch_size", int),
+        max_bytes=_stated(said, "max_body_bytes", int),
     )
+
+
+def _stated(said: Mapping[str, Any], key: str, kind: type) -> Any:  # noqa: ANN401 - of the kind
+    value = said.get(key)
+    if not isinstance(value, kind) or isinstance(value, bool) or (isinstance(value, int) and value < 1):
+        wanted = "a text" if kind is str else "a whole number of at least 1"
+        raise ValueError(f"The server's GET /info gives {value!r:.80} as {key!r} where {wanted} was looked for.")
+    return value
 
 
 def _tei(said: Mapping[str, Any]) -> Server:
@@ -226,14 +234,15 @@ def _tei(said: Mapping[str, Any]) -> Server:
         kind="tei",
         path="/embed",
         fingerprint=_hash({"server": "tei", **{name: said.get(name) for name in names}}),
-        max_texts=max(1, int(said.get("max_client_batch_size") or _MAX_TEXTS)),
+        max_texts=_MAX_TEXTS if said.get("max_client_batch_size") is None else _stated(said, "max_client_batch_size", int),
     )
 
 
 def _listed_path(paths: Mapping[str, Any], model: str | None) -> str | None:
     """Choose the path of DeepSparse's inference among those of its own document."""
     named = {found[1]: path for path in paths if (found := re.fullmatch(r"/(?:v2/models|invocations)/(.+)/infer", path))}
-    old = [path for path, methods in paths.items() if "post" in methods and path in ("/predict", "/invocations")]
+    posts = [path for path, methods in paths.items() if isinstance(methods, dict) and "post" in methods]
+    old = [path for path in posts if path in ("/predict", "/invocations")]
     if model is not None:
         wanted = [path for path in (named.get(model), f"/{model.strip('/')}") if path in paths]
         if not wanted:
@@ -306,7 +315,7 @@ def _read(server: Server, said: Any, count: int) -> Vectors:  # noqa: ANN401 - J
         if not isinstance(rows, list):
             raise TypeError
         vectors = [np.asarray(row, dtype=np.float32) for row in rows]
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"The server answered with {_kind_of(said)} where {count} vectors were asked for.") from error
     sizes = sorted({vector.size if vector.ndim == 1 else 0 for vector in vectors})
     if len(vectors) != count or len(sizes) != 1 or sizes[0] == 0:

@@ -51,7 +51,7 @@ class Tokenizer:
 
     Raises:
         FileNotFoundError: the folder holds no tokenizer.
-        ValueError: its file cannot be read, or `max_length` leaves no room for the specials.
+        ValueError: its file cannot be read, it repeats the text, or `max_length` leaves no room for the specials.
     """
 
     def __init__(self, folder: Path, *, max_length: int, side: str = "right") -> None:
@@ -72,6 +72,13 @@ class Tokenizer:
         self.pad_id = int(own.get("pad_id") or 0) if self.pad_token_id is None else self.pad_token_id
         self.cls_token_id = self._first_id(named.get("cls_token"), _stated_cls(self._tokenizer), "[CLS]")
         self._tokenizer.no_padding()
+        # Truncation counts a text once; a template that repeats it makes more tokens than the model may take.
+        self._tokenizer.enable_truncation(self.special_tokens + 1)
+        if (made := len(self._tokenizer.encode("a b c d").ids)) > self.special_tokens + 1:
+            raise ValueError(
+                f"{folder}: the tokenizer makes {made} tokens where {self.special_tokens + 1} are the most allowed; its "
+                "post-processor must hold the text once. Fetch tokenizer.json again."
+            )
         self._tokenizer.enable_truncation(max_length, direction=side)
 
     def encode(self, texts: Sequence[str], prompt: str = "") -> Encoded:

@@ -34,7 +34,11 @@ def one(data: bytes) -> None:
         return
     assert [state.index for state in states] == list(range(len(states)))
     for state in states:
-        made = cut(model, state.tensor, axes=state.axes)
+        try:
+            made = cut(model, state.tensor, axes=state.axes)
+        except ValueError as error:
+            assert "give a float tensor" in str(error)
+            continue
         assert [o.name for o in made.graph.output] == ["token_embeddings"]
         read_there = {i for node in made.graph.node for i in node.input} | {"token_embeddings"}
         assert {i.name for i in made.graph.initializer} <= read_there

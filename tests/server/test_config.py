@@ -218,3 +218,34 @@ def test_a_wrong_command_line_is_one_line(words, said, capsys, monkeypatch):
     lines = capsys.readouterr().err.strip().splitlines()
     assert said in lines[-1]
     assert not [line for line in lines if "Traceback" in line]
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        ("!!bool y", "'y', which cannot be read"),
+        ("!!timestamp 2", "'2', which cannot be read"),
+        ('!!int ""', "'', which cannot be read"),
+        ("!!float e", "'e', which cannot be read"),
+        ("2001-13-40", "'2001-13-40', which cannot be read"),
+        ("0x" + "f" * 5000, "a number of 20000 bits"),
+        ("1" * 5000, "'1{199}, which cannot be read"),
+    ],
+)
+def test_what_a_fuzzer_found_in_values(tmp_path, value, words):
+    """A text that its tag calls something it is not, and a number that Python would not print, as a value and as a key."""
+    with pytest.raises(ConfigError, match=rf"config\.yaml, line 2: port is {words}"):
+        read(tmp_path, f"host: x\nport: {value}\n")
+    with pytest.raises(ConfigError, match=rf"config\.yaml, line 2: the whole is {words}"):
+        read(tmp_path, f"host: x\n? {value}\n: 1\n")
+
+
+def test_aliases_that_unfold_to_billions(tmp_path):
+    """A few lines of aliases to aliases are refused before they fill the memory; so is nesting without end."""
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 12)]
+    with pytest.raises(ConfigError, match=r"has more than 100,000 values, aliases counted each time"):
+        read(tmp_path, "\n".join(lines))
+    for text in ("[" * 50_000, "a: &a\n  b: *a\n"):
+        with pytest.raises(ConfigError, match=r"config\.yaml is nested too deeply or has an alias inside of itself"):
+            read(tmp_path, text)

@@ -25,6 +25,7 @@ from penult.tokenizer import Tokenizer
 PEERS = ("onnxruntime", "openvino", "openvino-bf16", "sentence-transformers", "fastembed", "deepsparse")
 _OURS = ("penult", "penult-int8")
 _CUBE = 2048
+_LEAVING_SECONDS = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,8 +105,11 @@ class _Process:
         for pipe in (self._process.stdin, self._process.stdout):
             if pipe is not None:
                 pipe.close()
-        self._process.kill()
-        self._process.wait()
+        try:
+            self._process.wait(_LEAVING_SECONDS)  # without more input it ends by itself
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
         self._errors.close()
 
     def _write(self, value: object) -> None:

@@ -85,7 +85,7 @@ def _float_tensor(graph: GraphProto, name: str, types: dict[str, Type]) -> str:
         return name
     reads: list[str] = []
     for node in graph.node:
-        if node.op_type == "DequantizeLinear" and node.input[0] == name:
+        if node.op_type == "DequantizeLinear" and name in node.input[:1]:
             return str(node.output[0])
         if node.op_type.startswith("QLinear") and name in node.input:
             reads = list(node.input)[list(node.input).index(name) :][:3]

@@ -17,6 +17,8 @@ from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, SparseTensor
 
 from penult.graph.flow import read_by
 
+# Beside its own error, onnx lets through what its C++ raises over an operator that lacks inputs, a Loop without any for one.
+_NOT_INFERRED = (onnx.shape_inference.InferenceError, ValueError, IndexError, MemoryError, RuntimeError)
 _SMALL = 512  # elements; shapes, axes and scalars are far below, weights far above
 Type = tuple[int, tuple[int | str | None, ...] | None]
 
@@ -38,7 +40,7 @@ def shapes(bare: ModelProto) -> dict[str, Type]:
     A dimension is a number, a symbol or None; a shape of unknown rank is None. A graph whose annotations contradict each
     other gives what it states.
     """
-    with suppress(onnx.shape_inference.InferenceError):
+    with suppress(*_NOT_INFERRED):
         bare = onnx.shape_inference.infer_shapes(bare, data_prop=True)
     known: dict[str, Type] = {}
     for value in (*bare.graph.input, *bare.graph.value_info, *bare.graph.output):
@@ -67,8 +69,13 @@ def _branches(graph: GraphProto) -> Iterator[GraphProto]:
     """Yield the branch to take of every If that an input of the graph decides."""
     inputs = {i.name for i in graph.input}
     for node in graph.node:
-        if node.op_type == "If" and node.input[0] in inputs:
-            yield min((a.g for a in node.attribute), key=lambda g: len(inputs & _read(g)))
+        if _decided(node, inputs):
+            yield min((a.g for a in node.attribute if a.HasField("g")), key=lambda g: len(inputs & _read(g)))
+
+
+def _decided(node: NodeProto, inputs: set[str]) -> bool:
+    """Say whether a node is an If with branches that an input of the graph decides; a broken one may lack either."""
+    return node.op_type == "If" and not inputs.isdisjoint(node.input[:1]) and any(a.HasField("g") for a in node.attribute)
 
 
 def _read(graph: GraphProto) -> set[str]:
@@ -80,7 +87,7 @@ def _nodes(graph: GraphProto) -> Iterator[NodeProto]:
     branches = _branches(graph)
     inputs = {i.name for i in graph.input}
     for node in graph.node:
-        if node.op_type == "If" and node.input[0] in inputs:
+        if _decided(node, inputs):
             branch = next(branches)
             yield from branch.node
             for inner, outer in zip(branch.output, node.output, strict=False):

@@ -28,8 +28,8 @@ def check_whole(model: ModelProto, path: Path, real: Mapping[str, Path]) -> None
         real: the real file of each name under which the graph keeps external data.
 
     Raises:
-        ValueError: a part is missing, a name is no text, nodes need each other in a circle, there are more of them than
-            any transformer has, or external data are not where the graph says.
+        ValueError: a part is missing, a name is no text, nodes need each other in a circle or make the same tensor, there are
+            more of them than any transformer has, or external data are not where the graph says.
     """
     graph = model.graph
     if not graph.node or not graph.output:
@@ -110,6 +110,10 @@ def _key(node: NodeProto) -> _Key:
 
 
 def _check_order(graph: GraphProto, path: Path) -> None:
+    made = Counter({value.name for value in (*graph.input, *graph.initializer)})
+    made.update(output for node in graph.node for output in node.output if output)
+    if twice := [name for name, count in made.items() if count > 1]:
+        raise ValueError(f"{path} makes the tensor {twice[0]!r} more than once; fetch it again.")
     made_by = {output: i for i, node in enumerate(graph.node) for output in node.output if output}
     needs = {i: {made_by[name] for name in read_by(node) if name in made_by} for i, node in enumerate(graph.node)}
     try:

@@ -10,6 +10,9 @@ from typing import Any
 import yaml
 
 _MERGE = "tag:yaml.org,2002:merge"
+_MOST = 100_000  # values of a file, its aliases unfolded: a few lines of aliases to aliases can stand for billions
+# What PyYAML's constructors raise for a text that a tag calls something and is not: `!!bool x`, `!!timestamp x`, `!!int ""`.
+_UNREADABLE = (ValueError, KeyError, AttributeError, IndexError, TypeError, OverflowError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +53,8 @@ def load(path: str | Path, failure: type[ValueError]) -> Node:
         raise failure(f"{path} is no text in UTF-8 ({error}).") from error
     try:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
+        if _unfolded(root, {}) > _MOST:
+            raise failure(f"{path} has more than {_MOST:,} values, aliases counted each time; no configuration needs them.")
         constructor = yaml.SafeLoader("")
         return _node(root, str(path), "", failure, constructor)
     except yaml.MarkedYAMLError as error:
@@ -58,7 +63,7 @@ def load(path: str | Path, failure: type[ValueError]) -> Node:
     except yaml.YAMLError as error:
         raise failure(f"{path} is no YAML: {str(error).splitlines()[0]}.") from error
     except RecursionError as error:
-        raise failure(f"{path} has an alias inside of itself, which no configuration needs.") from error
+        raise failure(f"{path} is nested too deeply or has an alias inside of itself; no configuration needs that.") from error
 
 
 def of(value: object, path: str, failure: type[ValueError], key: str = "") -> Node:
@@ -69,6 +74,16 @@ def of(value: object, path: str, failure: type[ValueError], key: str = "") -> No
     elif isinstance(value, list):
         inner = [of(item, path, failure, f"{key}[{i}]") for i, item in enumerate(value)]
     return Node(inner, path, 0, key, failure)
+
+
+def _unfolded(found: yaml.Node | None, known: dict[int, int]) -> int:
+    """Count the values of a node, those of an alias each time it stands there."""
+    if found is None or not isinstance(found.value, list):
+        return 1
+    if id(found) not in known:
+        inner = [node for item in found.value for node in (item if isinstance(item, tuple) else (item,))]
+        known[id(found)] = 1 + sum(_unfolded(node, known) for node in inner)
+    return known[id(found)]
 
 
 def _node(found: yaml.Node | None, path: str, key: str, failure: type[ValueError], constructor: yaml.SafeLoader) -> Node:
@@ -83,7 +98,7 @@ def _node(found: yaml.Node | None, path: str, key: str, failure: type[ValueError
             if key_node.tag == _MERGE:
                 merged = _merged(value_node, path, key, failure, constructor) | merged  # of several, the first stands above
                 continue
-            name = str(constructor.construct_object(key_node))
+            name = str(_scalar(key_node, Node(None, path, key_node.start_mark.line + 1, key, failure), constructor))
             inner = f"{key}.{name}" if key else name
             at = Node(None, path, key_node.start_mark.line + 1, inner, failure)
             if name in value:
@@ -94,11 +109,19 @@ def _node(found: yaml.Node | None, path: str, key: str, failure: type[ValueError
     elif isinstance(found, yaml.SequenceNode):
         value = [_node(item, path, f"{key}[{i}]", failure, constructor) for i, item in enumerate(found.value)]
     else:
-        try:
-            value = constructor.construct_object(found)
-        except ValueError as error:  # a date of month 13, or what a tag calls a number and is none
-            raise Node(None, path, line, key, failure).error(f"is {found.value!r}, which cannot be read ({error})") from error
+        value = _scalar(found, Node(None, path, line, key, failure), constructor)
     return Node(value, path, line, key, failure)
+
+
+def _scalar(found: yaml.Node, place: Node, constructor: yaml.SafeLoader) -> Any:  # noqa: ANN401 - YAML holds anything
+    """Give what a scalar stands for: a date of month 13, or what a tag calls a number and is none, stands for nothing."""
+    try:
+        value = constructor.construct_object(found)
+    except _UNREADABLE as error:
+        raise place.error(f"is {found.value!r:.200}, which cannot be read ({error})") from error
+    if isinstance(value, int) and value.bit_length() > 64:  # Python refuses to print one of thousands of digits
+        raise place.error(f"is a number of {value.bit_length()} bits; 64 are the most")
+    return value
 
 
 def _merged(found: yaml.Node, path: str, key: str, failure: type[ValueError], constructor: yaml.SafeLoader) -> dict[str, Node]:

@@ -1,0 +1,113 @@
+"""Rows of JSON, CSV and text as Arrow tables: what is taken, what is rejected and why, and which type a column gets."""
+
+import json
+
+import pyarrow as pa
+import pytest
+
+from penult.bulk.rows import JSON_FIELD, Rejected, Row, csv_schema, infer, merge, read_csv, read_jsonl, read_text, to_table
+
+
+def test_lines_of_json(tmp_path):
+    """Blank lines are no rows, a mark of UTF-8 is no text, and each line that is no object is rejected with its number."""
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'\xef\xbb\xbf{"a": 1}\n\n  \n{"a": "\xff"}\n[1]\n{"a"\n' + b"[" * 100_000 + b'\n{"a": 2}')
+    rows = list(read_jsonl(path, "here"))
+    assert [rows[0], rows[-1]] == [Row(1, {"a": 1}), Row(8, {"a": 2})]
+    assert [(r.file, r.line) for r in rows[1:-1]] == [("here", 4), ("here", 5), ("here", 6), ("here", 7)]
+    reasons = [r.reason for r in rows[1:-1]]
+    assert reasons[:2] == ["is not UTF-8 at its byte 7", "is a list, not an object"]
+    assert reasons[2].startswith("is not JSON: ")
+    assert reasons[3].startswith("is not JSON: maximum recursion")
+    assert rows[1].record == '{"a": "\\xff"}'
+    assert json.loads(rows[1].as_json())["reason"] == reasons[0]
+
+
+def test_comma_separated_rows(tmp_path):
+    """Values are text as they stand; a row of another length is rejected under the number of its last line."""
+    path = tmp_path / "a.csv"
+    path.write_bytes(b'\xef\xbb\xbfa,b\n1,"x\ny"\n\n1,2,3\n4\n5,\xff\n')
+    rows = list(read_csv(path, "here"))
+    assert [type(row) for row in rows] == [Row, Rejected, Rejected, Row]
+    assert rows[0] == Row(3, {"a": "1", "b": "x\ny"})
+    assert (rows[1].line, rows[1].reason, rows[1].record) == (5, "has 3 fields, the header has 2", ["1", "2", "3"])
+    assert (rows[2].line, rows[2].reason) == (6, "has 1 fields, the header has 2")
+    assert csv_schema(path) == pa.schema([("a", pa.string()), ("b", pa.string())])
+    path.write_text("a,a\n1,2\n")
+    with pytest.raises(ValueError, match=r"here names a column twice in its header \['a', 'a'\]"):
+        list(read_csv(path, "here"))
+    path.write_text("")
+    assert list(read_csv(path, "here")) == []
+    assert len(csv_schema(path)) == 0
+    path.write_text("a\n" + "x" * 200_000)
+    assert [len(row.values["a"]) for row in read_csv(path, "here")] == [200_000]
+
+
+def test_lines_of_text(tmp_path):
+    """An empty line is an empty text; line ends of either kind are none of it."""
+    path = tmp_path / "a.txt"
+    path.write_bytes(b"x\r\n\n\xff\ny")
+    first, second, third, last = read_text(path, "here")
+    assert first == Row(1, {"file": "here", "line": 1, "text": "x"})
+    assert (second.values["text"], last.line, last.values["text"]) == ("", 4, "y")
+    assert (third.line, third.reason, third.record) == (3, "is not UTF-8 at its byte 0", "\\xff")
+
+
+def types(*rows, text="text"):
+    return {f.name: "json" if f.metadata == JSON_FIELD else str(f.type) for f in infer([Row(1, row) for row in rows], text)}
+
+
+def test_the_type_of_a_column():
+    """The narrowest that holds every value; what no type holds is JSON text; the text column is text whatever it holds."""
+    assert types({"text": 7, "a": 1, "b": None}, {"a": 2.5, "b": None}) == {"text": "string", "a": "double", "b": "null"}
+    assert types({"a": 1}, {"a": "x"}) == {"a": "json"}
+    assert types({"a": 10**30}) == {"a": "json"}
+    assert types({"a": "x"}, {"a": "\ud800"}) == {"a": "string"}
+    assert types({"a": [1]}, {"a": [2, 3]}) == {"a": "list<item: int64>"}
+    assert types({"a": {}}) == {"a": "json"}
+    assert types({"a": [{}]}) == {"a": "json"}
+    assert types({"a": {"b": {}}}) == {"a": "json"}
+    assert types({"a": {f"k{i}": i for i in range(100)}})["a"].startswith("struct")
+    assert types({"a": {f"k{i}": i for i in range(101)}}) == {"a": "json"}
+
+
+def test_fields_of_several_files():
+    """One column's types merge to one that holds both, else to JSON text, which swallows the others."""
+    whole, half, text, nothing = (pa.field("a", kind) for kind in (pa.int64(), pa.float64(), pa.string(), pa.null()))
+    free = pa.field("a", pa.string(), metadata=JSON_FIELD)
+    assert merge([whole]) == whole
+    assert merge([nothing, whole]).type == pa.int64()
+    assert merge([whole, half]).type == pa.float64()
+    assert merge([whole, text]).metadata == JSON_FIELD
+    assert merge([whole, free]).metadata == JSON_FIELD
+    assert merge([free, whole]).metadata == JSON_FIELD
+    wide = [pa.field("a", pa.struct([(f"{side}{i}", pa.int64()) for i in range(60)])) for side in "ab"]
+    assert merge(wide[:1]) == wide[0]
+    assert merge(wide).metadata == JSON_FIELD
+
+
+def test_rows_that_do_not_fit():
+    """They are rejected one by one, the value named; the others make the table, JSON columns as JSON text."""
+    schema = pa.schema(
+        [pa.field("text", pa.string()), pa.field("n", pa.int64()), pa.field("j", pa.string(), metadata=JSON_FIELD)]
+    )
+    rows = [
+        Row(1, {"text": "a", "n": 1, "j": {"k": "\u00e9"}}),
+        Row(2, {"text": 7, "n": 1}),
+        Row(3, {"text": "b", "n": "x" * 100}),
+        Row(5, {"text": "\ud800"}),
+        Row(6, {"n": 10**30}),
+        Row(9, {}),
+    ]
+    table, lines, rejected = to_table("here", rows, schema)
+    assert table.to_pylist() == [{"text": "a", "n": 1, "j": '{"k": "\u00e9"}'}, {"text": None, "n": None, "j": None}]
+    assert lines == [1, 9]
+    assert [(r.file, r.line, r.record) for r in rejected] == [("here", row.line, row.values) for row in rows[1:5]]
+    assert [r.reason for r in rejected] == [
+        "has a 'text' that is 7 (int), not text",
+        f"has a 'n' that is '{'x' * 39} (str), not int64",
+        "has a 'text' that is not Unicode: it holds half of a surrogate pair or bytes that are not UTF-8",
+        f"has a 'n' that is {10**30} (int), not int64",
+    ]
+    whole, lines, rejected = to_table("here", rows[:1], schema)
+    assert (whole.num_rows, lines, rejected) == (1, [1], [])
