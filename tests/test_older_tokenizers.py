@@ -41,8 +41,6 @@ def test_code_of_a_model_is_not_run(tmp_path, monkeypatch):
     ("name", "content"),
     [
         ("vocab.txt", b"\xff\xfe\x00"),
-        ("vocab.txt", b""),
-        ("vocab.txt", b"just\none\n"),
         ("tokenizer_config.json", b'{"tokenizer_class": "NoSuchTokenizer"}'),
         ("tokenizer_config.json", b'{"tokenizer_class": 7}'),
         ("tokenizer_config.json", b'{"tokenizer_class": "PreTrainedModel"}'),
@@ -63,3 +61,12 @@ def test_nothing_to_read(tmp_path):
     (tmp_path / "tokenizer_config.json").unlink()
     with pytest.raises(FileNotFoundError, match="holds no tokenizer"):
         Embedder.load(tmp_path)
+
+
+@pytest.mark.parametrize("vocabulary", ["", "[PAD]\n[CLS]\n[SEP]\ncat\n"])
+def test_a_vocabulary_without_a_token_for_the_unknown(tmp_path, vocabulary):
+    """What no token stands for is an error of the file, at the first text that needs it at the latest."""
+    (older(tmp_path) / "vocab.txt").write_text(vocabulary)
+    with pytest.raises(ValueError, match=r"cannot encode every text: .*\[UNK\]") as caught, Embedder.load(tmp_path) as e:
+        e.embed(["dog"])
+    assert str(tmp_path) in str(caught.value)

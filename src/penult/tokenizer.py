@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from tokenizers import Encoding
 from tokenizers import Tokenizer as FastTokenizer
 
 from penult.feeds import Padded
@@ -56,6 +57,7 @@ class Tokenizer:
 
     def __init__(self, folder: Path, *, max_length: int, side: str = "right") -> None:
         self._native = Native()
+        self._folder = folder
         self._tokenizer = _load(folder)
         self.max_length = max_length
         self.special_tokens = self._tokenizer.num_special_tokens_to_add(False)  # noqa: FBT003 - tokenizers' own signature
@@ -74,7 +76,7 @@ class Tokenizer:
         self._tokenizer.no_padding()
         # Truncation counts a text once; a template that repeats it makes more tokens than the model may take.
         self._tokenizer.enable_truncation(self.special_tokens + 1)
-        if (made := len(self._tokenizer.encode("a b c d").ids)) > self.special_tokens + 1:
+        if (made := len(self._encode(["a b c d"])[0].ids)) > self.special_tokens + 1:
             raise ValueError(
                 f"{folder}: the tokenizer makes {made} tokens where {self.special_tokens + 1} are the most allowed; its "
                 "post-processor must hold the text once. Fetch tokenizer.json again."
@@ -86,10 +88,10 @@ class Tokenizer:
 
         Raises:
             UnicodeError: a text holds a lone surrogate; see `unencodable`.
+            ValueError: the tokenizer's file has no token for a part of a text, and none for what is unknown.
         """
         whole = [prompt + text for text in texts] if prompt else list(texts)
-        with self._native:
-            batch = self._tokenizer.encode_batch_fast(whole)
+        batch = self._encode(whole)
         specials = self.special_tokens
         return Encoded(
             ids=[encoding.ids for encoding in batch],
@@ -127,6 +129,15 @@ class Tokenizer:
             if pooling is not None:
                 pooling[b, start + min(encoded.prompt_tokens, count) : start + count] = 1
         return Padded(ids, mask, types, pooling)
+
+    def _encode(self, texts: Sequence[str]) -> list[Encoding]:
+        try:
+            with self._native:
+                return self._tokenizer.encode_batch_fast(texts)
+        except Exception as error:
+            if type(error) is not Exception:  # tokenizers has no class of its own for what its model cannot do
+                raise
+            raise ValueError(f"{self._folder}: the tokenizer cannot encode every text: {error}. Mend its files.") from error
 
     def _first_id(self, *candidates: str | None) -> int | None:
         """Give the id of the first of some tokens that the vocabulary has."""
