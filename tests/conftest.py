@@ -1,6 +1,7 @@
 """Fixtures every test may use: a cache of its own, a tiny real model, and data outside the repository where there is any."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -47,3 +48,8 @@ def minilm() -> Path:
     if not (folder / "onnx" / "model.onnx").exists():
         pytest.skip("needs all-MiniLM-L6-v2: run `make bench-model`, or set PENULT_MINILM to its folder")
     return folder
+
+
+def hearing():
+    """Let a child hear Ctrl-C: a shell's background jobs ignore it, and so do their children, these tests among them."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)

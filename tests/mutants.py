@@ -35,7 +35,7 @@ FILES = {
     "graph/layers.py": ["tests/graph/test_layers.py"],
     "graph/stream.py": ["tests/graph/test_layers.py"],
     "bulk/rows.py": ["tests/bulk/test_rows.py"],
-    "bulk/job.py": ["tests/bulk/test_job.py", "tests/bulk/test_resume.py", "tests/bulk/test_embed_files.py"],
+    "bulk/job.py": ["tests/bulk/test_job.py"],
 }
 SLOW_IMPORTS = ["numpy", "onnx.checker", "onnx.reference", "onnxruntime", "hypothesis", "hypothesis.strategies", "pytest",
                 "pyarrow.parquet", "transformers", "tokenizers", "httpx"]  # fmt: skip

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from conftest import hearing
 
 from penult import Embedder
 from penult.native import Native
@@ -144,7 +145,8 @@ except KeyboardInterrupt:
 def test_an_interrupt_in_the_middle(tiny, how):
     """Ctrl-C in the middle of a long call is a KeyboardInterrupt within seconds, and the same Embedder goes on working."""
     command = [sys.executable, "-c", _INTERRUPTED, str(tiny), how]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, preexec_fn=hearing, **pipes) as child:  # noqa: PLW1509 - takes no lock
         assert child.stdout is not None
         assert child.stdout.readline() == "ready\n"
         threading.Event().wait(1.0)  # the call has no other sign of being under way

@@ -442,6 +442,27 @@ def use(folder):
     return Tokenizer(folder, max_length=max(found.max_length, 2), side=found.side).encode(["a"], found.prompts["query"])
 
 
+def test_a_tokenizer_that_repeats_the_text(tmp_path):
+    """A template with the text twice, found by the fuzzer, gave more tokens than the model takes."""
+    path = tiny_model(tmp_path) / "tokenizer.json"
+    whole = json.loads(path.read_text())
+    cls, text, sep = whole["post_processor"]["single"]
+    whole["post_processor"]["single"] = [cls, text, sep, text]
+    write_json(path, whole)
+    with pytest.raises(ValueError, match=rf"{re.escape(str(tmp_path))}: the tokenizer makes 4 tokens where 3 are the most"):
+        use(tmp_path)
+
+
+def test_a_tokenizer_whose_template_lacks_a_token(tmp_path):
+    """What its library panics over, found by the fuzzer, is one error."""
+    path = tiny_model(tmp_path) / "tokenizer.json"
+    whole = json.loads(path.read_text())
+    del whole["post_processor"]["special_tokens"]["[SEP]"]
+    write_json(path, whole)
+    with pytest.raises(ValueError, match=re.escape(str(tmp_path))):
+        use(tmp_path)
+
+
 def test_json_that_is_too_deep_or_too_large(tmp_path):
     """A hundred thousand brackets, or a file no tokenizer is as large as, is refused and not read into memory."""
     folder = tiny_model(tmp_path)

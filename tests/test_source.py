@@ -147,6 +147,7 @@ class Hub:
         self.files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
         self.asked: list[str] = []
         self.broken: set[str] = set()
+        self.altered: dict[str, bytes] = {}
         hub = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -185,7 +186,7 @@ class Hub:
             request.end_headers()
             request.wfile.write(content[: len(content) // 2])
             return request.wfile.flush()
-        return self.send(request, 200, content, headers)
+        return self.send(request, 200, self.altered.get(name, content), headers)
 
     def send(self, request, status, body, headers):
         request.send_response(status)
@@ -273,3 +274,29 @@ def test_a_part_fetched_by_another_program_is_completed(hub, tmp_path):
     again = load(tmp_path, hub.url)
     assert again.returncode == 0, again.stderr
     assert again.stdout.startswith("mean")
+
+
+def test_content_that_is_not_what_the_hub_states(hub, tmp_path):
+    """Weights of a pinned commit are held to the sha256 that the Hub states: altered on the way, or later in the cache."""
+    pinned, whole = f"org/tiny@{hub.commit}", hub.files["onnx/model.onnx"]
+    at = whole.index(np.float32(2**0.5).tobytes())
+    other = whole[:at] + np.float32(1.41422).tobytes() + whole[at + 4 :]
+    refused = f"has the sha256 {sha256(other).hexdigest()}, not the one that the Hub states"
+
+    hub.altered["onnx/model.onnx"] = other
+    first = load(tmp_path, hub.url, pinned)
+    assert first.returncode != 0
+    assert refused in first.stderr
+    assert load(tmp_path, hub.url, pinned, HF_HUB_OFFLINE="1").returncode != 0  # nor is it taken later
+
+    hub.altered.clear()
+    blob = next((tmp_path / "home" / "hub").rglob(f"blobs/{sha256(whole).hexdigest()}"))
+    assert str(blob) in first.stderr
+    blob.unlink()  # as the error says
+    assert load(tmp_path, hub.url, pinned).returncode == 0
+
+    blob.chmod(0o644)
+    blob.write_bytes(other)
+    again = load(tmp_path, hub.url, pinned)
+    assert again.returncode != 0
+    assert refused in again.stderr

@@ -10,6 +10,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import shutil
 import tempfile
 import threading
@@ -59,7 +60,11 @@ def cache_folder() -> Path:
 
 
 def hash_files(paths: Iterable[Path]) -> str:
-    """Give the sha256 of files, each read once: a file of the same place, size and time is not read again."""
+    """Give the sha256 of files, each read once: a file of the same place, size and time is not read again.
+
+    Raises:
+        ValueError: one is no file, or lies in the Hub's cache and is not what the Hub named.
+    """
     digests = [_hash_file(path) for path in paths]
     return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
 
@@ -231,7 +236,18 @@ def _check_contained(source: Source, real: Mapping[str, Path]) -> None:
 
 
 def _hash_file(path: Path) -> str:
+    """Give a file's sha256. The cache of the Hub names large files by theirs, and downloading checks no more than the size."""
     path = path.resolve()
+    digest = _digest(path)
+    if path.parent.name == "blobs" and re.fullmatch("[0-9a-f]{64}", path.name) and digest != path.name:
+        raise ValueError(
+            f"{path} has the sha256 {digest}, not the one that the Hub states and the file is named by; it was damaged or "
+            "changed: delete it, and load the model again where the Hub can be reached."
+        )
+    return digest
+
+
+def _digest(path: Path) -> str:
     if not path.is_file():
         raise ValueError(f"{path} is not a file; fetch it again.")  # reading a device or a pipe may never end
     stat = path.stat()

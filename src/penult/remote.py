@@ -5,6 +5,7 @@ imports httpx, none of whose types is a part of the public face.
 """
 
 import asyncio
+import base64
 import json
 import os
 import random
@@ -17,6 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from email.utils import parsedate_to_datetime
 from types import TracebackType
 from typing import Any, Self, TypeVar, cast
+from urllib.parse import unquote
 
 import httpx
 import numpy as np
@@ -39,7 +41,7 @@ class RemoteEmbedder:
 
     Args:
         base_url: of the server, as `http://host:5543`; or of one route of DeepSparse, as `http://host:5543/predict`.
-        api_key: sent as `Authorization: Bearer`. None: none is.
+        api_key: sent as `Authorization: Bearer`. None: none is, but the user and the password that stand in the URL.
         timeout: seconds to wait for an answer to one request.
         concurrency: requests of one call that are under way at once.
         model: which of a server's models. None: the only one.
@@ -64,15 +66,16 @@ class RemoteEmbedder:
         transport: object = None,
     ) -> None:
         if not isinstance(base_url, str) or not base_url.startswith(("http://", "https://")):
-            raise ValueError(f"base_url is {base_url!r}; it must be a URL such as 'http://localhost:5543'.")
+            shown = base_url.rpartition("@")[2] if isinstance(base_url, str) else base_url
+            raise ValueError(f"base_url is {shown!r}; it must be a URL such as 'http://localhost:5543'.")
         for name, value, least in (("timeout", timeout, 0.001), ("concurrency", concurrency, 1), ("retries", retries, 0)):
             if value < least:
                 raise ValueError(f"{name} is {value}; it must be at least {least}.")
         self._arguments = (base_url, api_key, timeout, concurrency, model, retries, transport)
-        self._base, self._path = _split(base_url)
-        self._headers = {"Content-Type": "application/json"} | (
-            {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
-        )
+        bare, basic = _without_password(base_url)
+        self._base, self._path = _split(bare)
+        authorization = basic if api_key is None else f"Bearer {api_key}"
+        self._headers = {"Content-Type": "application/json"} | ({"Authorization": authorization} if authorization else {})
         self._timeout = httpx.Timeout(timeout, connect=min(timeout, 10.0))
         self._concurrency = concurrency
         self._model = model
@@ -359,6 +362,16 @@ def _again(
     return RemoteEmbedder(
         base_url, api_key, timeout=timeout, concurrency=concurrency, model=model, retries=retries, transport=transport
     )
+
+
+def _without_password(url: str) -> tuple[str, str | None]:
+    """Take "user:password@" out of a URL, lest a message or a log show it; give the header that says the same."""
+    scheme, _, rest = url.partition("://")
+    host, slash, path = rest.partition("/")
+    secret, at, host = host.rpartition("@")
+    user, _, password = map(unquote, secret.partition(":"))
+    basic = base64.b64encode(f"{user}:{password}".encode()).decode()
+    return f"{scheme}://{host}{slash}{path}", f"Basic {basic}" if at else None
 
 
 def _split(base_url: str) -> tuple[str, str | None]:

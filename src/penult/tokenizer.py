@@ -7,12 +7,13 @@ which builds the same object from the older files.
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from tokenizers import Encoding
 from tokenizers import Tokenizer as FastTokenizer
 
 from penult.feeds import Padded
@@ -51,14 +52,15 @@ class Tokenizer:
 
     Raises:
         FileNotFoundError: the folder holds no tokenizer.
-        ValueError: its file cannot be read, or `max_length` leaves no room for the specials.
+        ValueError: its file cannot be read, it repeats the text, or `max_length` leaves no room for the specials.
     """
 
     def __init__(self, folder: Path, *, max_length: int, side: str = "right") -> None:
         self._native = Native()
+        self._folder = folder
         self._tokenizer = _load(folder)
         self.max_length = max_length
-        self.special_tokens = self._tokenizer.num_special_tokens_to_add(False)  # noqa: FBT003 - tokenizers' own signature
+        self.special_tokens = _sound(lambda: self._tokenizer.num_special_tokens_to_add(is_pair=False), folder)
         if max_length < max(1, self.special_tokens):
             raise ValueError(
                 f"max_length is {max_length}, and every text has {self.special_tokens} special tokens; it must be larger."
@@ -72,6 +74,13 @@ class Tokenizer:
         self.pad_id = int(own.get("pad_id") or 0) if self.pad_token_id is None else self.pad_token_id
         self.cls_token_id = self._first_id(named.get("cls_token"), _stated_cls(self._tokenizer), "[CLS]")
         self._tokenizer.no_padding()
+        # Truncation counts a text once; a template that repeats it makes more tokens than the model may take.
+        self._tokenizer.enable_truncation(self.special_tokens + 1)
+        if (made := len(self._encode(["a b c d"])[0].ids)) > self.special_tokens + 1:
+            raise ValueError(
+                f"{folder}: the tokenizer makes {made} tokens where {self.special_tokens + 1} are the most allowed; its "
+                "post-processor must hold the text once. Fetch tokenizer.json again."
+            )
         self._tokenizer.enable_truncation(max_length, direction=side)
 
     def encode(self, texts: Sequence[str], prompt: str = "") -> Encoded:
@@ -79,10 +88,10 @@ class Tokenizer:
 
         Raises:
             UnicodeError: a text holds a lone surrogate; see `unencodable`.
+            ValueError: the tokenizer's file has no token for a part of a text, and none for what is unknown.
         """
         whole = [prompt + text for text in texts] if prompt else list(texts)
-        with self._native:
-            batch = self._tokenizer.encode_batch_fast(whole)
+        batch = self._encode(whole)
         specials = self.special_tokens
         return Encoded(
             ids=[encoding.ids for encoding in batch],
@@ -120,6 +129,16 @@ class Tokenizer:
             if pooling is not None:
                 pooling[b, start + min(encoded.prompt_tokens, count) : start + count] = 1
         return Padded(ids, mask, types, pooling)
+
+    def _encode(self, texts: Sequence[str]) -> list[Encoding]:
+        try:
+            with self._native:
+                return self._tokenizer.encode_batch_fast(texts)
+        except BaseException as error:
+            # tokenizers has no class of its own for what its model cannot do, and panics over a template that lacks a token
+            if type(error) is not Exception and type(error).__name__ != "PanicException":
+                raise
+            raise ValueError(f"{self._folder}: the tokenizer cannot encode every text: {error}. Mend its files.") from error
 
     def _first_id(self, *candidates: str | None) -> int | None:
         """Give the id of the first of some tokens that the vocabulary has."""
@@ -161,11 +180,28 @@ def _load(folder: Path) -> FastTokenizer:
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # "PyTorch was not found" is no news here
     from transformers import AutoTokenizer  # noqa: PLC0415 - a second and 100 MB that most models never need
 
-    slow = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+    try:
+        slow = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # of any class, as the file and the versions go
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+        raise ValueError(
+            f"{folder} holds no tokenizer.json, and transformers cannot make one of its older files without running code of "
+            f"the model's own ({reason}); fetch or make a tokenizer.json."
+        ) from error
     if getattr(slow, "backend_tokenizer", None) is None:
         raise ValueError(f"{folder} has a tokenizer without a fast version; convert it to tokenizer.json once.")
     fast: FastTokenizer = slow.backend_tokenizer
     return fast
+
+
+def _sound(count: Callable[[], int], folder: Path) -> int:
+    """Count tokens; a template with a special token that its own list lacks makes the library panic over any text."""
+    try:
+        return count()
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":  # of no module, and no Exception
+            raise
+        raise ValueError(f"{folder}: the tokenizer fails over any text ({error}); fetch tokenizer.json again.") from error
 
 
 def _stated_cls(tokenizer: FastTokenizer) -> str | None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
+from conftest import hearing
 from models import WORDS
 
 from penult.bulk import embed
@@ -34,7 +35,8 @@ def run(*arguments: object, **options: object) -> subprocess.CompletedProcess:
 
 
 def started(*arguments: object) -> subprocess.Popen:
-    return subprocess.Popen(command(*arguments), stderr=subprocess.PIPE, text=True)
+    pipe = {"stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command(*arguments), preexec_fn=hearing, **pipe)  # noqa: PLW1509 - takes no lock
 
 
 def recorded(out: Path) -> int:

@@ -71,7 +71,8 @@ class PgVector:
             with self._connection.transaction(), self._connection.cursor() as cursor:
                 cursor.executemany(statement, rows)
         except self._psycopg.Error as error:
-            raise OSError(f"PostgreSQL refuses: {str(error).strip()}") from error
+            # The whole message holds the row, with its text, where it breaks a rule of the table.
+            raise OSError(f"PostgreSQL refuses: {error.diag.message_primary or type(error).__name__}") from None
 
     def count(self) -> int:
         """Count the rows of the table."""

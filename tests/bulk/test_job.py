@@ -1,0 +1,99 @@
+"""The folder of an unfinished job: what it records, what it believes of that after a crash, and who may hold it."""
+
+from dataclasses import asdict, replace
+
+import pyarrow as pa
+import pytest
+
+from penult.bulk.job import Identity, Job, Manifest
+from penult.bulk.readers import Scanned
+from penult.bulk.work import Record, shard_path
+
+IDENTITY = Identity(("h1", "h2"), "f", "document", "text", "vector", None, "cut", None)
+SCHEMA = pa.schema([pa.field("text", pa.string()), pa.field("n", pa.int64(), metadata={b"k": b"v"})])
+MANIFEST = Manifest(IDENTITY, Scanned(SCHEMA, (3, 4), 2), ((("a", 1, 2), ("b", 3, 4)), (("c", 5, 6),)))
+
+
+@pytest.fixture
+def job(tmp_path):
+    held = Job(tmp_path / "deep" / "out")
+    yield held
+    held.release()
+
+
+def done(job, shard, size=5):
+    """Write a shard's file and record it."""
+    record = Record(shard, 2, 1, 1, 0, 9, size)
+    shard_path(job.shards(IDENTITY), shard).write_bytes(b"x" * 5)
+    job.record(record)
+    return record
+
+
+def test_a_manifest_is_read_as_it_was_written(job):
+    """All of it: schema with its metadata, counts, stamps as tuples."""
+    assert job.manifest is None
+    job.begin(MANIFEST)
+    assert job.manifest == MANIFEST
+    assert job.manifest.scanned.schema.equals(SCHEMA, check_metadata=True)
+    assert job.manifest.hashes() == {MANIFEST.stamps[0]: "h1", MANIFEST.stamps[1]: "h2"}
+
+
+def test_identities():
+    """Each part changes the hash, and is named with what it was and is; a number of files too."""
+    others = {name: replace(IDENTITY, **{name: "other" if name != "format" else 9}) for name in asdict(IDENTITY)}
+    others["inputs"] = replace(IDENTITY, inputs=("h1",))
+    assert len({IDENTITY.digest, *(other.digest for other in others.values())}) == len(others) + 1
+    assert len(IDENTITY.digest) == 32
+    assert IDENTITY.differences(IDENTITY) == []
+    assert IDENTITY.differences(others["role"]) == ["--role was 'document' and is 'other'"]
+    assert IDENTITY.differences(others["inputs"]) == ["the input was 2 files and is 1"]
+    assert all(len(IDENTITY.differences(other)) == 1 for other in others.values())
+
+
+def test_records_after_a_crash(job):
+    """A line that was begun is cut off, so that the next stands alone; a shard whose file is not as recorded is not done."""
+    job.begin(MANIFEST)
+    assert job.recorded(IDENTITY) == {}
+    records = [done(job, 0), done(job, 1, size=6), done(job, 2)]
+    shard_path(job.shards(IDENTITY), 2).unlink()
+    with (job.folder / "done.jsonl").open("ab") as file:
+        file.write(b'{"shard": 7, "ro')
+    assert job.recorded(IDENTITY) == {0: records[0]}
+    more = done(job, 3)
+    assert job.recorded(IDENTITY) == {0: records[0], 3: more}
+    assert (job.folder / "done.jsonl").read_bytes().count(b"\n") == 4
+    (job.folder / "done.jsonl").write_bytes(b"no line end")
+    assert job.recorded(IDENTITY) == {}
+
+
+def test_shards_of_another_job_are_not_its_own(job):
+    """They lie elsewhere, so records of one say nothing of the other."""
+    job.begin(MANIFEST)
+    done(job, 0)
+    other = replace(IDENTITY, role="query")
+    assert job.shards(other) != job.shards(IDENTITY)
+    assert job.recorded(other) == {}
+
+
+def test_one_process_holds_it(job):
+    """A second is refused and told what to do; after a release, or a clearing, the lock is as it was."""
+    out = job.folder.with_name("out")
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"Another process is writing .*out\.job; wait for it, or name another output"):
+            Job(out)
+        job.clear()
+    job.release()
+    Job(out).release()
+
+
+def test_clearing_and_removing(job):
+    """Cleared, nothing is left but the lock, and work begins anew; removed, the folder is gone."""
+    job.begin(MANIFEST)
+    done(job, 0)
+    job.clear()
+    assert [path.name for path in job.folder.iterdir()] == ["lock"]
+    assert job.manifest is None
+    job.begin(MANIFEST)
+    assert done(job, 1).shard in job.recorded(IDENTITY)
+    job.remove()
+    assert not job.folder.exists()
