@@ -4,7 +4,6 @@ The only file that imports uvicorn.
 """
 
 import logging
-import socket
 import sys
 import warnings
 
@@ -16,17 +15,9 @@ from penult.server.config import ServerConfig
 from penult.server.gate import Json, Plain
 
 _ANY = ("0.0.0.0", "::")  # noqa: S104 - named to warn of it
-_UNREAD_SECONDS = 60  # that a client may leave its answer unread; one that never reads must not hold up the end
-
-
-class _Server(uvicorn.Server):
-    """uvicorn's, on sockets that give up clients which read no more; the kernel alone can see them."""
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        if (option := getattr(socket, "TCP_USER_TIMEOUT", None)) is not None:  # Linux; connections inherit it
-            for listening in (one for server in self.servers for one in server.sockets):
-                listening.setsockopt(socket.IPPROTO_TCP, option, _UNREAD_SECONDS * 1000)
+# That the end of a server waits for what was begun: the largest request allowed takes some three minutes on two cores. A client
+# that never reads its answer, or sends its body a byte at a time, must not hold up the end for ever.
+_ENDING_SECONDS = 300
 
 
 def run(config: ServerConfig) -> None:
@@ -39,8 +30,16 @@ def run(config: ServerConfig) -> None:
             config.host,
         )
     app = create_app(config)
-    settings = uvicorn.Config(app, host=config.host, port=config.port, log_config=None, access_log=False, server_header=False)
-    server = _Server(settings)
+    settings = uvicorn.Config(
+        app,
+        host=config.host,
+        port=config.port,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=_ENDING_SECONDS,
+    )
+    server = uvicorn.Server(settings)
     try:
         server.run()
     except KeyboardInterrupt:  # Ctrl-C, which uvicorn raises again once all is finished
