@@ -453,6 +453,16 @@ def test_a_tokenizer_that_repeats_the_text(tmp_path):
         use(tmp_path)
 
 
+def test_a_tokenizer_whose_template_lacks_a_token(tmp_path):
+    """What its library panics over, found by the fuzzer, is one error."""
+    path = tiny_model(tmp_path) / "tokenizer.json"
+    whole = json.loads(path.read_text())
+    del whole["post_processor"]["special_tokens"]["[SEP]"]
+    write_json(path, whole)
+    with pytest.raises(ValueError, match=re.escape(str(tmp_path))):
+        use(tmp_path)
+
+
 def test_json_that_is_too_deep_or_too_large(tmp_path):
     """A hundred thousand brackets, or a file no tokenizer is as large as, is refused and not read into memory."""
     folder = tiny_model(tmp_path)

@@ -7,7 +7,7 @@ which builds the same object from the older files.
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,7 +60,7 @@ class Tokenizer:
         self._folder = folder
         self._tokenizer = _load(folder)
         self.max_length = max_length
-        self.special_tokens = self._tokenizer.num_special_tokens_to_add(False)  # noqa: FBT003 - tokenizers' own signature
+        self.special_tokens = _sound(lambda: self._tokenizer.num_special_tokens_to_add(is_pair=False), folder)
         if max_length < max(1, self.special_tokens):
             raise ValueError(
                 f"max_length is {max_length}, and every text has {self.special_tokens} special tokens; it must be larger."
@@ -134,8 +134,9 @@ class Tokenizer:
         try:
             with self._native:
                 return self._tokenizer.encode_batch_fast(texts)
-        except Exception as error:
-            if type(error) is not Exception:  # tokenizers has no class of its own for what its model cannot do
+        except BaseException as error:
+            # tokenizers has no class of its own for what its model cannot do, and panics over a template that lacks a token
+            if type(error) is not Exception and type(error).__name__ != "PanicException":
                 raise
             raise ValueError(f"{self._folder}: the tokenizer cannot encode every text: {error}. Mend its files.") from error
 
@@ -191,6 +192,16 @@ def _load(folder: Path) -> FastTokenizer:
         raise ValueError(f"{folder} has a tokenizer without a fast version; convert it to tokenizer.json once.")
     fast: FastTokenizer = slow.backend_tokenizer
     return fast
+
+
+def _sound(count: Callable[[], int], folder: Path) -> int:
+    """Count tokens; a template with a special token that its own list lacks makes the library panic over any text."""
+    try:
+        return count()
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":  # of no module, and no Exception
+            raise
+        raise ValueError(f"{folder}: the tokenizer fails over any text ({error}); fetch tokenizer.json again.") from error
 
 
 def _stated_cls(tokenizer: FastTokenizer) -> str | None:
