@@ -148,6 +148,12 @@ def test_it_can_be_read_without_running(stored, name):
     assert notebook.metadata.kernelspec.name == "python3"
 
 
+def test_speeds_name_their_processor(stored):
+    """The page with speeds says which processor they were measured on, on how many threads and with which runtime."""
+    printed = [o.get("text", "") for cell in stored["03_speed_and_cost"].cells for o in cell.get("outputs", ())]
+    assert re.search(r"Measured on: \S+ .*\bavx2.*\nONNX Runtime [\d.]+ on one thread\n", "".join(printed))
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_it_runs_without_a_network(stored, executed, name):
     """A page runs from top to bottom, warns of nothing, and shows a chart in the cells where its stored form has one."""
