@@ -248,6 +248,11 @@ def _shard_rows(inputs: Sequence[Input], scanned: Scanned, text_column: str) -> 
     mean = sum(len(text) for text in pa.array(texts).cast(pa.large_binary()).to_pylist() if text is not None) / max(
         len(texts), 1
     )
+    return rows_of_a_shard(mean)
+
+
+def rows_of_a_shard(mean: float) -> int:
+    """Choose how many rows make a shard, by the mean length of their texts in bytes."""
     least, most = _SHARD_ROWS
     wanted = _SHARD_CHARS / max(mean, 1)
     return max(least, min(most, 1 << int(wanted).bit_length() - 1))
