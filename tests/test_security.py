@@ -141,6 +141,28 @@ def test_a_dense_layer_behind_a_link_is_refused(tmp_path):
         Embedder.load(folder)
 
 
+@pytest.mark.parametrize("place", ["..", "../secret", "inside/../../secret", "{root}/secret", "link", "link/onnx/model.onnx"])
+def test_a_package_reference_stays_in_the_package(tmp_path, monkeypatch, place):
+    """A package: reference that climbs, is absolute, or follows a link out of the package is refused; the package is not imported."""
+    package = tmp_path / "weights_of_evil"
+    tiny_model(package / "inside")
+    tiny_model(tmp_path / "secret")
+    (package / "__init__.py").write_text("raise RuntimeError('imported')")
+    (package / "link").symlink_to(tmp_path / "secret")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ValueError, match="points outside the package 'weights_of_evil'"):
+        Embedder.load(f"package:weights_of_evil/{place.format(root=tmp_path)}")
+    with Embedder.load("package:weights_of_evil/inside") as e:
+        assert e.dimension == 32
+
+
+@pytest.mark.parametrize("name", ["../secret", "os.path", "a-b", "", ".", "/etc"])
+def test_a_package_name_is_a_name(name):
+    """What is no importable name is no package, and nothing is looked up by it."""
+    with pytest.raises(FileNotFoundError, match="no package"):
+        Embedder.load(f"package:{name}")
+
+
 @pytest.mark.parametrize(
     "reference", ["hf:org/tiny/../../x.onnx", "org/tiny/../../../etc/x.onnx", "hf:../x", "org/..", "../org", "org/tiny@../x"]
 )

@@ -1,0 +1,70 @@
+"""A column of texts and what becomes of it: rows that cannot be embedded are named, the others get their own vectors."""
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from penult.bulk.tables import embed_texts, texts_of, vectors_of, with_vectors
+from penult.embedder import Counted
+from penult.types import TextError
+
+
+def test_bytes_that_are_no_text(embedder):
+    """A column of strings whose bytes are not UTF-8 costs its bad rows alone, and says why."""
+    good, bad = b"the cat", b"caf\xe9"
+    binary = pa.array([good, bad, None, good], pa.binary())
+    column = pa.chunked_array([pa.Array.from_buffers(pa.string(), 4, binary.buffers())])
+    outcome = embed_texts(embedder, texts_of(column), "document")
+    assert outcome.good == [0, 3]
+    assert "lone surrogate" in outcome.bad[1]
+    assert "NoneType" in outcome.bad[2]
+    assert np.array_equal(outcome.vectors, embedder.embed(["the cat", "the cat"]))
+
+
+class Shaky:
+    """Embeds a text as its length; "inf" overflows, as a model in half precision may, alone or among others."""
+
+    def __init__(self, *, alone=True):
+        self.alone = alone
+
+    def embed(self, texts, role="document"):
+        return self.embed_counted(texts, role).vectors
+
+    def embed_counted(self, texts, role):
+        rows = {row: "is a int, not a str" for row, text in enumerate(texts) if not isinstance(text, str)}
+        if rows:
+            raise TextError(rows, len(texts))
+        if "inf" in texts and (self.alone or len(texts) > 1):
+            raise ArithmeticError("The model gave NaN")
+        lengths = np.array([len(text) for text in texts])
+        return Counted(lengths[:, None].astype(np.float32), lengths, np.maximum(lengths - 5, 0))
+
+
+def test_rows_that_overflow():
+    """Texts whose vectors are not finite are refused one by one, together with those of a wrong type; the numbers are of the rest."""
+    outcome = embed_texts(Shaky(), ["four", "inf", 7, "six--six", "inf"], "document")
+    assert outcome.good == [0, 3]
+    assert outcome.vectors.tolist() == [[4], [8]]
+    assert outcome.bad[1] == outcome.bad[4] == "gave NaN or infinite values in the model"
+    assert outcome.bad[2] == "is a int, not a str"
+    assert (outcome.tokens, outcome.cut) == (12, 1)
+
+
+def test_an_overflow_that_no_row_has_alone():
+    """Where each row alone is fine, the error is no row's: it is raised, not tried for ever."""
+    with pytest.raises(ArithmeticError):
+        embed_texts(Shaky(alone=False), ["four", "inf"], "document")
+
+
+def test_a_column_of_vectors():
+    """Vectors go in and come out, chunked or not; with nulls or of another type they are refused by a sentence."""
+    vectors = np.arange(6, dtype=np.float32).reshape(3, 2)
+    table = with_vectors(pa.table({"a": [1, 2, 3]}), "v", vectors, {"k": "x"})
+    assert table.schema.metadata == {b"k": b"x"}
+    assert np.array_equal(vectors_of(table.column("v")), vectors)
+    assert np.array_equal(vectors_of(table.column("v").combine_chunks()), vectors)
+    with_null = with_vectors(pa.table({"a": [1, 2, 3]}), "v", vectors, {}, null=[1])
+    assert with_null.column("v").to_pylist() == [[0, 1], None, [4, 5]]
+    for column in (with_null.column("v"), pa.chunked_array([[1.0, 2.0]]), pa.chunked_array([[[1.0]]])):
+        with pytest.raises(ValueError, match=r"The column of vectors is .*; it must hold float32 vectors of one size"):
+            vectors_of(column)
