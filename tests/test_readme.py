@@ -39,13 +39,9 @@ def test_the_examples_run(tiny, capsys, page):
     assert len(found) >= 4
     code = "\n".join(found).replace(HUB_ID, tiny.as_posix())
     exec(compile(code, str(page), "exec"), {})
-    assert capsys.readouterr().out or page != README
-
-
-def test_the_recipe_says_where_it_is_from(tiny, capsys):
-    """The README's look at the recipe prints the file that said how to pool."""
-    exec(compile("\n".join(blocks(README, "python")).replace(HUB_ID, tiny.as_posix()), "README.md", "exec"), {})
-    assert "1_Pooling/config.json" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    if page == README:  # its look at the recipe prints the file that said how to pool
+        assert "1_Pooling/config.json" in said
 
 
 def test_the_examples_of_docstrings_run(tiny):

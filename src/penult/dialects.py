@@ -250,8 +250,7 @@ def _listed_path(paths: Mapping[str, Any], model: str | None) -> str | None:
     """Choose the path of DeepSparse's inference among those of its own document."""
     named = {found[1]: path for path in paths if (found := re.fullmatch(r"/(?:v2/models|invocations)/(.+)/infer", path))}
     own = ("/predict",) if "/v1/embeddings" in paths else ("/predict", "/invocations")  # vLLM has an /invocations as well
-    posts = [path for path, methods in paths.items() if isinstance(methods, dict) and "post" in methods]
-    old = [path for path in posts if path in own]
+    old = [path for path in _posts(paths) if path in own]
     if model is not None:
         wanted = [path for path in (named.get(model), f"/{model.strip('/')}") if path in paths]
         if not wanted:
@@ -262,6 +261,11 @@ def _listed_path(paths: Mapping[str, Any], model: str | None) -> str | None:
     return next(iter(named.values()), None) or (old[0] if old else None)
 
 
+def _posts(paths: Mapping[str, Any]) -> list[str]:
+    """List the paths of a server's own document that take a POST."""
+    return [path for path, methods in paths.items() if isinstance(methods, dict) and "post" in methods]
+
+
 def _routed_path(paths: Mapping[str, Any]) -> Talk[str | None]:
     """Find the path of a DeepSparse up to 1.5 whose configuration has a route of its own."""
     reply = yield Call("GET", "/config")
@@ -270,7 +274,8 @@ def _routed_path(paths: Mapping[str, Any]) -> Talk[str | None]:
     if not isinstance(endpoints, list):
         return None
     routes = [f"/{str(one.get('route') or '').strip('/')}" for one in endpoints if isinstance(one, dict)]
-    served = [route for route in routes if route in paths and "post" in paths[route]]
+    posts = _posts(paths)
+    served = [route for route in routes if route in posts]
     if len(served) > 1:
         raise ValueError(f"The server has several models; name one with model=: {', '.join(sorted(served))}.")
     return served[0] if served else None

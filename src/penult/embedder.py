@@ -108,6 +108,9 @@ class Embedder:
         if tokenizer is None or tokenizer.max_length != recipe.max_length:
             tokenizer = Tokenizer(found.folder, max_length=recipe.max_length, side=recipe.side)
         self._tokenizer = tokenizer
+        # Many graphs count positions from the row's start: padding before a text would shift them by its batch mates' lengths.
+        # Only a graph that pools by itself may rely on the side that its tokenizer names.
+        self._side = "right" if self._has_tokens else tokenizer.pad_side
         self._said_truncated = False
         try:
             self._dimension = int(self._run_batch(self._tokenizer.encode([""]), [0]).shape[1])
@@ -411,8 +414,12 @@ class Embedder:
             Batch(batch.indices[i : i + rows], batch.length) for batch in batches for i in range(0, len(batch.indices), rows)
         ]
 
+    @property
+    def _has_tokens(self) -> bool:
+        return "token_embeddings" in self.engine.output_names
+
     def _need_tokens(self) -> None:
-        if "token_embeddings" not in self.engine.output_names:
+        if not self._has_tokens:
             raise ValueError("This graph gives one vector a text and no token embeddings; load it with layer=-1.")
 
     def _embed_window(self, encoded: Encoded, out: Vectors, step: Callable[[int], object]) -> None:
@@ -445,13 +452,9 @@ class Embedder:
         self, encoded: Encoded, rows: Sequence[int], length: int | None, *, side: str | None = None
     ) -> dict[str, NDArray[Any]]:
         """Pad B texts, and give every input of the graph its array."""
-        if side is None and "token_embeddings" in self.engine.output_names:
-            # Many graphs count positions from the row's start: padding before a text would shift them by its batch mates'
-            # lengths. Only a graph that pools by itself may rely on the side that its tokenizer names.
-            side = "right"
         length = length or self._frozen.length or max([1, *(len(encoded.ids[row]) for row in rows)])
         filled = [*rows, *[rows[-1]] * ((self._frozen.rows or len(rows)) - len(rows))]
-        padded = self._tokenizer.pad(encoded, filled, length, pool_prompt=self._recipe.include_prompt, side=side)
+        padded = self._tokenizer.pad(encoded, filled, length, pool_prompt=self._recipe.include_prompt, side=side or self._side)
         return feed(self.engine.inputs, padded)
 
 

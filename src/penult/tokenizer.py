@@ -136,7 +136,7 @@ class Tokenizer:
                 return self._tokenizer.encode_batch_fast(texts)
         except BaseException as error:
             # tokenizers has no class of its own for what its model cannot do, and panics over a template that lacks a token
-            if type(error) is not Exception and type(error).__name__ != "PanicException":
+            if type(error) is not Exception and not _is_panic(error):
                 raise
             raise ValueError(f"{self._folder}: the tokenizer cannot encode every text: {error}. Mend its files.") from error
 
@@ -199,9 +199,14 @@ def _sound(count: Callable[[], int], folder: Path) -> int:
     try:
         return count()
     except BaseException as error:
-        if type(error).__name__ != "PanicException":  # of no module, and no Exception
+        if not _is_panic(error):
             raise
         raise ValueError(f"{folder}: the tokenizer fails over any text ({error}); fetch tokenizer.json again.") from error
+
+
+def _is_panic(error: BaseException) -> bool:
+    """Say whether the library panicked: its class can be imported from nowhere, and is no Exception."""
+    return type(error).__name__ == "PanicException"
 
 
 def _stated_cls(tokenizer: FastTokenizer) -> str | None:

@@ -30,7 +30,7 @@ def run(config: ServerConfig) -> None:
             config.host,
         )
     app = create_app(config)
-    settings = uvicorn.Config(
+    uvicorn.run(
         app,
         host=config.host,
         port=config.port,
@@ -39,13 +39,6 @@ def run(config: ServerConfig) -> None:
         server_header=False,
         timeout_graceful_shutdown=_ENDING_SECONDS,
     )
-    server = uvicorn.Server(settings)
-    try:
-        server.run()
-    except KeyboardInterrupt:  # Ctrl-C, which uvicorn raises again once all is finished
-        return
-    if not server.started:
-        raise SystemExit(3)  # as uvicorn's own command; the log says why
 
 
 def say(*, json: bool) -> None:
