@@ -29,8 +29,7 @@ $(OLDEST)/stamp: $(PROJECTS) tests/oldest.txt
 	@touch $@
 
 # All tests again, measured; fails below 95 % of lines and branches. What is not measured is listed in pyproject.toml. Left out
-# are tests that measuring disturbs: interrupts (the measure's own exit handlers answer them), a full disk (its own file is full
-# first), and an actor killed in time (it is slower). `make test` runs them.
+# are tests that failed while measured, of interrupts, a full disk and an actor killed in time; `make test` runs them.
 DISTURBED := test_an_interrupt or test_interrupted_from_the_keyboard or test_a_disk_that_is_full or one_of_which_is_killed
 coverage: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest -q --cov --cov-report=term --cov-fail-under=95 -k "not ($(DISTURBED))"
