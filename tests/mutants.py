@@ -32,8 +32,8 @@ FILES = {
     "batching.py": ["tests/test_batching.py"],
     "graph/pooling.py": ["tests/graph/test_pooling.py"],
     "graph/cut.py": ["tests/graph/test_cut.py"],
-    "graph/layers.py": ["tests/graph/test_layers.py"],
-    "graph/stream.py": ["tests/graph/test_layers.py"],
+    "graph/layers.py": ["tests/graph/test_stream.py", "tests/graph/test_layers.py"],
+    "graph/stream.py": ["tests/graph/test_stream.py", "tests/graph/test_layers.py"],
     "bulk/rows.py": ["tests/bulk/test_rows.py"],
     "bulk/job.py": ["tests/bulk/test_job.py"],
 }

@@ -60,17 +60,28 @@ def restore(nodes: Iterable[NodeProto], model: ModelProto) -> list[NodeProto]:
 
 def weights(model: ModelProto) -> Iterator[TensorProto | SparseTensorProto]:
     """Yield the initialisers a skeleton's nodes may read, with their bytes."""
-    for graph in (model.graph, *_branches(model.graph)):
+    for graph in (model.graph, *_branches(model.graph).values()):
         yield from graph.initializer
         yield from graph.sparse_initializer
 
 
-def _branches(graph: GraphProto) -> Iterator[GraphProto]:
-    """Yield the branch to take of every If that an input of the graph decides."""
+def _branches(graph: GraphProto) -> dict[int, GraphProto]:
+    """Give the branch to take of every If that an input of the graph decides, by the position of its node.
+
+    One that uses a name of what is outside, or of another branch, stays shut: opened, its nodes could run in a circle.
+    ONNX Runtime refuses such a graph in a clear sentence.
+    """
     inputs = {i.name for i in graph.input}
-    for node in graph.node:
+    made = inputs | {i.name for i in graph.initializer} | {o for node in graph.node for o in node.output}
+    found = {}
+    for place, node in enumerate(graph.node):
         if _decided(node, inputs):
-            yield min((a.g for a in node.attribute if a.HasField("g")), key=lambda g: len(inputs & _read(g)))
+            branch = min((a.g for a in node.attribute if a.HasField("g")), key=lambda g: len(inputs & _read(g)))
+            own = {i.name for i in branch.initializer} | {o for inner in branch.node for o in inner.output if o}
+            if made.isdisjoint(own):
+                made |= own
+                found[place] = branch
+    return found
 
 
 def _decided(node: NodeProto, inputs: set[str]) -> bool:
@@ -85,10 +96,8 @@ def _read(graph: GraphProto) -> set[str]:
 def _nodes(graph: GraphProto) -> Iterator[NodeProto]:
     """Yield the nodes of a graph, those of the branch to take in the place of an If that an input decides."""
     branches = _branches(graph)
-    inputs = {i.name for i in graph.input}
-    for node in graph.node:
-        if _decided(node, inputs):
-            branch = next(branches)
+    for place, node in enumerate(graph.node):
+        if (branch := branches.get(place)) is not None:
             yield from branch.node
             for inner, outer in zip(branch.output, node.output, strict=False):
                 yield NodeProto(op_type="Identity", input=[inner.name], output=[outer])
@@ -105,7 +114,7 @@ def _is_bulky(node: NodeProto, *, deep: bool) -> bool:
 
 def _bare_graph(graph: GraphProto, *, deep: bool, top: bool = False) -> GraphProto:
     bare = GraphProto(name=graph.name, input=graph.input, output=graph.output)
-    for part in (graph, *(_branches(graph) if top else ())):
+    for part in (graph, *(_branches(graph).values() if top else ())):
         bare.initializer.extend(_stub(i) for i in part.initializer)
         bare.sparse_initializer.extend(part.sparse_initializer)
         bare.value_info.extend(part.value_info)
