@@ -10,7 +10,7 @@ from penult.graph.cut import cut
 from penult.graph.flow import trace
 from penult.graph.layers import NotATransformerError, hidden_states
 from penult.graph.skeleton import skeleton
-from penult.graph.stream import Stream, feeding, follow, trims
+from penult.graph.stream import Stream, feeding, follow, learned, one_norm, trims
 
 
 def tensors(model):
@@ -229,3 +229,82 @@ def test_the_learned_operators_of_what_is_refused():
     d.dense(x)  # leads nowhere
     with pytest.raises(NotATransformerError, match=r"its learned operators are 2 MatMul, 1 Gemm$"):
         hidden_states(d.model(x))
+
+
+def test_where_parameters_are_learned_matrices():
+    """A matrix that token data is multiplied with, in whatever operator; not one that is added, chosen from or reshaped by."""
+    d = Draft()
+    x = d.embed()
+    wanted = {
+        d.op("MatMul", x, d.weight(8, 8)): True,
+        d.op("Einsum", x, d.weight(8, 8), equation="bth,hk->btk"): True,
+        d.op("Mystery", x, d.weight(8, 8), domain="strange"): True,
+        d.op("MatMul", x, d.op("Transpose", x, perm=[0, 2, 1])): False,
+        d.op("Mystery", x, d.weight(8), domain="strange"): False,
+        d.op("Add", x, d.weight(5, 8)): False,
+        d.op("Where", d.constant(np.ones((5, 8), bool)), x, d.weight(5, 8)): False,
+        d.op("Concat", x, d.weight(2, 5, 8), axis=1): False,
+        d.op("DequantizeLinear", x, d.weight(2, 8), d.weight(2, 8)): False,
+    }
+    flow = flow_of(d.model(*wanted))
+    assert {name: learned(flow, flow.producer[name]) for name in wanted} == wanted
+
+
+def test_which_operators_are_norms():
+    """What the standard calls one, with or without parameters, and an unknown one with a vector of them and no matrix."""
+    d = Draft()
+    x = d.embed()
+    wanted = {
+        d.norm(x): True,
+        d.op("LpNormalization", x): True,
+        d.op("SimplifiedLayerNormalization", x, d.weight(8)): True,
+        d.op("Mystery", x, d.weight(8), domain="strange"): True,
+        d.op("Mystery", x, d.weight(8), d.weight(8, 8), domain="strange"): False,
+        d.op("Mystery", x, d.weight(8, 8), domain="strange"): False,
+        d.op("Mystery", x, domain="strange"): False,
+        d.op("Mul", x, d.weight(8)): False,
+        d.op("Softmax", x, axis=-1): False,
+    }
+    flow = flow_of(d.model(*wanted))
+    assert {name: one_norm(flow, flow.producer[name]) for name in wanted} == wanted
+
+
+def segments(d, *ends):
+    """Give what lies between the neighbours of the stream that ends in a tensor, and the tensors of its nodes."""
+    flow = flow_of(d.model(*ends))
+    stream = follow(flow, [flow.producer[ends[0]]], {})
+    return [flow.nodes[n].output[0] for n in stream.nodes], stream.segments
+
+
+def test_facts_of_a_segment():
+    """What is said of a norm, a feed-forward block, an activation and a statistic, each after the one before."""
+    d = Draft()
+    x0 = d.embed()
+    x1 = d.norm(x0)
+    x2 = d.op("Add", d.feed_forward(x1), x1)
+    x3 = d.op("Cast", d.op("Tanh", x2), to=TensorProto.FLOAT)
+    x4 = d.op("Div", x3, d.op("ReduceL2", x3, axes=[-1]))
+    x5 = d.op("Add", d.attention(x4), x4)
+    x6 = d.op("ReduceMean", x5, axes=[1])
+    names, found = segments(d, x6)
+    facts = dict(zip(names[1:], found, strict=True))
+    said = {name: (s.residual, s.learned, s.mixing, s.local, s.norm, s.plain) for name, s in facts.items()}
+    assert said[x1] == (False, False, False, False, True, False)
+    assert said[x2] == (True, True, False, False, False, False)
+    assert said[x3] == (False, False, False, False, False, True)
+    assert said[x4] == (False, False, False, False, True, True)
+    assert said[x5] == (True, True, True, False, False, False)
+    assert said[x6] == (False, False, False, False, False, False)
+    assert [facts[name].tensor for name in (x1, x2, x4, x5)] == [x0, x1, x3, x4]
+
+
+def test_a_statistic_of_what_was_moved_is_no_norm():
+    """X divided by a statistic is a norm where each value keeps its place, and none where tokens were chosen before."""
+    for moved in (False, True):
+        d = Draft()
+        x0 = d.norm(d.embed())
+        x1 = d.op("Slice", x0, d.constant([0]), d.constant([2]), d.constant([1])) if moved else x0
+        x2 = d.op("Div", x1, d.op("ReduceL2", d.op("Mul", x0, x0), axes=[1]))
+        names, found = segments(d, x2)
+        assert names[-1] == x2
+        assert found[-1].norm is not moved
