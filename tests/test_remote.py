@@ -129,6 +129,44 @@ def test_deepsparse_of_several_models_needs_a_name():
         remote.embed(TEXTS)
 
 
+def test_a_route_of_the_configuration_is_found():
+    """DeepSparse up to 1.5 with a route of its own says it in /config; of several one must be named."""
+    paths = {"/emb/one": {"post": {}}, "/emb/two": {"post": {}}, "/ping": {"get": {}}}
+    routes = {"/emb/one": deepsparse, "/emb/two": deepsparse, "/openapi.json": {"paths": paths}}
+    one = Fake({**routes, "/config": {"endpoints": [{"route": "/emb/one", "task": "t"}]}})
+    with one.embedder() as remote:
+        np.testing.assert_array_equal(remote.embed(TEXTS), expected(TEXTS))
+    assert one.bodies("/emb/one")
+    two = Fake({**routes, "/config": {"endpoints": [{"route": "emb/one"}, {"route": "emb/two"}]}})
+    with two.embedder() as remote, pytest.raises(ValueError, match="model=: /emb/one, /emb/two"):
+        remote.embed(TEXTS)
+    with two.embedder(model="/emb/two") as remote:
+        np.testing.assert_array_equal(remote.embed(TEXTS), expected(TEXTS))
+
+
+def test_a_server_of_openais_contract_alone():
+    """Such a server (vLLM has an /invocations too) is named, and so is what speaks to it."""
+    paths = {path: {"post": {}} for path in ("/v1/embeddings", "/invocations")}
+    fake = Fake({"/openapi.json": {"paths": paths}, "/invocations": lambda _: httpx.Response(400)})
+    with fake.embedder() as remote, pytest.raises(ValueError, match=r"OpenAI's contract.*take the openai package"):
+        remote.embed(TEXTS)
+    assert not fake.bodies("/invocations")
+
+
+def test_a_server_that_is_not_ready_is_not_mistaken_for_another(waits):
+    """Where the first question already finds it busy for good, the error says so."""
+    fake = Fake({"/info": lambda _: httpx.Response(503, json={"error": "loading"})})
+    with fake.embedder() as remote, pytest.raises(ConnectionError, match=r"not ready.*503.*loading"):
+        remote.embed(TEXTS)
+
+
+def test_a_server_that_sends_elsewhere():
+    """A redirect is not followed with texts in hand; the error says where it leads."""
+    fake = Fake({"/predict": lambda _: httpx.Response(301, headers={"location": "https://other/predict"})})
+    with fake.embedder() as remote, pytest.raises(ValueError, match=r"https://other/predict .*as base_url"):
+        remote.embed(TEXTS)
+
+
 def test_a_route_in_the_url_is_taken():
     """A base URL that names DeepSparse's route is taken at its word."""
     fake = Fake({"/deep/predict": deepsparse})
@@ -189,13 +227,16 @@ def test_what_is_no_embedding_server():
         ({"embeddings": [[[1.0]], [[1.0]]]}, "items of 0 values"),
         ({"embeddings": [[], []]}, "items of 0 values"),
         ({"embeddings": "no"}, "the keys embeddings"),
+        ({"embeddings": [["1.5"], ["2.5"]]}, "the keys embeddings"),
+        ({"embeddings": [[None, "1.5"], [1.0, 2.0]]}, "the keys embeddings"),
+        ({"embeddings": [[True], [False]]}, "the keys embeddings"),
+        ({"embeddings": [[None, 1.0], [1.0, 2.0]]}, "NaN or infinite values in 1 of 2"),
         ({"embeddings": [[1.0, float("nan")], [1.0, 1.0]]}, "NaN or infinite values in 1 of 2"),
         ({"embeddings": [[1e300, 1.0], [1.0, 1.0]]}, "NaN or infinite values in 1 of 2"),
         ({}, "an empty object"),
         (None, "no JSON"),
     ],
 )
-@pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")
 def test_other_answers_are_refused(answer, words):
     """Whatever is not N finite vectors of one size is refused, and named."""
     fake = Fake({"/predict": lambda _: httpx.Response(200, text=json.dumps(answer))})

@@ -28,6 +28,7 @@ _PROMPT_NAMES: Mapping[Role, tuple[str, ...]] = {
     "document": ("document", "passage", "corpus", "search_document"),
 }
 _BUSY = (429, 502, 503, 504)
+_OPENAI = "For OpenAI's contract take the openai package, OpenAIEmbeddings of LangChain or OpenAILikeEmbedding of LlamaIndex."
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +108,11 @@ def find(model: str | None) -> Talk[Server]:
     reply = yield Call("GET", "/openapi.json")
     listed = _answered(reply)
     paths = listed.get("paths") if isinstance(listed, dict) else None
-    path = _listed_path(paths, model) if isinstance(paths, dict) else None
+    path = None
+    if isinstance(paths, dict):
+        path = _listed_path(paths, model) or (yield from _routed_path(paths))
+        if path is None and "/v1/embeddings" in paths:
+            raise ValueError(f"This server speaks OpenAI's contract, of another maker. {_OPENAI}")
     if path is None:
         path = yield from _tried_path(model)
     return (yield from _deepsparse(path))
@@ -178,6 +183,9 @@ def refusal(reply: Reply) -> Exception:
     words = _words(reply)
     if reply.status in (401, 403):
         return PermissionError(f"The server refused the key (HTTP {reply.status}): {words} Give it as api_key=.")
+    if 300 <= reply.status < 400:
+        where = reply.headers.get("location", "elsewhere")
+        return ValueError(f"The server sends its clients to {where} (HTTP {reply.status}); give that address as base_url.")
     if reply.status in _BUSY:
         return ConnectionError(f"The server is busy or not ready (HTTP {reply.status}), also after trying again: {words}")
     if reply.status >= 500 or reply.status == 424:
@@ -186,7 +194,7 @@ def refusal(reply: Reply) -> Exception:
 
 
 def _answered(reply: Reply) -> Any:  # noqa: ANN401 - JSON
-    if reply.status in (401, 403):
+    if reply.status in (401, 403) or reply.status in _BUSY:
         raise refusal(reply)
     return reply.json() if reply.status == 200 else None
 
@@ -241,8 +249,9 @@ def _tei(said: Mapping[str, Any]) -> Server:
 def _listed_path(paths: Mapping[str, Any], model: str | None) -> str | None:
     """Choose the path of DeepSparse's inference among those of its own document."""
     named = {found[1]: path for path in paths if (found := re.fullmatch(r"/(?:v2/models|invocations)/(.+)/infer", path))}
+    own = ("/predict",) if "/v1/embeddings" in paths else ("/predict", "/invocations")  # vLLM has an /invocations as well
     posts = [path for path, methods in paths.items() if isinstance(methods, dict) and "post" in methods]
-    old = [path for path in posts if path in ("/predict", "/invocations")]
+    old = [path for path in posts if path in own]
     if model is not None:
         wanted = [path for path in (named.get(model), f"/{model.strip('/')}") if path in paths]
         if not wanted:
@@ -251,6 +260,20 @@ def _listed_path(paths: Mapping[str, Any], model: str | None) -> str | None:
     if len(named) > 1:
         raise ValueError(f"The server has several models; name one with model=: {', '.join(sorted(named))}.")
     return next(iter(named.values()), None) or (old[0] if old else None)
+
+
+def _routed_path(paths: Mapping[str, Any]) -> Talk[str | None]:
+    """Find the path of a DeepSparse up to 1.5 whose configuration has a route of its own."""
+    reply = yield Call("GET", "/config")
+    config = reply.json() if reply.status == 200 else None
+    endpoints = config.get("endpoints") if isinstance(config, dict) else None
+    if not isinstance(endpoints, list):
+        return None
+    routes = [f"/{str(one.get('route') or '').strip('/')}" for one in endpoints if isinstance(one, dict)]
+    served = [route for route in routes if route in paths and "post" in paths[route]]
+    if len(served) > 1:
+        raise ValueError(f"The server has several models; name one with model=: {', '.join(sorted(served))}.")
+    return served[0] if served else None
 
 
 def _tried_path(model: str | None) -> Talk[str]:
@@ -267,7 +290,7 @@ def _tried_path(model: str | None) -> Talk[str]:
         last = reply
     raise ValueError(
         "This is no server that penult knows (penult, DeepSparse, Text Embeddings Inference): GET /info, GET /openapi.json "
-        f"and POST {', '.join(candidates)} answered HTTP {last.status} or something else than was looked for."
+        f"and POST {', '.join(candidates)} answered HTTP {last.status} or something else than was looked for. {_OPENAI}"
     )
 
 
@@ -314,7 +337,7 @@ def _read(server: Server, said: Any, count: int) -> Vectors:  # noqa: ANN401 - J
             rows = said["embeddings"] if server.kind == "deepsparse" else said
         if not isinstance(rows, list):
             raise TypeError
-        vectors = [np.asarray(row, dtype=np.float32) for row in rows]
+        vectors = [_numbers(row) for row in rows]
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"The server answered with {_kind_of(said)} where {count} vectors were asked for.") from error
     sizes = sorted({vector.size if vector.ndim == 1 else 0 for vector in vectors})
@@ -328,6 +351,15 @@ def _read(server: Server, said: Any, count: int) -> Vectors:  # noqa: ANN401 - J
     if bad:
         raise ValueError(f"The server answered with NaN or infinite values in {bad} of {count} vectors.")
     return found
+
+
+def _numbers(row: Any) -> Vectors:  # noqa: ANN401 - JSON
+    """Read a row of numbers; what is none, a text of digits too, is no vector. null is NaN, and refused as such."""
+    found = np.asarray(row)
+    if found.dtype.kind not in "fiuO" or (found.dtype.kind == "O" and any(isinstance(value, str) for value in row)):
+        raise TypeError
+    with np.errstate(over="ignore"):  # what is too large becomes infinite, and is refused as such
+        return found.astype(np.float32)
 
 
 def _kind_of(said: Any) -> str:  # noqa: ANN401 - JSON

@@ -5,6 +5,7 @@ It knows threads, providers and inputs; it knows nothing of text, pooling or mod
 
 import ctypes
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -157,7 +158,7 @@ class Engine:
             with self._native:
                 return list(session.run(None if outputs is None else list(outputs), feed))
         except _failures() as error:
-            raise ValueError(f"The graph refused its inputs: {_first_line(error)}") from error
+            raise ValueError(f"The graph refused its inputs: {_why(_first_line(error), feed)}") from error
 
     def __call__(self, inputs: Mapping[str, Array] | Sequence[Array]) -> list[Array]:
         """Run the graph once; the same as `run(inputs)`."""
@@ -344,6 +345,21 @@ def _check(tensor: Tensor, array: Array, sizes: dict[str, tuple[int, str]], rows
         raise ValueError(f"{given}; the engine was opened with batch_size={rows}. Open it without to run any number of rows.")
     if tensor.name.endswith("_ids") and np.issubdtype(array.dtype, np.integer) and array.size and array.min() < 0:
         raise ValueError(f"{given} with the id {array.min()}; ids start at 0 (a graph reads a negative one from the end).")
+
+
+def _why(said: str, feed: Mapping[str, Array]) -> str:
+    """Put the runtime's two common refusals into words about the inputs; all others are given as they are."""
+    if found := re.search(r"idx=(\d+) must be within the inclusive range \[-?\d+,(\d+)\]", said):
+        value, last = int(found[1]), int(found[2])
+        holders = [name for name, array in feed.items() if (array == value).any()]
+        return f"{' or '.join(map(repr, holders)) or 'an input'} holds the id {value}, and the graph knows 0 to {last}."
+    if found := re.search(r"dimension other than 1\. (\d+) by (\d+)", said):
+        sizes = {size for array in feed.values() for size in array.shape}
+        one, other = int(found[1]), int(found[2])
+        if (one in sizes) != (other in sizes):
+            mine, theirs = (one, other) if one in sizes else (other, one)
+            return f"they have an axis of {mine} where the graph has {theirs}: for tokens, the positions of the model."
+    return said
 
 
 def _failures() -> tuple[type[Exception], ...]:

@@ -10,9 +10,12 @@ import argparse
 import json
 from pathlib import Path
 
+from penult.bulk.readers import rows_of_a_shard
+
 BILLION = 1e9
 BYTES_A_TOKEN = 4.9  # of English prose under a WordPiece tokenizer: the demo paragraphs of notebooks/data have 4.88
 DISK = 200e6  # bytes a second that one plain disk or one connection to an object store gives
+MERGE = 160e6  # bytes a second that the one process writes which merges shards into Parquet, measured beside the rate below
 CORPORA = {"a million": 1e6, "a billion": 1e9, "100 billion": 1e11, "10 trillion": 1e13}
 CORES = (2, 64, 1024)
 
@@ -27,20 +30,21 @@ def main() -> None:
     given = parser.parse_args()
     rows = json.loads(given.bench.read_text())["rows"]
     rate = next(row["tokens_per_cpu_second"] for row in rows if row["system"] == given.system)
-    print(table(rate, given.dollars_a_core_hour, given.tokens_a_row, given.dimension))
+    print(table(round(rate), given.dollars_a_core_hour, given.tokens_a_row, given.dimension))
 
 
-def table(rate: float, price: float, tokens_a_row: int, dimension: int) -> str:
+def table(rate: int, price: float, tokens_a_row: int, dimension: int) -> str:
     """Lay out the plan for corpora of growing size, as Markdown."""
     hours = BILLION / rate / 3600
     row_bytes = dimension * 4 + tokens_a_row * BYTES_A_TOKEN
+    shard = rows_of_a_shard(tokens_a_row * BYTES_A_TOKEN)
     lines = [
         (
             f"One core: {rate:,.0f} tokens a second, so a billion tokens take {hours:,.0f} core hours, {hours * price:,.2f} dollars "
             f"at {price} a core hour. A row has {tokens_a_row} tokens and {dimension} values."
         ),
         "",
-        f"| tokens | rows | core hours | dollars | {' | '.join(f'{cores:,} cores' for cores in CORES)} | output | shards of 4,096 rows |",
+        f"| tokens | rows | core hours | dollars | {' | '.join(f'{cores:,} cores' for cores in CORES)} | output | shards of {shard:,} rows |",
         f"|---:|---:|---:|---:|{'---:|' * len(CORES)}---:|---:|",
     ]
     for name, tokens in CORPORA.items():
@@ -48,22 +52,29 @@ def table(rate: float, price: float, tokens_a_row: int, dimension: int) -> str:
         spans = " | ".join(span(core_hours / cores) for cores in CORES)
         size = rows * row_bytes
         lines.append(
-            f"| {name} | {rows:,.0f} | {core_hours:,.1f} | {core_hours * price:,.2f} | {spans} | {volume(size)} | "
-            f"{-(-rows // 4096):,.0f} |"
+            f"| {name} | {rows:,.0f} | {figure(core_hours)} | {figure(core_hours * price)} | {spans} | {volume(size)} | "
+            f"{-(-rows // shard):,.0f} |"
         )
     busy = rate / tokens_a_row * row_bytes  # bytes a second that one core reads and writes
     lines += [
         "",
         (
-            f"A core moves {busy / 1e3:,.0f} kB a second, so a disk of {DISK / 1e6:,.0f} MB a second is full at "
-            f"{DISK / busy:,.0f} cores: from there on the bottleneck is storage, not arithmetic."
+            f"A shard is {shard * row_bytes / 1e6:,.1f} MB and {shard * tokens_a_row / rate:,.0f} s of a core: what a crash "
+            f"costs. A core moves {busy / 1e3:,.0f} kB a second. Arithmetic is the bottleneck up to {MERGE / busy:,.0f} cores; "
+            f"from there on the merge, which one process does at {MERGE / 1e6:,.0f} MB a second, takes longer than the "
+            f"embedding: give each part of the corpus a job and an output of its own. At {DISK / busy:,.0f} cores a disk of "
+            f"{DISK / 1e6:,.0f} MB a second is full: give each machine one."
         ),
     ]
     return "\n".join(lines)
 
 
 def volume(size: float) -> str:
-    return f"{size / 1e9:,.1f} GB" if size < 1e12 else f"{size / 1e12:,.1f} TB"
+    return f"{size / 1e6:,.0f} MB" if size < 1e9 else f"{size / 1e9:,.0f} GB" if size < 1e12 else f"{size / 1e12:,.1f} TB"
+
+
+def figure(value: float) -> str:
+    return f"{value:,.2f}" if value < 10 else f"{value:,.0f}"
 
 
 def span(hours: float) -> str:
@@ -71,7 +82,7 @@ def span(hours: float) -> str:
         return "under 1 min"
     if hours < 1:
         return f"{hours * 60:,.1f} min"
-    return f"{hours:,.1f} h" if hours < 48 else f"{hours / 24:,.1f} d"
+    return f"{hours:,.1f} h" if hours < 48 else f"{hours / 24:,.0f} d"
 
 
 if __name__ == "__main__":

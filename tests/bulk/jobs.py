@@ -5,11 +5,15 @@ import os
 import random
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 from conftest import hearing
 from models import WORDS
+
+from penult.bulk import embed
 
 
 def corpus(path: Path, rows: int, *, seed: int = 0) -> Path:
@@ -73,3 +77,30 @@ def ids(out: Path) -> list[str]:
 
 def rejected(out: Path) -> list[dict]:
     return [json.loads(line) for line in out.with_name(f"{out.name}.rejected.jsonl").read_text().splitlines()]
+
+
+def vectors(path, column="embedding"):
+    table = pq.read_table(path) if isinstance(path, Path) else path
+    return np.asarray(table.column(column).combine_chunks().flatten()).reshape(table.num_rows, -1)
+
+
+def lance_table(path):
+    import lance
+
+    return lance.dataset(str(path)).to_table()
+
+
+@contextmanager
+def half_done(monkeypatch, after=2):
+    """Let a job fail after some shards."""
+    carry_out = embed._records
+
+    def records(*arguments):
+        for number, record in enumerate(carry_out(*arguments)):
+            if number == after:
+                raise OSError("No space left on device")
+            yield record
+
+    with monkeypatch.context() as patched:
+        patched.setattr(embed, "_records", records)
+        yield

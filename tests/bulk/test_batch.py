@@ -75,6 +75,18 @@ def test_bad_rows(tiny, embedder):
         lenient({"text": np.array(["a", None], dtype=object)})
 
 
+def test_lists_of_any_size(tiny, embedder):
+    """fixed_size=False gives the lists that Spark knows, with the same values, nulls and metadata."""
+    batch = pa.RecordBatch.from_pydict({"text": ["the cat", None, "moon"]})
+    made = BatchEmbedder(str(tiny), bad_rows="null", fixed_size=False)(batch)
+    assert made.schema.field("embedding").type == pa.list_(pa.float32())
+    assert made.schema.metadata[b"penult.fingerprint"].decode() == embedder.fingerprint
+    rows = made.column("embedding").to_pylist()
+    assert rows[1] is None
+    assert np.array_equal(np.float32([rows[0], rows[2]]), embedder.embed(["the cat", "moon"]))
+    assert BatchEmbedder(str(tiny), fixed_size=False)(batch.slice(0, 0)).num_rows == 0
+
+
 def test_it_travels_light(tiny, embedder):
     """Its pickle is a few hundred bytes, before and after it was used; the receiver opens its own model, once."""
     batcher = BatchEmbedder(str(tiny), threads=1)

@@ -9,59 +9,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from bulk.jobs import corpus, rejected, run
+from bulk.jobs import corpus, half_done, lance_table, rejected, run, vectors
 from models import tiny_model
 
 from penult.bulk import about, embed
-from penult.bulk.embed import Request, StoppedError, embed_files
-from penult.bulk.options import Columns, Model
-from penult.bulk.tables import metadata_of
-from penult.bulk.takeover import Old
-from penult.bulk.work import make_shard
-from penult.bulk.worker import Ready
-
-
-class InProcess:
-    """Stands for the pool of worker processes, whose start takes a second: does their work in this one."""
-
-    def __init__(self, model, role, workers, say):
-        self._embedder = model.load(threads=1)
-        self.facts = Ready(self._embedder.dimension, self._embedder.recipe.max_length, metadata_of(self._embedder, "m", role))
-
-    def run(self, tasks):
-        for task in tasks:
-            old = None if task.old is None else Old(task.old, self._embedder.dimension)
-            yield make_shard(self._embedder, task.shard, task.folder, task.columns, old)
-
-    def close(self):
-        self._embedder.close()
-
-
-@pytest.fixture
-def job(tiny, tmp_path, monkeypatch):
-    """Run a job in this process and give its summary."""
-    monkeypatch.setattr(embed, "Pool", InProcess)
-
-    def start(*given, out="out.parquet", text="text", role="document", **options):
-        model = {"truncate": "right"} | {
-            key: options.pop(key) for key in ("truncate", "max_length", "dimensions") if key in options
-        }
-        model = Model(str(options.pop("model", tiny)), **model)
-        columns = Columns(text, options.pop("vector", "embedding"), role)
-        return embed_files(Request(tuple(map(str, given)), tmp_path / out, model, columns, shown="off", **options))
-
-    return start
-
-
-def vectors(path, column="embedding"):
-    table = pq.read_table(path) if isinstance(path, Path) else path
-    return np.asarray(table.column(column).combine_chunks().flatten()).reshape(table.num_rows, -1)
-
-
-def lance_table(path):
-    import lance
-
-    return lance.dataset(str(path)).to_table()
+from penult.bulk.embed import StoppedError
 
 
 def test_columns_vectors_and_metadata(job, embedder, tmp_path):
@@ -304,35 +256,25 @@ def test_vectors_of_another_model_are_not_taken_over(job, tmp_path):
     """--from refuses an output of another fingerprint or role, and a file without vectors."""
     source = corpus(tmp_path / "in.jsonl", 5)
     job(source, out="cls.parquet", model=tiny_model(tmp_path / "cls", pooling="cls"))
-    with pytest.raises(StoppedError, match="has the fingerprint"):
-        job(source, old=tmp_path / "cls.parquet")
     job(source, out="queries.parquet", role="query")
-    with pytest.raises(StoppedError, match="has the role 'query', this job 'document'"):
-        job(source, old=tmp_path / "queries.parquet", overwrite=True)
-    with pytest.raises(StoppedError, match=r"give a \.parquet file or a \.lance folder"):
-        job(source, old=source, overwrite=True)
-
-
-def half_done(monkeypatch, after=2):
-    """Let a job fail after some shards."""
-    carry_out = embed._records
-
-    def records(*arguments):
-        for number, record in enumerate(carry_out(*arguments)):
-            if number == after:
-                raise OSError("No space left on device")
-            yield record
-
-    monkeypatch.setattr(embed, "_records", records)
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(ValueError, match="has the fingerprint"):
+        job(source, old=tmp_path / "cls.parquet")
+    with pytest.raises(ValueError, match="has the role 'query', this job 'document'"):
+        job(source, old=tmp_path / "queries.parquet")
+    with pytest.raises(ValueError, match=r"give a \.parquet file or a \.lance folder"):
+        job(source, old=source)
+    with pytest.raises(FileNotFoundError, match=r"No file at none\.parquet, which --from names"):
+        job(source, old=Path("none.parquet"))
+    assert sorted(tmp_path.iterdir()) == before
 
 
 def test_an_unfinished_job_of_something_else_is_refused(job, tmp_path, monkeypatch):
     """Changed input, another model, role or column: refused, naming which; --overwrite starts anew."""
     source = corpus(tmp_path / "in.jsonl", 60)
-    with monkeypatch.context() as patched:
-        half_done(patched)
-        with pytest.raises(StoppedError, match=r"No space left on device\. 32 of 60 rows are done and kept"):
-            job(source, shard_rows=16)
+    stopped = pytest.raises(StoppedError, match=r"No space left on device\. 32 of 60 rows are done and kept")
+    with half_done(monkeypatch), stopped:
+        job(source, shard_rows=16)
     other = tiny_model(tmp_path / "cls", pooling="cls")
     with pytest.raises(ValueError, match=r"the model's fingerprint was '[0-9a-f]{32}' and is"):
         job(source, model=other)

@@ -96,6 +96,28 @@ def test_qdrant(source, other, questions, nearest, tmp_path):
     check_top10(found, nearest)
 
 
+@pytest.mark.filterwarnings("ignore:Local mode is not recommended", "ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_qdrant_folder_of_another_process(source, tmp_path):
+    """A folder that another client holds is one sentence."""
+    holder = qdrant_client.QdrantClient(path=str(tmp_path / "db"))
+    with pytest.raises(OSError, match="already accessed by another instance"):
+        ingest(source, f"qdrant:{tmp_path}/db", "notes")
+    holder.close()
+
+
+def test_rows_that_change_are_written_over(source, tmp_path, tiny):
+    """Of rows that changed, LanceDB has the new text and vector, and as many entries as before."""
+    lancedb = pytest.importorskip("lancedb", reason="the extra `lancedb` is not installed")
+    to = f"lancedb:{tmp_path}/db"
+    ingest(source, to, "notes")
+    table = pq.read_table(source)
+    texts = ["another", *table.column("text").to_pylist()[1:]]
+    pq.write_table(table.set_column(table.schema.get_field_index("text"), "text", pa.array(texts)), tmp_path / "new.parquet")
+    assert ingest(tmp_path / "new.parquet", to, "notes").entries == 200
+    found = lancedb.connect(str(tmp_path / "db")).open_table("notes").to_arrow()
+    assert sorted(found.column("text").to_pylist()) == sorted(texts)
+
+
 def test_lancedb(source, other, questions, nearest, tmp_path):
     """LanceDB keeps columns with their types, gives the same top 10, and is unchanged by a second run."""
     lancedb = pytest.importorskip("lancedb", reason="the extra `lancedb` is not installed")
@@ -105,6 +127,9 @@ def test_lancedb(source, other, questions, nearest, tmp_path):
         return lancedb.connect(place).open_table("notes").to_arrow().sort_by("penult_id").to_pylist()
 
     check_ingest(source, other, f"lancedb:{place}", dump)
+    versions = len(lancedb.connect(place).open_table("notes").list_versions())
+    ingest(source, f"lancedb:{place}", "notes")
+    assert len(lancedb.connect(place).open_table("notes").list_versions()) == versions, "each is a copy of all rows"
     table = lancedb.connect(place).open_table("notes")
     assert table.schema.field("n").type == pa.int64()
     found = [table.search(q).distance_type("cosine").limit(10).to_arrow().column("penult_id").to_pylist() for q in questions]
@@ -159,6 +184,7 @@ def test_without_an_id_column_the_row_is_its_id(tmp_path, tiny):
         (["--to", "elsewhere:x"], "it must be qdrant:PATH|URL, lancedb:PATH or pgvector:DSN"),
         (["--to", "qdrant:x", "--id-column", "key"], "The column 'key' is not in"),
         (["--to", "pgvector:host=/nowhere"], "PostgreSQL cannot be reached"),
+        (["--to", "qdrant:http://127.0.0.1:1"], "Qdrant refuses or cannot be reached"),
     ],
 )
 def test_what_cannot_be_done_is_said(source, tmp_path, arguments, said):

@@ -102,8 +102,8 @@ def test_a_disk_that_is_full(undisturbed, tmp_path, tiny):
     assert f"{ROWS} of {ROWS} rows are done and kept" in last
     assert not out.exists()
 
-    def no_room_at_all():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (3_000, 3_000))
+    def no_room_at_all():  # for a shard; the output of no rows that is tried first still fits
+        resource.setrlimit(resource.RLIMIT_FSIZE, (6_000, 6_000))
 
     shutil.rmtree(tmp_path / "out.parquet.job")
     full = run(*arguments, preexec_fn=no_room_at_all)

@@ -5,6 +5,7 @@ import sys
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from graph_kit import ZOO, ZOO_FILES, Draft, load, run, run_uncut, stored, zoo_reference
 from onnx import TensorProto, helper, numpy_helper
@@ -12,6 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 from penult.graph.cut import cut
 from penult.graph.layers import hidden_states
 
+RUNTIME = tuple(map(int, onnxruntime.__version__.split(".")[:2]))
 GIVEN = {"input_ids": np.array([[3, 1, 4, 1, 5], [9, 2, 6, 5, 3]])}
 
 
@@ -32,6 +34,8 @@ def test_zoo_cuts_equal_torchs_last_hidden_state(file, shared):
     state = hidden_states(model)[-1]
     short = cut(model, state.tensor, axes=state.axes)
     assert model.SerializeToString(deterministic=True) == before
+    if "fp16" in file and RUNTIME < (1, 24):
+        pytest.skip("ONNX Runtime 1.23 puts casts into some fp16 graphs that it then refuses; penult runs them in fp32")
     found = run(short, reference)
     assert found.dtype == np.float32
     if "int8" in file or "qdq" in file:
@@ -275,6 +279,8 @@ def test_weights_in_constant_nodes_and_sparse_weights_stay_whole():
 @pytest.mark.parametrize("opset", [11, 13, 18, 21, 24])
 def test_any_opset(opset):
     """The nodes a cut adds mean the same in every opset, and the opset stays."""
+    if opset > 23 and RUNTIME < (1, 24):
+        pytest.skip("ONNX Runtime 1.23 knows no opset 24")
     d = Draft(opset=opset)
     half = d.op("Cast", d.dense(d.embed()), to=TensorProto.FLOAT16)
     short = cut(d.model(d.op("Cast", half, to=TensorProto.FLOAT)), half)

@@ -190,6 +190,7 @@ def test_command_line(tmp_path, monkeypatch, capsys):
     assert parse(["--model_path", "some-model_x"]).api_key == "from the environment"
     assert parse(["some-model_x"]).endpoints[0].model == "some-model_x"
     assert "k" not in repr(parse(["m", "--api-key", "kkk"])).replace("api_key", "").split("endpoints")[0]
+    assert parse(["m", "--integration", "openai"]).integration == "local"  # its routes are always there
     assert parse(["m", "--batch-size", "4", "--hot-reload-config"]).endpoints[0].model == "m"
     assert capsys.readouterr().err.count("has no meaning here") == 2
     (tmp_path / "config.yaml").write_text(PAGE)

@@ -8,6 +8,7 @@ from server_kit import serving
 
 from penult import Embedder
 from penult.server import EndpointConfig
+from penult.server.config import TASK
 
 TEXTS = ["the cat sat", "a dog on the mat", ""]
 
@@ -116,6 +117,23 @@ def test_several_models_are_told_apart_by_name(tiny, embedder, models_folder):
             answer = ask("/v1/embeddings", body)
             assert (answer.status_code, answer.json()["error"]["code"]) == (404, "model_not_found")
             assert "a, b" in answer.json()["error"]["message"]
+
+
+def test_a_model_served_in_two_ways_has_two_names(tiny):
+    """Each listed id leads to its own endpoint, also where one model is served from two layers."""
+    named = EndpointConfig(model=str(tiny), task=TASK, name="last")
+    first, again = (EndpointConfig(model=str(tiny), task=TASK, emb_extraction_layer=0) for _ in range(2))
+    with serving(named, first, again) as running:
+        ids = [card["id"] for card in running.get("/v1/models").json()["data"]]
+        assert ids == ["last", str(tiny), f"{TASK}-2"]
+        last, lower, same = (
+            running.post("/v1/embeddings", {"input": "cat", "model": name}).json()["data"][0]["embedding"] for name in ids
+        )
+    for layer, found in ((-1, last), (1, lower)):
+        with Embedder.load(tiny, layer=layer) as local:
+            np.testing.assert_allclose(found, local.embed(["cat"])[0], atol=1e-6)
+    assert lower == same
+    assert np.abs(np.array(last) - lower).max() > 0.01
 
 
 def test_roles_put_the_models_prompts(models_folder):

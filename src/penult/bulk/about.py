@@ -35,7 +35,7 @@ def metadata(out: Path) -> dict[str, str] | None:
     """
     if not out.exists():
         return None
-    if out.suffix in (".npy", ".jsonl"):
+    if not says_itself(out):
         file = about_file(out)
         found: dict[str, str] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
         return found
@@ -43,6 +43,11 @@ def metadata(out: Path) -> dict[str, str] | None:
         return named(schema(out))
     except (pa.ArrowException, OSError) as error:
         raise OSError(f"{out} cannot be read: {error}") from error
+
+
+def says_itself(out: Path) -> bool:
+    """Say whether an output's own file says what made it, and not one beside it."""
+    return out.suffix not in (".npy", ".jsonl")
 
 
 def named(columns: pa.Schema) -> dict[str, str]:

@@ -37,6 +37,7 @@ class BatchEmbedder:
         max_batch_tokens: the most padded tokens of a batch.
         bad_rows: "raise" for a row that is no text; "null" gives it a null instead of a vector (not for dicts of arrays,
             which have none).
+        fixed_size: whether Arrow's lists are of one fixed size. False: of any, the only ones that Spark knows.
     """
 
     def __init__(
@@ -53,12 +54,13 @@ class BatchEmbedder:
         truncate: Truncate = "warn",
         max_batch_tokens: int = 1024,
         bad_rows: Literal["raise", "null"] = "raise",
+        fixed_size: bool = True,
     ) -> None:
         if bad_rows not in ("raise", "null"):
             raise ValueError(f"bad_rows is {bad_rows!r}; it must be 'raise' or 'null'.")
         self.text_column, self.vector_column, self.role, self.bad_rows = text_column, vector_column, role, bad_rows
         self._model, self._threads = Model(model, precision, dimensions, max_length, truncate, max_batch_tokens), threads
-        self._held = Held()
+        self._fixed_size, self._held = fixed_size, Held()
 
     @property
     def embedder(self) -> "Embedder":
@@ -73,7 +75,7 @@ class BatchEmbedder:
             batch: a dict of arrays, a `pyarrow.Table` or `RecordBatch`, or a pandas DataFrame.
 
         Returns:
-            The same kind, with one column more: (N, D) float32 in a dict, fixed-size lists of float32 in Arrow (the
+            The same kind, with one column more: (N, D) float32 in a dict, lists of float32 in Arrow (the
             fingerprint and the recipe in the schema's metadata), an array a row in pandas.
 
         Raises:
@@ -95,7 +97,7 @@ class BatchEmbedder:
         raise TypeError(f"A batch is a {type(batch).__name__}; give a dict of arrays, an Arrow table or a pandas DataFrame.")
 
     def batches(self, stream: Iterable[Batch]) -> Iterator[Batch]:
-        """Append vectors batch by batch: the shape of Spark's `mapInArrow` and `mapInPandas`."""
+        """Append vectors batch by batch: the shape of Spark's `mapInArrow` (with fixed_size=False) and `mapInPandas`."""
         for batch in stream:
             yield self(batch)
 
@@ -137,6 +139,9 @@ class BatchEmbedder:
             vectors[outcome.good] = outcome.vectors
         metadata = metadata_of(self.embedder, self._model.reference, self.role)
         made = with_vectors(table, self.vector_column, vectors, metadata, null=list(outcome.bad))
+        if not self._fixed_size:
+            field = pa.field(self.vector_column, pa.list_(pa.float32()))
+            made = made.set_column(made.num_columns - 1, field, made.column(made.num_columns - 1).cast(field.type))
         if isinstance(batch, pa.Table):
             return made
         return pa.RecordBatch.from_arrays([column.combine_chunks() for column in made.columns], schema=made.schema)

@@ -72,7 +72,7 @@ def embed(
     parts += [f"{totals.cut:,} cut at {summary.max_length} tokens"] * (totals.cut > 0)
     parts += [f"{totals.taken:,} taken over from {from_}"] * (totals.taken > 0)
     rate = summary.rows_per_second
-    parts.append("finished before, nothing to do" if rate is None else f"{rate:,.0f} rows a second")
+    parts += ["finished before, nothing to do"] if rate is None else [f"{rate:,.0f} rows a second"] * (rate > 0)
     said = {"event": "done", "out": str(out), "rejected_file": rejected if totals.rejected else None}
     _end(said | asdict(totals), "; ".join(parts), json_=progress == "json")
     if totals.rejected:

@@ -12,7 +12,7 @@ from typing import Literal
 
 import pyarrow as pa
 
-from penult.bulk import about, inputs, readers, tables, takeover, writers
+from penult.bulk import about, inputs, output, readers, takeover, writers
 from penult.bulk.inputs import STDIN, Format, Input
 from penult.bulk.job import Identity, Job, Manifest, stamps
 from penult.bulk.options import Columns, Model
@@ -65,7 +65,7 @@ class Summary:
     Attributes:
         totals: of all rows, those of earlier runs included.
         max_length: the tokens at which longer texts were cut.
-        rows_per_second: of this run. None: there was nothing left to do.
+        rows_per_second: of this run; 0 if only the output was left to write. None: there was nothing left to do.
     """
 
     totals: Totals
@@ -107,20 +107,24 @@ def embed_files(request: Request) -> Summary:
 
 
 def _run(request: Request, job: Job, files: tuple[Input, ...], pool: Pool) -> Summary:
-    identity = _identity(request, files, pool.facts)
+    identity, manifest = _identity(request, files, pool.facts), job.manifest
     finished = None if request.overwrite else about.metadata(request.out)
-    if finished is not None and finished.get("penult.job") == identity.digest:
+    if finished is not None and output.is_there(request.out, finished, identity, manifest):
         job.clear()
         totals = Totals(rows=int(finished["penult.rows"]), rejected=int(finished["penult.rejected"]))
         return Summary(totals, pool.facts.max_length, None)
-    manifest = job.manifest
+    if request.old is not None:
+        takeover.check(request.old, fingerprint=identity.fingerprint, role=identity.role, text_column=identity.text_column)
     if manifest is None:
         if finished is not None:
             raise ValueError(
                 f"{request.out} exists and was made from other input or with another model; --overwrite replaces it, and "
                 f"--overwrite --from {request.out} keeps the vectors of texts that did not change."
             )
-        manifest = Manifest(identity, _scan(request, files), stamps(files))
+        scanned = _scan(request, files)
+        schema = output.schema(request.columns, scanned, pool.facts, identity, Totals())
+        output.try_out(request.out, job.scratch, schema, request.columns.vector)
+        manifest = Manifest(identity, scanned, stamps(files))
         job.begin(manifest)
     elif reasons := manifest.identity.differences(identity) + _changed(manifest, files):
         raise ValueError(
@@ -144,27 +148,21 @@ def _carry_out(request: Request, job: Job, files: tuple[Input, ...], pool: Pool,
     progress = Progress(request.shown, sum(scanned.counts), before)
     try:
         if request.old is not None:
-            takeover.build(
-                request.old,
-                job.shards(identity),
-                fingerprint=identity.fingerprint,
-                role=identity.role,
-                text_column=identity.text_column,
-            )
+            takeover.build(request.old, job.shards(identity), identity.text_column)
         for record in _records(request, job, files, pool, manifest, frozenset(done)):
             job.record(record)
             progress.add(record)
         pool.close()  # the model's memory is the merge's from here on
         for file in files:
             file.check_unchanged()
-        schema = _schema(request, scanned, pool.facts, identity, progress.totals)
+        schema = output.schema(request.columns, scanned, pool.facts, identity, progress.totals)
         shards = range(readers.count_shards(scanned))
         writers.write(request.out, job.shards(identity), schema, shards, vector_column=request.columns.vector)
-    except (OSError, ValueError, WorkError, KeyboardInterrupt) as error:
+    except (OSError, ValueError, WorkError, pa.ArrowException, KeyboardInterrupt) as error:
         why = "interrupted" if isinstance(error, KeyboardInterrupt) else str(error).rstrip(".")
         raise StoppedError(
             f"{why}. {progress.totals.seen:,} of {sum(scanned.counts):,} rows are done and kept in {job.folder}; the same "
-            "command goes on from there."
+            f"command{' without --overwrite' if request.overwrite else ''} goes on from there."
         ) from error
     finally:
         progress.close()
@@ -186,7 +184,7 @@ def _records(
 
         pool.close()  # it has said what the model is
 
-        setup = ray_engine.Setup(request.model, request.columns, files, manifest.scanned, folder.absolute(), old)
+        setup = ray_engine.Setup(request.model, request.columns, files, manifest.scanned, folder, old)
         yield from ray_engine.run(setup, missing, workers=request.workers, address=request.address)
         return
     tasks = (
@@ -203,9 +201,12 @@ def _inputs(request: Request, job: Job) -> tuple[Input, ...]:
     given = [name for name in request.inputs if name != STDIN]
     found = inputs.find(given, request.format, without=about.beside(request.out)) if given else []
     if STDIN in request.inputs:
-        found.append(inputs.spool(job.folder))
+        try:
+            found.append(inputs.spool(job.folder))
+        except OSError as error:
+            raise OSError(f"Standard input cannot be copied to {job.folder}: {error}") from error
     return tuple(
-        inputs.opened(path, request.format or ("jsonl" if path.name == inputs.SPOOLED else None), known=known) for path in found
+        inputs.opened(path, request.format or ("jsonl" if inputs.is_spooled(path) else None), known=known) for path in found
     )
 
 
@@ -218,8 +219,14 @@ def _identity(request: Request, files: tuple[Input, ...], facts: Ready) -> Ident
         vector_column=request.columns.vector,
         id_column=request.id_column,
         too_long="rejected" if request.model.truncate == "error" else "cut",
-        takes_over=None if request.old is None else inputs.opened(request.old, "parquet").sha256,
+        takes_over=None if request.old is None else _hash(request.old),
     )
+
+
+def _hash(old: Path) -> str:
+    if not old.exists():
+        raise FileNotFoundError(f"No file at {old}, which --from names.")
+    return inputs.opened(old, "parquet").sha256
 
 
 def _changed(manifest: Manifest, files: tuple[Input, ...]) -> list[str]:
@@ -240,17 +247,3 @@ def _scan(request: Request, files: tuple[Input, ...]) -> Scanned:
     if request.id_column is not None and request.id_column not in names:
         raise ValueError(f"The column {request.id_column!r} is not in the input; it has {', '.join(names)}.")
     return scanned
-
-
-def _schema(request: Request, scanned: Scanned, facts: Ready, identity: Identity, totals: Totals) -> pa.Schema:
-    """Give the schema of the output: all columns of the input, the vectors, and in its metadata what made them."""
-    id_column = request.id_column or ("id" if "id" in scanned.schema.names else "")
-    metadata = (scanned.schema.metadata or {}) | facts.metadata | {
-        "penult.text_column": request.columns.text,
-        "penult.vector_column": request.columns.vector,
-        "penult.id_column": id_column,
-        "penult.job": identity.digest,
-        "penult.rows": str(totals.rows),
-        "penult.rejected": str(totals.rejected),
-    }  # fmt: skip
-    return scanned.schema.append(tables.vector_field(request.columns.vector, facts.dimension)).with_metadata(metadata)

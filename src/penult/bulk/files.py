@@ -34,6 +34,17 @@ def written_whole(path: Path, suffix: str = "part") -> Iterator[BinaryIO]:
     sync_folder(path.parent)
 
 
+def sync_all(folder: Path) -> None:
+    """Put a folder and all that is in it on the disk."""
+    for path in folder.rglob("*"):
+        if path.is_dir():
+            sync_folder(path)
+        else:
+            with path.open("rb+") as file:
+                os.fsync(file.fileno())
+    sync_folder(folder)
+
+
 def sync_folder(folder: Path) -> None:
     """Put a folder's names on the disk, where the system knows how."""
     if os.name == "nt":

@@ -22,9 +22,9 @@ _ENDINGS: dict[str, Format] = {
     ".csv": "csv",
     ".txt": "text",
 }
+_BESIDE = (".rejected.jsonl", ".npy.rows.jsonl")  # of an output
 STDIN = "-"
-SPOOLED = "stdin.spooled"
-"""The file of a job's folder that holds what came over a pipe."""
+_SPOOLED, _SPOOLED_AGAIN = "stdin.spooled", "stdin.again.spooled"
 Stamp: TypeAlias = tuple[tuple[str, int, int], ...]
 """(name, size in bytes, time in nanoseconds) of each file."""
 
@@ -76,7 +76,9 @@ def find(given: Sequence[str], format_: Format | None = None, *, without: Iterab
         else:
             matched = [Path(match) for match in sorted(glob.glob(name, recursive=True))]  # noqa: PTH207 - takes absolute globs
             matched = [
-                file for file in matched if file.resolve() not in outputs and (file.is_file() or file.suffix == ".lance")
+                file
+                for file in matched
+                if file.resolve() not in outputs and (file.is_file() or file.suffix == ".lance") and not _ours(file, name)
             ]
         if not matched:
             raise FileNotFoundError(f"No input at {name!r}; give files, folders or globs of {', '.join(_ENDINGS)} files.")
@@ -108,29 +110,56 @@ def opened(path: Path, format_: Format | None = None, *, known: Mapping[Stamp, s
     """
     files = _files(path)
     stamp = _stamp(files)
-    name = STDIN if path.name == SPOOLED else str(path)
+    name = STDIN if is_spooled(path) else str(path)
     return Input(name, path, kind(path, format_), (known or {}).get(stamp) or _sha256(files), stamp)
 
 
 def spool(folder: Path) -> Path:
-    """Copy standard input to a file, whole or not at all: a pipe cannot be read again after a crash."""
-    with written_whole(folder / SPOOLED) as file:
+    """Copy standard input to a file, whole or not at all: a pipe cannot be read again after a crash.
+
+    What an unfinished job has of it is never written over: a pipe that says the same, or nothing, goes on with that.
+
+    Raises:
+        OSError: the disk is full.
+    """
+    before, again = folder / _SPOOLED, folder / _SPOOLED_AGAIN
+    if before.exists() and sys.stdin.isatty():
+        return before
+    with written_whole(again) as file:
         while block := sys.stdin.buffer.read(1 << 20):
             file.write(block)
-    return folder / SPOOLED
+    if before.exists():
+        if again.stat().st_size and _sha256([again]) != _sha256([before]):
+            return again
+        again.unlink()
+    else:
+        again.rename(before)
+    return before
+
+
+def is_spooled(path: Path) -> bool:
+    """Say whether a file holds what came over standard input."""
+    return path.name in (_SPOOLED, _SPOOLED_AGAIN)
 
 
 def _walk(folder: Path) -> list[Path]:
     """List a folder's files to any depth; a .lance folder counts as one file, hidden ones and unfinished jobs as none."""
     found: list[Path] = []
     for path in sorted(folder.iterdir()):
-        if path.name.startswith(".") or path.name.endswith((".job", ".rejected.jsonl")):
+        if path.name.startswith(".") or path.name.endswith((".job", *_BESIDE)):
             continue
         if path.is_dir() and path.suffix != ".lance":
             found += _walk(path)
         else:
             found.append(path)
     return found
+
+
+def _ours(path: Path, pattern: str) -> bool:
+    """Say whether a glob met a part of some job or output that its pattern does not name: an unfinished job's records too."""
+    named = Path(pattern).name
+    beside = any(path.name.endswith(ending) and ending.split(".")[1] not in named for ending in _BESIDE)
+    return beside or any(folder.suffix == ".job" and (folder / "lock").exists() for folder in path.parents)
 
 
 def _files(path: Path) -> list[Path]:

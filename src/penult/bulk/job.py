@@ -5,6 +5,7 @@ crash takes, each row is either recorded once or done again. Knows no models and
 """
 
 import base64
+import errno
 import hashlib
 import json
 import os
@@ -126,6 +127,13 @@ class Job:
         """Name the folder of shards. It bears the job's hash: a worker of an older job, still dying, writes elsewhere."""
         return self.folder / identity.digest
 
+    @property
+    def scratch(self) -> Path:
+        """A folder for what may be thrown away; made here."""
+        folder = self.folder / "scratch"
+        folder.mkdir(exist_ok=True)
+        return folder
+
     def begin(self, manifest: Manifest) -> None:
         """Note what the job is."""
         self.shards(manifest.identity).mkdir(exist_ok=True)
@@ -146,11 +154,19 @@ class Job:
         return {record.shard: record for record in records if _size(shard_path(folder, record.shard)) == record.size}
 
     def record(self, record: Record) -> None:
-        """Note that a shard is done; on the disk when this returns."""
+        """Note that a shard is done; on the disk when this returns.
+
+        Raises:
+            OSError: the disk is full; nothing is noted.
+        """
         if self._records is None:
             self._records = (self.folder / _RECORDS).open("ab", buffering=0)
             sync_folder(self.folder)
-        self._records.write(f"{json.dumps(asdict(record))}\n".encode())
+        line = f"{json.dumps(asdict(record))}\n".encode()
+        written = self._records.write(line)
+        if written != len(line):  # a disk that is full takes the beginning and says nothing
+            self._records.truncate(self._records.seek(0, os.SEEK_END) - written)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         os.fsync(self._records.fileno())
 
     def clear(self) -> None:

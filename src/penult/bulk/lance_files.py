@@ -7,6 +7,8 @@ from typing import Any
 
 import pyarrow as pa
 
+from penult.bulk.files import sync_all, sync_folder
+
 
 def check() -> None:
     """Raise ImportError with what to install, if lance is missing."""
@@ -30,16 +32,25 @@ def write(path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> N
     aside, before = path.with_name(f".{path.name}.part"), path.with_name(f".{path.name}.before")
     for folder in (aside, before):
         shutil.rmtree(folder, ignore_errors=True)
-    reader = pa.RecordBatchReader.from_batches(schema, (batch.replace_schema_metadata(schema.metadata) for batch in batches))
+    named = (_aligned(batch).replace_schema_metadata(schema.metadata) for batch in batches)
+    reader = pa.RecordBatchReader.from_batches(schema, named)
     try:
         _lance().write_dataset(reader, str(aside), schema=schema)
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
         raise
+    sync_all(aside)
     if path.exists():
         path.rename(before)  # a folder cannot be renamed over another one
     aside.rename(path)
+    sync_folder(path.parent)
     shutil.rmtree(before, ignore_errors=True)
+
+
+def _aligned(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """Copy a batch of a mapped file: there a decimal may begin at any eighth byte, and Lance's reader wants the sixteenth."""
+    arrays = [pa.concat_arrays([array, array.slice(0, 0)]) for array in batch.columns]
+    return pa.RecordBatch.from_arrays(arrays, schema=batch.schema)
 
 
 def _lance() -> Any:  # noqa: ANN401 - a module

@@ -5,26 +5,31 @@ a job may begin here and end there. The folders of input and output must be the 
 """
 
 import json
+import os
+import uuid
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from penult.bulk import readers
 from penult.bulk.inputs import Input
 from penult.bulk.options import Columns, Model
+from penult.bulk.pool import WorkError
 from penult.bulk.readers import Scanned
 from penult.bulk.takeover import Old
 from penult.bulk.work import Record, make_shard
-from penult.embedder import TruncationWarning
+from penult.bulk.worker import failed
+from penult.embedder import Embedder, TruncationWarning
 
 _FORMATS = ("parquet", "lance")
+_TRIES = 3  # of a shard whose actor dies; Ray itself would try for ever
 
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """What an actor needs to make any shard of a job."""
+    """What an actor needs to make any shard of a job, wherever it runs: the paths of `anywhere` are absolute."""
 
     model: Model
     columns: Columns
@@ -32,25 +37,58 @@ class Setup:
     scanned: Scanned
     folder: Path
     old: Path | None
+    run: str = field(default_factory=lambda: uuid.uuid4().hex)  # so that tries of an earlier run do not count
+
+    def anywhere(self) -> "Setup":
+        """Give it with absolute paths: the processes of a cluster have working folders of their own."""
+        model = Path(self.model.reference)
+        return replace(
+            self,
+            model=replace(self.model, reference=str(model.absolute())) if model.exists() else self.model,
+            files=tuple(replace(file, path=file.path.absolute()) for file in self.files),
+            folder=self.folder.absolute(),
+            old=self.old and self.old.absolute(),
+        )
 
 
 class ShardActor:
-    """Makes shards; one in a process, with a model of its own."""
+    """Makes shards; one in a process, with a model of its own.
+
+    What fails is an answer and no exception: of that Ray would make pages of its own stack, and no sentence.
+    """
 
     def __init__(self, setup: Setup, threads: int) -> None:
         warnings.simplefilter("ignore", TruncationWarning)  # counted in every record instead
-        self._setup = setup
-        self._embedder = setup.model.load(threads)
-        self._old = None if setup.old is None else Old(setup.old, self._embedder.dimension)
+        self._setup, self._threads = setup, threads
+        self._opened: tuple[Embedder, Old | None] | None = None
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[str]]:
         """Make the shards of these numbers, and give their records."""
-        return {"record": [self._make(int(number)) for number in batch["shard"]]}
+        return {"answer": [self._answer(int(number)) for number in batch["shard"]]}
 
-    def _make(self, number: int) -> str:
+    def _answer(self, number: int) -> str:
+        try:
+            return json.dumps(asdict(self._make(number)))
+        except Exception as error:  # noqa: BLE001 - a process boundary: the driver says it
+            return json.dumps(asdict(failed(error)))
+
+    def _make(self, number: int) -> Record:
         setup = self._setup
+        self._begin(number)
+        if self._opened is None:
+            embedder = setup.model.load(self._threads)
+            self._opened = embedder, None if setup.old is None else Old(setup.old, embedder.dimension)
+        embedder, old = self._opened
         shard = next(readers.shards(setup.files, setup.scanned, number))
-        return json.dumps(asdict(make_shard(self._embedder, shard, setup.folder, setup.columns, self._old)))
+        return make_shard(embedder, shard, setup.folder, setup.columns, old)
+
+    def _begin(self, number: int) -> None:
+        """Count a try on the disk, where it outlives this process."""
+        with (self._setup.folder / f"{number:08}.{self._setup.run}.tries").open("ab") as file:
+            file.write(b"|")
+            tries = file.tell()
+        if tries > _TRIES:
+            raise ValueError(f"an actor died {_TRIES} times at shard {number}; give it more memory, or fewer --workers")
 
 
 def check(files: Sequence[Input]) -> None:
@@ -70,29 +108,43 @@ def run(setup: Setup, numbers: Sequence[int], *, workers: int, address: str | No
         workers: actors; they share the cluster's CPUs evenly.
         address: of the cluster, or "auto". None: one of this machine's own.
 
+    Raises:
+        ValueError: a shard failed for something that the user can mend: a full disk, for example.
+        WorkError: a shard failed for a bug, its actor died again and again, or Ray itself failed.
+        ConnectionError: no cluster at that address.
     """
     ray = _ray()
     ours = not ray.is_initialized()
-    if ours:
-        ray.init(address=address, log_to_driver=False, include_dashboard=False, configure_logging=False)
+    if ours:  # "local", since None would look for a cluster first, and wait minutes for one that is long dead
+        ray.init(address=address or "local", log_to_driver=False, include_dashboard=False, configure_logging=False)
     try:
         threads = max(1, int(ray.cluster_resources().get("CPU", 1)) // workers)
         ray.data.DataContext.get_current().enable_progress_bars = False
         made = ray.data.from_items([{"shard": number} for number in numbers], override_num_blocks=len(numbers)).map_batches(
             ShardActor,
             batch_size=1,
-            fn_constructor_args=(setup, threads),
+            fn_constructor_args=(setup.anywhere(), threads),
             compute=ray.data.ActorPoolStrategy(size=workers),
             num_cpus=threads,
         )
         for row in made.iter_rows():
-            yield Record(**json.loads(row["record"]))
+            yield _record(json.loads(row["answer"]))
+    except ray.exceptions.RayError as error:
+        said = str(error).strip().splitlines() or [type(error).__name__]
+        raise WorkError(f"Ray failed: {said[-1].strip()}") from error
     finally:
         if ours:
             ray.shutdown()
 
 
+def _record(answer: dict[str, Any]) -> Record:
+    if "message" in answer:
+        raise (ValueError if answer["mendable"] else WorkError)(answer["message"])
+    return Record(**answer)
+
+
 def _ray() -> Any:  # noqa: ANN401 - a module
+    os.environ.setdefault("RAY_DATA_LOG_LEVEL", "ERROR")  # else its lines stand between those of --progress json
     try:
         import ray  # noqa: PLC0415 - an extra
         import ray.data  # noqa: PLC0415

@@ -63,7 +63,8 @@ def scan(inputs: Sequence[Input], text_column: str, shard_rows: int | None = Non
         shard_rows: None: chosen by the mean length of the first texts.
 
     Raises:
-        ValueError: a column has types in two files that nothing holds together, or there is no column of texts.
+        ValueError: a column has types in two files that nothing holds together, a file has two columns of one name, or
+            there is no column of texts.
     """
     schemas, counts = [], []
     for file in inputs:
@@ -71,6 +72,8 @@ def scan(inputs: Sequence[Input], text_column: str, shard_rows: int | None = Non
         schemas.append(schema)
         counts.append(count)
     schema = _together(inputs, schemas)
+    if not schema.names and not sum(counts):
+        raise ValueError("The input is empty: it has no rows, and no columns.")
     _check_text(schema, text_column)
     if shard_rows is None:
         shard_rows = _shard_rows(inputs, Scanned(schema, tuple(counts), _SAMPLE), text_column)
@@ -204,6 +207,8 @@ def _together(inputs: Sequence[Input], schemas: Sequence[pa.Schema]) -> pa.Schem
     """Give the columns of all files together."""
     columns: dict[str, list[tuple[Input, pa.Field]]] = {}
     for file, schema in zip(inputs, schemas, strict=True):
+        if len(set(schema.names)) != len(schema.names):
+            raise ValueError(f"{file.name} names a column twice: {', '.join(schema.names)}; give each a name of its own.")
         for field in schema:
             columns.setdefault(field.name, []).append((file, field))
     fields = []
@@ -215,7 +220,9 @@ def _together(inputs: Sequence[Input], schemas: Sequence[pa.Schema]) -> pa.Schem
                 f"The column {name!r} is {fixed[0][1].type} in {fixed[0][0].name} and something else in other files; "
                 "give it one type, or embed the files apart."
             )
-        fields.append(pa.field(name, pa.string()) if pa.types.is_null(merged.type) else merged)
+        if pa.types.is_null(merged.type):
+            merged = pa.field(name, pa.string())
+        fields.append(merged if len(found) == len(inputs) else merged.with_nullable(True))  # noqa: FBT003 - Arrow's own
     return pa.schema(fields, metadata=next((schema.metadata for schema in schemas if schema.metadata), None))
 
 
@@ -241,6 +248,11 @@ def _shard_rows(inputs: Sequence[Input], scanned: Scanned, text_column: str) -> 
     mean = sum(len(text) for text in pa.array(texts).cast(pa.large_binary()).to_pylist() if text is not None) / max(
         len(texts), 1
     )
+    return rows_of_a_shard(mean)
+
+
+def rows_of_a_shard(mean: float) -> int:
+    """Choose how many rows make a shard, by the mean length of their texts in bytes."""
     least, most = _SHARD_ROWS
     wanted = _SHARD_CHARS / max(mean, 1)
     return max(least, min(most, 1 << int(wanted).bit_length() - 1))

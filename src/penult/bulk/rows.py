@@ -131,11 +131,20 @@ def merge(fields: Iterable[pa.Field]) -> pa.Field:
     for other in others:
         if JSON_FIELD in (merged.metadata, other.metadata):
             return _json(merged.name)
+        both = [pa.schema([field]) for field in _plainer(merged, other)]
         try:
-            merged = pa.unify_schemas([pa.schema([merged]), pa.schema([other])], promote_options="permissive").field(0)
+            merged = pa.unify_schemas(both, promote_options="permissive").field(0)
         except (pa.ArrowInvalid, pa.ArrowTypeError):
             return _json(merged.name)
     return merged if _fits(merged.type) else _json(merged.name)
+
+
+def _plainer(one: pa.Field, other: pa.Field) -> tuple[pa.Field, pa.Field]:
+    """Of two fields of which only one is a dictionary, make that one plain: the values are the same."""
+    if pa.types.is_dictionary(one.type) == pa.types.is_dictionary(other.type):
+        return one, other
+    plain = [field.with_type(field.type.value_type) if pa.types.is_dictionary(field.type) else field for field in (one, other)]
+    return plain[0], plain[1]
 
 
 def to_table(file: str, rows: Sequence[Row], schema: pa.Schema) -> tuple[pa.Table, list[int], list[Rejected]]:

@@ -22,14 +22,12 @@ from penult.types import Vectors
 _INDEX, _VECTORS, _AT_ONCE = "old.sqlite", "old.f32", 500
 
 
-def build(old: Path, folder: Path, *, fingerprint: str, role: str, text_column: str) -> None:
-    """Index an older output in a folder, unless an earlier call did.
+def check(old: Path, *, fingerprint: str, role: str, text_column: str) -> None:
+    """Look whether the vectors of an older output can be taken over.
 
     Raises:
-        ValueError: the older output was made with another model, role or column; the message says which.
+        ValueError: it was made with another model, role or column; the message says which.
     """
-    if (folder / _INDEX).exists():
-        return
     metadata = _metadata(old)
     wanted = {"penult.fingerprint": fingerprint, "penult.role": role, "penult.text_column": text_column}
     for key, value in wanted.items():
@@ -38,13 +36,31 @@ def build(old: Path, folder: Path, *, fingerprint: str, role: str, text_column: 
                 f"{old} has the {key.removeprefix('penult.')} {metadata.get(key)!r}, this job {value!r}; its vectors cannot "
                 "be taken over. Leave out --from."
             )
+
+
+def build(old: Path, folder: Path, text_column: str) -> None:
+    """Index an older output in a folder, unless an earlier call did.
+
+    Raises:
+        OSError: it cannot be read, or the disk is full.
+    """
+    if (folder / _INDEX).exists():
+        return
+    try:
+        _build(old, folder, text_column)
+    except sqlite3.Error as error:
+        raise OSError(f"the index of {old} cannot be written to {folder}: {error}") from error
+
+
+def _build(old: Path, folder: Path, text_column: str) -> None:
+    vector_column = _metadata(old)["penult.vector_column"]
     aside = folder / f"{_INDEX}.part"
     aside.unlink(missing_ok=True)
     index = sqlite3.connect(aside)
     index.execute("CREATE TABLE place (text BLOB PRIMARY KEY, row INTEGER) WITHOUT ROWID")
     row = 0
     with (folder / _VECTORS).open("wb") as file:
-        for batch in _batches(old, [text_column, metadata["penult.vector_column"]]):
+        for batch in _batches(old, [text_column, vector_column]):
             vectors = tables.vectors_of(batch.column(1))
             keys = [_key(text) for text in tables.texts_of(batch.column(0))]
             index.executemany("INSERT OR IGNORE INTO place VALUES (?, ?)", zip(keys, range(row, row + len(keys)), strict=True))

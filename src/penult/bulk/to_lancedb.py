@@ -45,12 +45,31 @@ class LanceDB:
             self._table = database.create_table(collection, schema=self._schema)
 
     def upsert(self, entries: Entries) -> None:
-        """Write entries over those of equal ids, as one version of the table."""
+        """Write entries over those of equal ids, as one version of the table; if all are there already, as none.
+
+        Raises:
+            OSError: the disk is full, or LanceDB refuses.
+        """
         # Of rows with one id the last counts, as in the other stores; a merge of both would be refused.
         last = sorted({id_: row for row, id_ in enumerate(entries.ids)}.values())
         columns = [pa.array(entries.ids), *entries.rows.columns, _vectors(entries)]
         table = pa.table(columns, schema=self._schema).take(pa.array(last, pa.int64()))
-        self._table.merge_insert(_ID).when_matched_update_all().when_not_matched_insert_all().execute(table)
+        try:
+            if not self._holds(table):
+                self._table.merge_insert(_ID).when_matched_update_all().when_not_matched_insert_all().execute(table)
+        except RuntimeError as error:
+            raise OSError(f"LanceDB refuses: {error}") from error
+
+    def _holds(self, table: pa.Table) -> bool:
+        """Say whether all rows are in the table as they are: each version would be one more copy of them on the disk."""
+        ids = table.column(_ID)
+        wanted = ", ".join(f"'{id_}'" for id_ in ids.to_pylist())
+        found = self._table.search().where(f"{_ID} IN ({wanted})").limit(len(ids) + 1).to_arrow()
+        if found.num_rows != table.num_rows:
+            return False
+        place = {id_: row for row, id_ in enumerate(found.column(_ID).to_pylist())}
+        same = found.select(table.schema.names).take(pa.array([place[id_] for id_ in ids.to_pylist()], pa.int64()))
+        return bool(same.equals(table))
 
     def count(self) -> int:
         """Count the rows of the table."""

@@ -1,6 +1,9 @@
 """A Qdrant collection, on a server or in a local folder. The only file that imports qdrant_client (the extra `qdrant`)."""
 
 import os
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from penult.bulk.ingest import Entries, Facts
@@ -16,6 +19,7 @@ class Qdrant:
 
     Raises:
         ValueError: the collection holds vectors of another model.
+        OSError: the server cannot be reached or refuses, the folder is another process's, or the disk is full.
     """
 
     batch_rows = 256
@@ -23,10 +27,12 @@ class Qdrant:
     def __init__(self, place: str, collection: str, facts: Facts) -> None:
         self._models, client = _qdrant()
         remote = place.startswith(("http://", "https://"))
-        self._client = client(url=place, api_key=os.environ.get("QDRANT_API_KEY")) if remote else client(path=place)
+        with _said():
+            self._client = client(url=place, api_key=os.environ.get("QDRANT_API_KEY")) if remote else client(path=place)
         self._collection = collection
         try:
-            self._prepare(f"The collection {collection!r} in {place}", facts)
+            with _said():
+                self._prepare(f"The collection {collection!r} in {place}", facts)
         except BaseException:
             self._client.close()
             raise
@@ -47,15 +53,28 @@ class Qdrant:
             self._models.PointStruct(id=id_, vector=vector.tolist(), payload=payload)
             for id_, vector, payload in zip(entries.ids, entries.vectors, entries.payloads(), strict=True)
         ]
-        self._client.upsert(self._collection, points, wait=True)
+        with _said():
+            self._client.upsert(self._collection, points, wait=True)
 
     def count(self) -> int:
         """Count the entries of the collection."""
-        return int(self._client.count(self._collection, exact=True).count)
+        with _said():
+            return int(self._client.count(self._collection, exact=True).count)
 
     def close(self) -> None:
         """Close the client."""
         self._client.close()
+
+
+@contextmanager
+def _said() -> Iterator[None]:
+    """Raise what goes wrong in the client as OSError: its own errors are of three unlike families."""
+    from qdrant_client.http.exceptions import ApiException  # noqa: PLC0415 - an extra
+
+    try:
+        yield
+    except (ApiException, RuntimeError, sqlite3.Error) as error:
+        raise OSError(f"Qdrant refuses or cannot be reached: {str(error).strip()}") from error
 
 
 def _qdrant() -> tuple[Any, Any]:

@@ -69,7 +69,7 @@ def serve(pipe: "connection.Connection[Ready | Record | Failed, Task]", model: M
             embedder.dimension, embedder.recipe.max_length, metadata_of(embedder, model.reference, role)
         )
     except Exception as error:  # noqa: BLE001 - a process boundary: the parent says it
-        answer = _failed(error)
+        answer = failed(error)
     pipe.send(answer)
     if isinstance(answer, Failed):
         return
@@ -80,7 +80,7 @@ def serve(pipe: "connection.Connection[Ready | Record | Failed, Task]", model: M
             old = None if task.old is None else Old(task.old, embedder.dimension)
             answer: Record | Failed = make_shard(embedder, task.shard, task.folder, task.columns, old)
         except Exception as error:  # noqa: BLE001 - a process boundary
-            answer = _failed(error)
+            answer = failed(error)
         with gate:
             pipe.send(answer)
 
@@ -98,7 +98,8 @@ def _threads(share: int) -> int | None:
     return None if share == 1 else max(1, default_threads() // share)
 
 
-def _failed(error: Exception) -> Failed:
+def failed(error: Exception) -> Failed:
+    """Turn an exception into what can be sent."""
     mendable = isinstance(error, OSError | ValueError | ImportError)
     return Failed(str(error) if mendable else f"{type(error).__name__}: {error}", mendable)
 

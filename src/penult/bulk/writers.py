@@ -47,7 +47,7 @@ def write(out: Path, folder: Path, schema: pa.Schema, shards: Sequence[int], *, 
             file.writelines(path.read_bytes() for path in rejected)
     else:
         about.rejected_file(out).unlink(missing_ok=True)
-    if out.suffix in (".npy", ".jsonl"):
+    if not about.says_itself(out):
         with written_whole(about.about_file(out)) as file:
             file.write(json.dumps(about.named(schema), indent=1).encode())
     if out.suffix == ".parquet":

@@ -56,7 +56,7 @@ def parse(arguments: Sequence[str]) -> ServerConfig:
         api_key=options.api_key or os.environ.get("PENULT_API_KEY") or None,
         log_json=options.log_json or config.log_json,
         threads=options.num_cores or config.threads,
-        integration=options.integration or config.integration,
+        integration=config.integration if options.integration in (None, "openai") else options.integration,
         limits=replace(config.limits, **limits),
     )
 
@@ -82,7 +82,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--log_json", action="store_true", help="log lines are JSON objects")
     parser.add_argument("--pooling", choices=["mean", "max", "cls", "last"], help="for a model whose files do not say")
     parser.add_argument("--num_cores", type=int, help="threads of a model; the physical cores unless told")
-    parser.add_argument("--integration", choices=["local", "sagemaker"], help="as DeepSparse's")
+    parser.add_argument(
+        "--integration", choices=["local", "sagemaker", "openai"], help="as DeepSparse's; openai is always there"
+    )
     for name in ("batch_size", "num_workers", "log_level"):
         parser.add_argument(f"--{name}", help=argparse.SUPPRESS)
     parser.add_argument("--hot_reload_config", action="store_true", help=argparse.SUPPRESS)

@@ -15,6 +15,9 @@ from penult.server.config import ServerConfig
 from penult.server.gate import Json, Plain
 
 _ANY = ("0.0.0.0", "::")  # noqa: S104 - named to warn of it
+# That the end of a server waits for what was begun: the largest request allowed takes some three minutes on two cores. A client
+# that never reads its answer, or sends its body a byte at a time, must not hold up the end for ever.
+_ENDING_SECONDS = 300
 
 
 def run(config: ServerConfig) -> None:
@@ -27,7 +30,22 @@ def run(config: ServerConfig) -> None:
             config.host,
         )
     app = create_app(config)
-    uvicorn.run(app, host=config.host, port=config.port, log_config=None, access_log=False, server_header=False)
+    settings = uvicorn.Config(
+        app,
+        host=config.host,
+        port=config.port,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=_ENDING_SECONDS,
+    )
+    server = uvicorn.Server(settings)
+    try:
+        server.run()
+    except KeyboardInterrupt:  # Ctrl-C, which uvicorn raises again once all is finished
+        return
+    if not server.started:
+        raise SystemExit(3)  # as uvicorn's own command; the log says why
 
 
 def say(*, json: bool) -> None:

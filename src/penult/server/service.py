@@ -68,6 +68,8 @@ class Service:
         if set("{}?#%") & set(name):
             raise ConfigError(f"The endpoint's name {name!r} cannot stand in a path; leave out the signs {{ }} ? # %.")
         model_id = config.model if config.name in (None, TASK) else config.name
+        if model_id in {endpoint.model_id for endpoint in self.endpoints}:  # the same model, served in another way
+            model_id = name
         if config.task is None:
             self.models.embedder(config)
         else:
@@ -84,9 +86,10 @@ class Service:
         """
         if len(self.endpoints) == 1:
             return self.endpoints[0]
-        for endpoint in self.endpoints:
-            if model in (endpoint.model_id, endpoint.name, endpoint.config.model):
-                return endpoint
+        known = [(one.model_id, one.name, one.config.model) for one in self.endpoints]
+        for way in zip(*known, strict=True):  # all ids first, so that another's model does not stand before them
+            if model in way:
+                return self.endpoints[way.index(model)]
         names = ", ".join(endpoint.model_id for endpoint in self.endpoints)
         what = "No model is named" if model is None else f"The model {model[:100]!r} is not served"
         raise Refusal("missing", f"{what}; `model` must be one of {names}.", param="model")

@@ -1,0 +1,82 @@
+"""Columns of unusual types, in one file or unlike in several: kept with their values, or refused before any work."""
+
+from decimal import Decimal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from bulk.jobs import lance_table, rejected
+
+TEXTS = ["a cat", "the dog", None, "moon", "fish"]
+LETTERS = ["x", "y", "x", None, "z"]
+
+
+def write(path, **columns):
+    pq.write_table(pa.table({"text": TEXTS} | columns), path)
+    return path
+
+
+@pytest.mark.parametrize("ending", ["parquet", "lance"])
+@pytest.mark.parametrize(
+    "column",
+    [
+        pa.array([Decimal("1.10"), None, Decimal("-2.25"), Decimal(10) ** 30, Decimal(0)], pa.decimal128(38, 2)),
+        pa.array(LETTERS).dictionary_encode(),
+        pa.array([{"x": [{"y": Decimal("1.5")}]}, None, {"x": None}, {"x": []}, {"x": [None]}]),
+        pa.array([1, 2, None, 4, 5], pa.timestamp("us", "Europe/Berlin")),
+        pa.array(LETTERS, pa.string_view()),
+        pa.array([b"\xff", None, b"", b"x", b"y"], pa.large_binary()),
+        pa.array([[("k", 1)], None, [], [("a", 2), ("b", None)], []], pa.map_(pa.string(), pa.int64())),
+    ],
+    ids=lambda column: str(column.type).partition("<")[0] if isinstance(column, pa.Array) else column,
+)
+def test_a_row_without_a_vector_leaves_the_others_whole(job, tmp_path, ending, column):
+    """Whatever type a column has, all its values are in Parquet and Lance, but those of a row that was rejected."""
+    if ending == "lance":
+        pytest.importorskip("lance", reason="the extra `lance` is not installed")
+    out = tmp_path / f"out.{ending}"
+    job(write(tmp_path / "in.parquet", column=column), out=out.name, shard_rows=2)
+    table = lance_table(out) if ending == "lance" else pq.read_table(out)
+    expected = column.to_pylist()
+    del expected[2]
+    assert table.column("column").to_pylist() == expected
+    assert table.column("text").to_pylist() == ["a cat", "the dog", "moon", "fish"]
+    assert [row["line"] for row in rejected(out)] == [3]
+
+
+def test_a_dictionary_and_plain_values_of_one_column(job, tmp_path):
+    """Files that hold one column as a dictionary and as plain text go together, the column of the texts too."""
+    write(tmp_path / "a.parquet", kind=LETTERS)
+    texts = pa.array(TEXTS).dictionary_encode()
+    pq.write_table(pa.table({"text": texts, "kind": pa.array(LETTERS).dictionary_encode()}), tmp_path / "b.parquet")
+    job(tmp_path / "a.parquet", tmp_path / "b.parquet", shard_rows=3)
+    table = pq.read_table(tmp_path / "out.parquet")
+    assert table.column("kind").to_pylist() == ["x", "y", None, "z"] * 2
+    assert table.column("text").to_pylist() == ["a cat", "the dog", "moon", "fish"] * 2
+
+
+def test_a_column_without_nulls_that_another_file_lacks(job, tmp_path):
+    """A column that is declared to have no null takes nulls for the rows of a file that does not have it."""
+    schema = pa.schema([pa.field("text", pa.string()), pa.field("n", pa.int64(), nullable=False)])
+    pq.write_table(pa.table([TEXTS, range(5)], schema=schema), tmp_path / "a.parquet")
+    write(tmp_path / "b.parquet")
+    job(tmp_path / "a.parquet", tmp_path / "b.parquet")
+    assert pq.read_table(tmp_path / "out.parquet").column("n").to_pylist() == [0, 1, 3, 4] + [None] * 4
+    job(tmp_path / "a.parquet", out="one.parquet")
+    assert not pq.read_schema(tmp_path / "one.parquet").field("n").nullable
+
+
+def test_what_no_output_can_hold_is_said_first(job, tmp_path):
+    """Two columns of one name, a name that Lance does not take, no rows at all: said before anything is embedded."""
+    twice = pa.Table.from_arrays([pa.array(TEXTS), pa.array(TEXTS)], ["text", "text"])
+    pq.write_table(twice, tmp_path / "twice.parquet")
+    with pytest.raises(ValueError, match=r"twice\.parquet names a column twice"):
+        job(tmp_path / "twice.parquet")
+    (tmp_path / "empty.jsonl").write_text("")
+    with pytest.raises(ValueError, match="The input is empty"):
+        job(tmp_path / "empty.jsonl")
+    pytest.importorskip("lance", reason="the extra `lance` is not installed")
+    write(tmp_path / "in.parquet", **{"a.b": LETTERS})
+    with pytest.raises(ValueError, match=r"out\.lance cannot be written: .*a\.b"):
+        job(tmp_path / "in.parquet", out="out.lance")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty.jsonl", "in.parquet", "twice.parquet"]

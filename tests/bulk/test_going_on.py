@@ -1,0 +1,166 @@
+"""A job that stopped at one certain place: what the next run takes for done, and what it does not."""
+
+import io
+import json
+import sqlite3
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from bulk.jobs import corpus, half_done, vectors
+
+from penult.bulk import writers
+from penult.bulk.embed import StoppedError
+from penult.bulk.files import written_whole
+from penult.bulk.job import Job
+from penult.bulk.work import Record
+
+
+class Stopped(BaseException):
+    """Stands for kill -9: nothing catches it."""
+
+
+def stop_before(monkeypatch, module, name, path):
+    """Let the process end before a file gets its name."""
+    call = getattr(module, name)
+
+    def called(given, *arguments):
+        if Path(given).name == path:
+            raise Stopped
+        return call(given, *arguments)
+
+    monkeypatch.setattr(module, name, called)
+
+
+@pytest.mark.parametrize("ending", ["npy", "jsonl"])
+def test_an_old_output_is_not_taken_for_the_new_one(job, tmp_path, monkeypatch, ending):
+    """What lies beside an output is written first: a crash there, and the old output does not pass for the new one."""
+    out = f"out.{ending}"
+    job(corpus(tmp_path / "old.jsonl", 20, seed=1), out=out)
+    source = corpus(tmp_path / "in.jsonl", 40)
+    with monkeypatch.context() as patched:
+        stop_before(patched, writers, "written_whole", out)
+        with pytest.raises(Stopped):
+            job(source, out=out, overwrite=True)
+    assert job(source, out=out).totals.rows == 40
+    job(source, out=f"expected.{ending}")
+    assert (tmp_path / out).read_bytes() == (tmp_path / f"expected.{ending}").read_bytes()
+
+
+def test_an_output_that_took_over_its_own_vectors(job, tmp_path, monkeypatch):
+    """--from OUT --overwrite, and a crash once OUT is the new one, whose hash is another: the job is known to be done."""
+    job(corpus(tmp_path / "in.jsonl", 20))
+    source, out = corpus(tmp_path / "in.jsonl", 40), tmp_path / "out.parquet"
+    with monkeypatch.context() as patched:
+        patched.setattr(Job, "clear", stop_if_begun)
+        with pytest.raises(Stopped):
+            job(source, old=out, overwrite=True)
+    assert (tmp_path / "out.parquet.job").exists()
+    assert job(source, old=out).rows_per_second is None
+    assert pq.read_table(out).num_rows == 40
+    assert not (tmp_path / "out.parquet.job").exists()
+
+
+def test_overwrite_is_not_to_be_said_again(job, tmp_path, monkeypatch):
+    """A job begun with --overwrite is gone on with without it, and the sentence says so."""
+    source = corpus(tmp_path / "in.jsonl", 60)
+    with half_done(monkeypatch), pytest.raises(StoppedError, match="the same command without --overwrite goes on"):
+        job(source, shard_rows=16, overwrite=True)
+    with half_done(monkeypatch, after=0), pytest.raises(StoppedError, match=r"32 of 60 rows .* the same command goes on"):
+        job(source)
+    assert job(source).totals.rows == 60
+
+
+def stop_if_begun(job):
+    if job.manifest is not None:
+        raise Stopped
+
+
+class FullDisk(io.FileIO):
+    """A file on a disk with room for ten bytes more, once."""
+
+    full = True
+
+    def write(self, data):
+        short, self.full = self.full, False
+        return super().write(data[:10] if short else data)
+
+
+def test_a_record_that_is_cut_short_by_a_full_disk(tmp_path):
+    """A write that took only a part of a record is an error, and what it took is gone before the next record."""
+    job = Job(tmp_path / "out.parquet")
+    job._records = FullDisk(job.folder / "done.jsonl", "ab")
+    record = Record(0, 1, 0, 0, 0, 3, 100)
+    with pytest.raises(OSError, match="No space left on device"):
+        job.record(record)
+    job.record(record)
+    job.release()
+    lines = (job.folder / "done.jsonl").read_text().splitlines()
+    assert [json.loads(line)["tokens"] for line in lines] == [3]
+
+
+def test_no_room_for_the_index_of_an_older_output(job, tmp_path, monkeypatch):
+    """A disk that is too full for what --from needs is a sentence; with room again the job goes on."""
+    source = corpus(tmp_path / "in.jsonl", 40)
+    job(source, out="old.parquet")
+    with monkeypatch.context() as patched:
+        patched.setattr("penult.bulk.takeover._batches", full_disk)
+        with pytest.raises(StoppedError, match=r"the index of .*old\.parquet cannot be written to .*disk is full"):
+            job(source, old=tmp_path / "old.parquet")
+    assert job(source, old=tmp_path / "old.parquet").totals.taken == 40
+
+
+def full_disk(*_):
+    raise sqlite3.OperationalError("database or disk is full")
+
+
+def test_a_glob_meets_its_own_unfinished_job(job, tmp_path, monkeypatch):
+    """The records of jobs and what lies beside outputs are no input of a glob, so that going on finds the same files."""
+    corpus(tmp_path / "in.jsonl", 60)
+    job(tmp_path / "in.jsonl", out="other.npy")
+    pattern = f"{tmp_path}/**/*.jsonl"
+    with half_done(monkeypatch), pytest.raises(StoppedError):
+        job(pattern, shard_rows=16)
+    assert (tmp_path / "out.parquet.job" / "done.jsonl").exists()
+    assert job(pattern).totals.rows == 60
+    (tmp_path / "x.rejected.jsonl").write_text('{"text": "once more"}\n')
+    assert job(f"{tmp_path}/*.rejected.jsonl", out="again.parquet").totals.rows == 1
+
+
+class Pipe(io.TextIOWrapper):
+    def __init__(self, data):
+        super().__init__(io.BytesIO(data))
+
+
+def test_a_pipe_that_cannot_be_read_again(job, tmp_path, monkeypatch):
+    """An unfinished job keeps what came over the pipe: the same, or nothing, goes on with it; something else is refused."""
+    data = corpus(tmp_path / "in.jsonl", 60).read_bytes()
+    monkeypatch.setattr(sys, "stdin", Pipe(data))
+    with half_done(monkeypatch), pytest.raises(StoppedError):
+        job("-", shard_rows=16)
+    monkeypatch.setattr(sys, "stdin", Pipe(b'{"text": "another"}\n'))
+    with pytest.raises(ValueError, match="- changed"):
+        job("-")
+    monkeypatch.setattr(sys, "stdin", Pipe(data))
+    with half_done(monkeypatch, after=1), pytest.raises(StoppedError, match="48 of 60 rows"):
+        job("-")
+    monkeypatch.setattr(sys, "stdin", Pipe(b""))
+    assert job("-").totals.rows == 60
+    job(tmp_path / "in.jsonl", out="expected.parquet", shard_rows=16)
+    assert np.array_equal(vectors(tmp_path / "out.parquet"), vectors(tmp_path / "expected.parquet"))
+
+
+def half_written(path):
+    with written_whole(path) as file:
+        file.write(b"half")
+        raise Stopped
+
+
+def test_a_file_is_whole_or_not_there(tmp_path):
+    """An error while a file is written leaves what was there before, and nothing aside."""
+    (tmp_path / "file").write_bytes(b"before")
+    with pytest.raises(Stopped):
+        half_written(tmp_path / "file")
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"before"]

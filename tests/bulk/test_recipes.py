@@ -1,0 +1,34 @@
+"""The recipes of README.md for other engines, run as they stand where those are installed."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow.dataset as ds
+import pytest
+from bulk.jobs import corpus
+
+README = Path(__file__).parents[2] / "README.md"
+
+
+@pytest.mark.parametrize("engine", ["pyspark", "daft"])
+def test_a_recipe_gives_the_vectors_of_embedder(engine, tiny, embedder, tmp_path):
+    """Every row comes back, with the vector that Embedder.embed gives for its text."""
+    pytest.importorskip(engine, reason=f"{engine} is not installed")
+    if engine == "pyspark" and shutil.which("java") is None:
+        pytest.skip("Spark needs Java")
+    blocks = re.findall(r"```py\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+    (code,) = [block for block in blocks if re.search(rf"^(import|from) {engine}", block, re.MULTILINE)]
+    code = code.replace("sentence-transformers/all-MiniLM-L6-v2", tiny.as_posix()).replace("384", str(embedder.dimension))
+    corpus(tmp_path / "docs.jsonl", 100)
+    environment = os.environ | {"PYSPARK_PYTHON": sys.executable}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    (out,) = tmp_path.glob("vectors.*")
+    table = ds.dataset(out, format="parquet").to_table().to_pydict()
+    assert sorted(table["id"]) == sorted(f"row {number}" for number in range(100))
+    assert np.abs(np.float32(table["embedding"]) - embedder.embed(table["text"])).max() <= 1e-6
