@@ -15,7 +15,7 @@ import onnx.inliner
 import onnx.shape_inference
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, SparseTensorProto, TensorProto
 
-from penult.graph.flow import read_by
+from penult.graph.flow import read_by, subgraphs
 
 # Beside its own error, onnx lets through what its C++ raises over an operator that lacks inputs, a Loop without any for one.
 _NOT_INFERRED = (onnx.shape_inference.InferenceError, ValueError, IndexError, MemoryError, RuntimeError)
@@ -40,8 +40,9 @@ def shapes(bare: ModelProto) -> dict[str, Type]:
     A dimension is a number, a symbol or None; a shape of unknown rank is None. A graph whose annotations contradict each
     other gives what it states.
     """
-    with suppress(*_NOT_INFERRED):
-        bare = onnx.shape_inference.infer_shapes(bare, data_prop=True)
+    if not _lacks_body(bare.graph):
+        with suppress(*_NOT_INFERRED):
+            bare = onnx.shape_inference.infer_shapes(bare, data_prop=True)
     known: dict[str, Type] = {}
     for value in (*bare.graph.input, *bare.graph.value_info, *bare.graph.output):
         kind = value.type.tensor_type
@@ -50,6 +51,13 @@ def shapes(bare: ModelProto) -> dict[str, Type]:
             dims = tuple(d.dim_value if d.HasField("dim_value") else d.dim_param or None for d in kind.shape.dim)
         known[value.name] = kind.elem_type, dims
     return known
+
+
+def _lacks_body(graph: GraphProto) -> bool:
+    """Say whether there is a Scan without its body, over which onnx 1.17 ends the process."""
+    return any(
+        (node.op_type == "Scan" and not any(subgraphs(node))) or any(map(_lacks_body, subgraphs(node))) for node in graph.node
+    )
 
 
 def restore(nodes: Iterable[NodeProto], model: ModelProto) -> list[NodeProto]:
