@@ -17,6 +17,7 @@ import importlib
 import importlib.util
 import os
 import random
+import resource
 import shutil
 import signal
 import sys
@@ -27,7 +28,7 @@ from contextlib import suppress
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-SECONDS = 240
+SECONDS, MEMORY = 240, 12 * 2**30
 FILES = {
     "batching.py": ["tests/test_batching.py"],
     "graph/pooling.py": ["tests/graph/test_pooling.py"],
@@ -116,6 +117,7 @@ def passes(source: Path, tests: list[str], log: Path) -> bool:
     pid = os.fork()
     if pid == 0:
         os.setsid()
+        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))  # a loop that a mutant made endless may collect as it goes
         output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(output, 1)
         os.dup2(output, 2)

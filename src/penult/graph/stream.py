@@ -95,7 +95,7 @@ def follow(flow: Flow, ends: list[int], known: dict[tuple[int, int, int], Segmen
     `known` remembers segments between calls: streams to different outputs of a graph share most of theirs.
     """
     nodes: list[int] = []
-    step = ends[0] if len(ends) == 1 else _upstream(flow, ends)
+    step = _upstream(flow, ends)
     while step is not None:
         nodes.append(step)
         step = _upstream(flow, flow.feeders[step])
