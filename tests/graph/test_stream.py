@@ -113,6 +113,17 @@ def branching(d, condition, second="MatMul", between="Softmax"):
     return states
 
 
+def test_black_boxes_that_read_two_branches_are_no_attention():
+    """A gate in one unknown operator reads two projections of a token; two in a row still let no tokens meet."""
+    d = Draft()
+    x = d.norm(d.embed())
+    for _ in range(2):
+        gated = d.op("Gate", d.dense(x), d.dense(x), domain="strange")
+        x = d.norm(d.op("Add", d.dense(d.op("Gate", gated, d.dense(x), domain="strange")), x))
+    with pytest.raises(NotATransformerError):
+        hidden_states(d.model(d.dense(x, 20)))
+
+
 def test_attention_in_a_branch():
     """An If whose branches attend is attention; two products without a softmax, or one with, are not."""
     d = Draft()
@@ -259,6 +270,7 @@ def test_which_operators_are_norms():
         d.op("LpNormalization", x): True,
         d.op("SimplifiedLayerNormalization", x, d.weight(8)): True,
         d.op("Mystery", x, d.weight(8), domain="strange"): True,
+        d.op("NotOfTheStandard", x, d.weight(8)): True,
         d.op("Mystery", x, d.weight(8), d.weight(8, 8), domain="strange"): False,
         d.op("Mystery", x, d.weight(8, 8), domain="strange"): False,
         d.op("Mystery", x, domain="strange"): False,

@@ -210,7 +210,7 @@ def _fused(flow: Flow, node: int, feeders: list[int]) -> bool:
 def _local(flow: Flow, node: int) -> bool:
     """Say whether an operator slides over its last axes or carries a state along one."""
     if flow.op[node] in {"Conv", "ConvInteger"}:
-        return any(max(d[2:], default=1) > 1 for d in flow.constants(node) if len(d) > 2)
+        return any(max(d[2:]) > 1 for d in flow.constants(node) if len(d) > 2)
     return flow.op[node] in {"LSTM", "GRU", "RNN", "Loop", "Scan"} and learned(flow, node)
 
 
