@@ -51,6 +51,45 @@ def test_a_convolution_in_place_of_attention_begins_a_layer():
         assert len(hidden_states(d.model(d.dense(states[-1], 20)))) == count + 1
 
 
+def test_a_recurrence_in_place_of_attention_begins_a_layer():
+    """In a hybrid a GRU and a feed-forward block are a layer; GRUs alone make no transformer."""
+
+    def recurrent(d, x):
+        turned = d.op("Transpose", x, perm=[1, 0, 2])
+        states = d.op("GRU", turned, d.weight(1, 24, 8), d.weight(1, 24, 8), hidden_size=8)  # (T, 1, B, 8)
+        return d.op("Transpose", d.op("Squeeze", states, d.constant([1])), perm=[1, 0, 2])
+
+    for kinds in ((True, False, True, False), (False, False)):
+        d = Draft()
+        states = [d.norm(d.embed())]
+        for attends in kinds:
+            x = states[-1]
+            x = d.norm(d.op("Add", d.attention(x) if attends else recurrent(d, x), x))
+            states.append(d.norm(d.op("Add", d.feed_forward(x), x)))
+        model = d.model(d.dense(states[-1], 20))
+        if any(kinds):
+            assert tensors(model) == states
+        else:
+            with pytest.raises(NotATransformerError, match="2 GRU"):
+                hidden_states(model)
+
+
+@pytest.mark.parametrize("products", [1, 2])
+def test_products_side_by_side_are_no_attention(products):
+    """Tokens that are compared, and no values taken by it: one product, or two of which neither reads the other."""
+    d = Draft()
+    x = d.norm(d.embed())
+    for _ in range(2):
+        compared = []
+        for _ in range(products):
+            scores = d.op("MatMul", d.dense(x), d.op("Transpose", d.dense(x), perm=[0, 2, 1]))  # (B, T, T)
+            compared.append(d.op("MatMul", d.op("Softmax", scores, axis=-1), d.weight(5, 8)))
+        mixed = compared[0] if products == 1 else d.op("Add", *compared)
+        x = d.norm(d.op("Add", mixed, x))
+    with pytest.raises(NotATransformerError):
+        hidden_states(d.model(d.dense(x, 20)))
+
+
 def test_convolutions_alone_are_no_transformer():
     """Residual blocks in which tokens meet their neighbours only."""
     d = Draft()

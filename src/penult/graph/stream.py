@@ -221,7 +221,7 @@ def _attention_within(graph: onnx.GraphProto) -> bool:
 
 
 def _attends(flow: Flow, meetings: set[int], passable: set[int]) -> bool:
-    """Say whether one meeting of token data feeds another with no learned matrix between: scores, then values."""
+    """Say whether one meeting of token data feeds another, over any nodes of the segment: scores, then values."""
     for last in meetings:
         stack, seen = [last], {last}
         while stack:
