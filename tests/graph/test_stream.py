@@ -359,3 +359,40 @@ def test_a_statistic_of_what_was_moved_is_no_norm():
         names, found = segments(d, x2)
         assert names[-1] == x2
         assert found[-1].norm is not moved
+
+
+def test_a_state_is_taken_where_it_lies_as_the_caller_wants_it():
+    """A last state that is turned back to (B, T, H), at once or after a cast, is taken there; the others as they are."""
+    for cast in (False, True):
+        d = Draft()
+        states = [d.norm(d.embed(d.op("Transpose", "input_ids", perm=[1, 0])))]
+        for _ in range(2):
+            states.append(d.post_norm_layer(states[-1]))
+        back = d.op("Transpose", states[-1], perm=[1, 0, 2])
+        end = d.op("Cast", back, to=TensorProto.FLOAT) if cast else back
+        found = hidden_states(d.model(d.dense(end, 20)))
+        assert [(state.tensor, state.axes) for state in found] == [(states[0], "TBH"), (states[1], "TBH"), (back, "BTH")]
+
+
+def test_the_width_that_only_parameters_tell():
+    """Where no shape is inferred, H is the length of the vector that was applied last."""
+    d = Draft()
+    states = [d.norm(d.op("Mystery", d.embed(), domain="strange"))]
+    for _ in range(2):
+        x = d.op("Mystery", d.attention(states[-1]), domain="strange")
+        states.append(d.norm(d.op("Add", d.feed_forward(x), d.op("Add", x, states[-1]))))
+    found = hidden_states(d.model(d.dense(states[-1], 20)))
+    assert {state.hidden_size for state in found} == {8}
+
+
+def test_an_attention_that_feeds_a_stack_and_is_none_itself():
+    """A decoder that reads what one attention without a residual has made of its memory is searched itself."""
+    d = Draft()
+    d.inputs.append(helper.make_tensor_value_info("memory_ids", TensorProto.INT64, ["batch", "source"]))
+    memory = d.attention(d.norm(d.embed("memory_ids")))
+    states = [d.norm(d.embed())]
+    for _ in range(2):
+        x = d.norm(d.op("Add", d.attention(states[-1]), states[-1]))
+        x = d.norm(d.op("Add", d.attention(x, memory), x))
+        states.append(d.norm(d.op("Add", d.feed_forward(x), x)))
+    assert tensors(d.model(d.dense(states[-1], 20))) == states
