@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from graph_kit import Draft
+from graph_kit import Draft, run, run_uncut
 from onnx import TensorProto, helper
 
 from penult import Engine
@@ -396,3 +396,26 @@ def test_an_attention_that_feeds_a_stack_and_is_none_itself():
         x = d.norm(d.op("Add", d.attention(x, memory), x))
         states.append(d.norm(d.op("Add", d.feed_forward(x), x)))
     assert tensors(d.model(d.dense(states[-1], 20))) == states
+
+
+def test_states_between_a_quantiser_and_what_reads_it():
+    """Rounded and widened again, a state is what it was before; made of integers, the cut gives what they stand for."""
+    d = Draft()
+    scale, zero = d.constant(np.float32(0.1)), d.constant(np.uint8(128))
+
+    def rounded(x):
+        return d.op("DequantizeLinear", d.op("QuantizeLinear", x, scale, zero), scale, zero)
+
+    x0 = d.norm(d.embed())
+    x1 = d.post_norm_layer(rounded(x0))
+    y = rounded(x1)
+    y = d.norm(d.op("Add", d.attention(y), y))
+    inputs = [d.op("QuantizeLinear", part, scale, zero) for part in (d.feed_forward(y), y)]
+    integers = d.op("QLinearAdd", inputs[0], scale, zero, inputs[1], scale, zero, scale, zero, domain="com.microsoft")
+    x2 = d.op("DequantizeLinear", integers, scale, zero)
+    for end, made in ((x2, integers), (d.norm(rounded(x2)), None)):
+        model = d.model(d.dense(end, 20))
+        found = tensors(model)
+        assert found == [x0, x1, made or end]
+        given = {"input_ids": np.array([[3, 1, 4, 1, 5], [9, 2, 6, 5, 3]])}
+        assert np.array_equal(run(cut(model, found[-1]), given), run_uncut(model, given, end))
