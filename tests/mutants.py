@@ -112,7 +112,7 @@ class _Put(ast.NodeTransformer):
         return self.new if node is self.old else self.generic_visit(node)
 
 
-def passes(source: Path, tests: list[str], log: Path) -> bool:
+def passes(source: Path, tests: list[str], log: Path, seconds: float = SECONDS) -> bool:
     """Run tests on a copy of src/ in a fork; False if one fails or they take too long."""
     pid = os.fork()
     if pid == 0:
@@ -126,7 +126,7 @@ def passes(source: Path, tests: list[str], log: Path) -> bool:
         import pytest
 
         os._exit(pytest.main(["-x", "-q", "--no-header", "-p", "no:cacheprovider", "-p", "pytest_asyncio.plugin", *tests]))
-    end = time.monotonic() + SECONDS
+    end = time.monotonic() + seconds
     try:
         while time.monotonic() < end:
             done, status = os.waitpid(pid, os.WNOHANG)
@@ -154,11 +154,12 @@ def survivors(name: str, args: argparse.Namespace, folder: Path) -> list[str]:
     began = time.monotonic()
     if not passes(folder / "src", tests, folder / "log"):
         raise SystemExit(f"The tests of {name} fail without a mutant:\n{(folder / 'log').read_text()}")
-    print(f"{name}: {len(chosen)} of {len(everyone)} mutants; {time.monotonic() - began:.1f} s without one", flush=True)
+    usual = time.monotonic() - began
+    print(f"{name}: {len(chosen)} of {len(everyone)} mutants; {usual:.1f} s without one", flush=True)
     found = []
     for number, (line, what, text) in chosen:
         path.write_text(text)
-        if passes(folder / "src", tests, folder / "log"):
+        if passes(folder / "src", tests, folder / "log", 20 + 8 * usual):
             found.append(f"  {name}:{line} #{number}  {what}")
             print(found[-1], flush=True)
     path.write_text(whole)
