@@ -1,5 +1,6 @@
 """The three wheels: what is in them, and that each works installed beside its dependencies and nothing of this checkout."""
 
+import os
 import re
 import site
 import subprocess
@@ -30,7 +31,8 @@ WHEELS = {
 
 
 def run(*command, **options):
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=300, **options)
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}  # which may name this checkout
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=300, env=env, **options)
     assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
     return done.stdout
 

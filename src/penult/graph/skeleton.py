@@ -15,7 +15,7 @@ import onnx.inliner
 import onnx.shape_inference
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, SparseTensorProto, TensorProto
 
-from penult.graph.flow import read_by
+from penult.graph.flow import read_by, subgraphs
 
 # Beside its own error, onnx lets through what its C++ raises over an operator that lacks inputs, a Loop without any for one.
 _NOT_INFERRED = (onnx.shape_inference.InferenceError, ValueError, IndexError, MemoryError, RuntimeError)
@@ -40,8 +40,9 @@ def shapes(bare: ModelProto) -> dict[str, Type]:
     A dimension is a number, a symbol or None; a shape of unknown rank is None. A graph whose annotations contradict each
     other gives what it states.
     """
-    with suppress(*_NOT_INFERRED):
-        bare = onnx.shape_inference.infer_shapes(bare, data_prop=True)
+    if not _lacks_body(bare.graph):
+        with suppress(*_NOT_INFERRED):
+            bare = onnx.shape_inference.infer_shapes(bare, data_prop=True)
     known: dict[str, Type] = {}
     for value in (*bare.graph.input, *bare.graph.value_info, *bare.graph.output):
         kind = value.type.tensor_type
@@ -52,6 +53,13 @@ def shapes(bare: ModelProto) -> dict[str, Type]:
     return known
 
 
+def _lacks_body(graph: GraphProto) -> bool:
+    """Say whether there is a Scan without its body, over which onnx 1.17 ends the process."""
+    return any(
+        (node.op_type == "Scan" and not any(subgraphs(node))) or any(map(_lacks_body, subgraphs(node))) for node in graph.node
+    )
+
+
 def restore(nodes: Iterable[NodeProto], model: ModelProto) -> list[NodeProto]:
     """Replace the emptied nodes of a skeleton by those of its model."""
     bulky = {n.output[0]: n for n in _nodes(model.graph) if _is_bulky(n, deep=not model.functions)}
@@ -60,17 +68,28 @@ def restore(nodes: Iterable[NodeProto], model: ModelProto) -> list[NodeProto]:
 
 def weights(model: ModelProto) -> Iterator[TensorProto | SparseTensorProto]:
     """Yield the initialisers a skeleton's nodes may read, with their bytes."""
-    for graph in (model.graph, *_branches(model.graph)):
+    for graph in (model.graph, *_branches(model.graph).values()):
         yield from graph.initializer
         yield from graph.sparse_initializer
 
 
-def _branches(graph: GraphProto) -> Iterator[GraphProto]:
-    """Yield the branch to take of every If that an input of the graph decides."""
+def _branches(graph: GraphProto) -> dict[int, GraphProto]:
+    """Give the branch to take of every If that an input of the graph decides, by the position of its node.
+
+    One that uses a name of what is outside, or of another branch, stays shut: opened, its nodes could run in a circle.
+    ONNX Runtime refuses such a graph in a clear sentence.
+    """
     inputs = {i.name for i in graph.input}
-    for node in graph.node:
+    made = inputs | {i.name for i in graph.initializer} | {o for node in graph.node for o in node.output}
+    found = {}
+    for place, node in enumerate(graph.node):
         if _decided(node, inputs):
-            yield min((a.g for a in node.attribute if a.HasField("g")), key=lambda g: len(inputs & _read(g)))
+            branch = min((a.g for a in node.attribute if a.HasField("g")), key=lambda g: len(inputs & _read(g)))
+            own = {i.name for i in branch.initializer} | {o for inner in branch.node for o in inner.output if o}
+            if made.isdisjoint(own):
+                made |= own
+                found[place] = branch
+    return found
 
 
 def _decided(node: NodeProto, inputs: set[str]) -> bool:
@@ -85,10 +104,8 @@ def _read(graph: GraphProto) -> set[str]:
 def _nodes(graph: GraphProto) -> Iterator[NodeProto]:
     """Yield the nodes of a graph, those of the branch to take in the place of an If that an input decides."""
     branches = _branches(graph)
-    inputs = {i.name for i in graph.input}
-    for node in graph.node:
-        if _decided(node, inputs):
-            branch = next(branches)
+    for place, node in enumerate(graph.node):
+        if (branch := branches.get(place)) is not None:
             yield from branch.node
             for inner, outer in zip(branch.output, node.output, strict=False):
                 yield NodeProto(op_type="Identity", input=[inner.name], output=[outer])
@@ -105,7 +122,7 @@ def _is_bulky(node: NodeProto, *, deep: bool) -> bool:
 
 def _bare_graph(graph: GraphProto, *, deep: bool, top: bool = False) -> GraphProto:
     bare = GraphProto(name=graph.name, input=graph.input, output=graph.output)
-    for part in (graph, *(_branches(graph) if top else ())):
+    for part in (graph, *(_branches(graph).values() if top else ())):
         bare.initializer.extend(_stub(i) for i in part.initializer)
         bare.sparse_initializer.extend(part.sparse_initializer)
         bare.value_info.extend(part.value_info)

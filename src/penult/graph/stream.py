@@ -95,7 +95,7 @@ def follow(flow: Flow, ends: list[int], known: dict[tuple[int, int, int], Segmen
     `known` remembers segments between calls: streams to different outputs of a graph share most of theirs.
     """
     nodes: list[int] = []
-    step = ends[0] if len(ends) == 1 else _upstream(flow, ends)
+    step = _upstream(flow, ends)
     while step is not None:
         nodes.append(step)
         step = _upstream(flow, flow.feeders[step])
@@ -210,7 +210,7 @@ def _fused(flow: Flow, node: int, feeders: list[int]) -> bool:
 def _local(flow: Flow, node: int) -> bool:
     """Say whether an operator slides over its last axes or carries a state along one."""
     if flow.op[node] in {"Conv", "ConvInteger"}:
-        return any(max(d[2:], default=1) > 1 for d in flow.constants(node) if len(d) > 2)
+        return any(max(d[2:]) > 1 for d in flow.constants(node) if len(d) > 2)
     return flow.op[node] in {"LSTM", "GRU", "RNN", "Loop", "Scan"} and learned(flow, node)
 
 
@@ -221,7 +221,7 @@ def _attention_within(graph: onnx.GraphProto) -> bool:
 
 
 def _attends(flow: Flow, meetings: set[int], passable: set[int]) -> bool:
-    """Say whether one meeting of token data feeds another with no learned matrix between: scores, then values."""
+    """Say whether one meeting of token data feeds another, over any nodes of the segment: scores, then values."""
     for last in meetings:
         stack, seen = [last], {last}
         while stack:

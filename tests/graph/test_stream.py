@@ -1,0 +1,421 @@
+"""What makes a block of the stream a layer and what does not: each fact about a segment, in a graph that has only that."""
+
+import numpy as np
+import pytest
+from graph_kit import Draft, run, run_uncut
+from onnx import TensorProto, helper
+
+from penult import Engine
+from penult.graph.cut import cut
+from penult.graph.flow import trace
+from penult.graph.layers import NotATransformerError, hidden_states
+from penult.graph.skeleton import skeleton
+from penult.graph.stream import Stream, feeding, follow, learned, one_norm, trims
+
+
+def tensors(model):
+    return [state.tensor for state in hidden_states(model)]
+
+
+def flow_of(model):
+    return trace(skeleton(model).graph)
+
+
+def convolution(d, x, kernel=3):
+    """Slide over the tokens of x (B, T, 8)."""
+    turned = d.op("Transpose", x, perm=[0, 2, 1])
+    half = kernel // 2
+    return d.op("Transpose", d.op("Conv", turned, d.weight(8, 8, kernel), pads=[half, half]), perm=[0, 2, 1])
+
+
+def test_a_convolution_after_attention_is_of_its_layer():
+    """Attention, convolution, feed-forward: one layer, and not one that begins at the convolution."""
+    d = Draft()
+    states = [d.norm(d.embed())]
+    for _ in range(3):
+        x = d.norm(d.op("Add", d.attention(states[-1]), states[-1]))
+        x = d.norm(d.op("Add", convolution(d, x), x))
+        states.append(d.norm(d.op("Add", d.feed_forward(x), x)))
+    assert tensors(d.model(d.dense(states[-1], 20))) == states
+
+
+def test_a_convolution_in_place_of_attention_begins_a_layer():
+    """In a hybrid a convolution and a feed-forward block are a layer; a convolution of one token wide is a matrix."""
+    for kernel, count in ((3, 4), (1, 2)):
+        d = Draft()
+        states = [d.norm(d.embed())]
+        for attends in (True, False, True, False):
+            x = states[-1]
+            x = d.norm(d.op("Add", d.attention(x) if attends else convolution(d, x, kernel), x))
+            states.append(d.norm(d.op("Add", d.feed_forward(x), x)))
+        assert len(hidden_states(d.model(d.dense(states[-1], 20)))) == count + 1
+
+
+def test_a_recurrence_in_place_of_attention_begins_a_layer():
+    """In a hybrid a GRU and a feed-forward block are a layer; GRUs alone make no transformer."""
+
+    def recurrent(d, x):
+        turned = d.op("Transpose", x, perm=[1, 0, 2])
+        states = d.op("GRU", turned, d.weight(1, 24, 8), d.weight(1, 24, 8), hidden_size=8)  # (T, 1, B, 8)
+        return d.op("Transpose", d.op("Squeeze", states, d.constant([1])), perm=[1, 0, 2])
+
+    for kinds in ((True, False, True, False), (False, False)):
+        d = Draft()
+        states = [d.norm(d.embed())]
+        for attends in kinds:
+            x = states[-1]
+            x = d.norm(d.op("Add", d.attention(x) if attends else recurrent(d, x), x))
+            states.append(d.norm(d.op("Add", d.feed_forward(x), x)))
+        model = d.model(d.dense(states[-1], 20))
+        if any(kinds):
+            assert tensors(model) == states
+        else:
+            with pytest.raises(NotATransformerError, match="2 GRU"):
+                hidden_states(model)
+
+
+@pytest.mark.parametrize("products", [1, 2])
+def test_products_side_by_side_are_no_attention(products):
+    """Tokens that are compared, and no values taken by it: one product, or two of which neither reads the other."""
+    d = Draft()
+    x = d.norm(d.embed())
+    for _ in range(2):
+        compared = []
+        for _ in range(products):
+            scores = d.op("MatMul", d.dense(x), d.op("Transpose", d.dense(x), perm=[0, 2, 1]))  # (B, T, T)
+            compared.append(d.op("MatMul", d.op("Softmax", scores, axis=-1), d.weight(5, 8)))
+        mixed = compared[0] if products == 1 else d.op("Add", *compared)
+        x = d.norm(d.op("Add", mixed, x))
+    with pytest.raises(NotATransformerError):
+        hidden_states(d.model(d.dense(x, 20)))
+
+
+def test_convolutions_alone_are_no_transformer():
+    """Residual blocks in which tokens meet their neighbours only."""
+    d = Draft()
+    x = d.norm(d.embed())
+    for _ in range(2):
+        x = d.norm(d.op("Add", convolution(d, x), x))
+        x = d.norm(d.op("Add", d.feed_forward(x), x))
+    with pytest.raises(NotATransformerError, match="learned operators are"):
+        hidden_states(d.model(d.dense(x, 20)))
+
+
+def fused_attention(d, x):
+    """Attention whose products are operators of ONNX Runtime's, in the order that exporters fuse them to."""
+    q, k, v = d.dense(x), d.dense(x), d.dense(x)
+    scores = d.op("FusedMatMul", q, k, domain="com.microsoft", transB=1, alpha=0.5)
+    return d.dense(d.op("FusedMatMul", d.op("Softmax", scores, axis=-1), v, domain="com.microsoft"))
+
+
+def test_products_of_the_runtime_are_products():
+    """FusedMatMul of token data with token data, twice, is attention; with a matrix of parameters it is a learned matrix."""
+    d = Draft()
+    states = [d.norm(d.embed())]
+    for _ in range(2):
+        x = d.norm(d.op("Add", fused_attention(d, states[-1]), states[-1]))
+        inner = d.op("Tanh", d.op("FusedMatMul", x, d.weight(8, 8), domain="com.microsoft"))
+        states.append(d.norm(d.op("Add", d.dense(inner), x)))
+    assert tensors(d.model(d.dense(states[-1], 20))) == states
+
+
+def test_a_black_box_with_parameters_alone_is_no_attention():
+    """A fused bias and activation reads token data and a vector: residual blocks of it are no transformer."""
+    d = Draft()
+    x = d.norm(d.embed())
+    for _ in range(2):
+        inner = d.op("BiasGelu", d.dense(x, bias=False), d.weight(8), domain="com.microsoft")
+        x = d.norm(d.op("Add", d.dense(inner), x))
+    with pytest.raises(NotATransformerError):
+        hidden_states(d.model(d.dense(x, 20)))
+
+
+def branching(d, condition, second="MatMul", between="Softmax"):
+    """Append two layers whose attention lies in both branches of an If, under the same names in each; give the states."""
+    states = [d.norm(d.embed())]
+
+    def branch(x, name):
+        nodes = [
+            helper.make_node("Transpose", [x], ["turned"], perm=[0, 2, 1]),
+            helper.make_node("MatMul", [x, "turned"], ["scores"]),
+            helper.make_node(between, ["scores"], ["soft"]),
+            helper.make_node(second, ["soft", x][: 1 + (second == "MatMul")], ["out"]),
+        ]
+        return helper.make_graph(nodes, name, [], [helper.make_tensor_value_info("out", TensorProto.FLOAT, None)])
+
+    for _ in range(2):
+        x, made = states[-1], f"if{len(states)}"
+        branches = {f"{name}_branch": branch(x, name) for name in ("then", "else")}
+        d.nodes.append(helper.make_node("If", [condition], [made], **branches))
+        x = d.norm(d.op("Add", d.dense(made), x))
+        states.append(d.norm(d.op("Add", d.feed_forward(x), x)))
+    return states
+
+
+def test_black_boxes_that_read_two_branches_are_no_attention():
+    """A gate in one unknown operator reads two projections of a token; two in a row still let no tokens meet."""
+    d = Draft()
+    x = d.norm(d.embed())
+    for _ in range(2):
+        gated = d.op("Gate", d.dense(x), d.dense(x), domain="strange")
+        x = d.norm(d.op("Add", d.dense(d.op("Gate", gated, d.dense(x), domain="strange")), x))
+    with pytest.raises(NotATransformerError):
+        hidden_states(d.model(d.dense(x, 20)))
+
+
+def test_attention_in_a_branch():
+    """An If whose branches attend is attention; two products without a softmax, or one with, are not."""
+    d = Draft()
+    states = branching(d, d.constant(np.array(True)))
+    assert tensors(d.model(d.dense(states[-1], 20))) == states
+    for parts in ({"between": "Identity"}, {"second": "Identity"}):
+        d = Draft()
+        states = branching(d, d.constant(np.array(True)), **parts)
+        with pytest.raises(NotATransformerError):
+            hidden_states(d.model(d.dense(states[-1], 20)))
+
+
+def test_branches_that_share_their_names():
+    """Two Ifs on an input whose branches use the same names are no circle of nodes: the runtime says what is wrong."""
+    d = Draft()
+    states = branching(d, "flag")
+    d.inputs.append(helper.make_tensor_value_info("flag", TensorProto.BOOL, []))
+    model = d.model(d.dense(states[-1], 20))
+    assert tensors(model) == states
+    with pytest.raises(ValueError, match="'turned' has been used as output names multiple times"):
+        Engine(cut(model, states[-1]).SerializeToString())
+
+
+@pytest.mark.parametrize("op", ["Mul", "Add"])
+def test_a_vector_of_parameters_alone_is_no_norm(op):
+    """After pre-norm layers, a scale or a shift by itself belongs to the head."""
+    d = Draft()
+    states = [d.embed()]
+    for _ in range(2):
+        states.append(d.pre_norm_layer(states[-1]))
+    assert tensors(d.model(d.dense(d.op(op, states[-1], d.weight(8)), 20))) == states
+
+
+def test_a_norm_of_the_runtime_is_a_norm():
+    """A black box with a vector of parameters after the last pre-norm block is the final norm."""
+    d = Draft()
+    states = [d.embed()]
+    for _ in range(2):
+        states.append(d.pre_norm_layer(states[-1]))
+    final = d.op("RMSNorm", states[-1], d.weight(8), domain="strange")
+    assert tensors(d.model(d.dense(final, 20))) == [*states[:-1], final]
+
+
+def test_what_feeds_a_decoder():
+    """The one tensor of the encoder that the decoder reads; a stack that nothing feeds has none."""
+    d = Draft()
+    d.inputs.append(helper.make_tensor_value_info("decoder_input_ids", TensorProto.INT64, ["batch", "target"]))
+    memory = d.post_norm_layer(d.post_norm_layer(d.norm(d.embed())))
+    y = d.norm(d.embed("decoder_input_ids"))
+    for _ in range(2):
+        y = d.norm(d.op("Add", d.attention(y), y))
+        y = d.norm(d.op("Add", d.attention(y, memory), y))
+        y = d.norm(d.op("Add", d.feed_forward(y), y))
+    flow = flow_of(d.model(y, memory))
+    decoder, encoder = (follow(flow, [flow.producer[name]], {}) for name in (y, memory))
+    assert flow.nodes[decoder.nodes[0]].input[1] == "decoder_input_ids"
+    fed = feeding(flow, decoder)
+    assert len(fed) == 4  # keys and values of two layers
+    assert all(flow.depends(node, flow.producer[memory]) and not flow.depends(node, decoder.nodes[0]) for node in fed)
+    assert follow(flow, fed, {}).nodes == encoder.nodes
+    assert feeding(flow, encoder) == []
+
+
+def test_a_stream_without_layers():
+    """Nothing begins where nothing is."""
+    assert Stream([], []).layers == Stream([0], []).starts == []
+
+
+def test_a_range_that_follows_from_the_input():
+    """A Slice up to the length of the ids trims; one with fixed bounds, or another operator, chooses."""
+    d = Draft()
+    length = d.op("Slice", d.op("Shape", "input_ids"), d.constant([1]), d.constant([2]))
+    x = d.embed()
+    kept = {
+        d.op("Slice", x, d.constant([0]), length, d.constant([1])): True,
+        d.op("Slice", x, length, d.constant([9]), d.constant([1])): True,
+        d.op("Slice", x, d.constant([0]), d.constant([1]), d.constant([1])): False,
+        d.op("Slice", x, d.constant([0]), d.constant([1]), length): False,
+        d.op("Reshape", x, length): False,
+    }
+    flow = flow_of(d.model(*kept))
+    assert {name: trims(flow, flow.producer[name]) for name in kept} == kept
+
+
+@pytest.mark.parametrize(("turns", "axes"), [(0, "BTH"), (1, "TBH"), (2, "BTH"), (3, "TBH")])
+def test_ids_that_are_turned(turns, axes):
+    """Ids turned an odd number of times before the lookup make a stream of (T, B, H)."""
+    d = Draft()
+    ids = "input_ids"
+    for _ in range(turns):
+        ids = d.op("Identity", d.op("Transpose", ids, perm=[1, 0]))
+    final = d.post_norm_layer(d.norm(d.embed(ids)))
+    assert {state.axes for state in hidden_states(d.model(final))} == {axes}
+
+
+def test_the_output_that_the_graph_gives():
+    """Of a last node with several outputs, the one that the graph gives out is the state; of equals, the first."""
+    for given in (["s", "other"], ["s"]):
+        d = Draft()
+        x0 = d.norm(d.embed())
+        x = d.norm(d.op("Add", d.attention(x0), x0))
+        y = d.feed_forward(x)
+        inputs = [x, y, d.weight(8), d.weight(8)]
+        outputs = ["s", "", "", "sum"] if given == ["s"] else ["first", "", "", "s"]
+        d.nodes.append(helper.make_node("SkipLayerNormalization", inputs, outputs, domain="com.microsoft"))
+        assert hidden_states(d.model("s"))[-1].tensor == "s"
+
+
+def test_the_learned_operators_of_what_is_refused():
+    """They are counted, most of them first: matrices that token data meets, and no norms, lookups or dead ends."""
+    d = Draft()
+    x = d.norm(d.embed())
+    x = d.op("Gemm", d.op("Reshape", d.dense(d.dense(x)), d.constant(np.array([-1, 8]))), d.weight(8, 8))
+    d.dense(x)  # leads nowhere
+    with pytest.raises(NotATransformerError, match=r"its learned operators are 2 MatMul, 1 Gemm$"):
+        hidden_states(d.model(x))
+
+
+def test_where_parameters_are_learned_matrices():
+    """A matrix that token data is multiplied with, in whatever operator; not one that is added, chosen from or reshaped by."""
+    d = Draft()
+    x = d.embed()
+    wanted = {
+        d.op("MatMul", x, d.weight(8, 8)): True,
+        d.op("Einsum", x, d.weight(8, 8), equation="bth,hk->btk"): True,
+        d.op("Mystery", x, d.weight(8, 8), domain="strange"): True,
+        d.op("MatMul", x, d.op("Transpose", x, perm=[0, 2, 1])): False,
+        d.op("Mystery", x, d.weight(8), domain="strange"): False,
+        d.op("Add", x, d.weight(5, 8)): False,
+        d.op("Where", d.constant(np.ones((5, 8), bool)), x, d.weight(5, 8)): False,
+        d.op("Concat", x, d.weight(2, 5, 8), axis=1): False,
+        d.op("DequantizeLinear", x, d.weight(2, 8), d.weight(2, 8)): False,
+    }
+    flow = flow_of(d.model(*wanted))
+    assert {name: learned(flow, flow.producer[name]) for name in wanted} == wanted
+
+
+def test_which_operators_are_norms():
+    """What the standard calls one, with or without parameters, and an unknown one with a vector of them and no matrix."""
+    d = Draft()
+    x = d.embed()
+    wanted = {
+        d.norm(x): True,
+        d.op("LpNormalization", x): True,
+        d.op("SimplifiedLayerNormalization", x, d.weight(8)): True,
+        d.op("Mystery", x, d.weight(8), domain="strange"): True,
+        d.op("NotOfTheStandard", x, d.weight(8)): True,
+        d.op("Mystery", x, d.weight(8), d.weight(8, 8), domain="strange"): False,
+        d.op("Mystery", x, d.weight(8, 8), domain="strange"): False,
+        d.op("Mystery", x, domain="strange"): False,
+        d.op("Mul", x, d.weight(8)): False,
+        d.op("Softmax", x, axis=-1): False,
+    }
+    flow = flow_of(d.model(*wanted))
+    assert {name: one_norm(flow, flow.producer[name]) for name in wanted} == wanted
+
+
+def segments(d, *ends):
+    """Give what lies between the neighbours of the stream that ends in a tensor, and the tensors of its nodes."""
+    flow = flow_of(d.model(*ends))
+    stream = follow(flow, [flow.producer[ends[0]]], {})
+    return [flow.nodes[n].output[0] for n in stream.nodes], stream.segments
+
+
+def test_facts_of_a_segment():
+    """What is said of a norm, a feed-forward block, an activation and a statistic, each after the one before."""
+    d = Draft()
+    x0 = d.embed()
+    x1 = d.norm(x0)
+    x2 = d.op("Add", d.feed_forward(x1), x1)
+    x3 = d.op("Cast", d.op("Tanh", x2), to=TensorProto.FLOAT)
+    x4 = d.op("Div", x3, d.op("ReduceL2", x3, axes=[-1]))
+    x5 = d.op("Add", d.attention(x4), x4)
+    x6 = d.op("ReduceMean", x5, axes=[1])
+    names, found = segments(d, x6)
+    facts = dict(zip(names[1:], found, strict=True))
+    said = {name: (s.residual, s.learned, s.mixing, s.local, s.norm, s.plain) for name, s in facts.items()}
+    assert said[x1] == (False, False, False, False, True, False)
+    assert said[x2] == (True, True, False, False, False, False)
+    assert said[x3] == (False, False, False, False, False, True)
+    assert said[x4] == (False, False, False, False, True, True)
+    assert said[x5] == (True, True, True, False, False, False)
+    assert said[x6] == (False, False, False, False, False, False)
+    assert [facts[name].tensor for name in (x1, x2, x4, x5)] == [x0, x1, x3, x4]
+
+
+def test_a_statistic_of_what_was_moved_is_no_norm():
+    """X divided by a statistic is a norm where each value keeps its place, and none where tokens were chosen before."""
+    for moved in (False, True):
+        d = Draft()
+        x0 = d.norm(d.embed())
+        x1 = d.op("Slice", x0, d.constant([0]), d.constant([2]), d.constant([1])) if moved else x0
+        x2 = d.op("Div", x1, d.op("ReduceL2", d.op("Mul", x0, x0), axes=[1]))
+        names, found = segments(d, x2)
+        assert names[-1] == x2
+        assert found[-1].norm is not moved
+
+
+def test_a_state_is_taken_where_it_lies_as_the_caller_wants_it():
+    """A last state that is turned back to (B, T, H), at once or after a cast, is taken there; the others as they are."""
+    for cast in (False, True):
+        d = Draft()
+        states = [d.norm(d.embed(d.op("Transpose", "input_ids", perm=[1, 0])))]
+        for _ in range(2):
+            states.append(d.post_norm_layer(states[-1]))
+        back = d.op("Transpose", states[-1], perm=[1, 0, 2])
+        end = d.op("Cast", back, to=TensorProto.FLOAT) if cast else back
+        found = hidden_states(d.model(d.dense(end, 20)))
+        assert [(state.tensor, state.axes) for state in found] == [(states[0], "TBH"), (states[1], "TBH"), (back, "BTH")]
+
+
+def test_the_width_that_only_parameters_tell():
+    """Where no shape is inferred, H is the length of the vector that was applied last."""
+    d = Draft()
+    states = [d.norm(d.op("Mystery", d.embed(), domain="strange"))]
+    for _ in range(2):
+        x = d.op("Mystery", d.attention(states[-1]), domain="strange")
+        states.append(d.norm(d.op("Add", d.feed_forward(x), d.op("Add", x, states[-1]))))
+    found = hidden_states(d.model(d.dense(states[-1], 20)))
+    assert {state.hidden_size for state in found} == {8}
+
+
+def test_an_attention_that_feeds_a_stack_and_is_none_itself():
+    """A decoder that reads what one attention without a residual has made of its memory is searched itself."""
+    d = Draft()
+    d.inputs.append(helper.make_tensor_value_info("memory_ids", TensorProto.INT64, ["batch", "source"]))
+    memory = d.attention(d.norm(d.embed("memory_ids")))
+    states = [d.norm(d.embed())]
+    for _ in range(2):
+        x = d.norm(d.op("Add", d.attention(states[-1]), states[-1]))
+        x = d.norm(d.op("Add", d.attention(x, memory), x))
+        states.append(d.norm(d.op("Add", d.feed_forward(x), x)))
+    assert tensors(d.model(d.dense(states[-1], 20))) == states
+
+
+def test_states_between_a_quantiser_and_what_reads_it():
+    """Rounded and widened again, a state is what it was before; made of integers, the cut gives what they stand for."""
+    d = Draft()
+    scale, zero = d.constant(np.float32(0.1)), d.constant(np.uint8(128))
+
+    def rounded(x):
+        return d.op("DequantizeLinear", d.op("QuantizeLinear", x, scale, zero), scale, zero)
+
+    x0 = d.norm(d.embed())
+    x1 = d.post_norm_layer(rounded(x0))
+    y = rounded(x1)
+    y = d.norm(d.op("Add", d.attention(y), y))
+    inputs = [d.op("QuantizeLinear", part, scale, zero) for part in (d.feed_forward(y), y)]
+    integers = d.op("QLinearAdd", inputs[0], scale, zero, inputs[1], scale, zero, scale, zero, domain="com.microsoft")
+    x2 = d.op("DequantizeLinear", integers, scale, zero)
+    for end, made in ((x2, integers), (d.norm(rounded(x2)), None)):
+        model = d.model(d.dense(end, 20))
+        found = tensors(model)
+        assert found == [x0, x1, made or end]
+        given = {"input_ids": np.array([[3, 1, 4, 1, 5], [9, 2, 6, 5, 3]])}
+        assert np.array_equal(run(cut(model, found[-1]), given), run_uncut(model, given, end))
