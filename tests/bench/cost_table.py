@@ -37,7 +37,7 @@ def table(rate: int, price: float, tokens_a_row: int, dimension: int) -> str:
     """Lay out the plan for corpora of growing size, as Markdown."""
     hours = BILLION / rate / 3600
     row_bytes = dimension * 4 + tokens_a_row * BYTES_A_TOKEN
-    shard = rows_of_a_shard(tokens_a_row * BYTES_A_TOKEN)
+    shard = rows_of_a_shard(tokens_a_row * BYTES_A_TOKEN, int(CORPORA["a billion"] / tokens_a_row))
     lines = [
         (
             f"One core: {rate:,.0f} tokens a second, so a billion tokens take {hours:,.0f} core hours, {hours * price:,.2f} dollars "

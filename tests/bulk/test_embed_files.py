@@ -12,7 +12,7 @@ import pytest
 from bulk.jobs import corpus, half_done, lance_table, rejected, run, vectors
 from models import tiny_model
 
-from penult.bulk import about, embed
+from penult.bulk import about, embed, readers
 from penult.bulk.embed import StoppedError
 
 
@@ -31,6 +31,15 @@ def test_columns_vectors_and_metadata(job, embedder, tmp_path):
     assert metadata["penult.role"] == "document"
     assert (done.totals.rows, done.totals.rejected, done.totals.taken) == (50, 0, 0)
     assert done.totals.tokens == embedder.count_tokens([row["text"] for row in rows]).sum()
+
+
+@pytest.mark.parametrize(
+    ("mean", "count", "rows"),
+    [(20, 1_000_000, 4096), (1000, 1_000_000, 512), (1e6, 1_000_000, 64), (180, 3000, 128), (20, 10, 64), (0, 0, 64)],
+)
+def test_rows_of_a_shard(mean, count, rows):
+    """Some thousand short texts or some hundred long ones, and of a small job so few that every worker has its share."""
+    assert readers.rows_of_a_shard(mean, count) == rows
 
 
 def test_every_format_in(job, embedder, tmp_path):

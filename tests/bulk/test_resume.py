@@ -102,11 +102,11 @@ def test_a_disk_that_is_full(undisturbed, tmp_path, tiny):
     assert f"{ROWS} of {ROWS} rows are done and kept" in last
     assert not out.exists()
 
-    def no_room_at_all():  # for a shard; the output of no rows that is tried first still fits
-        resource.setrlimit(resource.RLIMIT_FSIZE, (6_000, 6_000))
+    def no_room_for_a_shard():  # while the output of no rows that is tried first still fits
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4_200, 4_200))
 
     shutil.rmtree(tmp_path / "out.parquet.job")
-    full = run(*arguments, preexec_fn=no_room_at_all)
+    full = run(*arguments, preexec_fn=no_room_for_a_shard)
     assert full.returncode == 1
     assert "0 of 600 rows are done and kept" in full.stderr
     assert run(*arguments).returncode == 0

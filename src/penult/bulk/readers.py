@@ -20,6 +20,7 @@ from penult.bulk.rows import Rejected
 _SAMPLE = 4096  # rows that are looked at together
 _SHARD_CHARS = 1_000_000  # of a shard's texts, on average: a minute or two of work that a crash may cost
 _SHARD_ROWS = (64, 4096)  # at most what an Embedder sorts by length together, so that a shard is one window
+_SHARDS = 16  # at least, so that a small job has something for each worker
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,14 +249,14 @@ def _shard_rows(inputs: Sequence[Input], scanned: Scanned, text_column: str) -> 
     mean = sum(len(text) for text in pa.array(texts).cast(pa.large_binary()).to_pylist() if text is not None) / max(
         len(texts), 1
     )
-    return rows_of_a_shard(mean)
+    return rows_of_a_shard(mean, sum(scanned.counts))
 
 
-def rows_of_a_shard(mean: float) -> int:
-    """Choose how many rows make a shard, by the mean length of their texts in bytes."""
+def rows_of_a_shard(mean: float, count: int) -> int:
+    """Choose how many rows make a shard, by the mean length of their texts in bytes and the number of all rows."""
     least, most = _SHARD_ROWS
-    wanted = _SHARD_CHARS / max(mean, 1)
-    return max(least, min(most, 1 << int(wanted).bit_length() - 1))
+    wanted = max(1, int(min(_SHARD_CHARS / max(mean, 1), count / _SHARDS)))
+    return max(least, min(most, 1 << wanted.bit_length() - 1))
 
 
 def _cast(table: pa.Table, schema: pa.Schema) -> pa.Table:
