@@ -11,8 +11,12 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 demo: $(VENV)/demo.stamp
 	@$(BIN)/python notebooks/demo.py $(if $(DOCS),--docs "$(DOCS)")
 
+# Each file's tests stay in one process: they share what is dear to make.
+WORKERS := 2
+PYTEST := python -m pytest -q -n $(WORKERS) --dist loadfile
+
 test: $(VENV)/dev.stamp
-	$(BIN)/python -m pytest -q
+	$(BIN)/$(PYTEST)
 
 # The same promises with the oldest version of every dependency. What the newest leg alone can run (the clients, stores and
 # engines that ask for newer versions of what they share with penult, the notebooks, the wheels) is left to it.
@@ -21,18 +25,18 @@ NEWEST_ONLY := tests/bulk/test_ingest.py tests/bulk/test_ray.py tests/server/tes
 	tests/test_notebooks.py tests/test_wheel.py tests/test_readme.py tests/test_bench.py tests/test_zoo.py \
 	integrations/langchain-penult/tests/unit_tests/test_standard.py
 test-oldest: $(OLDEST)/stamp
-	$(OLDEST)/bin/python -m pytest -q $(NEWEST_ONLY:%=--ignore=%)
+	$(OLDEST)/bin/$(PYTEST) $(NEWEST_ONLY:%=--ignore=%)
 
 $(OLDEST)/stamp: $(PROJECTS) tests/oldest.txt
 	test -d $(OLDEST) || $(PYTHON) -m venv $(OLDEST)
-	$(OLDEST)/bin/python -m pip install -q -r tests/oldest.txt -e ".[server,parquet]" $(PACKAGES) pytest pytest-asyncio hypothesis
+	$(OLDEST)/bin/python -m pip install -q -r tests/oldest.txt -e ".[server,parquet]" $(PACKAGES) pytest pytest-asyncio pytest-xdist hypothesis
 	@touch $@
 
 # All tests again, measured; fails below 95 % of lines and branches. What is not measured is listed in pyproject.toml. Left out
 # are tests that failed while measured, of interrupts, a full disk and an actor killed in time; `make test` runs them.
 DISTURBED := test_an_interrupt or test_interrupted_from_the_keyboard or test_a_disk_that_is_full or one_of_which_is_killed
 coverage: $(VENV)/dev.stamp
-	$(BIN)/python -m pytest -q --cov --cov-report=term --cov-fail-under=95 -k "not ($(DISTURBED))"
+	$(BIN)/$(PYTEST) --cov --cov-report=term --cov-fail-under=95 -k "not ($(DISTURBED))"
 
 # Do the tests notice a wrong line? Lists the changes to src/ that no test noticed. MUTANTS: files, --sample, --seed, --only.
 mutants: $(VENV)/dev.stamp

@@ -12,7 +12,10 @@ LETTERS = ["x", "y", "x", None, "z"]
 
 
 def write(path, **columns):
-    pq.write_table(pa.table({"text": TEXTS} | columns), path)
+    try:
+        pq.write_table(pa.table({"text": TEXTS} | columns), path)
+    except pa.ArrowNotImplementedError as error:
+        pytest.skip(f"this pyarrow has no such column in Parquet: {error}")
     return path
 
 

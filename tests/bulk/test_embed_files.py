@@ -228,7 +228,8 @@ def test_standard_input_and_json_progress(tiny, tmp_path):
     events = [json.loads(line) for line in done.stderr.splitlines()]
     assert [event["event"] for event in events] == ["progress", "progress", "progress", "done"]
     assert events[-2]["rows"] == events[-2]["of"] == events[-1]["rows"] == 40
-    assert events[0]["eta_seconds"] > 0
+    assert events[0]["eta_seconds"] >= events[-2]["eta_seconds"] == 0
+    assert events[0]["rows_per_second"] > 0
     assert done.stdout == ""
     with source.open() as pipe:
         assert "finished before" in run(*arguments, stdin=pipe).stderr

@@ -39,21 +39,12 @@ def free_axes(model: ModelProto, tensor: str, axes: str = "BTH") -> ModelProto:
     for node in probe.graph.input:
         for dim, size in zip(_pair(node), _PROBE, strict=False):
             dim.dim_value = size
-    if not _fits(_tried(probe).get(tensor, (0, None)), axes):
+    if not _fits(shapes(probe, strict=True).get(tensor, (0, None)), axes):
         return model
     for node in freed.graph.input:
         for dim, name in zip(_pair(node), _NAMES, strict=False):
             dim.dim_param = name
     return freed
-
-
-def _tried(probe: ModelProto) -> dict[str, Type]:
-    """Infer the shapes of a probe; none where they contradict each other."""
-    try:
-        onnx.shape_inference.infer_shapes(probe, data_prop=True, strict_mode=True)
-    except onnx.shape_inference.InferenceError:
-        return {}
-    return shapes(probe)
 
 
 def _fits(found: Type, axes: str) -> bool:

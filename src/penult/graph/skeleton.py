@@ -34,15 +34,19 @@ def skeleton(model: ModelProto) -> ModelProto:
     return onnx.inliner.inline_local_functions(bare) if model.functions else bare
 
 
-def shapes(bare: ModelProto) -> dict[str, Type]:
+def shapes(bare: ModelProto, *, strict: bool = False) -> dict[str, Type]:
     """Infer (element type, shape) of the tensors of a skeleton as far as ONNX knows its operators.
 
     A dimension is a number, a symbol or None; a shape of unknown rank is None. A graph whose annotations contradict each
-    other gives what it states.
+    other gives what it states; if `strict`, nothing.
     """
+    inferred = None
     if not _lacks_body(bare.graph):
         with suppress(*_NOT_INFERRED):
-            bare = onnx.shape_inference.infer_shapes(bare, data_prop=True)
+            inferred = onnx.shape_inference.infer_shapes(bare, data_prop=True, strict_mode=strict)
+    if inferred is None and strict:
+        return {}
+    bare = inferred or bare
     known: dict[str, Type] = {}
     for value in (*bare.graph.input, *bare.graph.value_info, *bare.graph.output):
         kind = value.type.tensor_type
