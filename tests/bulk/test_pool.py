@@ -8,7 +8,7 @@ from bulk.jobs import corpus, run
 from penult.bulk import pool
 from penult.bulk.options import Columns, Model
 from penult.bulk.pool import Pool, WorkError
-from penult.bulk.readers import Shard
+from penult.bulk.sources import Shard
 from penult.bulk.worker import Task
 
 

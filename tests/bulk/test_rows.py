@@ -5,22 +5,21 @@ import json
 import pyarrow as pa
 import pytest
 
-from penult.bulk.rows import JSON_FIELD, Rejected, Row, csv_schema, infer, merge, read_csv, read_jsonl, read_text, to_table
+from penult.bulk.rows import JSON_FIELD, Rejected, Row, csv_schema, infer, merge, parse_json, read_csv, read_text, to_table
 
 
-def test_lines_of_json(tmp_path):
-    """Blank lines are no rows, a mark of UTF-8 is no text, and each line that is no object is rejected with its number."""
-    path = tmp_path / "a.jsonl"
-    path.write_bytes(b'\xef\xbb\xbf{"a": 1}\n\n  \n{"a": "\xff"}\n[1]\n{"a"\n' + b"[" * 100_000 + b'\n{"a": 2}')
-    rows = list(read_jsonl(path, "here"))
-    assert [rows[0], rows[-1]] == [Row(1, {"a": 1}), Row(8, {"a": 2})]
-    assert [(r.file, r.line) for r in rows[1:-1]] == [("here", 4), ("here", 5), ("here", 6), ("here", 7)]
-    reasons = [r.reason for r in rows[1:-1]]
+def test_a_line_of_json():
+    """A line that is no object is rejected with its number and its reason, and stands in the record as far as it can be read."""
+    bad = [b'{"a": "\xff"}\n', b"[1]\n", b'{"a"\n', b"[" * 100_000]
+    assert parse_json("here", 1, b'{"a": 1}\n') == Row(1, {"a": 1})
+    found = [parse_json("here", number, line) for number, line in enumerate(bad, 4)]
+    assert [(r.file, r.line) for r in found] == [("here", 4), ("here", 5), ("here", 6), ("here", 7)]
+    reasons = [r.reason for r in found]
     assert reasons[:2] == ["is not UTF-8 at its byte 7", "is a list, not an object"]
     assert reasons[2].startswith("is not JSON: ")
     assert reasons[3].startswith("is not JSON: maximum recursion")
-    assert rows[1].record == '{"a": "\\xff"}'
-    assert json.loads(rows[1].as_json())["reason"] == reasons[0]
+    assert found[0].record == '{"a": "\\xff"}'
+    assert json.loads(found[0].as_json())["reason"] == reasons[0]
 
 
 def test_comma_separated_rows(tmp_path):

@@ -7,17 +7,15 @@ goes on after a crash, or with another number of workers, cuts the very same sha
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
-from typing import Protocol
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from penult.bulk import rows
+from penult.bulk import jsonl, rows, sources
 from penult.bulk.inputs import Input
 from penult.bulk.rows import Rejected
+from penult.bulk.sources import BLOCK, Shard
 
-_SAMPLE = 4096  # rows that are looked at together
 _SHARD_CHARS = 1_000_000  # of a shard's texts, on average: a minute or two of work that a crash may cost
 _SHARD_ROWS = (64, 4096)  # at most what an Embedder sorts by length together, so that a shard is one window
 _SHARDS = 16  # at least, so that a small job has something for each worker
@@ -30,29 +28,6 @@ class Scanned:
     schema: pa.Schema
     counts: tuple[int, ...]
     shard_rows: int
-
-
-@dataclass(frozen=True, slots=True)
-class Shard:
-    """Consecutive rows of the input.
-
-    Attributes:
-        number: 0, 1, 2, ...
-        table: the rows that could be read, with all columns of the input.
-        places: (file, line) of each row of the table.
-        rejected: the rows that could not.
-    """
-
-    number: int
-    table: pa.Table
-    places: list[tuple[str, int]]
-    rejected: list[Rejected]
-
-
-class _Source(Protocol):
-    """An open file: gives its next rows."""
-
-    def take(self, count: int) -> Shard: ...
 
 
 def scan(inputs: Sequence[Input], text_column: str, shard_rows: int | None = None) -> Scanned:
@@ -77,7 +52,7 @@ def scan(inputs: Sequence[Input], text_column: str, shard_rows: int | None = Non
         raise ValueError("The input is empty: it has no rows, and no columns.")
     _check_text(schema, text_column)
     if shard_rows is None:
-        shard_rows = _shard_rows(inputs, Scanned(schema, tuple(counts), _SAMPLE), text_column)
+        shard_rows = _shard_rows(inputs, Scanned(schema, tuple(counts), BLOCK), text_column)
     return Scanned(schema, tuple(counts), shard_rows)
 
 
@@ -97,7 +72,7 @@ def shards(inputs: Sequence[Input], scanned: Scanned, first: int = 0) -> Iterato
             continue
         left = count - skip
         try:
-            source = _open(file, scanned.schema, skip)
+            source = sources.opened(file, scanned.schema, skip)
             skip = 0
             while left:
                 part = source.take(min(wanted, left))
@@ -121,66 +96,6 @@ def count_shards(scanned: Scanned) -> int:
     return -(-sum(scanned.counts) // scanned.shard_rows)
 
 
-class _Rows:
-    """A file that is read row by row."""
-
-    def __init__(self, name: str, items: Iterator[rows.Item], schema: pa.Schema) -> None:
-        self._name, self._items, self._schema = name, items, schema
-
-    def take(self, count: int) -> Shard:
-        items = list(islice(self._items, count))
-        rejected = [item for item in items if isinstance(item, Rejected)]
-        good = [item for item in items if not isinstance(item, Rejected)]
-        table, lines, misfits = rows.to_table(self._name, good, self._schema)
-        rejected = sorted(rejected + misfits, key=lambda row: row.line)
-        return Shard(0, table, [(self._name, line) for line in lines], rejected)
-
-
-class _Batches:
-    """A file of Arrow batches."""
-
-    def __init__(self, name: str, batches: Iterator[pa.RecordBatch], schema: pa.Schema, line: int) -> None:
-        self._name, self._batches, self._schema, self._line = name, batches, schema, line
-        self._left: pa.RecordBatch | None = None
-
-    def take(self, count: int) -> Shard:
-        taken: list[pa.RecordBatch] = []
-        while count and (batch := self._left or next(self._batches, None)) is not None:
-            taken.append(batch.slice(0, count))
-            self._left = batch.slice(count) if batch.num_rows > count else None
-            count -= taken[-1].num_rows
-        table = _cast(pa.Table.from_batches(taken), self._schema) if taken else self._schema.empty_table()
-        places = [(self._name, self._line + row) for row in range(1, table.num_rows + 1)]
-        self._line += table.num_rows
-        return Shard(0, table, places, [])
-
-
-def _open(file: Input, schema: pa.Schema, skip: int) -> _Source:
-    if file.format == "parquet":
-        return _Batches(file.name, _parquet(file.path, skip), schema, skip)
-    if file.format == "lance":
-        from penult.bulk import lance_files  # noqa: PLC0415 - an extra
-
-        return _Batches(file.name, lance_files.read(file.path, skip), schema, skip)
-    items = rows.READERS[file.format](file.path, file.name)
-    return _Rows(file.name, islice(items, skip, None), schema)
-
-
-def _parquet(path: Path, skip: int) -> Iterator[pa.RecordBatch]:
-    with pq.ParquetFile(path) as file:
-        groups: list[int] = []
-        for group in range(file.num_row_groups):
-            size = file.metadata.row_group(group).num_rows
-            if skip >= size and not groups:
-                skip -= size
-            else:
-                groups.append(group)
-        for batch in file.iter_batches(batch_size=_SAMPLE, row_groups=groups) if groups else ():
-            if skip < batch.num_rows:
-                yield batch.slice(skip)
-            skip = max(0, skip - batch.num_rows)
-
-
 def _look(file: Input, text_column: str) -> tuple[pa.Schema, int]:
     try:
         if file.format == "parquet":
@@ -192,14 +107,22 @@ def _look(file: Input, text_column: str) -> tuple[pa.Schema, int]:
             return lance_files.look(file.path)
     except (pa.ArrowException, OSError) as error:
         raise OSError(f"{file.name} cannot be read: {error}") from error
+    if file.format == "jsonl":
+        return _look_at_lines(file, text_column)
     items = rows.READERS[file.format](file.path, file.name)
-    if file.format != "jsonl":
-        return (rows.TEXT_SCHEMA if file.format == "text" else rows.csv_schema(file.path)), sum(1 for _ in items)
+    return (rows.TEXT_SCHEMA if file.format == "text" else rows.csv_schema(file.path)), sum(1 for _ in items)
+
+
+def _look_at_lines(file: Input, text_column: str) -> tuple[pa.Schema, int]:
+    """Find the columns of JSON lines. Of lines that hold no more than what was found before, nothing is to be learnt."""
     fields: dict[str, pa.Field] = {}
-    count = 0
-    while chunk := list(islice(items, _SAMPLE)):
-        count += len(chunk)
-        for field in rows.infer([item for item in chunk if not isinstance(item, Rejected)], text_column):
+    lines, count = jsonl.lines(file.path), 0
+    while block := list(islice(lines, BLOCK)):
+        count += len(block)
+        if jsonl.table([line for _, line in block], pa.schema(fields.values())) is not None:
+            continue
+        items = [rows.parse_json(file.name, *line) for line in block]
+        for field in rows.infer([item for item in items if not isinstance(item, Rejected)], text_column):
             fields[field.name] = rows.merge([fields[field.name], field]) if field.name in fields else field
     return pa.schema(fields.values()), count
 
@@ -257,17 +180,6 @@ def rows_of_a_shard(mean: float, count: int) -> int:
     least, most = _SHARD_ROWS
     wanted = max(1, int(min(_SHARD_CHARS / max(mean, 1), count / _SHARDS)))
     return max(least, min(most, 1 << wanted.bit_length() - 1))
-
-
-def _cast(table: pa.Table, schema: pa.Schema) -> pa.Table:
-    """Give a table the columns of the whole input; those that its file does not have are null."""
-    if table.schema.equals(schema):
-        return table
-    arrays = [
-        table.column(field.name).cast(field.type) if field.name in table.schema.names else pa.nulls(table.num_rows, field.type)
-        for field in schema
-    ]
-    return pa.table(arrays, schema=schema)
 
 
 def _join(number: int, parts: Sequence[Shard]) -> Shard:

@@ -50,16 +50,8 @@ class Rejected:
 Item: TypeAlias = Row | Rejected
 
 
-def read_jsonl(path: Path, name: str) -> Iterator[Item]:
-    """Read one JSON object a line; a line of blanks is no row. `name` is how the user knows the file."""
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            yield _parse(name, number, line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line)
-
-
-def _parse(name: str, number: int, line: bytes) -> Item:
+def parse_json(name: str, number: int, line: bytes) -> Item:
+    """Read a line that must be one JSON object. `name` is how the user knows the file."""
     try:
         values = json.loads(line.decode("utf-8"))
     except UnicodeDecodeError as error:
@@ -110,7 +102,7 @@ def read_text(path: Path, name: str) -> Iterator[Item]:
 
 
 TEXT_SCHEMA = pa.schema([("file", pa.string()), ("line", pa.int64()), ("text", pa.string())])
-READERS: dict[str, Callable[[Path, str], Iterator[Item]]] = {"jsonl": read_jsonl, "csv": read_csv, "text": read_text}
+READERS: dict[str, Callable[[Path, str], Iterator[Item]]] = {"csv": read_csv, "text": read_text}
 
 
 def infer(rows: Sequence[Row], text_column: str) -> pa.Schema:

@@ -14,8 +14,8 @@ import pyarrow as pa
 from penult.bulk import tables
 from penult.bulk.files import written_whole
 from penult.bulk.options import Columns
-from penult.bulk.readers import Shard
 from penult.bulk.rows import Rejected
+from penult.bulk.sources import Shard
 from penult.bulk.takeover import Old
 from penult.embedder import Embedder
 

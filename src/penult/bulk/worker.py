@@ -13,7 +13,7 @@ from multiprocessing import connection, parent_process
 from pathlib import Path
 
 from penult.bulk.options import Columns, Model
-from penult.bulk.readers import Shard
+from penult.bulk.sources import Shard
 from penult.bulk.tables import metadata_of
 from penult.bulk.takeover import Old
 from penult.bulk.work import Record, make_shard
