@@ -5,11 +5,12 @@ import json
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from bulk.jobs import rejected
+from bulk.jobs import half_done, rejected
 from hypothesis import given
 from hypothesis import strategies as st
 
 from penult.bulk import inputs, jsonl, readers, rows, sources
+from penult.bulk.embed import StoppedError
 from penult.bulk.rows import Rejected, Row
 
 SCHEMA = pa.schema(
@@ -26,14 +27,18 @@ SCHEMA = pa.schema(
 
 
 def test_lines_of_a_file(tmp_path):
-    """Lines of blanks are left out but counted, and a mark of UTF-8 is no text."""
+    """Lines of blanks are no rows but count, and a mark of UTF-8 is no text."""
     path = tmp_path / "a.jsonl"
     path.write_bytes(b'\xef\xbb\xbf{"a": 1}\n\n  \n{"a": 2}')
-    assert list(jsonl.lines(path)) == [(1, b'{"a": 1}\n'), (4, b'{"a": 2}')]
+    block = list(jsonl.lines(path))
+    assert block[0] == b'{"a": 1}\n'
+    assert jsonl.row_by_row("here", 1, block) == [Row(1, {"a": 1}), Row(4, {"a": 2})]
+    path.write_bytes(b"")
+    assert list(jsonl.lines(path)) == []
 
 
 def one_by_one(block, schema):
-    items = [rows.parse_json("here", number, line) for number, line in enumerate(block)]
+    items = jsonl.row_by_row("here", 1, block)
     table, _, misfits = rows.to_table("here", [item for item in items if isinstance(item, Row)], schema)
     return table, [item for item in items if isinstance(item, Rejected)] + misfits
 
@@ -167,7 +172,7 @@ def test_at_once_is_as_one_by_one(tmp_path_factory, lines, noise, place, togethe
     assert found[0].equals(expected[0], check_metadata=True)
     assert found[1] == expected[1]
     schema = readers._together([file], [found[0]])
-    block = [line for _, line in jsonl.lines(path)]
+    block = list(jsonl.lines(path))
     whole = jsonl.table(block, schema) if block else None
     if whole is not None:
         rows_, bad = one_by_one(block, schema)
@@ -199,3 +204,25 @@ def test_what_appears_late_in_a_file(job, tmp_path, monkeypatch):
         (27, "is not JSON"),
         (34, "is a NoneType, not a str"),
     ]
+
+
+def test_lines_of_blanks_among_the_rows(job, tmp_path, monkeypatch):
+    """They are no rows and count as lines, when a job that stopped goes on from its middle too."""
+    monkeypatch.setattr(sources, "BLOCK", 4)
+    lines = [json.dumps({"text": f"cat {n}" if n % 10 else None}) + "\n" * (1 + n % 3) for n in range(60)]
+    (tmp_path / "in.jsonl").write_text("\n" * 9 + "".join(lines) + " \n")
+    with half_done(monkeypatch), pytest.raises(StoppedError, match="32 of 60 rows"):
+        job(tmp_path / "in.jsonl", shard_rows=16)
+    job(tmp_path / "in.jsonl")
+    texts = pq.read_table(tmp_path / "out.parquet").column("text").to_pylist()
+    assert texts == [f"cat {n}" for n in range(60) if n % 10]
+    numbers = [n for n, line in enumerate((tmp_path / "in.jsonl").read_text().splitlines(), 1) if "null" in line]
+    assert [row["line"] for row in rejected(tmp_path / "out.parquet")] == numbers
+
+
+def test_a_file_that_ends_before_the_row_to_go_on_from(tmp_path):
+    """It gives no rows, and whoever reads it says so."""
+    (tmp_path / "in.jsonl").write_text('{"text": "a"}\n{"text": "b"}\n')
+    file = inputs.opened(tmp_path / "in.jsonl")
+    assert sources.opened(file, pa.schema([("text", pa.string())]), 2).take(4).table.num_rows == 0
+    assert sources.opened(file, pa.schema([("text", pa.string())]), 3).take(4).table.num_rows == 0

@@ -2,10 +2,11 @@
 
 Arrow reads a block of lines some ten times faster than Python reads them one by one, but takes it or refuses it as a whole,
 and would take what is no JSON line. `table` gives only what reading row by row gives, and None wherever that is not certain:
-then `rows.parse_json` finds the reason, or the column that was not known.
+then `row_by_row` finds the reason, or the column that was not known.
 """
 
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -19,16 +20,20 @@ _WHOLE = 2**53  # below it, a double holds every whole number
 _MARK = b"\xef\xbb\xbf"  # of UTF-8
 
 
-def lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """Give each line that is more than blanks, and its number, counted from 1."""
+def lines(path: Path) -> Iterator[bytes]:
+    """Give each line. One of blanks is no row, wherever rows are counted."""
     with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            if line.strip():
-                yield number, line.removeprefix(_MARK) if number == 1 else line
+        yield from (line.removeprefix(_MARK) for line in islice(file, 1))
+        yield from file
+
+
+def row_by_row(name: str, first: int, block: Sequence[bytes]) -> list[rows.Item]:
+    """Read lines, the first of which is the `first` of its file. `name` is how the user knows the file."""
+    return [rows.parse_json(name, number, line) for number, line in enumerate(block, first) if line.strip()]
 
 
 def table(block: Sequence[bytes], schema: pa.Schema) -> pa.Table | None:
-    """Turn lines into a table of the given columns. None: read them row by row."""
+    """Turn lines into a table of the given columns, a row each. None: read them row by row; some may be blank."""
     whole = b"".join(block)
     if not all(map(_is_simple, schema)) or not _is_one_object_a_line(whole, len(block)):
         return None

@@ -76,7 +76,7 @@ def shards(inputs: Sequence[Input], scanned: Scanned, first: int = 0) -> Iterato
             skip = 0
             while left:
                 part = source.take(min(wanted, left))
-                taken = len(part.places) + len(part.rejected)
+                taken = part.table.num_rows + len(part.rejected)
                 if not taken:
                     raise ValueError(f"{file.name} ends {left} rows early; it changed while it was read.")
                 parts.append(part)
@@ -118,10 +118,11 @@ def _look_at_lines(file: Input, text_column: str) -> tuple[pa.Schema, int]:
     fields: dict[str, pa.Field] = {}
     lines, count = jsonl.lines(file.path), 0
     while block := list(islice(lines, BLOCK)):
-        count += len(block)
-        if jsonl.table([line for _, line in block], pa.schema(fields.values())) is not None:
+        if jsonl.table(block, pa.schema(fields.values())) is not None:
+            count += len(block)
             continue
-        items = [rows.parse_json(file.name, *line) for line in block]
+        items = jsonl.row_by_row(file.name, 1, block)
+        count += len(items)
         for field in rows.infer([item for item in items if not isinstance(item, Rejected)], text_column):
             fields[field.name] = rows.merge([fields[field.name], field]) if field.name in fields else field
     return pa.schema(fields.values()), count

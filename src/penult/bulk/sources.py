@@ -26,14 +26,22 @@ class Shard:
     Attributes:
         number: 0, 1, 2, ...
         table: the rows that could be read, with all columns of the input.
-        places: (file, line) of each row of the table.
+        places: file after file, its name and the lines of those rows of the table that stand in it.
         rejected: the rows that could not.
     """
 
     number: int
     table: pa.Table
-    places: list[tuple[str, int]]
+    places: list[tuple[str, Sequence[int]]]
     rejected: list[Rejected]
+
+    def place(self, row: int) -> tuple[str, int]:
+        """Give the file and the line of a row of the table."""
+        for file, lines in self.places:
+            if row < len(lines):
+                return file, lines[row]
+            row -= len(lines)
+        raise IndexError(row)
 
 
 class Source(Protocol):
@@ -52,7 +60,7 @@ def opened(file: Input, schema: pa.Schema, skip: int) -> Source:
 
         return _Batches(file.name, lance_files.read(file.path, skip), schema, skip)
     if file.format == "jsonl":
-        return _Lines(file.name, islice(jsonl.lines(file.path), skip, None), schema)
+        return _Lines(file.name, jsonl.lines(file.path), schema, skip)
     items = rows.READERS[file.format](file.path, file.name)
     return _Rows(file.name, islice(items, skip, None), schema)
 
@@ -70,15 +78,21 @@ class _Rows:
 class _Lines:
     """A file of JSON lines."""
 
-    def __init__(self, name: str, lines: Iterator[tuple[int, bytes]], schema: pa.Schema) -> None:
-        self._name, self._lines, self._schema = name, lines, schema
+    def __init__(self, name: str, lines: Iterator[bytes], schema: pa.Schema, skip: int) -> None:
+        self._name, self._lines, self._schema, self._line = name, lines, schema, 1
+        while skip and (line := next(lines, b"")):
+            skip -= bool(line.strip())
+            self._line += 1
 
     def take(self, count: int) -> Shard:
-        block = list(islice(self._lines, min(count, BLOCK)))
-        table = jsonl.table([line for _, line in block], self._schema)
-        if table is None:
-            return _shard(self._name, [rows.parse_json(self._name, *line) for line in block], self._schema)
-        return Shard(0, table, [(self._name, number) for number, _ in block], [])
+        while block := list(islice(self._lines, min(count, BLOCK))):
+            first, self._line = self._line, self._line + len(block)
+            table = jsonl.table(block, self._schema)
+            if table is not None:
+                return Shard(0, table, [(self._name, range(first, self._line))], [])
+            if items := jsonl.row_by_row(self._name, first, block):
+                return _shard(self._name, items, self._schema)
+        return _shard(self._name, [], self._schema)
 
 
 class _Batches:
@@ -95,16 +109,15 @@ class _Batches:
             self._left = batch.slice(count) if batch.num_rows > count else None
             count -= taken[-1].num_rows
         table = _cast(pa.Table.from_batches(taken), self._schema) if taken else self._schema.empty_table()
-        places = [(self._name, self._line + row) for row in range(1, table.num_rows + 1)]
-        self._line += table.num_rows
-        return Shard(0, table, places, [])
+        first, self._line = self._line, self._line + table.num_rows
+        return Shard(0, table, [(self._name, range(first + 1, self._line + 1))], [])
 
 
 def _shard(name: str, items: Sequence[rows.Item], schema: pa.Schema) -> Shard:
     good = [item for item in items if not isinstance(item, Rejected)]
     table, lines, misfits = rows.to_table(name, good, schema)
     rejected = sorted([*(item for item in items if isinstance(item, Rejected)), *misfits], key=lambda row: row.line)
-    return Shard(0, table, [(name, line) for line in lines], rejected)
+    return Shard(0, table, [(name, lines)], rejected)
 
 
 def _parquet(path: Path, skip: int) -> Iterator[pa.RecordBatch]:

@@ -96,6 +96,6 @@ def _without(table: pa.Table, rows: list[int]) -> pa.Table:
 
 
 def _rejected(shard: Shard, row: int, why: str) -> Rejected:
-    file, line = shard.places[row]
+    file, line = shard.place(row)
     record = {name: tables.texts_of(shard.table.column(name).slice(row, 1))[0] for name in shard.table.column_names}
     return Rejected(file, line, why, record)
