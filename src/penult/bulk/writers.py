@@ -11,13 +11,16 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from penult.bulk import about, tables
 from penult.bulk.files import written_whole
 from penult.bulk.work import opened_shard, rejected_path
+from penult.types import Vectors
 
 _GROUP_ROWS, _GROUP_BYTES = 65_536, 32 << 20  # of a Parquet row group: large enough to read fast, small enough to hold
+_LINES = 1024  # of JSON, written together
 ENDINGS = (".parquet", ".lance", ".npy", ".jsonl")
 
 
@@ -101,14 +104,24 @@ def _write_npy(out: Path, folder: Path, schema: pa.Schema, shards: Sequence[int]
 
 def _lines(table: pa.Table, vector_column: str | None = None) -> Iterator[bytes]:
     """Give each row as a line of JSON, its vector in the fewest digits that read back as the same float32."""
-    vectors = None if vector_column is None else tables.vectors_of(table.column(vector_column))
-    plain = table if vector_column is None else table.drop_columns([vector_column])
-    for number, row in enumerate(plain.to_pylist() or [{}] * table.num_rows):
-        line = json.dumps(row, ensure_ascii=False, default=as_text)
-        if vectors is not None:
-            values = ", ".join(vectors[number].astype(str))
-            line = f"{line[:-1]}{', ' if row else ''}{json.dumps(vector_column)}: [{values}]}}"
-        yield f"{line}\n".encode()
+    for start in range(0, table.num_rows, _LINES):
+        some = table.slice(start, _LINES)
+        plain = some if vector_column is None else some.drop_columns([vector_column])
+        lines = [json.dumps(row, ensure_ascii=False, default=as_text) for row in plain.to_pylist() or [{}] * some.num_rows]
+        if vector_column is not None:
+            key = f"{', ' if plain.num_columns else ''}{json.dumps(vector_column)}"
+            vectors = _written(tables.vectors_of(some.column(vector_column)))
+            lines = [f"{line[:-1]}{key}: [{vector}]}}" for line, vector in zip(lines, vectors, strict=True)]
+        yield from (f"{line}\n".encode() for line in lines)
+
+
+def _written(vectors: Vectors) -> list[str]:
+    """Write (N, D) float32, the values of each vector between commas. Arrow is five times as fast at it as NumPy."""
+    values = pa.array(np.ascontiguousarray(vectors).reshape(-1)).cast(pa.string())
+    values = pc.if_else(pc.equal(values, "-0"), "-0.0", values)  # a -0 is read back as the whole number 0
+    ends = pa.array(np.arange(0, vectors.size + 1, vectors.shape[1], dtype=np.int32))
+    written: list[str] = pc.binary_join(pa.ListArray.from_arrays(ends, values), ", ").to_pylist()
+    return written
 
 
 def as_text(value: Any) -> str:  # noqa: ANN401 - whatever Arrow holds
