@@ -35,6 +35,7 @@ FILES = {
     "graph/cut.py": ["tests/graph/test_cut.py"],
     "graph/layers.py": ["tests/graph/test_stream.py", "tests/graph/test_layers.py"],
     "graph/stream.py": ["tests/graph/test_stream.py", "tests/graph/test_layers.py"],
+    "bulk/jsonl.py": ["tests/bulk/test_jsonl.py"],
     "bulk/rows.py": ["tests/bulk/test_rows.py"],
     "bulk/job.py": ["tests/bulk/test_job.py"],
 }

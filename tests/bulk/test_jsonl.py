@@ -33,6 +33,9 @@ def test_lines_of_a_file(tmp_path):
     block = list(jsonl.lines(path))
     assert block[0] == b'{"a": 1}\n'
     assert jsonl.row_by_row("here", 1, block) == [Row(1, {"a": 1}), Row(4, {"a": 2})]
+    path.write_bytes(b'\xef\xbb\xbf\n\xef\xbb\xbf{"a": 2}')
+    assert [row.line for row in jsonl.row_by_row("here", 1, list(jsonl.lines(path)))] == [2]
+    assert jsonl.table(list(jsonl.lines(path))[1:], pa.schema([("a", pa.int64())])) is None
     path.write_bytes(b"")
     assert list(jsonl.lines(path)) == []
 
@@ -104,13 +107,16 @@ def test_objects_are_counted_by_lines():
     """Two objects on a line and one on two lines are as many as there are lines, and are not taken for them."""
     assert jsonl.table([b'{"n":\n', b'1}{"n": 2}\n'], SCHEMA) is None
     assert jsonl.table([b'{"n": 1}{"n": 2}\n', b'{"n": 3}\0}\n', b'{"n": 4}\n'], SCHEMA) is None
-    assert jsonl.table([b'{"n": 1}\n', b'{"n": 2}'], SCHEMA).num_rows == 2
+    assert jsonl.table([b'{"n": 1}\n', b'{"n": 2} '], SCHEMA).num_rows == 2
+    assert jsonl.table([b'{"n": 1}{"n": 2}'], SCHEMA) is None
+    assert jsonl.table([b" \n"], SCHEMA) is None
 
 
 def test_columns_that_arrow_reads_otherwise():
     """A time would be read from text, and JSON text from nothing but text; a list of nulls would be miscounted."""
     assert jsonl.table([b'{"t": "2020-01-01"}\n'], pa.schema([("t", pa.timestamp("s"))])) is None
     assert jsonl.table([b'{"t": "x"}\n'], pa.schema([pa.field("t", pa.string(), metadata=rows.JSON_FIELD)])) is None
+    assert jsonl.table([b'{"t": ["2020-01-01"]}\n'], pa.schema([("t", pa.list_(pa.timestamp("s")))])) is None
     assert jsonl.table([b'{"t": [null, null]}\n'], pa.schema([("t", pa.list_(pa.null()))])) is None
     assert jsonl.table([b"{}\n"], pa.schema([])) is None
     assert jsonl.table([b'{"o": {}}\n', b'{"o": {"k": null}}\n', b"{}\n"], SCHEMA) is None  # alone, no column but JSON text

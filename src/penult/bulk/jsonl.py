@@ -40,7 +40,7 @@ def table(block: Sequence[bytes], schema: pa.Schema) -> pa.Table | None:
     try:
         whole.decode("utf-8")  # Arrow does not look
         parsing = pj.ParseOptions(explicit_schema=schema, unexpected_field_behavior="error")
-        reading = pj.ReadOptions(use_threads=False, block_size=len(whole) + 1)
+        reading = pj.ReadOptions(use_threads=False, block_size=len(whole))
         found = pa.table(pj.read_json(pa.BufferReader(whole), reading, parsing).columns, schema=schema)
     except (pa.ArrowException, ValueError, OverflowError):
         return None
@@ -53,11 +53,11 @@ def _is_one_object_a_line(whole: bytes, count: int) -> bool:
     """Say whether lines hold an object each, if Arrow finds nothing but objects and as many as there are lines.
 
     To Arrow, a line's end is a blank, and objects may follow each other in a line. But after a } that does not end its object,
-    no { may come: so where every line begins with { and ends with }, no object goes on from one line to the next.
+    no { may come: so where lines end with } and the next begin with {, no object goes on from one line to the next.
     """
     ends = whole.count(b"}\n{") + whole.count(b"}\r\n{")
-    framed = whole.startswith(b"{") and whole.endswith((b"}", b"}\n", b"}\r\n"))
-    return framed and ends == count - 1 and b"\0" not in whole  # at a NUL, Arrow takes the input to end
+    odd = not whole.startswith(b"{") or b"\0" in whole  # Arrow leaves out a mark of UTF-8, and at a NUL takes the input to end
+    return ends == count - 1 and not odd
 
 
 def _is_simple(field: pa.Field) -> bool:
