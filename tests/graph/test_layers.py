@@ -204,6 +204,16 @@ def test_a_residual_block_in_the_head_is_no_layer(layers):
     assert tensors(d.model(d.dense(d.norm(d.op("Add", d.dense(first), first))))) == states
 
 
+def test_an_output_from_the_midst_of_the_last_layer():
+    """Of outputs with equally many layers behind them, that with most behind it is followed, whichever is named first."""
+    d, states = deep(1)
+    middle = d.norm(d.op("Add", d.attention(states[-1]), states[-1]))
+    side = d.norm(d.norm(middle))
+    last = d.op("Add", d.feed_forward(middle), middle)
+    for outputs in ((side, last), (last, side)):
+        assert tensors(d.model(*outputs)) == [*states, last]
+
+
 @pytest.mark.parametrize("layers", [1, 2])
 def test_a_probe_that_attends_ends_the_layers(layers):
     """Pooling by attention of a learned query, with a residual block on what it found, is a head."""

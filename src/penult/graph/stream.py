@@ -21,7 +21,6 @@ import onnx
 from penult.graph.flow import ELEMENTWISE, MOVEMENT, TRANSPARENT, Flow, is_matrix, is_vector, subgraphs
 
 CONTRACTIONS = frozenset(("MatMul", "Gemm", "Einsum", "MatMulInteger", "Conv", "ConvInteger"))
-_KNOWN = ELEMENTWISE | MOVEMENT | TRANSPARENT | CONTRACTIONS
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +135,7 @@ def trims(flow: Flow, node: int) -> bool:
 
     A range with fixed bounds is the choice of some token instead.
     """
-    return flow.op[node] == "Slice" and any(flow.beside(t) for t in flow.reads[node][1:3])
+    return flow.op[node] == "Slice" and any(flow.beside(t) for t in flow.reads[node][:3])
 
 
 def one_norm(flow: Flow, node: int) -> bool:
@@ -199,13 +198,11 @@ def _fused(flow: Flow, node: int, feeders: list[int]) -> bool:
     beside a mask, lengths or positions. Of the standard's own operators, the Fourier transform does too.
     """
     proto, op = flow.nodes[node], flow.op[node]
-    if op in _KNOWN or not feeders or op.startswith("Reduce"):
-        return False
     if any("heads" in a.name for a in proto.attribute) or op == "DFT":
         return True
     if onnx.defs.has(op) and op != "Attention":
         return any(_attention_within(g) for g in subgraphs(proto))
-    side = any(map(flow.beside, flow.reads[node]))
+    side = bool(feeders) and any(map(flow.beside, flow.reads[node]))
     return "MatMul" not in proto.op_type and (len(feeders) >= 3 or side)
 
 
