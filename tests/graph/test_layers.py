@@ -396,6 +396,20 @@ def test_the_encoder_is_the_embedding():
     assert [i.name for i in cut(model, memory).graph.input] == ["input_ids"]
 
 
+def test_an_encoder_that_ends_in_a_fused_norm():
+    """Of the outputs of the encoder's last node, none of them the graph's, the first is its state."""
+    d = Draft()
+    d.inputs.append(helper.make_tensor_value_info("decoder_input_ids", TensorProto.INT64, ["batch", "target"]))
+    x0 = d.norm(d.embed())
+    x = d.norm(d.op("Add", d.attention(x0), x0))
+    inputs = [x, d.feed_forward(x), d.weight(8), d.weight(8)]
+    d.nodes.append(helper.make_node("SkipLayerNormalization", inputs, ["memory", "", "", "sum"], domain="com.microsoft"))
+    y = d.norm(d.embed("decoder_input_ids"))
+    y = d.norm(d.op("Add", d.attention(y), y))
+    y = d.norm(d.op("Add", d.attention(y, "memory"), y))
+    assert tensors(d.model(d.dense(y))) == [x0, "memory"]
+
+
 def test_a_decoder_alone_counts_its_own_attention():
     """Attention to an encoder's states, an input here, starts no layer."""
     d = Draft()

@@ -508,6 +508,93 @@ def test_a_state_is_taken_where_it_lies_as_the_caller_wants_it():
         assert [(state.tensor, state.axes) for state in found] == [(states[0], "TBH"), (states[1], "TBH"), (back, "BTH")]
 
 
+def test_a_graph_that_ends_with_its_last_state():
+    """Without a head: turned back, the state is the output; only cast, it is what was cast, in its own order."""
+    for turned in (True, False):
+        d = Draft()
+        state = d.post_norm_layer(d.norm(d.embed(d.op("Transpose", "input_ids", perm=[1, 0]))))
+        end = d.op("Transpose", state, perm=[1, 0, 2]) if turned else d.op("Cast", state, to=TensorProto.FLOAT)
+        last = hidden_states(d.model(end))[-1]
+        assert (last.tensor, last.axes) == ((end, "BTH") if turned else (state, "TBH"))
+
+
+def orders(model):
+    return [(state.tensor, state.axes) for state in hidden_states(model)]
+
+
+def test_an_embedding_that_is_turned_after_its_lookup():
+    """The lookup gives (B, T, H) itself; the layers' states are in the order that they were turned to."""
+    d = Draft()
+    looked_up = d.embed()
+    x = d.pre_norm_layer(d.op("Transpose", looked_up, perm=[1, 0, 2]))
+    final = d.norm(x)
+    assert orders(d.model(d.dense(final, 20))) == [(looked_up, "BTH"), (final, "TBH")]
+
+
+def test_tokens_in_one_row_between_two_layers():
+    """A feed-forward block on (B T, H) rows leaves the order of axes as it was before, once they are three again."""
+    for turned in (False, True):
+        d = Draft()
+        ids = d.op("Transpose", "input_ids", perm=[1, 0]) if turned else "input_ids"
+        x0 = d.norm(d.embed(ids))
+        y = d.norm(d.op("Add", d.attention(x0), x0))
+        rows = d.op("Reshape", y, d.constant(np.array([-1, 8])))
+        rows = d.norm(d.op("Add", d.feed_forward(rows), rows))
+        x1 = d.op("Reshape", rows, d.constant(np.array([-1, 5, 8])))
+        x2 = d.post_norm_layer(x1)
+        found = orders(d.model(d.dense(x2, 20)))
+        assert found == ([(x0, "TBH"), (rows, "NH"), (x2, "TBH")] if turned else [(x0, "BTH"), (x1, "BTH"), (x2, "BTH")])
+
+
+def test_channels_divided_between_two_layers():
+    """A detour of the stream over four axes, turned and turned back, changes nothing."""
+    d = Draft()
+    x0 = d.norm(d.embed())
+    x1 = d.post_norm_layer(x0)
+    divided = d.op("Transpose", d.op("Reshape", x1, d.constant(np.array([0, 0, 2, 4]))), perm=[0, 2, 1, 3])
+    joined = d.op("Reshape", d.op("Transpose", divided, perm=[0, 2, 1, 3]), d.constant(np.array([0, 0, 8])))
+    x2 = d.post_norm_layer(joined)
+    assert orders(d.model(d.dense(x2, 20))) == [(x0, "BTH"), (x1, "BTH"), (x2, "BTH")]
+
+
+def test_features_that_a_convolution_reads():
+    """Input of (B, H, T), as a convolution demands: turned after it, it is (B, T, H)."""
+    d = Draft()
+    d.inputs = [helper.make_tensor_value_info("features", TensorProto.FLOAT, ["batch", 4, "time"])]
+    turned = d.op("Transpose", d.op("Conv", "features", d.weight(8, 4, 3), pads=[1, 1]), perm=[0, 2, 1])
+    x0 = d.norm(turned)
+    x1 = d.post_norm_layer(x0)
+    assert orders(d.model(d.dense(x1, 20))) == [(x0, "BTH"), (x1, "BTH")]
+
+
+def test_a_branch_that_gives_more_than_the_state():
+    """An If on the stream whose second output is a matrix: the order of the first one's axes is what counts."""
+    d = Draft()
+    x0 = d.norm(d.embed())
+    x1 = d.post_norm_layer(x0)
+
+    def branch(name):
+        given = [helper.make_tensor_value_info(f"{name}{i}", TensorProto.FLOAT, None) for i in (0, 1)]
+        table = d.weight(20, 8)
+        nodes = [helper.make_node("Identity", [read], [v.name]) for read, v in zip((x1, table), given, strict=True)]
+        return helper.make_graph(nodes, name, [], given)
+
+    branches = {f"{name}_branch": branch(name) for name in ("then", "else")}
+    d.nodes.append(helper.make_node("If", [d.constant(np.array(True))], ["same", "table"], **branches))
+    x2 = d.post_norm_layer("same")
+    assert orders(d.model(d.dense(x2, 20))) == [(x0, "BTH"), ("same", "BTH"), (x2, "BTH")]
+
+
+def test_the_width_that_only_shapes_tell():
+    """Where no vector of parameters is applied to the stream, H is the size of the axis of that name."""
+    for turned in (False, True):
+        d = Draft()
+        x = d.embed(d.op("Transpose", "input_ids", perm=[1, 0]) if turned else "input_ids")
+        for _ in range(2):
+            x = d.op("Add", d.attention(x), x)
+        assert [state.hidden_size for state in hidden_states(d.model(d.dense(x, 20, bias=False)))] == [8, 8, 8]
+
+
 def test_the_width_that_only_parameters_tell():
     """Where no shape is inferred, H is the length of the vector that was applied last."""
     d = Draft()
@@ -529,6 +616,30 @@ def test_an_attention_that_feeds_a_stack_and_is_none_itself():
         x = d.norm(d.op("Add", d.attention(states[-1]), states[-1]))
         x = d.norm(d.op("Add", d.attention(x, memory), x))
         states.append(d.norm(d.op("Add", d.feed_forward(x), x)))
+    assert tensors(d.model(d.dense(states[-1], 20))) == states
+
+
+def test_an_embedding_that_is_widened_after_its_lookup():
+    """A half-precision table is looked up and cast at once: the embedding output is what the lookup gave."""
+    d = Draft()
+    table = d.constant(d.rng.normal(0, 0.4, (20, 8)).astype(np.float16))
+    looked_up = d.op("Gather", table, "input_ids")
+    states = [d.op("Cast", looked_up, to=TensorProto.FLOAT)]
+    for _ in range(2):
+        states.append(d.pre_norm_layer(states[-1]))
+    assert tensors(d.model(d.dense(states[-1], 20))) == [looked_up, *states[1:]]
+
+
+def test_states_that_are_sums_of_integers():
+    """A layer that ends in a sum of integers has for its state what the next one reads, which are floats."""
+    d = Draft()
+    scale, zero = d.constant(np.float32(0.1)), d.constant(np.uint8(128))
+    states = [d.norm(d.embed())]
+    for _ in range(2):
+        y = d.norm(d.op("Add", d.attention(states[-1]), states[-1]))
+        a, b = (d.op("QuantizeLinear", part, scale, zero) for part in (d.feed_forward(y), y))
+        added = d.op("QLinearAdd", a, scale, zero, b, scale, zero, scale, zero, domain="com.microsoft")
+        states.append(d.op("DequantizeLinear", added, scale, zero))
     assert tensors(d.model(d.dense(states[-1], 20))) == states
 
 
