@@ -204,6 +204,25 @@ def test_a_residual_block_in_the_head_is_no_layer(layers):
     assert tensors(d.model(d.dense(d.norm(d.op("Add", d.dense(first), first))))) == states
 
 
+def test_a_matrix_after_each_layer_is_not_the_heads():
+    """Layers that each end in a matrix: the last one's counts too, but not one of another shape, which is the head's."""
+    for ends_alike in (True, False):
+        d = Draft()
+        states = [d.embed()]
+        for another in (True, ends_alike):
+            x = d.op("Add", d.attention(states[-1]), states[-1])
+            states.append(d.dense(x, bias=False) if another else x)
+        assert tensors(d.model(d.dense(states[-1], 20, bias=False))) == states
+
+
+def test_a_norm_before_a_gate_of_the_head_is_no_final_norm():
+    """A head that attends to the last state, and gates what it finds with a norm of it: the state is what both read."""
+    d, states = deep(2, "pre_norm_layer")
+    gate = d.op("Sigmoid", d.dense(d.norm(states[-1])))
+    gated = d.op("Mul", gate, d.attention(states[-1]))
+    assert tensors(d.model(d.dense(gated, 20))) == states
+
+
 def test_an_output_from_the_midst_of_the_last_layer():
     """Of outputs with equally many layers behind them, that with most behind it is followed, whichever is named first."""
     d, states = deep(1)
