@@ -73,6 +73,14 @@ def test_errors_are_one_sentence(tmp_path, tiny, command):
     assert "Traceback" not in result.stderr
 
 
+def test_a_cut_model_ends_in_onnx(tmp_path, tiny):
+    """What would be written under another ending is not written, and how to name it is said."""
+    result = run("cut", tiny, tmp_path / "out.bin")
+    assert result.returncode == 1
+    assert result.stderr == f"penult: {tmp_path / 'out.bin'} does not end in .onnx; name the new file OUT.onnx.\n"
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("weights", ["inside", "beside"])
 def test_a_cut_file_runs_without_penult(tmp_path, weights):
     """`penult cut` writes a file that gives the same vectors in plain ONNX Runtime."""

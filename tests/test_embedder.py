@@ -6,11 +6,12 @@ import threading
 import warnings
 
 import numpy as np
+import onnx
 import pytest
 import reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from models import tiny_model, write_json
+from models import VOCABULARY, tiny_model, write_json
 
 from penult import Embedder, TextEmbedder, TextError, TruncationWarning
 
@@ -240,6 +241,25 @@ def test_a_stream_keeps_its_order(embedder):
     with pytest.raises(TextError) as caught:
         list(embedder.embed_stream(iter(["a"] * 7 + ["\udfff"]), window=5))
     assert set(caught.value.rows) == {7}
+    with pytest.raises(ValueError, match="window is 0; it must be at least 1"):
+        next(embedder.embed_stream(["a"], window=0))
+
+
+def test_a_vector_that_is_no_number_never_leaves(tmp_path):
+    """A model with a NaN in its row of a token is an error that names the first such text, though it is not run first."""
+    folder = tiny_model(tmp_path)
+    model = onnx.load(folder / "onnx" / "model.onnx")
+    table = next(i for i in model.graph.initializer if i.name == "embeddings.word_embeddings.weight")
+    values = onnx.numpy_helper.to_array(table).copy()
+    values[VOCABULARY.index("fish")] = np.nan
+    table.CopyFrom(onnx.numpy_helper.from_array(values, table.name))
+    onnx.save(model, folder / "onnx" / "model.onnx")
+    with Embedder.load(folder, threads=1) as broken:
+        assert np.isfinite(broken.embed(["the cat", "a dog"])).all()
+        with pytest.raises(ArithmeticError, match="NaN or infinite values for 1 texts, the first of them row 1"):
+            broken.embed(["the cat sat", "fish"])
+        with pytest.raises(ArithmeticError, match="NaN or infinite values for 1 texts, the first of them row 0"):
+            broken.embed_tokens(["a fish"])
 
 
 def test_threads_share_one_embedder(embedder):

@@ -165,6 +165,30 @@ def test_linears_are_found_in_every_form():
     assert [linear.output for linear in find_linears(model, "c")] == ["a2", "c"]  # not what comes behind
 
 
+def test_what_is_not_quite_a_linear_layer_is_left_alone():
+    """A turned or batched factor, a bias of the wrong length or one of its own per token: no layer, or one without a bias."""
+    w, bias = floats(16, 16), floats(16)
+    held = helper.make_node("Constant", [], ["h"], value=numpy_helper.from_array(w))
+    nodes = [
+        held,
+        helper.make_node("MatMul", ["x", "h"], ["a"]),  # the one layer: its matrix stands in a node
+        helper.make_node("FusedMatMul", ["a", "w"], ["b"], domain="com.microsoft", transA=1),
+        helper.make_node("Gemm", ["b", "w", "one"], ["c"]),  # a bias that is spread over the channels
+        helper.make_node("MatMul", ["c", "w"], ["d"]),
+        helper.make_node("Add", ["d", "rows"], ["e"]),  # a value for each token
+        helper.make_node("MatMul", ["e", "w"], ["f"]),
+        helper.make_node("Mul", ["f", "bias"], ["out"]),
+    ]
+    weights = {"w": w, "one": floats(1), "rows": floats(16, 1), "bias": bias}
+    found = find_linears(model_of(nodes, {"x": [16, 16]}, ["out"], weights), "out")
+    assert [(linear.input, linear.output, linear.bias) for linear in found] == [
+        ("x", "a", None),
+        ("c", "d", None),
+        ("e", "f", None),
+    ]
+    np.testing.assert_array_equal(found[0].weight, w)
+
+
 def test_slow_fused_operators_come_apart_exactly():
     """SkipLayerNormalization and BiasGelu become plain operators that give the same numbers."""
     nodes = [

@@ -412,6 +412,53 @@ def test_a_transport_that_only_awaits():
         remote.embed(TEXTS)
 
 
+def test_a_transport_that_only_blocks():
+    """The other half, likewise."""
+
+    class OnlyBlocks(httpx.BaseTransport):
+        def handle_request(self, request):
+            content = request.read()
+            return deepsparse(json.loads(content)) if content else httpx.Response(404)
+
+    remote = RemoteEmbedder("http://fake/predict", transport=OnlyBlocks())
+    np.testing.assert_array_equal(remote.embed(TEXTS), expected(TEXTS))
+    with pytest.raises(TypeError, match="transport is a OnlyBlocks, which only blocks; use embed"):
+        asyncio.run(remote.aembed(TEXTS))
+
+
+def test_progress_counts_texts(capsys):
+    """progress=True draws a bar that ends at the number of texts, whatever their batches; without, nothing is drawn."""
+    with Fake({"/predict": deepsparse}).embedder() as remote:
+        remote.embed(TEXTS * 5)
+        assert capsys.readouterr().err == ""
+        remote.embed(TEXTS * 5, progress=True)
+    assert "20/20" in capsys.readouterr().err
+
+
+async def test_busy_is_tried_again_when_awaited(monkeypatch):
+    """The awaiting half waits and asks again too, and gives up after the same number of attempts."""
+    waited = []
+
+    async def noted(seconds):
+        waited.append(seconds)
+
+    monkeypatch.setattr(asyncio, "sleep", noted)
+    busy = [httpx.Response(503, json={}) for _ in range(2 + 3)]  # twice, then three times
+    stays = 3
+
+    def answer(body):
+        return busy.pop() if len(busy) > stays else deepsparse(body)
+
+    transport = httpx.MockTransport(Fake({"/predict": answer}))
+    async with RemoteEmbedder("http://fake/predict", transport=transport, retries=2) as remote:
+        np.testing.assert_array_equal(await remote.aembed(TEXTS), expected(TEXTS))
+        assert len(waited) == 2
+        stays = 0
+        with pytest.raises(ConnectionError, match="503"):
+            await remote.aembed(TEXTS)
+    assert len(waited) == 4
+
+
 # Against penult's own server, over real sockets
 
 

@@ -247,6 +247,19 @@ def test_the_hub_is_asked_once(hub, tmp_path, embedder):
     assert hub.asked == []
 
 
+def test_a_file_that_the_repository_lacks(hub, tmp_path):
+    """A graph, or the weights that it points to, that the Hub does not have: said by name, whatever is in the cache."""
+    missing = load(tmp_path, hub.url, "org/tiny/onnx/model_O9.onnx")
+    assert "the repository holds no 'onnx/model_O9.onnx'" in missing.stderr
+    assert load(tmp_path, hub.url, "org/tiny/onnx/model.onnx").returncode == 0
+    missing = load(tmp_path, hub.url, "org/tiny/onnx/model_O9.onnx")
+    assert "the repository holds no 'onnx/model_O9.onnx'" in missing.stderr
+    external(tmp_path / "repo", tmp_path / "apart.onnx")
+    hub.files["onnx/apart.onnx"], hub.commit = (tmp_path / "apart.onnx").read_bytes(), "b" * 40
+    missing = load(tmp_path, hub.url, "org/tiny/onnx/apart.onnx")
+    assert "the repository lacks apart.onnx_data, which onnx/apart.onnx points to" in missing.stderr
+
+
 def test_half_a_download_heals(hub, tmp_path):
     """A fetch that breaks off says so; the next one completes it."""
     hub.broken.add("onnx/model.onnx")

@@ -12,7 +12,7 @@ import pytest
 from bulk.jobs import corpus, half_done, lance_table, rejected, run, vectors
 from models import tiny_model
 
-from penult.bulk import about, embed, readers
+from penult.bulk import about, embed, inputs, readers
 from penult.bulk.embed import StoppedError
 
 
@@ -260,6 +260,47 @@ def test_unchanged_rows_are_taken_over(job, embedder, tmp_path, monkeypatch):
             if expected is not None
             else np.abs(vector - embedder.embed([text])[0]).max() < 1e-6
         )
+
+
+def test_vectors_are_taken_over_from_a_lance_dataset(job, tmp_path):
+    """--from takes what it has of a Lance dataset, and --overwrite puts a new dataset in the place of an older one."""
+    pytest.importorskip("lance", reason="the extra `lance` is not installed")
+    source = corpus(tmp_path / "in.jsonl", 40)
+    job(source, out="out.lance")
+    before = vectors(lance_table(tmp_path / "out.lance"))
+    done = job(source, old=tmp_path / "out.lance")
+    assert (done.totals.taken, done.totals.rows) == (40, 40)
+    assert np.array_equal(vectors(tmp_path / "out.parquet"), before)
+    job(source, out="out.lance", dimensions=8, overwrite=True)
+    assert vectors(lance_table(tmp_path / "out.lance")).shape == (40, 8)
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+def test_an_older_output_that_cannot_be_read(job, tmp_path):
+    """A file in the place of the output that is none, and an unreadable one named by --from, are named and left alone."""
+    source = corpus(tmp_path / "in.jsonl", 3)
+    (tmp_path / "out.parquet").write_bytes(b"PAR1 and no more")
+    for options in ({}, {"out": "other.parquet", "old": tmp_path / "out.parquet"}):
+        with pytest.raises(OSError, match=r"out\.parquet cannot be read: "):
+            job(source, **options)
+    assert (tmp_path / "out.parquet").read_bytes() == b"PAR1 and no more"
+
+
+def test_a_shard_is_the_same_wherever_reading_begins(tmp_path):
+    """Shards from the middle of Parquet files on, row groups small and large, are those of a reading from the start."""
+    paths = []
+    for name, rows, group in (("a", 5000, 6000), ("b", 900, 100), ("c", 4500, 4300)):
+        paths.append(tmp_path / f"{name}.parquet")
+        pq.write_table(pa.table({"text": [f"{name}{i}" for i in range(rows)]}), paths[-1], row_group_size=group)
+    files = [inputs.opened(path) for path in paths]
+    scanned = readers.scan(files, "text", 700)
+    whole = list(readers.shards(files, scanned))
+    texts = [text for shard in whole for text in shard.table.column("text").to_pylist()]
+    assert texts == [f"{name}{i}" for name, rows in (("a", 5000), ("b", 900), ("c", 4500)) for i in range(rows)]
+    for first in (1, 6, 7, 8, 9, 14):
+        for ours, theirs in zip(readers.shards(files, scanned, first), whole[first:], strict=True):
+            assert (ours.number, ours.places) == (theirs.number, theirs.places)
+            assert ours.table.equals(theirs.table)
 
 
 def test_vectors_of_another_model_are_not_taken_over(job, tmp_path):

@@ -197,6 +197,44 @@ def test_what_cannot_be_done_is_said(source, tmp_path, arguments, said):
     assert "Traceback" not in done.stderr
 
 
+def test_from_a_lance_dataset(source, tmp_path, tiny):
+    """A Lance dataset gives the entries that a Parquet file of the same rows gives."""
+    pytest.importorskip("lance", reason="the extra `lance` is not installed")
+    assert run("embed", source.with_suffix(".jsonl"), tmp_path / "in.lance", "--model", tiny).returncode == 0
+    kept = []
+    for name, file in (("a", source), ("b", tmp_path / "in.lance")):
+        assert ingest(file, f"qdrant:{tmp_path}/{name}", "notes").entries == 200
+        client = qdrant_client.QdrantClient(path=f"{tmp_path}/{name}")
+        records, _ = client.scroll("notes", limit=300, with_vectors=True)
+        kept.append({record.id: (record.payload, record.vector) for record in records})
+        client.close()
+    assert len(kept[0]) == 200
+    assert kept[0] == kept[1]
+
+
+def test_a_row_without_an_id(source, tmp_path):
+    """It is named by its number, also in a later batch, and nothing of the file is written."""
+    table = pq.read_table(source)
+    ids = [None if row == 150 else f"row {row}" for row in range(table.num_rows)]
+    pq.write_table(table.set_column(0, "key", pa.array(ids)), tmp_path / "in.parquet")
+    with pytest.raises(ValueError, match=r"Row 151 of .*in\.parquet has no 'key'; every entry needs one"):
+        ingest(tmp_path / "in.parquet", f"qdrant:{tmp_path}/db", "c", id_column="key")
+
+
+def test_columns_that_a_lancedb_table_cannot_take(source, tmp_path):
+    """A column of the name that the table needs, and rows of other columns than the table's, are refused by name."""
+    pytest.importorskip("lancedb", reason="the extra `lancedb` is not installed")
+    table, to = pq.read_table(source), f"lancedb:{tmp_path}/db"
+    taken = table.append_column("penult_id", table.column("id"))
+    pq.write_table(taken, tmp_path / "taken.parquet")
+    with pytest.raises(ValueError, match="The file has a column 'penult_id', which the LanceDB table needs"):
+        ingest(tmp_path / "taken.parquet", to, "notes")
+    ingest(source, to, "notes")
+    pq.write_table(table.drop_columns(["n"]), tmp_path / "fewer.parquet")
+    with pytest.raises(ValueError, match=r"'notes' in .* has the columns .*\bn\b.*; name another --collection"):
+        ingest(tmp_path / "fewer.parquet", to, "notes")
+
+
 def test_a_file_that_penult_did_not_embed(tmp_path):
     """Vectors of an unknown model are refused."""
     pq.write_table(pa.table({"id": ["a"], "embedding": [[1.0, 2.0]]}), tmp_path / "x.parquet")
@@ -204,3 +242,5 @@ def test_a_file_that_penult_did_not_embed(tmp_path):
         ingest(tmp_path / "x.parquet", f"qdrant:{tmp_path}", "c")
     with pytest.raises(FileNotFoundError):
         ingest(tmp_path / "y.parquet", f"qdrant:{tmp_path}", "c")
+    with pytest.raises(ValueError, match=r"y\.csv ends in neither \.parquet nor \.lance"):
+        ingest(tmp_path / "y.csv", f"qdrant:{tmp_path}", "c")

@@ -1,5 +1,7 @@
 """Worker processes: what is said when they die or cannot begin, and that nothing hangs."""
 
+import multiprocessing
+
 import pyarrow as pa
 import pytest
 from bulk import dying
@@ -9,7 +11,7 @@ from penult.bulk import pool
 from penult.bulk.options import Columns, Model
 from penult.bulk.pool import Pool, WorkError
 from penult.bulk.sources import Shard
-from penult.bulk.worker import Task
+from penult.bulk.worker import Ready, Task, serve
 
 
 def test_a_worker_that_dies_twice_over_a_task_ends_the_job(monkeypatch, tmp_path):
@@ -32,6 +34,21 @@ def test_a_worker_that_dies_before_it_begins(monkeypatch):
     with pytest.raises(WorkError, match="ended with status 7 twice at opening the model"):
         Pool(Model("m"), "document", 1, said.append)
     assert len(said) == 1
+
+
+def test_a_worker_whose_answer_is_not_heard_any_more(tmp_path, tiny):
+    """A job that ends early closes its pipes: a worker whose answer lies there unread ends without a word, as the others do."""
+    context = multiprocessing.get_context("spawn")
+    pipe, theirs = context.Pipe()
+    worker = context.Process(target=serve, args=(theirs, Model(str(tiny)), "document", 1))
+    worker.start()
+    theirs.close()
+    assert isinstance(pipe.recv(), Ready)
+    pipe.send(Task(Shard(0, pa.table({"text": ["a"]}), [("f", 1)], []), tmp_path, Columns("text", "v", "document")))
+    assert pipe.poll(60)
+    pipe.close()
+    worker.join(60)
+    assert worker.exitcode == 0
 
 
 def test_a_model_that_cannot_be_opened(tmp_path):

@@ -204,6 +204,35 @@ def test_a_residual_block_in_the_head_is_no_layer(layers):
     assert tensors(d.model(d.dense(d.norm(d.op("Add", d.dense(first), first))))) == states
 
 
+def test_a_matrix_after_each_layer_is_not_the_heads():
+    """Layers that each end in a matrix: the last one's counts too, but not one of another shape, which is the head's."""
+    for ends_alike in (True, False):
+        d = Draft()
+        states = [d.embed()]
+        for another in (True, ends_alike):
+            x = d.op("Add", d.attention(states[-1]), states[-1])
+            states.append(d.dense(x, bias=False) if another else x)
+        assert tensors(d.model(d.dense(states[-1], 20, bias=False))) == states
+
+
+def test_a_norm_before_a_gate_of_the_head_is_no_final_norm():
+    """A head that attends to the last state, and gates what it finds with a norm of it: the state is what both read."""
+    d, states = deep(2, "pre_norm_layer")
+    gate = d.op("Sigmoid", d.dense(d.norm(states[-1])))
+    gated = d.op("Mul", gate, d.attention(states[-1]))
+    assert tensors(d.model(d.dense(gated, 20))) == states
+
+
+def test_an_output_from_the_midst_of_the_last_layer():
+    """Of outputs with equally many layers behind them, that with most behind it is followed, whichever is named first."""
+    d, states = deep(1)
+    middle = d.norm(d.op("Add", d.attention(states[-1]), states[-1]))
+    side = d.norm(d.norm(middle))
+    last = d.op("Add", d.feed_forward(middle), middle)
+    for outputs in ((side, last), (last, side)):
+        assert tensors(d.model(*outputs)) == [*states, last]
+
+
 @pytest.mark.parametrize("layers", [1, 2])
 def test_a_probe_that_attends_ends_the_layers(layers):
     """Pooling by attention of a learned query, with a residual block on what it found, is a head."""
@@ -384,6 +413,20 @@ def test_the_encoder_is_the_embedding():
     model = d.model(d.dense(y))
     assert tensors(model) == [x0, memory]
     assert [i.name for i in cut(model, memory).graph.input] == ["input_ids"]
+
+
+def test_an_encoder_that_ends_in_a_fused_norm():
+    """Of the outputs of the encoder's last node, none of them the graph's, the first is its state."""
+    d = Draft()
+    d.inputs.append(helper.make_tensor_value_info("decoder_input_ids", TensorProto.INT64, ["batch", "target"]))
+    x0 = d.norm(d.embed())
+    x = d.norm(d.op("Add", d.attention(x0), x0))
+    inputs = [x, d.feed_forward(x), d.weight(8), d.weight(8)]
+    d.nodes.append(helper.make_node("SkipLayerNormalization", inputs, ["memory", "", "", "sum"], domain="com.microsoft"))
+    y = d.norm(d.embed("decoder_input_ids"))
+    y = d.norm(d.op("Add", d.attention(y), y))
+    y = d.norm(d.op("Add", d.attention(y, "memory"), y))
+    assert tensors(d.model(d.dense(y))) == [x0, "memory"]
 
 
 def test_a_decoder_alone_counts_its_own_attention():

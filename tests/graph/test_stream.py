@@ -1,9 +1,11 @@
 """What makes a block of the stream a layer and what does not: each fact about a segment, in a graph that has only that."""
 
+import time
+
 import numpy as np
 import pytest
 from graph_kit import Draft, run, run_uncut
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from penult import Engine
 from penult.graph.cut import cut
@@ -24,8 +26,9 @@ def flow_of(model):
 def convolution(d, x, kernel=3):
     """Slide over the tokens of x (B, T, 8)."""
     turned = d.op("Transpose", x, perm=[0, 2, 1])
-    half = kernel // 2
-    return d.op("Transpose", d.op("Conv", turned, d.weight(8, 8, kernel), pads=[half, half]), perm=[0, 2, 1])
+    before = kernel // 2
+    slid = d.op("Conv", turned, d.weight(8, 8, kernel), d.weight(8), pads=[before, kernel - 1 - before])
+    return d.op("Transpose", slid, perm=[0, 2, 1])
 
 
 def test_a_convolution_after_attention_is_of_its_layer():
@@ -41,7 +44,7 @@ def test_a_convolution_after_attention_is_of_its_layer():
 
 def test_a_convolution_in_place_of_attention_begins_a_layer():
     """In a hybrid a convolution and a feed-forward block are a layer; a convolution of one token wide is a matrix."""
-    for kernel, count in ((3, 4), (1, 2)):
+    for kernel, count in ((3, 4), (2, 4), (1, 2)):
         d = Draft()
         states = [d.norm(d.embed())]
         for attends in (True, False, True, False):
@@ -130,18 +133,44 @@ def test_a_black_box_with_parameters_alone_is_no_attention():
         hidden_states(d.model(d.dense(x, 20)))
 
 
-def branching(d, condition, second="MatMul", between="Softmax"):
+def attending(x, second="MatMul", between="Softmax"):
+    """Give the nodes of softmax(x x) x, and no weights."""
+    return [
+        helper.make_node("Transpose", [x], ["turned"], perm=[0, 2, 1]),
+        helper.make_node("MatMul", [x, "turned"], ["scores"]),
+        helper.make_node(between, ["scores"], ["soft"]),
+        helper.make_node(second, ["soft", x][: 1 + (second == "MatMul")], ["out"]),
+    ], []
+
+
+def weighing(x, held):
+    """Give the nodes of softmax(x W) W, whose matrix stands in the branch: as a node, or else as an initialiser."""
+    matrix = numpy_helper.from_array(np.eye(8, dtype=np.float32), "matrix")
+    nodes = [
+        helper.make_node("MatMul", [x, "matrix"], ["scores"]),
+        helper.make_node("Softmax", ["scores"], ["soft"]),
+        helper.make_node("MatMul", ["soft", "matrix"], ["out"]),
+    ]
+    return ([helper.make_node("Constant", [], ["matrix"], value=matrix), *nodes], []) if held else (nodes, [matrix])
+
+
+def adding(x):
+    """Give the nodes of attention whose products add a vector of parameters to what they give."""
+    nodes = [
+        helper.make_node("Gemm", [x, x, "vector"], ["scores"], transB=1),
+        helper.make_node("Softmax", ["scores"], ["soft"]),
+        helper.make_node("Gemm", ["soft", x, "vector"], ["out"]),
+    ]
+    return nodes, [numpy_helper.from_array(np.zeros(1, np.float32), "vector")]
+
+
+def branching(d, condition, made_of=attending, **options):
     """Append two layers whose attention lies in both branches of an If, under the same names in each; give the states."""
     states = [d.norm(d.embed())]
 
     def branch(x, name):
-        nodes = [
-            helper.make_node("Transpose", [x], ["turned"], perm=[0, 2, 1]),
-            helper.make_node("MatMul", [x, "turned"], ["scores"]),
-            helper.make_node(between, ["scores"], ["soft"]),
-            helper.make_node(second, ["soft", x][: 1 + (second == "MatMul")], ["out"]),
-        ]
-        return helper.make_graph(nodes, name, [], [helper.make_tensor_value_info("out", TensorProto.FLOAT, None)])
+        nodes, weights = made_of(x, **options)
+        return helper.make_graph(nodes, name, [], [helper.make_tensor_value_info("out", TensorProto.FLOAT, None)], weights)
 
     for _ in range(2):
         x, made = states[-1], f"if{len(states)}"
@@ -164,11 +193,13 @@ def test_black_boxes_that_read_two_branches_are_no_attention():
 
 
 def test_attention_in_a_branch():
-    """An If whose branches attend is attention; two products without a softmax, or one with, are not."""
-    d = Draft()
-    states = branching(d, d.constant(np.array(True)))
-    assert tensors(d.model(d.dense(states[-1], 20))) == states
-    for parts in ({"between": "Identity"}, {"second": "Identity"}):
+    """An If whose branches attend is attention; two products without a softmax, one with, or two with parameters are not."""
+    for made_of in (attending, adding):
+        d = Draft()
+        states = branching(d, d.constant(np.array(True)), made_of)
+        assert tensors(d.model(d.dense(states[-1], 20))) == states
+    weighed = ({"made_of": weighing, "held": held} for held in (True, False))
+    for parts in ({"between": "Identity"}, {"second": "Identity"}, *weighed):
         d = Draft()
         states = branching(d, d.constant(np.array(True)), **parts)
         with pytest.raises(NotATransformerError):
@@ -224,6 +255,59 @@ def test_what_feeds_a_decoder():
     assert all(flow.depends(node, flow.producer[memory]) and not flow.depends(node, decoder.nodes[0]) for node in fed)
     assert follow(flow, fed, {}).nodes == encoder.nodes
     assert feeding(flow, encoder) == []
+
+
+def test_a_decoder_that_reads_its_encoder_at_its_very_end():
+    """Where the one block that attends to the memory ends the graph, the encoder is found all the same."""
+    d = Draft()
+    d.inputs.append(helper.make_tensor_value_info("decoder_input_ids", TensorProto.INT64, ["batch", "target"]))
+    states = [d.norm(d.embed())]
+    for _ in range(2):
+        states.append(d.post_norm_layer(states[-1]))
+    y = d.norm(d.embed("decoder_input_ids"))
+    for _ in range(3):
+        y = d.norm(d.op("Add", d.attention(y), y))
+    assert tensors(d.model(d.op("Add", d.attention(y, states[-1]), y))) == states
+
+
+def test_nothing_feeds_a_stack_from_within():
+    """A first block that attends to what was looked up, with no norm between, is no encoder of the others."""
+    d = Draft()
+    x = d.embed()
+    for _ in range(2):
+        x = d.op("Add", d.attention(x), x)
+    flow = flow_of(d.model(x))
+    assert feeding(flow, follow(flow, [flow.producer[x]], {})) == []
+
+
+def test_values_taken_from_what_was_looked_up():
+    """Attention whose values come from the embedding in every layer is attention: it began with the same tokens."""
+    d = Draft()
+    table = d.embed()
+    states = [d.norm(table)]
+    for _ in range(2):
+        x = states[-1]
+        scores = d.op("MatMul", d.dense(x), d.op("Transpose", d.dense(x), perm=[0, 2, 1]))
+        mixed = d.op("MatMul", d.op("Softmax", scores, axis=-1), d.dense(table))
+        x = d.norm(d.op("Add", d.dense(mixed), x))
+        states.append(d.norm(d.op("Add", d.feed_forward(x), x)))
+    assert tensors(d.model(d.dense(states[-1], 20))) == states
+
+
+def test_a_segment_of_many_ways_is_walked_once():
+    """Twenty-four forks in a row are 16 million ways; each node of them is looked at once."""
+    d = Draft()
+    x = d.norm(d.embed())
+    y = d.dense(x, bias=False)
+    for _ in range(24):
+        y = d.op("Add", d.op("Tanh", y), d.op("Sigmoid", y))
+    compared = d.op("Softmax", d.op("MatMul", y, d.op("Transpose", y, perm=[0, 2, 1])), axis=-1)
+    end = d.op("Add", d.op("MatMul", compared, d.weight(5, 8)), d.op("Mul", y, d.dense(x)))
+    flow = flow_of(d.model(end))
+    began = time.monotonic()
+    (segment,) = follow(flow, [flow.producer[end]], {}).segments[1:]
+    assert time.monotonic() - began < 4
+    assert (segment.learned, segment.mixing, segment.around) == (True, False, None)
 
 
 def test_a_stream_without_layers():
@@ -349,6 +433,56 @@ def test_facts_of_a_segment():
     assert [facts[name].tensor for name in (x1, x2, x4, x5)] == [x0, x1, x3, x4]
 
 
+def test_what_goes_around_a_matrix_is_added():
+    """Data that is multiplied with what the matrix gave, or that one operator with a matrix reads too, goes around nothing."""
+    d = Draft()
+    x = d.embed()
+    ends = {
+        d.op("Add", d.feed_forward(x), x): True,
+        d.op("Sub", x, d.feed_forward(x)): True,
+        d.op("Join", d.feed_forward(x), x, domain="strange"): True,
+        d.op("Mul", d.op("Sigmoid", d.dense(x)), x): False,
+        d.op("Join", d.feed_forward(x), x, d.weight(8, 8), domain="strange"): False,
+        d.op("FusedMatMul", d.feed_forward(x), x, domain="com.microsoft", transB=1): False,
+    }
+    flow = flow_of(d.model(*ends))
+    found = {end: follow(flow, [flow.producer[end]], {}).segments for end in ends}
+    assert all(len(segments) == 1 for segments in found.values())
+    assert {end: segments[0].residual for end, segments in found.items()} == ends
+
+
+def test_what_a_quantiser_measured_is_no_data():
+    """Two products of integers, added: the scale reaches the sum past both matrices, data does not; widened again, it does."""
+    for widened in (False, True):
+        d = Draft()
+        d.nodes.append(helper.make_node("DynamicQuantizeLinear", [d.norm(d.embed())], ["q", "scale", "zero"]))
+
+        def product(d=d):
+            weight = d.constant(d.rng.integers(-9, 9, (8, 8)).astype(np.int8))
+            cast = d.op("Cast", d.op("MatMulInteger", "q", weight, "zero"), to=TensorProto.FLOAT)
+            return d.op("Mul", cast, d.op("Mul", "scale", d.constant(np.float32(0.1))))
+
+        end = d.op("Add", product(), d.op("DequantizeLinear", "q", "scale", "zero") if widened else product())
+        names, found = segments(d, end)
+        assert names[-2:] == ["q", end]
+        assert found[-1].residual is widened
+        assert not widened or found[-1].tensor == "q"
+
+
+def test_the_output_that_goes_on():
+    """Of a fused norm whose two outputs a head reads, the state is the one that goes on, not the one that gates it."""
+    d = Draft()
+    states = [d.norm(d.embed())]
+    for last in (False, True):
+        x = d.norm(d.op("Add", d.attention(states[-1]), states[-1]))
+        inputs, name = [x, d.feed_forward(x), d.weight(8), d.weight(8)], f"s{last}"
+        outputs = [name, "", "", "sum"] if last else [name]
+        d.nodes.append(helper.make_node("SkipLayerNormalization", inputs, outputs, domain="com.microsoft"))
+        states.append(name)
+    gated = d.op("Mul", d.op("Sigmoid", d.dense("sum")), states[-1])
+    assert tensors(d.model(d.dense(gated, 20))) == states
+
+
 def test_a_statistic_of_what_was_moved_is_no_norm():
     """X divided by a statistic is a norm where each value keeps its place, and none where tokens were chosen before."""
     for moved in (False, True):
@@ -374,6 +508,93 @@ def test_a_state_is_taken_where_it_lies_as_the_caller_wants_it():
         assert [(state.tensor, state.axes) for state in found] == [(states[0], "TBH"), (states[1], "TBH"), (back, "BTH")]
 
 
+def test_a_graph_that_ends_with_its_last_state():
+    """Without a head: turned back, the state is the output; only cast, it is what was cast, in its own order."""
+    for turned in (True, False):
+        d = Draft()
+        state = d.post_norm_layer(d.norm(d.embed(d.op("Transpose", "input_ids", perm=[1, 0]))))
+        end = d.op("Transpose", state, perm=[1, 0, 2]) if turned else d.op("Cast", state, to=TensorProto.FLOAT)
+        last = hidden_states(d.model(end))[-1]
+        assert (last.tensor, last.axes) == ((end, "BTH") if turned else (state, "TBH"))
+
+
+def orders(model):
+    return [(state.tensor, state.axes) for state in hidden_states(model)]
+
+
+def test_an_embedding_that_is_turned_after_its_lookup():
+    """The lookup gives (B, T, H) itself; the layers' states are in the order that they were turned to."""
+    d = Draft()
+    looked_up = d.embed()
+    x = d.pre_norm_layer(d.op("Transpose", looked_up, perm=[1, 0, 2]))
+    final = d.norm(x)
+    assert orders(d.model(d.dense(final, 20))) == [(looked_up, "BTH"), (final, "TBH")]
+
+
+def test_tokens_in_one_row_between_two_layers():
+    """A feed-forward block on (B T, H) rows leaves the order of axes as it was before, once they are three again."""
+    for turned in (False, True):
+        d = Draft()
+        ids = d.op("Transpose", "input_ids", perm=[1, 0]) if turned else "input_ids"
+        x0 = d.norm(d.embed(ids))
+        y = d.norm(d.op("Add", d.attention(x0), x0))
+        rows = d.op("Reshape", y, d.constant(np.array([-1, 8])))
+        rows = d.norm(d.op("Add", d.feed_forward(rows), rows))
+        x1 = d.op("Reshape", rows, d.constant(np.array([-1, 5, 8])))
+        x2 = d.post_norm_layer(x1)
+        found = orders(d.model(d.dense(x2, 20)))
+        assert found == ([(x0, "TBH"), (rows, "NH"), (x2, "TBH")] if turned else [(x0, "BTH"), (x1, "BTH"), (x2, "BTH")])
+
+
+def test_channels_divided_between_two_layers():
+    """A detour of the stream over four axes, turned and turned back, changes nothing."""
+    d = Draft()
+    x0 = d.norm(d.embed())
+    x1 = d.post_norm_layer(x0)
+    divided = d.op("Transpose", d.op("Reshape", x1, d.constant(np.array([0, 0, 2, 4]))), perm=[0, 2, 1, 3])
+    joined = d.op("Reshape", d.op("Transpose", divided, perm=[0, 2, 1, 3]), d.constant(np.array([0, 0, 8])))
+    x2 = d.post_norm_layer(joined)
+    assert orders(d.model(d.dense(x2, 20))) == [(x0, "BTH"), (x1, "BTH"), (x2, "BTH")]
+
+
+def test_features_that_a_convolution_reads():
+    """Input of (B, H, T), as a convolution demands: turned after it, it is (B, T, H)."""
+    d = Draft()
+    d.inputs = [helper.make_tensor_value_info("features", TensorProto.FLOAT, ["batch", 4, "time"])]
+    turned = d.op("Transpose", d.op("Conv", "features", d.weight(8, 4, 3), pads=[1, 1]), perm=[0, 2, 1])
+    x0 = d.norm(turned)
+    x1 = d.post_norm_layer(x0)
+    assert orders(d.model(d.dense(x1, 20))) == [(x0, "BTH"), (x1, "BTH")]
+
+
+def test_a_branch_that_gives_more_than_the_state():
+    """An If on the stream whose second output is a matrix: the order of the first one's axes is what counts."""
+    d = Draft()
+    x0 = d.norm(d.embed())
+    x1 = d.post_norm_layer(x0)
+
+    def branch(name):
+        given = [helper.make_tensor_value_info(f"{name}{i}", TensorProto.FLOAT, None) for i in (0, 1)]
+        table = d.weight(20, 8)
+        nodes = [helper.make_node("Identity", [read], [v.name]) for read, v in zip((x1, table), given, strict=True)]
+        return helper.make_graph(nodes, name, [], given)
+
+    branches = {f"{name}_branch": branch(name) for name in ("then", "else")}
+    d.nodes.append(helper.make_node("If", [d.constant(np.array(True))], ["same", "table"], **branches))
+    x2 = d.post_norm_layer("same")
+    assert orders(d.model(d.dense(x2, 20))) == [(x0, "BTH"), ("same", "BTH"), (x2, "BTH")]
+
+
+def test_the_width_that_only_shapes_tell():
+    """Where no vector of parameters is applied to the stream, H is the size of the axis of that name."""
+    for turned in (False, True):
+        d = Draft()
+        x = d.embed(d.op("Transpose", "input_ids", perm=[1, 0]) if turned else "input_ids")
+        for _ in range(2):
+            x = d.op("Add", d.attention(x), x)
+        assert [state.hidden_size for state in hidden_states(d.model(d.dense(x, 20, bias=False)))] == [8, 8, 8]
+
+
 def test_the_width_that_only_parameters_tell():
     """Where no shape is inferred, H is the length of the vector that was applied last."""
     d = Draft()
@@ -395,6 +616,30 @@ def test_an_attention_that_feeds_a_stack_and_is_none_itself():
         x = d.norm(d.op("Add", d.attention(states[-1]), states[-1]))
         x = d.norm(d.op("Add", d.attention(x, memory), x))
         states.append(d.norm(d.op("Add", d.feed_forward(x), x)))
+    assert tensors(d.model(d.dense(states[-1], 20))) == states
+
+
+def test_an_embedding_that_is_widened_after_its_lookup():
+    """A half-precision table is looked up and cast at once: the embedding output is what the lookup gave."""
+    d = Draft()
+    table = d.constant(d.rng.normal(0, 0.4, (20, 8)).astype(np.float16))
+    looked_up = d.op("Gather", table, "input_ids")
+    states = [d.op("Cast", looked_up, to=TensorProto.FLOAT)]
+    for _ in range(2):
+        states.append(d.pre_norm_layer(states[-1]))
+    assert tensors(d.model(d.dense(states[-1], 20))) == [looked_up, *states[1:]]
+
+
+def test_states_that_are_sums_of_integers():
+    """A layer that ends in a sum of integers has for its state what the next one reads, which are floats."""
+    d = Draft()
+    scale, zero = d.constant(np.float32(0.1)), d.constant(np.uint8(128))
+    states = [d.norm(d.embed())]
+    for _ in range(2):
+        y = d.norm(d.op("Add", d.attention(states[-1]), states[-1]))
+        a, b = (d.op("QuantizeLinear", part, scale, zero) for part in (d.feed_forward(y), y))
+        added = d.op("QLinearAdd", a, scale, zero, b, scale, zero, scale, zero, domain="com.microsoft")
+        states.append(d.op("DequantizeLinear", added, scale, zero))
     assert tensors(d.model(d.dense(states[-1], 20))) == states
 
 

@@ -109,6 +109,19 @@ async def test_a_large_request_gives_way(batcher, engine):
     assert max(sum(map(len, call)) for call in engine.calls) <= 100
 
 
+async def test_rows_of_unlike_sizes_come_in_order(batcher):
+    """A request of many ticks whose answers are one array per text, as those of tokens are, has them in its order."""
+    calls = []
+
+    def tokens(texts):
+        calls.append(texts)
+        return [np.full(len(text), int(text.rstrip("x"))) for text in texts]
+
+    rows = await ask(batcher, tokens, [f"{i}" + "x" * (i % 7) for i in range(200)])
+    assert len(calls) > 2
+    assert [row.tolist() for row in rows] == [[i] * (len(f"{i}") + i % 7) for i in range(200)]
+
+
 async def test_different_runs_are_not_merged(batcher, engine):
     """Requests of another function, as of another role, run apart; neither starves."""
     other = Engine()

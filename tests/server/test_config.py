@@ -98,6 +98,7 @@ endpoints:
         ("sequence_length: 64", "emb_extraction_layer: [1]", 6, "emb_extraction_layer is [1]; it must be a whole number"),
         ("    kwargs:", "    middlewares: [a]\n    kwargs:", 5, "middlewares names code"),
         ("    kwargs:", "    bucketing: {lengths: [1]}\n    kwargs:", 5, "lengths is not known here"),
+        ("    kwargs:", "    bucketing: {sequence_lengths: 16}\n    kwargs:", 5, "needs a list `sequence_lengths:`"),
         ("    kwargs:", "    pooling: median\n    kwargs:", 5, "pooling is 'median'; it must be one of mean, max, cls, last"),
     ],
 )

@@ -51,6 +51,39 @@ def test_the_key_opens(guarded):
     assert guarded.get("/docs", headers=headers).status_code == 200
 
 
+def test_who_may_change_endpoints(tiny, guarded):
+    """Endpoints are changed with the key; without one, from this machine alone, and never by a page in a browser."""
+    body = {"task": "transformers_embedding_extraction", "model": str(tiny), "name": "more"}
+    with serving(EndpointConfig(model=str(tiny)), host="0.0.0.0") as public:
+        for method in ("POST", "DELETE"):
+            answer = public.client.request(method, "/endpoints", json=body)
+            assert answer.status_code == 403
+            assert "listens on 0.0.0.0 and has no key: its endpoints cannot be changed" in answer.json()["detail"]
+        assert public.post("/v2/models/more/infer", {"inputs": "a"}).status_code == 404
+    assert guarded.post("/endpoints", body).status_code == 401
+    headers = {"authorization": f"Bearer {KEY}".encode()}
+    text = {"content-type": "text/plain", **headers}  # which a page may send anywhere without being asked
+    answer = guarded.client.post("/endpoints", content=json.dumps(body), headers=text)
+    assert (answer.status_code, answer.json()) == (415, {"detail": "Send the endpoint as application/json."})
+    for method, status in (("POST", 200), ("DELETE", 404)):
+        assert guarded.client.request(method, "/endpoints", json=body, headers=headers).status_code == 200
+        assert guarded.post("/v2/models/more/infer", {"inputs": "a"}, headers=headers).status_code == status
+    answer = guarded.client.request("DELETE", "/endpoints", json={**body, "task": "qa"}, headers=headers)
+    assert answer.status_code == 422
+    assert answer.json()["detail"][0]["msg"].startswith("This is no endpoint: the body: task is refused: task is 'qa'")
+
+
+def test_the_most_endpoints(tiny):
+    """A server takes 16 endpoints; one more is refused, and taken when another has gone."""
+    with serving(*(EndpointConfig(model=str(tiny), name=f"n{i}") for i in range(16))) as full:
+        body = {"task": "transformers_embedding_extraction", "model": str(tiny), "name": "more"}
+        answer = full.post("/endpoints", body)
+        assert answer.status_code == 422
+        assert answer.json()["detail"][0]["msg"] == "There are 16 endpoints already, that is the most; remove one."
+        assert full.client.request("DELETE", "/endpoints", json={**body, "name": "n3"}).status_code == 200
+        assert full.post("/endpoints", body).status_code == 200
+
+
 def test_a_large_body_is_413(served, client):
     """A body over the limit is refused with the limit, whether its head announces its length or not."""
     body = json.dumps({"input": "a" * 300_000})

@@ -88,7 +88,7 @@ def serve(pipe: "connection.Connection[Ready | Record | Failed, Task]", model: M
         while True:
             try:
                 threads.submit(work, pipe.recv())
-            except EOFError:
+            except (EOFError, ConnectionResetError):  # the second where an answer of ours was not read any more
                 return
 
 

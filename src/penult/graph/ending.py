@@ -66,12 +66,15 @@ def _operators(flow: Flow, stream: Stream, position: int) -> Counter[str]:
 
 
 def _alike(flow: Flow, stream: Stream, one: int, other: int) -> bool:
-    """Say whether the segments at two positions do the same with the same operator."""
+    """Say whether the segments at two positions do the same with the same operator; matrices are of one shape."""
     if max(one, other) >= len(stream.segments):
         return False
     a, b = stream.segments[one], stream.segments[other]
-    nodes = [flow.nodes[stream.nodes[i + 1]] for i in (one, other)]
-    return (a.norm, a.plain, nodes[0].op_type, nodes[0].domain) == (b.norm, b.plain, nodes[1].op_type, nodes[1].domain)
+    ends = [stream.nodes[i + 1] for i in (one, other)]
+    matrices = [[d for d in flow.constants(node) if is_matrix(d)] for node in ends]
+    nodes = [flow.nodes[node] for node in ends]
+    same = (a.norm, a.plain, nodes[0].op_type, nodes[0].domain) == (b.norm, b.plain, nodes[1].op_type, nodes[1].domain)
+    return same and matrices[0] == matrices[1]
 
 
 def _normed(flow: Flow, stream: Stream, position: int) -> int | None:

@@ -76,6 +76,10 @@ class Flow:
         """List (tensor, producing node) for every active tensor the node reads."""
         return [(t, self.producer[t]) for t in self.reads[node] if self.bits.get(t, 0) & ACTIVE]
 
+    def beside(self, tensor: str) -> bool:
+        """Say whether a tensor depends on the input and carries no token data: a mask, lengths, positions."""
+        return self.bits.get(tensor, ACTIVE) < ACTIVE  # a constant has no bits
+
     def depends(self, node: int, other: int) -> bool:
         """Say whether active data flows from `other` to `node`; a node depends on itself."""
         return node == other or bool(self.before[node] >> other & 1)

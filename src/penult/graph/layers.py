@@ -120,12 +120,12 @@ def _deepest(flow: Flow, stream: Stream, known: dict[tuple[int, int, int], Segme
       `------------------------^
     """
     while True:
-        first = stream.starts[-1] if stream.starts else 0
-        ends = [i + 1 for i, s in enumerate(stream.segments) if i >= first and s.mixing]
+        starts = stream.starts
+        ends = [i + 1 for i, s in enumerate(stream.segments) if s.mixing and all(i >= start for start in starts)]
         for end in ends:
             inner = [follow(flow, [f], known) for f in flow.feeders[stream.nodes[end]]]
             deepest = max(inner, key=_depth)
-            if _depth(deepest) > _depth(Stream(stream.nodes[: end + 1], stream.segments[:end])):
+            if _depth(deepest) > _depth(Stream(stream.nodes, stream.segments[:end])):
                 stream = deepest
                 break
         else:
@@ -159,11 +159,11 @@ def _axes(flow: Flow, stream: Stream, types: dict[str, Type]) -> list[str]:
     ways = [(stream.nodes[0],), *(s.around or (n,) for s, n in zip(stream.segments, stream.nodes[1:], strict=True))]
     for way in ways:
         for node in way:
-            _, dims = types.get(flow.nodes[node].output[0], (0, None))
+            dims = _dims(types, flow.nodes[node].output[0])
             perm = next((a.ints for a in flow.nodes[node].attribute if a.name == "perm"), ())
             if flow.op[node] == "Transpose" and len(perm) == 3 == len(axes):
                 axes = whole = "".join(axes[p] for p in perm)
-            elif flow.op[node] in {"Conv", "ConvInteger"} and len(axes) == 3:
+            elif flow.op[node] in {"Conv", "ConvInteger"}:
                 axes = whole = "BHT"  # the order that the operator demands
             elif dims is not None and len(dims) == 2:
                 axes = "NH"
@@ -175,13 +175,13 @@ def _axes(flow: Flow, stream: Stream, types: dict[str, Type]) -> list[str]:
 
 def _transposed_ids(flow: Flow, lookup: int) -> bool:
     """Say whether the ids are turned from (B, T) to (T, B) on their way to the lookup."""
-    turns, node = 0, lookup
+    turned, node = False, lookup
     while True:
-        integers = [t for t in flow.reads[node] if flow.bits.get(t, 0) == VALUE]
-        if len(integers) != 1 or integers[0] not in flow.producer:
-            return turns % 2 == 1
-        node = flow.producer[integers[0]]
-        turns += flow.op[node] == "Transpose"
+        match [flow.producer.get(t) for t in flow.reads[node] if flow.bits.get(t) == VALUE]:
+            case [int(node)]:
+                turned ^= flow.op[node] == "Transpose"
+            case _:  # an input of the graph, or several tensors
+                return turned
 
 
 def _output(flow: Flow, stream: Stream, graph: onnx.GraphProto) -> str:
@@ -193,10 +193,14 @@ def _output(flow: Flow, stream: Stream, graph: onnx.GraphProto) -> str:
 
 def _width(flow: Flow, types: dict[str, Type], node: int, tensor: str, axes: str) -> int | None:
     """Tell H from the tensor's shape, or from the vector of parameters applied to it last."""
-    _, dims = types.get(tensor, (0, None))
+    dims = _dims(types, tensor)
     if dims and len(dims) == len(axes) and isinstance(size := dims[axes.index("H")], int):
         return size
     return next((max(d) for d in flow.constants(node) if is_vector(d)), None)
+
+
+def _dims(types: dict[str, Type], tensor: str) -> tuple[int | str | None, ...] | None:
+    return types[tensor][1] if tensor in types else None
 
 
 def _no_tokens(graph: onnx.GraphProto) -> str:

@@ -18,10 +18,9 @@ from itertools import pairwise
 
 import onnx
 
-from penult.graph.flow import ACTIVE, ELEMENTWISE, MOVEMENT, TRANSPARENT, Flow, is_matrix, is_vector, subgraphs
+from penult.graph.flow import ELEMENTWISE, MOVEMENT, TRANSPARENT, Flow, is_matrix, is_vector, subgraphs
 
 CONTRACTIONS = frozenset(("MatMul", "Gemm", "Einsum", "MatMulInteger", "Conv", "ConvInteger"))
-_KNOWN = ELEMENTWISE | MOVEMENT | TRANSPARENT | CONTRACTIONS
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,10 +99,13 @@ def follow(flow: Flow, ends: list[int], known: dict[tuple[int, int, int], Segmen
         nodes.append(step)
         step = _upstream(flow, flow.feeders[step])
     nodes.reverse()
+    segments = []
     for start, end in pairwise(nodes):
-        if (nodes[0], start, end) not in known:
-            known[nodes[0], start, end] = _segment(flow, nodes[0], start, end)
-    return Stream(nodes, [known[nodes[0], start, end] for start, end in pairwise(nodes)])
+        place = nodes[0], start, end
+        if place not in known:
+            known[place] = _segment(flow, *place)
+        segments.append(known[place])
+    return Stream(nodes, segments)
 
 
 def feeding(flow: Flow, stream: Stream) -> list[int]:
@@ -133,7 +135,7 @@ def trims(flow: Flow, node: int) -> bool:
 
     A range with fixed bounds is the choice of some token instead.
     """
-    return flow.op[node] == "Slice" and any(0 < flow.bits.get(t, 0) < ACTIVE for t in flow.reads[node][1:3])
+    return flow.op[node] == "Slice" and any(flow.beside(t) for t in flow.reads[node][:3])
 
 
 def one_norm(flow: Flow, node: int) -> bool:
@@ -141,8 +143,7 @@ def one_norm(flow: Flow, node: int) -> bool:
     proto, op = flow.nodes[node], flow.op[node]
     if "Normalization" in proto.op_type:
         return True
-    black_box = not op or not onnx.defs.has(op)
-    return black_box and not learned(flow, node) and any(is_vector(d) for d in flow.constants(node))
+    return not onnx.defs.has(op) and not learned(flow, node) and any(is_vector(d) for d in flow.constants(node))
 
 
 def _upstream(flow: Flow, feeders: list[int]) -> int | None:
@@ -197,20 +198,18 @@ def _fused(flow: Flow, node: int, feeders: list[int]) -> bool:
     beside a mask, lengths or positions. Of the standard's own operators, the Fourier transform does too.
     """
     proto, op = flow.nodes[node], flow.op[node]
-    if op in _KNOWN or not feeders or op.startswith("Reduce"):
-        return False
     if any("heads" in a.name for a in proto.attribute) or op == "DFT":
         return True
-    if op and onnx.defs.has(op) and op != "Attention":
+    if onnx.defs.has(op) and op != "Attention":
         return any(_attention_within(g) for g in subgraphs(proto))
-    side = any(0 < flow.bits.get(t, 0) < ACTIVE for t in flow.reads[node])
+    side = bool(feeders) and any(map(flow.beside, flow.reads[node]))
     return "MatMul" not in proto.op_type and (len(feeders) >= 3 or side)
 
 
 def _local(flow: Flow, node: int) -> bool:
     """Say whether an operator slides over its last axes or carries a state along one."""
     if flow.op[node] in {"Conv", "ConvInteger"}:
-        return any(max(d[2:]) > 1 for d in flow.constants(node) if len(d) > 2)
+        return any(size > 1 for d in flow.constants(node) for size in d[2:])
     return flow.op[node] in {"LSTM", "GRU", "RNN", "Loop", "Scan"} and learned(flow, node)
 
 
@@ -223,10 +222,10 @@ def _attention_within(graph: onnx.GraphProto) -> bool:
 def _attends(flow: Flow, meetings: set[int], passable: set[int]) -> bool:
     """Say whether one meeting of token data feeds another, over any nodes of the segment: scores, then values."""
     for last in meetings:
-        stack, seen = [last], {last}
+        stack, seen = [last], set[int]()
         while stack:
             for p in flow.feeders[stack.pop()]:
-                if p in meetings and p != last:
+                if p in meetings:
                     return True
                 if p in passable and p not in seen:
                     seen.add(p)
