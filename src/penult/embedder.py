@@ -7,7 +7,7 @@ It composes the leaves and owns what none of them can: order, the gate for concu
 
 import os
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -32,7 +32,7 @@ from penult.types import Pooling, Precision, Role, TextError, Truncate, Vectors
 # ids of a window take some 10 MB.
 _WINDOW = 4096
 # The most padded tokens of a batch: the activations of a small model then stay in the cache of the CPU.
-_BATCH_TOKENS: Mapping[Precision, int] = {"fp32": 1024, "int8": 512}
+_BATCH_TOKENS = 512
 # The most bytes of weights that a process may hold twice, for batches that run side by side.
 _COPY_BYTES = 256 * 2**20
 
@@ -58,7 +58,7 @@ class Runtime:
     buckets: tuple[int, ...] | None = None
     threads: int | None = None
     providers: tuple[str, ...] | None = None
-    max_batch_tokens: int = 1024
+    max_batch_tokens: int = _BATCH_TOKENS
     alone: bool = False
 
 
@@ -155,8 +155,8 @@ class Embedder:
             buckets: the only padded lengths allowed. None: any.
             threads: of one run. None: the physical cores this process may use; PENULT_THREADS overrides.
             providers: ONNX Runtime's execution providers. None: the CPU.
-            max_batch_tokens: the most padded tokens of a batch; it bounds memory. None: 1024, and 512 with int8, which keeps
-                a small model's activations in the cache of the CPU, where it is fastest.
+            max_batch_tokens: the most padded tokens of a batch; it bounds memory. None: 512, which keeps a small model's
+                activations in the cache of the CPU, where it is fastest.
             calibration: texts like those to embed, some tens of them, that the scales of int8 are found on. None: the texts
                 that ship with penult.
             batch_invariant: run a graph whose own 8-bit scales depend on the batch one text at a time. Every other graph's
@@ -183,7 +183,7 @@ class Embedder:
             buckets=None if buckets is None else tuple(buckets),
             threads=threads,
             providers=None if providers is None else tuple(providers),
-            max_batch_tokens=_BATCH_TOKENS[precision] if max_batch_tokens is None else max_batch_tokens,
+            max_batch_tokens=_BATCH_TOKENS if max_batch_tokens is None else max_batch_tokens,
             alone=batch_invariant,
         )
         texts = None if calibration is None else tuple(_checked(calibration))
