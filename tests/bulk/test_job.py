@@ -1,5 +1,7 @@
 """The folder of an unfinished job: what it records, what it believes of that after a crash, and who may hold it."""
 
+import resource
+import signal
 from dataclasses import asdict, replace
 
 import pyarrow as pa
@@ -97,3 +99,38 @@ def test_clearing_and_removing(job):
     assert done(job, 1).shard in job.recorded(IDENTITY)
     job.remove()
     assert not job.folder.exists()
+
+
+def test_what_may_be_thrown_away(job):
+    """The scratch folder is there whenever it is asked for, keeps what it holds meanwhile, and goes with the rest."""
+    (job.scratch / "part").write_bytes(b"x")
+    assert (job.scratch / "part").read_bytes() == b"x"
+    assert job.scratch.parent == job.folder
+    job.clear()
+    assert not any(job.scratch.iterdir())
+
+
+def test_a_job_may_begin_again(job):
+    """What was begun and not cleared is begun once more without a word."""
+    job.begin(MANIFEST)
+    job.begin(MANIFEST)
+    assert job.manifest == MANIFEST
+
+
+def test_a_disk_that_takes_half_a_record(job):
+    """The half is taken back, the error is that of a full disk, and what was recorded before stands."""
+    job.begin(MANIFEST)
+    first = done(job, 0)
+    stated = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    path = job.folder / "done.jsonl"
+    whole = path.read_bytes()
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (len(whole) + 9, stated[1]))
+        with pytest.raises(OSError, match="No space left on device"):
+            done(job, 1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, stated)
+        signal.signal(signal.SIGXFSZ, before)
+    assert path.read_bytes() == whole
+    assert job.recorded(IDENTITY) == {0: first}
