@@ -124,9 +124,13 @@ def passes(source: Path, tests: list[str], log: Path, seconds: float = SECONDS) 
         os.dup2(output, 2)
         sys.path.insert(0, str(source))
         os.environ["PYTHONPATH"] = os.pathsep.join([str(source), os.environ.get("PYTHONPATH", "")])
-        import pytest
+        code = 1
+        try:
+            import pytest
 
-        os._exit(pytest.main(["-x", "-q", "--no-header", "-p", "no:cacheprovider", "-p", "pytest_asyncio.plugin", *tests]))
+            code = pytest.main(["-x", "-q", "--no-header", "-p", "no:cacheprovider", "-p", "pytest_asyncio.plugin", *tests])
+        finally:
+            os._exit(code)  # whatever happened: an error that went on from here would clean up the copy of all others
     end = time.monotonic() + seconds
     try:
         while time.monotonic() < end:
