@@ -67,14 +67,14 @@ def _operators(flow: Flow, stream: Stream, position: int) -> Counter[str]:
 
 def _alike(flow: Flow, stream: Stream, one: int, other: int) -> bool:
     """Say whether the segments at two positions do the same with the same operator; matrices are of one shape."""
-    if max(one, other) >= len(stream.segments):
-        return False
-    a, b = stream.segments[one], stream.segments[other]
-    ends = [stream.nodes[i + 1] for i in (one, other)]
-    matrices = [[d for d in flow.constants(node) if is_matrix(d)] for node in ends]
-    nodes = [flow.nodes[node] for node in ends]
-    same = (a.norm, a.plain, nodes[0].op_type, nodes[0].domain) == (b.norm, b.plain, nodes[1].op_type, nodes[1].domain)
-    return same and matrices[0] == matrices[1]
+    return max(one, other) < len(stream.segments) and _kind(flow, stream, one) == _kind(flow, stream, other)
+
+
+def _kind(flow: Flow, stream: Stream, position: int) -> tuple[bool, bool, str, str, list[tuple[int, ...]]]:
+    """Tell what the segment at a position does, and with which operator and matrices it ends."""
+    segment, end = stream.segments[position], stream.nodes[position + 1]
+    node, matrices = flow.nodes[end], [d for d in flow.constants(end) if is_matrix(d)]
+    return segment.norm, segment.plain, node.op_type, node.domain, matrices
 
 
 def _normed(flow: Flow, stream: Stream, position: int) -> int | None:

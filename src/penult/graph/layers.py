@@ -120,12 +120,12 @@ def _deepest(flow: Flow, stream: Stream, known: dict[tuple[int, int, int], Segme
       `------------------------^
     """
     while True:
-        starts = stream.starts
-        ends = [i + 1 for i, s in enumerate(stream.segments) if s.mixing and all(i >= start for start in starts)]
+        first = max(stream.starts, default=0)
+        ends = [i + 1 for i, s in enumerate(stream.segments) if i >= first and s.mixing]
         for end in ends:
             inner = [follow(flow, [f], known) for f in flow.feeders[stream.nodes[end]]]
             deepest = max(inner, key=_depth)
-            if _depth(deepest) > _depth(Stream(stream.nodes, stream.segments[:end])):
+            if _depth(deepest) > _depth(Stream(stream.nodes[: end + 1], stream.segments[:end])):
                 stream = deepest
                 break
         else:
