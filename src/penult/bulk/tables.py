@@ -68,11 +68,14 @@ def with_vectors(
     """Append a column of fixed-size lists, `null` in some rows, and metadata to the schema."""
     mask = np.zeros(len(vectors), np.bool_)
     mask[list(null)] = True
-    plain = pa.py_buffer(np.ascontiguousarray(vectors))
-    values = pa.Array.from_buffers(pa.float32(), vectors.size, [None, plain])  # `pa.array` imports pandas where there is one
-    array = pa.FixedSizeListArray.from_arrays(values, vectors.shape[1], mask=pa.array(mask) if null else None)
+    array = pa.FixedSizeListArray.from_arrays(flat(vectors), vectors.shape[1], mask=pa.array(mask) if null else None)
     table = table.append_column(vector_field(name, vectors.shape[1]), array)
     return table.replace_schema_metadata((table.schema.metadata or {}) | metadata)
+
+
+def flat(vectors: Vectors) -> pa.Array:
+    """Give (N, D) float32 as one array of N x D values; `pa.array` would import pandas where there is one."""
+    return pa.Array.from_buffers(pa.float32(), vectors.size, [None, pa.py_buffer(np.ascontiguousarray(vectors))])
 
 
 def vector_field(name: str, dimension: int) -> pa.Field:

@@ -80,7 +80,7 @@ class LanceDB:
 
 
 def _vectors(entries: Entries) -> pa.Array:
-    return pa.FixedSizeListArray.from_arrays(pa.array(entries.vectors.reshape(-1)), entries.vectors.shape[1])
+    return pa.FixedSizeListArray.from_arrays(tables.flat(entries.vectors), entries.vectors.shape[1])
 
 
 def _lancedb() -> Any:  # noqa: ANN401 - a module

@@ -117,7 +117,7 @@ def _lines(table: pa.Table, vector_column: str | None = None) -> Iterator[bytes]
 
 def _written(vectors: Vectors) -> list[str]:
     """Write (N, D) float32, the values of each vector between commas. Arrow is five times as fast at it as NumPy."""
-    values = pa.array(np.ascontiguousarray(vectors).reshape(-1)).cast(pa.string())
+    values = tables.flat(vectors).cast(pa.string())
     values = pc.if_else(pc.equal(values, "-0"), "-0.0", values)  # a -0 is read back as the whole number 0
     ends = pa.array(np.arange(0, vectors.size + 1, vectors.shape[1], dtype=np.int32))
     written: list[str] = pc.binary_join(pa.ListArray.from_arrays(ends, values), ", ").to_pylist()
