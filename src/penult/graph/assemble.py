@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from penult.graph.axes import free_axes
+from penult.graph.blockwise import fuse_attention
 from penult.graph.cut import cut
 from penult.graph.files import save
 from penult.graph.integer import Scales, scales_of
@@ -64,8 +65,9 @@ def assemble(source: Source, recipe: Recipe, real: Mapping[str, Path], target: P
     if is_vector:
         del reduced.graph.output[0]
     check_inner(reduced, source.model)
-    if not has_half(reduced.graph):  # there the plain operators would round more often
+    if not has_half(reduced.graph):  # there other operators would round differently
         reduced = unfuse(reduced, only=frozenset(("SkipLayerNormalization",)))
+        reduced = fuse_attention(reduced)
     home = _point_to(reduced, real)
     if home is None:
         # Beside the graph, ONNX Runtime maps the weights; inside it, they are parsed and copied.

@@ -12,6 +12,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
+from penult.graph.flow import read_by
+
 Floats = NDArray[np.float32]
 
 # Below this many rows or columns a matrix costs nothing, and its calls would.
@@ -47,10 +49,10 @@ def constants(graph: onnx.GraphProto) -> dict[str, TensorProto]:
 
 
 def readers(graph: onnx.GraphProto) -> dict[str, list[int]]:
-    """Give the positions of the nodes that read each tensor; -1 stands for the graph's outputs."""
+    """Give the positions of the nodes that read each tensor, in a subgraph too; -1 stands for the graph's outputs."""
     found: dict[str, list[int]] = {}
     for i, node in enumerate(graph.node):
-        for name in node.input:
+        for name in read_by(node):
             found.setdefault(name, []).append(i)
     for output in graph.output:
         found.setdefault(output.name, []).append(-1)
@@ -130,5 +132,5 @@ def _ancestors(graph: onnx.GraphProto, tensor: str) -> set[int]:
         node = producer.get(stack.pop())
         if node is not None and node not in seen:
             seen.add(node)
-            stack.extend(name for name in graph.node[node].input if name)
+            stack.extend(read_by(graph.node[node]))
     return seen

@@ -21,6 +21,7 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper
 from penult.graph.linear import Linear, constants, readers
 from penult.graph.rounding import nearest
 from penult.graph.scales import Packed, Treatment
+from penult.graph.unread import drop_unread
 
 _PREFIX = "penult/int8/"
 _MICROSOFT = "com.microsoft"
@@ -72,7 +73,7 @@ def quantize(model: onnx.ModelProto, treated: Mapping[str, tuple[Group, Treatmen
             out.graph.node.append(node)
     if all(opset.domain != _MICROSOFT for opset in out.opset_import):
         out.opset_import.append(helper.make_opsetid(_MICROSOFT, 1))
-    _drop_unread(out.graph)
+    drop_unread(out.graph)
     return out
 
 
@@ -89,17 +90,6 @@ def _table(node: NodeProto, fixed: Mapping[str, TensorProto], read: Mapping[str,
     if tensor is None or tensor.data_type != TensorProto.FLOAT or len(tensor.dims) != 2 or tensor.dims[0] < _TABLE_ROWS:
         return None
     return numpy_helper.to_array(tensor) if len(read[node.input[0]]) == 1 else None
-
-
-def _drop_unread(graph: onnx.GraphProto) -> None:
-    read = {name for node in graph.node for name in node.input} | {output.name for output in graph.output}
-    kept = [tensor for tensor in graph.initializer if tensor.name in read]
-    del graph.initializer[:]
-    graph.initializer.extend(kept)
-    made = {name for node in graph.node for name in node.output}
-    infos = [info for info in graph.value_info if info.name in made]
-    del graph.value_info[:]
-    graph.value_info.extend(infos)
 
 
 class _Writer:

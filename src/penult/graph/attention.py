@@ -1,0 +1,253 @@
+"""Find attention in a graph: where the scores of queries and keys are masked and mix the values.
+
+    q --> Transpose --.
+    k --> Transpose --+--> MatMul --> scale --> Add(mask) --> Softmax --> MatMul --> Transpose
+    v --> Transpose --'
+
+It knows attention by its operators and shapes, no names. Scales may stand before or after the product, the transposes may be
+one or several or missing. A mask that takes something away although no text is padded, as a causal one or a bias of positions
+does, makes it another kind of attention, which is not found.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
+
+from penult.graph.flow import ACTIVE, operator, read_by, trace
+from penult.graph.linear import constants, readers
+from penult.graph.skeleton import Type, shapes, skeleton
+from penult.graph.unread import drop_unread
+
+_MICROSOFT = "com.microsoft"
+_HEADS_INSIDE, _KEYS_LAST = (0, 2, 1, 3), (0, 2, 3, 1)  # from (B, T, N, H) to what the two products read
+_SWAPPED = (0, 1, 3, 2)
+_AS_IT_IS = (0, 1, 2, 3)
+_LEAST = 1e-6  # a scale below it is none that attention uses, and a mask divided by it might be no number any more
+_TURNED = ("transA", "transBatchA", "transBatchB")
+
+Axes = tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Operand:
+    """A tensor whose axes in this order are (B, T, N, H), its heads and channels; the same as (B, T, N H) if there is one."""
+
+    tensor: str
+    order: Axes
+    heads: int
+    width: int
+    flat: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Attention:
+    """One attention.
+
+    Attributes:
+        query: what asks.
+        key: what is asked.
+        value: what is mixed.
+        scale: the factor of the scores.
+        mask: the tensor (B, 1 or N, 1 or T, T) that is added to them.
+        level: whether the mask surely is the same for all heads and queries.
+        last: the position of the node whose output is the mix (B, T, N, H).
+    """
+
+    query: Operand
+    key: Operand
+    value: Operand
+    scale: float
+    mask: str
+    level: bool
+    last: int
+
+
+def find_attention(model: ModelProto) -> list[Attention]:
+    """List the attention of a graph, in its order.
+
+    Args:
+        model: may be loaded without its external data.
+    """
+    if not any(operator(node) == "Softmax" for node in model.graph.node):
+        return []
+    search = _Search(model)
+    every = [found for i in range(len(model.graph.node)) if (found := search.around(i)) is not None]
+    idle = {mask for mask in dict.fromkeys(found.mask for found in every) if search.is_idle(mask)}
+    return [found for found in every if found.mask in idle]
+
+
+def opset_of(model: ModelProto) -> int:
+    """Give the version of ONNX's own operators."""
+    return max((o.version for o in model.opset_import if o.domain in {"", "ai.onnx"}), default=0)
+
+
+class _Search:
+    """Finds attention in a graph."""
+
+    def __init__(self, model: ModelProto) -> None:
+        self._model = model
+        self._opset = opset_of(model)
+        self._nodes = model.graph.node
+        self._made = {name: i for i, node in enumerate(self._nodes) for name in node.output if name}
+        self._read = readers(model.graph)
+        self._fixed = constants(model.graph)
+        self._bits = trace(model.graph).bits
+        self._known = shapes(skeleton(model))
+
+    def around(self, softmax: int) -> Attention | None:
+        """Give the attention that a node is the Softmax of."""
+        node = self._nodes[softmax]
+        if operator(node) != "Softmax" or _said(node).get("axis", -1 if self._opset >= 13 else 1) not in {-1, 3}:
+            return None
+        mix = self._after(softmax)
+        if mix is None or operator(self._nodes[mix]) != "MatMul" or self._nodes[mix].input[0] != node.output[0]:
+            return None
+        last = self._after(mix)
+        if last is None or operator(self._nodes[last]) != "Transpose" or _perm(self._nodes[last]) != _HEADS_INSIDE:
+            return None
+        add = self._before(node.input[0])
+        if add is None or operator(self._nodes[add]) != "Add":
+            return None
+        scores, mask = sorted(self._nodes[add].input, key=lambda name: not self._bits.get(name, 0) & ACTIVE)
+        scale, product = self._scaled(scores)
+        made = self._before(product)
+        said = _said(self._nodes[made]) if made is not None else {}
+        if made is None or _kind(self._nodes[made]) != "MatMul" or any(said.get(key) for key in _TURNED):
+            return None
+        scale *= float(said.get("alpha", 1.0))
+        left, right = self._nodes[made].input
+        (a, query), (b, key) = self._operand(left, _HEADS_INSIDE), self._operand(right, _KEYS_LAST, turned=said.get("transB"))
+        one, value = self._operand(self._nodes[mix].input[1], _HEADS_INSIDE)
+        scale *= a * b
+        if query is None or key is None or value is None or one != 1 or not _LEAST < scale < 1 / _LEAST:
+            return None
+        if (query.heads, query.width, query.heads) != (key.heads, key.width, value.heads) or not self._is_mask(mask):
+            return None
+        level = (self._known[mask][1] or ())[1:3] == (1, 1)
+        return Attention(query, key, value, scale, mask, level, last)
+
+    def _operand(self, tensor: str, wanted: Axes, *, turned: object = False) -> tuple[float, Operand | None]:
+        """Follow an operand of a product back through scales and transposes to where it has the axes (B, T, N, H)."""
+        perm: Axes = _SWAPPED if turned else _AS_IT_IS
+        scale = 1.0
+        while _order(perm, wanted) != _AS_IT_IS:
+            factor, below = self._scaled(tensor)
+            node = self._nodes[self._made[below]] if below in self._made else None
+            if node is None or operator(node) != "Transpose" or len(_perm(node)) != len(perm):
+                break
+            scale, tensor = scale * factor, node.input[0]
+            perm = tuple(_perm(node)[axis] for axis in perm)
+        order = _order(perm, wanted)
+        kind, dims = self._known.get(tensor, (0, None))
+        if kind != TensorProto.FLOAT or dims is None or len(dims) != 4 or not self._bits.get(tensor, 0) & ACTIVE:
+            return 0.0, None
+        *first, heads, width = (dims[axis] for axis in order)
+        flat = self._unsplit(tensor, first) if order == _AS_IT_IS else None
+        hidden = (self._known[flat][1] or (None,))[-1] if flat else None
+        if not isinstance(heads, int) and isinstance(hidden, int) and isinstance(width, int):
+            heads = hidden // width
+        if not isinstance(heads, int) or not isinstance(width, int):
+            return 0.0, None
+        return scale, Operand(tensor, order, heads, width, flat)
+
+    def _unsplit(self, tensor: str, first: Sequence[int | str | None]) -> str | None:
+        """Give the tensor (B, T, N H) that (B, T, N, H) was reshaped from, if both surely have the same rows and tokens."""
+        node = self._nodes[self._made[tensor]] if tensor in self._made else NodeProto()
+        _, dims = self._known.get(node.input[0], (0, None)) if operator(node) == "Reshape" else (0, None)
+        return node.input[0] if dims and len(dims) == 3 and None not in first and list(dims[:2]) == first else None
+
+    def _scaled(self, tensor: str) -> tuple[float, str]:
+        """Follow a tensor back through products with single numbers; give their product and where it began."""
+        scale = 1.0
+        while (made := self._before(tensor)) is not None:
+            node = self._nodes[made]
+            if operator(node) not in {"Mul", "Div"}:
+                break
+            numbers = [self._number(name) for name in node.input]
+            if operator(node) == "Mul" and numbers[0] is not None:
+                factor, tensor = numbers[0], node.input[1]
+            elif numbers[1]:
+                factor, tensor = numbers[1] if operator(node) == "Mul" else 1 / numbers[1], node.input[0]
+            else:
+                break
+            scale *= factor
+        return scale, tensor
+
+    def _number(self, name: str) -> float | None:
+        """Give the value of a constant that is one number."""
+        tensor = self._fixed.get(name)
+        if tensor is None or tensor.data_location == TensorProto.EXTERNAL or len(tensor.dims) > 4:
+            return None
+        return float(numpy_helper.to_array(tensor).reshape(())) if all(size == 1 for size in tensor.dims) else None
+
+    def _is_mask(self, tensor: str) -> bool:
+        """Say whether a tensor of (B, N or 1, T or 1, T) depends on the inputs and carries no token data."""
+        kind, dims = self._known.get(tensor, (0, None))
+        if kind != TensorProto.FLOAT or dims is None or len(dims) != 4 or not 0 < self._bits.get(tensor, 0) < ACTIVE:
+            return False
+        return dims[3] != 1 and (dims[2] != 1 or dims[1] == 1)
+
+    def is_idle(self, mask: str) -> bool:
+        """Say whether a mask takes nothing away where no text is padded."""
+        return _is_idle(self._model, mask, self._bits, self._known)
+
+    def _before(self, tensor: str) -> int | None:
+        """Give the node that makes a tensor which one node alone reads."""
+        return self._made.get(tensor) if len(self._read.get(tensor, ())) == 1 else None
+
+    def _after(self, node: int) -> int | None:
+        """Give the node that alone reads a node's first output."""
+        found = self._read.get(self._nodes[node].output[0], [])
+        return found[0] if len(found) == 1 and found[0] >= 0 else None
+
+
+def _kind(node: NodeProto) -> str:
+    """Name a node's operator, ONNX Runtime's product with a factor as the plain one."""
+    return "MatMul" if (node.domain, node.op_type) == (_MICROSOFT, "FusedMatMul") else operator(node)
+
+
+def _said(node: NodeProto) -> dict[str, Any]:
+    return {a.name: helper.get_attribute_value(a) for a in node.attribute}
+
+
+def _perm(node: NodeProto) -> Axes:
+    return tuple(next((a.ints for a in node.attribute if a.name == "perm"), ()))
+
+
+def _order(perm: Axes, wanted: Axes) -> Axes:
+    """Say how axes have to be put in order so that `wanted` gives what `perm` gives without."""
+    return tuple(perm[wanted.index(axis)] for axis in range(len(perm)))
+
+
+def _is_idle(model: ModelProto, mask: str, bits: Mapping[str, int], known: Mapping[str, Type]) -> bool:
+    """Say whether a mask takes nothing away where no text is padded, by computing it for two texts of seven tokens."""
+    part = ModelProto()
+    part.CopyFrom(model)
+    del part.graph.output[:], part.graph.node[:]
+    part.graph.node.extend(node for node in model.graph.node if not any(bits.get(name, 0) & ACTIVE for name in node.output))
+    part.graph.output.append(helper.make_tensor_value_info(mask, TensorProto.FLOAT, None))
+    drop_unread(part.graph)
+    # Weights that are not loaded: a mask needs their shape, a bias of positions their values, which must not look idle.
+    stubs = [tensor for tensor in part.graph.initializer if tensor.data_location == TensorProto.EXTERNAL]
+    for tensor in stubs:
+        part.graph.initializer.remove(tensor)
+    there = {tensor.name for tensor in part.graph.initializer} | {name for node in part.graph.node for name in node.output}
+    wanted = {name: known.get(name, (0, None)) for node in part.graph.node for name in read_by(node) if name not in there}
+    wanted |= {tensor.name: (tensor.data_type, tuple(tensor.dims)) for tensor in stubs}
+    try:
+        found = ReferenceEvaluator(part).run([mask], {name: _ones(kind) for name, kind in wanted.items()})[0]
+    except Exception:  # noqa: BLE001 - an operator that it lacks, a subgraph, a shape of its own: each with errors of its own
+        return False
+    return not np.any(found)
+
+
+def _ones(kind: Type) -> NDArray[Any]:
+    """Give ones of a type, two rows and seven tokens where it does not say how many, in hardly any memory."""
+    sizes = iter((2, 7, 7, 7))
+    one = np.ones((), dtype=helper.tensor_dtype_to_np_dtype(kind[0]))
+    return np.broadcast_to(one, tuple(size if isinstance(size, int) else next(sizes) for size in kind[1] or ()))

@@ -1,0 +1,242 @@
+"""Attention as one operator: the same numbers whatever the mask says, and only where it is attention with a padding mask."""
+
+import numpy as np
+import pytest
+from graph_kit import GRAPHS, ZOO, load, session, stored
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from models import bert_graph, bert_weights
+from onnx import TensorProto, helper, numpy_helper
+
+from penult.graph.attention import find_attention
+from penult.graph.blockwise import fuse_attention
+
+LOWEST = float(np.finfo(np.float32).min)
+MASKS = {
+    "none": [[1] * 9, [1] * 9],
+    "right": [[1] * 9, [1] * 4 + [0] * 5],
+    "left": [[0] * 3 + [1] * 6, [1] * 9],
+    "holes": [[1, 0, 1, 0, 1, 0, 1, 0, 1], [1] * 9],
+    "nothing": [[1] * 9, [0] * 9],
+}
+WINDOW = 8
+
+
+def attention(*, heads=2, width=8, value_width=8, scale="after", turn="direct", mask="row", low=LOWEST, end=True):
+    """Build one attention over tables of queries, keys and values, in the forms that exporters write."""
+    rng = np.random.default_rng(1)
+    weights = {name: rng.standard_normal((40, heads * w)).astype(np.float32) for name, w in
+               (("Q", width), ("K", width), ("V", value_width))}  # fmt: skip
+    weights |= {"q4": np.array([0, 0, heads, width]), "v4": np.array([0, 0, heads, value_width]), "axes": np.array([1, 2])}
+    weights |= {
+        "one": np.float32(1),
+        "low": np.float32(low),
+        "zero": np.float32(0),
+        "s": np.float32(0.3),
+        "s2": np.float32(0.5),
+    }
+    nodes = []
+
+    def op(kind, *reads, name=None, domain="", **said):
+        nodes.append(helper.make_node(kind, list(reads), [name or f"t{len(nodes)}"], domain=domain, **said))
+        return nodes[-1].output[0]
+
+    q, k, v = (op("Reshape", op("Gather", name, "input_ids"), shape) for name, shape in
+               (("Q", "q4"), ("K", "q4"), ("V", "v4")))  # fmt: skip
+    q, v = (op("Transpose", x, perm=[0, 2, 1, 3]) for x in (q, v))
+    if turn == "rotary":  # something happens to queries and keys after their heads were put apart
+        q, k = op("Neg", q), op("Neg", op("Transpose", k, perm=[0, 2, 1, 3]))
+    elif turn == "twice":
+        k = op("Transpose", k, perm=[0, 2, 1, 3])
+    if scale == "both":
+        q, k = op("Mul", q, "s2"), op("Mul", "s2", k)
+    if scale == "fused":
+        k = k if turn in {"twice", "rotary"} else op("Transpose", k, perm=[0, 2, 1, 3])
+        scores = op("FusedMatMul", q, k, domain="com.microsoft", alpha=0.3, transB=1)
+    else:
+        perm = [0, 1, 3, 2] if turn in {"twice", "rotary"} else [0, 2, 3, 1]
+        scores = op("MatMul", q, op("Transpose", k, perm=perm))
+    scores = {"after": lambda: op("Mul", scores, "s"), "divided": lambda: op("Div", scores, "s")}.get(scale, lambda: scores)()
+    there = op("Unsqueeze", "attention_mask", "axes")
+    if mask == "row":
+        bias = op("Mul", op("Sub", "one", op("Cast", there, to=TensorProto.FLOAT)), "low")
+    else:
+        bias = op("Where", op("And", op("Cast", there, to=TensorProto.BOOL), _allowed(op, mask)), "zero", "low")
+    mixed = op("MatMul", op("Softmax", op("Add", bias, scores), axis=-1), v)
+    op("Transpose", mixed, perm=[0, 2, 1, 3] if end else [0, 1, 2, 3], name="mixed")
+    weights |= {
+        "ax": np.int64(1),
+        "from": np.int64(0),
+        "step": np.int64(1),
+        "col": np.array([-1, 1]),
+        "window": np.int64(WINDOW),
+    }
+    graph = helper.make_graph(
+        nodes, "attention",
+        [helper.make_tensor_value_info(name, TensorProto.INT64, ["batch", "sequence"]) for name in ("input_ids", "attention_mask")],
+        [helper.make_tensor_value_info("mixed", TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(np.asarray(array), name) for name, array in weights.items()],
+    )  # fmt: skip
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)]
+    return helper.make_model(graph, opset_imports=opsets, ir_version=8)
+
+
+def _allowed(op, mask):
+    """Say which query may see which key, as (T, T) or (T, 1)."""
+    places = op("Range", "from", op("Gather", op("Shape", "input_ids"), "ax"), "step")
+    rows = op("Reshape", places, "col")
+    if mask == "causal":
+        return op("LessOrEqual", places, rows)
+    if mask == "window":
+        return op("Less", op("Abs", op("Sub", places, rows)), "window")
+    return op("GreaterOrEqual", rows, "from")  # the same for all, which only running it shows
+
+
+def ids(rows, length, seed=0):
+    return np.random.default_rng(seed).integers(0, 40, (rows, length))
+
+
+def both(model, given, fused=None):
+    """Run a graph as it is and fused."""
+    fused = fused or fuse_attention(model)
+    assert fused is not model
+    return session(model).run(None, given)[0], session(fused).run(None, given)[0]
+
+
+def operators(model):
+    return [node.op_type for node in model.graph.node]
+
+
+@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize("form", [
+    {}, {"scale": "divided"}, {"scale": "both"}, {"scale": "fused"}, {"scale": "none"}, {"turn": "twice"}, {"turn": "rotary"},
+    {"turn": "rotary", "scale": "fused"}, {"turn": "twice", "scale": "both"}, {"width": 7, "value_width": 5}, {"heads": 1},
+    {"low": -1e4}, {"mask": "square"}, {"mask": "window"},
+], ids=str)  # fmt: skip
+def test_every_form_gives_the_same(form, mask):
+    """However an exporter wrote scale, transposes and mask, the mix is the same with and without padding."""
+    model = attention(**form)
+    given = {"input_ids": ids(2, 9), "attention_mask": np.array(MASKS[mask])}
+    there, fused = both(model, given)
+    rows = np.array(MASKS[mask]).any(axis=1) if form.get("low") == -1e4 else slice(None)  # 1e4 hides digits where all is masked
+    np.testing.assert_allclose(fused[rows], there[rows], atol=2e-6)
+
+
+@pytest.mark.parametrize("length", [1, 3, WINDOW, WINDOW + 1, 40])
+def test_a_window_wider_than_the_text_is_none(length):
+    """A mask that differs from query to query in long texts only is followed there."""
+    mask = np.ones((2, length), dtype=np.int64)
+    mask[1, 1:3] = 0
+    there, fused = both(attention(mask="window"), {"input_ids": ids(2, length), "attention_mask": mask})
+    np.testing.assert_allclose(fused, there, atol=2e-6)
+
+
+def test_minus_infinity_masks_too():
+    """A mask of minus infinity leaves no NaN where a key is masked."""
+    given = {"input_ids": ids(2, 9), "attention_mask": np.array(MASKS["right"])}
+    there, fused = both(attention(mask="square", low=-np.inf), given)
+    np.testing.assert_allclose(fused, there, atol=2e-6)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.data(), st.integers(1, 3), st.integers(1, 70), st.integers(1, 4), st.integers(2, 9), st.integers(2, 9))
+def test_any_size_and_any_padding(data, rows, length, heads, width, value_width):
+    """Rows, tokens, heads and channels may have any size, and any tokens may be padding."""
+    bits = data.draw(st.lists(st.lists(st.integers(0, 1), min_size=length, max_size=length), min_size=rows, max_size=rows))
+    given = {"input_ids": ids(rows, length), "attention_mask": np.array(bits)}
+    there, fused = both(attention(heads=heads, width=width, value_width=value_width), given)
+    np.testing.assert_allclose(fused, there, atol=5e-6)
+
+
+def test_no_scores_are_left():
+    """Nothing of the plain operators stays, and what is masked is asked once for all layers."""
+    model = bert_graph(bert_weights(), heads=2)
+    fused = fuse_attention(model)
+    assert "Softmax" in operators(model)
+    assert "Softmax" not in operators(fused)
+    assert operators(fused).count("ReduceL1") == 1
+    assert operators(fused).count("If") == operators(model).count("Softmax")
+
+
+def test_a_fused_graph_stays_as_it_is():
+    """A second time there is nothing to do, and the model itself comes back."""
+    fused = fuse_attention(bert_graph(bert_weights(), heads=2))
+    assert fuse_attention(fused) is fused
+
+
+def test_a_name_decides_nothing():
+    """The same graph under other names is changed in the same way."""
+    model = bert_graph(bert_weights(), heads=2)
+    for node in model.graph.node:
+        node.name = "Softmax"
+    assert operators(fuse_attention(model)) == operators(fuse_attention(bert_graph(bert_weights(), heads=2)))
+
+
+@pytest.mark.parametrize("form", [{"mask": "causal"}, {"end": False}], ids=str)
+def test_what_looks_alike_is_left(form):
+    """A causal mask, and a mix that stays apart by heads, keep their operators."""
+    model = attention(**form)
+    assert fuse_attention(model) is model
+
+
+@pytest.mark.parametrize("change", ["axis", "opset", "scores", "weights", "half"])
+def test_another_form_is_left(change):
+    """Softmax over another axis, an old opset, scores or shares that are read elsewhere too, and half precision are left."""
+    model = attention(low=-1e4)
+    graph = model.graph
+    softmax = next(node for node in graph.node if node.op_type == "Softmax")
+    if change == "axis":
+        softmax.attribute[0].i = 2
+    elif change == "opset":
+        model.opset_import[0].version = 10
+    elif change == "half":
+        for tensor in graph.initializer:
+            if tensor.data_type == TensorProto.FLOAT:
+                tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float16), tensor.name))
+        for node in graph.node:
+            for attribute in node.attribute:
+                if attribute.name == "to":
+                    attribute.i = TensorProto.FLOAT16
+    else:
+        name = softmax.input[0] if change == "scores" else softmax.output[0]
+        graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, None))
+    assert fuse_attention(model) is model
+
+
+def test_weights_beside_the_graph_are_not_read():
+    """A bias of positions whose numbers lie in another file is no padding mask; a table of words there does not disturb."""
+    model = attention()
+    for tensor in model.graph.initializer:
+        if tensor.name in {"Q", "K", "V"}:
+            tensor.ClearField("raw_data")
+            tensor.data_location = TensorProto.EXTERNAL
+    assert len(find_attention(model)) == 1
+    model.graph.initializer.append(numpy_helper.from_array(np.zeros((1, 1, 1, 9), dtype=np.float32), "bias"))
+    add = next(node for node in model.graph.node if node.op_type == "Add")
+    model.graph.node.insert(list(model.graph.node).index(add), helper.make_node("Add", [add.input[0], "bias"], ["biased"]))
+    add.input[0] = "biased"
+    model.graph.initializer[-1].data_location = TensorProto.EXTERNAL
+    assert find_attention(model) == []
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+def test_stored_graphs(name):
+    """A graph of another architecture is changed where it has such attention, and its numbers stay."""
+    model, reference = stored(name)
+    found = {"megatron-bert-splade": 2, "mobilebert-mlm": 2, "bart-seq2seq": 4}.get(name, 0)
+    assert len(find_attention(model)) == found
+    if found:
+        names = {node.name for node in model.graph.input}
+        given = {key: value for key, value in reference.items() if key in names}
+        there, fused = (session(m).run(None, given) for m in (model, fuse_attention(model)))
+        for a, b in zip(there, fused, strict=True):
+            np.testing.assert_allclose(b, a, atol=1e-5 * max(1, np.abs(a).max()))
+
+
+@pytest.mark.skipif(not ZOO.is_dir(), reason="needs ../shared")
+@pytest.mark.parametrize("folder", ["albert-mlm", "bert-base", "distilbert-mlm", "electra-discriminator", "roberta-mlm"])
+@pytest.mark.parametrize("file", ["model", "model_dynamo"])
+def test_both_exporters_write_attention_that_is_found(folder, file):
+    """Each layer's attention is found in what torch's two exporters write."""
+    model = load(ZOO / folder / f"{file}.onnx")
+    assert len(find_attention(model)) == operators(model).count("Softmax") > 0
