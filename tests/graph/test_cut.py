@@ -144,6 +144,24 @@ def test_a_name_inside_gives_way():
     assert short.graph.output[0].name == "token_embeddings"
 
 
+@pytest.mark.parametrize("holder", ["input", "weight", "node"])
+def test_a_name_that_is_taken_is_not_given_again(holder):
+    """What a cut adds gives way to an input, a weight or an inner tensor that has the name already."""
+    d = Draft()
+    taken = numpy_helper.from_array(np.arange(8, dtype=np.float32), "half/float32")
+    if holder == "input":
+        d.inputs.append(helper.make_tensor_value_info(taken.name, TensorProto.FLOAT, [8]))
+    elif holder == "weight":
+        d.weights.append(taken)
+    else:
+        d.nodes.append(helper.make_node("Constant", [], [taken.name], value=taken))
+    d.nodes.append(helper.make_node("Cast", [d.op("Add", d.embed(), taken.name)], ["half"], to=TensorProto.FLOAT16))
+    model = d.model(d.op("Cast", "half", to=TensorProto.FLOAT))
+    given = GIVEN | {taken.name: numpy_helper.to_array(taken)}
+    short = cut(model, "half", axes="TBH")  # cast, and then turned
+    assert np.array_equal(run(short, given), run(model, given).transpose(1, 0, 2))
+
+
 def test_an_input_can_be_the_cut():
     """Layer 0 of a graph that takes embeddings is its input, handed through."""
     d = Draft()
@@ -195,6 +213,25 @@ def test_dynamically_quantised_integers_too():
     del model.graph.node[-1]
     model.graph.output[0].name = "s"
     assert np.array_equal(run(cut(model, "q"), GIVEN), expected)
+
+
+def test_a_scale_is_itself():
+    """A scale comes out as it is, whoever writes and reads it, where the graph's types cannot be inferred too."""
+    d = Draft()
+    d.nodes.append(helper.make_node("DynamicQuantizeLinear", [d.embed()], ["q", "s", "z"]))
+    floats = d.op("DequantizeLinear", "q", "s", "z")
+    expected = run_uncut(d.model(floats), GIVEN, "s")
+    d.nodes.append(helper.make_node("Loop", [], ["strange"]))  # over which the inference fails
+    assert np.array_equal(run(cut(d.model(floats), "s"), GIVEN), expected)
+
+
+def test_a_second_output_of_a_quantiser_is_not_its_integers():
+    """What a quantiser of unknown make writes beside its integers is cast like any other tensor, not dequantised."""
+    d = Draft()
+    scale, zero = d.constant(np.float32(0.05)), d.constant(np.uint8(120))
+    d.nodes.append(helper.make_node("QuantizeLinear", [d.embed(), scale, zero], ["q", "error"], domain="strange"))
+    short = cut(d.model(d.op("DequantizeLinear", "q", scale, zero)), "error")
+    assert [(n.op_type, list(n.input)) for n in short.graph.node[2:]] == [("Cast", ["error"])]
 
 
 def test_half_precision_comes_out_as_float32():
@@ -256,6 +293,17 @@ def test_a_model_flattened_inside():
         assert np.array_equal(run(cut(model, state.tensor, axes=state.axes), GIVEN), rows.reshape(2, 5, 8))
 
 
+def test_rows_take_their_shape_from_the_ids():
+    """Rows of all texts get the shape of the token ids, whatever other inputs stand before these."""
+    d = Draft()
+    sizes = {"factor": [1], "offset": ["batch", 8]}
+    d.inputs[:0] = [helper.make_tensor_value_info(name, TensorProto.FLOAT, dims) for name, dims in sizes.items()]
+    rows = d.op("Reshape", d.op("Mul", d.embed(), "factor"), d.constant(np.array([-1, 8])))
+    model = d.model(d.op("Add", rows, d.op("ReduceSum", "offset", keepdims=0)))
+    given = GIVEN | {"factor": np.array([2.0]), "offset": np.zeros((2, 8))}
+    assert np.array_equal(run(cut(model, rows, axes="NH"), given), run_uncut(model, given, rows).reshape(2, 5, 8))
+
+
 def test_weights_in_constant_nodes_and_sparse_weights_stay_whole():
     """Weights that are no initialisers are found again too, and those of the head are not."""
     d = Draft()
@@ -286,6 +334,21 @@ def test_any_opset(opset):
     short = cut(d.model(d.op("Cast", half, to=TensorProto.FLOAT)), half)
     assert short.opset_import[0].version == opset
     assert run(short, GIVEN).shape == (2, 5, 8)
+
+
+def test_annotations_are_those_of_what_is_made_and_read():
+    """What is said of the head, of the output itself and of weights is left out: a file must not state one tensor twice."""
+    d, states, logits = encoder()
+    d.nodes.append(helper.make_node("Tanh", [states[1]], ["token_embeddings"]))
+    model = d.model(logits)
+    table = d.weights[0].name
+    for name in (table, states[0], "token_embeddings", states[2]):
+        model.graph.value_info.add(name=name).type.tensor_type.elem_type = TensorProto.FLOAT
+    for name in (states[0], "token_embeddings", states[2]):
+        model.graph.quantization_annotation.add(tensor_name=name)
+    short = cut(model, "token_embeddings")
+    assert [v.name for v in short.graph.value_info] == [states[0]]
+    assert [a.tensor_name for a in short.graph.quantization_annotation] == [states[0]]
 
 
 _MEASURE = """
