@@ -144,6 +144,36 @@ def test_a_name_inside_gives_way():
     assert short.graph.output[0].name == "token_embeddings"
 
 
+@pytest.mark.parametrize("dense", [True, False])
+def test_a_weight_of_the_outputs_name_gives_way(dense):
+    """A weight, sparse or not, that is called as the output shall be is renamed, and so is what stands in that new name's way."""
+    d = Draft()
+    table = np.array([[0, 1.5], [-2, 0]] * 10, np.float32)
+    d.inputs.append(helper.make_tensor_value_info("token_embeddings/inner", TensorProto.FLOAT, [2]))
+    if dense:
+        d.weights.append(numpy_helper.from_array(table, "token_embeddings"))
+    rows, columns = np.nonzero(table)
+    values = numpy_helper.from_array(table[rows, columns], "token_embeddings")
+    sparse = helper.make_sparse_tensor(values, numpy_helper.from_array(rows * 2 + columns, "where"), [20, 2])
+    end = d.op("Add", d.op("Gather", "token_embeddings", "input_ids"), "token_embeddings/inner")
+    model = d.model(d.op("MatMul", end, d.weight(2, 4)))
+    model.graph.sparse_initializer.extend([] if dense else [sparse])
+    given = GIVEN | {"token_embeddings/inner": np.array([3, 4])}
+    assert np.array_equal(run(cut(model, end), given), table[GIVEN["input_ids"]] + [3, 4])
+
+
+def test_an_input_of_the_outputs_name_is_refused():
+    """An input keeps its name, so the output needs another; where nothing reads the input, it goes and frees the name."""
+    d = Draft()
+    d.inputs.append(helper.make_tensor_value_info("vectors", TensorProto.FLOAT, [8]))
+    before = d.embed()
+    after = d.op("Add", before, "vectors")
+    model = d.model(d.dense(after))
+    with pytest.raises(ValueError, match=r"an input of the graph is named 'vectors', so .*: give output_name"):
+        cut(model, after, output_name="vectors")
+    assert np.array_equal(run(cut(model, before, output_name="vectors"), GIVEN), run(cut(model, before), GIVEN))
+
+
 @pytest.mark.parametrize("holder", ["input", "weight", "node"])
 def test_a_name_that_is_taken_is_not_given_again(holder):
     """What a cut adds gives way to an input, a weight or an inner tensor that has the name already."""
