@@ -451,6 +451,21 @@ def test_an_operator_without_its_inputs(kind):
     assert [state.index for state in hidden_states(model)] == [0, 1, 2]
 
 
+@pytest.mark.parametrize("outputs", [[], [""]])
+def test_an_operator_without_its_outputs(outputs):
+    """A dequantiser that writes nothing, found by a fuzzer, gives no floats, and no tensor where its own name is given."""
+    d = Draft()
+    scale, zero = d.constant(np.float32(0.05)), d.constant(np.uint8(120))
+    q = d.op("QuantizeLinear", d.embed(), scale, zero)
+    d.nodes.append(helper.make_node("DequantizeLinear", [q, scale, zero], outputs, name="nothing"))
+    model = d.model(d.op("DequantizeLinear", q, scale, zero))
+    expected = run(cut(model, q), GIVEN)
+    del model.graph.node[2]
+    assert np.array_equal(run(model, GIVEN), expected)
+    with pytest.raises(ValueError, match="no tensor or node of the graph is named 'nothing'"):
+        cut(d.model(q), "nothing")
+
+
 def test_axes_that_are_turned_are_declared_turned():
     """The output's shape is that of (B, T, H), whatever the order of the tensor's own axes."""
     d = Draft()

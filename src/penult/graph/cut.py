@@ -67,8 +67,8 @@ def _resolve(graph: GraphProto, wanted: str, types: dict[str, Type]) -> str:
     if wanted in set(tensors):
         return wanted
     for node in graph.node:
-        if node.name and node.name == wanted:
-            outputs = [str(o) for o in node.output if o]
+        outputs = [str(o) for o in node.output if o]
+        if outputs and node.name and node.name == wanted:
             return next((o for o in outputs if types.get(o, (0, None))[0] in FLOATS), outputs[0])
     near = get_close_matches(wanted, [*tensors, *(n.name for n in graph.node)], n=3, cutoff=0.5)
     hint = f"; the nearest names are {', '.join(map(repr, dict.fromkeys(near)))}" if near else ""
@@ -86,7 +86,7 @@ def _float_tensor(graph: GraphProto, name: str, types: dict[str, Type]) -> str:
         return name
     reads: list[str] = []
     for node in graph.node:
-        if node.op_type == "DequantizeLinear" and name in node.input[:1]:
+        if node.op_type == "DequantizeLinear" and name in node.input[:1] and any(node.output[:1]):
             return str(node.output[0])
         if node.op_type.startswith("QLinear") and name in node.input:
             reads = list(node.input)[list(node.input).index(name) :][:3]
