@@ -466,6 +466,21 @@ def test_an_operator_without_its_outputs(outputs):
         cut(d.model(q), "nothing")
 
 
+@pytest.mark.parametrize("outputs", [[], [""]])
+@pytest.mark.parametrize("kind", ["Constant", "Scan"])
+def test_weights_that_nobody_can_read(kind, outputs):
+    """What holds weights and writes no tensor, a constant or a subgraph, goes and is no obstacle."""
+    d, states, logits = encoder()
+    if kind == "Constant":
+        held = {"value": numpy_helper.from_array(np.ones(600, np.float32))}
+    else:
+        given = helper.make_tensor_value_info("end", TensorProto.FLOAT, None)
+        held = {"body": helper.make_graph([helper.make_node("Neg", [states[0]], ["end"])], "body", [], [given])}
+    d.nodes.append(helper.make_node(kind, [], outputs, **held))
+    model = d.model(logits)
+    assert np.array_equal(run(cut(model, states[1]), GIVEN), run(cut(encoder()[0].model(logits), states[1]), GIVEN))
+
+
 def test_axes_that_are_turned_are_declared_turned():
     """The output's shape is that of (B, T, H), whatever the order of the tensor's own axes."""
     d = Draft()
