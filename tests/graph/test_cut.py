@@ -282,6 +282,15 @@ def test_integers_that_stand_for_nothing_are_refused():
         cut(d.model(logits), turned)
 
 
+def test_a_type_without_a_name_is_refused():
+    """A type that ONNX does not have, found by a fuzzer, is told by its number."""
+    d = Draft()
+    d.inputs.append(helper.make_tensor_value_info("odd", TensorProto.FLOAT, [8]))
+    d.inputs[-1].type.tensor_type.elem_type = 99
+    with pytest.raises(ValueError, match=r"tensor 'odd' holds type 99 values .*: give a float tensor"):
+        cut(d.model(d.op("Add", d.embed(), "odd")), "odd")
+
+
 def test_an_unknown_name_is_refused():
     """The error says what was asked for and which names are near."""
     d, _, logits = encoder()

@@ -100,9 +100,10 @@ def _float_tensor(graph: GraphProto, name: str, types: dict[str, Type]) -> str:
         return floats
     if kind == TensorProto.UNDEFINED:
         return name
+    known = kind in TensorProto.DataType.values()
+    held = TensorProto.DataType.Name(kind).lower() if known else f"type {kind}"
     raise ValueError(
-        f"tensor {name!r} holds {TensorProto.DataType.Name(kind).lower()} values that no scale turns into floats: "
-        "give a float tensor, such as a hidden state"
+        f"tensor {name!r} holds {held} values that no scale turns into floats: give a float tensor, such as a hidden state"
     )
 
 
