@@ -21,6 +21,7 @@ from safetensors.numpy import save_file
 from penult import Embedder, Engine
 from penult.graph.cut import cut
 from penult.graph.layers import NotATransformerError, hidden_states
+from penult.jsonfile import read_object
 from penult.recipe import Wishes, read
 from penult.tokenizer import Tokenizer
 
@@ -461,6 +462,32 @@ def test_a_tokenizer_whose_template_lacks_a_token(tmp_path):
     write_json(path, whole)
     with pytest.raises(ValueError, match=re.escape(str(tmp_path))):
         use(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "value"),
+    [
+        ("config_sentence_transformers.json", "prompts", {"query": "\ud800: ", "document": ""}),
+        ("tokenizer_config.json", "pad_token", "\udfff"),
+        ("special_tokens_map.json", "cls_token", {"content": "\ud83d\ud83d\ude00"}),
+    ],
+)
+def test_half_of_a_surrogate_pair(tmp_path, name, key, value):
+    """JSON can spell a character that no UTF-8 has, over which the tokenizer failed without naming the file."""
+    path = tiny_model(tmp_path) / name
+    write_json(path, {**(json.loads(path.read_text()) if path.exists() else {}), key: value})
+    with pytest.raises(ValueError, match=rf"{re.escape(str(path))} is not JSON .*surrogates not allowed.*; fetch it again"):
+        use(tmp_path)
+    path.write_text(json.dumps({key: "\U0001f600"}))  # both halves are a character
+    assert json.loads(path.read_text()) == read_object(path)
+
+
+def test_what_is_no_text_is_not_blamed_on_the_files(tiny):
+    """A caller's own mistake stays a TypeError: no file needs mending."""
+    for text in (5, "a \ud800"):
+        with pytest.raises(TypeError, match="TextEncodeInput must be") as caught:
+            Tokenizer(tiny, max_length=64).encode([text])
+        assert str(tiny) not in str(caught.value)
 
 
 def test_json_that_is_too_deep_or_too_large(tmp_path):

@@ -55,6 +55,16 @@ def test_older_files_that_cannot_be_read(tmp_path, name, content):
     assert "\n" not in str(caught.value)
 
 
+def test_a_tokenizer_that_has_no_fast_version(tmp_path):
+    """One that is Python alone, over bytes here, is refused with what to do once."""
+    older(tmp_path, tokenizer_class="ByT5Tokenizer")
+    with pytest.raises(
+        ValueError, match=r"has a tokenizer without a fast version; convert it to tokenizer\.json once\.$"
+    ) as caught:
+        Embedder.load(tmp_path)
+    assert str(tmp_path) in str(caught.value)
+
+
 def test_nothing_to_read(tmp_path):
     """No tokenizer of any age is said."""
     (older(tmp_path) / "vocab.txt").unlink()

@@ -12,6 +12,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from penult import Embedder, Engine
 from penult.data import calibration_texts
+from penult.engine import fuse
+from penult.graph.calibrate import Goal, make_int8
 from penult.graph.integer import scales_of, weight_limit
 from penult.graph.linear import find_linears
 from penult.graph.plain import unfuse
@@ -301,6 +303,54 @@ def test_the_recipe_says_what_int8_was_made_of(int8, embedder):
     assert not embedder.recipe.calibration_sha256
     assert "12 linear layers in 8 bits; cosine to fp32 on the calibration texts 0.99" in int8.recipe.origin["precision"]
     assert int8.recipe.batch_invariant
+
+
+def two_layers(folder):
+    """Write a graph with a matrix that 8 bits suit badly, as its values are of very different size, and one that they suit."""
+    nodes = [
+        helper.make_node("Mul", ["x", "sizes"], ["a"]),
+        helper.make_node("MatMul", ["a", "hard"], ["b"]),
+        helper.make_node("Tanh", ["b"], ["c"]),
+        helper.make_node("MatMul", ["c", "easy"], ["sentence_embedding"]),
+    ]
+    weights = {
+        "sizes": np.geomspace(0.1, 10, 64, dtype=np.float32),
+        "hard": floats(64, 64, scale=0.5) ** 5,
+        "easy": np.sign(floats(64, 32)),
+    }
+    folder.mkdir()
+    onnx.save(model_of(nodes, {"x": [None, 64]}, ["sentence_embedding"], weights), folder / "graph.onnx")
+    return folder / "graph.onnx"
+
+
+def watching(*batches):
+    """Give what runs a graph file on batches, one after the other."""
+
+    def watch(path, outputs):
+        engine = Engine(path, threads=1)
+        for x in batches:
+            yield dict(zip(outputs, engine.run({"x": x}, outputs=outputs), strict=True))
+
+    return watch
+
+
+def test_a_single_calibration_text(tmp_path):
+    """One run alone gives ranges and a sample to measure errors on, though there is no second half of the texts."""
+    graph, runs = two_layers(tmp_path / "one"), watching(floats(16, 64))
+    got = make_int8(graph, tmp_path / "one.onnx", fuse=fuse, run=runs, limit=64, before="", goal=Goal(0.9, 0.9))
+    assert (got.layers, got.kept) == (2, 0)
+    assert 0.9 < got.least <= got.mean < 1
+
+
+def test_the_worst_layer_stays_in_fp32_where_the_goal_is_not_reached(tmp_path):
+    """Where no tolerance is small enough, the layer with the largest error is left as it is, and that is counted."""
+    runs = watching(floats(16, 64), floats(16, 64))
+    nearly = Goal(1 - 1e-9, 1 - 1e-9)
+    graph = two_layers(tmp_path / "two")
+    got = make_int8(graph, tmp_path / "two.onnx", fuse=fuse, run=runs, limit=64, before="", goal=nearly)
+    assert (got.layers, got.kept) == (1, 1)
+    kept = {tensor.name for tensor in onnx.load(tmp_path / "two.onnx").graph.initializer}
+    assert {"hard", "easy"} & kept == {"hard"}
 
 
 def test_own_calibration_texts_give_another_recipe(tiny, int8):

@@ -63,6 +63,19 @@ def test_pointers_and_parts_are_refused(tmp_path):
         resolve(tmp_path)
 
 
+def test_weights_under_a_name_that_no_file_can_have(tmp_path):
+    """A graph that names a data file longer than any name on this disk is told by that name, as any other that lacks its file."""
+    graph = external(tiny_model(tmp_path / "whole"), tmp_path / "model.onnx")
+    model = onnx.load(graph, load_external_data=False)
+    for tensor in model.graph.initializer:
+        for entry in tensor.external_data:
+            if entry.key == "location":
+                entry.value = "x" * 300
+    graph.write_bytes(model.SerializeToString())
+    with pytest.raises(FileNotFoundError, match=r"weights in x{300}, which is not beside"):
+        resolve(tmp_path)
+
+
 def external(folder: Path, target: Path) -> Path:
     """Rewrite a model's graph with its weights in a file beside it."""
     model = onnx.load(folder / "onnx" / "model.onnx")
@@ -258,6 +271,14 @@ def test_a_file_that_the_repository_lacks(hub, tmp_path):
     hub.files["onnx/apart.onnx"], hub.commit = (tmp_path / "apart.onnx").read_bytes(), "b" * 40
     missing = load(tmp_path, hub.url, "org/tiny/onnx/apart.onnx")
     assert "the repository lacks apart.onnx_data, which onnx/apart.onnx points to" in missing.stderr
+
+
+def test_an_empty_graph_of_the_hub(hub, tmp_path):
+    """A graph without a byte is said to be empty when it is fetched, and when it lies in the cache."""
+    hub.files["onnx/model.onnx"] = b""
+    for _ in range(2):
+        empty = load(tmp_path, hub.url)
+        assert "onnx/model.onnx is empty; it was not fetched to the end, fetch it again." in empty.stderr
 
 
 def test_half_a_download_heals(hub, tmp_path):

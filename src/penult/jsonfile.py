@@ -5,12 +5,14 @@ silence. This file knows JSON and sizes; it knows no key's meaning.
 """
 
 import json
+import re
 from pathlib import Path
 from reprlib import repr as short
 from types import UnionType
 from typing import Any
 
 _MOST_BYTES = 128 * 2**20  # the largest tokenizer.json of a known model has some 35 MB
+_HALF = re.compile(r"\\u[dD][89a-fA-F]")  # of a surrogate pair, perhaps without its other half
 
 
 def check_size(path: Path) -> None:
@@ -44,16 +46,19 @@ def read_json(path: Path) -> object:
     """Read a JSON file; None where there is none.
 
     Raises:
-        ValueError: it is no JSON, or nested too deeply.
+        ValueError: it is no JSON, nested too deeply, or spells a character that no text can have: half of a surrogate pair.
     """
     try:
         text = read_text(path)
     except FileNotFoundError:
         return None
     try:
-        return json.loads(text)
+        found: object = json.loads(text)
+        if _HALF.search(text):
+            json.dumps(found, ensure_ascii=False).encode()  # raises where a half stands alone: a tokenizer fails over it
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON ({error}); fetch it again.") from error
+    return found
 
 
 def read_object(path: Path) -> dict[str, Any]:

@@ -87,7 +87,7 @@ class Tokenizer:
         """Turn texts into ids, the prompt put before each.
 
         Raises:
-            UnicodeError: a text holds a lone surrogate; see `unencodable`.
+            TypeError: a text is no str, or holds a lone surrogate; see `unencodable`.
             ValueError: the tokenizer's file has no token for a part of a text, and none for what is unknown.
         """
         whole = [prompt + text for text in texts] if prompt else list(texts)

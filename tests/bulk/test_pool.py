@@ -27,6 +27,19 @@ def test_a_worker_that_dies_twice_over_a_task_ends_the_job(monkeypatch, tmp_path
     assert "another one tries once more" in said[0]
 
 
+def test_a_worker_that_dies_before_it_is_given_a_task(monkeypatch, tmp_path):
+    """A task that cannot be handed over has been tried, as one that the worker died over."""
+    monkeypatch.setattr(pool, "serve", dying.when_ready)
+    said = []
+    workers = Pool(Model("m"), "document", 1, said.append)
+    workers._workers[0].process.join(60)
+    task = Task(Shard(5, pa.table({"text": ["a"]}), [("f", 1)], []), tmp_path, Columns("text", "v", "document"))
+    with pytest.raises(WorkError, match=r"ended with status 7 twice at (shards 5|opening the model)"):
+        list(workers.run(iter([task])))
+    workers.close()
+    assert "ended with status 7 at shards 5; another one tries once more" in said[0]
+
+
 def test_a_worker_that_dies_before_it_begins(monkeypatch):
     """A worker that cannot even start is tried once more, then the job fails with its exit status."""
     monkeypatch.setattr(pool, "serve", dying.at_once)

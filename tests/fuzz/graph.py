@@ -55,7 +55,7 @@ def _altered(draw: Draw) -> bytes:
             node.op_type = draw.of(OPS)
         elif what == 1 and node.input:
             node.input[draw.whole(len(node.input) - 1)] = draw.of(names)
-        elif what == 2:
+        elif what == 2 and node.output:
             node.output[0] = draw.of(names)
         elif what == 3:
             del node.input[draw.whole(2) :]

@@ -144,6 +144,54 @@ def test_a_name_inside_gives_way():
     assert short.graph.output[0].name == "token_embeddings"
 
 
+@pytest.mark.parametrize("dense", [True, False])
+def test_a_weight_of_the_outputs_name_gives_way(dense):
+    """A weight, sparse or not, that is called as the output shall be is renamed, and so is what stands in that new name's way."""
+    d = Draft()
+    table = np.array([[0, 1.5], [-2, 0]] * 10, np.float32)
+    d.inputs.append(helper.make_tensor_value_info("token_embeddings/inner", TensorProto.FLOAT, [2]))
+    if dense:
+        d.weights.append(numpy_helper.from_array(table, "token_embeddings"))
+    rows, columns = np.nonzero(table)
+    values = numpy_helper.from_array(table[rows, columns], "token_embeddings")
+    sparse = helper.make_sparse_tensor(values, numpy_helper.from_array(rows * 2 + columns, "where"), [20, 2])
+    end = d.op("Add", d.op("Gather", "token_embeddings", "input_ids"), "token_embeddings/inner")
+    model = d.model(d.op("MatMul", end, d.weight(2, 4)))
+    model.graph.sparse_initializer.extend([] if dense else [sparse])
+    given = GIVEN | {"token_embeddings/inner": np.array([3, 4])}
+    assert np.array_equal(run(cut(model, end), given), table[GIVEN["input_ids"]] + [3, 4])
+
+
+def test_an_input_of_the_outputs_name_is_refused():
+    """An input keeps its name, so the output needs another; where nothing reads the input, it goes and frees the name."""
+    d = Draft()
+    d.inputs.append(helper.make_tensor_value_info("vectors", TensorProto.FLOAT, [8]))
+    before = d.embed()
+    after = d.op("Add", before, "vectors")
+    model = d.model(d.dense(after))
+    with pytest.raises(ValueError, match=r"an input of the graph is named 'vectors', so .*: give output_name"):
+        cut(model, after, output_name="vectors")
+    assert np.array_equal(run(cut(model, before, output_name="vectors"), GIVEN), run(cut(model, before), GIVEN))
+
+
+@pytest.mark.parametrize("holder", ["input", "weight", "node"])
+def test_a_name_that_is_taken_is_not_given_again(holder):
+    """What a cut adds gives way to an input, a weight or an inner tensor that has the name already."""
+    d = Draft()
+    taken = numpy_helper.from_array(np.arange(8, dtype=np.float32), "half/float32")
+    if holder == "input":
+        d.inputs.append(helper.make_tensor_value_info(taken.name, TensorProto.FLOAT, [8]))
+    elif holder == "weight":
+        d.weights.append(taken)
+    else:
+        d.nodes.append(helper.make_node("Constant", [], [taken.name], value=taken))
+    d.nodes.append(helper.make_node("Cast", [d.op("Add", d.embed(), taken.name)], ["half"], to=TensorProto.FLOAT16))
+    model = d.model(d.op("Cast", "half", to=TensorProto.FLOAT))
+    given = GIVEN | {taken.name: numpy_helper.to_array(taken)}
+    short = cut(model, "half", axes="TBH")  # cast, and then turned
+    assert np.array_equal(run(short, given), run(model, given).transpose(1, 0, 2))
+
+
 def test_an_input_can_be_the_cut():
     """Layer 0 of a graph that takes embeddings is its input, handed through."""
     d = Draft()
@@ -197,6 +245,25 @@ def test_dynamically_quantised_integers_too():
     assert np.array_equal(run(cut(model, "q"), GIVEN), expected)
 
 
+def test_a_scale_is_itself():
+    """A scale comes out as it is, whoever writes and reads it, where the graph's types cannot be inferred too."""
+    d = Draft()
+    d.nodes.append(helper.make_node("DynamicQuantizeLinear", [d.embed()], ["q", "s", "z"]))
+    floats = d.op("DequantizeLinear", "q", "s", "z")
+    expected = run_uncut(d.model(floats), GIVEN, "s")
+    d.nodes.append(helper.make_node("Loop", [], ["strange"]))  # over which the inference fails
+    assert np.array_equal(run(cut(d.model(floats), "s"), GIVEN), expected)
+
+
+def test_a_second_output_of_a_quantiser_is_not_its_integers():
+    """What a quantiser of unknown make writes beside its integers is cast like any other tensor, not dequantised."""
+    d = Draft()
+    scale, zero = d.constant(np.float32(0.05)), d.constant(np.uint8(120))
+    d.nodes.append(helper.make_node("QuantizeLinear", [d.embed(), scale, zero], ["q", "error"], domain="strange"))
+    short = cut(d.model(d.op("DequantizeLinear", "q", scale, zero)), "error")
+    assert [(n.op_type, list(n.input)) for n in short.graph.node[2:]] == [("Cast", ["error"])]
+
+
 def test_half_precision_comes_out_as_float32():
     """float16 is cast, which changes no value."""
     d = Draft()
@@ -213,6 +280,15 @@ def test_integers_that_stand_for_nothing_are_refused():
     turned = d.op("Transpose", "input_ids", perm=[1, 0])
     with pytest.raises(ValueError, match=rf"tensor '{turned}' holds int64 values"):
         cut(d.model(logits), turned)
+
+
+def test_a_type_without_a_name_is_refused():
+    """A type that ONNX does not have, found by a fuzzer, is told by its number."""
+    d = Draft()
+    d.inputs.append(helper.make_tensor_value_info("odd", TensorProto.FLOAT, [8]))
+    d.inputs[-1].type.tensor_type.elem_type = 99
+    with pytest.raises(ValueError, match=r"tensor 'odd' holds type 99 values .*: give a float tensor"):
+        cut(d.model(d.op("Add", d.embed(), "odd")), "odd")
 
 
 def test_an_unknown_name_is_refused():
@@ -256,6 +332,17 @@ def test_a_model_flattened_inside():
         assert np.array_equal(run(cut(model, state.tensor, axes=state.axes), GIVEN), rows.reshape(2, 5, 8))
 
 
+def test_rows_take_their_shape_from_the_ids():
+    """Rows of all texts get the shape of the token ids, whatever other inputs stand before these."""
+    d = Draft()
+    sizes = {"factor": [1], "offset": ["batch", 8]}
+    d.inputs[:0] = [helper.make_tensor_value_info(name, TensorProto.FLOAT, dims) for name, dims in sizes.items()]
+    rows = d.op("Reshape", d.op("Mul", d.embed(), "factor"), d.constant(np.array([-1, 8])))
+    model = d.model(d.op("Add", rows, d.op("ReduceSum", "offset", keepdims=0)))
+    given = GIVEN | {"factor": np.array([2.0]), "offset": np.zeros((2, 8))}
+    assert np.array_equal(run(cut(model, rows, axes="NH"), given), run_uncut(model, given, rows).reshape(2, 5, 8))
+
+
 def test_weights_in_constant_nodes_and_sparse_weights_stay_whole():
     """Weights that are no initialisers are found again too, and those of the head are not."""
     d = Draft()
@@ -286,6 +373,21 @@ def test_any_opset(opset):
     short = cut(d.model(d.op("Cast", half, to=TensorProto.FLOAT)), half)
     assert short.opset_import[0].version == opset
     assert run(short, GIVEN).shape == (2, 5, 8)
+
+
+def test_annotations_are_those_of_what_is_made_and_read():
+    """What is said of the head, of the output itself and of weights is left out: a file must not state one tensor twice."""
+    d, states, logits = encoder()
+    d.nodes.append(helper.make_node("Tanh", [states[1]], ["token_embeddings"]))
+    model = d.model(logits)
+    table = d.weights[0].name
+    for name in (table, states[0], "token_embeddings", states[2]):
+        model.graph.value_info.add(name=name).type.tensor_type.elem_type = TensorProto.FLOAT
+    for name in (states[0], "token_embeddings", states[2]):
+        model.graph.quantization_annotation.add(tensor_name=name)
+    short = cut(model, "token_embeddings")
+    assert [v.name for v in short.graph.value_info] == [states[0]]
+    assert [a.tensor_name for a in short.graph.quantization_annotation] == [states[0]]
 
 
 _MEASURE = """
@@ -356,6 +458,36 @@ def test_an_operator_without_its_inputs(kind):
     model = d.model(logits)
     assert np.array_equal(run(cut(model, states[1]), GIVEN), run(cut(encoder()[0].model(logits), states[1]), GIVEN))
     assert [state.index for state in hidden_states(model)] == [0, 1, 2]
+
+
+@pytest.mark.parametrize("outputs", [[], [""]])
+def test_an_operator_without_its_outputs(outputs):
+    """A dequantiser that writes nothing, found by a fuzzer, gives no floats, and no tensor where its own name is given."""
+    d = Draft()
+    scale, zero = d.constant(np.float32(0.05)), d.constant(np.uint8(120))
+    q = d.op("QuantizeLinear", d.embed(), scale, zero)
+    d.nodes.append(helper.make_node("DequantizeLinear", [q, scale, zero], outputs, name="nothing"))
+    model = d.model(d.op("DequantizeLinear", q, scale, zero))
+    expected = run(cut(model, q), GIVEN)
+    del model.graph.node[2]
+    assert np.array_equal(run(model, GIVEN), expected)
+    with pytest.raises(ValueError, match="no tensor or node of the graph is named 'nothing'"):
+        cut(d.model(q), "nothing")
+
+
+@pytest.mark.parametrize("outputs", [[], [""]])
+@pytest.mark.parametrize("kind", ["Constant", "Scan"])
+def test_weights_that_nobody_can_read(kind, outputs):
+    """What holds weights and writes no tensor, a constant or a subgraph, goes and is no obstacle."""
+    d, states, logits = encoder()
+    if kind == "Constant":
+        held = {"value": numpy_helper.from_array(np.ones(600, np.float32))}
+    else:
+        given = helper.make_tensor_value_info("end", TensorProto.FLOAT, None)
+        held = {"body": helper.make_graph([helper.make_node("Neg", [states[0]], ["end"])], "body", [], [given])}
+    d.nodes.append(helper.make_node(kind, [], outputs, **held))
+    model = d.model(logits)
+    assert np.array_equal(run(cut(model, states[1]), GIVEN), run(cut(encoder()[0].model(logits), states[1]), GIVEN))
 
 
 def test_axes_that_are_turned_are_declared_turned():

@@ -128,6 +128,19 @@ def test_names_must_differ(tmp_path):
         ServerConfig(endpoints=(EndpointConfig(model="m", name="a"), EndpointConfig(model="n", name="a")))
 
 
+@pytest.mark.parametrize("value", [0, -1, True, "9", 1.5, None])
+def test_a_limit_is_a_whole_number(value):
+    """Limits that a program gives are held to the same as those of a file, and named."""
+    with pytest.raises(ConfigError, match=rf"^max_text_chars is {value!r}; it must be a whole number of at least 1\.$"):
+        Limits(max_text_chars=value)
+
+
+def test_a_server_needs_a_model():
+    """A configuration that a program makes without an endpoint says how to name a model."""
+    with pytest.raises(ConfigError, match=r"^No model is named; give --model_path or --config_file\.$"):
+        ServerConfig(endpoints=())
+
+
 def test_anchors_and_merges_are_read(tmp_path):
     """What several endpoints share may be written once, as DeepSparse's own reader allowed: `&`, `*` and `<<`."""
     text = """\

@@ -4,7 +4,7 @@ It knows graphs, not transformers: which tensor to end at is told by the caller 
 are copied once, weights in external files not at all: only their references are.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 
 from onnx import GraphProto, ModelProto, NodeProto, SparseTensorProto, TensorProto, helper
@@ -27,11 +27,12 @@ def cut(model: ModelProto, tensor: str, *, output_name: str = "token_embeddings"
     Args:
         model: may be loaded without its external data. It is not changed.
         tensor: any float tensor of the graph, local functions inlined.
-        output_name: a tensor inside that has this name already is renamed.
+        output_name: a tensor or weight inside that has this name already is renamed.
         axes: the order of the tensor's axes, as `HiddenState.axes` says; "BTH" leaves a tensor of any shape as it is.
 
     Raises:
-        ValueError: no tensor or node has that name, or it holds integers that stand for no floats.
+        ValueError: no tensor or node has that name, it holds integers that stand for no floats, or an input that it depends on
+            is called `output_name`.
     """
     bare = skeleton(model)
     types = shapes(bare)
@@ -50,8 +51,8 @@ def cut(model: ModelProto, tensor: str, *, output_name: str = "token_embeddings"
     )
     result.graph.name = model.graph.name
     result.graph.node.extend(restore(_ancestors((*bare.graph.node, *tail), last), model))
-    _rename(result.graph, last, output_name)
-    _keep_read(result.graph, bare.graph, model)
+    renamed = _rename(result.graph, bare.graph, last, output_name)
+    _keep_read(result.graph, bare.graph, model, renamed)
     _, dims = types.get(name, (0, None))
     shape = [dims[axes.index(a)] for a in "BTH"] if dims and sorted(axes) == sorted("BTH") and len(dims) == 3 else dims
     result.graph.output.append(
@@ -66,8 +67,8 @@ def _resolve(graph: GraphProto, wanted: str, types: dict[str, Type]) -> str:
     if wanted in set(tensors):
         return wanted
     for node in graph.node:
-        if node.name and node.name == wanted:
-            outputs = [str(o) for o in node.output if o]
+        outputs = [str(o) for o in node.output if o]
+        if outputs and node.name and node.name == wanted:
             return next((o for o in outputs if types.get(o, (0, None))[0] in FLOATS), outputs[0])
     near = get_close_matches(wanted, [*tensors, *(n.name for n in graph.node)], n=3, cutoff=0.5)
     hint = f"; the nearest names are {', '.join(map(repr, dict.fromkeys(near)))}" if near else ""
@@ -85,7 +86,7 @@ def _float_tensor(graph: GraphProto, name: str, types: dict[str, Type]) -> str:
         return name
     reads: list[str] = []
     for node in graph.node:
-        if node.op_type == "DequantizeLinear" and name in node.input[:1]:
+        if node.op_type == "DequantizeLinear" and name in node.input[:1] and any(node.output[:1]):
             return str(node.output[0])
         if node.op_type.startswith("QLinear") and name in node.input:
             reads = list(node.input)[list(node.input).index(name) :][:3]
@@ -99,9 +100,10 @@ def _float_tensor(graph: GraphProto, name: str, types: dict[str, Type]) -> str:
         return floats
     if kind == TensorProto.UNDEFINED:
         return name
+    known = kind in TensorProto.DataType.values()
+    held = TensorProto.DataType.Name(kind).lower() if known else f"type {kind}"
     raise ValueError(
-        f"tensor {name!r} holds {TensorProto.DataType.Name(kind).lower()} values that no scale turns into floats: "
-        "give a float tensor, such as a hidden state"
+        f"tensor {name!r} holds {held} values that no scale turns into floats: give a float tensor, such as a hidden state"
     )
 
 
@@ -154,15 +156,19 @@ def _free(graph: GraphProto, name: str) -> str:
     return name
 
 
-def _rename(graph: GraphProto, old: str, new: str) -> None:
-    """Give the last tensor of a graph of ours its new name, and whoever had that name another one."""
-    if old != new and any(new in n.output for n in graph.node):
-        other = _free(graph, f"{new}/inner")
+def _rename(graph: GraphProto, bare: GraphProto, old: str, new: str) -> dict[str, str]:
+    """Give the last tensor of a graph of ours its new name, and whoever had that name another one: name before -> now."""
+    renamed: dict[str, str] = {}
+    if old != new and any(new in (*read_by(n), *n.output) for n in graph.node):
+        if new in _inputs(bare) - {i.name for i in bare.initializer}:
+            raise ValueError(f"an input of the graph is named {new!r}, so the output needs another name: give output_name")
+        renamed[new] = other = _free(bare, f"{new}/inner")
         for node in _every_node(graph.node):
             node.input[:] = [other if i == new else i for i in node.input]
             node.output[:] = [other if o == new else o for o in node.output]
     for node in graph.node:
         node.output[:] = [new if o == old else o for o in node.output]
+    return renamed
 
 
 def _every_node(nodes: Iterable[NodeProto]) -> Iterable[NodeProto]:
@@ -172,17 +178,20 @@ def _every_node(nodes: Iterable[NodeProto]) -> Iterable[NodeProto]:
             yield from _every_node(graph.node)
 
 
-def _keep_read(result: GraphProto, bare: GraphProto, model: ModelProto) -> None:
-    """Add the inputs, weights and annotations that the nodes of `result` read."""
+def _keep_read(result: GraphProto, bare: GraphProto, model: ModelProto, renamed: Mapping[str, str]) -> None:
+    """Add the inputs, weights and annotations that the nodes of `result` read, under the names they read them by."""
     read = {name for node in result.node for name in read_by(node)}
     made = {o for n in result.node for o in n.output}
     result.input.extend(i for i in bare.input if i.name in read)
     for weight in weights(model):
         if isinstance(weight, SparseTensorProto):
-            if weight.values.name in read:
+            name = renamed.get(weight.values.name, weight.values.name)
+            if name in read:
                 result.sparse_initializer.append(weight)
-        elif weight.name in read:
+                result.sparse_initializer[-1].values.name = name
+        elif (name := renamed.get(weight.name, weight.name)) in read:
             result.initializer.append(weight)
+            result.initializer[-1].name = name
     result.value_info.extend(v for v in bare.value_info if v.name in read & made)
     noted = model.graph.quantization_annotation
     result.quantization_annotation.extend(a for a in noted if a.tensor_name in read & made)

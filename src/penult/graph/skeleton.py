@@ -66,8 +66,8 @@ def _lacks_body(graph: GraphProto) -> bool:
 
 def restore(nodes: Iterable[NodeProto], model: ModelProto) -> list[NodeProto]:
     """Replace the emptied nodes of a skeleton by those of its model."""
-    bulky = {n.output[0]: n for n in _nodes(model.graph) if _is_bulky(n, deep=not model.functions)}
-    return [bulky.get(n.output[0], n) if n.output else n for n in nodes]
+    bulky = {tuple(n.output): n for n in _nodes(model.graph) if _is_bulky(n, deep=not model.functions)}
+    return [bulky.get(tuple(n.output), n) for n in nodes]
 
 
 def weights(model: ModelProto) -> Iterator[TensorProto | SparseTensorProto]:
