@@ -182,9 +182,11 @@ def test_one_line_a_request(guarded, log):
     guarded.post("/embed", {"inputs": []}, headers=headers)
     guarded.get("/no%0Awhere?token=hidden")
     until = time.monotonic() + 10
-    while log[1].getvalue().count("\n") < 3 and time.monotonic() < until:
+    while "no%0Awhere" not in log[1].getvalue() and time.monotonic() < until:
         time.sleep(0.01)  # the line is written after the answer
-    plain, as_json = (stream.getvalue() for stream in log)
+    # For the same reason the line of a request before these may still come.
+    plain, as_json = ("".join(line for line in stream.getvalue().splitlines(keepends=True) if "/nope" not in line)
+                      for stream in log)  # fmt: skip
     assert len(plain.splitlines()) == len(as_json.splitlines()) == 3
     for secret in ("moonlight", "hidden", KEY, "s3cret"):
         assert secret not in plain + as_json
