@@ -9,7 +9,7 @@ one or several or missing. A mask that takes something away although no text is 
 does, makes it another kind of attention, which is not found.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,7 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from penult.graph.flow import ACTIVE, operator, read_by, trace
-from penult.graph.linear import constants, readers
+from penult.graph.linear import constants, opset_of, readers
 from penult.graph.skeleton import Type, shapes, skeleton
 from penult.graph.unread import drop_unread
 
@@ -81,11 +81,6 @@ def find_attention(model: ModelProto) -> list[Attention]:
     return [found for found in every if found.mask in idle]
 
 
-def opset_of(model: ModelProto) -> int:
-    """Give the version of ONNX's own operators."""
-    return max((o.version for o in model.opset_import if o.domain in {"", "ai.onnx"}), default=0)
-
-
 class _Search:
     """Finds attention in a graph."""
 
@@ -113,7 +108,7 @@ class _Search:
         add = self._before(node.input[0])
         if add is None or operator(self._nodes[add]) != "Add":
             return None
-        scores, mask = sorted(self._nodes[add].input, key=lambda name: not self._bits.get(name, 0) & ACTIVE)
+        scores, mask = sorted(self._nodes[add].input, key=self._is_active, reverse=True)
         scale, product = self._scaled(scores)
         made = self._before(product)
         said = _said(self._nodes[made]) if made is not None else {}
@@ -144,7 +139,7 @@ class _Search:
             perm = tuple(_perm(node)[axis] for axis in perm)
         order = _order(perm, wanted)
         kind, dims = self._known.get(tensor, (0, None))
-        if kind != TensorProto.FLOAT or dims is None or len(dims) != 4 or not self._bits.get(tensor, 0) & ACTIVE:
+        if kind != TensorProto.FLOAT or dims is None or len(dims) != 4 or not self._is_active(tensor):
             return 0.0, None
         *first, heads, width = (dims[axis] for axis in order)
         flat = self._unsplit(tensor, first) if order == _AS_IT_IS else None
@@ -193,8 +188,30 @@ class _Search:
         return dims[3] != 1 and (dims[2] != 1 or dims[1] == 1)
 
     def is_idle(self, mask: str) -> bool:
-        """Say whether a mask takes nothing away where no text is padded."""
-        return _is_idle(self._model, mask, self._bits, self._known)
+        """Say whether a mask takes nothing away where no text is padded, by computing it for two texts of seven tokens."""
+        part = ModelProto()
+        part.CopyFrom(self._model)
+        del part.graph.output[:], part.graph.node[:]
+        part.graph.node.extend(node for node in self._nodes if not any(map(self._is_active, node.output)))
+        part.graph.output.append(helper.make_tensor_value_info(mask, TensorProto.FLOAT, None))
+        drop_unread(part.graph)
+        # Weights that are not loaded: a mask needs their shape, a bias of positions their values, which must not look idle.
+        stubs = [tensor for tensor in part.graph.initializer if tensor.data_location == TensorProto.EXTERNAL]
+        for tensor in stubs:
+            part.graph.initializer.remove(tensor)
+        there = {tensor.name for tensor in part.graph.initializer} | {name for node in part.graph.node for name in node.output}
+        read = {name for node in part.graph.node for name in read_by(node)} - there
+        wanted = {name: self._known.get(name, (0, None)) for name in read}
+        wanted |= {tensor.name: (tensor.data_type, tuple(tensor.dims)) for tensor in stubs}
+        try:
+            found = ReferenceEvaluator(part).run([mask], {name: _ones(kind) for name, kind in wanted.items()})[0]
+        except Exception:  # noqa: BLE001 - an operator that it lacks, a subgraph, a shape of its own: each with errors of its own
+            return False
+        return not np.any(found)
+
+    def _is_active(self, tensor: str) -> bool:
+        """Say whether a tensor carries token data."""
+        return bool(self._bits.get(tensor, 0) & ACTIVE)
 
     def _before(self, tensor: str) -> int | None:
         """Give the node that makes a tensor which one node alone reads."""
@@ -222,28 +239,6 @@ def _perm(node: NodeProto) -> Axes:
 def _order(perm: Axes, wanted: Axes) -> Axes:
     """Say how axes have to be put in order so that `wanted` gives what `perm` gives without."""
     return tuple(perm[wanted.index(axis)] for axis in range(len(perm)))
-
-
-def _is_idle(model: ModelProto, mask: str, bits: Mapping[str, int], known: Mapping[str, Type]) -> bool:
-    """Say whether a mask takes nothing away where no text is padded, by computing it for two texts of seven tokens."""
-    part = ModelProto()
-    part.CopyFrom(model)
-    del part.graph.output[:], part.graph.node[:]
-    part.graph.node.extend(node for node in model.graph.node if not any(bits.get(name, 0) & ACTIVE for name in node.output))
-    part.graph.output.append(helper.make_tensor_value_info(mask, TensorProto.FLOAT, None))
-    drop_unread(part.graph)
-    # Weights that are not loaded: a mask needs their shape, a bias of positions their values, which must not look idle.
-    stubs = [tensor for tensor in part.graph.initializer if tensor.data_location == TensorProto.EXTERNAL]
-    for tensor in stubs:
-        part.graph.initializer.remove(tensor)
-    there = {tensor.name for tensor in part.graph.initializer} | {name for node in part.graph.node for name in node.output}
-    wanted = {name: known.get(name, (0, None)) for node in part.graph.node for name in read_by(node) if name not in there}
-    wanted |= {tensor.name: (tensor.data_type, tuple(tensor.dims)) for tensor in stubs}
-    try:
-        found = ReferenceEvaluator(part).run([mask], {name: _ones(kind) for name, kind in wanted.items()})[0]
-    except Exception:  # noqa: BLE001 - an operator that it lacks, a subgraph, a shape of its own: each with errors of its own
-        return False
-    return not np.any(found)
 
 
 def _ones(kind: Type) -> NDArray[Any]:

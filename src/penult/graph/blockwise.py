@@ -22,7 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from penult.graph.attention import Attention, Operand, find_attention, opset_of
+from penult.graph.attention import Attention, Operand, find_attention
+from penult.graph.linear import opset_of
 from penult.graph.unread import drop_unread
 
 _PREFIX = "penult/attention/"

@@ -48,6 +48,11 @@ def constants(graph: onnx.GraphProto) -> dict[str, TensorProto]:
     return found
 
 
+def opset_of(model: onnx.ModelProto) -> int:
+    """Give the version of ONNX's own operators."""
+    return max((o.version for o in model.opset_import if o.domain in {"", "ai.onnx"}), default=0)
+
+
 def readers(graph: onnx.GraphProto) -> dict[str, list[int]]:
     """Give the positions of the nodes that read each tensor, in a subgraph too; -1 stands for the graph's outputs."""
     found: dict[str, list[int]] = {}

@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 from onnx import NodeProto, helper, numpy_helper
 
-from penult.graph.linear import constants
+from penult.graph.linear import constants, opset_of
 
 _PREFIX = "penult/plain/"
 
@@ -86,8 +86,7 @@ def _attention(node: NodeProto, prefix: str, model: onnx.ModelProto, out: onnx.M
 
 
 def _split(x: str, parts: Sequence[str], name: str, sizes: Sequence[int], out: onnx.ModelProto) -> NodeProto:
-    opset = next(o.version for o in out.opset_import if o.domain in {"", "ai.onnx"})
-    if opset < 13:
+    if opset_of(out) < 13:
         return helper.make_node("Split", [x], list(parts), axis=2, split=list(sizes))
     out.graph.initializer.append(numpy_helper.from_array(np.asarray(sizes, dtype=np.int64), name))
     return helper.make_node("Split", [x, name], list(parts), axis=2)

@@ -16,6 +16,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from penult.graph.linear import opset_of
 from penult.types import Pooling
 
 OUTPUT = "sentence_embedding"
@@ -65,7 +66,7 @@ def append_reducer(model: onnx.ModelProto, source: str, reducer: Reducer) -> onn
     """
     out = onnx.ModelProto()
     out.CopyFrom(model)
-    build = _Builder(out.graph, _opset(out))
+    build = _Builder(out.graph, opset_of(out))
     x = build.op("Cast", source, to=TensorProto.FLOAT)  # half precision overflows in sums and norms
     if reducer.pooling is not None:
         x = _pool(build, x, reducer)
@@ -198,7 +199,3 @@ class _Builder:
     def _name(self) -> str:
         self._made += 1
         return f"{_PREFIX}{self._made}"
-
-
-def _opset(model: onnx.ModelProto) -> int:
-    return next(int(opset.version) for opset in model.opset_import if opset.domain in ("", "ai.onnx"))
