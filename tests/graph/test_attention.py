@@ -203,6 +203,21 @@ def test_another_form_is_left(change):
     assert fuse_attention(model) is model
 
 
+def test_a_mask_from_a_loop_is_not_computed():
+    """A mask that a subgraph makes is not run to see what it does: a loop may have no end."""
+    model = attention()
+    add = next(node for node in model.graph.node if node.op_type == "Add")
+    branch = helper.make_graph(
+        [helper.make_node("Identity", [add.input[0]], ["inner"])], "branch", [],
+        [helper.make_tensor_value_info("inner", TensorProto.FLOAT, ["batch", 1, 1, "sequence"])],
+    )  # fmt: skip
+    model.graph.initializer.append(numpy_helper.from_array(np.array(True), "yes"))
+    place = list(model.graph.node).index(add)
+    model.graph.node.insert(place, helper.make_node("If", ["yes"], ["decided"], then_branch=branch, else_branch=branch))
+    model.graph.node[place + 1].input[0] = "decided"
+    assert find_attention(model) == []
+
+
 def test_weights_beside_the_graph_are_not_read():
     """A bias of positions whose numbers lie in another file is no padding mask; a table of words there does not disturb."""
     model = attention()

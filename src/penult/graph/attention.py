@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from penult.graph.flow import ACTIVE, operator, read_by, trace
+from penult.graph.flow import ACTIVE, operator, read_by, subgraphs, trace
 from penult.graph.linear import constants, opset_of, readers
 from penult.graph.skeleton import Type, shapes, skeleton
 from penult.graph.unread import drop_unread
@@ -195,6 +195,8 @@ class _Search:
         part.graph.node.extend(node for node in self._nodes if not any(map(self._is_active, node.output)))
         part.graph.output.append(helper.make_tensor_value_info(mask, TensorProto.FLOAT, None))
         drop_unread(part.graph)
+        if any(any(subgraphs(node)) for node in part.graph.node):
+            return False  # a loop may have no end
         # Weights that are not loaded: a mask needs their shape, a bias of positions their values, which must not look idle.
         stubs = [tensor for tensor in part.graph.initializer if tensor.data_location == TensorProto.EXTERNAL]
         for tensor in stubs:
@@ -205,7 +207,7 @@ class _Search:
         wanted |= {tensor.name: (tensor.data_type, tuple(tensor.dims)) for tensor in stubs}
         try:
             found = ReferenceEvaluator(part).run([mask], {name: _ones(kind) for name, kind in wanted.items()})[0]
-        except Exception:  # noqa: BLE001 - an operator that it lacks, a subgraph, a shape of its own: each with errors of its own
+        except Exception:  # noqa: BLE001 - an operator that it lacks, a shape of its own: each with errors of its own
             return False
         return not np.any(found)
 
