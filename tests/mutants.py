@@ -31,6 +31,8 @@ ROOT = Path(__file__).parents[1]
 SECONDS, MEMORY = 240, 12 * 2**30
 FILES = {
     "batching.py": ["tests/test_batching.py"],
+    "graph/attention.py": ["tests/graph/test_attention.py"],
+    "graph/blockwise.py": ["tests/graph/test_attention.py"],
     "graph/pooling.py": ["tests/graph/test_pooling.py"],
     "graph/cut.py": ["tests/graph/test_cut.py"],
     "graph/layers.py": ["tests/graph/test_stream.py", "tests/graph/test_layers.py"],

@@ -46,6 +46,8 @@ def attention(*, heads=2, width=8, value_width=8, scale="after", turn="direct", 
     q, v = (op("Transpose", x, perm=[0, 2, 1, 3]) for x in (q, v))
     if turn == "rotary":  # something happens to queries and keys after their heads were put apart
         q, k = op("Neg", q), op("Neg", op("Transpose", k, perm=[0, 2, 1, 3]))
+    elif turn == "gated":
+        q = op("Mul", q, op("Sigmoid", q))
     elif turn == "twice":
         k = op("Transpose", k, perm=[0, 2, 1, 3])
     if scale == "both":
@@ -56,9 +58,19 @@ def attention(*, heads=2, width=8, value_width=8, scale="after", turn="direct", 
     else:
         perm = [0, 1, 3, 2] if turn in {"twice", "rotary"} else [0, 2, 3, 1]
         scores = op("MatMul", q, op("Transpose", k, perm=perm))
-    scores = {"after": lambda: op("Mul", scores, "s"), "divided": lambda: op("Div", scores, "s")}.get(scale, lambda: scores)()
+    after = {
+        "after": ("Mul", scores, "s"),
+        "before": ("Mul", "s", scores),
+        "divided": ("Div", scores, "s"),
+        "heads": ("Mul", scores, "by head"),
+    }
+    scores = op(*after[scale]) if scale in after else scores
     there = op("Unsqueeze", "attention_mask", "axes")
-    if mask == "row":
+    if mask == "heads":
+        bias = op("Mul", op("Sub", "one", op("Cast", there, to=TensorProto.FLOAT)), "by head")
+    elif mask == "column":
+        bias = op("Transpose", op("Sub", "one", op("Cast", there, to=TensorProto.FLOAT)), perm=[0, 1, 3, 2])
+    elif mask == "row":
         bias = op("Mul", op("Sub", "one", op("Cast", there, to=TensorProto.FLOAT)), "low")
     else:
         bias = op("Where", op("And", op("Cast", there, to=TensorProto.BOOL), _allowed(op, mask)), "zero", "low")
@@ -109,9 +121,11 @@ def operators(model):
 
 @pytest.mark.parametrize("mask", MASKS)
 @pytest.mark.parametrize("form", [
-    {}, {"scale": "divided"}, {"scale": "both"}, {"scale": "fused"}, {"scale": "none"}, {"turn": "twice"}, {"turn": "rotary"},
+    {}, {"scale": "divided"}, {"scale": "both"}, {"scale": "fused"}, {"scale": "none"}, {"scale": "before"},
+    {"turn": "gated"}, {"turn": "twice"}, {"turn": "rotary"},
     {"turn": "rotary", "scale": "fused"}, {"turn": "twice", "scale": "both"}, {"width": 7, "value_width": 5}, {"heads": 1},
-    {"low": -1e4}, {"mask": "square"}, {"mask": "window"},
+    {"low": -1e4}, {"low": -2.0},
+    {"low": -2.0, "scale": "divided"},  {"mask": "square"}, {"mask": "window"},
 ], ids=str)  # fmt: skip
 def test_every_form_gives_the_same(form, mask):
     """However an exporter wrote scale, transposes and mask, the mix is the same with and without padding."""
@@ -155,6 +169,8 @@ def test_no_scores_are_left():
     assert "Softmax" in operators(model)
     assert "Softmax" not in operators(fused)
     assert operators(fused).count("ReduceL1") == 1
+    assert "Equal" not in operators(fused)  # a row for each text is the same for all queries without a look
+    assert [opset.domain for opset in fused.opset_import] == ["", "com.microsoft"]
     assert operators(fused).count("If") == operators(model).count("Softmax")
 
 
@@ -172,9 +188,11 @@ def test_a_name_decides_nothing():
     assert operators(fuse_attention(model)) == operators(fuse_attention(bert_graph(bert_weights(), heads=2)))
 
 
-@pytest.mark.parametrize("form", [{"mask": "causal"}, {"end": False}], ids=str)
+@pytest.mark.parametrize("form", [
+    {"mask": "causal"}, {"mask": "heads"}, {"mask": "column"}, {"scale": "heads"}, {"end": False},
+], ids=str)  # fmt: skip
 def test_what_looks_alike_is_left(form):
-    """A causal mask, and a mix that stays apart by heads, keep their operators."""
+    """A causal mask, one of its own for each head, one of queries, a scale of each head, a mix that stays apart by heads."""
     model = attention(**form)
     assert fuse_attention(model) is model
 
@@ -201,6 +219,24 @@ def test_another_form_is_left(change):
         name = softmax.input[0] if change == "scores" else softmax.output[0]
         graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, None))
     assert fuse_attention(model) is model
+
+
+@pytest.mark.parametrize(("opset", "axis", "found"), [
+    (13, None, 1), (12, None, 0), (12, -1, 1), (12, 3, 1), (17, 3, 1), (17, 1, 0), (17, 2, 0), (11, -1, 1), (10, -1, 0),
+])  # fmt: skip
+def test_the_axis_of_softmax(opset, axis, found):
+    """Shares of all keys are along the last axis, which older opsets have to say."""
+    model = attention()
+    model.opset_import[0].version = opset
+    softmax = next(node for node in model.graph.node if node.op_type == "Softmax")
+    del softmax.attribute[:]
+    if axis is not None:
+        softmax.attribute.append(helper.make_attribute("axis", axis))
+    for node in model.graph.node:
+        if node.op_type == "Unsqueeze" and opset < 13:
+            del node.input[1:]
+            node.attribute.append(helper.make_attribute("axes", [1, 2]))
+    assert (fuse_attention(model) is not model) == found
 
 
 def test_a_mask_from_a_loop_is_not_computed():
