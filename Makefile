@@ -11,9 +11,9 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 demo: $(VENV)/demo.stamp
 	@$(BIN)/python notebooks/demo.py $(if $(DOCS),--docs "$(DOCS)")
 
-# Each file's tests stay in one process: they share what is dear to make.
+# Each file's tests stay in one process: they share what is dear to make. A process that dies is not replaced: it may hang then.
 WORKERS := 2
-PYTEST := python -m pytest -q -n $(WORKERS) --dist loadfile
+PYTEST := python -m pytest -q -n $(WORKERS) --dist loadfile --max-worker-restart 0
 
 test: $(VENV)/dev.stamp
 	$(BIN)/$(PYTEST)

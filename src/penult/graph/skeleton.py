@@ -41,7 +41,7 @@ def shapes(bare: ModelProto, *, strict: bool = False) -> dict[str, Type]:
     other gives what it states; if `strict`, nothing.
     """
     inferred = None
-    if not _lacks_body(bare.graph):
+    if not _has_broken_scan(bare.graph):
         with suppress(*_NOT_INFERRED):
             inferred = onnx.shape_inference.infer_shapes(bare, data_prop=True, strict_mode=strict)
     if inferred is None and strict:
@@ -57,11 +57,17 @@ def shapes(bare: ModelProto, *, strict: bool = False) -> dict[str, Type]:
     return known
 
 
-def _lacks_body(graph: GraphProto) -> bool:
-    """Say whether there is a Scan without its body, over which onnx 1.17 ends the process."""
+def _has_broken_scan(graph: GraphProto) -> bool:
+    """Say whether there is a Scan without its body or the inputs it runs over, over which onnx 1.17 ends the process."""
     return any(
-        (node.op_type == "Scan" and not any(subgraphs(node))) or any(map(_lacks_body, subgraphs(node))) for node in graph.node
+        (node.op_type == "Scan" and not _is_whole_scan(node)) or any(map(_has_broken_scan, subgraphs(node)))
+        for node in graph.node
     )
+
+
+def _is_whole_scan(node: NodeProto) -> bool:
+    over = next((a.i for a in node.attribute if a.name == "num_scan_inputs"), 0)
+    return any(subgraphs(node)) and 0 < over <= len(node.input)
 
 
 def restore(nodes: Iterable[NodeProto], model: ModelProto) -> list[NodeProto]:
