@@ -9,6 +9,7 @@ from models import Size, bert_graph, bert_weights
 from onnx import ModelProto, TensorProto
 
 from penult.graph.assemble import read
+from penult.graph.blockwise import fuse_attention
 from penult.graph.cut import cut
 from penult.graph.layers import NotATransformerError, hidden_states
 
@@ -20,7 +21,7 @@ OPS = ["", "Add", "MatMul", "If", "Loop", "Scan", "Constant", "Transpose", "Resh
 
 
 def one(data: bytes) -> None:
-    """Read a graph altered in its fields, or the bytes themselves; list its hidden states and cut at each of them."""
+    """Read a graph altered in its fields, or the bytes themselves; list its hidden states, cut at each and fuse attention."""
     draw = Draw(data)
     PATH.write_bytes(draw.take(20_000) if draw.whole(1) else _altered(draw))
     try:
@@ -42,6 +43,8 @@ def one(data: bytes) -> None:
         assert [o.name for o in made.graph.output] == ["token_embeddings"]
         read_there = {i for node in made.graph.node for i in node.input} | {"token_embeddings"}
         assert {i.name for i in made.graph.initializer} <= read_there
+        fused = fuse_attention(made)
+        assert [o.name for o in fused.graph.output] == ["token_embeddings"]
 
 
 def _altered(draw: Draw) -> bytes:

@@ -254,6 +254,24 @@ def test_a_mask_from_a_loop_is_not_computed():
     assert find_attention(model) == []
 
 
+@pytest.mark.parametrize("kind", ["Softmax", "MatMul", "Mul", "Add", "Transpose", "Reshape"])
+@pytest.mark.parametrize("field", ["input", "output"])
+def test_a_broken_graph_is_left(kind, field):
+    """A node that lacks what it reads or writes is the runtime's to refuse."""
+    model = attention()
+    for node in model.graph.node:
+        if node.op_type == kind:
+            del getattr(node, field)[-1]
+    assert fuse_attention(model) is model
+
+
+def test_a_scale_without_its_number_is_none():
+    """A constant that says it is one number and holds none, found by a fuzzer, is no scale."""
+    model = attention()
+    next(tensor for tensor in model.graph.initializer if tensor.name == "s").ClearField("raw_data")
+    assert fuse_attention(model) is model
+
+
 def test_weights_beside_the_graph_are_not_read():
     """A bias of positions whose numbers lie in another file is no padding mask; a table of words there does not disturb."""
     model = attention()

@@ -10,6 +10,7 @@ does, makes it another kind of attention, which is not found.
 """
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +29,7 @@ _HEADS_INSIDE, _KEYS_LAST = (0, 2, 1, 3), (0, 2, 3, 1)  # from (B, T, N, H) to w
 _SWAPPED = (0, 1, 3, 2)
 _AS_IT_IS = (0, 1, 2, 3)
 _LEAST = 1e-6  # a scale below it is none that attention uses, and a mask divided by it might be no number any more
+_READS = {"Softmax": 1, "Transpose": 1, "Reshape": 2, "MatMul": 2, "FusedMatMul": 2, "Add": 2, "Mul": 2, "Div": 2}
 _TURNED = ("transA", "transBatchA", "transBatchB")
 
 Axes = tuple[int, ...]
@@ -73,8 +75,11 @@ def find_attention(model: ModelProto) -> list[Attention]:
     Args:
         model: may be loaded without its external data.
     """
-    if not any(operator(node) == "Softmax" for node in model.graph.node):
+    nodes = model.graph.node
+    if not any(operator(node) == "Softmax" for node in nodes):
         return []
+    if any(len(node.input) < _READS[node.op_type] or not any(node.output[:1]) for node in nodes if node.op_type in _READS):
+        return []  # a broken graph, of which the runtime says more
     search = _Search(model)
     every = [found for i in range(len(model.graph.node)) if (found := search.around(i)) is not None]
     idle = {mask for mask in dict.fromkeys(found.mask for found in every) if search.is_idle(mask)}
@@ -176,9 +181,13 @@ class _Search:
     def _number(self, name: str) -> float | None:
         """Give the value of a constant that is one number."""
         tensor = self._fixed.get(name)
-        if tensor is None or tensor.data_location == TensorProto.EXTERNAL or len(tensor.dims) > 4:
+        if tensor is None or tensor.data_location == TensorProto.EXTERNAL or tensor.data_type != TensorProto.FLOAT:
             return None
-        return float(numpy_helper.to_array(tensor).reshape(())) if all(size == 1 for size in tensor.dims) else None
+        if len(tensor.dims) > 4 or any(size != 1 for size in tensor.dims):
+            return None
+        with suppress(ValueError):  # it has no number
+            return float(numpy_helper.to_array(tensor).reshape(()))
+        return None
 
     def _is_mask(self, tensor: str) -> bool:
         """Say whether a tensor of (B, N or 1, T or 1, T) depends on the inputs and carries no token data."""
