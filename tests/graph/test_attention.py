@@ -68,6 +68,9 @@ def attention(*, heads=2, width=8, value_width=8, scale="after", turn="direct", 
     there = op("Unsqueeze", "attention_mask", "axes")
     if mask == "heads":
         bias = op("Mul", op("Sub", "one", op("Cast", there, to=TensorProto.FLOAT)), "by head")
+    elif mask == "shared":  # by all texts
+        least = op("ReduceMin", op("Cast", "attention_mask", to=TensorProto.FLOAT), axes=[0], keepdims=0)
+        bias = op("Mul", op("Sub", "one", least), "low")
     elif mask == "column":
         bias = op("Transpose", op("Sub", "one", op("Cast", there, to=TensorProto.FLOAT)), perm=[0, 1, 3, 2])
     elif mask == "row":
@@ -189,7 +192,7 @@ def test_a_name_decides_nothing():
 
 
 @pytest.mark.parametrize("form", [
-    {"mask": "causal"}, {"mask": "heads"}, {"mask": "column"}, {"scale": "heads"}, {"end": False},
+    {"mask": "causal"}, {"mask": "heads"}, {"mask": "shared"}, {"mask": "column"}, {"scale": "heads"}, {"end": False},
 ], ids=str)  # fmt: skip
 def test_what_looks_alike_is_left(form):
     """A causal mask, one of its own for each head, one of queries, a scale of each head, a mix that stays apart by heads."""
