@@ -20,14 +20,14 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from penult.graph.flow import ACTIVE, operator, read_by, subgraphs, trace
-from penult.graph.linear import constants, opset_of, readers
+from penult.graph.linear import constants, readers
+from penult.graph.opsets import MICROSOFT, opset_of
 from penult.graph.skeleton import Type, shapes, skeleton
 from penult.graph.unread import drop_unread
 
-_MICROSOFT = "com.microsoft"
 _HEADS_INSIDE, _KEYS_LAST = (0, 2, 1, 3), (0, 2, 3, 1)  # from (B, T, N, H) to what the two products read
 _SWAPPED = (0, 1, 3, 2)
-_AS_IT_IS = (0, 1, 2, 3)
+AS_IT_IS = (0, 1, 2, 3)
 _LEAST = 1e-6  # a scale below it is none that attention uses, and a mask divided by it might be no number any more
 _READS = {"Softmax": 1, "Transpose": 1, "Reshape": 2, "MatMul": 2, "FusedMatMul": 2, "Add": 2, "Mul": 2, "Div": 2}
 _TURNED = ("transA", "transBatchA", "transBatchB")
@@ -81,7 +81,7 @@ def find_attention(model: ModelProto) -> list[Attention]:
     if any(len(node.input) < _READS[node.op_type] or not any(node.output[:1]) for node in nodes if node.op_type in _READS):
         return []  # a broken graph, of which the runtime says more
     search = _Search(model)
-    every = [found for i in range(len(model.graph.node)) if (found := search.around(i)) is not None]
+    every = [found for i in range(len(nodes)) if (found := search.around(i)) is not None]
     idle = {mask for mask in dict.fromkeys(found.mask for found in every) if search.is_idle(mask)}
     return [found for found in every if found.mask in idle]
 
@@ -133,9 +133,9 @@ class _Search:
 
     def _operand(self, tensor: str, wanted: Axes, *, turned: object = False) -> tuple[float, Operand | None]:
         """Follow an operand of a product back through scales and transposes to where it has the axes (B, T, N, H)."""
-        perm: Axes = _SWAPPED if turned else _AS_IT_IS
+        perm: Axes = _SWAPPED if turned else AS_IT_IS
         scale = 1.0
-        while _order(perm, wanted) != _AS_IT_IS:
+        while _order(perm, wanted) != AS_IT_IS:
             factor, below = self._scaled(tensor)
             node = self._nodes[self._made[below]] if below in self._made else None
             if node is None or operator(node) != "Transpose" or len(_perm(node)) != len(perm):
@@ -147,7 +147,7 @@ class _Search:
         if kind != TensorProto.FLOAT or dims is None or len(dims) != 4 or not self._is_active(tensor):
             return 0.0, None
         *first, heads, width = (dims[axis] for axis in order)
-        flat = self._unsplit(tensor, first) if order == _AS_IT_IS else None
+        flat = self._unsplit(tensor, first) if order == AS_IT_IS else None
         hidden = (self._known[flat][1] or (None,))[-1] if flat else None
         if not isinstance(heads, int) and isinstance(hidden, int) and isinstance(width, int):
             heads = hidden // width
@@ -236,7 +236,7 @@ class _Search:
 
 def _kind(node: NodeProto) -> str:
     """Name a node's operator, ONNX Runtime's product with a factor as the plain one."""
-    return "MatMul" if (node.domain, node.op_type) == (_MICROSOFT, "FusedMatMul") else operator(node)
+    return "MatMul" if (node.domain, node.op_type) == (MICROSOFT, "FusedMatMul") else operator(node)
 
 
 def _said(node: NodeProto) -> dict[str, Any]:

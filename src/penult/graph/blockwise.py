@@ -22,12 +22,11 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from penult.graph.attention import Attention, Operand, find_attention
-from penult.graph.linear import opset_of
+from penult.graph.attention import AS_IT_IS, Attention, Operand, find_attention
+from penult.graph.opsets import MICROSOFT, allow_microsoft, opset_of
 from penult.graph.unread import drop_unread
 
 _PREFIX = "penult/attention/"
-_MICROSOFT = "com.microsoft"
 _OLDEST = 11  # the first opset whose Pad takes its sizes as an input
 # The most that is taken from a score: nothing is left of its share, and times a scale it is still a number.
 _FLOOR = -1e30
@@ -53,8 +52,7 @@ def fuse_attention(model: ModelProto) -> ModelProto:
         else:
             out.graph.node.append(node)
     drop_unread(out.graph)
-    if all(o.domain != _MICROSOFT for o in out.opset_import):
-        out.opset_import.append(helper.make_opsetid(_MICROSOFT, 1))
+    allow_microsoft(out)
     return out
 
 
@@ -115,13 +113,13 @@ class _Writer:
         if operand.flat:
             return operand.flat
         tensor = operand.tensor
-        if operand.order != tuple(range(4)):
+        if operand.order != AS_IT_IS:
             tensor = self._add("Transpose", [tensor], f"{name}/turned", perm=operand.order)
         return self._add("Reshape", [tensor, self._constant(np.array([0, 0, -1]))], f"{name}/flat")
 
     def _attend(self, what: Attention, parts: Sequence[str], output: str) -> NodeProto:
         said = {"num_heads": what.query.heads, "scale": what.scale}
-        return helper.make_node("MultiHeadAttention", list(parts), [output], domain=_MICROSOFT, name=output, **said)
+        return helper.make_node("MultiHeadAttention", list(parts), [output], domain=MICROSOFT, name=output, **said)
 
     def _masked(self, what: Attention, parts: Sequence[str], mask: str, prefix: str) -> list[NodeProto]:
         """Give the nodes of attention with padding: a channel of ones in the queries, the mask in the keys."""

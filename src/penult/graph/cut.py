@@ -4,12 +4,12 @@ It knows graphs, not transformers: which tensor to end at is told by the caller 
 are copied once, weights in external files not at all: only their references are.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 
 from onnx import GraphProto, ModelProto, NodeProto, SparseTensorProto, TensorProto, helper
 
-from penult.graph.flow import FLOATS, read_by, subgraphs
+from penult.graph.flow import FLOATS, ancestors, read_by, subgraphs
 from penult.graph.skeleton import Type, restore, shapes, skeleton, weights
 
 
@@ -50,7 +50,8 @@ def cut(model: ModelProto, tensor: str, *, output_name: str = "token_embeddings"
         metadata_props=model.metadata_props,
     )
     result.graph.name = model.graph.name
-    result.graph.node.extend(restore(_ancestors((*bare.graph.node, *tail), last), model))
+    nodes = (*bare.graph.node, *tail)
+    result.graph.node.extend(restore([nodes[i] for i in ancestors(nodes, [last])], model))
     renamed = _rename(result.graph, bare.graph, last, output_name)
     _keep_read(result.graph, bare.graph, model, renamed)
     _, dims = types.get(name, (0, None))
@@ -134,18 +135,6 @@ _IDS = frozenset((TensorProto.INT64, TensorProto.INT32))
 
 def _inputs(graph: GraphProto) -> set[str]:
     return {i.name for i in graph.input}
-
-
-def _ancestors(nodes: Sequence[NodeProto], tensor: str) -> list[NodeProto]:
-    """List the nodes `tensor` depends on, in their order."""
-    producer = {o: i for i, n in enumerate(nodes) for o in n.output if o}
-    stack, wanted = [tensor], set()
-    while stack:
-        node = producer.get(stack.pop())
-        if node is not None and node not in wanted:
-            wanted.add(node)
-            stack.extend(read_by(nodes[node]))
-    return [nodes[i] for i in sorted(wanted)]
 
 
 def _free(graph: GraphProto, name: str) -> str:

@@ -9,7 +9,7 @@ Tensors that depend on a lookup's output are *active*: they carry token data. Ev
 shapes) is a side input.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from graphlib import TopologicalSorter
 from math import prod
@@ -154,6 +154,18 @@ def read_by(node: onnx.NodeProto) -> tuple[str, ...]:
         wanted = [n for inner in graph.node for n in read_by(inner)] + [o.name for o in graph.output]
         names.update(dict.fromkeys(n for n in wanted if n not in local))
     return tuple(names)
+
+
+def ancestors(nodes: Sequence[onnx.NodeProto], tensors: Iterable[str]) -> list[int]:
+    """List the positions of the nodes that any of some tensors depends on, in their order."""
+    producer = {o: i for i, n in enumerate(nodes) for o in n.output if o}
+    stack, found = list(tensors), set[int]()
+    while stack:
+        node = producer.get(stack.pop())
+        if node is not None and node not in found:
+            found.add(node)
+            stack.extend(read_by(nodes[node]))
+    return sorted(found)
 
 
 def trace(graph: onnx.GraphProto) -> Flow:

@@ -12,7 +12,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
-from penult.graph.flow import read_by
+from penult.graph.flow import ancestors, read_by
 
 Floats = NDArray[np.float32]
 
@@ -48,11 +48,6 @@ def constants(graph: onnx.GraphProto) -> dict[str, TensorProto]:
     return found
 
 
-def opset_of(model: onnx.ModelProto) -> int:
-    """Give the version of ONNX's own operators."""
-    return max((o.version for o in model.opset_import if o.domain in {"", "ai.onnx"}), default=0)
-
-
 def readers(graph: onnx.GraphProto) -> dict[str, list[int]]:
     """Give the positions of the nodes that read each tensor, in a subgraph too; -1 stands for the graph's outputs."""
     found: dict[str, list[int]] = {}
@@ -72,7 +67,7 @@ def find_linears(model: onnx.ModelProto, before: str) -> list[Linear]:
         before: a tensor; a layer behind it (a dense layer on the pooled vector) is not listed.
     """
     graph, fixed, read = model.graph, constants(model.graph), readers(model.graph)
-    wanted = _ancestors(graph, before)
+    wanted = set(ancestors(graph.node, [before]))
     found = []
     for i, node in enumerate(graph.node):
         if i not in wanted or node.input[:1] == [] or node.input[0] in fixed:
@@ -127,15 +122,3 @@ def _floats(tensor: TensorProto) -> Floats:
 def _sole_reader(read: Mapping[str, list[int]], tensor: str) -> int | None:
     found = read.get(tensor, [])
     return found[0] if len(found) == 1 and found[0] >= 0 else None
-
-
-def _ancestors(graph: onnx.GraphProto, tensor: str) -> set[int]:
-    """Give the positions of the nodes that a tensor depends on."""
-    producer = {o: i for i, n in enumerate(graph.node) for o in n.output if o}
-    stack, seen = [tensor], set()
-    while stack:
-        node = producer.get(stack.pop())
-        if node is not None and node not in seen:
-            seen.add(node)
-            stack.extend(read_by(graph.node[node]))
-    return seen

@@ -15,7 +15,8 @@ import numpy as np
 import onnx
 from onnx import NodeProto, helper, numpy_helper
 
-from penult.graph.linear import constants, opset_of
+from penult.graph.linear import constants
+from penult.graph.opsets import opset_of
 
 _PREFIX = "penult/plain/"
 

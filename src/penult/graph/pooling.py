@@ -16,7 +16,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from penult.graph.linear import opset_of
+from penult.graph.opsets import opset_of
 from penult.types import Pooling
 
 OUTPUT = "sentence_embedding"

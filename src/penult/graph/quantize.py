@@ -19,12 +19,12 @@ from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from penult.graph.linear import Linear, constants, readers
+from penult.graph.opsets import MICROSOFT, allow_microsoft
 from penult.graph.rounding import nearest
 from penult.graph.scales import Packed, Treatment
 from penult.graph.unread import drop_unread
 
 _PREFIX = "penult/int8/"
-_MICROSOFT = "com.microsoft"
 _TABLE_ROWS = 256  # a table of fewer rows is small as it is
 
 
@@ -66,13 +66,12 @@ def quantize(model: onnx.ModelProto, treated: Mapping[str, tuple[Group, Treatmen
         elif i in gone:
             continue
         elif _is_gelu(node):
-            write.add("FastGelu", list(node.input), node.output[0], domain=_MICROSOFT)
+            write.add("FastGelu", list(node.input), node.output[0], domain=MICROSOFT)
         elif (table := _table(node, fixed, read)) is not None:
             write.table(node, table)
         else:
             out.graph.node.append(node)
-    if all(opset.domain != _MICROSOFT for opset in out.opset_import):
-        out.opset_import.append(helper.make_opsetid(_MICROSOFT, 1))
+    allow_microsoft(out)
     drop_unread(out.graph)
     return out
 
@@ -109,7 +108,7 @@ class _Writer:
             [steps, self.constant(packed.weight), scale, self.constant(packed.scale), zero,
              self.constant(np.int8(0)), self.constant(packed.bias)],
             "" if len(treatment.split) else linear.output,
-            domain=_MICROSOFT,
+            domain=MICROSOFT,
         )  # fmt: skip
         if len(treatment.split):
             self._rest(group.input, treatment, packed, product, linear.output)

@@ -2,22 +2,17 @@
 
 from onnx import GraphProto
 
-from penult.graph.flow import read_by
+from penult.graph.flow import ancestors, read_by
 
 
 def drop_unread(graph: GraphProto) -> None:
     """Drop nodes, initialisers and what is stated of tensors that no output depends on; inputs and outputs stay."""
-    made = {name: i for i, node in enumerate(graph.node) for name in node.output if name}
-    stack, read, kept = [output.name for output in graph.output], set[str](), set[int]()
-    while stack:
-        name = stack.pop()
-        read.add(name)
-        if (i := made.get(name)) is not None and i not in kept:
-            kept.add(i)
-            stack.extend(read_by(graph.node[i]))
-    there = {name for i in kept for name in graph.node[i].output}
+    outputs = [output.name for output in graph.output]
+    kept = [graph.node[i] for i in ancestors(graph.node, outputs)]
+    read = {*outputs, *(name for node in kept for name in read_by(node))}
+    there = {name for node in kept for name in node.output}
     for field, left in (
-        (graph.node, [node for i, node in enumerate(graph.node) if i in kept]),
+        (graph.node, kept),
         (graph.initializer, [tensor for tensor in graph.initializer if tensor.name in read]),
         (graph.value_info, [info for info in graph.value_info if info.name in there]),
     ):
