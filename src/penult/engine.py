@@ -35,8 +35,9 @@ _DTYPES = {
 }
 
 # Fusions whose kernels are slower than what they replace: SkipLayerNormalization takes 1.17 ms for 512 rows of 384 values,
-# Add and LayerNormalization 0.18 (ONNX Runtime 1.32, one core with AVX2).
-_SLOW = ("SkipLayerNormFusion",)
+# Add and LayerNormalization 0.18 (ONNX Runtime 1.32, one core with AVX2). BiasGelu takes 0.95 ns a value, Gelu 0.18 and Add 0.1
+# (one core with AVX-512): without it a feed-forward block of 384 and 1536 values takes 3 % less.
+_SLOW = ("SkipLayerNormFusion", "BiasGeluFusion")
 
 
 class Engine:

@@ -2,11 +2,10 @@
 
     x --> MatMul(W) --> Add(b) --> y        becomes
 
-    x --> [Mul(factor)] --> QuantizeLinear(scale) --> MatMulIntegerToFloat(W8, scales, b) --> [Add] --> y
+    x --> [Mul(factor)] --> [Add(offset)] --> QuantizeLinear(scale) --> MatMulIntegerToFloat(W8, scales, b) --> [Add] --> y
     `---> [Gather(split channels) ------------------> MatMul(their rows of W)] -----------------^
 
-Layers that read the same tensor share its quantisation. The word table is kept as 8-bit rows with a scale each; the Gelu of a
-feed-forward block takes its tanh form, whose error (5e-4) is far below a step of what quantises it next.
+Layers that read the same tensor share its quantisation. The word table is kept as 8-bit rows with a scale each.
 How each layer is treated is `scales`' business; this file writes nodes.
 """
 
@@ -44,12 +43,15 @@ def grouped(linears: Sequence[Linear]) -> list[Group]:
     return [Group(name, tuple(layers)) for name, layers in found.items()]
 
 
-def quantize(model: onnx.ModelProto, treated: Mapping[str, tuple[Group, Treatment]]) -> onnx.ModelProto:
+def quantize(
+    model: onnx.ModelProto, treated: Mapping[str, tuple[Group, Treatment]], *, fast_gelu: bool = False
+) -> onnx.ModelProto:
     """Give a new model with the treated layers in 8 bits; the rest of the graph stays as it is.
 
     Args:
         model: loaded with its data. It is not changed.
         treated: by the tensor that a group reads.
+        fast_gelu: whether Gelu takes its tanh form, whose error (5e-4) is far below a step of what quantises it next.
     """
     out = onnx.ModelProto()
     out.CopyFrom(model)
@@ -65,7 +67,7 @@ def quantize(model: onnx.ModelProto, treated: Mapping[str, tuple[Group, Treatmen
             write.linear(group, which, treated[group.input][1])
         elif i in gone:
             continue
-        elif _is_gelu(node):
+        elif fast_gelu and _is_gelu(node):
             write.add("FastGelu", list(node.input), node.output[0], domain=MICROSOFT)
         elif (table := _table(node, fixed, read)) is not None:
             write.table(node, table)
@@ -138,8 +140,9 @@ class _Writer:
 
     def _quantise(self, x: str, treatment: Treatment) -> tuple[str, str, str]:
         scale, zero = self.constant(np.float32(treatment.scale)), self.constant(np.uint8(treatment.zero))
-        smooth = x if treatment.factor is None else self.add("Mul", [x, self.constant(treatment.factor)])
-        self._quantised[x] = self.add("QuantizeLinear", [smooth, scale, zero]), scale, zero
+        form = x if treatment.factor is None else self.add("Mul", [x, self.constant(treatment.factor)])
+        form = form if treatment.offset is None else self.add("Add", [form, self.constant(treatment.offset)])
+        self._quantised[x] = self.add("QuantizeLinear", [form, scale, zero]), scale, zero
         return self._quantised[x]
 
     def _rest(self, x: str, treatment: Treatment, packed: Packed, product: str, output: str) -> None:

@@ -2,10 +2,12 @@
 
 One scale holds for every token and every text, so a vector cannot depend on what else is in its batch. What makes one scale
 hard is a few channels that are ten times as large as the rest (28 where the others stay within 4, in the feed-forward blocks
-of BERT-like models): they decide the scale, and the rest drowns in its steps. Two remedies, each with its price:
+of BERT-like models): they decide the scale, and the rest drowns in its steps. Three remedies, each with its price:
 
     smooth   x f before, W / f after: every channel about as wide as the next; costs one product per input value
-    split    the largest channels stay float32 and pass a small matrix of their own; costs two sums per output value
+    centre   x - c before, c W in the bias: a large channel often stays far from 0, and is no wider than the rest around its
+             middle; costs one sum per input value
+    split    the largest channels stay float32 and pass a small matrix of their own; costs about three sums per output value
 
 Errors are measured on the layers' own outputs, with ranges from one half of the texts and rows from the other: a range that
 is too narrow for unseen text shows. This file knows arrays and no graph.
@@ -13,6 +15,7 @@ is too narrow for unseen text shows. This file knows arrays and no graph.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,9 +25,8 @@ from penult.graph.rounding import Floats, closest, nearest, what_follows
 _LEVELS = 255  # of an input: uint8
 # The exponents of SmoothQuant, arXiv 2211.10438: a half and above, since weights have a scale a column. None: not at all.
 _SMOOTH = (None, 0.5, 0.65, 0.8)
-_SPLIT = (0, 2, 4, 8)
+_SPLIT = (0, 2, 8)
 _MARGINS = (1.0, 1.15, 0.9, 0.8)  # a range may be wider than what was seen, or cut its rarest values
-_EXACT = 127  # the largest 8-bit weight
 _MEASURED = 384  # rows of the sample that errors are measured on; all of them take part in rounding
 
 
@@ -45,10 +47,11 @@ class Seen:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The exponent of smoothing (None: not smoothed) and the number of channels that stay float32."""
+    """The exponent of smoothing (None: not smoothed), the number of channels that stay float32, and whether all are centred."""
 
     smooth: float | None
     split: int
+    centre: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +70,7 @@ class Treatment:
 
     Attributes:
         factor: what the input is multiplied by first, (K,); None: nothing.
+        offset: what is added to that, (K,); None: nothing.
         split: the channels that pass in float32.
         scale: the width of one step of the input.
         zero: the step that stands for 0.
@@ -74,16 +78,24 @@ class Treatment:
     """
 
     factor: Floats | None
+    offset: Floats | None
     split: NDArray[np.int64]
     scale: float
     zero: int
     layers: tuple[Packed, ...]
 
 
-def choices(inputs: int, outputs: int) -> list[Choice]:
-    """List the ways to treat an input of `inputs` channels whose layers have `outputs` channels, cheapest first."""
-    found = [Choice(smooth, split) for smooth in _SMOOTH for split in _SPLIT if split < inputs // 4]
-    return sorted(found, key=lambda c: (c.smooth is not None) * inputs + (c.split > 0) * 2 * outputs + c.split)
+def choices(inputs: int, outputs: int) -> list[list[Choice]]:
+    """List the ways to treat an input of `inputs` channels whose layers have `outputs` channels, those of one price together.
+
+    The cheapest come first.
+    """
+    found: dict[int, list[Choice]] = {}
+    for smooth, split, centre in product(_SMOOTH, _SPLIT, (False, True)):
+        if split < inputs // 4 and (smooth is not None or not centre):
+            price = ((smooth is not None) + centre) * inputs + (split > 0) * 3 * outputs + split
+            found.setdefault(price, []).append(Choice(smooth, split, centre))
+    return [same for _, same in sorted(found.items())]
 
 
 def error_of(seen: Seen, weights: Sequence[Floats], choice: Choice) -> float:
@@ -99,70 +111,81 @@ def apply(seen: Seen, weights: Sequence[Floats], biases: Sequence[Floats | None]
         weights: (K, N) of each layer.
         biases: (N,) of each layer, or None.
         choice: how.
-        limit: the largest magnitude of an 8-bit weight: 127, or less where the processor's sums would overflow; then the
-            coarser rounding is made up for by `rounding.closest`, which takes seconds.
+        limit: the largest magnitude of an 8-bit weight: 127, or less where the processor's sums would overflow.
     """
     margin = _MARGINS[int(np.argmin(_errors(seen, weights, choice, _MARGINS)))]
-    factor, out = _shape(seen.low.min(axis=0), seen.high.max(axis=0), weights, choice)
-    kept = _kept(len(factor), out)
-    scale, zero = _grid(seen.low.min(axis=0) * factor * kept, seen.high.max(axis=0) * factor * kept, margin)
-    x = _steps(seen.sample * factor, scale, zero) * np.float32(scale)
-    later = None if limit == _EXACT else what_follows(x * kept)
+    form = _form(seen.low.min(axis=0), seen.high.max(axis=0), weights, choice)
+    x, scale, zero = form.rounded(seen.sample, margin)
+    later = what_follows(x * form.kept)
     layers = []
     for weight, bias in zip(weights, biases, strict=True):
-        spread = weight * (kept / factor)[:, None]
-        packed, scales = nearest(spread, limit) if later is None else closest(spread, later, limit)
-        rest = weight[out]
-        # Rounding shifts a layer's mean a little; the bias takes that back.
-        shift = (seen.sample @ weight - (x @ packed.astype(np.float32)) * scales - seen.sample[:, out] @ rest).mean(axis=0)
+        packed, scales = closest(weight * (form.kept / form.factor)[:, None], later, limit)
+        rest = weight[form.out]
+        # What the rounding and the offset do to a layer's mean, the bias takes back.
+        shift = (seen.sample @ weight - (x @ packed.astype(np.float32)) * scales - seen.sample[:, form.out] @ rest).mean(axis=0)
         layers.append(Packed(packed, scales, shift if bias is None else bias + shift, rest))
-    return Treatment(None if choice.smooth is None else factor, out, scale, zero, tuple(layers))
+    factor, offset = form.factor if choice.smooth else None, form.offset if choice.centre else None
+    return Treatment(factor, offset, form.out, scale, zero, tuple(layers))
 
 
 def _errors(seen: Seen, weights: Sequence[Floats], choice: Choice, margins: Sequence[float]) -> list[float]:
     """Measure the error of a choice for each margin, the range taken from the first half of the texts."""
-    factor, out = _shape(seen.low[0], seen.high[0], weights, choice)
-    kept = _kept(len(factor), out)
+    form = _form(seen.low[0], seen.high[0], weights, choice)
     sample, rounded = seen.sample[:_MEASURED], []
     for weight in weights:
-        packed, scales = nearest(weight * (kept / factor)[:, None], _EXACT)
+        packed, scales = nearest(weight * (form.kept / form.factor)[:, None])
         wanted = sample @ weight
-        rounded.append((packed.astype(np.float32) * scales, wanted - sample[:, out] @ weight[out], wanted.var(axis=0).sum()))
+        rest = sample[:, form.out] @ weight[form.out]
+        rounded.append((packed.astype(np.float32) * scales, wanted - rest, wanted.var(axis=0).sum()))
     found = []
     for margin in margins:
-        scale, zero = _grid(seen.low[0] * factor * kept, seen.high[0] * factor * kept, margin)
-        x = _steps(sample * factor, scale, zero) * np.float32(scale)
+        x, _, _ = form.rounded(sample, margin)
         # The variance of the difference, since the bias takes its mean back.
         errors = [(wanted - x @ weight).var(axis=0).sum() / (spread or 1.0) for weight, wanted, spread in rounded]
         found.append(float(np.mean(errors)))
     return found
 
 
-def _shape(low: Floats, high: Floats, weights: Sequence[Floats], choice: Choice) -> tuple[Floats, NDArray[np.int64]]:
-    """Give the factor of each channel (1 where nothing is smoothed) and the channels that are split off."""
+@dataclass(frozen=True, slots=True)
+class _Form:
+    """What is rounded: x * factor + offset.
+
+    Attributes:
+        factor: (K,), 1 where nothing is smoothed.
+        offset: (K,), 0 where nothing is centred.
+        out: the channels that are split off.
+        kept: (K,), 1 and for those 0.
+        low: the smallest value that is to be rounded.
+        high: the largest.
+    """
+
+    factor: Floats
+    offset: Floats
+    out: NDArray[np.int64]
+    kept: Floats
+    low: float
+    high: float
+
+    def rounded(self, x: Floats, margin: float) -> tuple[Floats, float, int]:
+        """Round as QuantizeLinear does to a grid that spans the range and 0; give the values, the scale and the zero."""
+        least, most = min(0.0, self.low) * margin, max(0.0, self.high) * margin
+        scale = float(np.float32((most - least) / _LEVELS)) or 1.0
+        zero = round(-least / scale)
+        steps = np.clip(np.rint((x * self.factor + self.offset) / np.float32(scale)) + np.float32(zero), 0, _LEVELS)
+        return np.asarray((steps - np.float32(zero)) * np.float32(scale), dtype=np.float32), scale, zero
+
+
+def _form(low: Floats, high: Floats, weights: Sequence[Floats], choice: Choice) -> _Form:
+    """Find factor, offset and split channels for an input whose channels lie between `low` and `high`."""
+    out = np.sort(np.argsort(-np.maximum(np.abs(low), np.abs(high)), kind="stable")[: choice.split])
+    middle = np.asarray((low + high) / 2 if choice.centre else np.zeros_like(low), dtype=np.float32)
+    low, high = (low - middle).astype(np.float32), (high - middle).astype(np.float32)
     largest = np.maximum(np.abs(low), np.abs(high))
-    out = np.sort(np.argsort(-largest, kind="stable")[: choice.split])
-    if choice.smooth is None:
-        return np.ones_like(largest), out
-    rows = np.max([np.abs(weight).max(axis=1) for weight in weights], axis=0)
-    factor = np.maximum(rows, 1e-5) ** (1 - choice.smooth) / np.maximum(largest, 1e-5) ** choice.smooth
-    return (factor / factor.mean()).astype(np.float32), out
-
-
-def _kept(channels: int, out: NDArray[np.int64]) -> Floats:
-    kept = np.ones(channels, dtype=np.float32)
+    factor = np.ones_like(largest)
+    if choice.smooth is not None:
+        rows = np.max([np.abs(weight).max(axis=1) for weight in weights], axis=0)
+        factor = np.maximum(rows, 1e-5) ** (1 - choice.smooth) / np.maximum(largest, 1e-5) ** choice.smooth
+        factor = (factor / factor.mean()).astype(np.float32)
+    kept = np.ones_like(largest)
     kept[out] = 0
-    return kept
-
-
-def _grid(low: Floats, high: Floats, margin: float) -> tuple[float, int]:
-    """Give scale and zero of the grid that spans the range of all channels and 0."""
-    least, most = min(0.0, float(low.min())) * margin, max(0.0, float(high.max())) * margin
-    scale = float(np.float32((most - least) / _LEVELS)) or 1.0
-    return scale, round(-least / scale)
-
-
-def _steps(x: Floats, scale: float, zero: int) -> Floats:
-    """Round to the grid as QuantizeLinear does; 0 is the zero."""
-    steps = np.clip(np.rint(x / np.float32(scale)) + np.float32(zero), 0, _LEVELS) - np.float32(zero)
-    return np.asarray(steps, dtype=np.float32)
+    return _Form(factor, -middle * factor, out, kept, float((low * factor * kept).min()), float((high * factor * kept).max()))
