@@ -331,21 +331,27 @@ def _check(tensor: Tensor, array: Array, sizes: dict[str, tuple[int, str]], rows
     """
     if not isinstance(array, np.ndarray):
         raise TypeError(f"{tensor.name!r} was given as a {type(array).__name__}; give a NumPy array of {tensor.dtype}.")
-    given = f"{tensor.name!r} was given as {array.dtype} {array.shape}"
+    if wrong := _wrong(tensor, array, sizes, rows):
+        raise ValueError(f"{tensor.name!r} was given as {array.dtype} {array.shape}{wrong}")
+
+
+def _wrong(tensor: Tensor, array: Array, sizes: dict[str, tuple[int, str]], rows: int | None) -> str:
+    """Say what is wrong with an array; empty where nothing is. It runs before every run, so no words are made in advance."""
     if array.dtype != tensor.dtype:
-        raise ValueError(f"{given}; the graph takes {tensor.dtype}. Convert it with .astype({str(tensor.dtype)!r}).")
+        return f"; the graph takes {tensor.dtype}. Convert it with .astype({str(tensor.dtype)!r})."
     if len(array.shape) != len(tensor.shape):
-        raise ValueError(f"{given}; the graph takes the shape {tensor.shape}.")
+        return f"; the graph takes the shape {tensor.shape}."
     for want, have in zip(tensor.shape, array.shape, strict=True):
         if isinstance(want, int) and want != have:
-            raise ValueError(f"{given}; the graph takes the shape {tensor.shape}.")
+            return f"; the graph takes the shape {tensor.shape}."
         # A size of 0 is a cache of no tokens, whatever the exporter called its axis.
         if isinstance(want, str) and have and (known := sizes.setdefault(want, (have, tensor.name)))[0] != have:
-            raise ValueError(f"{given}; its {want!r} axis is {known[0]} in {known[1]!r}, and both must be the same.")
+            return f"; its {want!r} axis is {known[0]} in {known[1]!r}, and both must be the same."
     if rows is not None and array.shape[:1] not in {(), (rows,)}:
-        raise ValueError(f"{given}; the engine was opened with batch_size={rows}. Open it without to run any number of rows.")
-    if tensor.name.endswith("_ids") and np.issubdtype(array.dtype, np.integer) and array.size and array.min() < 0:
-        raise ValueError(f"{given} with the id {array.min()}; ids start at 0 (a graph reads a negative one from the end).")
+        return f"; the engine was opened with batch_size={rows}. Open it without to run any number of rows."
+    if tensor.name.endswith("_ids") and array.dtype.kind in "iu" and array.size and array.min() < 0:
+        return f" with the id {array.min()}; ids start at 0 (a graph reads a negative one from the end)."
+    return ""
 
 
 def _why(said: str, feed: Mapping[str, Array]) -> str:

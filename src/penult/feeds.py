@@ -4,7 +4,7 @@ Exporters ask for different inputs under conventional names and in int64 or int3
 ids and the mask. Nothing here knows a model, a session or a tokenizer.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,21 +44,21 @@ def feed(inputs: Sequence[Tensor], batch: Padded) -> dict[str, Array]:
     Raises:
         ValueError: the graph asks for an input that does not follow from the ids.
     """
-    known: Mapping[str, Array] = {
-        "input_ids": batch.ids,
-        "attention_mask": batch.mask,
-        "token_type_ids": batch.types,
-        "pooling_mask": batch.mask if batch.pooling_mask is None else batch.pooling_mask,
-        "position_ids": np.maximum(np.cumsum(batch.mask, axis=1) - 1, 0),
-        "cache_position": np.arange(batch.ids.shape[1]),
+    known: Mapping[str, Callable[[], Array]] = {
+        "input_ids": lambda: batch.ids,
+        "attention_mask": lambda: batch.mask,
+        "token_type_ids": lambda: batch.types,
+        "pooling_mask": lambda: batch.mask if batch.pooling_mask is None else batch.pooling_mask,
+        "position_ids": lambda: np.maximum(np.cumsum(batch.mask, axis=1) - 1, 0),
+        "cache_position": lambda: np.arange(batch.ids.shape[1]),
     }
     batch_axis = next((t.shape[0] for t in inputs if t.name == "input_ids" and t.shape), None)
     return {tensor.name: _value(tensor, known, batch.ids.shape[0], batch_axis) for tensor in inputs}
 
 
-def _value(tensor: Tensor, known: Mapping[str, Array], rows: int, batch_axis: int | str | None) -> Array:
+def _value(tensor: Tensor, known: Mapping[str, Callable[[], Array]], rows: int, batch_axis: int | str | None) -> Array:
     if tensor.name in known:
-        return np.ascontiguousarray(known[tensor.name], dtype=tensor.dtype)
+        return np.ascontiguousarray(known[tensor.name](), dtype=tensor.dtype)
     if tensor.dtype == np.bool_ and tensor.shape in {(1,), ()}:
         return np.zeros(tensor.shape, dtype=np.bool_)
     if len(tensor.shape) == 4 and np.issubdtype(tensor.dtype, np.floating):

@@ -71,6 +71,7 @@ class _Writer:
     def __init__(self, graph: GraphProto) -> None:
         self._graph = graph
         self._masks: dict[str, _Mask] = {}
+        self._columns: dict[tuple[object, ...], str] = {}
         self._constants: dict[tuple[object, ...], str] = {}
 
     def attention(self, what: Attention, output: str) -> None:
@@ -79,7 +80,7 @@ class _Writer:
         mask = self._masks.get(what.mask) or self._mask(what.mask, level=what.level)
         parts = [self._flat(operand, f"{prefix}{name}") for operand, name in
                  ((what.query, "q"), (what.key, "k"), (what.value, "v"))]  # fmt: skip
-        padded = self._masked(what, parts, mask.low, f"{prefix}masked")
+        padded = self._masked(what, parts, self._column(what, parts[1], mask), f"{prefix}masked")
         if mask.even:
             biased = [self._attend(what, [*parts, "", "", what.mask], f"{prefix}biased")]
             padded = [_either(mask.even, padded, biased, f"{prefix}padded")]
@@ -121,35 +122,42 @@ class _Writer:
         said = {"num_heads": what.query.heads, "scale": what.scale}
         return helper.make_node("MultiHeadAttention", list(parts), [output], domain=MICROSOFT, name=output, **said)
 
-    def _masked(self, what: Attention, parts: Sequence[str], mask: str, prefix: str) -> list[NodeProto]:
+    def _column(self, what: Attention, keys: str, mask: _Mask) -> str:
+        """Append what the keys get beside their own channels (B, T, N, more): the mask, then zeros; nothing if all is zero."""
+        heads, more = what.query.heads, _more(what)
+        key = what.mask, heads, more, what.scale
+        if key not in self._columns:
+            prefix = f"{_PREFIX}{what.mask}/{len(self._columns)}"
+            pad, unscale = self._constant(np.array([0] * 7 + [more - 1])), self._constant(np.float32(1 / what.scale))
+            start, end, channels = (self._constant(np.array(numbers)) for numbers in ([0], [2], [heads, more]))
+            nodes = _steps(prefix, [
+                ("Mul", [mask.low, unscale], "unscaled", {}),
+                ("Transpose", ["unscaled"], "column", {"perm": [0, 3, 1, 2]}),
+                ("Pad", ["column", pad], "columns", {}),
+                ("Shape", [keys], "size", {}),
+                ("Slice", ["size", start, end], "first", {}),
+                ("Concat", ["first", channels], "wanted", {"axis": 0}),
+                ("Expand", ["columns", "wanted"], "all", {}),
+            ])  # fmt: skip
+            none = numpy_helper.from_array(np.zeros((0, 0, 0, 0), dtype=np.float32))
+            nothing = helper.make_node("Constant", [], [f"{prefix}/none"], name=f"{prefix}/none", value=none)
+            self._columns[key] = f"{prefix}/column or none"
+            self._graph.node.append(_either(mask.some, nodes, [nothing], self._columns[key]))
+        return self._columns[key]
+
+    def _masked(self, what: Attention, parts: Sequence[str], column: str, prefix: str) -> list[NodeProto]:
         """Give the nodes of attention with padding: a channel of ones in the queries, the mask in the keys."""
-        heads, width = what.query.heads, what.query.width
-        more = _MULTIPLE - width % _MULTIPLE
-        split, flat = (self._constant(np.array(shape)) for shape in ([0, 0, heads, width], [0, 0, -1]))
-        pads = [self._constant(np.array([0] * 7 + [size])) for size in (more, more - 1)]
-        one, unscale = self._constant(np.float32(1)), self._constant(np.float32(1 / what.scale))
-        start, end, channels = (self._constant(np.array([number])) for number in (0, 3, more))
-        steps: list[tuple[str, list[str], str, dict[str, object]]] = [
+        split, flat = (self._constant(np.array(shape)) for shape in ([0, 0, what.query.heads, what.query.width], [0, 0, -1]))
+        pad, one = self._constant(np.array([0] * 7 + [_more(what)])), self._constant(np.float32(1))
+        nodes = _steps(prefix, [
             ("Reshape", [parts[0], split], "q", {}),
-            ("Pad", ["q", pads[0], one], "q+", {}),
+            ("Pad", ["q", pad, one], "q+", {}),
             ("Reshape", ["q+", flat], "q flat", {}),
             ("Reshape", [parts[1], split], "k", {}),
-            ("Mul", [mask, unscale], "unscaled", {}),
-            ("Transpose", ["unscaled"], "column", {"perm": [0, 3, 1, 2]}),
-            ("Pad", ["column", pads[1]], "columns", {}),
-            ("Shape", ["k"], "size", {}),
-            ("Slice", ["size", start, end], "first", {}),
-            ("Concat", ["first", channels], "wanted", {"axis": 0}),
-            ("Expand", ["columns", "wanted"], "all columns", {}),
-            ("Concat", ["k", "all columns"], "k+", {"axis": 3}),
+            ("Concat", ["k", column], "k+", {"axis": 3}),
             ("Reshape", ["k+", flat], "k flat", {}),
-        ]
-        own = {output: f"{prefix}/{output}" for _, _, output, _ in steps}
-        nodes = [
-            helper.make_node(op, [own.get(name, name) for name in reads], [own[output]], name=own[output], **said)
-            for op, reads, output, said in steps
-        ]
-        return [*nodes, self._attend(what, [own["q flat"], own["k flat"], parts[2]], prefix)]
+        ])  # fmt: skip
+        return [*nodes, self._attend(what, [f"{prefix}/q flat", f"{prefix}/k flat", parts[2]], prefix)]
 
     def _add(self, kind: str, inputs: Sequence[str], output: str, **said: object) -> str:
         self._graph.node.append(helper.make_node(kind, list(inputs), [output], name=output, **said))
@@ -161,6 +169,20 @@ class _Writer:
             self._constants[key] = f"{_PREFIX}{len(self._constants)}"
             self._graph.initializer.append(numpy_helper.from_array(np.asarray(array), self._constants[key]))
         return self._constants[key]
+
+
+def _more(what: Attention) -> int:
+    """Count the channels that the mask needs."""
+    return _MULTIPLE - what.query.width % _MULTIPLE
+
+
+def _steps(prefix: str, steps: Sequence[tuple[str, list[str], str, dict[str, object]]]) -> list[NodeProto]:
+    """Make nodes of an operator, what it reads, its output and its attributes; outputs get the prefix."""
+    own = {output: f"{prefix}/{output}" for _, _, output, _ in steps}
+    return [
+        helper.make_node(op, [own.get(name, name) for name in reads], [own[output]], name=own[output], **said)
+        for op, reads, output, said in steps
+    ]
 
 
 def _either(condition: str, then: Sequence[NodeProto], other: Sequence[NodeProto], output: str) -> NodeProto:
