@@ -228,17 +228,66 @@ def test_a_quantised_layer_computes_what_was_chosen(choice, limit):
         helper.make_node("MatMul", ["x", "w2"], ["z"]),
     ]
     model = model_of(nodes, {"x": ["n", 64]}, ["y", "z"], {"w1": first, "b": bias, "w2": second})
+    del model.opset_import[1]
     groups = grouped([*find_linears(model, "y"), *find_linears(model, "z")])
     assert [len(group.layers) for group in groups] == [2]
     weights, biases = [layer.weight for layer in groups[0].layers], [layer.bias for layer in groups[0].layers]
     treatment = apply(seen(x), weights, biases, choice, limit=limit)
     written = quantize(model, {"x": (groups[0], treatment)})
     assert sum(node.op_type == "QuantizeLinear" for node in written.graph.node) == 1  # shared by both layers
+    made = [name for node in written.graph.node for name in node.output]
+    assert len(made) == len(set(made))
     y, z = run(written, x=x)
     # A plain scale over the outlier is coarse: its step is 20 times too wide.
     tolerance = 0.25 if choice == Choice(None, 0) else 0.06
     for got, wanted in ((y, x @ first + bias), (z, x @ second)):
         assert np.sqrt(np.square(got - wanted).mean() / wanted.var()) < tolerance
+
+
+def lookups(tables, **gather):
+    """Write a graph that looks the same ids up in each of some tables."""
+    nodes = [helper.make_node("Cast", ["x"], ["ids"], to=TensorProto.INT64)]
+    nodes += [helper.make_node("Gather", [name, "ids"], [f"{name} rows"], **gather) for name in tables]
+    return model_of(nodes, {"x": ["n"]}, [f"{name} rows" for name in tables], tables)
+
+
+def test_word_tables_are_kept_as_8_bit_rows():
+    """A row lands within half a step of its own scale, two tables in one graph alike; from 256 rows on."""
+    large, even = floats(300, 16) * np.geomspace(0.01, 100, 300, dtype=np.float32)[:, None], floats(256, 16)
+    model = lookups({"large": large, "even": even, "small": floats(255, 16)})
+    written = quantize(model, {})
+    kept = {tensor.name: numpy_helper.to_array(tensor) for tensor in written.graph.initializer}
+    assert {array.shape for array in kept.values() if array.dtype == np.int8} == {(300, 16), (256, 16)}
+    assert {"large", "even", "small"} & set(kept) == {"small"}
+    ids = np.array([0, 7, 254, 7], dtype=np.float32)
+    for got, table in zip(run(written, x=ids), (large, even), strict=False):
+        rows = table[ids.astype(int)]
+        assert (np.abs(got - rows) <= np.abs(rows).max(axis=1, keepdims=True) / 127 / 2 * 1.001).all()
+        assert (got != rows).any()
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        lookups({"along the other axis": np.ones((300, 300), dtype=np.float32)}, axis=1),
+        lookups({"cube": np.ones((300, 4, 4), dtype=np.float32)}),
+        lookups({"halves": np.ones((300, 4), dtype=np.float16)}),
+        model_of(
+            [helper.make_node("Gather", ["t", "first"], ["a"]), helper.make_node("Add", ["a", "x"], ["y"])],
+            {"x": [4]}, ["y"], {"t": np.ones((300, 4), dtype=np.float32), "first": np.int64(0)},
+        ),
+        model_of(
+            [helper.make_node("Cast", ["x"], ["ids"], to=TensorProto.INT64), helper.make_node("Gather", ["t", "ids"], ["a"]),
+             helper.make_node("MatMul", ["a", "t"], ["y"])],
+            {"x": [300]}, ["y"], {"t": np.ones((300, 300), dtype=np.float32)},
+        ),
+        model_of([helper.make_node("GatherND", ["x", "i"], ["y"])], {"x": [300, 4]}, ["y"], {"i": np.zeros((1, 1), np.int64)}),
+    ],
+    ids=["the other axis", "three axes", "half precision", "a constant row", "read twice", "another operator"],
+)  # fmt: skip
+def test_what_is_no_word_table_stays(model):
+    """Tables that are looked up in another way, or read by something else, are left as they are."""
+    assert not any(tensor.data_type == TensorProto.INT8 for tensor in quantize(model, {}).graph.initializer)
 
 
 def test_gelu_takes_its_tanh_form_where_it_is_asked_for():
