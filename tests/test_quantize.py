@@ -93,6 +93,17 @@ def test_closest_gives_closer_products_than_nearest():
     assert error(closest(weight, what_follows(x), 64)) < 0.5 * error(nearest(weight, 64))
 
 
+@pytest.mark.parametrize("channels", [1, 31, 64, 200])
+def test_what_follows_is_the_upper_factor_of_the_inverse(channels):
+    """It is triangular, and its square is the inverse of the damped Gram matrix."""
+    x = floats(300, channels) * np.geomspace(0.1, 10, channels, dtype=np.float32)
+    gram = (x.T @ x).astype(np.float64)
+    gram += np.eye(channels) * 0.01 * gram.trace() / channels
+    found = what_follows(x).astype(np.float64)
+    assert not np.tril(found, -1).any()
+    np.testing.assert_allclose(found.T @ found @ gram, np.eye(channels), atol=1e-3)
+
+
 # ---- treatments
 
 

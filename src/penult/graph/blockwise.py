@@ -139,10 +139,10 @@ class _Writer:
                 ("Concat", ["first", channels], "wanted", {"axis": 0}),
                 ("Expand", ["columns", "wanted"], "all", {}),
             ])  # fmt: skip
-            none = numpy_helper.from_array(np.zeros((0, 0, 0, 0), dtype=np.float32))
-            nothing = helper.make_node("Constant", [], [f"{prefix}/none"], name=f"{prefix}/none", value=none)
+            # No constant: ONNX Runtime 1.23 writes one of a branch twice, and cannot read that.
+            nothing = _steps(prefix, [("Slice", [mask.low, start, start, self._constant(np.array([3]))], "none", {})])
             self._columns[key] = f"{prefix}/column or none"
-            self._graph.node.append(_either(mask.some, nodes, [nothing], self._columns[key]))
+            self._graph.node.append(_either(mask.some, nodes, nothing, self._columns[key]))
         return self._columns[key]
 
     def _masked(self, what: Attention, parts: Sequence[str], column: str, prefix: str) -> list[NodeProto]:

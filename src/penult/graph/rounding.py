@@ -5,6 +5,8 @@ entry's rounding does to the products, later entries of its column can take back
 correction are GPTQ's (arXiv 2210.17323); this file knows matrices and nothing else.
 """
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -31,7 +33,20 @@ def what_follows(x: Floats) -> Floats:
     """
     gram = (x.T @ x).astype(np.float64)
     gram[np.diag_indices_from(gram)] += _DAMPING * gram.trace() / len(gram) + 1e-12
-    return np.linalg.cholesky(np.linalg.inv(gram)).T.astype(np.float32)
+    # With R R' = G, R upper, the factor is R's inverse; R is found from the last channel to the first. Inverting G first takes
+    # more than twice as long for 3072 channels.
+    return _inverse(np.linalg.cholesky(gram[::-1, ::-1]))[::-1, ::-1].astype(np.float32)
+
+
+def _inverse(lower: NDArray[Any]) -> NDArray[Any]:
+    """Invert a lower triangular matrix by halves."""
+    half = len(lower) // 2
+    if half < _BLOCK:
+        return np.linalg.inv(lower)
+    first, last, out = _inverse(lower[:half, :half]), _inverse(lower[half:, half:]), np.zeros_like(lower)
+    out[:half, :half], out[half:, half:] = first, last
+    out[half:, :half] = -last @ lower[half:, :half] @ first
+    return out
 
 
 def closest(weight: Floats, later: Floats, limit: int) -> tuple[NDArray[np.int8], Floats]:
