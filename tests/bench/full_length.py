@@ -8,7 +8,6 @@ DeepSparse is given the layout that it has kernels for: static scales, QuantizeL
 """
 
 import argparse
-import json
 import statistics
 import subprocess
 import sys
@@ -28,6 +27,7 @@ def write_dense_int8(graph, target, ids):
     from onnx import TensorProto, helper, numpy_helper
 
     from penult.graph.linear import find_linears
+    from penult.graph.unread import drop_unread
 
     model = onnx.load(graph)
     linears = find_linears(model, model.graph.output[0].name)
@@ -73,10 +73,8 @@ def write_dense_int8(graph, target, ids):
     for tensor in model.graph.input:
         for axis, size in zip(tensor.type.tensor_type.shape.dim, (ROWS, LENGTH), strict=True):
             axis.dim_value = size
-    read = {name for node in model.graph.node for name in node.input}
-    weights = [tensor for tensor in model.graph.initializer if tensor.name in read]
-    del model.graph.initializer[:], model.graph.value_info[:]
-    model.graph.initializer.extend(weights)
+    del model.graph.value_info[:]
+    drop_unread(model.graph)
     onnx.save(model, target)
 
 
@@ -152,20 +150,21 @@ def main():
     from onnxruntime.quantization import quantize_dynamic
     from tokenizers import Tokenizer
 
-    tokenizer = Tokenizer.from_file(str(given.model / "tokenizer.json"))
+    from penult import source
+    from penult.bench.measure import read_texts
+
+    found = source.resolve(given.model)
+    tokenizer = Tokenizer.from_file(str(found.folder / "tokenizer.json"))
     tokenizer.no_padding()
     tokenizer.enable_truncation(LENGTH)
-    texts = [json.loads(line)["text"] for line in given.texts.open()]
-    long = [(text, ids) for text in texts if len(ids := tokenizer.encode(text).ids) == LENGTH][
-        : given.texts_count // ROWS * ROWS
-    ]
+    encoded = ((text, tokenizer.encode(text).ids) for text in read_texts(given.texts))
+    long = [(text, ids) for text, ids in encoded if len(ids) == LENGTH][: given.texts_count // ROWS * ROWS]
     ids = np.array([row for _, row in long])
-    graph = given.model / "onnx" / "model.onnx"
     with tempfile.TemporaryDirectory() as folder:
         data, dense, dynamic = (Path(folder) / name for name in ("data.npz", "dense.onnx", "dynamic.onnx"))
         np.savez(data, ids=ids, texts=np.array([text for text, _ in long]))
-        write_dense_int8(graph, dense, ids[:ROWS])
-        quantize_dynamic(graph, dynamic, per_channel=True)
+        write_dense_int8(found.model, dense, ids[:ROWS])
+        quantize_dynamic(found.model, dynamic, per_channel=True)
         systems = {
             "penult int8": Worker(sys.executable, "penult", given.model, data),
             "deepsparse dense int8": Worker(given.deepsparse, "deepsparse", dense, data),
