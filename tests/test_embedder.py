@@ -310,6 +310,17 @@ def test_progress_is_shown_when_asked_for(embedder, capsys):
     assert "3/3" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("precision", "given", "budget"), [("fp32", None, 512), ("int8", None, 256), ("int8", 96, 96)])
+def test_batches_fill_the_budget_of_the_precision(tiny, monkeypatch, precision, given, budget):
+    """Unless the caller says otherwise, batches are as large as is fastest in this precision, and none is larger."""
+    sizes = []
+    with Embedder.load(tiny, precision=precision, threads=1, max_batch_tokens=given, truncate="right") as e:
+        run = type(e.engine).run
+        monkeypatch.setattr(type(e.engine), "run", lambda *a, **k: sizes.append(a[1]["input_ids"].size) or run(*a, **k))
+        e.embed([f"{word} " * 30 for word in VOCABULARY[10:50]])
+    assert 0.8 * budget < max(sizes) <= budget
+
+
 def test_the_fingerprint_names_what_decides_a_vector(tiny, tmp_path, embedder):
     """Equal files give equal fingerprints wherever they lie; every option that changes a vector changes it."""
     copy = tiny_model(tmp_path / "copy")

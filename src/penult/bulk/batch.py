@@ -34,7 +34,7 @@ class BatchEmbedder:
         dimensions: keep only the leading values.
         max_length: the most tokens of a text.
         truncate: what happens to a longer text.
-        max_batch_tokens: the most padded tokens of a batch.
+        max_batch_tokens: the most padded tokens of a batch. None: as `Embedder.load` chooses.
         bad_rows: "raise" for a row that is no text; "null" gives it a null instead of a vector (not for dicts of arrays,
             which have none).
         fixed_size: whether Arrow's lists are of one fixed size. False: of any, the only ones that Spark knows.
@@ -52,7 +52,7 @@ class BatchEmbedder:
         dimensions: int | None = None,
         max_length: int | None = None,
         truncate: Truncate = "warn",
-        max_batch_tokens: int = 1024,
+        max_batch_tokens: int | None = None,
         bad_rows: Literal["raise", "null"] = "raise",
         fixed_size: bool = True,
     ) -> None:

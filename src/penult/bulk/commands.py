@@ -34,7 +34,9 @@ def embed(
     truncate: Annotated[
         Literal["error", "warn", "right", "left"], typer.Option(help="A longer text is rejected (error), or cut and counted.")
     ] = "warn",
-    batch_tokens: Annotated[int, typer.Option(help="Most padded tokens of a batch; bounds memory.")] = 1024,
+    batch_tokens: Annotated[
+        int | None, typer.Option(help="Most padded tokens of a batch. Default: 512, with int8 256.")
+    ] = None,
     workers: Annotated[int, typer.Option(help="Processes; they share the machine's cores.")] = 1,
     shard_rows: Annotated[int | None, typer.Option(help="Rows that a crash may cost. Default: by the texts' length.")] = None,
     format_: Annotated[

@@ -18,7 +18,7 @@ class Model:
     dimensions: int | None = None
     max_length: int | None = None
     truncate: Truncate = "warn"
-    max_batch_tokens: int = 1024
+    max_batch_tokens: int | None = None
 
     def load(self, threads: int | None) -> "Embedder":
         """Open the model. `threads`: of one run; None: as the machine has cores."""
