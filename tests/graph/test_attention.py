@@ -19,10 +19,10 @@ MASKS = {
     "holes": [[1, 0, 1, 0, 1, 0, 1, 0, 1], [1] * 9],
     "nothing": [[1] * 9, [0] * 9],
 }
-WINDOW = 8
+WINDOW = 170
 
 
-def attention(*, heads=2, width=8, value_width=8, scale="after", turn="direct", mask="row", low=LOWEST, end=True):
+def attention(*, heads=2, width=8, value_width=8, scale="after", turn="direct", mask="row", low=LOWEST, guard="", end="turned"):
     """Build one attention over tables of queries, keys and values, in the forms that exporters write."""
     rng = np.random.default_rng(1)
     weights = {name: rng.standard_normal((40, heads * w)).astype(np.float32) for name, w in
@@ -50,6 +50,8 @@ def attention(*, heads=2, width=8, value_width=8, scale="after", turn="direct", 
         q = op("Mul", q, op("Sigmoid", q))
     elif turn == "twice":
         k = op("Transpose", k, perm=[0, 2, 1, 3])
+    elif turn in {"flat", "regrouped"}:  # queries times keys of three axes, as torch takes its operators apart
+        k = _swapped(op, k, turn)
     if scale == "both":
         q, k = op("Mul", q, "s2"), op("Mul", "s2", k)
     if scale == "fused":
@@ -57,7 +59,8 @@ def attention(*, heads=2, width=8, value_width=8, scale="after", turn="direct", 
         scores = op("FusedMatMul", q, k, domain="com.microsoft", alpha=0.3, transB=1)
     else:
         perm = [0, 1, 3, 2] if turn in {"twice", "rotary"} else [0, 2, 3, 1]
-        scores = op("MatMul", q, op("Transpose", k, perm=perm))
+        k = k if turn in {"flat", "regrouped"} else op("Transpose", k, perm=perm)
+        scores = op("MatMul", q, k)
     after = {
         "after": ("Mul", scores, "s"),
         "before": ("Mul", "s", scores),
@@ -65,26 +68,26 @@ def attention(*, heads=2, width=8, value_width=8, scale="after", turn="direct", 
         "heads": ("Mul", scores, "by head"),
     }
     scores = op(*after[scale]) if scale in after else scores
-    there = op("Unsqueeze", "attention_mask", "axes")
-    if mask == "heads":
-        bias = op("Mul", op("Sub", "one", op("Cast", there, to=TensorProto.FLOAT)), "by head")
-    elif mask == "shared":  # by all texts
-        least = op("ReduceMin", op("Cast", "attention_mask", to=TensorProto.FLOAT), axes=[0], keepdims=0)
-        bias = op("Mul", op("Sub", "one", least), "low")
-    elif mask == "column":
-        bias = op("Transpose", op("Sub", "one", op("Cast", there, to=TensorProto.FLOAT)), perm=[0, 1, 3, 2])
-    elif mask == "row":
-        bias = op("Mul", op("Sub", "one", op("Cast", there, to=TensorProto.FLOAT)), "low")
-    else:
-        bias = op("Where", op("And", op("Cast", there, to=TensorProto.BOOL), _allowed(op, mask)), "zero", "low")
-    mixed = op("MatMul", op("Softmax", op("Add", bias, scores), axis=-1), v)
-    op("Transpose", mixed, perm=[0, 2, 1, 3] if end else [0, 1, 2, 3], name="mixed")
+    masked = op("Add", _bias(op, mask), scores)
+    shares = op("Softmax", masked, axis=-1)
+    if guard:
+        asked = op("IsNaN", masked if guard == "of scores" else shares)
+        pair = (shares, "zero") if guard == "turned over" else ("one" if guard == "by ones" else "zero", shares)
+        shares = op("Where", asked, *pair)
+    mixed = op("MatMul", shares, v)
+    out = mixed
+    if end in {"reshaped", "regrouped", "read"}:
+        out = _reshaped(op, mixed, q, v, regrouped=end == "regrouped")
+    op("Transpose", out, perm=[0, 2, 1, 3] if end != "apart" else [0, 1, 2, 3], name="mixed")
+    weights |= {str(number): np.array([number]) for number in (-1, 0, 1, 2, 3, 4)}
+    weights |= {"zeros": np.array([0]), "half": np.array([value_width // 2])}
     weights |= {
         "ax": np.int64(1),
         "from": np.int64(0),
         "step": np.int64(1),
         "col": np.array([-1, 1]),
         "window": np.int64(WINDOW),
+        "near": np.int64(64),
     }
     graph = helper.make_graph(
         nodes, "attention",
@@ -92,8 +95,43 @@ def attention(*, heads=2, width=8, value_width=8, scale="after", turn="direct", 
         [helper.make_tensor_value_info("mixed", TensorProto.FLOAT, None)],
         [numpy_helper.from_array(np.asarray(array), name) for name, array in weights.items()],
     )  # fmt: skip
+    if end == "read":
+        size = next(node.output[0] for node in nodes if node.op_type == "Shape" and node.input[0] == mixed)
+        graph.output.append(helper.make_tensor_value_info(size, TensorProto.INT64, None))
     opsets = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)]
     return helper.make_model(graph, opset_imports=opsets, ir_version=8)
+
+
+def _swapped(op, k, turn):
+    """Swap the last two axes of keys (B, T, N, H) in three axes, as torch takes its operators apart."""
+    k = op("Transpose", k, perm=[0, 2, 1, 3])
+    first, tokens, last = (op("Slice", op("Shape", k), *pair, "zeros") for pair in (("0", "2"), ("2", "3"), ("3", "4")))
+    merged = op("Reshape", k, op("Concat", "-1", tokens, last, axis=0))
+    if turn == "regrouped":
+        first = op("Concat", op("Slice", first, "1", "2"), op("Slice", first, "0", "1"), axis=0)
+    return op("Reshape", op("Transpose", merged, perm=[0, 2, 1]), op("Concat", first, last, tokens, axis=0))
+
+
+def _bias(op, mask):
+    """Append what is added to the scores."""
+    there = op("Unsqueeze", "attention_mask", "axes")
+    if mask == "heads":
+        return op("Mul", op("Sub", "one", op("Cast", there, to=TensorProto.FLOAT)), "by head")
+    if mask == "shared":  # by all texts
+        least = op("ReduceMin", op("Cast", "attention_mask", to=TensorProto.FLOAT), axes=[0], keepdims=0)
+        return op("Mul", op("Sub", "one", least), "low")
+    if mask == "column":
+        return op("Transpose", op("Sub", "one", op("Cast", there, to=TensorProto.FLOAT)), perm=[0, 1, 3, 2])
+    if mask == "row":
+        return op("Mul", op("Sub", "one", op("Cast", there, to=TensorProto.FLOAT)), "low")
+    return op("Where", op("And", op("Cast", there, to=TensorProto.BOOL), _allowed(op, mask)), "zero", "low")
+
+
+def _reshaped(op, mixed, q, v, *, regrouped):
+    """Append a Reshape to the sizes that a mix has anyway, or to others of the same product."""
+    rows, tokens = op("Slice", op("Shape", mixed), "0", "1"), op("Slice", op("Shape", q), "2", "3")
+    last = "half" if regrouped else op("Slice", op("Shape", v), "3", "4")
+    return op("Reshape", mixed, op("Concat", rows, "-1", tokens, last, axis=0))
 
 
 def _allowed(op, mask):
@@ -102,8 +140,8 @@ def _allowed(op, mask):
     rows = op("Reshape", places, "col")
     if mask == "causal":
         return op("LessOrEqual", places, rows)
-    if mask == "window":
-        return op("Less", op("Abs", op("Sub", places, rows)), "window")
+    if mask in {"window", "near"}:
+        return op("Less", op("Abs", op("Sub", places, rows)), mask)
     return op("GreaterOrEqual", rows, "from")  # the same for all, which only running it shows
 
 
@@ -129,17 +167,20 @@ def operators(model):
     {"turn": "rotary", "scale": "fused"}, {"turn": "twice", "scale": "both"}, {"width": 7, "value_width": 5}, {"heads": 1},
     {"low": -1e4}, {"low": -2.0},
     {"low": -2.0, "scale": "divided"},  {"mask": "square"}, {"mask": "window"},
+    {"guard": "by zeros"}, {"guard": "by zeros", "low": -np.inf, "mask": "square"}, {"turn": "flat"}, {"end": "reshaped"},
+    {"scale": "both", "turn": "flat", "guard": "by zeros", "end": "reshaped"},
 ], ids=str)  # fmt: skip
 def test_every_form_gives_the_same(form, mask):
     """However an exporter wrote scale, transposes and mask, the mix is the same with and without padding."""
     model = attention(**form)
     given = {"input_ids": ids(2, 9), "attention_mask": np.array(MASKS[mask])}
     there, fused = both(model, given)
-    rows = np.array(MASKS[mask]).any(axis=1) if form.get("low") == -1e4 else slice(None)  # 1e4 hides digits where all is masked
+    # A text of padding alone has no mix worth the name: 1e4 hides its digits, and of infinity nothing is left.
+    rows = np.array(MASKS[mask]).any(axis=1) if form.get("low") in {-1e4, -np.inf} else slice(None)
     np.testing.assert_allclose(fused[rows], there[rows], atol=2e-6)
 
 
-@pytest.mark.parametrize("length", [1, 3, WINDOW, WINDOW + 1, 40])
+@pytest.mark.parametrize("length", [1, 3, WINDOW, WINDOW + 1, 2 * WINDOW])
 def test_a_window_wider_than_the_text_is_none(length):
     """A mask that differs from query to query in long texts only is followed there."""
     mask = np.ones((2, length), dtype=np.int64)
@@ -192,10 +233,12 @@ def test_a_name_decides_nothing():
 
 
 @pytest.mark.parametrize("form", [
-    {"mask": "causal"}, {"mask": "heads"}, {"mask": "shared"}, {"mask": "column"}, {"scale": "heads"}, {"end": False},
+    {"mask": "causal"}, {"mask": "heads"}, {"mask": "shared"}, {"mask": "column"}, {"mask": "near"}, {"scale": "heads"},
+    {"end": "apart"}, {"end": "regrouped"}, {"end": "read"}, {"turn": "regrouped"},
+    {"guard": "of scores"}, {"guard": "turned over"}, {"guard": "by ones"},
 ], ids=str)  # fmt: skip
 def test_what_looks_alike_is_left(form):
-    """A causal mask, one of its own for each head, one of queries, a scale of each head, a mix that stays apart by heads."""
+    """Masks that are not of padding, a scale of each head, a mix or keys of other axes, a mix that is read elsewhere, other guards."""
     model = attention(**form)
     assert fuse_attention(model) is model
 

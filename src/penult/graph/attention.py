@@ -5,8 +5,9 @@
     v --> Transpose --'
 
 It knows attention by its operators and shapes, no names. Scales may stand before or after the product, the transposes may be
-one or several or missing. A mask that takes something away although no text is padded, as a causal one or a bias of positions
-does, makes it another kind of attention, which is not found.
+one or several or missing, and a Where may put zeros where Softmax gave no number, as it does for a text of padding alone. A
+mask that takes something away although no text is padded, as a causal one or a bias of positions does, makes it another kind
+of attention, which is not found.
 """
 
 from collections.abc import Sequence
@@ -29,7 +30,19 @@ _HEADS_INSIDE, _KEYS_LAST = (0, 2, 1, 3), (0, 2, 3, 1)  # from (B, T, N, H) to w
 _SWAPPED = (0, 1, 3, 2)
 AS_IT_IS = (0, 1, 2, 3)
 _LEAST = 1e-6  # a scale below it is none that attention uses, and a mask divided by it might be no number any more
-_READS = {"Softmax": 1, "Transpose": 1, "Reshape": 2, "MatMul": 2, "FusedMatMul": 2, "Add": 2, "Mul": 2, "Div": 2}
+_TOKENS = 160  # of a text that a mask is tried on: more than those that local attention sees, 64 to each side in ModernBERT
+_READS = {
+    "Softmax": 1,
+    "Transpose": 1,
+    "Reshape": 2,
+    "MatMul": 2,
+    "FusedMatMul": 2,
+    "Add": 2,
+    "Mul": 2,
+    "Div": 2,
+    "Where": 3,
+    "IsNaN": 1,
+}
 _TURNED = ("transA", "transBatchA", "transBatchB")
 
 Axes = tuple[int, ...]
@@ -104,11 +117,9 @@ class _Search:
         node = self._nodes[softmax]
         if operator(node) != "Softmax" or _said(node).get("axis", -1 if self._opset >= 13 else 1) not in {-1, 3}:
             return None
-        mix = self._after(softmax)
-        if mix is None or operator(self._nodes[mix]) != "MatMul" or self._nodes[mix].input[0] != node.output[0]:
-            return None
-        last = self._after(mix)
-        if last is None or operator(self._nodes[last]) != "Transpose" or _perm(self._nodes[last]) != _HEADS_INSIDE:
+        shares = self._guarded(softmax)
+        mix = self._after(shares)
+        if mix is None or operator(self._nodes[mix]) != "MatMul" or self._nodes[mix].input[0] != self._nodes[shares].output[0]:
             return None
         add = self._before(node.input[0])
         if add is None or operator(self._nodes[add]) != "Add":
@@ -128,8 +139,49 @@ class _Search:
             return None
         if (query.heads, query.width, query.heads) != (key.heads, key.width, value.heads) or not self._is_mask(mask):
             return None
+        last = self._after(self._reshaped(mix, query))
+        if last is None or operator(self._nodes[last]) != "Transpose" or _perm(self._nodes[last]) != _HEADS_INSIDE:
+            return None
         level = (self._known[mask][1] or ())[1:3] == (1, 1)
         return Attention(query, key, value, scale, mask, level, last)
+
+    def _guarded(self, softmax: int) -> int:
+        """Give the node that the shares leave by: the Softmax, or the Where that replaces what is no number by zeros."""
+        shares = self._nodes[softmax].output[0]
+        for i in self._read.get(shares, ()):
+            node = self._nodes[i]
+            if operator(node) != "Where" or node.input[2] != shares or self._number(node.input[1]) != 0:
+                continue
+            asks = self._before(node.input[0])
+            if asks is not None and operator(self._nodes[asks]) == "IsNaN" and sorted(self._read[shares]) == sorted([asks, i]):
+                return i if self._nodes[asks].input[0] == shares else softmax
+        return softmax
+
+    def _reshaped(self, mix: int, query: Operand) -> int:
+        """Give the node that a mix (B, N, T, H) leaves by: itself, or a Reshape to the sizes that it has anyway.
+
+        Of four sizes three are compared: a Reshape keeps their product.
+        """
+        mixed = self._nodes[mix].output[0]
+        readers = self._read.get(mixed, ())
+        shaped = next((i for i in readers if i >= 0 and operator(self._nodes[i]) == "Reshape"), None)
+        if shaped is None:
+            return mix
+        before, after = (self._known.get(name, (0, None))[1] or () for name in (mixed, self._nodes[shaped].output[0]))
+        tokens = (self._known[query.tensor][1] or ())[query.order[1]]
+        same = len(before) == len(after) == 4 and before[::3] == after[::3] and after[2] in {before[2], tokens}
+        return shaped if same and None not in after and self._feeds_alone(mix, shaped) else mix
+
+    def _feeds_alone(self, node: int, target: int) -> bool:
+        """Say whether all that is made of a node's output goes into another node, directly or by way of sizes."""
+        waiting, seen = [node], {target}
+        while waiting:
+            readers = {i for name in self._nodes[waiting.pop()].output for i in self._read.get(name, ())} - seen
+            if any(i < 0 or self._is_active(self._nodes[i].output[0]) for i in readers):
+                return False
+            seen |= readers
+            waiting.extend(readers)
+        return True
 
     def _operand(self, tensor: str, wanted: Axes, *, turned: object = False) -> tuple[float, Operand | None]:
         """Follow an operand of a product back through scales and transposes to where it has the axes (B, T, N, H)."""
@@ -137,11 +189,11 @@ class _Search:
         scale = 1.0
         while _order(perm, wanted) != AS_IT_IS:
             factor, below = self._scaled(tensor)
-            node = self._nodes[self._made[below]] if below in self._made else None
-            if node is None or operator(node) != "Transpose" or len(_perm(node)) != len(perm):
+            turn = self._turn(below)
+            if turn is None:
                 break
-            scale, tensor = scale * factor, node.input[0]
-            perm = tuple(_perm(node)[axis] for axis in perm)
+            scale, (tensor, own) = scale * factor, turn
+            perm = tuple(own[axis] for axis in perm)
         order = _order(perm, wanted)
         kind, dims = self._known.get(tensor, (0, None))
         if kind != TensorProto.FLOAT or dims is None or len(dims) != 4 or not self._is_active(tensor):
@@ -155,9 +207,27 @@ class _Search:
             return 0.0, None
         return scale, Operand(tensor, order, heads, width, flat)
 
+    def _turn(self, tensor: str) -> tuple[str, Axes] | None:
+        """Give what a tensor of four axes is a transpose of, and how; some exporters swap the last two in three axes."""
+        node = self._maker(tensor)
+        if operator(node) == "Transpose":
+            return (node.input[0], _perm(node)) if len(_perm(node)) == 4 else None
+        flat = self._maker(node.input[0]) if operator(node) == "Reshape" else NodeProto()
+        merge = self._maker(flat.input[0]) if operator(flat) == "Transpose" and _perm(flat) == (0, 2, 1) else NodeProto()
+        if operator(merge) != "Reshape":
+            return None
+        before, merged, swapped, after = (self._known.get(name, (0, None))[1] or () for name in
+                                          (merge.input[0], flat.input[0], flat.output[0], tensor))  # fmt: skip
+        same = len(before) == len(after) == 4 and None not in before and before[:2] == after[:2]
+        return (merge.input[0], _SWAPPED) if same and merged[1:] == before[2:] and swapped[1:] == after[2:] else None
+
+    def _maker(self, tensor: str) -> NodeProto:
+        """Give the node that makes a tensor, one of no operator if none does."""
+        return self._nodes[self._made[tensor]] if tensor in self._made else NodeProto()
+
     def _unsplit(self, tensor: str, first: Sequence[int | str | None]) -> str | None:
         """Give the tensor (B, T, N H) that (B, T, N, H) was reshaped from, if both surely have the same rows and tokens."""
-        node = self._nodes[self._made[tensor]] if tensor in self._made else NodeProto()
+        node = self._maker(tensor)
         _, dims = self._known.get(node.input[0], (0, None)) if operator(node) == "Reshape" else (0, None)
         return node.input[0] if dims and len(dims) == 3 and None not in first and list(dims[:2]) == first else None
 
@@ -197,7 +267,7 @@ class _Search:
         return dims[3] != 1 and (dims[2] != 1 or dims[1] == 1)
 
     def is_idle(self, mask: str) -> bool:
-        """Say whether a mask takes nothing away where no text is padded, by computing it for two texts of seven tokens."""
+        """Say whether a mask takes nothing away where no text is padded, by computing it for two texts."""
         part = ModelProto()
         part.CopyFrom(self._model)
         del part.graph.output[:], part.graph.node[:]
@@ -253,7 +323,7 @@ def _order(perm: Axes, wanted: Axes) -> Axes:
 
 
 def _ones(kind: Type) -> NDArray[Any]:
-    """Give ones of a type, two rows and seven tokens where it does not say how many, in hardly any memory."""
-    sizes = iter((2, 7, 7, 7))
+    """Give ones of a type, two rows and `_TOKENS` where it does not say how many, in hardly any memory."""
+    sizes = iter((2, _TOKENS, _TOKENS, _TOKENS))
     one = np.ones((), dtype=helper.tensor_dtype_to_np_dtype(kind[0]))
     return np.broadcast_to(one, tuple(size if isinstance(size, int) else next(sizes) for size in kind[1] or ()))
