@@ -419,13 +419,12 @@ def test_where_scales_come_from_is_read_off_the_graph():
          helper.make_node("DequantizeLinear", ["q", "s", "z"], ["y"])],
         {"x": [2, 16]}, ["y"], {"z": np.uint8(3)},
     )  # fmt: skip
-    assert [scales_of(m) for m in (float_model, weight_only, static, dynamic, own)] == [
-        "none",
-        "none",
-        "static",
-        "dynamic",
-        "dynamic",
-    ]
+    held = model_of(
+        [helper.make_node("Constant", [], ["s"], value_float=0.1), helper.make_node("QuantizeLinear", ["x", "s"], ["q"])],
+        {"x": [2, 16]}, ["q"], {},
+    )  # fmt: skip
+    models = (float_model, weight_only, static, dynamic, own, held)
+    assert [scales_of(m) for m in models] == ["none", "none", "static", "dynamic", "dynamic", "static"]
 
 
 def test_a_processor_that_overflows_is_found_out():
@@ -436,6 +435,18 @@ def test_a_processor_that_overflows_is_found_out():
         return lambda _, inputs: [np.full((len(inputs["x"]), 32), right - (len(inputs["x"]) == wrong_rows))]
 
     assert [weight_limit(sums(rows)) for rows in (0, 1, 37)] == [127, 64, 64]
+
+
+@pytest.mark.parametrize(("most", "limit"), [(2**31 - 1, 127), (2 * 255 * 127, 127), (2 * 255 * 127 - 1, 64), (2**15 - 1, 64)])
+def test_the_largest_8_bit_products_are_tried(most, limit):
+    """What is tried are sums of the largest products: a processor that holds two of them is right, another is not."""
+
+    def sums(model, inputs):
+        weight, zero = map(numpy_helper.to_array, onnx.load_model_from_string(model).graph.initializer)
+        products = (inputs["x"].astype(np.int64) - zero)[:, :, None] * weight
+        return [np.minimum(products[:, ::2] + products[:, 1::2], most).sum(axis=1)]
+
+    assert weight_limit(sums) == limit
 
 
 # ---- whole models
