@@ -17,7 +17,6 @@ from penult.engine import fuse
 from penult.graph.calibrate import Goal, make_int8
 from penult.graph.integer import scales_of, weight_limit
 from penult.graph.linear import find_linears
-from penult.graph.plain import unfuse
 from penult.graph.quantize import grouped, quantize
 from penult.graph.rounding import closest, nearest, what_follows
 from penult.graph.scales import Choice, Seen, apply, choices, error_of
@@ -306,83 +305,6 @@ def test_gelu_takes_its_tanh_form_where_it_is_asked_for():
     model = model_of(nodes, {"x": ["n", 8]}, ["y"], {})
     assert [node.op_type for node in quantize(model, {}).graph.node] == ["Gelu"] * 3
     assert [node.op_type for node in quantize(model, {}, fast_gelu=True).graph.node] == ["FastGelu", "FastGelu", "Gelu"]
-
-
-def test_linears_are_found_in_every_form():
-    """MatMul and Add in either order, Gemm with a transposed weight, FusedMatMul with a factor; nothing else."""
-    w, wide, bias = floats(16, 16), floats(16, 16), floats(16)
-    nodes = [
-        helper.make_node("MatMul", ["x", "w"], ["a"]),
-        helper.make_node("Add", ["b", "a"], ["a2"]),
-        helper.make_node("Gemm", ["a2", "w", "b"], ["c"], transB=1, alpha=2.0),
-        helper.make_node("FusedMatMul", ["c", "w"], ["d"], domain="com.microsoft", alpha=0.5),
-        helper.make_node("Add", ["d", "c"], ["e"]),  # a residual, no bias
-        helper.make_node("MatMul", ["e", "e"], ["f"]),  # tokens with tokens
-        helper.make_node("MatMul", ["w", "f"], ["g"]),  # the matrix on the other side
-        helper.make_node("MatMul", ["g", "v"], ["out"]),
-    ]
-    model = model_of(nodes, {"x": [16, 16]}, ["out"], {"w": w, "b": bias, "v": wide})
-    found = find_linears(model, "out")
-    assert [(linear.input, linear.output) for linear in found] == [("x", "a2"), ("a2", "c"), ("c", "d"), ("g", "out")]
-    np.testing.assert_array_equal(found[0].bias, bias)
-    np.testing.assert_array_equal(found[1].weight, 2 * w.T)
-    np.testing.assert_array_equal(found[2].weight, 0.5 * w)
-    assert [linear.output for linear in find_linears(model, "c")] == ["a2", "c"]  # not what comes behind
-
-
-def test_what_is_not_quite_a_linear_layer_is_left_alone():
-    """A turned or batched factor, a bias of the wrong length or one of its own per token: no layer, or one without a bias."""
-    w, bias = floats(16, 16), floats(16)
-    held = helper.make_node("Constant", [], ["h"], value=numpy_helper.from_array(w))
-    nodes = [
-        held,
-        helper.make_node("MatMul", ["x", "h"], ["a"]),  # the one layer: its matrix stands in a node
-        helper.make_node("FusedMatMul", ["a", "w"], ["b"], domain="com.microsoft", transA=1),
-        helper.make_node("Gemm", ["b", "w", "one"], ["c"]),  # a bias that is spread over the channels
-        helper.make_node("MatMul", ["c", "w"], ["d"]),
-        helper.make_node("Add", ["d", "rows"], ["e"]),  # a value for each token
-        helper.make_node("MatMul", ["e", "w"], ["f"]),
-        helper.make_node("Mul", ["f", "bias"], ["out"]),
-    ]
-    weights = {"w": w, "one": floats(1), "rows": floats(16, 1), "bias": bias}
-    found = find_linears(model_of(nodes, {"x": [16, 16]}, ["out"], weights), "out")
-    assert [(linear.input, linear.output, linear.bias) for linear in found] == [
-        ("x", "a", None),
-        ("c", "d", None),
-        ("e", "f", None),
-    ]
-    np.testing.assert_array_equal(found[0].weight, w)
-
-
-def test_slow_fused_operators_come_apart_exactly():
-    """SkipLayerNormalization and BiasGelu become plain operators that give the same numbers."""
-    nodes = [
-        helper.make_node("SkipLayerNormalization", ["x", "s", "g", "h", "b"], ["n", "", "", "t"], domain="com.microsoft"),
-        helper.make_node("SkipLayerNormalization", ["n", "t", "g"], ["m"], domain="com.microsoft", epsilon=1e-5),
-        helper.make_node("BiasGelu", ["m", "b"], ["y"], domain="com.microsoft"),
-    ]
-    weights = {name: floats(32) for name in "ghb"}
-    model = model_of(nodes, {"x": [2, 3, 32], "s": [2, 3, 32]}, ["y", "t"], weights)
-    plain = unfuse(model)
-    assert {node.op_type for node in plain.graph.node} == {"Add", "LayerNormalization", "Gelu"}
-    norms = unfuse(model, only=frozenset({"SkipLayerNormalization"}))
-    assert [node.op_type for node in norms.graph.node].count("BiasGelu") == 1
-    assert unfuse(plain) is plain
-    x, s = floats(2, 3, 32), floats(2, 3, 32)
-    for ours, theirs in zip(run(plain, x=x, s=s), run(model, x=x, s=s), strict=True):
-        np.testing.assert_allclose(ours, theirs, atol=2e-6)
-
-
-@pytest.mark.parametrize("opset", [11, 17])
-def test_fused_attention_comes_apart_exactly(opset):
-    """Attention gives up its matrix and keeps its numbers, mask included."""
-    node = helper.make_node("Attention", ["x", "w", "b", "mask"], ["y"], domain="com.microsoft", num_heads=4)
-    model = model_of([node], {"x": [2, 5, 32]}, ["y"], {"w": floats(32, 96), "b": floats(96)}, opset)
-    model.graph.input.append(helper.make_tensor_value_info("mask", TensorProto.INT32, [2, 5]))
-    plain = unfuse(model)
-    assert [layer.weight.shape for layer in find_linears(plain, "y")] == [(32, 96)]
-    x, mask = floats(2, 5, 32), np.array([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]], dtype=np.int32)
-    np.testing.assert_allclose(run(plain, x=x, mask=mask)[0], run(model, x=x, mask=mask)[0], atol=2e-6)
 
 
 def test_half_precision_is_widened_everywhere():
