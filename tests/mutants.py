@@ -44,7 +44,7 @@ FILES = {
     "graph/describe.py": ["tests/graph/test_describe.py"],
     "graph/ending.py": ["tests/graph/test_stream.py", "tests/graph/test_layers.py"],
     "graph/files.py": ["tests/graph/test_files.py"],
-    "graph/flow.py": ["tests/graph/test_stream.py", "tests/graph/test_layers.py"],
+    "graph/flow.py": ["tests/graph/test_flow.py", "tests/graph/test_stream.py"],
     "graph/integer.py": ["tests/test_quantize.py"],
     "graph/layers.py": ["tests/graph/test_stream.py", "tests/graph/test_layers.py"],
     "graph/linear.py": ["tests/graph/test_linear.py"],
