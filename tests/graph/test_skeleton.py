@@ -75,6 +75,34 @@ def test_weights_of_functions_are_put_back():
     assert np.array_equal(run(cut(packed, end), given), run(model, given))
 
 
+def test_a_branch_that_calls_a_function():
+    """What it calls stands in it, after a cut too."""
+    d = Draft()
+    x = d.embed()
+    nodes = [helper.make_node("twice", [x], ["y"], domain="local")]
+    branch = helper.make_graph(nodes, "branch", [], [FLOATS])
+    d.nodes.append(helper.make_node("If", [d.constant(np.array(True))], ["end"], then_branch=branch, else_branch=branch))
+    model = d.model("end")
+    body, opset = [helper.make_node("Add", ["a", "a"], ["b"])], helper.make_opsetid("", 17)
+    model.functions.append(helper.make_function("local", "twice", ["a"], ["b"], body, [opset]))
+    model.opset_import.append(helper.make_opsetid("local", 1))
+    assert np.array_equal(run(cut(model, "end"), IDS), run(model, IDS))
+
+
+def test_a_body_keeps_its_branches():
+    """What is given to a loop's body is no input of the graph: an If on it stays."""
+    names = ("step", "go on", "x")
+    kinds = (TensorProto.INT64, TensorProto.BOOL, TensorProto.FLOAT)
+    given = [helper.make_tensor_value_info(name, kind, None) for name, kind in zip(names, kinds, strict=True)]
+    branch = helper.make_graph([helper.make_node("Neg", ["x"], ["y"])], "branch", [], [FLOATS])
+    nodes = [helper.make_node("If", ["go on"], ["out"], then_branch=branch, else_branch=branch)]
+    body = helper.make_graph(nodes, "body", given, [given[1], helper.make_tensor_value_info("out", TensorProto.FLOAT, None)])
+    d = Draft()
+    d.nodes.append(helper.make_node("Loop", [d.constant(np.array(1)), "", d.embed()], ["end"], body=body))
+    (attribute,) = skeleton(d.model("end")).graph.node[-1].attribute
+    assert [node.op_type for node in attribute.g.node] == ["If"]
+
+
 def test_shapes_are_worked_out_of_values():
     """A reshape to a computed shape has one; a dimension is a number, a symbol or unknown, and so may the whole shape be."""
     d = Draft()
@@ -214,6 +242,14 @@ def test_an_if_without_branches_stays(attributes):
     d = Draft()
     d.nodes.append(helper.make_node("If", ["input_ids"], ["y"], **attributes))
     assert [node.op_type for node in skeleton(d.model("y")).graph.node] == ["If"]
+
+
+def test_an_if_with_fewer_outputs_than_its_branch():
+    """Another broken one: what it names is what its branch makes first."""
+    model = merged(then_branch=("t", False), else_branch=("u", True))
+    branch = model.graph.node[0].attribute[1].g
+    branch.output.append(branch.output[0])
+    assert skeleton(model).graph.node[-1] == onnx.NodeProto(op_type="Identity", input=["then_branch end"], output=["chosen"])
 
 
 def test_an_if_that_a_node_decides_stays():
