@@ -39,7 +39,7 @@ FILES = {
     "graph/attention.py": ["tests/graph/test_attention.py"],
     "graph/axes.py": ["tests/graph/test_axes.py"],
     "graph/blockwise.py": ["tests/graph/test_attention.py"],
-    "graph/calibrate.py": ["tests/test_quantize.py"],
+    "graph/calibrate.py": ["tests/graph/test_calibrate.py", "tests/test_quantize.py"],
     "graph/cut.py": ["tests/graph/test_cut.py"],
     "graph/describe.py": ["tests/graph/test_describe.py"],
     "graph/ending.py": ["tests/graph/test_ending.py", "tests/graph/test_layers.py"],

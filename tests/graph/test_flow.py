@@ -130,7 +130,9 @@ def test_what_token_data_choose_is_no_token_data():
     expert = d.op("Gather", d.weight(3, 8), d.op("ArgMax", x))
     moved = d.op("Gather", x, d.constant(np.array([0])))
     both = d.op("Gather", x, d.op("ArgMax", x))
+    alone = d.op("Neg", expert)
     flow = flow_of(d)
+    assert flow.feeders[flow.producer[alone]] == []
     assert enters(d) == [x]
     assert flow.beside(expert)
     assert [flow.beside(name) for name in (moved, both)] == [False, False]

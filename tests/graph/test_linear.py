@@ -160,6 +160,8 @@ def test_a_product_that_others_read_keeps_its_bias_apart():
     assert found(nodes, outputs=("out", "p"), **weights) == [apart]
     assert found([*nodes, helper.make_node("Neg", ["p"], ["q"])], **weights) == [apart]
     assert found(nodes[:1], outputs=("p",), before="p", **weights) == [apart]
+    others = [nodes[0], helper.make_node("Neg", ["x"], ["q"]), helper.make_node("Add", ["b", "q"], ["out"])]
+    assert found(others, outputs=("out", "p"), before="p", **weights) == [apart]
     assert readers(model_of(nodes, weights, ("out", "p")).graph)["p"] == [1, -1]
 
 
