@@ -103,6 +103,29 @@ def test_what_follows_is_the_upper_factor_of_the_inverse(channels):
     np.testing.assert_allclose(found.T @ found @ gram, np.eye(channels), atol=1e-3)
 
 
+@pytest.mark.parametrize("limit", [127, 20])
+def test_closest_spreads_what_each_entry_owes(limit):
+    """Entry after entry: what one's rounding does is taken back by those after it, and none exceeds the limit."""
+    rng = np.random.default_rng(1)
+    x = rng.standard_normal((500, 8)) @ rng.standard_normal((8, 100)) + 0.1 * rng.standard_normal((500, 100))
+    later, weight = what_follows(x.astype(np.float32)), rng.standard_normal((100, 16)).astype(np.float32)
+    whole, scale = closest(weight, later, limit)
+    left, expected = (weight / scale).astype(np.float64), np.zeros((100, 16))
+    for i in range(100):
+        expected[i] = np.clip(np.rint(left[i]), -limit, limit)
+        left[i:] -= np.outer(later[i, i:], (left[i] - expected[i]) / later[i, i])
+    assert (whole == expected).mean() > 0.98  # what lies between two numbers may fall to either side
+    assert np.abs(whole).max() == limit
+    np.testing.assert_allclose(scale, np.abs(weight).max(axis=0) / limit, rtol=1e-6)
+
+
+def test_an_input_that_is_always_zero_owes_nothing():
+    """Its factor is finite, and what is rounded by it is rounded to the nearest."""
+    later, weight = what_follows(np.zeros((10, 40), dtype=np.float32)), np.sin(np.arange(320, dtype=np.float32)).reshape(40, 8)
+    assert np.isfinite(later).all()
+    np.testing.assert_array_equal(closest(weight, later, 127)[0], nearest(weight)[0])
+
+
 # ---- treatments
 
 
@@ -133,6 +156,7 @@ def test_centring_tames_channels_that_stay_far_from_zero():
     """Channels that move around a value far from 0 need no wider step than the others once that is taken off."""
     x, weight = floats(400, 64), floats(64, 32)
     x[:, ::4] += 20
+    x[:, 1::4] -= 20
     off, on = (error_of(seen(x), [weight], Choice(0.5, 0, centre=centre)) for centre in (False, True))
     assert on < 0.6 * off
 
