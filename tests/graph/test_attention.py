@@ -34,6 +34,8 @@ def attention(*, heads=2, width=8, value_width=8, scale="after", turn="direct", 
         "zero": np.float32(0),
         "s": np.float32(0.3),
         "s2": np.float32(0.5),
+        "in front": np.array([0, 1, 2]),
+        "by head": np.arange(1, heads + 1, dtype=np.float32).reshape(1, heads, 1, 1),
     }
     nodes = []
 
@@ -68,15 +70,17 @@ def attention(*, heads=2, width=8, value_width=8, scale="after", turn="direct", 
     there = op("Unsqueeze", "attention_mask", "axes")
     if mask == "heads":
         bias = op("Mul", op("Sub", "one", op("Cast", there, to=TensorProto.FLOAT)), "by head")
-    elif mask == "shared":  # by all texts
+    elif mask in {"shared", "shared row"}:  # by all texts
         least = op("ReduceMin", op("Cast", "attention_mask", to=TensorProto.FLOAT), axes=[0], keepdims=0)
         bias = op("Mul", op("Sub", "one", least), "low")
+        bias = op("Unsqueeze", bias, "in front") if mask == "shared row" else bias
     elif mask == "column":
         bias = op("Transpose", op("Sub", "one", op("Cast", there, to=TensorProto.FLOAT)), perm=[0, 1, 3, 2])
     elif mask == "row":
         bias = op("Mul", op("Sub", "one", op("Cast", there, to=TensorProto.FLOAT)), "low")
     else:
         bias = op("Where", op("And", op("Cast", there, to=TensorProto.BOOL), _allowed(op, mask)), "zero", "low")
+        bias = op("Mul", bias, "by head") if mask == "heads and queries" else bias
     mixed = op("MatMul", op("Softmax", op("Add", bias, scores), axis=-1), v)
     op("Transpose", mixed, perm=[0, 2, 1, 3] if end else [0, 1, 2, 3], name="mixed")
     weights |= {
@@ -129,6 +133,7 @@ def operators(model):
     {"turn": "rotary", "scale": "fused"}, {"turn": "twice", "scale": "both"}, {"width": 7, "value_width": 5}, {"heads": 1},
     {"low": -1e4}, {"low": -2.0},
     {"low": -2.0, "scale": "divided"},  {"mask": "square"}, {"mask": "window"},
+    {"low": -2.0, "mask": "heads and queries", "heads": 3}, {"mask": "shared row"},
 ], ids=str)  # fmt: skip
 def test_every_form_gives_the_same(form, mask):
     """However an exporter wrote scale, transposes and mask, the mix is the same with and without padding."""
