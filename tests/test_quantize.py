@@ -267,6 +267,11 @@ def test_a_quantised_layer_computes_what_was_chosen(choice, limit):
     assert sum(node.op_type == "QuantizeLinear" for node in written.graph.node) == 1  # shared by both layers
     assert {opset.domain for opset in written.opset_import} == {"", "com.microsoft"}
     y, z = run(written, x=x)
+    form = x * (1 if treatment.factor is None else treatment.factor) + (0 if treatment.offset is None else treatment.offset)
+    steps = np.clip(np.rint(form / np.float32(treatment.scale)) + treatment.zero, 0, 255) - treatment.zero
+    for got, packed in zip((y, z), treatment.layers, strict=True):
+        wanted = (steps @ packed.weight) * packed.scale * treatment.scale + packed.bias + x[:, treatment.split] @ packed.rest
+        np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-3)
     # A plain scale over the outlier is coarse: its step is 20 times too wide.
     tolerance = 0.25 if choice == Choice(None, 0) else 0.06
     for got, wanted in ((y, x @ first + bias), (z, x @ second)):
@@ -280,10 +285,11 @@ def lookups(tables, **gather):
     return model_of(nodes, {"x": ["n"]}, [f"{name} rows" for name in tables], tables)
 
 
-def test_word_tables_are_kept_as_8_bit_rows():
+@pytest.mark.parametrize("gather", [{}, {"axis": 0}])
+def test_word_tables_are_kept_as_8_bit_rows(gather):
     """A row lands within half a step of its own scale, two tables in one graph alike; from 256 rows on."""
     large, least = floats(300, 16) * np.geomspace(0.01, 100, 300, dtype=np.float32)[:, None], floats(256, 16)
-    model = lookups({"large": large, "least": least, "small": floats(255, 16)})
+    model = lookups({"large": large, "least": least, "small": floats(255, 16)}, **gather)
     written = quantize(model, {})
     kept = {tensor.name: numpy_helper.to_array(tensor) for tensor in written.graph.initializer}
     assert {array.shape for array in kept.values() if array.dtype == np.int8} == {(300, 16), (256, 16)}
@@ -299,6 +305,7 @@ def test_word_tables_are_kept_as_8_bit_rows():
     "model",
     [
         lookups({"along the other axis": np.ones((300, 300), dtype=np.float32)}, axis=1),
+        lookups({"along the last axis": np.ones((300, 300), dtype=np.float32)}, axis=-1),
         lookups({"cube": np.ones((300, 4, 4), dtype=np.float32)}),
         lookups({"halves": np.ones((300, 4), dtype=np.float16)}),
         model_of(
@@ -312,7 +319,7 @@ def test_word_tables_are_kept_as_8_bit_rows():
         ),
         model_of([helper.make_node("GatherND", ["x", "i"], ["y"])], {"x": [300, 4]}, ["y"], {"i": np.zeros((1, 1), np.int64)}),
     ],
-    ids=["the other axis", "three axes", "half precision", "a constant row", "read twice", "another operator"],
+    ids=["the other axis", "the last axis", "three axes", "half precision", "a constant row", "read twice", "another operator"],
 )  # fmt: skip
 def test_what_is_no_word_table_stays(model):
     """Tables that are looked up in another way, or read by something else, are left as they are."""
