@@ -137,19 +137,23 @@ def changes(node: ast.AST) -> Iterator[Callable[[ast.AST], object]]:
 
 def mutants(source: str) -> list[tuple[int, str, str]]:
     """Give (line, its name: "the line => what it became", the whole source) of every mutant of a file, in order."""
-    tree = ast.parse(source)
-    whole = ast.unparse(tree)
+    body = ast.parse(source).body
+    parts = [ast.unparse(statement) for statement in body]
     made = []
-    for at, node in enumerate(sites(tree)):
-        for change in changes(node):
-            other = copy.deepcopy(tree)
-            there = next(n for i, n in enumerate(sites(other)) if i == at)
-            instead = change(there)
-            if isinstance(instead, ast.AST):
-                other = _Put(there, instead).visit(other)
-            text = ast.unparse(ast.fix_missing_locations(other))
-            if text != whole:
-                made.append((node.lineno, _difference(whole, text), text))
+    for place, statement in enumerate(body):
+        whole = ast.Module([statement], [])
+        for at, node in enumerate(sites(whole)):
+            for change in changes(node):
+                other = copy.deepcopy(whole)
+                there = next(n for i, n in enumerate(sites(other)) if i == at)
+                instead = change(there)
+                if isinstance(instead, ast.AST):
+                    other = _Put(there, instead).visit(other)
+                text = ast.unparse(ast.fix_missing_locations(other))
+                if text != parts[place]:
+                    made.append(
+                        (node.lineno, _difference(parts[place], text), "\n".join((*parts[:place], text, *parts[place + 1 :])))
+                    )
     return made
 
 
