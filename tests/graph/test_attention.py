@@ -273,6 +273,47 @@ def test_a_broken_graph_is_left(kind, field):
     assert fuse_attention(model) is model
 
 
+@pytest.mark.parametrize(
+    ("scale", "found"),
+    [
+        (np.float32(0.3), True), (np.full((1, 1, 1, 1), 0.3, np.float32), True), (np.full(1, 0.3, np.float32), True),
+        (np.full((1,) * 5, 0.3, np.float32), False), (np.full(9, 0.3, np.float32), False),
+        (np.float32(5e5), True), (np.float32(1.5e6), False), (np.float32(2e-6), True), (np.float32(5e-7), False),
+        (np.float32(-0.3), False), (np.float32(0), False),
+    ],
+)  # fmt: skip
+def test_what_a_scale_is(scale, found):
+    """One number of at most four axes, above 0, and neither so large nor so small that a mask divided by it is none."""
+    model = attention()
+    tensor = next(tensor for tensor in model.graph.initializer if tensor.name == "s")
+    tensor.CopyFrom(numpy_helper.from_array(scale, "s"))
+    assert bool(find_attention(model)) == found
+
+
+@pytest.mark.parametrize("which", ["Q", "K", "V"])
+@pytest.mark.parametrize("change", ["not of the tokens", "heads that nobody knows", "channels that nobody knows", "doubles"])
+def test_an_operand_of_another_kind_is_left(which, change):
+    """Learned queries, keys or values, those of heads or channels that only a run shows, and those in other precision."""
+    model = attention()
+    gather = next(node for node in model.graph.node if node.input[0] == which)
+    reshape = next(node for node in model.graph.node if node.input[0] == gather.output[0])
+    if change == "not of the tokens":
+        gather.input[1] = "fixed"
+        model.graph.initializer.append(numpy_helper.from_array(np.zeros((1, 9), np.int64), "fixed"))
+    elif change == "doubles":
+        table = next(tensor for tensor in model.graph.initializer if tensor.name == which)
+        table.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(table).astype(np.float64), which))
+    else:
+        reshape.input[0] = "strange"
+        place = list(model.graph.node).index(reshape)
+        model.graph.node.insert(place, helper.make_node("Strange", [gather.output[0]], ["strange"], domain="nobody"))
+        model.graph.value_info.append(helper.make_tensor_value_info("strange", TensorProto.FLOAT, ["batch", "sequence", None]))
+        reshape.input[1] = "shape"
+        shape = [0, 0, -1, 8] if change.startswith("heads") else [0, 0, 2, -1]
+        model.graph.initializer.append(numpy_helper.from_array(np.array(shape), "shape"))
+    assert find_attention(model) == []
+
+
 def test_a_scale_without_its_number_is_none():
     """A constant that says it is one number and holds none, found by a fuzzer, is no scale."""
     model = attention()
