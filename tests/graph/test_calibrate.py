@@ -147,10 +147,58 @@ def test_the_usual_goal(tmp_path):
     graph = chain(tmp_path / "more", 2)
     got, _ = make(tmp_path, graph, told((1, 1, 1, 1, 1, 1, 1, 0.9909), (1, 1, 1, 1, 1, 1, 1, 0.9911)), Goal())
     assert got.least == pytest.approx(0.9911, abs=2e-6)
-    graph = chain(tmp_path / "long", 1)
-    texts = [floats(4, 16) * 1000, floats(4, 16) / 1000]
-    got, _ = make(tmp_path, graph, real(*texts), Goal(0.5, -1))
-    assert 0.5 < got.mean <= 1.000001
+
+
+def test_directions_are_compared(tmp_path):
+    """Vectors may be of any length; one without a length has no direction, and counts as 0."""
+    small = [floats(4, 16) / 1000 for _ in range(2)]
+    got, _ = make(tmp_path, chain(tmp_path / "small", 1), real(*small), Goal(0.5, -1))
+    assert 0.99 < got.mean <= 1.000001
+    texts = [floats(4, 16), np.zeros((4, 16), np.float32)]
+    got, _ = make(tmp_path, chain(tmp_path / "zeros", 1), real(*texts), Goal(-1, -1))
+    assert got.least == 0
+    assert got.mean == pytest.approx(0.5, abs=0.01)
+
+
+# ---- how they are treated
+
+
+def treated(folder, x, weight, *attempts):
+    """Give the operators around one layer after some attempts."""
+    graph = write(
+        folder, [helper.make_node("MatMul", ["x", "w"], ["sentence_embedding"])], {"w": weight}, shape=(None, len(weight))
+    )
+    left = iter(attempts)
+
+    def run(path, outputs):
+        if outputs == ["sentence_embedding"]:
+            yield {"sentence_embedding": at(next(left), next(left))}
+            return
+        half = len(x) // 2
+        for rows in (x[:half], x[half:]):
+            yield {"sentence_embedding": at(1), "x": rows}
+
+    make(folder.parent, graph, run)
+    return set(kinds(folder.parent / "target.onnx"))
+
+
+PLAIN = {"QuantizeLinear", "MatMulIntegerToFloat"}
+
+
+def test_what_is_exact_enough_is_left_plain(tmp_path):
+    """Neither the first nor the second tolerance asks for more where a plain scale does."""
+    x, weight = RNG.uniform(-1, 1, (400, 64)).astype(np.float32), floats(64, 32)
+    assert treated(tmp_path / "one", x, weight, 1, 1) == PLAIN
+    assert treated(tmp_path / "two", x, weight, 0, 0, 1, 1) == PLAIN
+
+
+def test_what_is_not_exact_enough_is_treated(tmp_path):
+    """Channels of other size are smoothed or split off in the first attempt, as far as it helps where nothing is enough."""
+    x, weight = floats(400, 64), floats(64, 32)
+    x[:, 3] *= 20
+    weight[3] /= 10
+    assert treated(tmp_path / "one", x, weight, 1, 1) > PLAIN
+    assert treated(tmp_path / "two", x**3, weight, 1, 1) > PLAIN
 
 
 # ---- which layers
