@@ -304,13 +304,15 @@ def test_an_operand_of_another_kind_is_left(which, change):
         table = next(tensor for tensor in model.graph.initializer if tensor.name == which)
         table.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(table).astype(np.float64), which))
     else:
-        reshape.input[0] = "strange"
+        reshape.input[:] = ["strange", "shape"]
+        shape = [2, None] if change.startswith("channels") else [None, 8]
         place = list(model.graph.node).index(reshape)
         model.graph.node.insert(place, helper.make_node("Strange", [gather.output[0]], ["strange"], domain="nobody"))
-        model.graph.value_info.append(helper.make_tensor_value_info("strange", TensorProto.FLOAT, ["batch", "sequence", None]))
-        reshape.input[1] = "shape"
-        shape = [0, 0, -1, 8] if change.startswith("heads") else [0, 0, 2, -1]
-        model.graph.initializer.append(numpy_helper.from_array(np.array(shape), "shape"))
+        for name, last in (("strange", [None]), (reshape.output[0], shape)):
+            said = helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", "sequence", *last])
+            model.graph.value_info.append(said)
+        numbers = np.array([0, 0, *(size or -1 for size in shape)])
+        model.graph.initializer.append(numpy_helper.from_array(numbers, "shape"))
     assert find_attention(model) == []
 
 
