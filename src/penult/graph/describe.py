@@ -109,7 +109,7 @@ def _bytes(tensor: onnx.TensorProto) -> int:
     bits = _BITS.get(tensor.data_type)
     if bits is None:
         bits = 8 * onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
-    return -(-math.prod(tensor.dims) * bits // 8)  # the last byte of values of four bits may be half full
+    return int(-(-math.prod(tensor.dims) * bits // 8))  # the last byte of values of four bits may be half full
 
 
 def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
