@@ -304,6 +304,7 @@ def test_an_operand_of_another_kind_is_left(which, change):
         table = next(tensor for tensor in model.graph.initializer if tensor.name == which)
         table.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(table).astype(np.float64), which))
     else:
+        model.opset_import.append(helper.make_opsetid("nobody", 1))
         reshape.input[:] = ["strange", "shape"]
         shape = [2, None] if change.startswith("channels") else [None, 8]
         place = list(model.graph.node).index(reshape)
