@@ -104,13 +104,13 @@ WORSE = (0.1, 0.1)
 def test_the_attempt_that_comes_nearest_is_kept(tmp_path, attempts, taken, tried):
     """The first that reaches the goal, else the nearest; two tolerances, then ever more of the worst layers in fp32."""
     run = told(*attempts)
-    got, target = make(tmp_path, chain(tmp_path / "work", 20), run)
+    got, target = make(tmp_path, chain(tmp_path / "work", 40), run)
     assert len(attempts) - len(list(run.left)) == tried
-    kept = (0, 0, 1, 2, 4)[taken]
-    assert (got.layers, got.kept) == (20 - kept, kept)
+    kept = (0, 0, 2, 4, 8)[taken]
+    assert (got.layers, got.kept) == (40 - kept, kept)
     assert got.mean == pytest.approx(np.mean(attempts[taken]))
     assert got.least == pytest.approx(min(attempts[taken]))
-    assert kinds(target).count("MatMulIntegerToFloat") == 20 - kept
+    assert kinds(target).count("MatMulIntegerToFloat") == 40 - kept
 
 
 def test_a_goal_that_is_just_reached_is_reached(tmp_path):
@@ -190,6 +190,15 @@ def test_what_is_exact_enough_is_left_plain(tmp_path):
     x, weight = RNG.uniform(-1, 1, (400, 64)).astype(np.float32), floats(64, 32)
     assert treated(tmp_path / "one", x, weight, 1, 1) == PLAIN
     assert treated(tmp_path / "two", x, weight, 0, 0, 1, 1) == PLAIN
+
+
+def test_the_second_tolerance_is_smaller(tmp_path):
+    """What the first attempt left plain is treated in the second, where the vectors were not close enough."""
+    x, weight = np.random.default_rng(1).standard_normal((400, 64)).astype(np.float32), floats(64, 32)
+    x[:, 3] *= 2
+    weight[3] /= 2
+    assert treated(tmp_path / "one", x, weight, 1, 1) == PLAIN
+    assert treated(tmp_path / "two", x, weight, 0, 0, 1, 1) > PLAIN
 
 
 def test_what_is_not_exact_enough_is_treated(tmp_path):
