@@ -192,6 +192,24 @@ def test_what_is_exact_enough_is_left_plain(tmp_path):
     assert treated(tmp_path / "two", x, weight, 0, 0, 1, 1) == PLAIN
 
 
+def test_ranges_of_one_half_are_tried_on_the_other(tmp_path):
+    """A range that later texts exceed is not exact enough; one that they stay within is."""
+    x, weight = np.random.default_rng(1).uniform(-1, 1, (400, 64)).astype(np.float32), floats(64, 32)
+    x[200:] *= 1.15
+    assert treated(tmp_path / "wider", x, weight, 1, 1) > PLAIN
+    assert treated(tmp_path / "narrower", x[::-1], weight, 1, 1) == PLAIN
+
+
+@pytest.mark.parametrize(("outputs", "kind"), [(8, "Gather"), (96, "Mul")])
+def test_the_cheapest_remedy_that_is_enough_is_taken(tmp_path, outputs, kind):
+    """A large channel is split off where there are few outputs, and smoothed where there are many."""
+    rng = np.random.default_rng(1)
+    x, weight = rng.uniform(-1, 1, (400, 64)).astype(np.float32), rng.standard_normal((64, outputs)).astype(np.float32)
+    x[:, 3] *= 20
+    weight[3] /= 10
+    assert kind in treated(tmp_path / "one", x, weight, 1, 1)
+
+
 def test_the_second_tolerance_is_smaller(tmp_path):
     """What the first attempt left plain is treated in the second, where the vectors were not close enough."""
     x, weight = np.random.default_rng(1).standard_normal((400, 64)).astype(np.float32), floats(64, 32)
