@@ -247,6 +247,16 @@ def test_the_axis_of_softmax(opset, axis, found):
     assert (fuse_attention(model) is not model) == found
 
 
+def test_a_mix_that_only_the_caller_reads_is_left():
+    """Where the graph gives out what stays apart by heads, a turn of something else is not that of the mix."""
+    model = attention()
+    mix, turn = model.graph.node[-2].output[0], model.graph.node[-1]
+    assert turn.input[0] == mix
+    turn.input[0] = next(node for node in model.graph.node if node.op_type == "Transpose").output[0]
+    model.graph.output.append(helper.make_tensor_value_info(mix, TensorProto.FLOAT, None))
+    assert find_attention(model) == []
+
+
 def test_a_mask_from_a_loop_is_not_computed():
     """A mask that a subgraph makes is not run to see what it does: a loop may have no end."""
     model = attention()
