@@ -16,7 +16,8 @@ SHARED = HERE.parents[1] / "shared"
 ZOO = SHARED / "zoo"
 GRAPHS = sorted(p.stem for p in (HERE / "data" / "graphs").glob("*.onnx"))
 ZOO_FILES = sorted(json.loads((ZOO / "expected_cut.json").read_text())) if ZOO.is_dir() else ["needs ../shared"]
-_TYPES = {"tensor(int64)": np.int64, "tensor(int32)": np.int32, "tensor(float)": np.float32, "tensor(float16)": np.float16}
+_NAMES = {"int64": np.int64, "int32": np.int32, "float": np.float32, "float16": np.float16, "bool": np.bool_}
+_TYPES = {f"tensor({name})": kind for name, kind in _NAMES.items()}
 
 
 def load(file):

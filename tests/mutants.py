@@ -35,32 +35,32 @@ ROOT = Path(__file__).parents[1]
 SECONDS, MEMORY = 240, 12 * 2**30
 FILES = {
     "batching.py": ["tests/test_batching.py"],
-    "graph/assemble.py": ["tests/test_prepare.py"],
+    "graph/assemble.py": ["tests/graph/test_assemble.py"],
     "graph/attention.py": ["tests/graph/test_attention.py"],
     "graph/axes.py": ["tests/graph/test_axes.py"],
     "graph/blockwise.py": ["tests/graph/test_attention.py"],
-    "graph/calibrate.py": ["tests/test_quantize.py"],
+    "graph/calibrate.py": ["tests/graph/test_calibrate.py", "tests/test_quantize.py"],
     "graph/cut.py": ["tests/graph/test_cut.py"],
-    "graph/describe.py": ["tests/test_cli.py"],
-    "graph/ending.py": ["tests/graph/test_cut.py"],
-    "graph/files.py": ["tests/test_prepare.py"],
-    "graph/flow.py": ["tests/graph/test_stream.py", "tests/graph/test_layers.py"],
+    "graph/describe.py": ["tests/graph/test_describe.py"],
+    "graph/ending.py": ["tests/graph/test_ending.py", "tests/graph/test_layers.py"],
+    "graph/files.py": ["tests/graph/test_files.py"],
+    "graph/flow.py": ["tests/graph/test_flow.py", "tests/graph/test_stream.py"],
     "graph/integer.py": ["tests/test_quantize.py"],
-    "graph/layers.py": ["tests/graph/test_stream.py", "tests/graph/test_layers.py"],
-    "graph/linear.py": ["tests/test_quantize.py"],
-    "graph/matmul.py": ["tests/test_quantize.py"],
+    "graph/layers.py": ["tests/graph/test_stream.py", "tests/graph/test_ending.py", "tests/graph/test_layers.py"],
+    "graph/linear.py": ["tests/graph/test_linear.py"],
+    "graph/matmul.py": ["tests/graph/test_matmul.py"],
     "graph/opsets.py": ["tests/graph/test_attention.py"],
-    "graph/picture.py": ["tests/test_cli.py"],
-    "graph/plain.py": ["tests/test_quantize.py"],
+    "graph/picture.py": ["tests/graph/test_describe.py"],
+    "graph/plain.py": ["tests/graph/test_plain.py"],
     "graph/pooling.py": ["tests/graph/test_pooling.py"],
     "graph/quantize.py": ["tests/test_quantize.py"],
     "graph/rounding.py": ["tests/test_quantize.py"],
     "graph/scales.py": ["tests/test_quantize.py"],
-    "graph/skeleton.py": ["tests/graph/test_layers.py", "tests/graph/test_cut.py"],
-    "graph/standalone.py": ["tests/test_prepare.py"],
-    "graph/stream.py": ["tests/graph/test_stream.py", "tests/graph/test_layers.py"],
-    "graph/unread.py": ["tests/graph/test_cut.py"],
-    "graph/whole.py": ["tests/graph/test_cut.py"],
+    "graph/skeleton.py": ["tests/graph/test_skeleton.py"],
+    "graph/standalone.py": ["tests/graph/test_files.py"],
+    "graph/stream.py": ["tests/graph/test_stream.py", "tests/graph/test_ending.py", "tests/graph/test_layers.py"],
+    "graph/unread.py": ["tests/graph/test_unread.py"],
+    "graph/whole.py": ["tests/graph/test_whole.py"],
     "graph/widen.py": ["tests/graph/test_widen.py"],
     "bulk/about.py": ["tests/bulk/test_embed_files.py"],
     "bulk/batch.py": ["tests/bulk/test_batch.py"],
@@ -137,19 +137,23 @@ def changes(node: ast.AST) -> Iterator[Callable[[ast.AST], object]]:
 
 def mutants(source: str) -> list[tuple[int, str, str]]:
     """Give (line, its name: "the line => what it became", the whole source) of every mutant of a file, in order."""
-    tree = ast.parse(source)
-    whole = ast.unparse(tree)
+    body = ast.parse(source).body
+    parts = [ast.unparse(statement) for statement in body]
     made = []
-    for at, node in enumerate(sites(tree)):
-        for change in changes(node):
-            other = copy.deepcopy(tree)
-            there = next(n for i, n in enumerate(sites(other)) if i == at)
-            instead = change(there)
-            if isinstance(instead, ast.AST):
-                other = _Put(there, instead).visit(other)
-            text = ast.unparse(ast.fix_missing_locations(other))
-            if text != whole:
-                made.append((node.lineno, _difference(whole, text), text))
+    for place, statement in enumerate(body):
+        whole = ast.Module([statement], [])
+        for at, node in enumerate(sites(whole)):
+            for change in changes(node):
+                other = copy.deepcopy(whole)
+                there = next(n for i, n in enumerate(sites(other)) if i == at)
+                instead = change(there)
+                if isinstance(instead, ast.AST):
+                    other = _Put(there, instead).visit(other)
+                text = ast.unparse(ast.fix_missing_locations(other))
+                if text != parts[place]:
+                    made.append(
+                        (node.lineno, _difference(parts[place], text), "\n".join((*parts[:place], text, *parts[place + 1 :])))
+                    )
     return made
 
 

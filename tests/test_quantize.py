@@ -17,7 +17,6 @@ from penult.engine import fuse
 from penult.graph.calibrate import Goal, make_int8
 from penult.graph.integer import scales_of, weight_limit
 from penult.graph.linear import find_linears
-from penult.graph.plain import unfuse
 from penult.graph.quantize import grouped, quantize
 from penult.graph.rounding import closest, nearest, what_follows
 from penult.graph.scales import Choice, Seen, apply, choices, error_of
@@ -104,6 +103,29 @@ def test_what_follows_is_the_upper_factor_of_the_inverse(channels):
     np.testing.assert_allclose(found.T @ found @ gram, np.eye(channels), atol=1e-3)
 
 
+@pytest.mark.parametrize("limit", [127, 20])
+def test_closest_spreads_what_each_entry_owes(limit):
+    """Entry after entry: what one's rounding does is taken back by those after it, and none exceeds the limit."""
+    rng = np.random.default_rng(1)
+    x = rng.standard_normal((500, 8)) @ rng.standard_normal((8, 100)) + 0.1 * rng.standard_normal((500, 100))
+    later, weight = what_follows(x.astype(np.float32)), rng.standard_normal((100, 16)).astype(np.float32)
+    whole, scale = closest(weight, later, limit)
+    left, expected = (weight / scale).astype(np.float64), np.zeros((100, 16))
+    for i in range(100):
+        expected[i] = np.clip(np.rint(left[i]), -limit, limit)
+        left[i:] -= np.outer(later[i, i:], (left[i] - expected[i]) / later[i, i])
+    assert (whole == expected).mean() > 0.98  # what lies between two numbers may fall to either side
+    assert np.abs(whole).max() == limit
+    np.testing.assert_allclose(scale, np.abs(weight).max(axis=0) / limit, rtol=1e-6)
+
+
+def test_an_input_that_is_always_zero_owes_nothing():
+    """Its factor is finite, and what is rounded by it is rounded to the nearest."""
+    later, weight = what_follows(np.zeros((10, 40), dtype=np.float32)), np.sin(np.arange(320, dtype=np.float32)).reshape(40, 8)
+    assert np.isfinite(later).all()
+    np.testing.assert_array_equal(closest(weight, later, 127)[0], nearest(weight)[0])
+
+
 # ---- treatments
 
 
@@ -134,6 +156,7 @@ def test_centring_tames_channels_that_stay_far_from_zero():
     """Channels that move around a value far from 0 need no wider step than the others once that is taken off."""
     x, weight = floats(400, 64), floats(64, 32)
     x[:, ::4] += 20
+    x[:, 1::4] -= 20
     off, on = (error_of(seen(x), [weight], Choice(0.5, 0, centre=centre)) for centre in (False, True))
     assert on < 0.6 * off
 
@@ -244,6 +267,11 @@ def test_a_quantised_layer_computes_what_was_chosen(choice, limit):
     assert sum(node.op_type == "QuantizeLinear" for node in written.graph.node) == 1  # shared by both layers
     assert {opset.domain for opset in written.opset_import} == {"", "com.microsoft"}
     y, z = run(written, x=x)
+    form = x * (1 if treatment.factor is None else treatment.factor) + (0 if treatment.offset is None else treatment.offset)
+    steps = np.clip(np.rint(form / np.float32(treatment.scale)) + treatment.zero, 0, 255) - treatment.zero
+    for got, packed in zip((y, z), treatment.layers, strict=True):
+        wanted = (steps @ packed.weight) * packed.scale * treatment.scale + packed.bias + x[:, treatment.split] @ packed.rest
+        np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-3)
     # A plain scale over the outlier is coarse: its step is 20 times too wide.
     tolerance = 0.25 if choice == Choice(None, 0) else 0.06
     for got, wanted in ((y, x @ first + bias), (z, x @ second)):
@@ -257,10 +285,11 @@ def lookups(tables, **gather):
     return model_of(nodes, {"x": ["n"]}, [f"{name} rows" for name in tables], tables)
 
 
-def test_word_tables_are_kept_as_8_bit_rows():
+@pytest.mark.parametrize("gather", [{}, {"axis": 0}])
+def test_word_tables_are_kept_as_8_bit_rows(gather):
     """A row lands within half a step of its own scale, two tables in one graph alike; from 256 rows on."""
     large, least = floats(300, 16) * np.geomspace(0.01, 100, 300, dtype=np.float32)[:, None], floats(256, 16)
-    model = lookups({"large": large, "least": least, "small": floats(255, 16)})
+    model = lookups({"large": large, "least": least, "small": floats(255, 16)}, **gather)
     written = quantize(model, {})
     kept = {tensor.name: numpy_helper.to_array(tensor) for tensor in written.graph.initializer}
     assert {array.shape for array in kept.values() if array.dtype == np.int8} == {(300, 16), (256, 16)}
@@ -276,6 +305,7 @@ def test_word_tables_are_kept_as_8_bit_rows():
     "model",
     [
         lookups({"along the other axis": np.ones((300, 300), dtype=np.float32)}, axis=1),
+        lookups({"along the last axis": np.ones((300, 300), dtype=np.float32)}, axis=-1),
         lookups({"cube": np.ones((300, 4, 4), dtype=np.float32)}),
         lookups({"halves": np.ones((300, 4), dtype=np.float16)}),
         model_of(
@@ -289,7 +319,7 @@ def test_word_tables_are_kept_as_8_bit_rows():
         ),
         model_of([helper.make_node("GatherND", ["x", "i"], ["y"])], {"x": [300, 4]}, ["y"], {"i": np.zeros((1, 1), np.int64)}),
     ],
-    ids=["the other axis", "three axes", "half precision", "a constant row", "read twice", "another operator"],
+    ids=["the other axis", "the last axis", "three axes", "half precision", "a constant row", "read twice", "another operator"],
 )  # fmt: skip
 def test_what_is_no_word_table_stays(model):
     """Tables that are looked up in another way, or read by something else, are left as they are."""
@@ -306,83 +336,6 @@ def test_gelu_takes_its_tanh_form_where_it_is_asked_for():
     model = model_of(nodes, {"x": ["n", 8]}, ["y"], {})
     assert [node.op_type for node in quantize(model, {}).graph.node] == ["Gelu"] * 3
     assert [node.op_type for node in quantize(model, {}, fast_gelu=True).graph.node] == ["FastGelu", "FastGelu", "Gelu"]
-
-
-def test_linears_are_found_in_every_form():
-    """MatMul and Add in either order, Gemm with a transposed weight, FusedMatMul with a factor; nothing else."""
-    w, wide, bias = floats(16, 16), floats(16, 16), floats(16)
-    nodes = [
-        helper.make_node("MatMul", ["x", "w"], ["a"]),
-        helper.make_node("Add", ["b", "a"], ["a2"]),
-        helper.make_node("Gemm", ["a2", "w", "b"], ["c"], transB=1, alpha=2.0),
-        helper.make_node("FusedMatMul", ["c", "w"], ["d"], domain="com.microsoft", alpha=0.5),
-        helper.make_node("Add", ["d", "c"], ["e"]),  # a residual, no bias
-        helper.make_node("MatMul", ["e", "e"], ["f"]),  # tokens with tokens
-        helper.make_node("MatMul", ["w", "f"], ["g"]),  # the matrix on the other side
-        helper.make_node("MatMul", ["g", "v"], ["out"]),
-    ]
-    model = model_of(nodes, {"x": [16, 16]}, ["out"], {"w": w, "b": bias, "v": wide})
-    found = find_linears(model, "out")
-    assert [(linear.input, linear.output) for linear in found] == [("x", "a2"), ("a2", "c"), ("c", "d"), ("g", "out")]
-    np.testing.assert_array_equal(found[0].bias, bias)
-    np.testing.assert_array_equal(found[1].weight, 2 * w.T)
-    np.testing.assert_array_equal(found[2].weight, 0.5 * w)
-    assert [linear.output for linear in find_linears(model, "c")] == ["a2", "c"]  # not what comes behind
-
-
-def test_what_is_not_quite_a_linear_layer_is_left_alone():
-    """A turned or batched factor, a bias of the wrong length or one of its own per token: no layer, or one without a bias."""
-    w, bias = floats(16, 16), floats(16)
-    held = helper.make_node("Constant", [], ["h"], value=numpy_helper.from_array(w))
-    nodes = [
-        held,
-        helper.make_node("MatMul", ["x", "h"], ["a"]),  # the one layer: its matrix stands in a node
-        helper.make_node("FusedMatMul", ["a", "w"], ["b"], domain="com.microsoft", transA=1),
-        helper.make_node("Gemm", ["b", "w", "one"], ["c"]),  # a bias that is spread over the channels
-        helper.make_node("MatMul", ["c", "w"], ["d"]),
-        helper.make_node("Add", ["d", "rows"], ["e"]),  # a value for each token
-        helper.make_node("MatMul", ["e", "w"], ["f"]),
-        helper.make_node("Mul", ["f", "bias"], ["out"]),
-    ]
-    weights = {"w": w, "one": floats(1), "rows": floats(16, 1), "bias": bias}
-    found = find_linears(model_of(nodes, {"x": [16, 16]}, ["out"], weights), "out")
-    assert [(linear.input, linear.output, linear.bias) for linear in found] == [
-        ("x", "a", None),
-        ("c", "d", None),
-        ("e", "f", None),
-    ]
-    np.testing.assert_array_equal(found[0].weight, w)
-
-
-def test_slow_fused_operators_come_apart_exactly():
-    """SkipLayerNormalization and BiasGelu become plain operators that give the same numbers."""
-    nodes = [
-        helper.make_node("SkipLayerNormalization", ["x", "s", "g", "h", "b"], ["n", "", "", "t"], domain="com.microsoft"),
-        helper.make_node("SkipLayerNormalization", ["n", "t", "g"], ["m"], domain="com.microsoft", epsilon=1e-5),
-        helper.make_node("BiasGelu", ["m", "b"], ["y"], domain="com.microsoft"),
-    ]
-    weights = {name: floats(32) for name in "ghb"}
-    model = model_of(nodes, {"x": [2, 3, 32], "s": [2, 3, 32]}, ["y", "t"], weights)
-    plain = unfuse(model)
-    assert {node.op_type for node in plain.graph.node} == {"Add", "LayerNormalization", "Gelu"}
-    norms = unfuse(model, only=frozenset({"SkipLayerNormalization"}))
-    assert [node.op_type for node in norms.graph.node].count("BiasGelu") == 1
-    assert unfuse(plain) is plain
-    x, s = floats(2, 3, 32), floats(2, 3, 32)
-    for ours, theirs in zip(run(plain, x=x, s=s), run(model, x=x, s=s), strict=True):
-        np.testing.assert_allclose(ours, theirs, atol=2e-6)
-
-
-@pytest.mark.parametrize("opset", [11, 17])
-def test_fused_attention_comes_apart_exactly(opset):
-    """Attention gives up its matrix and keeps its numbers, mask included."""
-    node = helper.make_node("Attention", ["x", "w", "b", "mask"], ["y"], domain="com.microsoft", num_heads=4)
-    model = model_of([node], {"x": [2, 5, 32]}, ["y"], {"w": floats(32, 96), "b": floats(96)}, opset)
-    model.graph.input.append(helper.make_tensor_value_info("mask", TensorProto.INT32, [2, 5]))
-    plain = unfuse(model)
-    assert [layer.weight.shape for layer in find_linears(plain, "y")] == [(32, 96)]
-    x, mask = floats(2, 5, 32), np.array([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]], dtype=np.int32)
-    np.testing.assert_allclose(run(plain, x=x, mask=mask)[0], run(model, x=x, mask=mask)[0], atol=2e-6)
 
 
 def test_half_precision_is_widened_everywhere():
@@ -419,13 +372,12 @@ def test_where_scales_come_from_is_read_off_the_graph():
          helper.make_node("DequantizeLinear", ["q", "s", "z"], ["y"])],
         {"x": [2, 16]}, ["y"], {"z": np.uint8(3)},
     )  # fmt: skip
-    assert [scales_of(m) for m in (float_model, weight_only, static, dynamic, own)] == [
-        "none",
-        "none",
-        "static",
-        "dynamic",
-        "dynamic",
-    ]
+    held = model_of(
+        [helper.make_node("Constant", [], ["s"], value_float=0.1), helper.make_node("QuantizeLinear", ["x", "s"], ["q"])],
+        {"x": [2, 16]}, ["q"], {},
+    )  # fmt: skip
+    models = (float_model, weight_only, static, dynamic, own, held)
+    assert [scales_of(m) for m in models] == ["none", "none", "static", "dynamic", "dynamic", "static"]
 
 
 def test_a_processor_that_overflows_is_found_out():
@@ -436,6 +388,18 @@ def test_a_processor_that_overflows_is_found_out():
         return lambda _, inputs: [np.full((len(inputs["x"]), 32), right - (len(inputs["x"]) == wrong_rows))]
 
     assert [weight_limit(sums(rows)) for rows in (0, 1, 37)] == [127, 64, 64]
+
+
+@pytest.mark.parametrize(("most", "limit"), [(2**31 - 1, 127), (2 * 255 * 127, 127), (2 * 255 * 127 - 1, 64), (2**15 - 1, 64)])
+def test_the_largest_8_bit_products_are_tried(most, limit):
+    """What is tried are sums of the largest products: a processor that holds two of them is right, another is not."""
+
+    def sums(model, inputs):
+        weight, zero = map(numpy_helper.to_array, onnx.load_model_from_string(model).graph.initializer)
+        products = (inputs["x"].astype(np.int64) - zero)[:, :, None] * weight
+        return [np.minimum(products[:, ::2] + products[:, 1::2], most).sum(axis=1)]
+
+    assert weight_limit(sums) == limit
 
 
 # ---- whole models

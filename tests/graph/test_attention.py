@@ -34,6 +34,8 @@ def attention(*, heads=2, width=8, value_width=8, scale="after", turn="direct", 
         "zero": np.float32(0),
         "s": np.float32(0.3),
         "s2": np.float32(0.5),
+        "in front": np.array([0, 1, 2]),
+        "by head": np.arange(1, heads + 1, dtype=np.float32).reshape(1, heads, 1, 1),
     }
     nodes = []
 
@@ -117,14 +119,16 @@ def _bias(op, mask):
     there = op("Unsqueeze", "attention_mask", "axes")
     if mask == "heads":
         return op("Mul", op("Sub", "one", op("Cast", there, to=TensorProto.FLOAT)), "by head")
-    if mask == "shared":  # by all texts
+    if mask in {"shared", "shared row"}:  # by all texts
         least = op("ReduceMin", op("Cast", "attention_mask", to=TensorProto.FLOAT), axes=[0], keepdims=0)
-        return op("Mul", op("Sub", "one", least), "low")
+        bias = op("Mul", op("Sub", "one", least), "low")
+        return op("Unsqueeze", bias, "in front") if mask == "shared row" else bias
     if mask == "column":
         return op("Transpose", op("Sub", "one", op("Cast", there, to=TensorProto.FLOAT)), perm=[0, 1, 3, 2])
     if mask == "row":
         return op("Mul", op("Sub", "one", op("Cast", there, to=TensorProto.FLOAT)), "low")
-    return op("Where", op("And", op("Cast", there, to=TensorProto.BOOL), _allowed(op, mask)), "zero", "low")
+    bias = op("Where", op("And", op("Cast", there, to=TensorProto.BOOL), _allowed(op, mask)), "zero", "low")
+    return op("Mul", bias, "by head") if mask == "heads and queries" else bias
 
 
 def _reshaped(op, mixed, q, v, *, regrouped):
@@ -167,6 +171,7 @@ def operators(model):
     {"turn": "rotary", "scale": "fused"}, {"turn": "twice", "scale": "both"}, {"width": 7, "value_width": 5}, {"heads": 1},
     {"low": -1e4}, {"low": -2.0},
     {"low": -2.0, "scale": "divided"},  {"mask": "square"}, {"mask": "window"},
+    {"low": -2.0, "mask": "heads and queries", "heads": 3}, {"mask": "shared row"},
     {"guard": "by zeros"}, {"guard": "by zeros", "low": -np.inf, "mask": "square"}, {"turn": "flat"}, {"end": "reshaped"},
     {"scale": "both", "turn": "flat", "guard": "by zeros", "end": "reshaped"},
 ], ids=str)  # fmt: skip
@@ -285,6 +290,16 @@ def test_the_axis_of_softmax(opset, axis, found):
     assert (fuse_attention(model) is not model) == found
 
 
+def test_a_mix_that_only_the_caller_reads_is_left():
+    """Where the graph gives out what stays apart by heads, a turn of something else is not that of the mix."""
+    model = attention()
+    mix, turn = model.graph.node[-2].output[0], model.graph.node[-1]
+    assert turn.input[0] == mix
+    turn.input[0] = next(node for node in model.graph.node if node.op_type == "Transpose").output[0]
+    model.graph.output.append(helper.make_tensor_value_info(mix, TensorProto.FLOAT, None))
+    assert find_attention(model) == []
+
+
 def test_a_mask_from_a_loop_is_not_computed():
     """A mask that a subgraph makes is not run to see what it does: a loop may have no end."""
     model = attention()
@@ -300,15 +315,59 @@ def test_a_mask_from_a_loop_is_not_computed():
     assert find_attention(model) == []
 
 
-@pytest.mark.parametrize("kind", ["Softmax", "MatMul", "Mul", "Add", "Transpose", "Reshape"])
+@pytest.mark.parametrize("kind", ["Softmax", "MatMul", "Mul", "Add", "Transpose", "Reshape", "IsNaN", "Where"])
 @pytest.mark.parametrize("field", ["input", "output"])
 def test_a_broken_graph_is_left(kind, field):
     """A node that lacks what it reads or writes is the runtime's to refuse."""
-    model = attention()
+    model = attention(guard="by zeros")
     for node in model.graph.node:
         if node.op_type == kind:
             del getattr(node, field)[-1]
     assert fuse_attention(model) is model
+
+
+@pytest.mark.parametrize(
+    ("scale", "found"),
+    [
+        (np.float32(0.3), True), (np.full((1, 1, 1, 1), 0.3, np.float32), True), (np.full(1, 0.3, np.float32), True),
+        (np.full((1,) * 5, 0.3, np.float32), False), (np.full(9, 0.3, np.float32), False),
+        (np.float32(5e5), True), (np.float32(1.5e6), False), (np.float32(2e-6), True), (np.float32(5e-7), False),
+        (np.float32(-0.3), False), (np.float32(0), False),
+    ],
+)  # fmt: skip
+def test_what_a_scale_is(scale, found):
+    """One number of at most four axes, above 0, and neither so large nor so small that a mask divided by it is none."""
+    model = attention()
+    tensor = next(tensor for tensor in model.graph.initializer if tensor.name == "s")
+    tensor.CopyFrom(numpy_helper.from_array(scale, "s"))
+    assert bool(find_attention(model)) == found
+
+
+@pytest.mark.parametrize("which", ["Q", "K", "V"])
+@pytest.mark.parametrize("change", ["not of the tokens", "heads that nobody knows", "channels that nobody knows", "doubles"])
+def test_an_operand_of_another_kind_is_left(which, change):
+    """Learned queries, keys or values, those of heads or channels that only a run shows, and those in other precision."""
+    model = attention()
+    gather = next(node for node in model.graph.node if node.input[0] == which)
+    reshape = next(node for node in model.graph.node if node.input[0] == gather.output[0])
+    if change == "not of the tokens":
+        gather.input[1] = "fixed"
+        model.graph.initializer.append(numpy_helper.from_array(np.zeros((1, 9), np.int64), "fixed"))
+    elif change == "doubles":
+        table = next(tensor for tensor in model.graph.initializer if tensor.name == which)
+        table.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(table).astype(np.float64), which))
+    else:
+        model.opset_import.append(helper.make_opsetid("nobody", 1))
+        reshape.input[:] = ["strange", "shape"]
+        shape = [2, None] if change.startswith("channels") else [None, 8]
+        place = list(model.graph.node).index(reshape)
+        model.graph.node.insert(place, helper.make_node("Strange", [gather.output[0]], ["strange"], domain="nobody"))
+        for name, last in (("strange", [None]), (reshape.output[0], shape)):
+            said = helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", "sequence", *last])
+            model.graph.value_info.append(said)
+        numbers = np.array([0, 0, *(size or -1 for size in shape)])
+        model.graph.initializer.append(numpy_helper.from_array(numbers, "shape"))
+    assert find_attention(model) == []
 
 
 def test_a_scale_without_its_number_is_none():

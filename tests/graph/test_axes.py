@@ -3,8 +3,9 @@
 import numpy as np
 import onnx
 import pytest
+from graph_kit import Draft, session
 from models import bert_graph, bert_weights
-from onnx import numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 
 from penult import Engine
 from penult.graph.axes import free_axes
@@ -62,3 +63,49 @@ def test_an_unknown_tensor_keeps_the_model():
     model = frozen((1, 16))
     model.graph.node[-1].op_type, model.graph.node[-1].domain = "Mystery", "nobody"
     assert free_axes(model, "last_hidden_state") is model
+
+
+def small(*sizes):
+    """Start a graph whose ids have a frozen shape."""
+    d = Draft()
+    d.inputs[0] = helper.make_tensor_value_info("input_ids", TensorProto.INT64, sizes)
+    return d, d.embed()
+
+
+def is_freed(d, tensor, *axes):
+    """Say whether a graph's axes are freed where it is cut at a tensor, which runs with other ids then."""
+    model = onnx.shape_inference.infer_shapes(d.model(tensor))
+    freed = free_axes(model, tensor, *axes)
+    if freed is model:
+        return False
+    session(freed).run([tensor], {"input_ids": IDS})
+    return True
+
+
+def test_an_input_of_other_axes_keeps_them():
+    """Only ids and masks are freed: what has one axis or three stays as it is stated."""
+    model = frozen((1, 16))
+    for name, shape in (("vector", [3]), ("cube", [1, 16, 2])):
+        model.graph.input.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape))
+    freed = free_axes(model, "last_hidden_state")
+    found = [[dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim] for value in freed.graph.input]
+    assert found == [["batch", "sequence"]] * 3 + [[3], [1, 16, 2]]
+
+
+def test_a_contradiction_before_the_tensor_keeps_the_model():
+    """A table of as many positions as the export had tokens, even if the tensor's own shape is computed from the ids'."""
+    d, x = small(1, 16)
+    shape = d.op("Concat", d.op("Shape", "input_ids"), d.constant(np.array([8])), axis=0)
+    assert is_freed(d, d.op("Reshape", x, shape))
+    assert not is_freed(d, d.op("Reshape", d.op("Add", x, d.weight(1, 16, 8)), shape))
+
+
+def test_tensors_of_every_order_of_axes():
+    """Rows and tokens are looked for where they are: turned, put in one axis, or pooled to rows alone."""
+    d, x = small(1, 4)
+    assert is_freed(d, d.op("Transpose", x, perm=[1, 0, 2]), "TBH")
+    assert is_freed(d, d.op("Transpose", x, perm=[0, 2, 1]), "BHT")
+    assert is_freed(d, d.op("Reshape", x, d.constant(np.array([-1, 8]))), "NH")
+    assert is_freed(d, d.op("ReduceMax", x, axes=[1], keepdims=0))
+    for shape in ([1, -1], [4, 8, -1], [-1, 8, 4]):
+        assert not is_freed(d, d.op("Reshape", x, d.constant(np.array(shape))))

@@ -299,6 +299,31 @@ def test_an_unknown_name_is_refused():
         cut(d.model(logits), "encoder/layer.0/attentoin")
     with pytest.raises(ValueError, match=r"named '\?\?' \(\d+ tensors\)$"):
         cut(d.model(logits), "??")
+    for i in range(4, 8):
+        d.nodes[i].name = f"encoder/layer.0/attention{i}"
+    with pytest.raises(ValueError, match=r"the nearest names are '[^']+', '[^']+', '[^']+'$"):
+        cut(d.model(logits), "encoder/layer.0/attentoin")
+
+
+def test_a_nodes_name_means_its_first_output_of_floats():
+    """Of a node that writes integers first, what is taken are floats; of one that writes no floats, they are made."""
+    d = Draft()
+    x = d.embed()
+    d.nodes.append(helper.make_node("DynamicQuantizeLinear", [x], ["q", "scale", "zero"], name="measured"))
+    d.nodes.append(helper.make_node("QuantizeLinear", [x, "scale", "zero"], ["other"], name="quantised"))
+    model = d.model(d.op("DequantizeLinear", "other", "scale", "zero"))
+    assert np.array_equal(run(cut(model, "measured"), GIVEN), run_uncut(model, GIVEN, "scale"))
+    assert np.array_equal(run(cut(model, "quantised"), GIVEN), run(model, GIVEN))
+
+
+def test_a_quantiser_without_a_scale():
+    """A broken one gives integers that stand for no floats."""
+    d = Draft()
+    q = d.op("QuantizeLinear", d.embed())
+    model = d.model(q)
+    model.graph.output[0].type.tensor_type.elem_type = TensorProto.UINT8
+    with pytest.raises(ValueError, match="holds uint8 values that no scale turns into floats"):
+        cut(model, q)
 
 
 def test_a_model_transposed_inside():
@@ -328,8 +353,9 @@ def test_a_model_flattened_inside():
     found = hidden_states(model)
     assert [(s.tensor, s.axes) for s in found] == [(t, "NH") for t in states]
     for state in found:
-        rows = run_uncut(model, GIVEN, state.tensor)
-        assert np.array_equal(run(cut(model, state.tensor, axes=state.axes), GIVEN), rows.reshape(2, 5, 8))
+        rows, short = run_uncut(model, GIVEN, state.tensor), cut(model, state.tensor, axes=state.axes)
+        assert np.array_equal(run(short, GIVEN), rows.reshape(2, 5, 8))
+        assert len(short.graph.output[0].type.tensor_type.shape.dim) == 3
 
 
 def test_rows_take_their_shape_from_the_ids():
@@ -488,6 +514,22 @@ def test_weights_that_nobody_can_read(kind, outputs):
     d.nodes.append(helper.make_node(kind, [], outputs, **held))
     model = d.model(logits)
     assert np.array_equal(run(cut(model, states[1]), GIVEN), run(cut(encoder()[0].model(logits), states[1]), GIVEN))
+
+
+def test_sparse_weights_keep_their_names():
+    """Of several, each keeps its own; one of the head goes."""
+    d = Draft()
+    x = d.op("Gather", d.op("Add", "a", "b"), "input_ids")
+    model = d.model(d.op("MatMul", x, "c"))
+    tables = {"c": np.eye(4), "a": np.arange(80).reshape(20, 4), "b": -np.eye(20, 4)}
+    for name, table in tables.items():
+        values = numpy_helper.from_array(table[table != 0].astype(np.float32), name)
+        model.graph.sparse_initializer.append(
+            helper.make_sparse_tensor(values, numpy_helper.from_array(np.flatnonzero(table)), table.shape)
+        )
+    short = cut(model, x)
+    assert [sparse.values.name for sparse in short.graph.sparse_initializer] == ["a", "b"]
+    assert np.array_equal(run(short, GIVEN), (tables["a"] + tables["b"])[GIVEN["input_ids"]])
 
 
 def test_axes_that_are_turned_are_declared_turned():

@@ -31,18 +31,8 @@ _SWAPPED = (0, 1, 3, 2)
 AS_IT_IS = (0, 1, 2, 3)
 _LEAST = 1e-6  # a scale below it is none that attention uses, and a mask divided by it might be no number any more
 _TOKENS = 160  # of a text that a mask is tried on: more than those that local attention sees, 64 to each side in ModernBERT
-_READS = {
-    "Softmax": 1,
-    "Transpose": 1,
-    "Reshape": 2,
-    "MatMul": 2,
-    "FusedMatMul": 2,
-    "Add": 2,
-    "Mul": 2,
-    "Div": 2,
-    "Where": 3,
-    "IsNaN": 1,
-}
+_READS = {"Softmax": 1, "Transpose": 1, "Reshape": 2, "MatMul": 2, "FusedMatMul": 2, "Add": 2, "Mul": 2, "Div": 2,
+          "IsNaN": 1, "Where": 3}  # fmt: skip
 _TURNED = ("transA", "transBatchA", "transBatchB")
 
 Axes = tuple[int, ...]

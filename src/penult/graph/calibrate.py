@@ -148,9 +148,6 @@ def _watch(runs: Iterable[Mapping[str, NDArray[Any]]], groups: Sequence[Group]) 
             high[name][half] = np.maximum(high[name][half], x.max(axis=0))
             if half == 1 or number == 0:
                 sample[name].append(x[chance.permutation(len(x))[: rows // 8]])
-    for part in (low, high):
-        for ranges in part.values():
-            ranges[1] = np.where(np.isfinite(ranges[1]), ranges[1], ranges[0])  # a single text has no second half
     seen = {}
     for name in widths:
         every = np.concatenate(sample[name])
@@ -165,7 +162,7 @@ def _attempts(groups: Sequence[Group], seen: Mapping[str, Seen], limit: int) -> 
     for tolerance in _TOLERANCES:
         for group in groups:
             search = searches[group.input]
-            if search.narrow(tolerance) or group.input not in treated:
+            if search.narrow(tolerance):
                 treated[group.input] = group, search.apply(limit)
         yield treated
     worst = sorted(treated, key=lambda name: -searches[name].error)

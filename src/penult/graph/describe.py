@@ -72,7 +72,7 @@ def describe(model: onnx.ModelProto, layer: int | str = -1) -> Description:
         precision=_precision(model.graph),
         layers=tuple(states),
         cut=chosen,
-        kept_inputs=tuple(value.name for value in rest.graph.input),
+        kept_inputs=tuple(value.name for value in rest.graph.input if value.name not in weights),
         whole=whole,
         removed=Size(max(0, whole.nodes - kept.nodes), whole.parameters - kept.parameters, whole.bytes - kept.bytes),
     )
@@ -109,7 +109,7 @@ def _bytes(tensor: onnx.TensorProto) -> int:
     bits = _BITS.get(tensor.data_type)
     if bits is None:
         bits = 8 * onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
-    return int(math.prod(tensor.dims) * bits // 8)
+    return int(-(-math.prod(tensor.dims) * bits // 8))  # the last byte of values of four bits may be half full
 
 
 def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:

@@ -90,14 +90,14 @@ def _normed(flow: Flow, stream: Stream, position: int) -> int | None:
             return None
         position += 1
         if segment.norm and flow.op[node] != "Sub":  # a Sub only centres: the norm's division follows
-            return position if one_norm(flow, node) else _scaled(flow, stream, position, numbers=1)
+            return position if one_norm(flow, node) else _scaled(flow, stream, position)
     return None
 
 
-def _scaled(flow: Flow, stream: Stream, position: int, *, numbers: int = 0) -> int:
+def _scaled(flow: Flow, stream: Stream, position: int) -> int:
     """Move past a norm's own scale and shift: at most one Mul and one Add with a vector of parameters.
 
-    Where there is none, its scale may be as many `numbers`.
+    Where there is none, its scale may be a number.
     """
     found, left, scaled = position, ["Mul", "Add"], position
     for later in range(position + 1, len(stream.nodes)):
@@ -111,7 +111,6 @@ def _scaled(flow: Flow, stream: Stream, position: int, *, numbers: int = 0) -> i
             found = later
         elif vector or flow.op[node] not in {"Cast", "CastLike", "Identity", "Mul", "Div"}:
             break
-        elif flow.op[node] == "Mul" and numbers:
-            numbers -= 1
+        elif flow.op[node] == "Mul" and scaled == position:
             scaled = later
     return found if found > position else scaled

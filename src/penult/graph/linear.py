@@ -6,6 +6,7 @@ after, and no names. A layer whose weight is computed, shared along the batch, o
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
 
 import numpy as np
 import onnx
@@ -70,7 +71,7 @@ def find_linears(model: onnx.ModelProto, before: str) -> list[Linear]:
     wanted = set(ancestors(graph.node, [before]))
     found = []
     for i, node in enumerate(graph.node):
-        if i not in wanted or node.input[:1] == [] or node.input[0] in fixed:
+        if i not in wanted or not node.input or node.input[0] in fixed:
             continue
         matrix = _matrix(node, fixed)
         if matrix is None or min(matrix[0].shape) < _SMALLEST:
@@ -99,18 +100,20 @@ def _matrix(node: NodeProto, fixed: Mapping[str, TensorProto]) -> tuple[Floats, 
     weight = np.ascontiguousarray(weight.T if said.get("transB") else weight) * np.float32(said.get("alpha", 1.0))
     if node.op_type != "Gemm" or len(node.input) < 3 or not node.input[2]:
         return weight, None
-    bias = fixed.get(node.input[2])
-    if bias is None or int(np.prod(bias.dims)) != weight.shape[1]:
-        return None
-    return weight, _floats(bias).reshape(-1) * np.float32(said.get("beta", 1.0))
+    bias = _channels(fixed.get(node.input[2]), weight.shape[1])
+    return None if bias is None else (weight, bias * np.float32(said.get("beta", 1.0)))
 
 
 def _bias(node: NodeProto, product: str, fixed: Mapping[str, TensorProto], width: int) -> Floats | None:
     """Give the bias (N,) that an Add adds to `product`; None for any other node."""
     if node.op_type != "Add" or node.domain not in {"", "ai.onnx"}:
         return None
-    tensor = fixed.get(node.input[1] if node.input[0] == product else node.input[0])
-    if tensor is None or not tensor.dims or tensor.dims[-1] != width or int(np.prod(tensor.dims)) != width:
+    return _channels(fixed.get(node.input[1] if node.input[0] == product else node.input[0]), width)
+
+
+def _channels(tensor: TensorProto | None, width: int) -> Floats | None:
+    """Give the values of a constant that has one for each channel, along its last axis; None for any other."""
+    if tensor is None or tensor.dims[-1:] != [width] or prod(tensor.dims) != width:
         return None
     return _floats(tensor).reshape(-1)
 

@@ -65,13 +65,11 @@ def quantize(
         if i in instead:
             group, which = instead[i]
             write.linear(group, which, treated[group.input][1])
-        elif i in gone:
-            continue
         elif fast_gelu and _is_gelu(node):
             write.add("FastGelu", list(node.input), node.output[0], domain=MICROSOFT)
         elif (table := _table(node, fixed, read)) is not None:
             write.table(node, table)
-        else:
+        elif i not in gone:
             out.graph.node.append(node)
     allow_microsoft(out)
     drop_unread(out.graph)

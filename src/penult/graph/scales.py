@@ -35,8 +35,8 @@ class Seen:
     """What calibration saw of one tensor, in two halves of the texts.
 
     Attributes:
-        low: the smallest value of each channel in each half, (2, K).
-        high: the largest, (2, K).
+        low: the smallest value of each channel in each half, (2, K); infinite in the second one where there is a single text.
+        high: the largest, (2, K), likewise.
         sample: rows of the second half in any order, (n, K).
     """
 

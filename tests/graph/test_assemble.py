@@ -1,0 +1,344 @@
+"""From a file and a recipe to the graph that runs: which tensor is taken, what is appended, where weights are read."""
+
+import dataclasses
+
+import numpy as np
+import onnx
+import pytest
+from graph_kit import Draft
+from models import bert_graph, bert_weights
+from onnx import TensorProto, helper
+from safetensors.numpy import save_file
+
+from penult.graph.assemble import assemble, read
+from penult.graph.files import data_file
+from penult.graph.layers import NotATransformerError
+from penult.recipe import Dense, Recipe, Rows
+from penult.source import Source
+
+RECIPE = Recipe(-1, "mean", (), None, 64, "right", {}, True, "fp32")
+IDS = np.array([[3, 1, 4, 1], [9, 2, 0, 0]])
+FEEDS = {"input_ids": IDS, "attention_mask": (IDS > 0).astype(np.int64), "pooling_mask": (IDS > 2).astype(np.int64)}
+
+
+def source(folder, model=None):
+    """Give the source of a folder, with a graph in it."""
+    if model is not None:
+        (folder / "model.onnx").write_bytes(model.SerializeToString())
+    return Source("the model", folder / "model.onnx", folder)
+
+
+def made(folder, model, real=None, **recipe):
+    """Assemble a graph; give what is said of it."""
+    target = folder / "made.onnx"
+    return assemble(source(folder, model), dataclasses.replace(RECIPE, **recipe), real or {}, target)
+
+
+def run(path):
+    """Run an assembled graph; give its outputs by name."""
+    import onnxruntime as ort
+
+    opened = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
+    names = [output.name for output in opened.get_outputs()]
+    feeds = {node.name: FEEDS.get(node.name, np.zeros_like(IDS)) for node in opened.get_inputs()}
+    return dict(zip(names, opened.run(names, feeds), strict=True))
+
+
+def layered():
+    """Build a small transformer with a head; give (draft, hidden states, logits)."""
+    d = Draft()
+    states = [d.norm(d.embed())]
+    states.append(d.post_norm_layer(states[0]))
+    states.append(d.post_norm_layer(states[1]))
+    return d, states, d.dense(states[-1], 20)
+
+
+def own(name, *shape):
+    """Build a transformer whose outputs are its logits and a tensor of a name and shape; give (graph, draft, states)."""
+    d, states, logits = layered()
+    kept = {2: {"keepdims": 0, "axes": [1]}, 3: {"keepdims": 1, "axes": [1]}}[len(shape)]
+    d.nodes.append(helper.make_node("ReduceMax", [states[1]], [name], **kept))
+    model = d.model(logits)
+    model.graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, list(shape)))
+    return model, d, states
+
+
+def mean(tokens, mask):
+    return np.stack([rows[chosen > 0].mean(axis=0) for rows, chosen in zip(tokens, mask, strict=True)])
+
+
+@pytest.mark.parametrize("layer", [0, 1, -1])
+def test_tokens_and_their_vector_come_out(tmp_path, layer):
+    """The graph's outputs are the hidden state asked for and its mean; what was taken is said, and weights lie beside."""
+    d, states, logits = layered()
+    said = made(tmp_path, d.model(logits), layer=layer)
+    assert said.tensor == states[layer]
+    assert said.why
+    assert (said.data_folder, said.scales) == (None, "none")
+    found = run(tmp_path / "made.onnx")
+    assert list(found) == ["token_embeddings", "sentence_embedding"]
+    np.testing.assert_allclose(found["sentence_embedding"], mean(found["token_embeddings"], FEEDS["attention_mask"]), atol=1e-6)
+    assert data_file(tmp_path / "made.onnx").exists()
+
+
+def test_the_graphs_own_vector(tmp_path):
+    """Where nothing states a pooling, an output `sentence_embedding` of vectors is taken, and no tokens come out."""
+    model, d, states = own("sentence_embedding", "batch", 8)
+    said = made(tmp_path, model, pooling=None)
+    assert (said.tensor, said.why) == ("sentence_embedding", "the graph's own pooled output; no file states another pooling")
+    found = run(tmp_path / "made.onnx")
+    made(tmp_path, d.model(states[1]), layer=1)
+    tokens = run(tmp_path / "made.onnx")["token_embeddings"]
+    assert list(found) == ["sentence_embedding"]
+    np.testing.assert_allclose(found["sentence_embedding"], tokens.max(axis=1), atol=1e-6)
+
+
+def test_a_stated_pooling_stands_above_the_graphs_own_vector(tmp_path):
+    """A pooling that a file or the caller states is done on the hidden state."""
+    model, _, states = own("sentence_embedding", "batch", 8)
+    assert made(tmp_path, model).tensor == states[-1]
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "layer"),
+    [("sentence_embedding", ("batch", 1, 8), -1), ("vectors", ("batch", 8), -1), ("vectors", ("batch", 8), None)],
+)
+def test_no_pooling_is_guessed(tmp_path, name, shape, layer):
+    """Without a stated pooling, an output of tokens or of another name is refused, and so is the first output if it is tokens."""
+    model, _, _ = own(name, *shape)
+    first = model.graph.output[0]
+    first.CopyFrom(helper.make_tensor_value_info(first.name, TensorProto.FLOAT, ["batch", "sequence", 20]))
+    with pytest.raises(ValueError, match=r"Nothing in .* says how 'the model' pools its tokens .* pooling='mean'"):
+        made(tmp_path, model, pooling=None, layer=layer)
+
+
+def test_the_first_output_as_it_is(tmp_path):
+    """layer=None takes vectors without a pooling, tokens with one; with a layer, a first output of vectors is no answer."""
+    model, d, states = own("vectors", "batch", 8)
+    del model.graph.output[0]
+    said = made(tmp_path, model, pooling=None, layer=None)
+    assert (said.tensor, said.why) == ("vectors", "the graph's own output, as layer=None asks")
+    assert list(run(tmp_path / "made.onnx")) == ["sentence_embedding"]
+    with pytest.raises(ValueError, match="pools its tokens"):
+        made(tmp_path, model, pooling=None, layer=-1)
+    assert made(tmp_path, d.model(states[1], states[2]), layer=None).tensor == states[1]
+    assert list(run(tmp_path / "made.onnx")) == ["token_embeddings", "sentence_embedding"]
+
+
+def test_a_layer_by_name(tmp_path):
+    """A hidden state keeps its axes and its reason; any other tensor or node is taken as it is, in any graph."""
+    d = Draft()
+    x = d.op("Transpose", d.norm(d.embed()), perm=[1, 0, 2])
+    state = d.post_norm_layer(x)
+    last = d.post_norm_layer(state)
+    model = d.model(d.dense(last))
+    said = made(tmp_path, model, layer=state)
+    assert "attention" in said.why
+    turned = run(tmp_path / "made.onnx")["token_embeddings"]
+    assert turned.shape == (*IDS.shape, 8)
+    said = made(tmp_path, model, layer="x0")
+    assert (said.tensor, said.why) == ("x0", "the tensor or node of that name, as layer= asks")
+    d = Draft()
+    d.nodes.append(helper.make_node("Neg", [d.embed()], ["tokens"], name="a node"))
+    assert made(tmp_path, d.model("tokens"), layer="a node").tensor == "a node"
+    assert run(tmp_path / "made.onnx")["token_embeddings"].shape == (*IDS.shape, 8)
+
+
+def test_vectors_by_name_are_not_pooled(tmp_path):
+    """A tensor (B, D) is the vector already; one of unknown shape is taken for tokens; one of other axes is refused."""
+    model, d, states = own("vectors", "batch", 8)
+    made(tmp_path, model, layer="vectors")
+    found = run(tmp_path / "made.onnx")
+    assert list(found) == ["sentence_embedding"]
+    assert found["sentence_embedding"].shape == (2, 8)
+    split = d.op("Reshape", states[1], d.constant(np.array([0, 0, 2, 4])))
+    flat = d.op("ReduceMax", split, keepdims=0, axes=[1, 2, 3])
+    for name, axes in ((split, 4), (flat, 1)):
+        with pytest.raises(ValueError, match=f"'{name}' has {axes} axes; give a tensor of tokens"):
+            made(tmp_path, d.model(split, flat), layer=name)
+    unknown = d.op("Strange", states[1], domain="strange")
+    assert made(tmp_path, d.model(unknown), layer=unknown).tensor == unknown
+    prepared = onnx.load(tmp_path / "made.onnx", load_external_data=False)
+    assert [output.name for output in prepared.graph.output] == ["token_embeddings", "sentence_embedding"]
+
+
+def test_no_transformer(tmp_path):
+    """A graph without layers is refused, and its file is named."""
+    d = Draft()
+    with pytest.raises(NotATransformerError, match=r"model\.onnx is "):
+        made(tmp_path, d.model(d.op("Neg", d.embed())))
+
+
+@pytest.mark.parametrize(
+    ("recipe", "chosen"),
+    [
+        ({}, IDS > 0),
+        ({"include_prompt": False}, IDS > 2),
+        ({"rows": Rows(exclude_ids=(1, 0))}, (IDS != 1) & (IDS != 0)),
+        ({"rows": Rows(only_id=1), "pooling": "max"}, None),
+    ],
+)
+def test_the_rows_that_are_pooled(tmp_path, recipe, chosen):
+    """By the mask, without the prompt's tokens, or by their ids."""
+    d, states, _ = layered()
+    made(tmp_path, d.model(states[-1]), **recipe)
+    found = run(tmp_path / "made.onnx")
+    tokens = found["token_embeddings"]
+    expected = np.stack([tokens[0, [1, 3]].max(axis=0), np.zeros(8)]) if chosen is None else mean(tokens, chosen)
+    np.testing.assert_allclose(found["sentence_embedding"], expected, atol=1e-6)
+
+
+def dense(folder, name="2_Dense", **tensors):
+    """Write the weights of a dense layer."""
+    (folder / name).mkdir()
+    save_file({key.replace("_", "."): array for key, array in tensors.items()}, folder / name / "model.safetensors")
+    return Dense(name, "Identity")
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("kind", [np.float32, np.float64, np.float16])
+def test_dense_layers_and_lengths(tmp_path, bias, kind):
+    """X W^T + b follows the pooling, then length 1, then the leading values; weights of any type, under any prefix."""
+    rng = np.random.default_rng(0)
+    weight, shift = rng.standard_normal((5, 8)).astype(kind), rng.standard_normal(5).astype(kind)
+    step = dense(tmp_path, linear_weight=weight, **({"linear_bias": shift} if bias else {}))
+    second = dense(tmp_path, "3_Dense", weight=np.eye(5, dtype=np.float32)[:, ::-1].copy())
+    d, states, _ = layered()
+    made(tmp_path, d.model(states[-1]), steps=(step, second, "normalize"), dimensions=3)
+    found = run(tmp_path / "made.onnx")
+    vectors = mean(found["token_embeddings"], FEEDS["attention_mask"]) @ weight.T.astype(np.float32) + (shift if bias else 0)
+    vectors = vectors[:, :1:-1]
+    np.testing.assert_allclose(found["sentence_embedding"], vectors / np.linalg.norm(vectors, axis=1, keepdims=True), atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "held"),
+    [
+        ({}, "nothing"),
+        ({"linear_bias": np.ones(5, np.float32)}, r"bias \(5,\)"),
+        ({"weight": np.ones(5, np.float32)}, r"weight \(5,\)"),
+        ({"weight": np.ones((5, 8, 1), np.float32)}, r"weight \(5, 8, 1\)"),
+        ({"weight": np.ones((5, 8), np.float32), "bias": np.ones(4, np.float32)}, r"bias \(4,\)"),
+        ({"weight": np.ones((5, 8), np.float32), "bias": np.ones((5, 8), np.float32)}, r"bias \(5, 8\)"),
+    ],
+)
+def test_a_dense_layer_of_another_shape(tmp_path, tensors, held):
+    """What its file holds instead of a matrix and a bias is said."""
+    d, states, _ = layered()
+    step = dense(tmp_path, **tensors)
+    with pytest.raises(ValueError, match=rf"model.safetensors holds .*{held}.*; a dense layer has a weight \(D, H\)"):
+        made(tmp_path, d.model(states[-1]), steps=(step,))
+
+
+def test_a_dense_layer_without_a_file(tmp_path):
+    """A missing file, and one that is not whole, are said."""
+    d, states, _ = layered()
+    step = Dense("2_Dense", "Identity")
+    with pytest.raises(FileNotFoundError, match=r"The dense layer '2_Dense' has no .*model\.safetensors"):
+        made(tmp_path, d.model(states[-1]), steps=(step,))
+    dense(tmp_path, weight=np.ones((5, 8), np.float32))
+    path = tmp_path / "2_Dense" / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(ValueError, match="is not a whole safetensors file of numbers"):
+        made(tmp_path, d.model(states[-1]), steps=(step,))
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_slow_operators_come_apart(tmp_path, half):
+    """A fused norm becomes plain and plain attention one operator, but not in half precision, where others would round differently."""
+    model = bert_graph(bert_weights(), 4)
+    nodes = list(model.graph.node)
+    at = next(i for i, node in reversed(list(enumerate(nodes))) if node.op_type == "LayerNormalization")
+    (add,) = (node for node in nodes if node.output[0] == nodes[at].input[0])
+    fused = helper.make_node(
+        "SkipLayerNormalization", [*add.input, *nodes[at].input[1:]], nodes[at].output, domain="com.microsoft", epsilon=1e-12
+    )
+    nodes[at] = fused
+    nodes.remove(add)
+    if half:
+        first = nodes[0]
+        nodes[0:1] = [
+            helper.make_node("Gather", first.input, ["first"]),
+            helper.make_node("Cast", ["first"], ["first half"], to=TensorProto.FLOAT16),
+            helper.make_node("Cast", ["first half"], first.output, to=TensorProto.FLOAT),
+        ]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    made(tmp_path, model)
+    kinds = [node.op_type for node in onnx.load(tmp_path / "made.onnx", load_external_data=False).graph.node]
+    assert ("SkipLayerNormalization" in kinds) == half
+    assert ("Softmax" in kinds) == half
+
+
+def external(folder):
+    """Write a graph whose weights lie in two folders; give (the graph, real files by name)."""
+    d, states, _ = layered()
+    model = d.model(states[-1])
+    names = {"a/one.bin": folder / "store" / "1", "b/two.bin": folder / "store" / "deeper" / "2"}
+    for i, tensor in enumerate(tensor for tensor in model.graph.initializer if len(tensor.dims) == 2):
+        name = list(names)[i % 2]
+        path = names[name]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("ab") as file:
+            tensor.external_data.add(key="location", value=name)
+            tensor.external_data.add(key="offset", value=str(file.tell()))
+            tensor.external_data.add(key="length", value=str(len(tensor.raw_data)))
+            file.write(tensor.raw_data)
+        tensor.ClearField("raw_data")
+        tensor.data_location = TensorProto.EXTERNAL
+    return model, names, d.model(states[-1])
+
+
+def test_weights_in_other_files_are_pointed_to(tmp_path):
+    """The prepared graph names their real files from the folder that holds them all; none is copied."""
+    model, real, whole = external(tmp_path)
+    (tmp_path / "plain").mkdir()
+    made(tmp_path / "plain", whole)
+    expected = run(tmp_path / "plain" / "made.onnx")["sentence_embedding"]
+    said = made(tmp_path, model, real)
+    assert said.data_folder == tmp_path / "store"
+    assert not data_file(tmp_path / "made.onnx").exists()
+    prepared = onnx.load(tmp_path / "made.onnx", load_external_data=False)
+    places = {entry.value for tensor in prepared.graph.initializer for entry in tensor.external_data if entry.key == "location"}
+    assert places == {"1", "deeper/2"}
+    (tmp_path / "store" / "g.onnx").write_bytes(prepared.SerializeToString())
+    assert np.array_equal(run(tmp_path / "store" / "g.onnx")["sentence_embedding"], expected)
+
+
+def test_external_data_of_constants_are_refused(tmp_path):
+    """They would be read from no checked place."""
+    d, states, _ = layered()
+    far = TensorProto(name="far", data_type=TensorProto.FLOAT, dims=[1], data_location=TensorProto.EXTERNAL)
+    d.nodes.insert(0, helper.make_node("Constant", [], ["c"], value=far))
+    with pytest.raises(ValueError, match="keeps the data of 'far'"):
+        made(tmp_path, d.model(d.op("Add", states[-1], "c")), layer=d.nodes[-1].output[0])
+
+
+def test_half_a_file(tmp_path):
+    """A file that is no whole graph is refused by one error that names it."""
+    d, states, _ = layered()
+    found = source(tmp_path, d.model(states[-1]))
+    assert read(found.model, {}).graph.node == d.model(states[-1]).graph.node
+    found.model.write_bytes(found.model.read_bytes()[:-3])
+    with pytest.raises(ValueError, match=r"model\.onnx is not a whole ONNX file"):
+        read(found.model, {})
+    found.model.write_bytes(b"")
+    with pytest.raises(ValueError, match=r"model\.onnx holds no graph"):
+        read(found.model, {})
+
+
+def test_frozen_axes_are_freed(tmp_path):
+    """An export of one row of four tokens runs any number."""
+    d, states, _ = layered()
+    d.inputs[0] = helper.make_tensor_value_info("input_ids", TensorProto.INT64, [1, 4])
+    made(tmp_path, d.model(states[-1]))
+    assert run(tmp_path / "made.onnx")["sentence_embedding"].shape == (2, 8)
+
+
+def test_8_bit_scales_are_told(tmp_path):
+    """A graph that measures its scales on each batch is said to."""
+    d, states, _ = layered()
+    d.nodes.append(helper.make_node("DynamicQuantizeLinear", [states[-1]], ["q", "s", "z"]))
+    end = d.op("DequantizeLinear", "q", "s", "z")
+    assert made(tmp_path, d.model(end), layer=end).scales == "dynamic"

@@ -1,0 +1,335 @@
+"""The 8-bit form of a graph file: what is watched, which attempt is kept, and which layers stay in fp32."""
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from penult import Engine
+from penult.graph.calibrate import Goal, make_int8
+
+RNG = np.random.default_rng(0)
+MEAN_AND_LEAST = Goal(0.5, 0.5)
+
+
+def floats(*shape):
+    return RNG.standard_normal(shape).astype(np.float32)
+
+
+def write(folder, nodes, weights, outputs=("sentence_embedding",), shape=(None, 16)):
+    """Write a graph from `x`, alone in a folder."""
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in outputs],
+        [numpy_helper.from_array(array, name) for name, array in weights.items()],
+    )
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)]
+    folder.mkdir()
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=8), folder / "graph.onnx")
+    return folder / "graph.onnx"
+
+
+def chain(folder, count):
+    """Write a graph of so many layers one after the other."""
+    names = ["x", *(f"y{i}" for i in range(count - 1)), "sentence_embedding"]
+    nodes = [helper.make_node("MatMul", [names[i], f"w{i}"], [names[i + 1]]) for i in range(count)]
+    return write(folder, nodes, {f"w{i}": floats(16, 16) / 4 for i in range(count)})
+
+
+def same(source, target):
+    """Fuse nothing."""
+    onnx.save(onnx.load(source), target)
+
+
+def real(*texts):
+    """Give what runs a graph file on texts, one after the other."""
+
+    def run(path, outputs):
+        engine = Engine(path, threads=1)
+        for x in texts:
+            yield dict(zip(outputs, engine.run({"x": x}, outputs=outputs), strict=True))
+
+    return run
+
+
+def at(*cosines):
+    """Give vectors of length 1 that have these cosines to (1, 0)."""
+    return np.array([(c, (1 - c * c) ** 0.5) for c in cosines], dtype=np.float32)
+
+
+def told(*attempts):
+    """Give what watches a graph truly, says (1, 0) of every text, and of each attempt the vectors with given cosines."""
+    count = len(attempts[0])
+    left = iter(attempts)
+
+    def run(path, outputs):
+        if outputs == ["sentence_embedding"]:
+            yield {"sentence_embedding": at(*next(left))}
+            return
+        for found in real(*(floats(8, 16) for _ in range(count)))(path, outputs):
+            yield found | {"sentence_embedding": at(1)}
+
+    run.left = left
+    return run
+
+
+def kinds(path):
+    return [node.op_type for node in onnx.load(path).graph.node]
+
+
+def make(folder, graph, run, goal=MEAN_AND_LEAST, before="", limit=127, fuse=same):
+    target = folder / "target.onnx"
+    return make_int8(graph, target, fuse=fuse, run=run, limit=limit, before=before, goal=goal), target
+
+
+WORSE = (0.1, 0.1)
+
+
+@pytest.mark.parametrize(
+    ("attempts", "taken", "tried"),
+    [
+        ([(1, 1)], 0, 1),
+        ([(0.6, 0.7), (1, 1)], 0, 1),
+        ([(0.45, 0.45), (0.9, 0.9)], 1, 2),
+        ([WORSE, WORSE, WORSE, WORSE, WORSE], 0, 5),
+        ([WORSE, (0.2, 0.2), WORSE, WORSE, WORSE], 1, 5),
+        ([WORSE, WORSE, (0.2, 0.2), WORSE, WORSE], 2, 5),
+        ([WORSE, WORSE, WORSE, (0.2, 0.2), WORSE], 3, 5),
+        ([WORSE, WORSE, WORSE, WORSE, (0.2, 0.2)], 4, 5),
+        ([WORSE, WORSE, WORSE, (0.6, 0.6), (1, 1)], 3, 4),
+    ],
+)
+def test_the_attempt_that_comes_nearest_is_kept(tmp_path, attempts, taken, tried):
+    """The first that reaches the goal, else the nearest; two tolerances, then ever more of the worst layers in fp32."""
+    run = told(*attempts)
+    got, target = make(tmp_path, chain(tmp_path / "work", 40), run)
+    assert len(attempts) - len(list(run.left)) == tried
+    kept = (0, 0, 2, 4, 8)[taken]
+    assert (got.layers, got.kept) == (40 - kept, kept)
+    assert got.mean == pytest.approx(np.mean(attempts[taken]))
+    assert got.least == pytest.approx(min(attempts[taken]))
+    assert kinds(target).count("MatMulIntegerToFloat") == 40 - kept
+
+
+def test_a_goal_that_is_just_reached_is_reached(tmp_path):
+    """No further attempt is made."""
+    got, _ = make(tmp_path, chain(tmp_path / "work", 1), told((0, 0), (1, 1)), Goal(0, 0))
+    assert (got.mean, got.least) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("goal", "far", "near"),
+    [(Goal(0.99, 0.5), (0.99, 0.6), (0.9, 0.9)), (Goal(0.5, 0.99), (1, 1, 1, 0.9), (0.96, 0.96, 0.96, 0.96))],
+)
+@pytest.mark.parametrize("first", [True, False])
+def test_mean_and_least_are_weighed_by_what_they_may_miss(tmp_path, goal, far, near, first):
+    """The nearest attempt is the one whose worse share of the allowed error is smallest, whichever of the two it is."""
+    attempts = (near, far) if first else (far, near)
+    bad = (0,) * len(near)
+    got, _ = make(tmp_path, chain(tmp_path / "work", 1), told(*attempts, bad, bad, bad), goal)
+    assert got.mean == pytest.approx(np.mean(near))
+
+
+def test_one_layer_at_least_goes_back(tmp_path):
+    """Of few layers a twentieth is none; the worst one stays in fp32 all the same."""
+    got, target = make(tmp_path, chain(tmp_path / "work", 3), told(WORSE, WORSE, (0.9, 0.9)))
+    assert (got.layers, got.kept) == (2, 1)
+    assert kinds(target).count("MatMul") == 1
+
+
+def test_the_usual_goal(tmp_path):
+    """0.998 on average and 0.991 at least, and vectors of any length are compared by their direction."""
+    graph = chain(tmp_path / "work", 2)
+    got, _ = make(tmp_path, graph, told((0.99799, 0.99799), (0.998005, 0.998005)), Goal())
+    assert got.mean == pytest.approx(0.998005, abs=2e-6)
+    graph = chain(tmp_path / "more", 2)
+    got, _ = make(tmp_path, graph, told((1, 1, 1, 1, 1, 1, 1, 0.9909), (1, 1, 1, 1, 1, 1, 1, 0.9911)), Goal())
+    assert got.least == pytest.approx(0.9911, abs=2e-6)
+
+
+def test_directions_are_compared(tmp_path):
+    """Vectors may be of any length; one without a length has no direction, and counts as 0."""
+    small = [floats(4, 16) / 1000 for _ in range(2)]
+    got, _ = make(tmp_path, chain(tmp_path / "small", 1), real(*small), Goal(0.5, -1))
+    assert 0.99 < got.mean <= 1.000001
+    texts = [floats(4, 16), np.zeros((4, 16), np.float32)]
+    got, _ = make(tmp_path, chain(tmp_path / "zeros", 1), real(*texts), Goal(-1, -1))
+    assert got.least == 0
+    assert got.mean == pytest.approx(0.5, abs=0.01)
+
+
+# ---- how they are treated
+
+
+def treated(folder, x, weight, *attempts):
+    """Give the operators around one layer after some attempts."""
+    graph = write(
+        folder, [helper.make_node("MatMul", ["x", "w"], ["sentence_embedding"])], {"w": weight}, shape=(None, len(weight))
+    )
+    left = iter(attempts)
+
+    def run(path, outputs):
+        if outputs == ["sentence_embedding"]:
+            yield {"sentence_embedding": at(next(left), next(left))}
+            return
+        half = len(x) // 2
+        for rows in (x[:half], x[half:]):
+            yield {"sentence_embedding": at(1), "x": rows}
+
+    make(folder.parent, graph, run)
+    return set(kinds(folder.parent / "target.onnx"))
+
+
+PLAIN = {"QuantizeLinear", "MatMulIntegerToFloat"}
+
+
+def test_what_is_exact_enough_is_left_plain(tmp_path):
+    """Neither the first nor the second tolerance asks for more where a plain scale does."""
+    x, weight = RNG.uniform(-1, 1, (400, 64)).astype(np.float32), floats(64, 32)
+    assert treated(tmp_path / "one", x, weight, 1, 1) == PLAIN
+    assert treated(tmp_path / "two", x, weight, 0, 0, 1, 1) == PLAIN
+
+
+def test_ranges_of_one_half_are_tried_on_the_other(tmp_path):
+    """A range that later texts exceed is not exact enough; one that they stay within is."""
+    x, weight = np.random.default_rng(1).uniform(-1, 1, (400, 64)).astype(np.float32), floats(64, 32)
+    x[200:] *= 1.15
+    assert treated(tmp_path / "wider", x, weight, 1, 1) > PLAIN
+    assert treated(tmp_path / "narrower", x[::-1], weight, 1, 1) == PLAIN
+
+
+@pytest.mark.parametrize(("outputs", "kind"), [(8, "Gather"), (96, "Mul")])
+def test_the_cheapest_remedy_that_is_enough_is_taken(tmp_path, outputs, kind):
+    """A large channel is split off where there are few outputs, and smoothed where there are many."""
+    rng = np.random.default_rng(1)
+    x, weight = rng.uniform(-1, 1, (400, 64)).astype(np.float32), rng.standard_normal((64, outputs)).astype(np.float32)
+    x[:, 3] *= 20
+    weight[3] /= 10
+    assert kind in treated(tmp_path / "one", x, weight, 1, 1)
+
+
+def test_the_second_tolerance_is_smaller(tmp_path):
+    """What the first attempt left plain is treated in the second, where the vectors were not close enough."""
+    x, weight = np.random.default_rng(1).standard_normal((400, 64)).astype(np.float32), floats(64, 32)
+    x[:, 3] *= 2
+    weight[3] /= 2
+    assert treated(tmp_path / "one", x, weight, 1, 1) == PLAIN
+    assert treated(tmp_path / "two", x, weight, 0, 0, 1, 1) > PLAIN
+
+
+def test_what_is_not_exact_enough_is_treated(tmp_path):
+    """Channels of other size are smoothed or split off in the first attempt, as far as it helps where nothing is enough."""
+    x, weight = floats(400, 64), floats(64, 32)
+    x[:, 3] *= 20
+    weight[3] /= 10
+    assert treated(tmp_path / "one", x, weight, 1, 1) > PLAIN
+    assert treated(tmp_path / "two", x**3, weight, 1, 1) > PLAIN
+
+
+# ---- which layers
+
+
+def test_layers_behind_the_tokens_stay(tmp_path):
+    """A layer behind the tensor that is named is no layer of the tokens; where that is not there, all count."""
+    for before, layers in (("y0", 1), ("nowhere", 2)):
+        got, target = make(tmp_path, chain(tmp_path / before, 2), real(floats(8, 16), floats(8, 16)), Goal(0, 0), before)
+        assert (got.layers, got.kept) == (layers, 0)
+        assert kinds(target).count("MatMul") == 2 - layers
+
+
+def test_layers_that_share_their_input(tmp_path):
+    """It is watched once, though it is one of the graph's outputs already, and both of them count."""
+    nodes = [
+        helper.make_node("MatMul", ["x", "a"], ["h"]),
+        helper.make_node("MatMul", ["h", "b"], ["left"]),
+        helper.make_node("MatMul", ["h", "a"], ["right"]),
+        helper.make_node("Concat", ["left", "right"], ["sentence_embedding"], axis=1),
+    ]
+    graph = write(tmp_path / "work", nodes, {"a": floats(16, 16), "b": floats(16, 40)}, ("sentence_embedding", "h"))
+    got, target = make(tmp_path, graph, real(floats(8, 16), floats(8, 16)), Goal(0.9, 0.9))
+    assert (got.layers, got.kept) == (3, 0)
+    assert kinds(target).count("QuantizeLinear") == 2
+    got, _ = make(
+        tmp_path, write(tmp_path / "more", nodes, {"a": floats(16, 16), "b": floats(16, 40)}), told(WORSE, WORSE, (1, 1))
+    )
+    assert got.layers + got.kept == 3
+
+
+def test_half_precision_and_fused_operators_are_seen_through(tmp_path):
+    """A graph in float16, or one whose bias is inside another operator, has its layers."""
+    nodes = [
+        helper.make_node("Cast", ["x"], ["h"], to=TensorProto.FLOAT16),
+        helper.make_node("MatMul", ["h", "w"], ["p"]),
+        helper.make_node("Cast", ["p"], ["sentence_embedding"], to=TensorProto.FLOAT),
+    ]
+    graph = write(tmp_path / "half", nodes, {"w": floats(16, 16).astype(np.float16)})
+    assert make(tmp_path, graph, real(floats(8, 16), floats(8, 16)), Goal(0.9, 0.9))[0].layers == 1
+
+    def fuse(source, target):
+        model = onnx.load(source)
+        del model.graph.node[:]
+        model.graph.node.append(helper.make_node("MatMul", ["x", "w0"], ["p"]))
+        model.graph.node.append(
+            helper.make_node("SkipLayerNormalization", ["p", "p", "g"], ["sentence_embedding"], domain="com.microsoft")
+        )
+        model.graph.initializer.append(numpy_helper.from_array(floats(16), "g"))
+        onnx.save(model, target)
+
+    got, target = make(tmp_path, chain(tmp_path / "fused", 1), real(floats(8, 16), floats(8, 16)), Goal(0.9, 0.9), fuse=fuse)
+    assert got.layers == 1
+    assert "LayerNormalization" in kinds(target)
+
+
+def test_nothing_to_make_int8(tmp_path):
+    """A graph without a layer is refused."""
+    nodes = [helper.make_node("Neg", ["x"], ["sentence_embedding"])]
+    with pytest.raises(ValueError, match="nothing can be made int8"):
+        make(tmp_path, write(tmp_path / "work", nodes, {}), real(floats(8, 16)))
+
+
+@pytest.mark.parametrize(("limit", "kind"), [(127, "Gelu"), (126, "FastGelu"), (64, "FastGelu")])
+def test_the_form_of_gelu(tmp_path, limit, kind):
+    """Its tanh form where 8-bit sums are not exact with the largest weights."""
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["p"]),
+        helper.make_node("Gelu", ["p"], ["sentence_embedding"], domain="com.microsoft"),
+    ]
+    graph = write(tmp_path / "work", nodes, {"w": floats(16, 16)})
+    got, target = make(tmp_path, graph, real(floats(8, 16), floats(8, 16)), Goal(0.9, 0.9), limit=limit)
+    assert got.layers == 1
+    assert kind in kinds(target)
+
+
+# ---- what is watched
+
+
+def scale_of(path):
+    """Give the width of a step of the one input that is quantised, and its zero."""
+    model = onnx.load(path)
+    held = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    (node,) = (node for node in model.graph.node if node.op_type == "QuantizeLinear")
+    return float(held[node.input[1]]), int(held[node.input[2]])
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5])
+@pytest.mark.parametrize("axes", [(64, 16), (8, 8, 16)])
+def test_every_text_counts_for_the_range(tmp_path, count, axes):
+    """Whichever text has the least and whichever the largest value, the steps reach from the one to the other."""
+    weights = {"w": np.sign(floats(16, 16))}
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["sentence_embedding"])]
+    for one in range(count):
+        texts = [RNG.integers(-100, 101, axes).astype(np.float32) / 100 for _ in range(count)]
+        texts[one].flat[[9, 500]] = -1.3, 1.25  # 255 steps
+        graph = write(tmp_path / f"work{one}", nodes, weights, shape=[None] * len(axes))
+
+        def run(path, outputs, texts=texts):
+            for found in real(*texts)(path, outputs):
+                yield found | {"sentence_embedding": found["sentence_embedding"].reshape(-1, 16)[:1]}
+
+        got, target = make(tmp_path, graph, run, Goal(-1, -1))
+        scale, zero = scale_of(target)
+        assert got.layers == 1
+        assert 0.0099 < scale < 0.0116
+        assert zero == 130

@@ -1,0 +1,33 @@
+"""What a model's products cost, and the product that benchmarks measure against."""
+
+import numpy as np
+import onnx
+import pytest
+from graph_kit import Draft, session
+from onnx import helper
+
+from penult.graph.matmul import flops, write_int8_matmul
+
+
+def test_an_8_bit_product_is_right(tmp_path):
+    """The graph multiplies uint8 by weights of 8 bits that no processor's sums overflow, and adds up in int32."""
+    write_int8_matmul(tmp_path / "product.onnx", 48)
+    model = onnx.load(tmp_path / "product.onnx")
+    onnx.checker.check_model(model, full_check=True)
+    weights = onnx.numpy_helper.to_array(model.graph.initializer[0]).astype(np.int32)
+    assert (weights.min(), weights.max()) == (-64, 63)
+    a = np.random.default_rng(0).integers(0, 256, (48, 48), dtype=np.uint8)
+    (found,) = session(model).run(["product"], {"a": a})
+    assert np.array_equal(found, a.astype(np.int32) @ weights)
+
+
+def test_operations_are_those_of_a_hand_count():
+    """Two for each weight of a MatMul or Gemm, and 4 S H a layer; no table, vector, product of tokens or other operator counts."""
+    d = Draft()
+    wide = d.dense(d.embed(), 12)
+    d.nodes.append(helper.make_node("Gemm", [wide, d.weight(12, 3), d.weight(3)], ["narrow"]))
+    d.nodes.append(helper.make_node("MatMul", ["narrow", wide], ["mixed"]))
+    d.nodes.append(helper.make_node("MatMul", ["mixed", d.weight(3)], ["vector"]))
+    d.nodes.append(helper.make_node("MatMul", [wide], ["broken"]))
+    d.nodes.append(helper.make_node("Mul", ["mixed", d.weight(5, 5)], ["other"]))
+    assert flops(d.model("other"), [3, 5], layers=2, hidden=8) == pytest.approx(2 * (8 * 12 + 12 * 3) + 4 * 8 * 2 * 34 / 8)
