@@ -19,10 +19,11 @@ test: $(VENV)/dev.stamp
 	$(BIN)/$(PYTEST)
 
 # The same promises with the oldest version of every dependency. What the newest leg alone can run (the clients, stores and
-# engines that ask for newer versions of what they share with penult, the notebooks, the wheels) is left to it.
+# engines that ask for newer versions of what they share with penult, the notebooks, the wheels) is left to it, as is the list
+# of mutants, which depends on none.
 OLDEST := .venv-oldest
 NEWEST_ONLY := tests/bulk/test_ingest.py tests/bulk/test_ray.py tests/server/test_clients.py tests/server/test_schema.py \
-	tests/test_notebooks.py tests/test_wheel.py tests/test_readme.py tests/test_bench.py tests/test_zoo.py \
+	tests/test_notebooks.py tests/test_wheel.py tests/test_readme.py tests/test_bench.py tests/test_zoo.py tests/test_mutants.py \
 	integrations/langchain-penult/tests/unit_tests/test_standard.py
 test-oldest: $(OLDEST)/stamp
 	$(OLDEST)/bin/$(PYTEST) $(NEWEST_ONLY:%=--ignore=%)

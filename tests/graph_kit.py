@@ -9,6 +9,7 @@ import onnx
 import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 
+from penult import Engine
 from penult.graph.flow import read_by
 
 HERE = Path(__file__).parent
@@ -45,6 +46,32 @@ def session(model):
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 4
     return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+def model_of(nodes, inputs, outputs, weights, opset=17):
+    """Build a graph; an input is the shape of floats, or an array of its type and shape. Outputs are floats of any shape."""
+    kinds = {name: given.dtype if isinstance(given, np.ndarray) else np.dtype(np.float32) for name, given in inputs.items()}
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(kinds[name]), getattr(given, "shape", given))
+         for name, given in inputs.items()],
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in outputs],
+        [numpy_helper.from_array(np.asarray(array), name) for name, array in weights.items()],
+    )  # fmt: skip
+    opsets = [helper.make_opsetid("", opset), helper.make_opsetid("com.microsoft", 1)]
+    return helper.make_model(graph, opset_imports=opsets, ir_version=8)
+
+
+def running(*batches):
+    """Give what runs a graph file from `x` on batches, one after the other, as calibration asks for it."""
+
+    def run(path, outputs):
+        engine = Engine(path, threads=1)
+        for x in batches:
+            yield dict(zip(outputs, engine.run({"x": x}, outputs=outputs), strict=True))
+
+    return run
 
 
 def run(model, given, fetch=None):

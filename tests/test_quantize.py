@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from graph_kit import model_of, running
 from models import bert_graph, bert_weights, tiny_model
 from onnx import TensorProto, helper, numpy_helper
 
@@ -31,19 +32,6 @@ def int8(tiny):
     """The tiny model in int8."""
     with Embedder.load(tiny, precision="int8", threads=1, truncate="right") as opened:
         yield opened
-
-
-def model_of(nodes, inputs, outputs, weights, opset=17):
-    """Build a graph of float inputs and outputs of free shape."""
-    graph = helper.make_graph(
-        nodes,
-        "g",
-        [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in inputs.items()],
-        [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in outputs],
-        [numpy_helper.from_array(np.asarray(array), name) for name, array in weights.items()],
-    )
-    opsets = [helper.make_opsetid("", opset), helper.make_opsetid("com.microsoft", 1)]
-    return helper.make_model(graph, opset_imports=opsets, ir_version=8)
 
 
 def run(model, **inputs):
@@ -454,20 +442,9 @@ def two_layers(folder):
     return folder / "graph.onnx"
 
 
-def watching(*batches):
-    """Give what runs a graph file on batches, one after the other."""
-
-    def watch(path, outputs):
-        engine = Engine(path, threads=1)
-        for x in batches:
-            yield dict(zip(outputs, engine.run({"x": x}, outputs=outputs), strict=True))
-
-    return watch
-
-
 def test_a_single_calibration_text(tmp_path):
     """One run alone gives ranges and a sample to measure errors on, though there is no second half of the texts."""
-    graph, runs = two_layers(tmp_path / "one"), watching(floats(16, 64))
+    graph, runs = two_layers(tmp_path / "one"), running(floats(16, 64))
     got = make_int8(graph, tmp_path / "one.onnx", fuse=fuse, run=runs, limit=64, before="", goal=Goal(0.9, 0.9))
     assert (got.layers, got.kept) == (2, 0)
     assert 0.9 < got.least <= got.mean < 1
@@ -475,7 +452,7 @@ def test_a_single_calibration_text(tmp_path):
 
 def test_the_worst_layer_stays_in_fp32_where_the_goal_is_not_reached(tmp_path):
     """Where no tolerance is small enough, the layer with the largest error is left as it is, and that is counted."""
-    runs = watching(floats(16, 64), floats(16, 64))
+    runs = running(floats(16, 64), floats(16, 64))
     nearly = Goal(1 - 1e-9, 1 - 1e-9)
     graph = two_layers(tmp_path / "two")
     got = make_int8(graph, tmp_path / "two.onnx", fuse=fuse, run=runs, limit=64, before="", goal=nearly)

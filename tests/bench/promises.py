@@ -74,20 +74,25 @@ def stream(given):
 
 
 def query(given):
-    """Time a short query and the session's bare run on the same ids, in turn. Odd lengths are padded by one token."""
+    """Time short queries and the session's bare run on the same ids. Odd lengths are padded by one token."""
     with load(given, None) as e:
         for text in QUERIES:
-            ids = np.asarray([range(1000, 1000 + int(e.count_tokens([text], role="query")[0]))])
-            feeds = {
-                tensor.name: {"input_ids": ids, "token_type_ids": ids * 0}.get(tensor.name, ids * 0 + 1).astype(tensor.dtype)
-                for tensor in e.engine.inputs
-            }
-            whole, bare = [], []
-            for _ in range(300):
-                whole.append(timed(lambda text=text: e.embed([text], role="query")))
-                bare.append(timed(lambda feeds=feeds: e.engine.run(feeds, outputs=["sentence_embedding"])))
-            a, b = statistics.median(whole), statistics.median(bare)
-            print(f"{ids.size} tokens: embed p50 {a * 1e3:.2f} ms, bare run {b * 1e3:.2f} ms, ratio {a / b:.2f}")
+            beside_the_session(e, text)
+
+
+def beside_the_session(e, text):
+    """Time one query and the bare run in turn."""
+    ids = np.asarray([range(1000, 1000 + int(e.count_tokens([text], role="query")[0]))])
+    feeds = {
+        tensor.name: {"input_ids": ids, "token_type_ids": ids * 0}.get(tensor.name, ids * 0 + 1).astype(tensor.dtype)
+        for tensor in e.engine.inputs
+    }
+    whole, bare = [], []
+    for _ in range(300):
+        whole.append(timed(lambda: e.embed([text], role="query")))
+        bare.append(timed(lambda: e.engine.run(feeds, outputs=["sentence_embedding"])))
+    a, b = statistics.median(whole), statistics.median(bare)
+    print(f"{ids.size} tokens: embed p50 {a * 1e3:.2f} ms, bare run {b * 1e3:.2f} ms, ratio {a / b:.2f}")
 
 
 def neighbours(given):

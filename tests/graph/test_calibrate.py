@@ -3,9 +3,9 @@
 import numpy as np
 import onnx
 import pytest
+from graph_kit import model_of, running
 from onnx import TensorProto, helper, numpy_helper
 
-from penult import Engine
 from penult.graph.calibrate import Goal, make_int8
 
 RNG = np.random.default_rng(0)
@@ -18,16 +18,8 @@ def floats(*shape):
 
 def write(folder, nodes, weights, outputs=("sentence_embedding",), shape=(None, 16)):
     """Write a graph from `x`, alone in a folder."""
-    graph = helper.make_graph(
-        nodes,
-        "g",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
-        [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in outputs],
-        [numpy_helper.from_array(array, name) for name, array in weights.items()],
-    )
-    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)]
     folder.mkdir()
-    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=8), folder / "graph.onnx")
+    onnx.save(model_of(nodes, {"x": shape}, outputs, weights), folder / "graph.onnx")
     return folder / "graph.onnx"
 
 
@@ -41,17 +33,6 @@ def chain(folder, count):
 def same(source, target):
     """Fuse nothing."""
     onnx.save(onnx.load(source), target)
-
-
-def real(*texts):
-    """Give what runs a graph file on texts, one after the other."""
-
-    def run(path, outputs):
-        engine = Engine(path, threads=1)
-        for x in texts:
-            yield dict(zip(outputs, engine.run({"x": x}, outputs=outputs), strict=True))
-
-    return run
 
 
 def at(*cosines):
@@ -68,7 +49,7 @@ def told(*attempts):
         if outputs == ["sentence_embedding"]:
             yield {"sentence_embedding": at(*next(left))}
             return
-        for found in real(*(floats(8, 16) for _ in range(count)))(path, outputs):
+        for found in running(*(floats(8, 16) for _ in range(count)))(path, outputs):
             yield found | {"sentence_embedding": at(1)}
 
     run.left = left
@@ -152,10 +133,10 @@ def test_the_usual_goal(tmp_path):
 def test_directions_are_compared(tmp_path):
     """Vectors may be of any length; one without a length has no direction, and counts as 0."""
     small = [floats(4, 16) / 1000 for _ in range(2)]
-    got, _ = make(tmp_path, chain(tmp_path / "small", 1), real(*small), Goal(0.5, -1))
+    got, _ = make(tmp_path, chain(tmp_path / "small", 1), running(*small), Goal(0.5, -1))
     assert 0.99 < got.mean <= 1.000001
     texts = [floats(4, 16), np.zeros((4, 16), np.float32)]
-    got, _ = make(tmp_path, chain(tmp_path / "zeros", 1), real(*texts), Goal(-1, -1))
+    got, _ = make(tmp_path, chain(tmp_path / "zeros", 1), running(*texts), Goal(-1, -1))
     assert got.least == 0
     assert got.mean == pytest.approx(0.5, abs=0.01)
 
@@ -234,7 +215,7 @@ def test_what_is_not_exact_enough_is_treated(tmp_path):
 def test_layers_behind_the_tokens_stay(tmp_path):
     """A layer behind the tensor that is named is no layer of the tokens; where that is not there, all count."""
     for before, layers in (("y0", 1), ("nowhere", 2)):
-        got, target = make(tmp_path, chain(tmp_path / before, 2), real(floats(8, 16), floats(8, 16)), Goal(0, 0), before)
+        got, target = make(tmp_path, chain(tmp_path / before, 2), running(floats(8, 16), floats(8, 16)), Goal(0, 0), before)
         assert (got.layers, got.kept) == (layers, 0)
         assert kinds(target).count("MatMul") == 2 - layers
 
@@ -248,7 +229,7 @@ def test_layers_that_share_their_input(tmp_path):
         helper.make_node("Concat", ["left", "right"], ["sentence_embedding"], axis=1),
     ]
     graph = write(tmp_path / "work", nodes, {"a": floats(16, 16), "b": floats(16, 40)}, ("sentence_embedding", "h"))
-    got, target = make(tmp_path, graph, real(floats(8, 16), floats(8, 16)), Goal(0.9, 0.9))
+    got, target = make(tmp_path, graph, running(floats(8, 16), floats(8, 16)), Goal(0.9, 0.9))
     assert (got.layers, got.kept) == (3, 0)
     assert kinds(target).count("QuantizeLinear") == 2
     got, _ = make(
@@ -265,7 +246,7 @@ def test_half_precision_and_fused_operators_are_seen_through(tmp_path):
         helper.make_node("Cast", ["p"], ["sentence_embedding"], to=TensorProto.FLOAT),
     ]
     graph = write(tmp_path / "half", nodes, {"w": floats(16, 16).astype(np.float16)})
-    assert make(tmp_path, graph, real(floats(8, 16), floats(8, 16)), Goal(0.9, 0.9))[0].layers == 1
+    assert make(tmp_path, graph, running(floats(8, 16), floats(8, 16)), Goal(0.9, 0.9))[0].layers == 1
 
     def fuse(source, target):
         model = onnx.load(source)
@@ -277,7 +258,7 @@ def test_half_precision_and_fused_operators_are_seen_through(tmp_path):
         model.graph.initializer.append(numpy_helper.from_array(floats(16), "g"))
         onnx.save(model, target)
 
-    got, target = make(tmp_path, chain(tmp_path / "fused", 1), real(floats(8, 16), floats(8, 16)), Goal(0.9, 0.9), fuse=fuse)
+    got, target = make(tmp_path, chain(tmp_path / "fused", 1), running(floats(8, 16), floats(8, 16)), Goal(0.9, 0.9), fuse=fuse)
     assert got.layers == 1
     assert "LayerNormalization" in kinds(target)
 
@@ -286,7 +267,7 @@ def test_nothing_to_make_int8(tmp_path):
     """A graph without a layer is refused."""
     nodes = [helper.make_node("Neg", ["x"], ["sentence_embedding"])]
     with pytest.raises(ValueError, match="nothing can be made int8"):
-        make(tmp_path, write(tmp_path / "work", nodes, {}), real(floats(8, 16)))
+        make(tmp_path, write(tmp_path / "work", nodes, {}), running(floats(8, 16)))
 
 
 @pytest.mark.parametrize(("limit", "kind"), [(127, "Gelu"), (126, "FastGelu"), (64, "FastGelu")])
@@ -297,7 +278,7 @@ def test_the_form_of_gelu(tmp_path, limit, kind):
         helper.make_node("Gelu", ["p"], ["sentence_embedding"], domain="com.microsoft"),
     ]
     graph = write(tmp_path / "work", nodes, {"w": floats(16, 16)})
-    got, target = make(tmp_path, graph, real(floats(8, 16), floats(8, 16)), Goal(0.9, 0.9), limit=limit)
+    got, target = make(tmp_path, graph, running(floats(8, 16), floats(8, 16)), Goal(0.9, 0.9), limit=limit)
     assert got.layers == 1
     assert kind in kinds(target)
 
@@ -325,7 +306,7 @@ def test_every_text_counts_for_the_range(tmp_path, count, axes):
         graph = write(tmp_path / f"work{one}", nodes, weights, shape=[None] * len(axes))
 
         def run(path, outputs, texts=texts):
-            for found in real(*texts)(path, outputs):
+            for found in running(*texts)(path, outputs):
                 yield found | {"sentence_embedding": found["sentence_embedding"].reshape(-1, 16)[:1]}
 
         got, target = make(tmp_path, graph, run, Goal(-1, -1))

@@ -2,32 +2,22 @@
 
 import numpy as np
 import pytest
-from onnx import TensorProto, helper, numpy_helper
+from graph_kit import model_of
+from onnx import helper, numpy_helper
 
 from penult.graph.linear import find_linears, readers
 
 RNG = np.random.default_rng(0)
+X = {"x": [16, 16]}
 
 
 def floats(*shape):
     return RNG.standard_normal(shape).astype(np.float32)
 
 
-def model_of(nodes, weights, outputs=("out",)):
-    """Build a graph from `x` (16, 16)."""
-    graph = helper.make_graph(
-        nodes,
-        "g",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [16, 16])],
-        [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in outputs],
-        [numpy_helper.from_array(array, name) for name, array in weights.items()],
-    )
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)])
-
-
 def found(nodes, outputs=("out",), before="out", **weights):
     """Give (input, output, shape of the weight, has a bias, nodes) of each layer of a graph."""
-    linears = find_linears(model_of(nodes, weights, outputs), before)
+    linears = find_linears(model_of(nodes, X, outputs, weights), before)
     return [(one.input, one.output, one.weight.shape, one.bias is not None, one.nodes) for one in linears]
 
 
@@ -44,7 +34,7 @@ def test_linears_are_found_in_every_form():
         helper.make_node("MatMul", ["w", "f"], ["g"]),  # the matrix on the other side
         helper.make_node("MatMul", ["g", "v"], ["out"]),
     ]
-    model = model_of(nodes, {"w": w, "b": bias, "v": wide})
+    model = model_of(nodes, X, ["out"], {"w": w, "b": bias, "v": wide})
     found = find_linears(model, "out")
     assert [(linear.input, linear.output) for linear in found] == [("x", "a2"), ("a2", "c"), ("c", "d"), ("g", "out")]
     np.testing.assert_array_equal(found[0].bias, bias)
@@ -68,7 +58,7 @@ def test_what_is_not_quite_a_linear_layer_is_left_alone():
         helper.make_node("Mul", ["f", "bias"], ["out"]),
     ]
     weights = {"w": w, "one": floats(1), "rows": floats(16, 1), "bias": bias}
-    found = find_linears(model_of(nodes, weights), "out")
+    found = find_linears(model_of(nodes, X, ["out"], weights), "out")
     assert [(linear.input, linear.output, linear.bias) for linear in found] == [
         ("x", "a", None),
         ("c", "d", None),
@@ -135,7 +125,7 @@ def test_a_gemm_with_factors():
     """The product's factor is in the matrix and the bias' factor in the bias; without one it is 1."""
     w, b = floats(16, 16), floats(16)
     for said, alpha, beta in (({}, 1, 1), ({"alpha": 3.0, "beta": 0.25}, 3, 0.25)):
-        model = model_of([helper.make_node("Gemm", ["x", "w", "b"], ["out"], **said)], {"w": w, "b": b})
+        model = model_of([helper.make_node("Gemm", ["x", "w", "b"], ["out"], **said)], X, ["out"], {"w": w, "b": b})
         (linear,) = find_linears(model, "out")
         np.testing.assert_array_equal(linear.weight, w * np.float32(alpha))
         np.testing.assert_array_equal(linear.bias, b * np.float32(beta))
@@ -162,7 +152,7 @@ def test_a_product_that_others_read_keeps_its_bias_apart():
     assert found(nodes[:1], outputs=("p",), before="p", **weights) == [apart]
     others = [nodes[0], helper.make_node("Neg", ["x"], ["q"]), helper.make_node("Add", ["b", "q"], ["out"])]
     assert found(others, outputs=("out", "p"), before="p", **weights) == [apart]
-    assert readers(model_of(nodes, weights, ("out", "p")).graph)["p"] == [1, -1]
+    assert readers(model_of(nodes, X, ("out", "p"), weights).graph)["p"] == [1, -1]
 
 
 def test_nodes_that_hold_other_things():

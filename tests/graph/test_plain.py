@@ -5,8 +5,8 @@ import itertools
 import numpy as np
 import onnx
 import pytest
-from graph_kit import session
-from onnx import TensorProto, helper, numpy_helper
+from graph_kit import model_of, session
+from onnx import TensorProto, helper
 
 from penult.graph.linear import find_linears
 from penult.graph.plain import unfuse
@@ -17,19 +17,6 @@ MICROSOFT = {"domain": "com.microsoft"}
 
 def floats(*shape):
     return RNG.standard_normal(shape).astype(np.float32)
-
-
-def model_of(nodes, inputs, outputs, weights, opset=17):
-    """Build a graph of inputs and outputs of the shapes and types that they have."""
-    graph = helper.make_graph(
-        nodes,
-        "g",
-        [helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(x.dtype), x.shape) for name, x in inputs.items()],
-        [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in outputs],
-        [numpy_helper.from_array(array, name) for name, array in weights.items()],
-    )
-    opsets = [helper.make_opsetid("", opset), helper.make_opsetid("com.microsoft", 1)]
-    return helper.make_model(graph, opset_imports=opsets, ir_version=8)
 
 
 def comes_apart(nodes, inputs, outputs, weights, opset=17):

@@ -132,20 +132,19 @@ class _Search:
         last = self._after(self._reshaped(mix, query))
         if last is None or operator(self._nodes[last]) != "Transpose" or _perm(self._nodes[last]) != _HEADS_INSIDE:
             return None
-        level = (self._known[mask][1] or ())[1:3] == (1, 1)
+        level = self._dims(mask)[1:3] == (1, 1)
         return Attention(query, key, value, scale, mask, level, last)
 
     def _guarded(self, softmax: int) -> int:
         """Give the node that the shares leave by: the Softmax, or the Where that replaces what is no number by zeros."""
         shares = self._nodes[softmax].output[0]
-        for i in self._read.get(shares, ()):
-            node = self._nodes[i]
-            if operator(node) != "Where" or node.input[2] != shares or self._number(node.input[1]) != 0:
-                continue
-            asks = self._before(node.input[0])
-            if asks is not None and operator(self._nodes[asks]) == "IsNaN" and sorted(self._read[shares]) == sorted([asks, i]):
-                return i if self._nodes[asks].input[0] == shares else softmax
-        return softmax
+        readers = self._read.get(shares, [])
+        asks, guard = (next((i for i in readers if operator(self._nodes[i]) == kind), -1) for kind in ("IsNaN", "Where"))
+        if min(asks, guard) < 0 or len(readers) != 2:
+            return softmax
+        condition, zero, other = self._nodes[guard].input[:3]
+        guards = self._before(condition) == asks and self._number(zero) == 0 and other == shares
+        return guard if guards else softmax
 
     def _reshaped(self, mix: int, query: Operand) -> int:
         """Give the node that a mix (B, N, T, H) leaves by: itself, or a Reshape to the sizes that it has anyway.
@@ -153,12 +152,11 @@ class _Search:
         Of four sizes three are compared: a Reshape keeps their product.
         """
         mixed = self._nodes[mix].output[0]
-        readers = self._read.get(mixed, ())
-        shaped = next((i for i in readers if i >= 0 and operator(self._nodes[i]) == "Reshape"), None)
+        shaped = next((i for i in self._read.get(mixed, ()) if i >= 0 and operator(self._nodes[i]) == "Reshape"), None)
         if shaped is None:
             return mix
-        before, after = (self._known.get(name, (0, None))[1] or () for name in (mixed, self._nodes[shaped].output[0]))
-        tokens = (self._known[query.tensor][1] or ())[query.order[1]]
+        before, after = self._dims(mixed), self._dims(self._nodes[shaped].output[0])
+        tokens = self._dims(query.tensor)[query.order[1]]
         same = len(before) == len(after) == 4 and before[::3] == after[::3] and after[2] in {before[2], tokens}
         return shaped if same and None not in after and self._feeds_alone(mix, shaped) else mix
 
@@ -190,7 +188,7 @@ class _Search:
             return 0.0, None
         *first, heads, width = (dims[axis] for axis in order)
         flat = self._unsplit(tensor, first) if order == AS_IT_IS else None
-        hidden = (self._known[flat][1] or (None,))[-1] if flat else None
+        hidden = self._dims(flat)[-1] if flat else None
         if not isinstance(heads, int) and isinstance(hidden, int) and isinstance(width, int):
             heads = hidden // width
         if not isinstance(heads, int) or not isinstance(width, int):
@@ -206,10 +204,13 @@ class _Search:
         merge = self._maker(flat.input[0]) if operator(flat) == "Transpose" and _perm(flat) == (0, 2, 1) else NodeProto()
         if operator(merge) != "Reshape":
             return None
-        before, merged, swapped, after = (self._known.get(name, (0, None))[1] or () for name in
-                                          (merge.input[0], flat.input[0], flat.output[0], tensor))  # fmt: skip
+        before, merged, swapped, after = map(self._dims, (merge.input[0], flat.input[0], flat.output[0], tensor))
         same = len(before) == len(after) == 4 and None not in before and before[:2] == after[:2]
         return (merge.input[0], _SWAPPED) if same and merged[1:] == before[2:] and swapped[1:] == after[2:] else None
+
+    def _dims(self, tensor: str) -> tuple[int | str | None, ...]:
+        """Give the shape of a tensor, as far as it is known; of no axes if nothing is."""
+        return self._known.get(tensor, (0, None))[1] or ()
 
     def _maker(self, tensor: str) -> NodeProto:
         """Give the node that makes a tensor, one of no operator if none does."""
@@ -218,8 +219,8 @@ class _Search:
     def _unsplit(self, tensor: str, first: Sequence[int | str | None]) -> str | None:
         """Give the tensor (B, T, N H) that (B, T, N, H) was reshaped from, if both surely have the same rows and tokens."""
         node = self._maker(tensor)
-        _, dims = self._known.get(node.input[0], (0, None)) if operator(node) == "Reshape" else (0, None)
-        return node.input[0] if dims and len(dims) == 3 and None not in first and list(dims[:2]) == first else None
+        dims = self._dims(node.input[0]) if operator(node) == "Reshape" else ()
+        return node.input[0] if len(dims) == 3 and None not in first and list(dims[:2]) == first else None
 
     def _scaled(self, tensor: str) -> tuple[float, str]:
         """Follow a tensor back through products with single numbers; give their product and where it began."""
