@@ -28,6 +28,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from itertools import zip_longest
 from pathlib import Path
 
@@ -45,9 +46,11 @@ FILES = {
     "graph/ending.py": ["tests/graph/test_ending.py", "tests/graph/test_layers.py"],
     "graph/files.py": ["tests/graph/test_files.py"],
     "graph/flow.py": ["tests/graph/test_flow.py", "tests/graph/test_stream.py"],
+    "graph/guards.py": ["tests/graph/test_guards.py"],
     "graph/integer.py": ["tests/test_quantize.py"],
     "graph/layers.py": ["tests/graph/test_stream.py", "tests/graph/test_ending.py", "tests/graph/test_layers.py"],
     "graph/linear.py": ["tests/graph/test_linear.py"],
+    "graph/links.py": ["tests/graph/test_guards.py", "tests/graph/test_attention.py"],
     "graph/matmul.py": ["tests/graph/test_matmul.py"],
     "graph/opsets.py": ["tests/graph/test_attention.py"],
     "graph/picture.py": ["tests/graph/test_describe.py"],
@@ -135,13 +138,13 @@ def changes(node: ast.AST) -> Iterator[Callable[[ast.AST], object]]:
         yield lambda n: setattr(n, "test", ast.UnaryOp(ast.Not(), n.test))
 
 
-def mutants(source: str) -> list[tuple[int, str, str]]:
-    """Give (line, its name: "the line => what it became", the whole source) of every mutant of a file, in order."""
-    body = ast.parse(source).body
-    parts = [ast.unparse(statement) for statement in body]
+def mutants(source: str) -> list[tuple[int, str, Callable[[], str]]]:
+    """Give (line, its name: "the line => what it became", what gives the whole source) of every mutant of a file, in order."""
+    tree = ast.parse(source)
     made = []
-    for place, statement in enumerate(body):
-        whole = ast.Module([statement], [])
+    for owner, place in _units(tree):
+        whole = ast.Module([owner.body[place]], [])
+        before = ast.unparse(whole)
         for at, node in enumerate(sites(whole)):
             for change in changes(node):
                 other = copy.deepcopy(whole)
@@ -150,11 +153,26 @@ def mutants(source: str) -> list[tuple[int, str, str]]:
                 if isinstance(instead, ast.AST):
                     other = _Put(there, instead).visit(other)
                 text = ast.unparse(ast.fix_missing_locations(other))
-                if text != parts[place]:
-                    made.append(
-                        (node.lineno, _difference(parts[place], text), "\n".join((*parts[:place], text, *parts[place + 1 :])))
-                    )
+                if text != before:
+                    made.append((node.lineno, _difference(before, text), partial(_put_in, tree, owner, place, other.body[0])))
     return made
+
+
+def _units(tree: ast.Module) -> Iterator[tuple[ast.Module | ast.ClassDef, int]]:
+    """Give the statements of a file and of its classes, as an owner and the place in its body."""
+    for place, statement in enumerate(tree.body):
+        if isinstance(statement, ast.ClassDef):
+            yield from ((statement, i) for i in range(len(statement.body)))
+        else:
+            yield tree, place
+
+
+def _put_in(tree: ast.Module, owner: ast.Module | ast.ClassDef, place: int, statement: ast.stmt) -> str:
+    """Write a file with another statement in one place."""
+    usual, owner.body[place] = owner.body[place], statement
+    text = ast.unparse(tree)
+    owner.body[place] = usual
+    return text
 
 
 def _difference(before: str, after: str) -> str:
@@ -233,8 +251,8 @@ def survivors(name: str, args: argparse.Namespace, folder: Path) -> list[str]:
     usual = time.monotonic() - began
     print(f"{name}: {len(chosen)} of {len(everyone)} mutants; {usual:.1f} s without one", flush=True)
     known, found, passed = explained().get(name, set()), [], 0
-    for number, (line, what, text) in chosen:
-        path.write_text(text)
+    for number, (line, what, source) in chosen:
+        path.write_text(source())
         if passes(folder / "src", tests, folder / "log", 20 + 8 * usual):
             passed += 1
             if what not in known:

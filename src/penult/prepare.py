@@ -27,7 +27,7 @@ from penult.source import Source, data_files
 if TYPE_CHECKING:
     import onnx
 
-_FORMAT = 6  # raise when a prepared graph of an older penult must not be used any more
+_FORMAT = 7  # raise when a prepared graph of an older penult must not be used any more
 _GRAPH, _META = "model.onnx", "meta.json"
 
 

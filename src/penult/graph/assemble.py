@@ -19,6 +19,7 @@ from penult.graph.axes import free_axes
 from penult.graph.blockwise import fuse_attention
 from penult.graph.cut import cut
 from penult.graph.files import save
+from penult.graph.guards import drop_guards
 from penult.graph.integer import Scales, scales_of
 from penult.graph.layers import HiddenState, NotATransformerError, hidden_states, select
 from penult.graph.plain import unfuse
@@ -67,7 +68,7 @@ def assemble(source: Source, recipe: Recipe, real: Mapping[str, Path], target: P
     check_inner(reduced, source.model)
     if not has_half(reduced.graph):  # there other operators would round differently
         reduced = unfuse(reduced, only=frozenset(("SkipLayerNormalization",)))
-        reduced = fuse_attention(reduced)
+        reduced = fuse_attention(drop_guards(reduced))
     home = _point_to(reduced, real)
     if home is None:
         # Beside the graph, ONNX Runtime maps the weights; inside it, they are parsed and copied.

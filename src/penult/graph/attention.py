@@ -4,25 +4,23 @@
     k --> Transpose --+--> MatMul --> scale --> Add(mask) --> Softmax --> MatMul --> Transpose
     v --> Transpose --'
 
-It knows attention by its operators and shapes, no names. Scales may stand before or after the product, the transposes may be
-one or several or missing, and a Where may put zeros where Softmax gave no number, as it does for a text of padding alone. A
-mask that takes something away although no text is padded, as a causal one or a bias of positions does, makes it another kind
-of attention, which is not found.
+It knows attention by its operators and shapes, no names. Scales may stand before or after the product, and the transposes may
+be one or several or missing. A mask that takes something away although no text is padded, as a causal one or a bias of
+positions does, makes it another kind of attention, which is not found.
 """
 
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx import ModelProto, NodeProto, TensorProto, helper
 from onnx.reference import ReferenceEvaluator
 
 from penult.graph.flow import ACTIVE, operator, read_by, subgraphs, trace
-from penult.graph.linear import constants, readers
-from penult.graph.opsets import MICROSOFT, opset_of
+from penult.graph.links import Links, kind
+from penult.graph.opsets import opset_of
 from penult.graph.skeleton import Type, shapes, skeleton
 from penult.graph.unread import drop_unread
 
@@ -31,8 +29,6 @@ _SWAPPED = (0, 1, 3, 2)
 AS_IT_IS = (0, 1, 2, 3)
 _LEAST = 1e-6  # a scale below it is none that attention uses, and a mask divided by it might be no number any more
 _TOKENS = 160  # of a text that a mask is tried on: more than those that local attention sees, 64 to each side in ModernBERT
-_READS = {"Softmax": 1, "Transpose": 1, "Reshape": 2, "MatMul": 2, "FusedMatMul": 2, "Add": 2, "Mul": 2, "Div": 2,
-          "IsNaN": 1, "Where": 3}  # fmt: skip
 _TURNED = ("transA", "transBatchA", "transBatchB")
 
 Axes = tuple[int, ...]
@@ -78,13 +74,11 @@ def find_attention(model: ModelProto) -> list[Attention]:
     Args:
         model: may be loaded without its external data.
     """
-    nodes = model.graph.node
-    if not any(operator(node) == "Softmax" for node in nodes):
-        return []
-    if any(len(node.input) < _READS[node.op_type] or not any(node.output[:1]) for node in nodes if node.op_type in _READS):
-        return []  # a broken graph, of which the runtime says more
-    search = _Search(model)
-    every = [found for i in range(len(nodes)) if (found := search.around(i)) is not None]
+    links = Links(model)
+    if not any(operator(node) == "Softmax" for node in links.nodes) or not links.whole:
+        return []  # of a broken graph the runtime says more
+    search = _Search(model, links)
+    every = [found for i in range(len(links.nodes)) if (found := search.around(i)) is not None]
     idle = {mask for mask in dict.fromkeys(found.mask for found in every) if search.is_idle(mask)}
     return [found for found in every if found.mask in idle]
 
@@ -92,13 +86,11 @@ def find_attention(model: ModelProto) -> list[Attention]:
 class _Search:
     """Finds attention in a graph."""
 
-    def __init__(self, model: ModelProto) -> None:
+    def __init__(self, model: ModelProto, links: Links) -> None:
         self._model = model
         self._opset = opset_of(model)
-        self._nodes = model.graph.node
-        self._made = {name: i for i, node in enumerate(self._nodes) for name in node.output if name}
-        self._read = readers(model.graph)
-        self._fixed = constants(model.graph)
+        self._nodes = links.nodes
+        self._links = links
         self._bits = trace(model.graph).bits
         self._known = shapes(skeleton(model))
 
@@ -107,18 +99,17 @@ class _Search:
         node = self._nodes[softmax]
         if operator(node) != "Softmax" or _said(node).get("axis", -1 if self._opset >= 13 else 1) not in {-1, 3}:
             return None
-        shares = self._guarded(softmax)
-        mix = self._after(shares)
-        if mix is None or operator(self._nodes[mix]) != "MatMul" or self._nodes[mix].input[0] != self._nodes[shares].output[0]:
+        mix = self._links.after(softmax)
+        if mix is None or operator(self._nodes[mix]) != "MatMul" or self._nodes[mix].input[0] != node.output[0]:
             return None
-        add = self._before(node.input[0])
+        add = self._links.before(node.input[0])
         if add is None or operator(self._nodes[add]) != "Add":
             return None
         scores, mask = sorted(self._nodes[add].input, key=self._is_active, reverse=True)
-        scale, product = self._scaled(scores)
-        made = self._before(product)
+        scale, product = self._links.scaled(scores)
+        made = self._links.before(product)
         said = _said(self._nodes[made]) if made is not None else {}
-        if made is None or _kind(self._nodes[made]) != "MatMul" or any(said.get(key) for key in _TURNED):
+        if made is None or kind(self._nodes[made]) != "MatMul" or any(said.get(key) for key in _TURNED):
             return None
         scale *= float(said.get("alpha", 1.0))
         left, right = self._nodes[made].input
@@ -129,22 +120,11 @@ class _Search:
             return None
         if (query.heads, query.width, query.heads) != (key.heads, key.width, value.heads) or not self._is_mask(mask):
             return None
-        last = self._after(self._reshaped(mix, query))
+        last = self._links.after(self._reshaped(mix, query))
         if last is None or operator(self._nodes[last]) != "Transpose" or _perm(self._nodes[last]) != _HEADS_INSIDE:
             return None
         level = self._dims(mask)[1:3] == (1, 1)
         return Attention(query, key, value, scale, mask, level, last)
-
-    def _guarded(self, softmax: int) -> int:
-        """Give the node that the shares leave by: the Softmax, or the Where that replaces what is no number by zeros."""
-        shares = self._nodes[softmax].output[0]
-        readers = self._read.get(shares, [])
-        asks, guard = (next((i for i in readers if operator(self._nodes[i]) == kind), -1) for kind in ("IsNaN", "Where"))
-        if min(asks, guard) < 0 or len(readers) != 2:
-            return softmax
-        condition, zero, other = self._nodes[guard].input[:3]
-        guards = self._before(condition) == asks and self._number(zero) == 0 and other == shares
-        return guard if guards else softmax
 
     def _reshaped(self, mix: int, query: Operand) -> int:
         """Give the node that a mix (B, N, T, H) leaves by: itself, or a Reshape to the sizes that it has anyway.
@@ -152,7 +132,7 @@ class _Search:
         Of four sizes three are compared: a Reshape keeps their product.
         """
         mixed = self._nodes[mix].output[0]
-        shaped = next((i for i in self._read.get(mixed, ()) if i >= 0 and operator(self._nodes[i]) == "Reshape"), None)
+        shaped = next((i for i in self._links.read.get(mixed, ()) if i >= 0 and operator(self._nodes[i]) == "Reshape"), None)
         if shaped is None:
             return mix
         before, after = self._dims(mixed), self._dims(self._nodes[shaped].output[0])
@@ -164,7 +144,7 @@ class _Search:
         """Say whether all that is made of a node's output goes into another node, directly or by way of sizes."""
         waiting, seen = [node], {target}
         while waiting:
-            readers = {i for name in self._nodes[waiting.pop()].output for i in self._read.get(name, ())} - seen
+            readers = {i for name in self._nodes[waiting.pop()].output for i in self._links.read.get(name, ())} - seen
             if any(i < 0 or self._is_active(self._nodes[i].output[0]) for i in readers):
                 return False
             seen |= readers
@@ -176,7 +156,7 @@ class _Search:
         perm: Axes = _SWAPPED if turned else AS_IT_IS
         scale = 1.0
         while _order(perm, wanted) != AS_IT_IS:
-            factor, below = self._scaled(tensor)
+            factor, below = self._links.scaled(tensor)
             turn = self._turn(below)
             if turn is None:
                 break
@@ -197,11 +177,11 @@ class _Search:
 
     def _turn(self, tensor: str) -> tuple[str, Axes] | None:
         """Give what a tensor of four axes is a transpose of, and how; some exporters swap the last two in three axes."""
-        node = self._maker(tensor)
+        node = self._links.maker(tensor)
         if operator(node) == "Transpose":
             return (node.input[0], _perm(node)) if len(_perm(node)) == 4 else None
-        flat = self._maker(node.input[0]) if operator(node) == "Reshape" else NodeProto()
-        merge = self._maker(flat.input[0]) if operator(flat) == "Transpose" and _perm(flat) == (0, 2, 1) else NodeProto()
+        flat = self._links.maker(node.input[0]) if operator(node) == "Reshape" else NodeProto()
+        merge = self._links.maker(flat.input[0]) if operator(flat) == "Transpose" and _perm(flat) == (0, 2, 1) else NodeProto()
         if operator(merge) != "Reshape":
             return None
         before, merged, swapped, after = map(self._dims, (merge.input[0], flat.input[0], flat.output[0], tensor))
@@ -212,43 +192,11 @@ class _Search:
         """Give the shape of a tensor, as far as it is known; of no axes if nothing is."""
         return self._known.get(tensor, (0, None))[1] or ()
 
-    def _maker(self, tensor: str) -> NodeProto:
-        """Give the node that makes a tensor, one of no operator if none does."""
-        return self._nodes[self._made[tensor]] if tensor in self._made else NodeProto()
-
     def _unsplit(self, tensor: str, first: Sequence[int | str | None]) -> str | None:
         """Give the tensor (B, T, N H) that (B, T, N, H) was reshaped from, if both surely have the same rows and tokens."""
-        node = self._maker(tensor)
+        node = self._links.maker(tensor)
         dims = self._dims(node.input[0]) if operator(node) == "Reshape" else ()
         return node.input[0] if len(dims) == 3 and None not in first and list(dims[:2]) == first else None
-
-    def _scaled(self, tensor: str) -> tuple[float, str]:
-        """Follow a tensor back through products with single numbers; give their product and where it began."""
-        scale = 1.0
-        while (made := self._before(tensor)) is not None:
-            node = self._nodes[made]
-            if operator(node) not in {"Mul", "Div"}:
-                break
-            numbers = [self._number(name) for name in node.input]
-            if operator(node) == "Mul" and numbers[0] is not None:
-                factor, tensor = numbers[0], node.input[1]
-            elif numbers[1]:
-                factor, tensor = numbers[1] if operator(node) == "Mul" else 1 / numbers[1], node.input[0]
-            else:
-                break
-            scale *= factor
-        return scale, tensor
-
-    def _number(self, name: str) -> float | None:
-        """Give the value of a constant that is one number."""
-        tensor = self._fixed.get(name)
-        if tensor is None or tensor.data_location == TensorProto.EXTERNAL or tensor.data_type != TensorProto.FLOAT:
-            return None
-        if len(tensor.dims) > 4 or any(size != 1 for size in tensor.dims):
-            return None
-        with suppress(ValueError):  # it has no number
-            return float(numpy_helper.to_array(tensor).reshape(()))
-        return None
 
     def _is_mask(self, tensor: str) -> bool:
         """Say whether a tensor of (B, N or 1, T or 1, T) depends on the inputs and carries no token data."""
@@ -284,20 +232,6 @@ class _Search:
     def _is_active(self, tensor: str) -> bool:
         """Say whether a tensor carries token data."""
         return bool(self._bits.get(tensor, 0) & ACTIVE)
-
-    def _before(self, tensor: str) -> int | None:
-        """Give the node that makes a tensor which one node alone reads."""
-        return self._made.get(tensor) if len(self._read.get(tensor, ())) == 1 else None
-
-    def _after(self, node: int) -> int | None:
-        """Give the node that alone reads a node's first output."""
-        found = self._read.get(self._nodes[node].output[0], [])
-        return found[0] if len(found) == 1 and found[0] >= 0 else None
-
-
-def _kind(node: NodeProto) -> str:
-    """Name a node's operator, ONNX Runtime's product with a factor as the plain one."""
-    return "MatMul" if (node.domain, node.op_type) == (MICROSOFT, "FusedMatMul") else operator(node)
 
 
 def _said(node: NodeProto) -> dict[str, Any]:
