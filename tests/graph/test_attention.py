@@ -1,5 +1,8 @@
 """Attention as one operator: the same numbers whatever the mask says, and only where it is attention with a padding mask."""
 
+from itertools import product
+from math import prod
+
 import numpy as np
 import pytest
 from attention_kit import MASKS, WINDOW, attention, ids, operators
@@ -155,6 +158,23 @@ def test_a_mix_that_only_the_caller_reads_is_left():
     assert find_attention(model) == []
 
 
+@pytest.mark.parametrize("kind", ["Neg", "Shape"])
+def test_a_mix_that_more_than_its_turn_reads_is_left(kind):
+    """The values of a mix before the turn, or its sizes, for somebody else."""
+    model = attention(end="reshaped")
+    [mix] = (
+        node.input[0]
+        for node in model.graph.node
+        if node.op_type == "Reshape" and node.output[0] == model.graph.node[-1].input[0]
+    )
+    model.graph.node.append(helper.make_node(kind, [mix], ["more"]))
+    if kind == "Shape":
+        model.graph.output.append(helper.make_tensor_value_info("more", TensorProto.INT64, [4]))
+    assert find_attention(model) == []
+    del model.graph.node[-1], model.graph.output[1:]
+    assert len(find_attention(model)) == 1
+
+
 def test_a_mask_from_a_loop_is_not_computed():
     """A mask that a subgraph makes is not run to see what it does: a loop may have no end."""
     model = attention()
@@ -248,6 +268,25 @@ def test_weights_beside_the_graph_are_not_read():
     assert find_attention(model) == []
 
 
+def test_the_shape_of_weights_beside_the_graph_is_known():
+    """A mask may ask for the shape of a weight whose numbers lie in another file."""
+    model = attention()
+    table = next(tensor for tensor in model.graph.initializer if tensor.name == "K")
+    table.ClearField("raw_data")
+    table.data_location = TensorProto.EXTERNAL
+    add = next(node for node in model.graph.node if node.op_type == "Add")
+    place = list(model.graph.node).index(add)
+    for node in (
+        helper.make_node("Mul", [add.input[0], "width"], ["wide"]),
+        helper.make_node("Cast", ["size"], ["width"], to=TensorProto.FLOAT),
+        helper.make_node("Gather", ["sizes", "ax"], ["size"]),
+        helper.make_node("Shape", ["K"], ["sizes"]),
+    ):
+        model.graph.node.insert(place, node)
+    add.input[0] = "wide"
+    assert len(find_attention(model)) == 1
+
+
 @pytest.mark.parametrize("name", GRAPHS)
 def test_stored_graphs(name):
     """A graph of another architecture is changed where it has such attention, and its numbers stay."""
@@ -269,3 +308,40 @@ def test_both_exporters_write_attention_that_is_found(folder, file):
     """Each layer's attention is found in what torch's two exporters write."""
     model = drop_guards(load(ZOO / folder / f"{file}.onnx"))
     assert len(find_attention(model)) == operators(model).count("Softmax") > 0
+
+
+@pytest.mark.parametrize("turn", ["direct", "twice", "flat"])
+def test_turns_of_keys_are_followed_to_where_heads_were_split(turn):
+    """However keys are turned, what they were made of is taken, so that no turn is left to run."""
+    [found] = find_attention(attention(turn=turn))
+    for operand in (found.query, found.key, found.value):
+        assert operand.order == (0, 1, 2, 3)
+        assert operand.flat is not None
+    left = operators(fuse_attention(attention(turn=turn)))
+    assert left.count("Transpose") == 0
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.data(), st.sampled_from([1, 2, 4]), st.sampled_from([1, 2, 4]), st.sampled_from([1, 2, 4]), st.sampled_from([2, 4]))
+def test_other_turns_in_three_axes(data, rows, length, heads, width):
+    """Keys that are put into any three axes, turned there and put into four again keep their numbers, whatever is found."""
+    model = attention(turn="flat", heads=heads, width=width)
+    for tensor in model.graph.input:
+        tensor.type.tensor_type.shape.CopyFrom(
+            helper.make_tensor_type_proto(TensorProto.INT64, [rows, length]).tensor_type.shape
+        )
+    turn = next(node for node in model.graph.node if node.op_type == "Transpose" and len(node.attribute[0].ints) == 3)
+    turn.attribute[0].ints[:] = data.draw(st.permutations(range(3)) | st.just((0, 2, 1)))
+    whole = rows * length * heads * width
+    sizes = [2**i for i in range(8)]
+    two = st.sampled_from([pair for pair in product(sizes, sizes) if whole % prod(pair) == 0]) | st.just((length, width))
+    for name, shape in (("three axes", [-1, *data.draw(two)]), ("four axes", [rows, heads, width, length])):
+        model.graph.initializer.append(numpy_helper.from_array(np.array(shape), name))
+        near = turn.input[0] if name == "three axes" else turn.output[0]
+        reshape = next(
+            node for node in model.graph.node if node.op_type == "Reshape" and near in {node.input[0], node.output[0]}
+        )
+        reshape.input[1] = name
+    given = {"input_ids": ids(rows, length), "attention_mask": np.ones((rows, length), np.int64)}
+    there, fused = (session(m).run(None, given)[0] for m in (model, fuse_attention(model)))
+    np.testing.assert_allclose(fused, there, atol=5e-6)

@@ -137,7 +137,7 @@ class _Search:
             return mix
         before, after = self._dims(mixed), self._dims(self._nodes[shaped].output[0])
         tokens = self._dims(query.tensor)[query.order[1]]
-        same = len(before) == len(after) == 4 and before[::3] == after[::3] and after[2] in {before[2], tokens}
+        same = len(before) == len(after) == 4 and before[::3] == after[::3] and after[2] == tokens
         return shaped if same and None not in after and self._feeds_alone(mix, shaped) else mix
 
     def _feeds_alone(self, node: int, target: int) -> bool:
@@ -199,9 +199,9 @@ class _Search:
         return node.input[0] if len(dims) == 3 and None not in first and list(dims[:2]) == first else None
 
     def _is_mask(self, tensor: str) -> bool:
-        """Say whether a tensor of (B, N or 1, T or 1, T) depends on the inputs and carries no token data."""
+        """Say whether a tensor of (B, N or 1, T or 1, T) carries no token data."""
         kind, dims = self._known.get(tensor, (0, None))
-        if kind != TensorProto.FLOAT or dims is None or len(dims) != 4 or not 0 < self._bits.get(tensor, 0) < ACTIVE:
+        if kind != TensorProto.FLOAT or dims is None or len(dims) != 4 or self._is_active(tensor):
             return False
         return dims[3] != 1 and (dims[2] != 1 or dims[1] == 1)
 
