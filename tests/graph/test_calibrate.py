@@ -314,3 +314,19 @@ def test_every_text_counts_for_the_range(tmp_path, count, axes):
         assert got.layers == 1
         assert 0.0099 < scale < 0.0116
         assert zero == 130
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_vectors_that_are_no_numbers(tmp_path, bad):
+    """There is no 8-bit form of a model whose float32 vectors are broken; the error says of how many texts."""
+    graph = chain(tmp_path / "work", 2)
+
+    def run(path, outputs):
+        for i, found in enumerate(running(*(floats(8, 16) for _ in range(3)))(path, outputs)):
+            yield found | (
+                {"sentence_embedding": np.full((1, 2), bad, np.float32)} if i == 1 else {"sentence_embedding": at(1)}
+            )
+
+    with pytest.raises(ValueError, match="1 of 3 calibration texts"):
+        make(tmp_path, graph, run)
+    assert not (tmp_path / "target.onnx").exists()

@@ -66,7 +66,7 @@ def make_shard(embedder: Embedder, shard: Shard, folder: Path, columns: Columns,
     bad = {left[row]: why for row, why in outcome.bad.items()}
     good = [row for row in range(len(texts)) if row not in bad]
     vectors = outcome.vectors
-    if taken and old is not None:
+    if old is not None:
         vectors = old.woven(good, taken, outcome.vectors)
     table = shard.table if not bad else _without(shard.table, sorted(bad))
     made = tables.with_vectors(table, columns.vector, vectors, {})

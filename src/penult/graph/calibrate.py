@@ -80,7 +80,7 @@ def make_int8(graph: Path, target: Path, *, fuse: Fuse, run: Run, limit: int, be
         goal: what to reach.
 
     Raises:
-        ValueError: the graph has no linear layer in float32.
+        ValueError: the graph has no linear layer in float32, or gives vectors that are no numbers.
     """
     fused, wide = graph.with_name("fused.onnx"), graph.with_name("wide.onnx")
     save(widen(onnx.load(graph)), wide)
@@ -96,6 +96,11 @@ def make_int8(graph: Path, target: Path, *, fuse: Fuse, run: Run, limit: int, be
     watched = graph.with_name("watched.onnx")
     save(_watched(model, groups), watched)
     seen, wanted = _watch(run(watched, [OUTPUT, *(group.input for group in groups)]), groups)
+    if bad := int((~np.isfinite(wanted).all(axis=1)).sum()):
+        raise ValueError(
+            f"In float32 this graph gives NaN or infinity for {bad} of {len(wanted)} calibration texts, so int8 has nothing to "
+            "come close to. Its weights may be broken; if only texts of another kind suit them, give some as calibration=."
+        )
     best, chosen = float("inf"), Outcome(0, 0, 0.0, 0.0)
     for number, treated in enumerate(_attempts(groups, seen, limit)):
         attempt = graph.parent / str(number) / target.name
