@@ -245,6 +245,17 @@ def test_an_operand_of_another_kind_is_left(which, change):
     assert find_attention(model) == []
 
 
+def test_an_axis_that_is_no_number_is_not_stated():
+    """An attribute of another type, found by a fuzzer, is not read; the runtime refuses the node if it stays."""
+    model = attention()
+    softmax = next(node for node in model.graph.node if node.op_type == "Softmax")
+    del softmax.attribute[:]
+    softmax.attribute.append(helper.make_attribute("axis", [0, 1, 2]))
+    assert len(find_attention(model)) == 1
+    softmax.attribute.append(helper.make_attribute("axis", 2))
+    assert find_attention(model) == []
+
+
 def test_a_scale_without_its_number_is_none():
     """A constant that says it is one number and holds none, found by a fuzzer, is no scale."""
     model = attention()

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import ModelProto, NodeProto, TensorProto, helper
+from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, helper
 from onnx.reference import ReferenceEvaluator
 
 from penult.graph.flow import ACTIVE, operator, read_by, subgraphs, trace
@@ -111,7 +111,7 @@ class _Search:
         said = _said(self._nodes[made]) if made is not None else {}
         if made is None or kind(self._nodes[made]) != "MatMul" or any(said.get(key) for key in _TURNED):
             return None
-        scale *= float(said.get("alpha", 1.0))
+        scale *= said.get("alpha", 1.0)
         left, right = self._nodes[made].input
         (a, query), (b, key) = self._operand(left, _HEADS_INSIDE), self._operand(right, _KEYS_LAST, turned=said.get("transB"))
         one, value = self._operand(self._nodes[mix].input[1], _HEADS_INSIDE)
@@ -234,8 +234,10 @@ class _Search:
         return bool(self._bits.get(tensor, 0) & ACTIVE)
 
 
-def _said(node: NodeProto) -> dict[str, Any]:
-    return {a.name: helper.get_attribute_value(a) for a in node.attribute}
+def _said(node: NodeProto) -> dict[str, float]:
+    """Give a node's attributes that are one number; an attribute of another type is none that these operators have."""
+    numbers = {AttributeProto.INT: "i", AttributeProto.FLOAT: "f"}
+    return {a.name: getattr(a, numbers[a.type]) for a in node.attribute if a.type in numbers}
 
 
 def _perm(node: NodeProto) -> Axes:
