@@ -2,6 +2,7 @@
 
 import datetime as dt
 import decimal
+import hashlib
 import json
 from pathlib import Path
 
@@ -61,6 +62,60 @@ def test_every_format_in(job, embedder, tmp_path):
     assert job(folder / "*.jsonl", out="glob.parquet").totals.rows == 6
     with pytest.raises(ValueError, match="given twice"):
         job(folder, folder / "a.parquet", out="twice.parquet")
+
+
+def texts_of(out):
+    return pq.read_table(out).column("text").to_pylist()
+
+
+def line(path, text=None):
+    """Write one row, whose text is the file's name."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"text": text or path.name}) + "\n")
+
+
+def test_what_a_folder_or_a_glob_holds_beside_input(job, tmp_path):
+    """The job's own output, what lies beside others, hidden files and unfinished jobs are no input; a user's own files are."""
+    folder = tmp_path / "in"
+    line(folder / "a.jsonl")
+    line(folder / "b.jsonl" / "c.jsonl")
+    line(folder / "old.npy.rows.jsonl")
+    line(folder / "old.rejected.jsonl")
+    line(folder / ".hidden.jsonl")
+    line(folder / "old.parquet.job" / "done.jsonl")
+    (folder / "old.parquet.job" / "lock").touch()
+    (folder / "lock").touch()
+    for given, out in ((folder, "in/out.jsonl"), (f"{folder}/**/*.jsonl", "in/glob.jsonl")):
+        before = sorted(folder.iterdir())
+        assert job(given, out=out).totals.rows == 2
+        assert job(given, out=out).rows_per_second is None
+        for path in {*folder.iterdir()} - {*before}:
+            path.unlink()
+    job(folder, out="folder.parquet")
+    assert texts_of(tmp_path / "folder.parquet") == ["a.jsonl", "c.jsonl"]
+    line(folder / "nightly.job" / "d.jsonl")
+    job(f"{folder}/**/*.jsonl", out="glob.parquet")
+    assert texts_of(tmp_path / "glob.parquet") == ["a.jsonl", "c.jsonl", "d.jsonl"]
+    assert inputs.find([f"{folder}/*.rejected.jsonl", f"{folder}/*.npy.rows.jsonl"]) == [
+        folder / "old.rejected.jsonl",
+        folder / "old.npy.rows.jsonl",
+    ]
+
+
+def test_a_lance_dataset_is_one_input(tmp_path):
+    """Named, in a folder or by a glob it is one file of rows, and a change in any of its own is a change of it."""
+    dataset = tmp_path / "in" / "a.lance"
+    for name in ("data", "versions"):
+        line(dataset / name / "x.txt")
+    for given in (dataset, tmp_path / "in", f"{tmp_path}/in/*"):
+        assert inputs.find([str(given)]) == [dataset]
+    hashes = {inputs.opened(dataset).sha256}
+    for name in ("data", "versions"):
+        line(dataset / name / "x.txt", "another")
+        hashes.add(inputs.opened(dataset).sha256)
+    assert len(hashes) == 3
+    file = dataset / "data" / "x.txt"
+    assert inputs.opened(file).sha256 == hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def test_a_csv_with_lines_in_its_texts(job, tmp_path):

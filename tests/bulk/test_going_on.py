@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from bulk.jobs import corpus, half_done, vectors
 
-from penult.bulk import writers
+from penult.bulk import inputs, writers
 from penult.bulk.embed import StoppedError
 from penult.bulk.files import written_whole
 from penult.bulk.job import Job
@@ -126,12 +126,20 @@ def test_a_glob_meets_its_own_unfinished_job(job, tmp_path, monkeypatch):
     assert (tmp_path / "out.parquet.job" / "done.jsonl").exists()
     assert job(pattern).totals.rows == 60
     (tmp_path / "x.rejected.jsonl").write_text('{"text": "once more"}\n')
+    assert job(pattern).rows_per_second is None
     assert job(f"{tmp_path}/*.rejected.jsonl", out="again.parquet").totals.rows == 1
 
 
 class Pipe(io.TextIOWrapper):
     def __init__(self, data):
         super().__init__(io.BytesIO(data))
+
+
+class Keyboard:
+    """A terminal at which nobody types: whoever reads from it, waits for ever."""
+
+    def isatty(self):
+        return True
 
 
 def test_a_pipe_that_cannot_be_read_again(job, tmp_path, monkeypatch):
@@ -146,10 +154,33 @@ def test_a_pipe_that_cannot_be_read_again(job, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "stdin", Pipe(data))
     with half_done(monkeypatch, after=1), pytest.raises(StoppedError, match="48 of 60 rows"):
         job("-")
+    monkeypatch.setattr(sys, "stdin", Keyboard())
+    with half_done(monkeypatch, after=0), pytest.raises(StoppedError, match="48 of 60 rows"):
+        job("-")
+    kept = [path.read_bytes() for path in (tmp_path / "out.parquet.job").iterdir() if path.name.startswith("stdin.")]
+    assert kept == [data], "the disk needs no second copy of it"
     monkeypatch.setattr(sys, "stdin", Pipe(b""))
     assert job("-").totals.rows == 60
     job(tmp_path / "in.jsonl", out="expected.parquet", shard_rows=16)
     assert np.array_equal(vectors(tmp_path / "out.parquet"), vectors(tmp_path / "expected.parquet"))
+
+
+def test_input_that_is_as_it_was_is_not_hashed_again(job, tmp_path, monkeypatch):
+    """A job that goes on, and one whose input has a wrong name among them, does not read gigabytes first."""
+    source = corpus(tmp_path / "in.jsonl", 60)
+    with half_done(monkeypatch), pytest.raises(StoppedError):
+        job(source, shard_rows=16)
+    with monkeypatch.context() as patched:
+        patched.setattr(inputs, "_sha256", refused)
+        patched.setattr(sys, "stdin", Keyboard())
+        (tmp_path / "in.dat").write_text("text")
+        with pytest.raises(ValueError, match="say --format"):
+            job(source, tmp_path / "in.dat", "-", out="other.parquet")
+        assert job(source).totals.rows == 60
+
+
+def refused(*_):
+    raise AssertionError("read for nothing")
 
 
 def half_written(path):
