@@ -38,6 +38,7 @@ def job(tiny, tmp_path, monkeypatch):
         }
         model = Model(str(options.pop("model", tiny)), **model)
         columns = Columns(text, options.pop("vector", "embedding"), role)
-        return embed_files(Request(tuple(map(str, given)), tmp_path / out, model, columns, shown="off", **options))
+        shown = options.pop("shown", "off")
+        return embed_files(Request(tuple(map(str, given)), tmp_path / out, model, columns, shown=shown, **options))
 
     return start
