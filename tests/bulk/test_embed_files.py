@@ -93,11 +93,12 @@ def test_what_a_folder_or_a_glob_holds_beside_input(job, tmp_path):
         assert job(given, out=out).rows_per_second is None
         for path in {*folder.iterdir()} - {*before}:
             path.unlink()
-    job(folder, out="folder.parquet")
-    assert texts_of(tmp_path / "folder.parquet") == ["a.jsonl", "c.jsonl"]
+    job(folder, out="before.parquet")
+    assert texts_of(tmp_path / "before.parquet") == ["a.jsonl", "c.jsonl"]
     line(folder / "nightly.job" / "d.jsonl")
-    job(f"{folder}/**/*.jsonl", out="glob.parquet")
-    assert texts_of(tmp_path / "glob.parquet") == ["a.jsonl", "c.jsonl", "d.jsonl"]
+    for given, out in ((folder, "folder.parquet"), (f"{folder}/**/*.jsonl", "glob.parquet")):
+        job(given, out=out)
+        assert texts_of(tmp_path / out) == ["a.jsonl", "c.jsonl", "d.jsonl"]
     assert inputs.find([f"{folder}/*.rejected.jsonl", f"{folder}/*.npy.rows.jsonl"]) == [
         folder / "old.rejected.jsonl",
         folder / "old.npy.rows.jsonl",
