@@ -256,15 +256,17 @@ def test_bad_rows_of_csv_text_and_parquet(job, tmp_path):
     (tmp_path / "a.csv").write_bytes(b"id,text\n1,ok\n2,too,many\n3,\xff\n")
     (tmp_path / "b.txt").write_bytes(b"fine\r\n\xffbad\nlast")
     pq.write_table(pa.table({"text": [None, "yes", None]}), tmp_path / "c.parquet")
-    done = job(tmp_path / "a.csv", tmp_path / "b.txt", tmp_path / "c.parquet", shard_rows=4)
-    assert (done.totals.rows, done.totals.rejected) == (4, 5)
-    assert pq.read_table(tmp_path / "out.parquet").column("text").to_pylist() == ["ok", "fine", "last", "yes"]
+    pq.write_table(pa.table({"text": ["and", None]}), tmp_path / "d.parquet")
+    done = job(*(tmp_path / name for name in ("a.csv", "b.txt", "c.parquet", "d.parquet")), shard_rows=4)
+    assert (done.totals.rows, done.totals.rejected) == (5, 6)
+    assert texts_of(tmp_path / "out.parquet") == ["ok", "fine", "last", "yes", "and"]
     found = [(Path(row["file"]).name, row["line"], row["reason"]) for row in rejected(tmp_path / "out.parquet")]
     assert found[0] == ("a.csv", 3, "has 3 fields, the header has 2")
     assert found[1][:2] == ("a.csv", 4)
     assert "not Unicode" in found[1][2]
     assert found[2] == ("b.txt", 2, "is not UTF-8 at its byte 0")
-    assert found[3:] == [("c.parquet", line, "is a NoneType, not a str") for line in (1, 3)]
+    nulls = [("c.parquet", 1), ("c.parquet", 3), ("d.parquet", 2)]
+    assert found[3:] == [(name, line, "is a NoneType, not a str") for name, line in nulls]
 
 
 def test_cut_texts_are_counted(tiny, tmp_path):
