@@ -9,14 +9,23 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import qdrant_client
-from bulk.jobs import corpus, run
+from bulk.jobs import InProcess, corpus, run
 from bulk.postgres import server
 from models import tiny_model
 
-from penult.bulk import to_qdrant
+from penult.bulk import embed, to_qdrant
+from penult.bulk.embed import Request, embed_files
 from penult.bulk.ingest import entry_id, ingest
+from penult.bulk.options import Columns, Model
 
 QUESTIONS = 100
+
+
+def embedded(rows, out, model):
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(embed, "Pool", InProcess)
+        embed_files(Request((str(rows),), out, Model(str(model)), Columns("text", "embedding", "document"), shown="off"))
+    return out
 
 
 @pytest.fixture(scope="module")
@@ -26,8 +35,7 @@ def source(tmp_path_factory, tiny):
     rows = corpus(folder / "in.jsonl", 199)
     with rows.open("a") as file:
         file.write(json.dumps({"id": "odd", "text": "moon \x00 日本 'quoted' \"too\" \\", "n": 0, "tags": []}) + "\n")
-    assert run("embed", rows, folder / "in.parquet", "--model", tiny).returncode == 0
-    return folder / "in.parquet"
+    return embedded(rows, folder / "in.parquet", tiny)
 
 
 @pytest.fixture(scope="module")
@@ -35,8 +43,7 @@ def other(source, tmp_path_factory):
     """The same rows with the vectors of another model."""
     folder = tmp_path_factory.mktemp("other")
     model = tiny_model(folder / "model", pooling="cls")
-    assert run("embed", source.with_suffix(".jsonl"), folder / "in.parquet", "--model", model).returncode == 0
-    return folder / "in.parquet"
+    return embedded(source.with_suffix(".jsonl"), folder / "in.parquet", model)
 
 
 @pytest.fixture(scope="module")
@@ -78,26 +85,6 @@ def check_ingest(source, other, to, dump):
     assert dump() == before
     assert ingest(other, to, "more").entries == 200
     del refused
-
-
-@pytest.mark.filterwarnings("ignore:Local mode is not recommended")
-def test_qdrant(source, other, questions, nearest, tmp_path):
-    """A local Qdrant: payloads whole, the top 10 of 100 questions right, the second run changes nothing."""
-    place = str(tmp_path / "db")
-
-    def dump():
-        client = qdrant_client.QdrantClient(path=place)
-        points = client.scroll("notes", limit=10_000, with_vectors=True)[0]
-        client.close()
-        return sorted(json.dumps([point.id, point.payload, list(map(float, point.vector))]) for point in points)
-
-    check_ingest(source, other, f"qdrant:{place}", dump)
-    payloads = {row[1]["id"]: row[1] for row in map(json.loads, dump())}
-    assert payloads["odd"] == {"id": "odd", "text": "moon \x00 日本 'quoted' \"too\" \\", "n": 0, "tags": []}
-    client = qdrant_client.QdrantClient(path=place)
-    found = [[p.id for p in client.query_points("notes", query=list(q), limit=10).points] for q in questions.tolist()]
-    client.close()
-    check_top10(found, nearest)
 
 
 @pytest.mark.filterwarnings("ignore:Local mode is not recommended", "ignore::pytest.PytestUnraisableExceptionWarning")
@@ -196,6 +183,26 @@ def test_ids_are_the_same_everywhere_and_for_ever():
     assert entry_id({"a": 1, "b": {"c": 2, "d": 3}}) == entry_id({"b": {"d": 3, "c": 2}, "a": 1})
 
 
+@pytest.mark.filterwarnings("ignore:Local mode is not recommended")
+def test_qdrant(source, other, questions, nearest, tmp_path):
+    """A local Qdrant: payloads whole, the top 10 of 100 questions right, the second run changes nothing."""
+    place = str(tmp_path / "db")
+
+    def dump():
+        client = qdrant_client.QdrantClient(path=place)
+        points = client.scroll("notes", limit=10_000, with_vectors=True)[0]
+        client.close()
+        return sorted(json.dumps([point.id, point.payload, list(map(float, point.vector))]) for point in points)
+
+    check_ingest(source, other, f"qdrant:{place}", dump)
+    payloads = {row[1]["id"]: row[1] for row in map(json.loads, dump())}
+    assert payloads["odd"] == {"id": "odd", "text": "moon \x00 日本 'quoted' \"too\" \\", "n": 0, "tags": []}
+    client = qdrant_client.QdrantClient(path=place)
+    found = [[p.id for p in client.query_points("notes", query=list(q), limit=10).points] for q in questions.tolist()]
+    client.close()
+    check_top10(found, nearest)
+
+
 def test_without_an_id_column_the_row_is_its_id(tmp_path, tiny):
     """Rows without ids are told apart by their content, and rows of equal content are one entry, which is said."""
     (tmp_path / "twice.jsonl").write_text('{"text": "the cat"}\n{"text": "the cat"}\n{"text": "the dog"}\n')
@@ -228,9 +235,9 @@ def test_what_cannot_be_done_is_said(source, tmp_path, arguments, said):
 def test_from_a_lance_dataset(source, tmp_path, tiny):
     """A Lance dataset gives the entries that a Parquet file of the same rows gives."""
     pytest.importorskip("lance", reason="the extra `lance` is not installed")
-    assert run("embed", source.with_suffix(".jsonl"), tmp_path / "in.lance", "--model", tiny).returncode == 0
+    lance = embedded(source.with_suffix(".jsonl"), tmp_path / "in.lance", tiny)
     kept = []
-    for name, file in (("a", source), ("b", tmp_path / "in.lance")):
+    for name, file in (("a", source), ("b", lance)):
         assert ingest(file, f"qdrant:{tmp_path}/{name}", "notes").entries == 200
         client = qdrant_client.QdrantClient(path=f"{tmp_path}/{name}")
         records, _ = client.scroll("notes", limit=300, with_vectors=True)
