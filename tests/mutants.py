@@ -71,7 +71,7 @@ FILES = {
     "bulk/embed.py": ["tests/bulk/test_embed_files.py", "tests/bulk/test_going_on.py"],
     "bulk/files.py": ["tests/bulk/test_going_on.py", "tests/bulk/test_embed_files.py"],
     "bulk/ingest.py": ["tests/bulk/test_ingest.py"],
-    "bulk/inputs.py": ["tests/bulk/test_jsonl.py", "tests/bulk/test_columns.py", "tests/bulk/test_embed_files.py"],
+    "bulk/inputs.py": ["tests/bulk/test_going_on.py", "tests/bulk/test_columns.py", "tests/bulk/test_embed_files.py"],
     "bulk/job.py": ["tests/bulk/test_job.py"],
     "bulk/jsonl.py": ["tests/bulk/test_jsonl.py"],
     "bulk/lance_files.py": ["tests/bulk/test_embed_files.py"],

@@ -1,4 +1,4 @@
-"""Small corpora and the command in a process of its own, for the tests of bulk jobs."""
+"""Small corpora, jobs in this process, and the command in one of its own, for the tests of bulk jobs."""
 
 import json
 import os
@@ -14,6 +14,26 @@ from conftest import hearing
 from models import WORDS
 
 from penult.bulk import embed
+from penult.bulk.tables import metadata_of
+from penult.bulk.takeover import Old
+from penult.bulk.work import make_shard
+from penult.bulk.worker import Ready
+
+
+class InProcess:
+    """Stands for the pool of worker processes, whose start takes a second: does their work in this one."""
+
+    def __init__(self, model, role, workers, say):
+        self._embedder = model.load(threads=1)
+        self.facts = Ready(self._embedder.dimension, self._embedder.recipe.max_length, metadata_of(self._embedder, "m", role))
+
+    def run(self, tasks):
+        for task in tasks:
+            old = None if task.old is None else Old(task.old, self._embedder.dimension)
+            yield make_shard(self._embedder, task.shard, task.folder, task.columns, old)
+
+    def close(self):
+        self._embedder.close()
 
 
 def corpus(path: Path, rows: int, *, seed: int = 0) -> Path:

@@ -2,7 +2,10 @@
 
 import datetime as dt
 import decimal
+import hashlib
 import json
+import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +15,7 @@ import pytest
 from bulk.jobs import corpus, half_done, lance_table, rejected, run, vectors
 from models import tiny_model
 
-from penult.bulk import about, embed, inputs, readers
+from penult.bulk import about, embed, inputs, lance_files, ray_engine, readers, writers
 from penult.bulk.embed import StoppedError
 
 
@@ -61,6 +64,61 @@ def test_every_format_in(job, embedder, tmp_path):
     assert job(folder / "*.jsonl", out="glob.parquet").totals.rows == 6
     with pytest.raises(ValueError, match="given twice"):
         job(folder, folder / "a.parquet", out="twice.parquet")
+
+
+def texts_of(out):
+    return pq.read_table(out).column("text").to_pylist()
+
+
+def line(path, text=None):
+    """Write one row, whose text is the file's name."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"text": text or path.name}) + "\n")
+
+
+def test_what_a_folder_or_a_glob_holds_beside_input(job, tmp_path):
+    """The job's own output, what lies beside others, hidden files and unfinished jobs are no input; a user's own files are."""
+    folder = tmp_path / "in"
+    line(folder / "a.jsonl")
+    line(folder / "b.jsonl" / "c.jsonl")
+    line(folder / "old.npy.rows.jsonl")
+    line(folder / "old.rejected.jsonl")
+    line(folder / ".hidden.jsonl")
+    line(folder / "old.parquet.job" / "done.jsonl")
+    (folder / "old.parquet.job" / "lock").touch()
+    (folder / "lock").touch()
+    for given, out in ((folder, "in/out.jsonl"), (f"{folder}/**/*.jsonl", "in/glob.jsonl")):
+        before = sorted(folder.iterdir())
+        assert job(given, out=out).totals.rows == 2
+        assert job(given, out=out).rows_per_second is None
+        for path in {*folder.iterdir()} - {*before}:
+            path.unlink()
+    job(folder, out="before.parquet")
+    assert texts_of(tmp_path / "before.parquet") == ["a.jsonl", "c.jsonl"]
+    line(folder / "nightly.job" / "d.jsonl")
+    for given, out in ((folder, "folder.parquet"), (f"{folder}/**/*.jsonl", "glob.parquet")):
+        job(given, out=out)
+        assert texts_of(tmp_path / out) == ["a.jsonl", "c.jsonl", "d.jsonl"]
+    assert inputs.find([f"{folder}/*.rejected.jsonl", f"{folder}/*.npy.rows.jsonl"]) == [
+        folder / "old.rejected.jsonl",
+        folder / "old.npy.rows.jsonl",
+    ]
+
+
+def test_a_lance_dataset_is_one_input(tmp_path):
+    """Named, in a folder or by a glob it is one file of rows, and a change in any of its own is a change of it."""
+    dataset = tmp_path / "in" / "a.lance"
+    for name in ("data", "versions"):
+        line(dataset / name / "x.txt")
+    for given in (dataset, tmp_path / "in", f"{tmp_path}/in/*"):
+        assert inputs.find([str(given)]) == [dataset]
+    hashes = {inputs.opened(dataset).sha256}
+    for name in ("data", "versions"):
+        line(dataset / name / "x.txt", "another")
+        hashes.add(inputs.opened(dataset).sha256)
+    assert len(hashes) == 3
+    file = dataset / "data" / "x.txt"
+    assert inputs.opened(file).sha256 == hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def test_a_csv_with_lines_in_its_texts(job, tmp_path):
@@ -197,16 +255,18 @@ def test_bad_rows_of_csv_text_and_parquet(job, tmp_path):
     """A row of too many fields, bytes that are not UTF-8, a null of Parquet: rejected, each under its file and line."""
     (tmp_path / "a.csv").write_bytes(b"id,text\n1,ok\n2,too,many\n3,\xff\n")
     (tmp_path / "b.txt").write_bytes(b"fine\r\n\xffbad\nlast")
-    pq.write_table(pa.table({"text": ["yes", None]}), tmp_path / "c.parquet")
-    done = job(tmp_path / "a.csv", tmp_path / "b.txt", tmp_path / "c.parquet", shard_rows=4)
-    assert (done.totals.rows, done.totals.rejected) == (4, 4)
-    assert pq.read_table(tmp_path / "out.parquet").column("text").to_pylist() == ["ok", "fine", "last", "yes"]
+    pq.write_table(pa.table({"text": [None, "yes", None]}), tmp_path / "c.parquet")
+    pq.write_table(pa.table({"text": ["and", None]}), tmp_path / "d.parquet")
+    done = job(*(tmp_path / name for name in ("a.csv", "b.txt", "c.parquet", "d.parquet")), shard_rows=4)
+    assert (done.totals.rows, done.totals.rejected) == (5, 6)
+    assert texts_of(tmp_path / "out.parquet") == ["ok", "fine", "last", "yes", "and"]
     found = [(Path(row["file"]).name, row["line"], row["reason"]) for row in rejected(tmp_path / "out.parquet")]
     assert found[0] == ("a.csv", 3, "has 3 fields, the header has 2")
     assert found[1][:2] == ("a.csv", 4)
     assert "not Unicode" in found[1][2]
     assert found[2] == ("b.txt", 2, "is not UTF-8 at its byte 0")
-    assert found[3] == ("c.parquet", 2, "is a NoneType, not a str")
+    nulls = [("c.parquet", 1), ("c.parquet", 3), ("d.parquet", 2)]
+    assert found[3:] == [(name, line, "is a NoneType, not a str") for name, line in nulls]
 
 
 def test_cut_texts_are_counted(tiny, tmp_path):
@@ -276,6 +336,40 @@ def test_vectors_are_taken_over_from_a_lance_dataset(job, tmp_path):
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
 
 
+def test_a_lance_dataset_that_cannot_be_written(job, tmp_path):
+    """What was there before stays as it was, and nothing lies beside it; what a crash left there is in nobody's way."""
+    pytest.importorskip("lance", reason="the extra `lance` is not installed")
+    out = tmp_path / "out.lance"
+    job(corpus(tmp_path / "in.jsonl", 40), out=out.name)
+    before = lance_table(out)
+    batches = before.to_batches()
+    for good in ([], batches):
+        with pytest.raises(OSError, match="No space left on device"):
+            lance_files.write(out, before.schema, full_after(good))
+        assert lance_table(out).equals(before)
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "out.lance"]
+    for left in (".out.lance.part", ".out.lance.before"):
+        shutil.copytree(out, tmp_path / left)
+    lance_files.write(out, before.schema, [batches[0].slice(0, 7)])
+    assert lance_table(out).equals(before.slice(0, 7))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "out.lance"]
+
+
+def full_after(batches):
+    yield from batches
+    raise OSError("No space left on device")
+
+
+def test_lance_is_not_installed(job, tmp_path, monkeypatch):
+    """What to install is said before the model is opened, and where a dataset is read."""
+    monkeypatch.setitem(sys.modules, "lance", None)
+    line(tmp_path / "in.jsonl")
+    (tmp_path / "in.lance").mkdir()
+    for given, out in (("in.jsonl", "out.lance"), ("in.lance", "out.parquet")):
+        with pytest.raises(ImportError, match=r"Lance files need the extra: pip install 'penult\[lance\]'\."):
+            job(tmp_path / given, out=out, **({"model": tmp_path / "none"} if out == "out.lance" else {}))
+
+
 def test_an_older_output_that_cannot_be_read(job, tmp_path):
     """A file in the place of the output that is none, and an unreadable one named by --from, are named and left alone."""
     source = corpus(tmp_path / "in.jsonl", 3)
@@ -303,6 +397,53 @@ def test_a_shard_is_the_same_wherever_reading_begins(tmp_path):
             assert ours.table.equals(theirs.table)
 
 
+def test_a_file_that_changes_while_it_is_read(tmp_path):
+    """One that was written to, or has fewer rows than at the first look, is named at its end, not after all the others."""
+    for name in "ab":
+        (tmp_path / f"{name}.jsonl").write_text('{"text": "a"}\n' * 6)
+    files = [inputs.opened(tmp_path / f"{name}.jsonl") for name in "ab"]
+    scanned = readers.scan(files, "text", 2)
+    reading, read = readers.shards(files, scanned), []
+    files[0].path.write_text('{"text": "b"}\n' * 6)
+    with pytest.raises(ValueError, match=r"a\.jsonl changed while it was read"):
+        read.extend(shard.number for shard in reading)
+    assert read == [0, 1, 2]
+    files[0].path.write_text('{"text": "a"}\n' * 4)
+    with pytest.raises(ValueError, match=r"a\.jsonl ends 2 rows early"):
+        list(readers.shards(files, scanned))
+
+
+def test_the_length_of_texts_decides_how_many_make_a_shard(tmp_path, monkeypatch):
+    """Their mean, in bytes, over the rows without a text too; of no rows there is no shard."""
+    monkeypatch.setattr(readers, "_SHARD_CHARS", 10_000)
+    monkeypatch.setattr(readers, "_SHARD_ROWS", (1, 4096))
+    for texts, rows in ((["é" * 1250] * 128, 4), (["é" * 1250, None] * 64, 8), ([], 1)):
+        pq.write_table(pa.table({"text": pa.array(texts, pa.string())}), tmp_path / "in.parquet")
+        assert readers.scan([inputs.opened(tmp_path / "in.parquet")], "text").shard_rows == rows
+
+
+def test_columns_without_rows(job, tmp_path):
+    """Input of columns alone gives an output of columns alone."""
+    (tmp_path / "in.csv").write_text("id,text\n")
+    assert job(tmp_path / "in.csv").totals.rows == 0
+    table = pq.read_table(tmp_path / "out.parquet")
+    assert (table.num_rows, table.column_names) == (0, ["id", "text", "embedding"])
+
+
+@pytest.mark.parametrize("ending", ["parquet", "lance"])
+def test_a_file_that_is_not_what_its_ending_says(job, tmp_path, ending):
+    """It is named, and what is wrong with it said."""
+    path = tmp_path / f"in.{ending}"
+    if ending == "lance":
+        pytest.importorskip("lance", reason="the extra `lance` is not installed")
+        path.mkdir()
+    else:
+        path.write_text("no Parquet")
+    with pytest.raises(OSError, match=rf"in\.{ending} cannot be read: \w+"):
+        job(path)
+    assert list(tmp_path.iterdir()) == [path]
+
+
 def test_vectors_of_another_model_are_not_taken_over(job, tmp_path):
     """--from refuses an output of another fingerprint or role, and a file without vectors."""
     source = corpus(tmp_path / "in.jsonl", 5)
@@ -323,6 +464,7 @@ def test_vectors_of_another_model_are_not_taken_over(job, tmp_path):
 def test_an_unfinished_job_of_something_else_is_refused(job, tmp_path, monkeypatch):
     """Changed input, another model, role or column: refused, naming which; --overwrite starts anew."""
     source = corpus(tmp_path / "in.jsonl", 60)
+    job(source, out="old.parquet")
     stopped = pytest.raises(StoppedError, match=r"No space left on device\. 32 of 60 rows are done and kept")
     with half_done(monkeypatch), stopped:
         job(source, shard_rows=16)
@@ -331,6 +473,10 @@ def test_an_unfinished_job_of_something_else_is_refused(job, tmp_path, monkeypat
         job(source, model=other)
     with pytest.raises(ValueError, match="--role was 'document' and is 'query'"):
         job(source, role="query")
+    with pytest.raises(ValueError, match="what happens to long texts was 'cut' and is 'rejected'"):
+        job(source, truncate="error")
+    with pytest.raises(ValueError, match=r"the hash of --from was None and is '[0-9a-f]{64}'"):
+        job(source, old=tmp_path / "old.parquet")
     with pytest.raises(ValueError, match="--shard-rows says 8"):
         job(source, shard_rows=8)
     before = source.read_text()
@@ -360,6 +506,77 @@ def test_input_that_changes_meanwhile(job, tmp_path, monkeypatch):
     with pytest.raises(StoppedError, match="changed while it was read"):
         job(source, shard_rows=16)
     assert not (tmp_path / "out.parquet").exists()
+
+
+def test_input_that_changes_at_the_very_end(job, tmp_path, monkeypatch):
+    """A file that is written to after its own rows were read, and before the output is made, ends the job too."""
+    source, other = corpus(tmp_path / "a.jsonl", 20), corpus(tmp_path / "b.jsonl", 20)
+    carry_out = embed._records
+
+    def records(*arguments):
+        yield from carry_out(*arguments)
+        source.write_text(source.read_text() + "\n")
+
+    monkeypatch.setattr(embed, "_records", records)
+    with pytest.raises(StoppedError, match=r"a\.jsonl changed while it was read"):
+        job(source, other)
+    assert not (tmp_path / "out.parquet").exists()
+
+
+@pytest.fixture
+def pools(job, monkeypatch):
+    """The pools of the jobs of a test: of how many workers each was, whether it is closed, and was at each writing of output."""
+    made = []
+
+    class Watched(embed.Pool):
+        def __init__(self, model, role, workers, say):
+            super().__init__(model, role, workers, say)
+            self.workers, self.closed, self.while_written = workers, False, []
+            made.append(self)
+
+        def close(self):
+            super().close()
+            self.closed = True
+
+    def write(*arguments, **options):
+        made[-1].while_written.append(made[-1].closed)
+        write_(*arguments, **options)
+
+    write_ = writers.write
+    monkeypatch.setattr(writers, "write", write)
+    monkeypatch.setattr(embed, "Pool", Watched)
+    return made
+
+
+def test_workers_and_what_becomes_of_them(job, pools, tmp_path):
+    """As many as were asked for, else one; their memory is given back before the output is put together, and after an error."""
+    source = corpus(tmp_path / "in.jsonl", 3)
+    job(source)
+    job(source, out="two.parquet", workers=2, shard_rows=1)
+    with pytest.raises(ValueError, match="has a column 'tags' already"):
+        job(source, out="three.parquet", vector="tags")
+    assert [pool.workers for pool in pools] == [1, 2, 1]
+    assert all(pool.closed for pool in pools)
+    assert [pool.while_written for pool in pools] == [[False, True], [False, True], []]
+
+
+def test_another_engine_makes_the_shards(job, pools, tmp_path, monkeypatch):
+    """This process opens the model once to say what it is, and gives its memory back before the engine begins."""
+    rows = [json.loads(line) for line in corpus(tmp_path / "in.jsonl", 40).read_text().splitlines()]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "in.parquet")
+    job(tmp_path / "in.parquet", out="expected.parquet", shard_rows=16)
+
+    def make(setup, numbers, *, workers, address):
+        assert (list(numbers), workers, address, pools[-1].closed) == ([0, 1, 2], 5, "auto", True)
+        actor = ray_engine.ShardActor(setup, 1)
+        for answer in actor({"shard": numbers})["answer"]:
+            yield ray_engine._record(json.loads(answer))
+
+    monkeypatch.setattr(ray_engine, "_ray", lambda: None)
+    monkeypatch.setattr(ray_engine, "run", make)
+    job(tmp_path / "in.parquet", shard_rows=16, engine="ray", workers=5, address="auto")
+    assert pools[-1].workers == 1
+    assert (tmp_path / "out.parquet").read_bytes() == (tmp_path / "expected.parquet").read_bytes()
 
 
 def test_an_input_that_cannot_be_read(tiny, tmp_path):

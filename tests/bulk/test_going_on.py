@@ -10,8 +10,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from bulk.jobs import corpus, half_done, vectors
+from models import tiny_model
 
-from penult.bulk import writers
+from penult.bulk import inputs, writers
 from penult.bulk.embed import StoppedError
 from penult.bulk.files import written_whole
 from penult.bulk.job import Job
@@ -73,6 +74,31 @@ def test_overwrite_is_not_to_be_said_again(job, tmp_path, monkeypatch):
     assert job(source).totals.rows == 60
 
 
+def test_a_job_that_stopped_is_let_go(job, tmp_path, monkeypatch):
+    """Whoever keeps the error can go on all the same, or begin anew with another model; on a terminal it gets a line of its own."""
+    source, terminal = corpus(tmp_path / "in.jsonl", 60), Terminal()
+    with monkeypatch.context() as patched:
+        patched.setattr(sys, "stderr", terminal)
+        with half_done(monkeypatch), pytest.raises(StoppedError) as stopped:
+            job(source, shard_rows=16, shown="auto")
+    assert "32/60" in terminal.getvalue()
+    assert terminal.getvalue().endswith("\n")
+    other = tiny_model(tmp_path / "cls", pooling="cls")
+    with half_done(monkeypatch, after=1), pytest.raises(StoppedError) as again:
+        job(source, model=other, shard_rows=20, overwrite=True)
+    assert "20 of 60 rows" in str(again.value)
+    assert job(source, model=other).totals.rows == 60
+    job(source, model=other, out="expected.parquet", shard_rows=20)
+    assert np.array_equal(vectors(tmp_path / "out.parquet"), vectors(tmp_path / "expected.parquet"))
+    assert not list(tmp_path.glob("*.job"))
+    del stopped, again
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
 def stop_if_begun(job):
     if job.manifest is not None:
         raise Stopped
@@ -126,12 +152,20 @@ def test_a_glob_meets_its_own_unfinished_job(job, tmp_path, monkeypatch):
     assert (tmp_path / "out.parquet.job" / "done.jsonl").exists()
     assert job(pattern).totals.rows == 60
     (tmp_path / "x.rejected.jsonl").write_text('{"text": "once more"}\n')
+    assert job(pattern).rows_per_second is None
     assert job(f"{tmp_path}/*.rejected.jsonl", out="again.parquet").totals.rows == 1
 
 
 class Pipe(io.TextIOWrapper):
     def __init__(self, data):
         super().__init__(io.BytesIO(data))
+
+
+class Keyboard:
+    """A terminal at which nobody types: whoever reads from it, waits for ever."""
+
+    def isatty(self):
+        return True
 
 
 def test_a_pipe_that_cannot_be_read_again(job, tmp_path, monkeypatch):
@@ -146,10 +180,55 @@ def test_a_pipe_that_cannot_be_read_again(job, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "stdin", Pipe(data))
     with half_done(monkeypatch, after=1), pytest.raises(StoppedError, match="48 of 60 rows"):
         job("-")
+    monkeypatch.setattr(sys, "stdin", Keyboard())
+    with half_done(monkeypatch, after=0), pytest.raises(StoppedError, match="48 of 60 rows"):
+        job("-")
+    kept = [path.read_bytes() for path in (tmp_path / "out.parquet.job").iterdir() if path.name.startswith("stdin.")]
+    assert kept == [data], "the disk needs no second copy of it"
     monkeypatch.setattr(sys, "stdin", Pipe(b""))
     assert job("-").totals.rows == 60
     job(tmp_path / "in.jsonl", out="expected.parquet", shard_rows=16)
     assert np.array_equal(vectors(tmp_path / "out.parquet"), vectors(tmp_path / "expected.parquet"))
+
+
+def test_no_room_for_what_comes_over_a_pipe(job, tmp_path, monkeypatch):
+    """A disk that is too full for it is a sentence, and nothing is left behind."""
+    monkeypatch.setattr(sys, "stdin", Pipe(b'{"text": "a"}\n'))
+    monkeypatch.setattr(inputs, "written_whole", full)
+    with pytest.raises(OSError, match=r"Standard input cannot be copied to .*out\.parquet\.job: No space left on device"):
+        job("-")
+    assert list(tmp_path.iterdir()) == []
+
+
+def full(*_):
+    raise OSError("No space left on device")
+
+
+def test_a_pipe_of_another_format(job, tmp_path, monkeypatch):
+    """--format says what comes over a pipe, and what a file without a known ending holds; known endings speak for themselves."""
+    monkeypatch.setattr(sys, "stdin", Pipe(b"text\none\n"))
+    (tmp_path / "b.dat").write_text("text\ntwo\n")
+    (tmp_path / "c.jsonl").write_text('{"text": "three"}\n')
+    job(tmp_path / "b.dat", tmp_path / "c.jsonl", "-", format="csv")
+    assert pq.read_table(tmp_path / "out.parquet").column("text").to_pylist() == ["two", "three", "one"]
+
+
+def test_input_that_is_as_it_was_is_not_hashed_again(job, tmp_path, monkeypatch):
+    """A job that goes on, and one whose input has a wrong name among them, does not read gigabytes first."""
+    source = corpus(tmp_path / "in.jsonl", 60)
+    with half_done(monkeypatch), pytest.raises(StoppedError):
+        job(source, shard_rows=16)
+    with monkeypatch.context() as patched:
+        patched.setattr(inputs, "_sha256", refused)
+        patched.setattr(sys, "stdin", Keyboard())
+        (tmp_path / "in.dat").write_text("text")
+        with pytest.raises(ValueError, match="say --format"):
+            job(source, tmp_path / "in.dat", "-", out="other.parquet")
+        assert job(source).totals.rows == 60
+
+
+def refused(*_):
+    raise AssertionError("read for nothing")
 
 
 def half_written(path):

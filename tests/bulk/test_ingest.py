@@ -1,19 +1,31 @@
 """An embedded file in Qdrant, LanceDB and PostgreSQL: the same entries in each, however often it is written."""
 
 import json
+import sys
+import time
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import qdrant_client
-from bulk.jobs import corpus, run
+from bulk.jobs import InProcess, corpus, run
 from bulk.postgres import server
 from models import tiny_model
 
+from penult.bulk import embed, to_qdrant
+from penult.bulk.embed import Request, embed_files
 from penult.bulk.ingest import entry_id, ingest
+from penult.bulk.options import Columns, Model
 
 QUESTIONS = 100
+
+
+def embedded(rows, out, model):
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(embed, "Pool", InProcess)
+        embed_files(Request((str(rows),), out, Model(str(model)), Columns("text", "embedding", "document"), shown="off"))
+    return out
 
 
 @pytest.fixture(scope="module")
@@ -23,8 +35,7 @@ def source(tmp_path_factory, tiny):
     rows = corpus(folder / "in.jsonl", 199)
     with rows.open("a") as file:
         file.write(json.dumps({"id": "odd", "text": "moon \x00 日本 'quoted' \"too\" \\", "n": 0, "tags": []}) + "\n")
-    assert run("embed", rows, folder / "in.parquet", "--model", tiny).returncode == 0
-    return folder / "in.parquet"
+    return embedded(rows, folder / "in.parquet", tiny)
 
 
 @pytest.fixture(scope="module")
@@ -32,8 +43,7 @@ def other(source, tmp_path_factory):
     """The same rows with the vectors of another model."""
     folder = tmp_path_factory.mktemp("other")
     model = tiny_model(folder / "model", pooling="cls")
-    assert run("embed", source.with_suffix(".jsonl"), folder / "in.parquet", "--model", model).returncode == 0
-    return folder / "in.parquet"
+    return embedded(source.with_suffix(".jsonl"), folder / "in.parquet", model)
 
 
 @pytest.fixture(scope="module")
@@ -64,36 +74,17 @@ def check_top10(found, nearest):
 
 
 def check_ingest(source, other, to, dump):
-    """Run twice leaves the store unchanged; vectors of another model are refused and change nothing."""
+    """Run twice leaves the store unchanged; vectors of another model are refused and change nothing; the store is let go then."""
     first = ingest(source, to, "notes")
     assert (first.rows, first.entries) == (200, 200)
     before = dump()
     assert ingest(source, to, "notes") == first
     assert dump() == before
-    with pytest.raises(ValueError, match=r"fingerprint is '[0-9a-f]{32}'; the file's is"):
+    with pytest.raises(ValueError, match=r"fingerprint is '[0-9a-f]{32}'; the file's is") as refused:
         ingest(other, to, "notes")
     assert dump() == before
     assert ingest(other, to, "more").entries == 200
-
-
-@pytest.mark.filterwarnings("ignore:Local mode is not recommended")
-def test_qdrant(source, other, questions, nearest, tmp_path):
-    """A local Qdrant: payloads whole, the top 10 of 100 questions right, the second run changes nothing."""
-    place = str(tmp_path / "db")
-
-    def dump():
-        client = qdrant_client.QdrantClient(path=place)
-        points = client.scroll("notes", limit=10_000, with_vectors=True)[0]
-        client.close()
-        return sorted(json.dumps([point.id, point.payload, list(map(float, point.vector))]) for point in points)
-
-    check_ingest(source, other, f"qdrant:{place}", dump)
-    payloads = {row[1]["id"]: row[1] for row in map(json.loads, dump())}
-    assert payloads["odd"] == {"id": "odd", "text": "moon \x00 日本 'quoted' \"too\" \\", "n": 0, "tags": []}
-    client = qdrant_client.QdrantClient(path=place)
-    found = [[p.id for p in client.query_points("notes", query=list(q), limit=10).points] for q in questions.tolist()]
-    client.close()
-    check_top10(found, nearest)
+    del refused
 
 
 @pytest.mark.filterwarnings("ignore:Local mode is not recommended", "ignore::pytest.PytestUnraisableExceptionWarning")
@@ -136,8 +127,18 @@ def test_lancedb(source, other, questions, nearest, tmp_path):
     check_top10(found, nearest)
 
 
+def test_a_lancedb_table_that_lost_its_rows(source, tmp_path):
+    """What LanceDB says of it is one sentence, and no traceback."""
+    pytest.importorskip("lancedb", reason="the extra `lancedb` is not installed")
+    ingest(source, f"lancedb:{tmp_path}/db", "notes")
+    for path in (tmp_path / "db" / "notes.lance" / "data").iterdir():
+        path.unlink()
+    with pytest.raises(OSError, match=r"LanceDB refuses: .*[Nn]ot found"):
+        ingest(source, f"lancedb:{tmp_path}/db", "notes")
+
+
 def test_pgvector(source, other, questions, nearest):
-    """A real PostgreSQL: float32 exact, text with U+0000 whole, the same top 10, no row touched by a second run."""
+    """A real PostgreSQL: float32 exact, text with U+0000 whole, the same top 10, no row touched by a second run, refusals let go."""
     psycopg = pytest.importorskip("psycopg", reason="the extra `pgvector` is not installed")
     with server() as dsn:
 
@@ -150,6 +151,7 @@ def test_pgvector(source, other, questions, nearest):
         check_ingest(source, other, f"pgvector:{dsn}", dump)
         rows = {json.loads(row)["id"]: (json.loads(vector), json.loads(row)) for _, vector, row, _ in dump()}
         assert rows["odd"][1]["text"] == "moon \x00 日本 'quoted' \"too\" \\"
+        assert sum("日本" in row for _, _, row, _ in dump()) == 1
         expected = {row["id"]: row["embedding"] for row in pq.read_table(source).to_pylist()}
         assert all(np.array_equal(np.float32(rows[key][0]), np.float32(expected[key])) for key in expected)
         with psycopg.connect(dsn) as connection:
@@ -157,15 +159,48 @@ def test_pgvector(source, other, questions, nearest):
             found = [[row[0] for row in connection.execute(order, [str(q)]).fetchall()] for q in questions.tolist()]
             check_top10(found, nearest)
             connection.execute("CREATE TABLE theirs (id int)")
+            connection.execute("ALTER TABLE more ADD CONSTRAINT short CHECK (length(row::text) < 9) NOT VALID")
             connection.commit()
-        with pytest.raises(ValueError, match="fingerprint is None"):
+        with pytest.raises(ValueError, match="fingerprint is None") as theirs:
             ingest(source, f"pgvector:{dsn}", "theirs")
+        with pytest.raises(OSError, match=r"PostgreSQL refuses: .*zero-length") as unnamed:
+            ingest(source, f"pgvector:{dsn}", "")
+        with pytest.raises(OSError, match=r'PostgreSQL refuses: .*"more" violates check constraint "short"$') as too_long:
+            ingest(other, f"pgvector:{dsn}", "more")
+        others = "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()"
+        until = time.monotonic() + 10
+        with psycopg.connect(dsn, autocommit=True) as connection:
+            while connection.execute(others).fetchone() != (0,) and time.monotonic() < until:
+                time.sleep(0.02)
+            assert connection.execute(others).fetchone() == (0,), "a connection outlives its refusal"
+        del theirs, unnamed, too_long
 
 
 def test_ids_are_the_same_everywhere_and_for_ever():
     """An entry's id is a UUID of its row's id alone: a number and its digits differ, and the value is fixed."""
     assert entry_id("row 1") == "3000644c-59cc-566a-bf3c-c95fcb453cfa"
     assert len({entry_id(5), entry_id("5"), entry_id(5.5), entry_id(None)}) == 4
+    assert entry_id({"a": 1, "b": {"c": 2, "d": 3}}) == entry_id({"b": {"d": 3, "c": 2}, "a": 1})
+
+
+@pytest.mark.filterwarnings("ignore:Local mode is not recommended")
+def test_qdrant(source, other, questions, nearest, tmp_path):
+    """A local Qdrant: payloads whole, the top 10 of 100 questions right, the second run changes nothing."""
+    place = str(tmp_path / "db")
+
+    def dump():
+        client = qdrant_client.QdrantClient(path=place)
+        points = client.scroll("notes", limit=10_000, with_vectors=True)[0]
+        client.close()
+        return sorted(json.dumps([point.id, point.payload, list(map(float, point.vector))]) for point in points)
+
+    check_ingest(source, other, f"qdrant:{place}", dump)
+    payloads = {row[1]["id"]: row[1] for row in map(json.loads, dump())}
+    assert payloads["odd"] == {"id": "odd", "text": "moon \x00 日本 'quoted' \"too\" \\", "n": 0, "tags": []}
+    client = qdrant_client.QdrantClient(path=place)
+    found = [[p.id for p in client.query_points("notes", query=list(q), limit=10).points] for q in questions.tolist()]
+    client.close()
+    check_top10(found, nearest)
 
 
 def test_without_an_id_column_the_row_is_its_id(tmp_path, tiny):
@@ -200,9 +235,9 @@ def test_what_cannot_be_done_is_said(source, tmp_path, arguments, said):
 def test_from_a_lance_dataset(source, tmp_path, tiny):
     """A Lance dataset gives the entries that a Parquet file of the same rows gives."""
     pytest.importorskip("lance", reason="the extra `lance` is not installed")
-    assert run("embed", source.with_suffix(".jsonl"), tmp_path / "in.lance", "--model", tiny).returncode == 0
+    lance = embedded(source.with_suffix(".jsonl"), tmp_path / "in.lance", tiny)
     kept = []
-    for name, file in (("a", source), ("b", tmp_path / "in.lance")):
+    for name, file in (("a", source), ("b", lance)):
         assert ingest(file, f"qdrant:{tmp_path}/{name}", "notes").entries == 200
         client = qdrant_client.QdrantClient(path=f"{tmp_path}/{name}")
         records, _ = client.scroll("notes", limit=300, with_vectors=True)
@@ -212,13 +247,74 @@ def test_from_a_lance_dataset(source, tmp_path, tiny):
     assert kept[0] == kept[1]
 
 
-def test_a_row_without_an_id(source, tmp_path):
-    """It is named by its number, also in a later batch, and nothing of the file is written."""
-    table = pq.read_table(source)
-    ids = [None if row == 150 else f"row {row}" for row in range(table.num_rows)]
+@pytest.mark.filterwarnings("ignore:Local mode is not recommended")
+def test_a_row_without_an_id(source, tmp_path, monkeypatch):
+    """It is named by its number, also in a later batch, and the store is closed: it can be filled at once by another try."""
+    monkeypatch.setattr(to_qdrant.Qdrant, "batch_rows", 8)
+    table = pq.read_table(source).slice(0, 40)
+    ids = [None if row == 30 else f"row {row}" for row in range(40)]
     pq.write_table(table.set_column(0, "key", pa.array(ids)), tmp_path / "in.parquet")
-    with pytest.raises(ValueError, match=r"Row 151 of .*in\.parquet has no 'key'; every entry needs one"):
+    with pytest.raises(ValueError, match=r"Row 31 of .*in\.parquet has no 'key'; every entry needs one") as refused:
         ingest(tmp_path / "in.parquet", f"qdrant:{tmp_path}/db", "c", id_column="key")
+    pq.write_table(table.set_column(0, "key", pa.array(f"row {row}" for row in range(40))), tmp_path / "in.parquet")
+    assert ingest(tmp_path / "in.parquet", f"qdrant:{tmp_path}/db", "c", id_column="key").entries == 40
+    del refused
+
+
+class Server:
+    """Stands for the client of a Qdrant server: keeps what it is asked."""
+
+    def __init__(self, **options):
+        self.asked = [options]
+
+    def collection_exists(self, name):
+        return False
+
+    def create_collection(self, name, **options):
+        self.asked.append(options["vectors_config"].size)
+
+    def upsert(self, name, points, **options):
+        self.asked.append((len(points), options))
+
+    def count(self, name, **options):
+        self.asked.append(options)
+        return qdrant_client.models.CountResult(count=7)
+
+    def close(self):
+        self.asked.append("close")
+
+
+def test_a_qdrant_server(source, monkeypatch):
+    """It gets the key, is waited for until the points are on its disk, and asked for no estimate of how many there are."""
+    made = []
+
+    def client(**options):
+        made.append(Server(**options))
+        return made[-1]
+
+    monkeypatch.setattr(to_qdrant, "_qdrant", lambda: (qdrant_client.models, client))
+    monkeypatch.setenv("QDRANT_API_KEY", "secret")
+    for place in ("https://here:6333", "http://here:6333"):
+        assert ingest(source, f"qdrant:{place}", "notes").entries == 7
+        asked = [{"url": place, "api_key": "secret"}, 32, (200, {"wait": True}), {"exact": True}, "close"]
+        assert made[-1].asked == asked
+
+
+@pytest.mark.parametrize(
+    ("to", "module"), [("qdrant", "qdrant_client"), ("lancedb", "lancedb"), ("pgvector", "psycopg")], ids=lambda name: name
+)
+def test_a_client_that_is_not_installed(source, tmp_path, monkeypatch, to, module):
+    """It is said what to install."""
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(ImportError, match=rf"needs the extra: pip install 'penult\[{to}\]'\."):
+        ingest(source, f"{to}:{tmp_path}/db", "notes")
+
+
+@pytest.mark.parametrize("to", ["qdrant:", "lancedb"])
+def test_a_store_without_a_place(source, to):
+    """It is no store, and what one looks like is said."""
+    with pytest.raises(ValueError, match=rf"--to is '{to}'; it must be qdrant:PATH\|URL, lancedb:PATH or pgvector:DSN"):
+        ingest(source, to, "notes")
 
 
 def test_columns_that_a_lancedb_table_cannot_take(source, tmp_path):
@@ -240,6 +336,12 @@ def test_a_file_that_penult_did_not_embed(tmp_path):
     pq.write_table(pa.table({"id": ["a"], "embedding": [[1.0, 2.0]]}), tmp_path / "x.parquet")
     with pytest.raises(ValueError, match="does not say which model made its vectors"):
         ingest(tmp_path / "x.parquet", f"qdrant:{tmp_path}", "c")
+    pq.write_table(
+        pq.read_table(tmp_path / "x.parquet").replace_schema_metadata({"penult.vector_column": "embedding"}),
+        tmp_path / "z.parquet",
+    )
+    with pytest.raises(ValueError, match="does not say which model made its vectors"):
+        ingest(tmp_path / "z.parquet", f"qdrant:{tmp_path}", "c")
     with pytest.raises(FileNotFoundError):
         ingest(tmp_path / "y.parquet", f"qdrant:{tmp_path}", "c")
     with pytest.raises(ValueError, match=r"y\.csv ends in neither \.parquet nor \.lance"):

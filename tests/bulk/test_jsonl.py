@@ -121,6 +121,7 @@ def test_columns_that_arrow_reads_otherwise():
     assert jsonl.table([b"{}\n"], pa.schema([])) is None
     assert jsonl.table([b'{"o": {}}\n', b'{"o": {"k": null}}\n', b"{}\n"], SCHEMA) is None  # alone, no column but JSON text
     assert jsonl.table([b'{"o": {}}\n', b'{"o": {"k": "x"}}\n', b"{}\n"], SCHEMA) is not None
+    assert jsonl.table([b'{"o": null}\n', b"{}\n"], SCHEMA) is not None
 
 
 NUMBERS = st.sampled_from(["0", "-0", "-0.0", "7", "2.5", "1e5", "1E400", "9007199254740993", str(10**30), "NaN", "Inf", "01"])

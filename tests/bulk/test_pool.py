@@ -1,17 +1,84 @@
 """Worker processes: what is said when they die or cannot begin, and that nothing hangs."""
 
 import multiprocessing
+import os
+import signal
 
 import pyarrow as pa
 import pytest
 from bulk import dying
 from bulk.jobs import corpus, run
 
-from penult.bulk import pool
+from penult.bulk import pool, worker
 from penult.bulk.options import Columns, Model
 from penult.bulk.pool import Pool, WorkError
 from penult.bulk.sources import Shard
-from penult.bulk.worker import Ready, Task, serve
+from penult.bulk.worker import AT_ONCE, Failed, Ready, Task, serve
+
+
+def task(folder, number=5):
+    return Task(Shard(number, pa.table({"text": ["a"]}), [("f", 1)], []), folder, Columns("text", "v", "document"))
+
+
+def processes():
+    return [child for child in multiprocessing.active_children() if child.name == "penult-worker"]
+
+
+def test_every_task_is_answered_once(monkeypatch, tmp_path):
+    """Whichever worker takes it; shards are read as workers want them, and as many processes work as were asked for."""
+    monkeypatch.setattr(pool, "serve", dying.answering)
+    read = []
+
+    def tasks():
+        for number in range(20):
+            read.append(number)
+            yield task(tmp_path, number)
+
+    workers, found = Pool(Model("m"), "document", 2, print), []
+    assert workers.facts == Ready(3, 64, {})
+    for record in workers.run(tasks()):
+        found.append(record.shard)
+        assert len(read) <= len(found) - 1 + 2 * AT_ONCE
+        assert len(processes()) == record.rows == 2
+        assert all(process.daemon for process in processes()), "a process that ends would wait for them"
+    assert sorted(found) == list(range(20))
+    workers.close()
+    assert processes() == []
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        (0, "ended with status 0"),
+        (7, "ended with status 7"),
+        (-1, "was killed by signal 1"),
+        (-9, "was killed by signal 9, perhaps by the system for want of memory,"),
+    ],
+)
+def test_how_a_worker_died(code, said):
+    """A signal has its number, and the one that the system sends where memory is short its hint."""
+    assert pool._how(code) == said
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError("full"), Failed("full", mendable=True)),
+        (ValueError("bad"), Failed("bad", mendable=True)),
+        (ImportError("none"), Failed("none", mendable=True)),
+        (KeyError("key"), Failed("KeyError: 'key'", mendable=False)),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_what_a_worker_says_of_an_error(error, said):
+    """What a user can mend is its sentence; a bug is named by its kind too."""
+    assert worker.failed(error) == said
+
+
+def test_workers_share_the_threads_of_the_machine(monkeypatch):
+    """One has what the engine takes by itself, several have even parts of it, and each has one at least."""
+    monkeypatch.setattr("penult.engine.default_threads", lambda: 8)
+    assert [worker._threads(workers) for workers in (1, 2, 3, 8, 16)] == [None, 4, 2, 1, 1]
 
 
 def test_a_worker_that_dies_twice_over_a_task_ends_the_job(monkeypatch, tmp_path):
@@ -19,9 +86,8 @@ def test_a_worker_that_dies_twice_over_a_task_ends_the_job(monkeypatch, tmp_path
     monkeypatch.setattr(pool, "serve", dying.at_work)
     said = []
     workers = Pool(Model("m"), "document", 1, said.append)
-    task = Task(Shard(5, pa.table({"text": ["a"]}), [("f", 1)], []), tmp_path, Columns("text", "v", "document"))
     with pytest.raises(WorkError, match=r"killed by signal 9, perhaps .* memory, twice at shards 5; .*fewer --workers"):
-        list(workers.run(iter([task])))
+        list(workers.run(iter([task(tmp_path)])))
     workers.close()
     assert len(said) == 1
     assert "another one tries once more" in said[0]
@@ -33,9 +99,8 @@ def test_a_worker_that_dies_before_it_is_given_a_task(monkeypatch, tmp_path):
     said = []
     workers = Pool(Model("m"), "document", 1, said.append)
     workers._workers[0].process.join(60)
-    task = Task(Shard(5, pa.table({"text": ["a"]}), [("f", 1)], []), tmp_path, Columns("text", "v", "document"))
     with pytest.raises(WorkError, match=r"ended with status 7 twice at (shards 5|opening the model)"):
-        list(workers.run(iter([task])))
+        list(workers.run(iter([task(tmp_path)])))
     workers.close()
     assert "ended with status 7 at shards 5; another one tries once more" in said[0]
 
@@ -53,15 +118,16 @@ def test_a_worker_whose_answer_is_not_heard_any_more(tmp_path, tiny):
     """A job that ends early closes its pipes: a worker whose answer lies there unread ends without a word, as the others do."""
     context = multiprocessing.get_context("spawn")
     pipe, theirs = context.Pipe()
-    worker = context.Process(target=serve, args=(theirs, Model(str(tiny)), "document", 1))
-    worker.start()
+    process = context.Process(target=serve, args=(theirs, Model(str(tiny)), "document", 1))
+    process.start()
     theirs.close()
     assert isinstance(pipe.recv(), Ready)
-    pipe.send(Task(Shard(0, pa.table({"text": ["a"]}), [("f", 1)], []), tmp_path, Columns("text", "v", "document")))
+    os.kill(process.pid, signal.SIGINT)  # Ctrl-C reaches all processes of a terminal, and is the job's to answer
+    pipe.send(task(tmp_path))
     assert pipe.poll(60)
     pipe.close()
-    worker.join(60)
-    assert worker.exitcode == 0
+    process.join(60)
+    assert process.exitcode == 0
 
 
 def test_a_model_that_cannot_be_opened(tmp_path):

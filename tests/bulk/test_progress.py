@@ -3,9 +3,11 @@
 import io
 import json
 import sys
+from dataclasses import asdict
 
 import pytest
 
+from penult.bulk import progress
 from penult.bulk.progress import Progress, Totals
 from penult.bulk.work import Record
 
@@ -44,6 +46,12 @@ def test_the_bar(monkeypatch):
     assert terminal.getvalue() == said
 
 
+def test_totals_begin_at_nothing():
+    """And grow by what a shard has of each."""
+    five = {"rows": 1, "rejected": 2, "cut": 3, "taken": 4, "tokens": 5}
+    assert asdict(Totals().plus(record(**five))) == five
+
+
 def test_lines_of_json(monkeypatch):
     """A program has no bar, on a terminal either; the time that is left follows from this run's rate, not the earlier one's."""
     terminal = on_a_terminal(monkeypatch)
@@ -56,6 +64,19 @@ def test_lines_of_json(monkeypatch):
     assert (first["rows"], first["rejected"]) == (14, 1)
     assert first["eta_seconds"] == pytest.approx(5 / first["rows_per_second"], rel=0.1, abs=0.1)
     assert second == {"event": "note", "message": "hello"}
+
+
+def test_rows_a_second(monkeypatch):
+    """Rows of this run, of both kinds, over its time, whatever an earlier run had done; rounded to a tenth, as the time left."""
+    terminal, clock = on_a_terminal(monkeypatch), [100.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
+    shown = Progress("json", 45, Totals(rows=10, rejected=3))
+    assert shown.rate == 0
+    for now, rows in ((100.0, 0), (100.0, 2), (106.1, 17)):
+        clock[0] = now
+        shown.add(record(rows=rows, rejected=rows // 17))
+    said = [json.loads(line) for line in terminal.getvalue().splitlines()]
+    assert [(line["rows_per_second"], line["eta_seconds"]) for line in said] == [(0, None), (2e9, 0), (3.3, 3.7)]
 
 
 @pytest.mark.parametrize("shown", ["auto", "off"])

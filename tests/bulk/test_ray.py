@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -13,8 +14,9 @@ import pyarrow.parquet as pq
 import pytest
 from bulk.jobs import corpus, recorded, run, started
 
-from penult.bulk import inputs, ray_engine, readers
+from penult.bulk import inputs, ray_engine, readers, takeover
 from penult.bulk.options import Columns, Model
+from penult.bulk.pool import WorkError
 from penult.bulk.ray_engine import Setup, ShardActor
 
 pytest.importorskip("ray.data", reason="the extra `ray` is not installed")
@@ -44,6 +46,125 @@ def test_an_actor_works_in_another_folder(tmp_path, tiny, monkeypatch):
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     assert [answer["rows"] for answer in answers(ShardActor(given, 1), 0, 1, 2)] == [16, 16, 8]
+
+
+def test_an_actor_takes_over_older_vectors(job, tmp_path, tiny, monkeypatch):
+    """Of what an older output has it embeds nothing, though it works in another folder; long texts are counted, not warned of."""
+    monkeypatch.chdir(tmp_path)
+    pq.write_table(pyarrow.json.read_json(corpus(tmp_path / "in.jsonl", 40)), "in.parquet")
+    job("in.parquet", out="old.parquet")
+    texts = pq.read_table("in.parquet").column("text").to_pylist()[:15]
+    pq.write_table(pyarrow.table({"text": [*texts, "a " * 70]}), "in.parquet")
+    given = setup("in.parquet", tiny, tmp_path / "shards")
+    takeover.build(Path("old.parquet"), given.folder, "text")
+    given = replace(given, old=given.folder, model=replace(given.model, truncate="warn")).anywhere()
+    monkeypatch.chdir("/")
+    (answer,) = answers(ShardActor(given, 1), 0)
+    assert (answer["taken"], answer["rows"], answer["cut"]) == (15, 16, 1)
+
+
+class Cluster:
+    """Stands for Ray, whose own start takes many seconds: makes shards in this process, and keeps what it is asked."""
+
+    class RayError(Exception):
+        """What Ray raises."""
+
+    def __init__(self, cpus=8.0, *, up=False, error=None):
+        self.cpus, self.up, self.error, self.begun = {"CPU": cpus} if cpus else {}, up, error, []
+        self.exceptions = self.data = self.DataContext = self
+        self.enable_progress_bars = True
+
+    def is_initialized(self):
+        return self.up
+
+    def init(self, **options):
+        self.begun.append(options)
+        self.up = True
+
+    def shutdown(self):
+        self.up = False
+
+    def cluster_resources(self):
+        return self.cpus
+
+    def get_current(self):
+        return self
+
+    def ActorPoolStrategy(self, size):  # noqa: N802 - Ray's own name
+        return size
+
+    def from_items(self, items, override_num_blocks):
+        assert len(items) == override_num_blocks, "a block would wait for another"
+        self.items = items
+        return self
+
+    def map_batches(self, actor, *, batch_size, fn_constructor_args, compute, num_cpus):
+        assert batch_size == 1
+        self.actors, self.threads = compute, (num_cpus, fn_constructor_args[1])
+        self.actor = actor(*fn_constructor_args)
+        return self
+
+    def iter_rows(self):
+        assert not self.enable_progress_bars, "there is one of the job's own"
+        for item in self.items:
+            yield {"answer": self.actor({"shard": [item["shard"]]})["answer"][0]}
+        if self.error is not None:
+            raise self.error
+
+
+def made_on(cluster, monkeypatch, given, *, workers=2, address=None):
+    monkeypatch.setattr(ray_engine, "_ray", lambda: cluster)
+    return [record.shard for record in ray_engine.run(given, [0, 2], workers=workers, address=address)]
+
+
+def test_what_a_cluster_is_asked_for(tmp_path, tiny, monkeypatch):
+    """The shards that are left, as many actors as workers, which share its CPUs; it is ended if the job began it, and only then."""
+    monkeypatch.chdir(tmp_path)
+    pq.write_table(pyarrow.json.read_json(corpus(tmp_path / "in.jsonl", 40)), "in.parquet")
+    given = setup("in.parquet", tiny, tmp_path / "shards")
+    for cpus, workers, threads in ((8.0, 2, 4), (8.0, 16, 1), (None, 1, 1)):
+        cluster = Cluster(cpus)
+        assert made_on(cluster, monkeypatch, given, workers=workers) == [0, 2]
+        assert (cluster.actors, cluster.threads) == (workers, (threads, threads))
+        assert not cluster.up
+        given = replace(given, run=f"again with {workers}")
+    (options,) = cluster.begun
+    quiet = {"log_to_driver": False, "include_dashboard": False, "configure_logging": False}
+    assert options == {"address": "local"} | quiet
+    theirs = Cluster(up=True)
+    assert made_on(theirs, monkeypatch, given) == [0, 2]
+    assert (theirs.up, theirs.begun) == (True, [])
+    far = Cluster()
+    made_on(far, monkeypatch, replace(given, run="far"), address="ray://far:1")
+    assert far.begun[0]["address"] == "ray://far:1"
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [("\n many lines \n of stack \nthe node died \n", "Ray failed: the node died$"), (" \n", "Ray failed: RayError$")],
+    ids=["lines", "nothing"],
+)
+def test_a_cluster_that_fails(tmp_path, tiny, monkeypatch, error, said):
+    """It is one sentence, the last that Ray says, and the cluster is ended."""
+    monkeypatch.chdir(tmp_path)
+    pq.write_table(pyarrow.json.read_json(corpus(tmp_path / "in.jsonl", 40)), "in.parquet")
+    cluster = Cluster(error=Cluster.RayError(error))
+    with pytest.raises(WorkError, match=said):
+        made_on(cluster, monkeypatch, setup("in.parquet", tiny, tmp_path / "shards"))
+    assert not cluster.up
+
+
+def test_what_ray_cannot_do_is_said_first(tmp_path, monkeypatch):
+    """Files that must be read from their start are named, and where Ray is missing, what to install."""
+    pq.write_table(pyarrow.table({"text": ["a"]}), tmp_path / "a.parquet")
+    (tmp_path / "b.jsonl").write_text('{"text": "a"}\n')
+    files = [inputs.opened(tmp_path / name) for name in ("a.parquet", "b.jsonl")]
+    with pytest.raises(ValueError, match=r"b\.jsonl must be read from its start; --engine ray takes parquet and lance files"):
+        ray_engine.check(files)
+    ray_engine.check(files[:1])
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ImportError, match=r"--engine ray needs the extra: pip install 'penult\[ray\]'\."):
+        ray_engine.check(files[:1])
 
 
 def test_what_fails_in_an_actor_is_a_sentence(tmp_path, tiny, monkeypatch):

@@ -48,6 +48,7 @@ def test_rows_that_overflow():
     assert outcome.bad[1] == outcome.bad[4] == "gave NaN or infinite values in the model"
     assert outcome.bad[2] == "is a int, not a str"
     assert (outcome.tokens, outcome.cut) == (12, 1)
+    assert embed_texts(Shaky(), ["12345", "123456"], "document").cut == 1
 
 
 def test_an_overflow_that_no_row_has_alone():

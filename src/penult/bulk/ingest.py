@@ -65,7 +65,7 @@ class Entries:
 
     def payloads(self) -> list[dict[str, Any]]:
         """Give the rows as values of JSON; what JSON does not have is text."""
-        plain: list[dict[str, Any]] = json.loads(json.dumps(self.rows.to_pylist() or [{}] * len(self.ids), default=as_text))
+        plain: list[dict[str, Any]] = json.loads(json.dumps(self.rows.to_pylist(), default=as_text))
         return plain
 
 

@@ -146,7 +146,7 @@ def _walk(folder: Path) -> list[Path]:
     """List a folder's files to any depth; a .lance folder counts as one file, hidden ones and unfinished jobs as none."""
     found: list[Path] = []
     for path in sorted(folder.iterdir()):
-        if path.name.startswith(".") or path.name.endswith((".job", *_BESIDE)):
+        if path.name.startswith(".") or path.name.endswith(_BESIDE) or _is_job(path):
             continue
         if path.is_dir() and path.suffix != ".lance":
             found += _walk(path)
@@ -159,7 +159,12 @@ def _ours(path: Path, pattern: str) -> bool:
     """Say whether a glob met a part of some job or output that its pattern does not name: an unfinished job's records too."""
     named = Path(pattern).name
     beside = any(path.name.endswith(ending) and ending.split(".")[1] not in named for ending in _BESIDE)
-    return beside or any(folder.suffix == ".job" and (folder / "lock").exists() for folder in path.parents)
+    return beside or any(map(_is_job, path.parents))
+
+
+def _is_job(folder: Path) -> bool:
+    """Say whether a folder is that of an unfinished job, and not one that a user named so."""
+    return folder.suffix == ".job" and (folder / "lock").exists()
 
 
 def _files(path: Path) -> list[Path]:

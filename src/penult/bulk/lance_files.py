@@ -17,14 +17,13 @@ def check() -> None:
 
 def look(path: Path) -> tuple[pa.Schema, int]:
     """Give a dataset's columns and its number of rows."""
-    dataset = _lance().dataset(str(path))
+    dataset = _opened(path)
     return dataset.schema, int(dataset.count_rows())
 
 
 def read(path: Path, skip: int = 0, columns: list[str] | None = None, batch_rows: int = 4096) -> Iterator[pa.RecordBatch]:
     """Read a dataset in its order, from the row `skip` on."""
-    dataset = _lance().dataset(str(path))
-    yield from dataset.scanner(columns=columns, offset=skip, batch_size=batch_rows, scan_in_order=True).to_batches()
+    yield from _opened(path).scanner(columns=columns, offset=skip, batch_size=batch_rows, scan_in_order=True).to_batches()
 
 
 def write(path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> None:
@@ -51,6 +50,14 @@ def _aligned(batch: pa.RecordBatch) -> pa.RecordBatch:
     """Copy a batch of a mapped file: there a decimal may begin at any eighth byte, and Lance's reader wants the sixteenth."""
     arrays = [pa.concat_arrays([array, array.slice(0, 0)]) for array in batch.columns]
     return pa.RecordBatch.from_arrays(arrays, schema=batch.schema)
+
+
+def _opened(path: Path) -> Any:  # noqa: ANN401 - a dataset
+    lance = _lance()
+    try:
+        return lance.dataset(str(path))
+    except ValueError as error:  # what lance makes of a folder that is no dataset
+        raise OSError(str(error)) from error
 
 
 def _lance() -> Any:  # noqa: ANN401 - a module
