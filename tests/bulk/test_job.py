@@ -1,5 +1,6 @@
 """The folder of an unfinished job: what it records, what it believes of that after a crash, and who may hold it."""
 
+import os
 import resource
 import signal
 from dataclasses import asdict, replace
@@ -99,6 +100,18 @@ def test_clearing_and_removing(job):
     assert done(job, 1).shard in job.recorded(IDENTITY)
     job.remove()
     assert not job.folder.exists()
+
+
+@pytest.mark.parametrize("how", ["clear", "remove"])
+def test_a_crash_while_it_is_thrown_away(job, how, monkeypatch):
+    """What the job is goes first, so that nobody goes on with what is half gone."""
+    job.begin(MANIFEST)
+    done(job, 0)
+    monkeypatch.setattr("shutil.rmtree", lambda *_, **__: os.kill(os.getpid(), signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt):
+        getattr(job, how)()
+    assert job.folder.exists()
+    assert job.manifest is None
 
 
 def test_what_may_be_thrown_away(job):

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from penult.bulk import about, inputs, output, readers, takeover, writers
 from penult.bulk.inputs import STDIN, Format, Input
-from penult.bulk.job import Identity, Job, Manifest, stamps
+from penult.bulk.job import Identity, Job, Manifest
 from penult.bulk.options import Columns, Model
 from penult.bulk.pool import Pool, WorkError
 from penult.bulk.progress import Progress, Shown, Totals, say
@@ -124,7 +124,7 @@ def _run(request: Request, job: Job, files: tuple[Input, ...], pool: Pool) -> Su
         scanned = _scan(request, files)
         schema = output.schema(request.columns, scanned, pool.facts, identity, Totals())
         output.try_out(request.out, job.scratch, schema, request.columns.vector)
-        manifest = Manifest(identity, scanned, stamps(files))
+        manifest = Manifest(identity, scanned, tuple(file.stamp for file in files))
         job.begin(manifest)
     elif reasons := manifest.identity.differences(identity) + _changed(manifest, files):
         raise ValueError(

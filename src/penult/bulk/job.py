@@ -19,7 +19,6 @@ from typing import Any, BinaryIO, Self
 import pyarrow as pa
 
 from penult.bulk.files import sync_folder, written_whole
-from penult.bulk.inputs import Input
 from penult.bulk.readers import Scanned
 from penult.bulk.work import Record, shard_path
 
@@ -194,11 +193,6 @@ class Job:
         if self._records is not None:
             self._records.close()
             self._records = None
-
-
-def stamps(inputs: tuple[Input, ...]) -> tuple[Any, ...]:
-    """Give the stamps of a job's files."""
-    return tuple(file.stamp for file in inputs)
 
 
 def _size(path: Path) -> int:
