@@ -20,6 +20,7 @@ def test_a_line_of_json():
     assert reasons[3].startswith("is not JSON: maximum recursion")
     assert found[0].record == '{"a": "\\xff"}'
     assert json.loads(found[0].as_json())["reason"] == reasons[0]
+    assert Rejected("here", 1, "\u00e9", {"a": "\ud800", "b": b"x"}).as_json().isascii()
 
 
 def test_comma_separated_rows(tmp_path):
@@ -38,6 +39,8 @@ def test_comma_separated_rows(tmp_path):
     path.write_text("")
     assert list(read_csv(path, "here")) == []
     assert len(csv_schema(path)) == 0
+    path.write_text('a,b\n"x"y,1\n"2,3\n')
+    assert [row.values for row in read_csv(path, "here") if isinstance(row, Row)] == [{"a": "xy", "b": "1"}]
     path.write_text("a\n" + "x" * 200_000)
     assert [len(row.values["a"]) for row in read_csv(path, "here")] == [200_000]
 
@@ -65,6 +68,7 @@ def test_the_type_of_a_column():
     assert types({"a": [1]}, {"a": [2, 3]}) == {"a": "list<item: int64>"}
     assert types({"a": {}}) == {"a": "json"}
     assert types({"a": [{}]}) == {"a": "json"}
+    assert types({"a": {"b": 1}}) == {"a": "struct<b: int64>"}
     assert types({"a": {"b": {}}}) == {"a": "json"}
     assert types({"a": {f"k{i}": i for i in range(100)}})["a"].startswith("struct")
     assert types({"a": {f"k{i}": i for i in range(101)}}) == {"a": "json"}
@@ -80,6 +84,11 @@ def test_fields_of_several_files():
     assert merge([whole, text]).metadata == JSON_FIELD
     assert merge([whole, free]).metadata == JSON_FIELD
     assert merge([free, whole]).metadata == JSON_FIELD
+    words, numbers = (pa.field("a", pa.dictionary(pa.int32(), kind)) for kind in (pa.string(), pa.int64()))
+    assert merge([words, words]) == words
+    assert merge([words, text]).type == merge([text, words]).type == pa.string()
+    assert merge([numbers, half]).type == merge([half, numbers]).type == pa.float64()
+    assert merge([numbers, text]).metadata == merge([text, numbers]).metadata == JSON_FIELD
     wide = [pa.field("a", pa.struct([(f"{side}{i}", pa.int64()) for i in range(60)])) for side in "ab"]
     assert merge(wide[:1]) == wide[0]
     assert merge(wide).metadata == JSON_FIELD

@@ -1,0 +1,86 @@
+"""Vectors of an older output found by their text, and what cannot be taken over."""
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from penult.bulk import tables, takeover
+
+SAYS = {"penult.fingerprint": "f", "penult.role": "document", "penult.text_column": "text", "penult.vector_column": "vector"}
+NAMED = {"fingerprint": "f", "role": "document", "text_column": "text"}
+
+
+def older(folder, texts, dimension=2, says=SAYS):
+    """Write an older output whose n-th row has a vector of n, n + 0.5 and so on."""
+    vectors = np.arange(len(texts), dtype=np.float32)[:, None] + np.arange(dimension, dtype=np.float32) / 2
+    table = tables.with_vectors(pa.table({"n": range(len(texts)), "text": texts}), "vector", vectors, says)
+    pq.write_table(table, folder / "old.parquet", row_group_size=3000)
+    return folder / "old.parquet"
+
+
+def indexed(folder, texts, dimension=2):
+    """Index an older output and open the index."""
+    (folder / "index").mkdir()
+    takeover.build(older(folder, texts, dimension), folder / "index", "text")
+    return takeover.Old(folder / "index", dimension)
+
+
+def test_texts_are_found_and_vectors_woven(tmp_path):
+    """Whatever batch of the file a text stands in; of equal texts the first counts, and a missing text is an empty one."""
+    texts = [f"text {i}" for i in range(9000)]
+    texts[5000] = texts[4999] = texts[2]
+    texts[7000] = None
+    old = indexed(tmp_path, texts, dimension=3)
+    asked = ["new", texts[2], "text 8999", None, 7, "", texts[2], "\ud800", *texts[100:1300]]
+    found = old.find(asked)
+    assert found == {1: 2, 2: 8999, 5: 7000, 6: 2} | {8 + i: 100 + i for i in range(1200)}
+    woven = old.woven([0, 1, 2, 6], found, np.full((1, 3), -1, np.float32))
+    np.testing.assert_array_equal(woven, [[-1, -1, -1], [2, 2.5, 3], [8999, 8999.5, 9000], [2, 2.5, 3]])
+    assert woven.dtype == np.float32
+
+
+def test_nothing_to_take_over(tmp_path):
+    """An older output of no rows has no vector, and rows of which none is known keep their own."""
+    old = indexed(tmp_path, pa.array([], pa.string()))
+    assert old.find(["a", "b"]) == {}
+    fresh = np.ones((2, 2), np.float32)
+    np.testing.assert_array_equal(old.woven([0, 1], {}, fresh), fresh)
+
+
+def test_an_index_is_made_once(tmp_path):
+    """A second call takes what is there; what a crash left of a first one is made anew."""
+    (tmp_path / "index").mkdir()
+    path = older(tmp_path, ["a"])
+    (tmp_path / "index" / "old.sqlite.part").write_bytes(b"half of an index")
+    takeover.build(path, tmp_path / "index", "text")
+    path.unlink()
+    takeover.build(path, tmp_path / "index", "text")
+    assert takeover.Old(tmp_path / "index", 2).find(["a"]) == {0: 0}
+    assert sorted(file.name for file in (tmp_path / "index").iterdir()) == ["old.f32", "old.sqlite"]
+
+
+def test_an_index_that_cannot_be_written(tmp_path):
+    """The error names the output and the folder."""
+    path = older(tmp_path, ["a"])
+    with pytest.raises(OSError, match=r"the index of .*old\.parquet cannot be written to .*nowhere: unable to open"):
+        takeover.build(path, tmp_path / "nowhere", "text")
+
+
+@pytest.mark.parametrize("key", ["fingerprint", "role", "text_column"])
+def test_what_another_model_made_is_refused(tmp_path, key):
+    """Another model, role or column; the message names both. An output that says nothing is refused too."""
+    path = older(tmp_path, ["a"])
+    takeover.check(path, **NAMED)
+    with pytest.raises(ValueError, match=f"has the {key} '{NAMED[key]}', this job 'other'; its vectors cannot be taken over"):
+        takeover.check(path, **NAMED | {key: "other"})
+    with pytest.raises(ValueError, match="has the fingerprint None"):
+        takeover.check(older(tmp_path, ["a"], says={}), **NAMED)
+
+
+def test_what_is_no_older_output(tmp_path):
+    """A file of another format is none, and one that is not there says nothing of itself."""
+    with pytest.raises(ValueError, match=r"old\.npy is no older output with texts and vectors"):
+        takeover.check(tmp_path / "old.npy", **NAMED)
+    with pytest.raises(ValueError, match="has the fingerprint None"):
+        takeover.check(tmp_path / "old.parquet", **NAMED)
