@@ -90,7 +90,7 @@ FILES = {
     "bulk/to_qdrant.py": ["tests/bulk/test_ingest.py"],
     "bulk/work.py": ["tests/bulk/test_job.py", "tests/bulk/test_pool.py", "tests/bulk/test_embed_files.py"],
     "bulk/worker.py": ["tests/bulk/test_pool.py", "tests/bulk/test_embed_files.py"],
-    "bulk/writers.py": ["tests/bulk/test_writers.py", "tests/bulk/test_embed_files.py"],
+    "bulk/writers.py": ["tests/bulk/test_writers.py"],
 }
 SLOW_IMPORTS = ["numpy", "onnx.checker", "onnx.reference", "onnxruntime", "hypothesis", "hypothesis.strategies", "pytest",
                 "pyarrow.parquet", "transformers", "tokenizers", "httpx"]  # fmt: skip

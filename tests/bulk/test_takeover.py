@@ -5,7 +5,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from penult.bulk import tables, takeover
+from penult.bulk import lance_files, tables, takeover
 
 SAYS = {"penult.fingerprint": "f", "penult.role": "document", "penult.text_column": "text", "penult.vector_column": "vector"}
 NAMED = {"fingerprint": "f", "role": "document", "text_column": "text"}
@@ -38,6 +38,16 @@ def test_texts_are_found_and_vectors_woven(tmp_path):
     woven = old.woven([0, 1, 2, 6], found, np.full((1, 3), -1, np.float32))
     np.testing.assert_array_equal(woven, [[-1, -1, -1], [2, 2.5, 3], [8999, 8999.5, 9000], [2, 2.5, 3]])
     assert woven.dtype == np.float32
+
+
+def test_an_older_dataset(tmp_path):
+    """A Lance dataset is read as a file of Parquet is."""
+    pytest.importorskip("lance", reason="lance is not installed")
+    table = pq.read_table(older(tmp_path, ["a", "b"]))
+    lance_files.write(tmp_path / "old.lance", table.schema, table.to_batches())
+    takeover.check(tmp_path / "old.lance", **NAMED)
+    takeover.build(tmp_path / "old.lance", tmp_path, "text")
+    assert takeover.Old(tmp_path, 2).find(["b", "c"]) == {0: 1}
 
 
 def test_nothing_to_take_over(tmp_path):

@@ -1,12 +1,17 @@
-"""Rows as lines of JSON: what a vector's values look like, and that they read back to the bit."""
+"""Outputs: rows as lines of JSON whose vectors read back to the bit, row groups of Parquet, and files of no rows."""
 
+import datetime as dt
+import decimal
 import json
+import sys
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from penult.bulk import tables, writers
+from penult.bulk import about, lance_files, tables, writers
+from penult.bulk.work import opened_shard, rejected_path, shard_path
 
 
 @pytest.mark.parametrize("together", [3, 1024])
@@ -31,3 +36,140 @@ def test_a_line_of_json():
     assert list(writers._lines(table.drop_columns(["text"]), "v")) == [b'{"v": [0.1, -0.0, 1]}\n']
     assert list(writers._lines(table.drop_columns(["v"]))) == ['{"text": "日本"}\n'.encode()]
     assert list(writers._lines(table.slice(0, 0), "v")) == []
+    narrow = tables.with_vectors(pa.table({"n": [1, 2]}), "v", np.array([[0.5], [2]], np.float32), {})
+    assert list(writers._lines(narrow, "v")) == [b'{"n": 1, "v": [0.5]}\n', b'{"n": 2, "v": [2]}\n']
+
+
+SIZES = [4, 4, 4, 9, 1, 20, 3]
+
+
+def shards(folder, sizes, columns=("text", "vector")):
+    """Write shards of so many rows; give the schema and the whole table."""
+    written = []
+    for number, size in enumerate(sizes):
+        vectors = np.random.default_rng(number).standard_normal((size, 3)).astype(np.float32)
+        table = tables.with_vectors(
+            pa.table({"text": pa.array([f"of shard {number}"] * size, pa.string())}), "vector", vectors, {"k": "v"}
+        )
+        table = table.select(list(columns))
+        with pa.ipc.new_file(str(shard_path(folder, number)), table.schema) as writer:
+            writer.write_table(table)
+        written.append(table)
+    return written[0].schema, pa.concat_tables(written)
+
+
+def groups_of(path):
+    """Give the rows of each group of a Parquet file."""
+    with pq.ParquetFile(path) as file:
+        return [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
+
+
+@pytest.mark.parametrize(
+    ("most", "groups"),
+    [(1, SIZES), (8, [8, 13, 21, 3]), (9, [12, 9, 21, 3]), (10, [12, 10, 20, 3]), (45, [45]), (46, [45])],
+)
+def test_row_groups(tmp_path, monkeypatch, most, groups):
+    """Shards are put together until there are rows enough; what is left over is a group too."""
+    monkeypatch.setattr(writers, "_GROUP_ROWS", most)
+    schema, whole = shards(tmp_path, SIZES)
+    writers.write(tmp_path / "out.parquet", tmp_path, schema, range(len(SIZES)), vector_column="vector")
+    assert groups_of(tmp_path / "out.parquet") == groups
+    assert pq.read_table(tmp_path / "out.parquet").equals(whole)
+    assert pq.read_schema(tmp_path / "out.parquet").metadata[b"k"] == b"v"
+
+
+@pytest.mark.parametrize(
+    ("together", "more", "groups"),
+    [([0, 1], 0, [8, 13, 21, 3]), ([0, 1], 1, [12, 9, 21, 3]), ([3], 0, [12, 9, 21, 3]), ([3], 1, [12, 10, 20, 3])],
+)
+def test_row_groups_of_long_rows(tmp_path, monkeypatch, together, more, groups):
+    """Or until there are bytes enough, however few the rows are: as many as some shards have together, or a byte more."""
+    schema, _ = shards(tmp_path, SIZES)
+    sizes = []
+    for number in range(len(SIZES)):
+        with opened_shard(tmp_path, number) as table:
+            sizes.append(table.nbytes)
+    monkeypatch.setattr(writers, "_GROUP_BYTES", sum(sizes[number] for number in together) + more)
+    writers.write(tmp_path / "out.parquet", tmp_path, schema, range(len(SIZES)), vector_column="vector")
+    assert groups_of(tmp_path / "out.parquet") == groups
+
+
+@pytest.mark.parametrize("columns", [("text", "vector"), ("vector",)])
+def test_vectors_have_no_dictionary(tmp_path, columns):
+    """Texts that repeat stand once, vectors as they are: each differs from the next."""
+    schema, whole = shards(tmp_path, [40], columns)
+    writers.write(tmp_path / "out.parquet", tmp_path, schema, [0], vector_column="vector")
+    with pq.ParquetFile(tmp_path / "out.parquet") as file:
+        group = file.metadata.row_group(0)
+        found = {group.column(i).path_in_schema: group.column(i) for i in range(len(columns))}
+        assert file.read().equals(whole)
+    assert {name.partition(".")[0]: "RLE_DICTIONARY" in column.encodings for name, column in found.items()} == (
+        {"text": True, "vector": False} if "text" in columns else {"vector": False}
+    )
+    assert {column.compression for column in found.values()} == {"ZSTD"}
+
+
+@pytest.mark.parametrize("ending", writers.ENDINGS)
+def test_every_format_holds_the_rows(tmp_path, ending):
+    """In order, with their vectors, and beside them what was rejected of all shards."""
+    if ending == ".lance":
+        pytest.importorskip("lance", reason="lance is not installed")
+    schema, whole = shards(tmp_path, [4, 0, 2100])
+    for number in (0, 2):
+        rejected_path(tmp_path, number).write_text(f"of shard {number}\n")
+    out = tmp_path / f"out{ending}"
+    writers.check(out)
+    writers.write(out, tmp_path, schema, range(3), vector_column="vector")
+    rows = whole.to_pylist()
+    if ending == ".npy":
+        found = json_lines(about.rows_file(out))
+        np.testing.assert_array_equal(np.load(out), tables.vectors_of(whole.column("vector")))
+        rows = [{"text": row["text"]} for row in rows]
+    elif ending == ".jsonl":
+        found = json_lines(out)
+        for row in found:
+            row["vector"] = np.array(row["vector"], np.float32).tolist()
+    else:
+        found = (pq.read_table(out) if ending == ".parquet" else table_of_dataset(out)).to_pylist()
+    assert found == rows
+    assert about.rejected_file(out).read_text() == "of shard 0\nof shard 2\n"
+
+
+def json_lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def table_of_dataset(path):
+    return pa.Table.from_batches(lance_files.read(path))
+
+
+def test_what_json_does_not_have():
+    """Bytes are base64, and dates and decimals what Python writes."""
+    values = {"bytes": [b"\xff\x00"], "day": [dt.date(2026, 11, 26)], "price": [decimal.Decimal("1.50")]}
+    [line] = writers._lines(pa.table(values))
+    assert json.loads(line) == {"bytes": "/wA=", "day": "2026-11-26", "price": "1.50"}
+
+
+def test_an_ending_that_nothing_is_written_as(tmp_path, monkeypatch):
+    """The error names what is; a .lance without its extra says what to install."""
+    with pytest.raises(ValueError, match=r"out\.csv ends in none of \.parquet, \.lance, \.npy, \.jsonl; the ending says"):
+        writers.check(tmp_path / "out.csv")
+    monkeypatch.setitem(sys.modules, "lance", None)
+    with pytest.raises(ImportError, match="lance"):
+        writers.check(tmp_path / "out.lance")
+    writers.check(tmp_path / "out.parquet")
+
+
+@pytest.mark.parametrize("ending", writers.ENDINGS)
+def test_an_output_of_no_rows(tmp_path, ending):
+    """Whatever the format, it is there and says what made it; what an older one rejected is gone."""
+    if ending == ".lance":
+        pytest.importorskip("lance", reason="lance is not installed")
+    schema, _ = shards(tmp_path, [0])
+    out = tmp_path / f"out{ending}"
+    about.rejected_file(out).write_text("of an older output")
+    writers.write(out, tmp_path, schema.with_metadata({"penult.role": "query"}), [0], vector_column="vector")
+    assert about.metadata(out) == {"penult.role": "query"}
+    assert not about.rejected_file(out).exists()
+    if ending == ".npy":
+        assert np.load(out).shape == (0, 3)

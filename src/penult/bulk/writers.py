@@ -107,7 +107,7 @@ def _lines(table: pa.Table, vector_column: str | None = None) -> Iterator[bytes]
     for start in range(0, table.num_rows, _LINES):
         some = table.slice(start, _LINES)
         plain = some if vector_column is None else some.drop_columns([vector_column])
-        lines = [json.dumps(row, ensure_ascii=False, default=as_text) for row in plain.to_pylist() or [{}] * some.num_rows]
+        lines = [json.dumps(row, ensure_ascii=False, default=as_text) for row in plain.to_pylist()]
         if vector_column is not None:
             key = f"{', ' if plain.num_columns else ''}{json.dumps(vector_column)}"
             vectors = _written(tables.vectors_of(some.column(vector_column)))
