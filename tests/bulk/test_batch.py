@@ -111,3 +111,10 @@ def test_what_it_refuses(tiny, batcher):
         batcher(pa.table({"text": TEXTS, "embedding": TEXTS}))
     with pytest.raises(ValueError, match="bad_rows is 'drop'"):
         BatchEmbedder(str(tiny), bad_rows="drop")
+
+
+def test_a_frame_that_has_the_column(batcher):
+    """It is refused as a table is."""
+    pandas = pytest.importorskip("pandas", reason="pandas is not installed")
+    with pytest.raises(ValueError, match="has a column 'embedding' already"):
+        batcher(pandas.DataFrame({"text": TEXTS, "embedding": TEXTS}))

@@ -1,0 +1,112 @@
+"""What `penult embed` and `penult ingest` ask for, what they say at the end, and how they exit."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from penult.bulk.embed import Request, StoppedError, Summary
+from penult.bulk.ingest import Ingested
+from penult.bulk.options import Columns, Model
+from penult.bulk.progress import Totals
+from penult.cli import app
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Give what runs a command with a job that ends in this way; the requests that it was asked for come back too."""
+
+    def command(*arguments, ends):
+        asked = []
+
+        def job(*request, **named):
+            asked.append((*request, named) if named else request[0])
+            if isinstance(ends, Exception):
+                raise ends
+            return ends
+
+        monkeypatch.setattr("penult.bulk.embed.embed_files", job)
+        monkeypatch.setattr("penult.bulk.ingest.ingest", job)
+        with pytest.raises(SystemExit) as end:
+            app(list(arguments))
+        return end.value.code, capsys.readouterr().err, asked[0]
+
+    return command
+
+
+EMBED = ("embed", "a.csv", "b.csv", "out.jsonl", "--model", "m")
+
+
+def test_what_is_asked_for_by_default(run):
+    """The request of a command that names no more than it must."""
+    _, _, asked = run(*EMBED, ends=Summary(Totals(), 64, None))
+    model = Model("m", "fp32", None, None, "warn", None)
+    columns = Columns("text", "embedding", "document")
+    assert asked == Request(
+        ("a.csv", "b.csv"), Path("out.jsonl"), model, columns, None, None, None, None, 1, False, "auto", "local", None
+    )
+
+
+def test_every_option_is_asked_for(run):
+    """Each stands in the request under its own name."""
+    options = (
+        "--text-column t --id-column i --vector-column v --role query --precision int8 --dimensions 9 --max-length 8 --truncate "
+        "left --batch-tokens 7 --workers 6 --shard-rows 5 --format text --from old.parquet --overwrite --progress off --engine "
+        "ray --address here"
+    )
+    _, _, asked = run(*EMBED, *options.split(), ends=Summary(Totals(), 64, None))
+    model, columns = Model("m", "int8", 9, 8, "left", 7), Columns("t", "v", "query")
+    inputs, out, old = ("a.csv", "b.csv"), Path("out.jsonl"), Path("old.parquet")
+    assert asked == Request(inputs, out, model, columns, "i", "text", old, 5, 6, True, "off", "ray", "here")
+
+
+@pytest.mark.parametrize(
+    ("totals", "rate", "said"),
+    [
+        (Totals(1200), 2345.6, "1,200 rows in out.jsonl; 2,346 rows a second"),
+        (Totals(2), 0, "2 rows in out.jsonl"),
+        (Totals(2), None, "2 rows in out.jsonl; finished before, nothing to do"),
+        (Totals(2, cut=1), 0, "2 rows in out.jsonl; 1 cut at 64 tokens"),
+        (Totals(2, taken=1), 0, "2 rows in out.jsonl; 1 taken over from old.parquet"),
+        (Totals(2, rejected=1), 0, "2 rows in out.jsonl; 1 rejected, see out.jsonl.rejected.jsonl"),
+        (
+            Totals(2, cut=3000, taken=4),
+            1,
+            "2 rows in out.jsonl; 3,000 cut at 64 tokens; 4 taken over from old.parquet; 1 rows a second",
+        ),
+    ],
+)
+def test_the_last_line(run, totals, rate, said):
+    """It says what there was and nothing of what there was not; rejected rows end with 3."""
+    code, last, _ = run(*EMBED, "--from", "old.parquet", ends=Summary(totals, 64, rate))
+    assert last == f"penult: {said}\n"
+    assert code == (3 if totals.rejected else 0)
+
+
+@pytest.mark.parametrize("rejected", [0, 1])
+def test_the_last_line_of_json(run, rejected):
+    """One object with all totals; the file of rejected rows is named where there is one."""
+    code, last, _ = run(*EMBED, "--progress", "json", ends=Summary(Totals(2, rejected, 3, 4, 5), 64, 1.0))
+    assert json.loads(last) == {
+        "event": "done", "out": "out.jsonl", "rejected_file": "out.jsonl.rejected.jsonl" if rejected else None,
+        "rows": 2, "rejected": rejected, "cut": 3, "taken": 4, "tokens": 5,
+    }  # fmt: skip
+    assert code == (3 if rejected else 0)
+
+
+@pytest.mark.parametrize("error", [StoppedError("s"), ValueError("s"), OSError("s"), ImportError("s")])
+@pytest.mark.parametrize("progress", ["json", "off", "auto"])
+def test_a_job_that_fails(run, error, progress):
+    """The sentence and no stack, as JSON where that was asked for, and 1."""
+    code, last, _ = run(*EMBED, "--progress", progress, ends=error)
+    assert last == ('{"event": "failed", "message": "s"}\n' if progress == "json" else "penult: s\n")
+    assert code == 1
+
+
+def test_ingest(run):
+    """It says what it read and what there is now; an error is one sentence and 1."""
+    arguments = ("ingest", "in.parquet", "--to", "qdrant:p", "--collection", "c", "--id-column", "i")
+    code, last, asked = run(*arguments, ends=Ingested(1234, 5678))
+    assert asked == (Path("in.parquet"), "qdrant:p", "c", {"id_column": "i"})
+    assert (code, last) == (0, "penult: 1,234 rows read; c has 5,678 entries\n")
+    assert run(*arguments, ends=ValueError("no"))[:2] == (1, "penult: no\n")
