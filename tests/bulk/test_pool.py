@@ -129,7 +129,9 @@ def test_a_worker_whose_answer_is_not_heard_any_more(tmp_path, tiny):
     context = multiprocessing.get_context("spawn")
     pipe, theirs = context.Pipe()
     process = context.Process(target=serve, args=(theirs, Model(str(tiny)), "document", 1))
+    ours = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background processes do not hear Ctrl-C
     process.start()
+    signal.signal(signal.SIGINT, ours)
     theirs.close()
     assert isinstance(pipe.recv(), Ready)
     os.kill(process.pid, signal.SIGINT)  # Ctrl-C reaches all processes of a terminal, and is the job's to answer
