@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 
 from penult.bulk.work import Record
 from penult.bulk.worker import Ready
@@ -15,6 +16,11 @@ def answering(pipe, model, role, share):
             pipe.send(Record(pipe.recv().shard.number, share, 0, 0, 0, 0, 0))
         except EOFError:
             return
+
+
+def asleep(pipe, model, role, share):
+    pipe.send(Ready(3, 64, {}))
+    time.sleep(20)
 
 
 def at_work(pipe, model, role, share):

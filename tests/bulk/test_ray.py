@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import shutil
 import signal
 import sys
@@ -161,7 +162,10 @@ def test_what_ray_cannot_do_is_said_first(tmp_path, monkeypatch):
     files = [inputs.opened(tmp_path / name) for name in ("a.parquet", "b.jsonl")]
     with pytest.raises(ValueError, match=r"b\.jsonl must be read from its start; --engine ray takes parquet and lance files"):
         ray_engine.check(files)
+    monkeypatch.delenv("RAY_DATA_LOG_LEVEL", raising=False)
     ray_engine.check(files[:1])
+    assert os.environ["RAY_DATA_LOG_LEVEL"] == "ERROR", "its lines would stand between those of --progress json"
+    assert not ray_engine._ray().is_initialized(), "to look is to begin nothing"
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ImportError, match=r"--engine ray needs the extra: pip install 'penult\[ray\]'\."):
         ray_engine.check(files[:1])
@@ -205,6 +209,9 @@ def actors():
     return found
 
 
+@pytest.mark.skipif(
+    resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY, reason="Ray maps more memory than a limit lets it"
+)
 def test_two_actors_one_of_which_is_killed(tmp_path, tiny):
     """Two actors give what one process gives, byte for byte, though one of them is killed in the midst of its work."""
     table = pyarrow.json.read_json(corpus(tmp_path / "in.jsonl", ROWS))
