@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from penult import TextError
+from penult import Embedder, TextError
 from penult.bulk import BatchEmbedder
 
 TEXTS = ["the cat", "", "a bright moon"]
@@ -88,17 +88,32 @@ def test_lists_of_any_size(tiny, embedder):
 
 
 def test_it_travels_light(tiny, embedder):
-    """Its pickle is a few hundred bytes, before and after it was used; the receiver opens its own model, once."""
+    """Its pickle is a few hundred bytes, before and after it was used; the receiver imports little and opens its own model, once."""
     batcher = BatchEmbedder(str(tiny), threads=1)
     before = pickle.dumps(batcher)
     batcher({"text": ["a"]})
     assert len(pickle.dumps(batcher)) == len(before) < 1000
     code = (
-        "import pickle, sys\nb = pickle.loads(sys.stdin.buffer.read())\nassert 'onnxruntime' not in sys.modules\n"
+        "import pickle, sys\nb = pickle.loads(sys.stdin.buffer.read())\n"
+        "assert not {'onnxruntime', 'tokenizers', 'pyarrow'} & {*sys.modules}\n"
         "one = b.embedder\nsys.stdout.buffer.write(b({'text': ['the cat']})['embedding'].tobytes())\nassert b.embedder is one"
     )
     done = subprocess.run([sys.executable, "-c", code], input=pickle.dumps(batcher), capture_output=True, check=True)
     assert np.array_equal(np.frombuffer(done.stdout, np.float32), embedder.embed(["the cat"])[0])
+
+
+def test_the_threads_of_a_model(tiny, monkeypatch):
+    """One, as Ray counts an actor, unless more are asked for."""
+    load, asked = Embedder.load, []
+
+    def loaded(*arguments, threads, **options):
+        asked.append(threads)
+        return load(*arguments, threads=threads, **options)
+
+    monkeypatch.setattr(Embedder, "load", loaded)
+    for options in ({}, {"threads": 2}):
+        assert BatchEmbedder(str(tiny), **options).embedder.dimension == 32
+    assert asked == [1, 2]
 
 
 def test_what_it_refuses(tiny, batcher):
