@@ -58,7 +58,7 @@ FILES = {
     "graph/pooling.py": ["tests/graph/test_pooling.py"],
     "graph/quantize.py": ["tests/test_quantize.py"],
     "graph/rounding.py": ["tests/test_quantize.py"],
-    "graph/scales.py": ["tests/test_quantize.py"],
+    "graph/scales.py": ["tests/graph/test_scales.py", "tests/test_quantize.py"],
     "graph/skeleton.py": ["tests/graph/test_skeleton.py"],
     "graph/standalone.py": ["tests/graph/test_files.py"],
     "graph/stream.py": ["tests/graph/test_stream.py", "tests/graph/test_ending.py", "tests/graph/test_layers.py"],

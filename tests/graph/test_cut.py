@@ -326,6 +326,39 @@ def test_a_quantiser_without_a_scale():
         cut(model, q)
 
 
+def test_a_quantiser_without_a_zero_point():
+    """Its zero is 0, as the standard has it, and nobody need read the integers right after it."""
+    d = Draft()
+    scale = d.constant(np.float32(0.05))
+    q = d.op("QuantizeLinear", d.embed(), scale)
+    model = d.model(d.op("DequantizeLinear", d.op("Identity", q), scale))
+    assert np.abs(run(model, GIVEN)).max() > 0
+    assert np.array_equal(run(cut(model, q), GIVEN), run(model, GIVEN))
+
+
+def test_a_node_of_unknown_outputs():
+    """Its first output that surely holds floats is taken; where all hold integers, the first is what the error names."""
+    d, _, logits = encoder()
+    d.nodes.append(helper.make_node("Strange", [logits], ["one", "two"], name="strange", domain="strange"))
+    model = d.model(logits)
+    model.graph.value_info.append(helper.make_tensor_value_info("two", TensorProto.FLOAT, ["B", "T", 4]))
+    assert cut(model, "strange").graph.node[-1].output[:] == ["one", "token_embeddings"]
+    model.graph.value_info[-1].type.tensor_type.elem_type = TensorProto.INT64
+    model.graph.value_info.append(helper.make_tensor_value_info("one", TensorProto.INT64, ["B", "T", 4]))
+    with pytest.raises(ValueError, match="tensor 'one' holds int64 values"):
+        cut(model, "strange")
+
+
+def test_nothing_is_added_that_does_nothing():
+    """What is float32 (B, T, H) already is cut and no more."""
+    d, states, logits = encoder()
+    model = d.model(logits)
+    there = [node.op_type for node in model.graph.node]
+    for state in states:
+        kinds = [node.op_type for node in cut(model, state).graph.node]
+        assert kinds == there[: len(kinds)]
+
+
 def test_a_model_transposed_inside():
     """A model that works on (T, B, H) gives (B, T, H) at every layer, for one text too."""
     model, reference = stored("xlnet")
