@@ -42,7 +42,7 @@ def test_texts_are_found_and_vectors_woven(tmp_path):
 
 def test_an_older_dataset(tmp_path):
     """A Lance dataset is read as a file of Parquet is."""
-    pytest.importorskip("lance", reason="lance is not installed")
+    pytest.importorskip("lance", reason="the extra `lance` is not installed")
     table = pq.read_table(older(tmp_path, ["a", "b"]))
     lance_files.write(tmp_path / "old.lance", table.schema, table.to_batches())
     takeover.check(tmp_path / "old.lance", **NAMED)

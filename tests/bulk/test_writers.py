@@ -113,7 +113,7 @@ def test_vectors_have_no_dictionary(tmp_path, columns):
 def test_every_format_holds_the_rows(tmp_path, ending):
     """In order, with their vectors, and beside them what was rejected of all shards."""
     if ending == ".lance":
-        pytest.importorskip("lance", reason="lance is not installed")
+        pytest.importorskip("lance", reason="the extra `lance` is not installed")
     schema, whole = shards(tmp_path, [4, 0, 2100])
     for number in (0, 2):
         rejected_path(tmp_path, number).write_text(f"of shard {number}\n")
@@ -164,7 +164,7 @@ def test_an_ending_that_nothing_is_written_as(tmp_path, monkeypatch):
 def test_an_output_of_no_rows(tmp_path, ending):
     """Whatever the format, it is there and says what made it; what an older one rejected is gone."""
     if ending == ".lance":
-        pytest.importorskip("lance", reason="lance is not installed")
+        pytest.importorskip("lance", reason="the extra `lance` is not installed")
     schema, _ = shards(tmp_path, [0])
     out = tmp_path / f"out{ending}"
     about.rejected_file(out).write_text("of an older output")

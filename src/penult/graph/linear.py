@@ -77,7 +77,7 @@ def find_linears(model: onnx.ModelProto, before: str) -> list[Linear]:
         if matrix is None or min(matrix[0].shape) < _SMALLEST:
             continue
         weight, bias = matrix
-        add = _sole_reader(read, node.output[0]) if bias is None else None
+        add = sole_reader(read, node.output[0]) if bias is None else None
         if add is not None and (more := _bias(graph.node[add], node.output[0], fixed, weight.shape[1])) is not None:
             found.append(Linear(node.input[0], graph.node[add].output[0], weight, more, (i, add)))
         else:
@@ -122,6 +122,7 @@ def _floats(tensor: TensorProto) -> Floats:
     return np.asarray(numpy_helper.to_array(tensor), dtype=np.float32)
 
 
-def _sole_reader(read: Mapping[str, list[int]], tensor: str) -> int | None:
+def sole_reader(read: Mapping[str, list[int]], tensor: str) -> int | None:
+    """Give the position of the node that alone reads a tensor; `read` is what `readers` gives."""
     found = read.get(tensor, [])
     return found[0] if len(found) == 1 and found[0] >= 0 else None

@@ -5,7 +5,7 @@ from contextlib import suppress
 from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
 
 from penult.graph.flow import operator
-from penult.graph.linear import constants, readers
+from penult.graph.linear import constants, readers, sole_reader
 from penult.graph.opsets import MICROSOFT
 
 _READS = {"Softmax": 1, "Transpose": 1, "Reshape": 2, "MatMul": 2, "FusedMatMul": 2, "Add": 2, "Mul": 2, "Div": 2, "Where": 3}
@@ -34,8 +34,7 @@ class Links:
 
     def after(self, node: int) -> int | None:
         """Give the node that alone reads a node's first output."""
-        found = self.read.get(self.nodes[node].output[0], [])
-        return found[0] if len(found) == 1 and found[0] >= 0 else None
+        return sole_reader(self.read, self.nodes[node].output[0])
 
     def maker(self, tensor: str) -> NodeProto:
         """Give the node that makes a tensor, one of no operator if none does."""
