@@ -67,13 +67,68 @@ def gelu(x: np.ndarray) -> np.ndarray:
     return x / 2 * (1 + np.vectorize(erf)(x / np.sqrt(2)))
 
 
-def pool(states: np.ndarray, pooling: str) -> np.ndarray:
-    """(T, H) -> (H,)."""
-    return {"mean": lambda: states.mean(0), "max": lambda: states.max(0), "cls": lambda: states[0], "last": lambda: states[-1]}[
-        pooling
-    ]()
+def pool(states: np.ndarray, pooling: str, positions: np.ndarray | None = None) -> np.ndarray:
+    """(T, H) -> (H,). `positions` (T,), from 1 on, are the weights of weightedmean; None: 1, 2, ..., T."""
+    weights = np.arange(1, len(states) + 1) if positions is None else positions
+    return {
+        "mean": lambda: states.mean(0),
+        "max": lambda: states.max(0),
+        "cls": lambda: states[0],
+        "last": lambda: states[-1],
+        "weightedmean": lambda: (states * weights[:, None]).sum(0) / weights.sum(),
+        "mean_sqrt_len_tokens": lambda: states.sum(0) / np.sqrt(len(states)),
+    }[pooling]()
 
 
 def normalize(vector: np.ndarray) -> np.ndarray:
     """Divide by the Euclidean norm."""
     return vector / max(np.linalg.norm(vector), 1e-12)
+
+
+def layer_norm(x: np.ndarray, weight: np.ndarray, bias: np.ndarray, *, eps: float = 1e-5) -> np.ndarray:
+    """Subtract the mean, divide by the standard deviation, over the last axis."""
+    centred = x.astype(np.float64) - x.astype(np.float64).mean(-1, keepdims=True)
+    return centred / np.sqrt((centred**2).mean(-1, keepdims=True) + eps) * weight + bias
+
+
+def _softplus(x: np.ndarray) -> np.ndarray:
+    return np.maximum(x, 0) + np.log1p(np.exp(-np.abs(x)))
+
+
+def _elu(x: np.ndarray) -> np.ndarray:
+    return np.where(x > 0, x, np.expm1(np.minimum(x, 0)))
+
+
+def _hard_sigmoid(x: np.ndarray) -> np.ndarray:
+    return np.clip(x + 3, 0, 6) / 6
+
+
+def _sigmoid(x: np.ndarray) -> np.ndarray:
+    return np.exp(-_softplus(-x))
+
+
+# torch.nn's activations with their default arguments, in evaluation mode.
+ACTIVATIONS = {
+    "Identity": lambda x: x,
+    "Tanh": np.tanh,
+    "ReLU": lambda x: np.maximum(x, 0),
+    "GELU": gelu,
+    "Sigmoid": _sigmoid,
+    "SiLU": lambda x: x * _sigmoid(x),
+    "LeakyReLU": lambda x: np.where(x > 0, x, 0.01 * x),
+    "RReLU": lambda x: np.where(x > 0, x, (1 / 8 + 1 / 3) / 2 * x),
+    "ELU": _elu,
+    "SELU": lambda x: 1.0507009873554805 * np.where(x > 0, x, 1.6732632423543772 * _elu(x)),
+    "CELU": _elu,
+    "Softplus": _softplus,
+    "Softsign": lambda x: x / (1 + np.abs(x)),
+    "Mish": lambda x: x * np.tanh(_softplus(x)),
+    "Hardtanh": lambda x: np.clip(x, -1, 1),
+    "ReLU6": lambda x: np.clip(x, 0, 6),
+    "Hardswish": lambda x: x * _hard_sigmoid(x),
+    "Hardsigmoid": _hard_sigmoid,
+    "LogSigmoid": lambda x: -_softplus(-x),
+    "Tanhshrink": lambda x: x - np.tanh(x),
+    "Softshrink": lambda x: np.where(np.abs(x) > 0.5, x - 0.5 * np.sign(x), 0),
+    "Hardshrink": lambda x: np.where(np.abs(x) > 0.5, x, 0),
+}

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from penult.dialects import Reply, Server, embed, find
+from penult.dialects import Reply, Server, check_prompt, embed, find, fingerprint
 
 DEEP = b"[" * 100_000
 INFO = {
@@ -39,6 +39,15 @@ def test_an_info_that_lacks_what_it_must_say(key, value):
         through(find(None), INFO | {key: value})
     with pytest.raises(ValueError, match=rf"gives None as '{key}'"):
         through(find(None), {k: v for k, v in INFO.items() if k != key})
+
+
+@pytest.mark.parametrize("said", [{}, {"max_prompt_chars": None}, {"max_prompt_chars": "x", "prompts": 5}, {"prompts": None}])
+def test_an_info_that_says_nothing_of_prompts(said):
+    """It is that of an older penult, or of none: prompts are refused instead of sent to a server that leaves them out."""
+    server = through(find(None), INFO | said)
+    with pytest.raises(ValueError, match="too old to take a prompt"):
+        check_prompt(server, "a")
+    assert fingerprint(server, {}) == "f" != fingerprint(server, {"query": "a"}) != fingerprint(server, {"document": "a"})
 
 
 @pytest.mark.parametrize("limit", ["x", [], -3, 0, float("inf"), True])

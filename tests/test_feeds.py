@@ -3,24 +3,54 @@
 import numpy as np
 import pytest
 
-from penult.feeds import Padded, Tensor, feed
+from penult.feeds import Meaning, Padded, Tensor, feed
 
 MASK = np.array([[0, 0, 1, 1], [1, 1, 1, 1]])
-BATCH = Padded(ids=MASK * 7, mask=MASK, types=np.zeros_like(MASK))
+LEFT = Padded(ids=MASK * 7, mask=MASK, types=np.zeros_like(MASK))
+RIGHT = Padded(ids=MASK[:, ::-1] * 7, mask=MASK[:, ::-1], types=np.zeros_like(MASK))
 IDS = Tensor("input_ids", np.dtype(np.int64), ("batch", "sequence"))
 
 
-def fed(name, dtype, *shape):
-    return feed([IDS, Tensor(name, np.dtype(dtype), shape)], BATCH)[name]
+def fed(name, dtype, *shape, batch=LEFT, ids=IDS, others=(), **meaning):
+    tensor = Tensor(name, np.dtype(dtype), shape)
+    value = feed([ids, tensor, *others], batch, meaning=Meaning(**meaning))[name]
+    assert value.dtype == dtype
+    assert value.flags.c_contiguous
+    return value
+
+
+def refused(name, dtype, *shape, match=r"does not follow from token ids\. Export the text encoder alone", **given):
+    with pytest.raises(ValueError, match=rf"needs '{name}' .*{match}"):
+        fed(name, dtype, *shape, **given)
 
 
 def test_positions_count_tokens_and_not_padding():
-    """Padding before a text shifts no position; int32 and float inputs get theirs."""
-    positions = fed("position_ids", np.int32, "batch", "sequence")
-    assert positions.dtype == np.int32
-    assert positions.tolist() == [[0, 0, 0, 1], [0, 1, 2, 3]]
-    assert fed("attention_mask", np.float32, "batch", "sequence").dtype == np.float32
+    """Padding before or behind a text shifts no position and has position 0; int32 and float inputs get theirs."""
+    assert fed("position_ids", np.int32, "batch", "sequence").tolist() == [[0, 0, 0, 1], [0, 1, 2, 3]]
+    assert fed("position_ids", np.int64, "batch", "sequence", batch=RIGHT).tolist() == [[0, 1, 0, 0], [0, 1, 2, 3]]
+    assert fed("attention_mask", np.float32, "batch", "sequence").tolist() == MASK.tolist()
     assert fed("cache_position", np.int64, "sequence").tolist() == [0, 1, 2, 3]
+
+
+def test_positions_begin_at_the_offset():
+    """RoBERTa's first token has position 2 and its padding position 1."""
+    assert fed("position_ids", np.int64, "b", "s", batch=RIGHT, position_offset=2).tolist() == [[2, 3, 1, 1], [2, 3, 4, 5]]
+    assert fed("position_ids", np.int64, "b", "s", position_offset=1).tolist() == [[0, 0, 1, 2], [1, 2, 3, 4]]
+
+
+def test_positions_of_other_ranks():
+    """One row of positions serves all texts that are padded on the right; equal axes of positions repeat them."""
+    assert fed("position_ids", np.int64, "s", batch=RIGHT, position_offset=2).tolist() == [2, 3, 4, 5]
+    assert fed("position_ids", np.int64, 1, "s", batch=RIGHT).tolist() == [[0, 1, 2, 3]]
+    three = fed("position_ids", np.int64, 3, "b", "s")
+    assert (three.shape, three[2].tolist()) == ((3, 2, 4), [[0, 0, 0, 1], [0, 1, 2, 3]])
+    for shape in (("s",), (1, "s")):
+        with pytest.raises(ValueError, match="cannot express padding on the left"):
+            fed("position_ids", np.int64, *shape)
+    one = Padded(MASK[:1], MASK[:1], MASK[:1])
+    assert fed("position_ids", np.int64, 1, "s", batch=one).tolist() == [[0, 0, 0, 1]]
+    refused("position_ids", np.int64, "n", "b", "s")
+    refused("position_ids", np.int64)
 
 
 @pytest.mark.parametrize(
@@ -28,19 +58,115 @@ def test_positions_count_tokens_and_not_padding():
     [
         ("past_key_values.0.key", ("batch", 2, "past", 8), (2, 2, 0, 8)),
         ("cache.k.1", ("batch", 2, 8, None), (2, 2, 8, 0)),
+        ("keys_0", ("batch", 2, "past", 8), (2, 2, 0, 8)),
+        ("keys_0", (None, 2, None, 8), (2, 2, 0, 8)),
         ("past_0", (2, "batch", 4, "past", 8), (2, 2, 4, 0, 8)),
         ("past_key_values.0", ("batch", "past", 16), (2, 0, 16)),
+        ("past_key_values.0", ("b2", "past", 16), (2, 0, 16)),
+        ("past_conv.0", ("batch", 16, 3), (2, 16, 3)),
+        ("cache_params.ssm_states.0", ("batch", 4, 8, 16), (2, 4, 8, 16)),
     ],
 )
 def test_a_cache_is_fed_empty(name, shape, expected):
-    """A cache holds no tokens, whatever the exporter called it and in whatever layout."""
+    """A cache holds no tokens, whatever the exporter called it and in whatever layout; a recurrence starts at zero."""
     value = fed(name, np.float16, *shape)
-    assert (value.shape, value.dtype) == (expected, np.float16)
+    assert value.shape == expected
+    assert not value.any()
+
+
+@pytest.mark.parametrize("name", ["past_key_values.0.key", "cache_k"])
+def test_a_cache_that_must_hold_tokens_is_refused(name):
+    """A cache of a fixed number of places would be attended to as if it held tokens."""
+    refused(name, np.float32, "batch", 2, 128, 8)
+    refused(name, np.float32, 2, 3, 4, 5, 6)
 
 
 def test_a_switch_for_the_cache_is_off():
     """A bool of one value says that there is no cache."""
     assert fed("use_cache_branch", np.bool_, 1).tolist() == [False]
+    assert not fed("use_cache_branch", np.bool_)
+
+
+@pytest.mark.parametrize("name", ["task_id", "task", "task_ids", "task_type_id", "adapter_mask"])
+def test_a_task_is_fed_as_one_value_or_one_a_row(name):
+    """The index of the task comes from the caller."""
+    assert fed(name, np.int64, task=3) == 3
+    assert fed(name, np.int32, 1, task=3).tolist() == [3]
+    assert fed(name, np.int64, "batch", task=0).tolist() == [0, 0]
+    assert fed(name, np.int64, 2, task=1).tolist() == [1, 1]
+
+
+def test_a_task_nobody_names_is_refused():
+    """A wrong task gives another vector, so none is made up."""
+    with pytest.raises(ValueError, match=r"^The graph needs `task_id`, and no file says which task\. Pass task=\.\.\.$"):
+        fed("task_id", np.int64)
+    refused("task_id", np.int64, 5, task=1)
+    refused("adapter_mask", np.float32, "batch", task=1)
+    refused("task_id", np.int64, "batch", 1, task=1)
+
+
+def test_counts_of_tokens_and_of_kept_logits():
+    """Lengths count the tokens of each text; no logits but the last are asked for."""
+    assert fed("input_lengths", np.int32, "batch", batch=RIGHT).tolist() == [2, 4]
+    assert fed("num_logits_to_keep", np.int64) == 0
+    assert fed("logits_to_keep", np.int64, 1).tolist() == [0]
+    refused("logits_to_keep", np.int64, "kept")
+    refused("lengths", np.int64)
+    with pytest.raises(ValueError, match=r"'lengths' .* cannot express padding on the left\. Pad on the right\."):
+        fed("lengths", np.int64, "batch")
+
+
+@pytest.mark.parametrize(
+    ("shape", "expected"),
+    [
+        (("batch", 1, 1, "sequence"), (2, 1, 1, 4)),
+        (("batch", 1, "sequence", "sequence"), (2, 1, 4, 4)),
+        (("batch", None, None, "sequence"), (2, 1, 4, 4)),
+        (("batch", 12, 1, "sequence"), (2, 12, 1, 4)),
+        (("batch", 1, "sequence"), (2, 1, 4)),
+        (("batch", "sequence", "sequence"), (2, 4, 4)),
+    ],
+)
+def test_masks_of_more_axes_are_broadcast(shape, expected):
+    """Every query may see every token, and no padding."""
+    for dtype in (np.int64, np.bool_):
+        value = fed("attention_mask", dtype, *shape)
+        assert value.shape == expected
+        assert (value.reshape(2, -1, 4) == MASK[:, None, :]).all()
+
+
+def test_masks_that_cannot_be_known_are_refused():
+    """A float mask is added in values nobody states; a square mask beside a cache is causal in a way nobody states."""
+    refused("attention_mask", np.float32, "batch", 1, 1, "sequence", match="Export the graph with an attention mask")
+    cache = Tensor("past.0", np.dtype(np.float32), ("batch", 2, "past", 8))
+    refused("attention_mask", np.bool_, "batch", 1, "s", "s", others=[cache], match="Export the graph with an attention mask")
+    assert fed("attention_mask", np.bool_, "batch", 1, 1, "s", others=[cache]).shape == (2, 1, 1, 4)
+    refused("attention_mask", np.int64, "batch")
+    refused("token_type_ids", np.int64, "batch")
+    refused("input_ids", np.int64, "tokens")
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "expected"),
+    [
+        ("image_features", ("images", 512), (0, 512)),
+        ("extra", ("n", 512), (0, 512)),
+        ("pixel_values", ("num_images", 3, "height", "width"), (0, 3, 0, 0)),
+        ("pixel_values", ("image_batch", 3, 224, 224), (0, 3, 224, 224)),
+        ("image_embeds", ("images", 64, 16), (0, 64, 16)),
+    ],
+)
+def test_images_and_the_like_are_fed_empty(name, shape, expected):
+    """A text has none of what is counted by an axis of its own."""
+    assert fed(name, np.float32, *shape).shape == expected
+
+
+def test_what_belongs_to_images_is_empty_too():
+    """Whole numbers beside the images, counted by the same axis or called so, are as many: none."""
+    pixels = Tensor("values", np.dtype(np.float32), ("n", 3, 8, 8))
+    assert fed("sizes", np.int64, "n", 2, others=[pixels]).shape == (0, 2)
+    assert fed("pixel_mask", np.bool_, "m", 8, 8).shape == (0, 8, 8)
+    refused("sizes", np.int64, "n", 2)
 
 
 @pytest.mark.parametrize(
@@ -48,10 +174,34 @@ def test_a_switch_for_the_cache_is_off():
     [
         ("bbox", np.int64, ("batch", "sequence", 4)),
         ("inputs_embeds", np.float32, ("batch", "sequence", 16)),
+        ("inputs_embeds", np.float32, ("other", "sequence", 16)),
+        ("inputs_embeds", np.float32, ("other", "another", 16)),
         ("encoder_hidden_states", np.float32, ("batch", "source", 16)),
+        ("features", np.float32, ("other_batch", "source", 16)),
+        ("features", np.float32, (None, 16)),
+        ("features", np.float32, (4, 16)),
+        ("pixel_values", np.float32, ("batch", 3, 224, 224)),
+        ("pixel_values", np.float32, ("batch", 3, "height", "width")),
+        ("pixel_values", np.float32, (None, 3, None, None)),
+        ("scale", np.float32, ()),
+        ("scale", np.float32, ("batch",)),
+        ("flags", np.bool_, ("batch",)),
+        ("count", np.int64, ()),
+        ("offset", np.int64, ("batch",)),
+        ("decoder_input_ids", np.int64, ("batch", "target")),
     ],
 )
 def test_what_does_not_follow_from_ids_is_refused(name, dtype, shape):
     """Nothing is made up: the sentence names the input and what to do."""
-    with pytest.raises(ValueError, match=rf"asks for an input '{name}' .* Export the model without it\."):
-        fed(name, dtype, *shape)
+    refused(name, dtype, *shape)
+
+
+def test_ids_one_after_the_other_and_where_each_text_starts():
+    """A static embedding gets the real ids of all texts in one row; a text without ids starts where the next does."""
+    mask = np.array([[1, 1, 0], [0, 0, 0], [1, 0, 0], [0, 0, 0]])
+    batch = Padded(np.array([[5, 0, 9], [9, 9, 9], [7, 9, 9], [9, 9, 9]]), mask, mask)
+    ids, offsets = Tensor("input_ids", np.dtype(np.int32), ("n",)), Tensor("offsets", np.dtype(np.int64), ("b",))
+    found = feed([ids, offsets], batch)
+    assert (found["input_ids"].dtype, found["input_ids"].tolist()) == (np.int32, [5, 0, 7])
+    assert (found["offsets"].dtype, found["offsets"].tolist()) == (np.int64, [0, 2, 2, 3])
+    refused("offsets", np.int64, "b", "n")

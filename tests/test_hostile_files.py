@@ -153,9 +153,9 @@ def test_damaged_weights_of_a_dense_layer(dense, mutate):
     ("tensors", "held"),
     [
         ({}, "nothing"),
-        ({"linear.bias": np.ones(5, np.float32)}, r"bias \(5,\)"),
-        ({"linear.weight": np.ones(5, np.float32)}, r"weight \(5,\)"),
-        ({"linear.weight": np.ones((5, 32), np.float32), "linear.bias": np.ones(4, np.float32)}, r"bias \(4,\)"),
+        ({"linear.bias": np.ones(5, np.float32)}, r"bias float32 \(5,\)"),
+        ({"linear.weight": np.ones(5, np.float32)}, r"weight float32 \(5,\)"),
+        ({"linear.weight": np.ones((5, 32), np.float32), "linear.bias": np.ones(4, np.float32)}, r"bias float32 \(4,\)"),
     ],
 )
 def test_a_dense_layer_without_a_matrix(tmp_path, tensors, held):
@@ -410,8 +410,8 @@ JUNK = [
 # What each key of each file may hold; everything else must be refused, or change nothing.
 KEYS = {
     "modules.json": {None: [[]]},
-    "1_Pooling/config.json": {None: [], "pooling_mode": [[]], "include_prompt": [True]},
-    "sentence_bert_config.json": {None: [{"a": 1}, {"list": [1]}], "max_seq_length": [7, -1, 1.5, float("nan"), 1e400, 10**30]},
+    "1_Pooling/config.json": {None: [], "pooling_mode": ["", []], "include_prompt": [True]},
+    "sentence_bert_config.json": {None: [], "max_seq_length": [7, -1, 1.5, float("nan"), 1e400, 10**30]},
     "config_sentence_transformers.json": {None: [{"a": 1}, {"list": [1]}], "prompts": [], "default_prompt_name": []},
     "config.json": {None: [{"a": 1}, {"list": [1]}], "max_position_embeddings": [7, -1, 1.5, float("nan"), 1e400, 10**30]},
     "tokenizer_config.json": {

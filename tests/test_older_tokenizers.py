@@ -1,4 +1,4 @@
-"""Folders without tokenizer.json: their older vocabulary files are read by transformers, and no code of theirs is run."""
+"""Folders without tokenizer.json: transformers reads their older vocabulary files, and no code of theirs is run."""
 
 import json
 
@@ -7,6 +7,7 @@ import pytest
 from models import VOCABULARY, tiny_model, write_json
 
 from penult import Embedder
+from penult.tokenizer import Tokenizer
 
 
 def older(folder, **stated):
@@ -55,14 +56,98 @@ def test_older_files_that_cannot_be_read(tmp_path, name, content):
     assert "\n" not in str(caught.value)
 
 
-def test_a_tokenizer_that_has_no_fast_version(tmp_path):
-    """One that is Python alone, over bytes here, is refused with what to do once."""
-    older(tmp_path, tokenizer_class="ByT5Tokenizer")
-    with pytest.raises(
-        ValueError, match=r"has a tokenizer without a fast version; convert it to tokenizer\.json once\.$"
-    ) as caught:
-        Embedder.load(tmp_path)
-    assert str(tmp_path) in str(caught.value)
+@pytest.fixture
+def byte_tokenizer(tmp_path):
+    """A folder whose tokenizer transformers has in Python alone: over bytes, each of which has the id of its value + 3."""
+    return older(tmp_path, tokenizer_class="ByT5Tokenizer", pad_token="<pad>", model_max_length=512)
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_a_tokenizer_that_has_no_fast_version(byte_tokenizer, side):
+    """One that is Python alone gives its ids, cut and counted as any other's."""
+    made = Tokenizer(byte_tokenizer, max_length=8, side=side)
+    encoded = made.encode(["cät", "", "a long text"], "q ")
+    cut = [byte + 3 for byte in b"q a long text"]
+    kept = cut[:7] if side == "right" else cut[-7:]
+    assert encoded.ids == [[*(byte + 3 for byte in "q cät".encode()), 1], [116, 35, 1], [*kept, 1]]
+    assert (encoded.dropped, encoded.prompt_tokens) == ([0, 0, 6], 2)
+    assert encoded.types == [[0] * len(ids) for ids in encoded.ids]
+    assert made.encode(["a long text"], "q ", limit=5) == Tokenizer(byte_tokenizer, max_length=5, side=side).encode(
+        ["a long text"], "q "
+    )
+    assert (made.special_tokens, made.pad_id) == (1, 0)
+
+
+def test_a_tokenizer_in_python_without_special_tokens(byte_tokenizer):
+    """Special tokens can be left out of it, and its texts lowercased."""
+    made = Tokenizer(byte_tokenizer, max_length=3, add_special_tokens=False)
+    assert made.encode(["abcd"]).ids == [[100, 101, 102]]
+
+
+def test_a_vocabulary_of_words_split_in_python(tmp_path):
+    """PhoBERT's tokenizer, in Python alone: CLS and SEP around subwords, the unknown one for what has none."""
+    folder = older(tmp_path)
+    write_json(folder / "tokenizer_config.json", {"tokenizer_class": "PhobertTokenizer"})
+    (folder / "vocab.txt").write_text("the 9\ncat 8\nc@@ 1\nat 1\n")
+    (folder / "bpe.codes").write_text("a t</w> 9\nt h 8\nth e</w> 8\n")
+    made = Tokenizer(folder, max_length=6)
+    encoded = made.encode(["the cat", "cat dog", "the the the the the"])
+    assert encoded.ids == [[0, 4, 6, 7, 2], [0, 6, 7, 3, 3, 2], [0, 4, 4, 4, 4, 2]]
+    assert encoded.dropped == [0, 1, 1]
+    assert (made.token_id("<s>"), made.cls_token_id, made.token_id("no such")) == (0, None, None)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "package", "install"),
+    [
+        ("sentencepiece.bpe.model", b"\n\x0e\n\x05<unk>\x15", "sentencepiece", '"penult[sentencepiece]"'),
+        ("tokenizer.model", b"IQ== 0\nIg== 1\n", "tiktoken", "tiktoken"),
+    ],
+)
+def test_a_vocabulary_whose_package_is_missing(tmp_path, monkeypatch, name, content, package, install):
+    """A vocabulary that only another package reads: one sentence names the file, the package and how to install it."""
+    folder = older(tmp_path, tokenizer_class="XLMRobertaTokenizer")
+    (folder / "vocab.txt").unlink()
+    (folder / name).write_bytes(content)
+    monkeypatch.setattr("importlib.util.find_spec", lambda *_: None)
+    with pytest.raises(ValueError, match=rf"{name} needs the package {package}, which is not installed") as caught:
+        Tokenizer(folder, max_length=8)
+    assert str(caught.value).endswith(f"Install it with `pip install {install}`.")
+
+
+def test_a_pointer_to_a_vocabulary(tmp_path):
+    """A vocabulary that git-LFS has not fetched is said to be one."""
+    folder = older(tmp_path)
+    (folder / "vocab.txt").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n")
+    with pytest.raises(ValueError, match=r"vocab\.txt is a git-LFS pointer, not the tokenizer; run `git lfs pull`"):
+        Tokenizer(folder, max_length=8)
+
+
+@pytest.mark.parametrize("stated", [{"tokenizer_class": "T5Tokenizer", "extra_ids": 0}, None])
+def test_a_sentencepiece_model(tmp_path, stated):
+    """Only a SentencePiece model, with or without tokenizer_config.json: its own ids and EOS."""
+    sentencepiece = pytest.importorskip("sentencepiece", reason="needs the extra penult[sentencepiece]")
+    (tmp_path / "texts").write_text("the cat sat on the mat\na dog and a cat in the river\n" * 20)
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(tmp_path / "texts"), model_prefix=str(tmp_path / "spiece"), vocab_size=40, hard_vocab_limit=False,
+        pad_id=0, eos_id=1, unk_id=2, bos_id=-1, minloglevel=2,
+    )  # fmt: skip
+    write_json(tmp_path / "config.json", {"model_type": "t5", "vocab_size": 200})
+    if stated is not None:
+        write_json(tmp_path / "tokenizer_config.json", stated)
+    own = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "spiece.model"))
+    texts = ["the cat sat", "", "a dog on the river"]
+    assert Tokenizer(tmp_path, max_length=64).encode(texts).ids == [[*own.encode(text), 1] for text in texts]
+
+
+def test_settings_and_lower_case(tmp_path):
+    """Settings reach transformers, and texts are lowercased before what it made."""
+    folder = older(tmp_path)
+    assert Tokenizer(folder, max_length=8).encode(["The"]).ids == [[2, VOCABULARY.index("the"), 3]]
+    cased = Tokenizer(folder, max_length=8, settings={"do_lower_case": False, "use_fast": True})
+    assert cased.encode(["The"]).ids == [[2, 1, 3]]
+    lowered = Tokenizer(folder, max_length=8, settings={"do_lower_case": False}, lowercase=True)
+    assert lowered.encode(["The"]).ids == [[2, VOCABULARY.index("the"), 3]]
 
 
 def test_nothing_to_read(tmp_path):

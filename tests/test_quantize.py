@@ -531,7 +531,7 @@ def test_a_graph_with_dynamic_scales_is_taken_as_it_is_and_said_so(dynamic, prec
     """Its recipe says that vectors depend on batch mates, and they do; one by one they do not."""
     with Embedder.load(dynamic, precision=precision, threads=1) as plain:
         assert not plain.recipe.batch_invariant
-        assert "depends on its batch mates" in plain.recipe.origin["batch_invariant"]
+        assert "depends on the other texts of its batch" in plain.recipe.origin["batch_invariant"]
         alone = np.concatenate([plain.embed([text]) for text in TEXTS])
         assert np.abs(plain.embed(TEXTS) - alone).max() > 1e-5
     with Embedder.load(dynamic, precision=precision, threads=1, batch_invariant=True) as single:

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from models import write_json
 
+from penult import Embedder
 from penult.recipe import Wishes, read
 
 
@@ -25,10 +26,16 @@ def modules(folder, *kinds):
         ({"pooling_mode_lasttoken": True}, "last"),
         ({"pooling_mode": "mean"}, "mean"),
         ({"pooling_mode": ["lasttoken"]}, "last"),
+        ({"pooling_mode_weightedmean_tokens": True}, "weightedmean"),
+        ({"pooling_mode_mean_sqrt_len_tokens": True}, "mean_sqrt_len_tokens"),
+        ({"pooling_mode_mean_tokens": True, "pooling_mode_max_tokens": True}, ("max", "mean")),
+        ({"pooling_mode": ["mean", "max"]}, ("mean", "max")),
+        ({"pooling_mode": "cls", "pooling_mode_mean_tokens": True}, "cls"),
+        ({"pooling_mode_mean_tokens": False, "word_embedding_dimension": 8}, "mean"),
     ],
 )
 def test_pooling_is_read(tmp_path, config, pooling):
-    """Both the older flags and the newer name are read."""
+    """The older flags are read in their fixed order, the newer name overrides them, and no flag means the mean."""
     write_json(tmp_path / "1_Pooling" / "config.json", config)
     found = read(tmp_path, Wishes())
     assert (found.pooling, found.origin["pooling"]) == (pooling, "1_Pooling/config.json")
@@ -37,15 +44,15 @@ def test_pooling_is_read(tmp_path, config, pooling):
 @pytest.mark.parametrize(
     ("config", "named"),
     [
-        ({"pooling_mode_weightedmean_tokens": True}, "weightedmean"),
-        ({"pooling_mode_mean_tokens": True, "pooling_mode_max_tokens": True}, r"mean \+ max"),
-        ({"word_embedding_dimension": 8}, "of no kind"),
+        ({"pooling_mode": "attention"}, "the pooling 'attention'"),
+        ({"pooling_mode": ["mean", "attention"]}, "the pooling 'attention'"),
+        ({"pooling_mode": "mean", "temperature": 2}, "states 'temperature'"),
     ],
 )
 def test_an_unknown_pooling_is_refused(tmp_path, config, named):
-    """A pooling penult does not have is named, never replaced."""
+    """A pooling or a key that penult does not have is named, never replaced or left out."""
     write_json(tmp_path / "1_Pooling" / "config.json", config)
-    with pytest.raises(ValueError, match=f"pooling {named}.*mean, max, cls, last"):
+    with pytest.raises(ValueError, match=named):
         read(tmp_path, Wishes())
     assert read(tmp_path, Wishes(pooling="mean")).origin["pooling"] == "argument"
 
@@ -93,50 +100,55 @@ def test_normalisation_follows_the_modules(tmp_path):
         (
             {"sentence_bert_config": {"max_seq_length": 514}, "config": {"max_position_embeddings": 514, "pad_token_id": 1}},
             None,
-            512,
+            514,  # the graph's table of positions caps it
             "sentence_bert_config.json",
         ),
+        ({"sentence_bert_config": {"max_seq_length": 8192}, "config": {"max_position_embeddings": 2048}}, None, 8192,
+         "sentence_bert_config.json"),
+        ({"sentence_xlnet_config": {"max_seq_length": 77}}, None, 77, "sentence_xlnet_config.json"),
         ({"config": {"max_position_embeddings": 130, "pad_token_id": 0}}, None, 128, "config.json"),
         ({"config": {"max_position_embeddings": 77}}, None, 77, "config.json"),
         ({"config": {"n_positions": 1024}}, None, 1024, "config.json"),
         ({"tokenizer": {"truncation": {"max_length": 128}}}, None, 128, "tokenizer.json"),
-        ({"tokenizer": {"truncation": None}}, None, 512, "default"),
+        ({"tokenizer": {"truncation": None}}, None, 8192, "default"),
         ({"config": {"max_position_embeddings": 512}}, 100, 100, "argument"),
     ],
 )
 def test_the_longest_text(tmp_path, files, given, length, origin):
-    """max_length is the caller's word, else the model's, never above its positions."""
+    """max_length is the argument, else what the files state; positions of config.json cap only what the tokenizer states."""
     for name, content in files.items():
         write_json(tmp_path / f"{name}.json", content)
     found = read(tmp_path, Wishes(max_length=given))
     assert (found.max_length, found.origin["max_length"]) == (length, origin)
 
 
-def test_more_than_the_positions_is_refused(tmp_path):
+def test_more_than_the_positions_is_refused(tiny):
     """A length the model has no positions for is an error at once, not in the middle of a job."""
-    write_json(tmp_path / "config.json", {"max_position_embeddings": 512})
-    with pytest.raises(ValueError, match="max_length is 513; the model has 512"):
-        read(tmp_path, Wishes(max_length=513))
+    with pytest.raises(ValueError, match="max_length=129 exceeds the model's 128 positions. Pass max_length<=128"):
+        Embedder.load(tiny, max_length=129)
 
 
 def test_prompts_by_role(tmp_path):
-    """A role's prompt is the first of its usual names, else the default prompt."""
+    """A role's prompt is the first of its usual names; the default prompt serves documents alone, and arguments override."""
     config = tmp_path / "config_sentence_transformers.json"
     write_json(config, {"prompts": {"query": "q: ", "passage": "p: "}})
     assert read(tmp_path, Wishes()).prompts == {"query": "q: ", "document": "p: "}
     write_json(config, {"prompts": {"query": "", "document": "", "sts": "s: "}, "default_prompt_name": "sts"})
     assert read(tmp_path, Wishes()).prompts == {"query": "", "document": ""}
     write_json(config, {"prompts": {"sts": "s: "}, "default_prompt_name": "sts"})
-    assert read(tmp_path, Wishes()).prompts == {"query": "s: ", "document": "s: "}
+    assert read(tmp_path, Wishes()).prompts == {"query": "", "document": "s: "}
+    found = read(tmp_path, Wishes(prompts={"query": "mine: "}))
+    assert (found.prompts, found.origin["prompts"]) == ({"query": "mine: ", "document": "s: "}, "argument")
 
 
 @pytest.mark.parametrize(
-    "wish", [{"pooling": "sum"}, {"precision": "int4"}, {"truncate": "both"}, {"max_length": 0}, {"dimensions": -1}]
+    "wish", [{"pooling": "sum"}, {"prompts": {"passage": "p"}}, {"precision": "int4"}, {"truncate": "both"}, {"max_length": 0}, {"dimensions": -1}]
 )
 def test_wrong_wishes_are_named(tmp_path, wish):
     """An argument that is not allowed is named with its value."""
     (name, value), *_ = wish.items()
-    with pytest.raises(ValueError, match=f"{name} is {value!r}"):
+    said = "prompts has 'passage'" if name == "prompts" else f"{name} is {value!r}"
+    with pytest.raises(ValueError, match=said):
         read(tmp_path, Wishes(**wish))
 
 

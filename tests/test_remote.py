@@ -508,6 +508,91 @@ def test_roles_reach_the_model(tmp_path):
             np.testing.assert_array_equal(remote.embed(TEXTS, role), local.embed(TEXTS, role))
 
 
+def test_prompts_reach_the_model(tmp_path):
+    """A prompt of the object or of one call is put instead of the server's; the fingerprint is that of the object's prompts."""
+    from models import tiny_model
+
+    folder = tiny_model(tmp_path / "m", prompts={"query": "query: ", "document": "passage: "})
+    with serving(single(str(folder))) as made, Embedder.load(folder, threads=1) as local:
+        with RemoteEmbedder(made.url, prompts={"query": "fish "}) as remote:
+            np.testing.assert_array_equal(remote.embed(TEXTS, "query"), local.embed(TEXTS, "query", prompt="fish "))
+            np.testing.assert_array_equal(remote.embed(TEXTS), local.embed(TEXTS))
+            np.testing.assert_array_equal(remote.embed(TEXTS, "query", prompt=""), local.embed(TEXTS, "query", prompt=""))
+            np.testing.assert_array_equal(asyncio.run(remote.aembed(TEXTS, prompt="a ")), local.embed(TEXTS, prompt="a "))
+            fingerprint = remote.fingerprint
+            with pickle.loads(pickle.dumps(remote)) as again:
+                assert again.fingerprint == fingerprint
+            with pytest.raises(ValueError, match="The prompt has 5000 characters; the server takes at most 4096"):
+                remote.embed(TEXTS, prompt="x" * 5000)
+        with RemoteEmbedder(made.url, prompts={"query": "query: "}) as remote:
+            assert remote.fingerprint == local.fingerprint != fingerprint
+
+
+@pytest.mark.parametrize(
+    ("routes", "words"),
+    [
+        ({"/info": INFO, "/embed": tei}, "Text Embeddings Inference takes no prompt with a request"),
+        ({"/predict": deepsparse}, "DeepSparse takes no prompt with a request"),
+        (
+            {"/info": {"server": "penult", "fingerprint": "f", "dimension": 3, "served_model_name": "m",
+                       "max_client_batch_size": 9, "max_body_bytes": 9999}},
+            "This penult server is too old to take a prompt",
+        ),
+    ],
+)  # fmt: skip
+async def test_a_server_that_takes_no_prompt(routes, words):
+    """It would leave the prompt out without a word, so nothing is sent, and the fingerprint is not that of such vectors."""
+    fake = Fake(routes)
+    with fake.embedder(prompts={"query": "query: "}) as remote:
+        for call in (lambda: remote.embed(TEXTS, "query"), lambda: remote.embed(TEXTS, prompt=""), lambda: remote.fingerprint):
+            with pytest.raises(ValueError, match=words):
+                call()
+        with pytest.raises(ValueError, match=words):
+            await remote.aembed(TEXTS, "query")
+    assert not [body for _, body in fake.asked if TEXTS in body.values()]
+
+
+@pytest.mark.parametrize(
+    ("prompts", "error", "words"),
+    [
+        ({"passage": "a"}, ValueError, "the key 'passage'; its keys are the roles"),
+        ({"query": 5}, TypeError, r"prompts\['query'\] is a int, not a str; give a str"),
+        ({"query": "\ud800"}, ValueError, "not valid Unicode"),
+        ("query: ", TypeError, "prompts is a str; give a dict"),
+    ],
+)
+def test_prompts_that_are_none(prompts, error, words):
+    """They are refused before anything is asked."""
+    with pytest.raises(error, match=words):
+        RemoteEmbedder("http://x", prompts=prompts)
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [lambda: (text for text in TEXTS), lambda: map(str, TEXTS), lambda: dict.fromkeys(TEXTS).keys(), lambda: np.array(TEXTS)],
+)
+async def test_any_iterable_of_texts(texts):
+    """A generator, a map, the keys of a dict and an array are embedded as a list of their texts is."""
+    fake = Fake({"/predict": deepsparse})
+    with fake.embedder() as remote:
+        np.testing.assert_array_equal(remote.embed(texts()), expected(TEXTS))
+        np.testing.assert_array_equal(await remote.aembed(texts()), expected(TEXTS))
+
+
+@pytest.mark.parametrize("texts", ["a text", b"bytes", None, 5])
+async def test_what_is_no_iterable_of_texts(texts):
+    """A str, bytes and what cannot be gone through are a TypeError that names them."""
+    with Fake({"/predict": deepsparse}).embedder() as remote:
+        with pytest.raises(TypeError, match=f"texts is a {type(texts).__name__}; give a list"):
+            remote.embed(texts)
+        with pytest.raises(TypeError, match="give a list"):
+            await remote.aembed(texts)
+        with pytest.raises(TextError, match=r"texts\[1\] is a int"):
+            remote.embed(iter(["a", 5]))
+        with pytest.raises(TypeError, match="prompt is a int, not a str"):
+            remote.embed(["a"], prompt=5)
+
+
 def test_truncation_is_said_once(running):
     """Texts that the server cut are said once, as the local Embedder does."""
     with warnings.catch_warnings():

@@ -3,7 +3,12 @@
 The names below are imported when they are first used: `import penult` costs no runtime, no tokenizer and no web framework.
 """
 
+import os
 from typing import TYPE_CHECKING
+
+# From 1.29 on, onnxruntime reports usage to its maker and writes a device id into HOME, offline too. Only this variable, set
+# before its first import, stops both; child processes inherit it.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 from penult._version import __version__
 

@@ -7,6 +7,8 @@ rows x padded length, so texts of like length go together; a budget on that area
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+_FREE_PADDING = 4  # tokens of padding that cost less than one more run
+
 
 @dataclass(frozen=True, slots=True)
 class Batch:
@@ -28,6 +30,7 @@ def plan(
     max_padding: float = 0.125,
     buckets: Sequence[int] | None = None,
     even_to: int = 0,
+    padded: bool = True,
 ) -> list[Batch]:
     """Group texts of like length into batches of at most `max_batch_tokens` padded tokens.
 
@@ -55,30 +58,34 @@ def plan(
     """
     if max_batch_tokens < 1:
         raise ValueError(f"max_batch_tokens is {max_batch_tokens}; it must be at least 1.")
-    padded = [max(length, 1) for length in lengths]
-    if buckets is None:
-        padded = [length + length % 2 if length < even_to else length for length in padded]
+    rows = [max(length, 1) for length in lengths]
+    if not padded:
+        max_padding, slack = 0.0, 0
     else:
-        padded = [_bucket(length, sorted(buckets)) for length in padded]
-    order = sorted(range(len(padded)), key=lambda i: (-padded[i], i))
+        slack = _FREE_PADDING
+        if buckets is None:
+            rows = [length + length % 2 if length < even_to else length for length in rows]
+        else:
+            rows = [_bucket(length, sorted(buckets)) for length in rows]
+    order = sorted(range(len(rows)), key=lambda i: (-rows[i], i))
     batches: list[Batch] = []
     open_rows: list[int] = []
     for i in order:
         if open_rows:
-            length = padded[open_rows[0]]
+            length = rows[open_rows[0]]
             full = (len(open_rows) + 1) * length > max_batch_tokens
-            wasteful = length - padded[i] > max(4, max_padding * length)
+            wasteful = length - rows[i] > max(slack, max_padding * length)
             if full or wasteful:
-                batches.append(_close(open_rows, padded))
+                batches.append(_close(open_rows, rows))
                 open_rows = []
         open_rows.append(i)
     if open_rows:
-        batches.append(_close(open_rows, padded))
+        batches.append(_close(open_rows, rows))
     return batches
 
 
-def _close(rows: list[int], padded: list[int]) -> Batch:
-    return Batch(indices=tuple(reversed(rows)), length=padded[rows[0]])
+def _close(indices: list[int], lengths: list[int]) -> Batch:
+    return Batch(indices=tuple(reversed(indices)), length=lengths[indices[0]])
 
 
 def _bucket(length: int, buckets: Sequence[int]) -> int:

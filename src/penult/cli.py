@@ -9,16 +9,12 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
 from penult._version import __version__
 from penult.bulk import commands as bulk
-
-if TYPE_CHECKING:
-    from penult.graph.describe import Description
-    from penult.recipe import Recipe
 
 app = typer.Typer(
     name="penult",
@@ -53,31 +49,51 @@ def main(
     del version
 
 
+ModelFile = Annotated[str | None, typer.Option(help="Which graph, such as onnx/model_int8.onnx. Default: the usual one.")]
+FilesFrom = Annotated[
+    str | None, typer.Option(help="A folder or Hub id whose files say how the model is used, for mirrors in ONNX.")
+]
+Poolings = Annotated[str | None, typer.Option(help="mean, max, cls, last, weightedmean, ... (several with commas).")]
+
+
 @app.command()
 def inspect(
     model: Model,
     *,
     layer: Layer = "-1",
+    pooling: Poolings = None,
+    model_file: ModelFile = None,
+    files_from: FilesFrom = None,
     json_: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     html: Annotated[Path | None, typer.Option(help="Draw the stack of layers into this file.")] = None,
 ) -> None:
-    """Show a model's inputs, layers, cut and recipe, each with why. Needs no tokenizer."""
-    from penult import prepare, recipe, source  # noqa: PLC0415 - `penult --help` stays quick
-    from penult.graph.describe import describe  # noqa: PLC0415
+    """Show a model's inputs, layers, cut, modules and recipe, and why. Fails where loading the model fails."""
+    from penult import inspection  # noqa: PLC0415 - `penult --help` stays quick
     from penult.graph.picture import draw  # noqa: PLC0415
 
     with _one_sentence():
-        found = source.resolve(model)
-        number = _layer(layer)
-        described = describe(prepare.read_graph(found), -1 if number is None else number)
-        read = recipe.read(found.folder, recipe.Wishes(layer=number))
+        shown = inspection.inspect(model, _layer(layer), _listed(pooling), model_file=model_file, files_from=files_from)
         if html is not None:
-            html.write_text(draw(described, model), encoding="utf-8")
+            html.write_text(draw(shown.graph, model), encoding="utf-8")
             typer.echo(f"wrote {html}", err=True)
-    if json_:
-        typer.echo(json.dumps(_as_json(described, read), indent=2))
-    else:
-        _print(described, read, found.model)
+    typer.echo(json.dumps(inspection.as_json(shown), indent=2) if json_ else inspection.as_text(shown))
+    if shown.error:
+        typer.echo(f"penult: {shown.error}", err=True)
+        raise typer.Exit(1)
+
+
+@app.command()
+def export(
+    model: Annotated[str, typer.Argument(help="A folder or Hub id with weights for torch and no ONNX file.")],
+    out: Annotated[Path, typer.Argument(help="The new folder.")],
+) -> None:
+    """Export a model to ONNX through torch (the extra penult[export]), checked against torch on three texts."""
+    from penult import export as exports  # noqa: PLC0415
+    from penult import source  # noqa: PLC0415
+
+    with _one_sentence():
+        done = exports.export(source.weights_folder(model), out)
+    typer.echo(f"wrote {done}", err=True)
 
 
 @app.command("cut")
@@ -86,19 +102,19 @@ def cut_(
     out: Annotated[Path, typer.Argument(help="The new .onnx file.")],
     *,
     layer: Layer = "-1",
-    pooling: Annotated[PoolingChoice | None, typer.Option(help="Default: as the model's files say.")] = None,
+    pooling: Poolings = None,
     normalize: Annotated[bool | None, typer.Option(help="Vectors of length 1. Default: as the model's files say.")] = None,
     dimensions: Annotated[int | None, typer.Option(help="Keep only the leading values.")] = None,
 ) -> None:
     """Write the cut model with its pooling as a file of its own, for plain ONNX Runtime."""
-    from penult import prepare, recipe, source  # noqa: PLC0415
+    from penult import loading, prepare, recipe  # noqa: PLC0415
     from penult.graph.standalone import write_standalone  # noqa: PLC0415
 
     with _one_sentence():
         if out.suffix != ".onnx":
             raise ValueError(f"{out} does not end in .onnx; name the new file OUT.onnx.")
-        found = source.resolve(model)
-        wishes = recipe.Wishes(layer=_layer(layer), pooling=pooling, normalize=normalize, dimensions=dimensions)
+        found = loading.files_of(model)
+        wishes = recipe.Wishes(layer=_layer(layer), pooling=_listed(pooling), normalize=normalize, dimensions=dimensions)
         read = dataclasses.replace(recipe.read(found.folder, wishes), graph_sha256=prepare.hash_model(found))
         prepared = prepare.prepare(found, read)
         written = write_standalone(prepared.graph, prepared.data_folder or prepared.graph.parent, out)
@@ -191,6 +207,12 @@ def _layer(text: str) -> int | str | None:
     return int(text) if text.removeprefix("-").isdecimal() else text
 
 
+def _listed(text: str | None) -> Any:  # noqa: ANN401 - the recipe checks the names
+    """Read poolings separated by commas; a single one is a name."""
+    names = [name.strip() for name in (text or "").split(",") if name.strip()]
+    return names[0] if len(names) == 1 else names or None
+
+
 @contextmanager
 def _one_sentence() -> Iterator[None]:
     """Turn what a user can mend into one sentence and exit status 1; anything else keeps its traceback, it is a bug."""
@@ -199,34 +221,6 @@ def _one_sentence() -> Iterator[None]:
     except (ValueError, OSError) as error:
         typer.echo(f"penult: {error}", err=True)
         raise typer.Exit(1) from error
-
-
-def _as_json(described: "Description", read: "Recipe") -> dict[str, Any]:
-    values = dataclasses.asdict(described)
-    size, removed = values.pop("whole"), values["removed"]
-    layers = [{key: layer[key] for key in ("index", "tensor", "hidden_size", "why", "axes")} for layer in values["layers"]]
-    return values | {"layers": layers, "size": size, "removed": removed, "recipe": read.as_dict()}
-
-
-def _print(described: "Description", read: "Recipe", path: Path) -> None:
-    from penult.graph.picture import megabytes  # noqa: PLC0415
-
-    d, say = described, typer.echo
-    say(f"{path}\n")
-    for what, ends in (("inputs", d.inputs), ("outputs", d.outputs)):
-        for number, end in enumerate(ends):
-            say(f"{what if not number else '':10}{end.name:24} {end.dtype} ({', '.join(map(str, end.shape))})")
-    say(f"{'opset':10}{', '.join(f'{domain} {version}' for domain, version in d.opset.items())}")
-    say(f"{'weights':10}{d.whole.parameters:,} parameters, {megabytes(d.whole.bytes)}, mostly {d.precision}\n")
-    for state in d.layers:
-        mark = "cut ->" if state is d.cut or state.index == d.cut.index else ""
-        say(f"{mark:8}{state.index:>3}  {state.hidden_size or '?'!s:>5}  {state.tensor}\n{'':20}{state.why}")
-    say(f"\n{'removed':10}{d.removed.nodes:,} nodes, {d.removed.parameters:,} parameters, {megabytes(d.removed.bytes)}")
-    say(f"{'still fed':10}{', '.join(d.kept_inputs)}\n")
-    say("recipe")
-    values = read.as_dict() | {"normalize": read.normalized}
-    for key, origin in read.origin.items():
-        say(f"  {key:16}{values[key]!s:34} {origin}")
 
 
 if __name__ == "__main__":  # pragma: no cover - `python -m penult` goes through __main__

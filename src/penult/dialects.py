@@ -73,6 +73,8 @@ class Server:
         model: which of its models. None: the only one.
         max_texts: of one request.
         max_bytes: of one body. None: it does not say.
+        max_prompt_chars: characters of a prompt that a request may bring along. 0: it takes none.
+        prompts: penult's own prompt of each role.
         prompt_names: TEI's name of the prompt of each role that was asked about, None where the model has none.
     """
 
@@ -83,6 +85,8 @@ class Server:
     model: str | None = None
     max_texts: int = _MAX_TEXTS
     max_bytes: int | None = None
+    max_prompt_chars: int = 0
+    prompts: Mapping[str, str] = field(default_factory=dict)
     prompt_names: Mapping[Role, str | None] = field(default_factory=dict)
 
 
@@ -123,6 +127,29 @@ def at(path: str) -> Talk[Server]:
     return (yield from _deepsparse(path))
 
 
+def check_prompt(server: Server, prompt: str) -> None:
+    """Refuse a prompt of the caller's own where the server takes none: left out, it would give other vectors.
+
+    Raises:
+        ValueError: the server takes none, or the prompt is longer than it takes.
+    """
+    if server.kind != "penult":
+        name = "Text Embeddings Inference" if server.kind == "tei" else "DeepSparse"
+        raise ValueError(
+            f"{name} takes no prompt with a request; leave out prompt= and prompts=, or serve the model with penult."
+        )
+    if not server.max_prompt_chars:
+        raise ValueError("This penult server is too old to take a prompt; update it, or leave out prompt= and prompts=.")
+    if len(prompt) > server.max_prompt_chars:
+        raise ValueError(f"The prompt has {len(prompt)} characters; the server takes at most {server.max_prompt_chars}.")
+
+
+def fingerprint(server: Server, prompts: Mapping[str, str]) -> str:
+    """Return the name of the vectors that a server gives with these prompts in place of its own."""
+    other = {role: prompt for role, prompt in prompts.items() if server.prompts.get(role) != prompt}
+    return _hash({"fingerprint": server.fingerprint, "prompts": other}) if other else server.fingerprint
+
+
 def prompted(server: Server, role: Role) -> Talk[Server]:
     """Learn by which name TEI's model has a prompt for a role, if any; other servers know roles, or have no prompts."""
     if server.kind != "tei" or role in server.prompt_names:
@@ -151,19 +178,25 @@ def parts(server: Server, texts: Sequence[str]) -> list[list[str]]:
     return found
 
 
-def embed(server: Server, texts: Sequence[str], role: Role) -> Talk[tuple[Vectors, int]]:
+def embed(server: Server, texts: Sequence[str], role: Role, *, prompt: str | None = None) -> Talk[tuple[Vectors, int]]:
     """Turn N texts into (N, D) vectors and the number of texts that the server cut; what it finds too much is halved.
+
+    Args:
+        server: as `find` or `at` found it.
+        texts: N texts, within the server's limits or not.
+        role: decides the server's own prompt, and the model's part for that role where it has one.
+        prompt: put before the texts instead of the role's; `check_prompt` says whether the server can. None: the role's.
 
     Raises:
         PermissionError: the server wants a key, or another one.
         ValueError: it refused the texts, or answered with something else than N finite vectors of one size.
         ConnectionError: it failed.
     """
-    reply = yield _ask(server, texts, role)
+    reply = yield _ask(server, texts, role, prompt)
     if reply.status == 413 and len(texts) > 1:
         half = len(texts) // 2
-        first, cut_first = yield from embed(server, texts[:half], role)
-        second, cut_second = yield from embed(server, texts[half:], role)
+        first, cut_first = yield from embed(server, texts[:half], role, prompt=prompt)
+        second, cut_second = yield from embed(server, texts[half:], role, prompt=prompt)
         return np.concatenate([first, second]), cut_first + cut_second
     if reply.status != 200:
         raise refusal(reply)
@@ -212,6 +245,8 @@ def _words(reply: Reply) -> str:
 
 
 def _penult(said: Mapping[str, Any], model: str | None) -> Server:
+    # Servers of an older version say nothing of the two, and would leave out a prompt without a word.
+    longest, prompts = said.get("max_prompt_chars", 0), said.get("prompts")
     return Server(
         kind="penult",
         path="/v1/embeddings",
@@ -220,6 +255,8 @@ def _penult(said: Mapping[str, Any], model: str | None) -> Server:
         model=model or str(_stated(said, "served_model_name", str)),
         max_texts=_stated(said, "max_client_batch_size", int),
         max_bytes=_stated(said, "max_body_bytes", int),
+        max_prompt_chars=longest if isinstance(longest, int) else 0,
+        prompts=prompts if isinstance(prompts, dict) else {},
     )
 
 
@@ -320,10 +357,12 @@ def _hash(said: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:32]
 
 
-def _ask(server: Server, texts: Sequence[str], role: Role) -> Call:
+def _ask(server: Server, texts: Sequence[str], role: Role, prompt: str | None) -> Call:
     body: dict[str, Any]
     if server.kind == "penult":
         body = {"input": list(texts), "model": server.model, "input_type": role, "encoding_format": "base64"}
+        if prompt is not None:
+            body["prompt"] = prompt
     elif server.kind == "tei":
         body = {"inputs": list(texts), "truncate": True, "normalize": True}
         if (name := server.prompt_names.get(role)) is not None:

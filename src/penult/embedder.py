@@ -7,8 +7,7 @@ It composes the leaves and owns what none of them can: order, the gate for concu
 
 import os
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
@@ -17,11 +16,12 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from penult import prepare, recipe, source
+from penult import prepare
 from penult.batching import Batch, plan
 from penult.engine import Engine
-from penult.feeds import feed
-from penult.jsonfile import check_size
+from penult.feeds import Meaning, feed
+from penult.loading import as_found, frozen, may_copy, read, tokenizer_of
+from penult.padding import reaches_tokens
 from penult.recipe import Recipe, Wishes
 from penult.sessions import Sessions
 from penult.source import Source
@@ -103,23 +103,71 @@ class Embedder:
         self._runtime = runtime
         self._calibration = calibration
         prepared = prepare.prepare(found, recipe, calibration=calibration)
-        self._sessions = Sessions(partial(_open, found, prepared, runtime), second=_may_copy(prepared, runtime))
+        second = may_copy(prepared, runtime.providers, _COPY_BYTES)
+        self._sessions = Sessions(partial(_open, found, prepared, runtime), second=second)
         self._batch_dependent = prepared.batch_dependent
-        self._frozen = _frozen(self.engine)
-        self._recipe = recipe = _as_found(_fitted(recipe, self._frozen.length), prepared, alone=runtime.alone)
+        self._frozen = frozen(self.engine)
+        self._recipe = recipe = as_found(recipe, prepared, self.engine, alone=runtime.alone)
         if tokenizer is None or tokenizer.max_length != recipe.max_length:
-            tokenizer = Tokenizer(found.folder, max_length=recipe.max_length, side=recipe.side)
+            tokenizer = tokenizer_of(found, recipe)
         self._tokenizer = tokenizer
         # Many graphs count positions from the row's start: padding before a text would shift them by its batch mates' lengths.
         # Only a graph that pools by itself may rely on the side that its tokenizer names.
         self._side = "right" if self._has_tokens else tokenizer.pad_side
         self._said_truncated = False
         try:
-            self._dimension = int(self._run_batch(self._tokenizer.encode([""]), [0]).shape[1])
+            self._dimension = self._probed()
         except (ArithmeticError, ValueError) as error:
             raise ValueError(f"{found.model} cannot embed even an empty text: {error}") from error
-        if recipe.dimensions is not None and recipe.dimensions > self._dimension:
-            raise ValueError(f"dimensions is {recipe.dimensions}; the model's vectors have {self._dimension} values.")
+        free = not runtime.buckets and self._frozen.length is None and not prepared.batch_dependent
+        if free and reaches_tokens(prepared.graph, self._states, exact=prepared.exact):
+            origin = {**recipe.origin, "padding": "padding reaches real tokens in this graph: texts of one length share a batch"}
+            self._recipe = replace(recipe, padding=False, origin=origin)
+        self._query = self._query_embedder(calibration)
+
+    def _probed(self) -> int:
+        """Embed an empty text and return D.
+
+        Raises:
+            ValueError: the graph gives vectors of another size than the files state.
+        """
+        encoded, recipe = self._tokenizer.encode([""]), self._recipe
+        dimension = int(self._run_batch(encoded, [0]).shape[1])
+        if recipe.origin.get("dimensions") == "argument" and recipe.dimensions is not None and recipe.dimensions > dimension:
+            raise ValueError(f"dimensions is {recipe.dimensions}; the model's vectors have {dimension} values.")
+        if self._has_tokens and recipe.width is not None and recipe.layer == -1 and not recipe.token_steps:
+            width = int(self._run_batch(encoded, [0], output="token_embeddings").shape[2])
+            if width != recipe.width:
+                raise ValueError(
+                    f"the modules of {self._source.reference!r} expect token embeddings of {recipe.width} values, and this graph "
+                    f"gives {width}. Name another file, or the right tensor with layer=."
+                )
+        return dimension
+
+    def _states(self, length: int, padding: int) -> NDArray[Any] | None:
+        """Return what the graph gives for one text of about `length` tokens with so much padding; None if that is too long."""
+        encoded = self._tokenizer.encode(["the quick brown fox " * length], limit=min(length, self._recipe.max_length))
+        count = len(encoded.ids[0])
+        if count == 0 or count + padding > self._recipe.max_length:
+            return None
+        output = "token_embeddings" if self._has_tokens else "sentence_embedding"
+        values = self._run_batch(encoded, [0], count + padding, output=output)[0].astype(np.float32)
+        if output == "sentence_embedding":
+            return values
+        return values[padding:] if self._side == "left" else values[:count]  # (T, H)
+
+    def _query_embedder(self, calibration: tuple[str, ...] | None) -> "Embedder | None":
+        """Open the model of queries, where there is one of their own."""
+        if self._recipe.query is None or self._source.query is None:
+            return None
+        query = Embedder(self._source.query, self._recipe.query, self._runtime, calibration=calibration)
+        if query.dimension != self._dimension:
+            raise ValueError(
+                f"{self._source.reference!r} gives documents {self._dimension} values and queries {query.dimension}: their "
+                "vectors cannot be compared. Load the folder of one of them."
+            )
+        self._recipe = replace(self._recipe, query=query.recipe)
+        return query
 
     @classmethod
     def load(
@@ -127,12 +175,16 @@ class Embedder:
         model: str | os.PathLike[str],
         *,
         layer: int | str | None = -1,
-        pooling: Pooling | None = None,
+        pooling: Pooling | Sequence[Pooling] | None = None,
+        prompts: Mapping[str, str] | None = None,
         precision: Precision = "fp32",
         max_length: int | None = None,
         truncate: Truncate = "warn",
         dimensions: int | None = None,
         normalize: bool | None = None,
+        task: str | int | None = None,
+        model_file: str | None = None,
+        files_from: str | os.PathLike[str] | None = None,
         buckets: Sequence[int] | None = None,
         threads: int | None = None,
         providers: Sequence[str] | None = None,
@@ -147,13 +199,21 @@ class Embedder:
             model: a folder, an .onnx file, a Hub id (`org/name[@revision]`), `package:NAME[/sub/folder]` or `zoo:NAME`.
             layer: the hidden state to pool, counted as transformers' `hidden_states`: -1 the last, 0 the embedding
                 output; a tensor's name; None for the graph's own output.
-            pooling: None: as the model's own files say, and an error where they say nothing.
+            pooling: "mean", "max", "cls", "last", "weightedmean", "mean_sqrt_len_tokens", or a list of them, which are
+                concatenated. None: as the model's own files say, and an error where they say nothing.
+            prompts: what is put before the texts of a role: {"query": ..., "document": ...}. A role that is left out keeps the
+                prompt of the model's files. None: as the files say; many models state theirs on their card alone.
             precision: of the arithmetic. "int8": 8-bit matrix products whose scales are found once, on calibration texts, so
                 that a vector never depends on its batch; a graph that is 8-bit already is taken as it is.
             max_length: the most tokens of a text, specials included. None: as the model's files say.
             truncate: what happens to a longer text: "error", "warn" (cut and say so once), "right" or "left" (cut there).
             dimensions: keep only the leading values, for models trained so. None: all.
             normalize: whether vectors leave with length 1. None: as the model's files say.
+            task: the adapter of a model that has several (an input `task_id`): its name or number. None: by role, as the
+                model's config.json says.
+            model_file: which graph of a folder or Hub id, for example "onnx/model_int8.onnx". None: the usual one.
+            files_from: a folder or Hub id whose files say how the model is used, for a mirror that holds the graph alone, for
+                example "BAAI/bge-small-en-v1.5". None: the model's own files.
             buckets: the only padded lengths allowed. None: any.
             threads: of one run. None: the physical cores this process may use; PENULT_THREADS overrides.
             providers: ONNX Runtime's execution providers. None: the CPU.
@@ -179,6 +239,8 @@ class Embedder:
             truncate=truncate,
             dimensions=dimensions,
             normalize=normalize,
+            prompts=prompts,
+            task=task,
         )
         runtime = Runtime(
             truncate=truncate,
@@ -189,7 +251,8 @@ class Embedder:
             alone=batch_invariant,
         )
         texts = None if calibration is None else tuple(_checked(calibration))
-        made = cls(*_read(model, wishes, texts), runtime, calibration=texts)
+        found = read(model, wishes, texts, model_file=model_file, files_from=files_from)
+        made = cls(*found, runtime, calibration=texts)
         if fingerprint is not None and made.fingerprint != fingerprint:
             made.close()
             raise ValueError(
@@ -223,50 +286,60 @@ class Embedder:
         """The execution providers that really run the graph."""
         return self.engine.providers
 
-    def embed(self, texts: Sequence[str], role: Role = "document", *, progress: bool = False) -> Vectors:
-        """Turn N texts into vectors.
+    def embed(
+        self, texts: Iterable[str], role: Role = "document", *, prompt: str | None = None, progress: bool = False
+    ) -> Vectors:
+        """Return the vectors of N texts.
 
         Args:
-            texts: N texts; they are never altered. Empty ones are legal.
+            texts: N texts, in any iterable; they are never altered. Empty ones are legal.
             role: "document" or "query": the model's prompt for it is put before each text.
+            prompt: put before each text instead of the role's prompt; not a part of the fingerprint. None: the role's.
             progress: show a progress bar on standard error.
 
         Returns:
             (N, D) float32, in the caller's order; (0, D) for no texts. A text's vector is the same whatever its neighbours.
 
         Raises:
-            TypeError: `texts` is a str (a str is a sequence of one-letter texts, which nobody means).
+            TypeError: `texts` is a str (a str is a sequence of one-letter texts, which nobody means), or not iterable.
             TextError: some rows are no text, or too long with truncate="error"; the error's `rows` says which and why.
         """
         texts = _checked(texts)
+        if role == "query" and self._query is not None:
+            return self._query.embed(texts, role, prompt=prompt, progress=progress)
         out = np.empty((len(texts), self._dimension), dtype=np.float32)
         with _Progress(len(texts), shown=progress) as step:
-            for start, encoded in self._windows(texts, role):
-                self._embed_window(encoded, out[start : start + len(encoded.ids)], step)
+            for start, encoded in self._windows(texts, role, prompt):
+                self._embed_window(encoded, role, out[start : start + len(encoded.ids)], step)
         return out
 
-    def embed_counted(self, texts: Sequence[str], role: Role = "document") -> Counted:
-        """Turn N texts into vectors, and say how many tokens of each were read and cut off.
+    def embed_counted(self, texts: Iterable[str], role: Role = "document", *, prompt: str | None = None) -> Counted:
+        """Return the vectors of N texts, and how many tokens of each were read and cut off.
 
         Raises:
             TypeError: `texts` is a str.
             TextError: as in `embed`.
         """
         texts = _checked(texts)
+        if role == "query" and self._query is not None:
+            return self._query.embed_counted(texts, role, prompt=prompt)
         vectors = np.empty((len(texts), self._dimension), dtype=np.float32)
         tokens, dropped = np.empty((2, len(texts)), dtype=np.int64)
-        for start, encoded in self._windows(texts, role):
+        for start, encoded in self._windows(texts, role, prompt):
             window = slice(start, start + len(encoded.ids))
-            self._embed_window(encoded, vectors[window], lambda _: None)
+            self._embed_window(encoded, role, vectors[window], lambda _: None)
             tokens[window], dropped[window] = list(map(len, encoded.ids)), encoded.dropped
         return Counted(vectors, tokens, dropped)
 
-    def embed_stream(self, texts: Iterable[str], role: Role = "document", *, window: int = _WINDOW) -> Iterator[Vectors]:
+    def embed_stream(
+        self, texts: Iterable[str], role: Role = "document", *, prompt: str | None = None, window: int = _WINDOW
+    ) -> Iterator[Vectors]:
         """Turn a stream of texts into vectors, in memory that does not grow with the stream.
 
         Args:
             texts: any iterable; at most `window` of them are held at a time.
             role: as in `embed`.
+            prompt: as in `embed`.
             window: texts that are sorted by length together.
 
         Yields:
@@ -283,12 +356,14 @@ class Embedder:
         stream, start = iter(texts), 0
         while chunk := list(islice(stream, window)):
             try:
-                yield self.embed(chunk, role)
+                yield self.embed(chunk, role, prompt=prompt)
             except TextError as error:
                 raise TextError({start + row: why for row, why in error.rows.items()}, start + error.total) from error
             start += len(chunk)
 
-    def embed_tokens(self, texts: Sequence[str], role: Role = "document") -> list[NDArray[np.float32]]:
+    def embed_tokens(
+        self, texts: Iterable[str], role: Role = "document", *, prompt: str | None = None
+    ) -> list[NDArray[np.float32]]:
         """Turn N texts into the vectors of their tokens: a list of (T_i, H) float32, without padding.
 
         Raises:
@@ -297,17 +372,19 @@ class Embedder:
             ValueError: the graph gives one vector a text and no tokens.
         """
         texts = _checked(texts)
+        if role == "query" and self._query is not None:
+            return self._query.embed_tokens(texts, role, prompt=prompt)
         self._need_tokens()
         out: list[NDArray[np.float32]] = [np.empty((0, 0), np.float32)] * len(texts)
-        for start, encoded in self._windows(texts, role):
+        for start, encoded in self._windows(texts, role, prompt):
             for batch in self._plan(encoded):
-                tokens = self._run_batch(encoded, batch.indices, batch.length, output="token_embeddings")
+                tokens = self._run_batch(encoded, batch.indices, batch.length, role=role, output="token_embeddings")
                 for row, states in zip(batch.indices, tokens, strict=True):
                     count = len(encoded.ids[row])
                     out[start + row] = states[:count].astype(np.float32)  # (T_i, H), a copy: the batch can go
         return out
 
-    def count_tokens(self, texts: Sequence[str], role: Role = "document") -> NDArray[np.int64]:
+    def count_tokens(self, texts: Iterable[str], role: Role = "document", *, prompt: str | None = None) -> NDArray[np.int64]:
         """Count the tokens that the model reads of each text: prompt and specials included, what is cut off not.
 
         Returns:
@@ -317,11 +394,30 @@ class Embedder:
             TypeError: `texts` is a str.
             TextError: as in `embed`.
         """
-        texts = _checked(texts)
-        counts = [len(ids) for _, encoded in self._windows(texts, role) for ids in encoded.ids]
-        return np.asarray(counts, dtype=np.int64)
+        return np.asarray(self.measure(texts, role, prompt=prompt)[0], dtype=np.int64)
 
-    def embed_padded(self, texts: Sequence[str], role: Role = "document") -> NDArray[np.float32]:
+    def measure(
+        self, texts: Iterable[str], role: Role = "document", *, prompt: str | None = None
+    ) -> tuple[list[int], list[int]]:
+        """Return the tokens of each text that the model reads, and those that are cut off.
+
+        Raises:
+            TypeError: `texts` is a str.
+            TextError: as in `embed`.
+        """
+        texts = _checked(texts)
+        if role == "query" and self._query is not None:
+            return self._query.measure(texts, role, prompt=prompt)
+        tokens: list[int] = []
+        dropped: list[int] = []
+        for _, encoded in self._windows(texts, role, prompt):
+            tokens += map(len, encoded.ids)
+            dropped += encoded.dropped
+        return tokens, dropped
+
+    def embed_padded(
+        self, texts: Iterable[str], role: Role = "document", *, prompt: str | None = None
+    ) -> NDArray[np.float32]:
         """Turn N texts into the vectors of their tokens, every row of the padded rectangle with them.
 
         Returns:
@@ -335,7 +431,7 @@ class Embedder:
         """
         texts = _checked(texts)
         self._need_tokens()
-        windows = list(self._windows(texts, role))
+        windows = list(self._windows(texts, role, prompt))
         longest = max([1, *(len(ids) for _, encoded in windows for ids in encoded.ids)])
         length = plan([longest], 1, buckets=self._runtime.buckets)[0].length
         run_length = self._frozen.length or length
@@ -344,7 +440,7 @@ class Embedder:
         for start, encoded in windows:
             for batch in self._batches([run_length] * len(encoded.ids)):
                 states = self._run_batch(
-                    encoded, batch.indices, run_length, output="token_embeddings", side=self._tokenizer.pad_side
+                    encoded, batch.indices, run_length, role=role, output="token_embeddings", side=self._tokenizer.pad_side
                 )
                 if not out.size:
                     out = np.empty((len(texts), length, states.shape[2]), dtype=np.float32)
@@ -354,6 +450,8 @@ class Embedder:
     def close(self) -> None:
         """Free the model. Calling again does nothing; embedding afterwards raises RuntimeError."""
         self._sessions.close()
+        if self._query is not None:
+            self._query.close()
 
     def __enter__(self) -> Self:
         return self
@@ -368,34 +466,39 @@ class Embedder:
     def __repr__(self) -> str:
         return f"Embedder({self._source.reference!r}, dimension={self._dimension}, fingerprint={self.fingerprint!r})"
 
-    def _windows(self, texts: Sequence[str], role: Role) -> Iterator[tuple[int, Encoded]]:
-        """Tokenise window by window; a text that is too long is an error or a warning, as the caller chose."""
+    def _windows(self, texts: Sequence[str], role: Role, prompt: str | None) -> Iterator[tuple[int, Encoded]]:
+        """Tokenize window by window; a text that is too long is an error or a warning, as the caller chose."""
         if role not in self._recipe.prompts:
             raise ValueError(f"role is {role!r}; it must be 'document' or 'query'.")
-        prompt = self._recipe.prompts[role]
+        if prompt is None:
+            prompt = self._recipe.prompts[role]
+        elif (why := unencodable(prompt)) is not None:
+            raise TypeError(f"prompt {why}; give a text.")
+        longest = self._recipe.longest(role)
+        limit = longest if longest < self._recipe.max_length else None
         if self._runtime.truncate == "error":
-            self._refuse_long(texts, prompt)
+            self._refuse_long(texts, prompt, limit)
         truncated = 0
         for start in range(0, len(texts), _WINDOW):
-            encoded = self._tokenizer.encode(texts[start : start + _WINDOW], prompt)
+            encoded = self._tokenizer.encode(texts[start : start + _WINDOW], prompt, limit)
             truncated += sum(count > 0 for count in encoded.dropped)
             yield start, encoded
         if truncated and self._runtime.truncate == "warn" and not self._said_truncated:
             self._said_truncated = True
             warnings.warn(
-                f"{truncated} of {len(texts)} texts had more than {self._recipe.max_length} tokens and were cut on the "
+                f"{truncated} of {len(texts)} texts had more than {longest} tokens and were cut on the "
                 f"{self._recipe.side}. Split them, or choose truncate='error', 'right' or 'left'. Said once.",
                 TruncationWarning,
                 stacklevel=3,
             )
 
-    def _refuse_long(self, texts: Sequence[str], prompt: str) -> None:
+    def _refuse_long(self, texts: Sequence[str], prompt: str, limit: int | None) -> None:
         rows = {}
         for start in range(0, len(texts), _WINDOW):
-            encoded = self._tokenizer.encode(texts[start : start + _WINDOW], prompt)
+            encoded = self._tokenizer.encode(texts[start : start + _WINDOW], prompt, limit)
             for row, (ids, dropped) in enumerate(zip(encoded.ids, encoded.dropped, strict=True)):
                 if dropped:
-                    rows[start + row] = f"has {len(ids) + dropped} tokens, the model takes {self._recipe.max_length}"
+                    rows[start + row] = f"has {len(ids) + dropped} tokens, the model takes {limit or self._recipe.max_length}"
         if rows:
             raise TextError(rows, len(texts))
 
@@ -411,7 +514,10 @@ class Embedder:
         tokens = self._runtime.max_batch_tokens
         tokens = _BATCH_TOKENS[self._recipe.precision] if tokens is None else tokens
         budget = max(tokens, (rows or 0) * max([length or 0, *lengths]))
-        batches = plan(lengths, budget, buckets=buckets, even_to=self._recipe.max_length)
+        if not self._recipe.padding:
+            batches = plan(lengths, budget, padded=False)
+        else:
+            batches = plan(lengths, budget, buckets=buckets, even_to=self._recipe.max_length)
         if rows is None:
             return batches
         return [
@@ -426,14 +532,14 @@ class Embedder:
         if not self._has_tokens:
             raise ValueError("This graph gives one vector a text and no token embeddings; load it with layer=-1.")
 
-    def _embed_window(self, encoded: Encoded, out: Vectors, step: Callable[[int], object]) -> None:
+    def _embed_window(self, encoded: Encoded, role: Role, out: Vectors, step: Callable[[int], object]) -> None:
         """Fill `out` (N, D); rows of the same ids run once."""
         first: dict[tuple[int, ...], int] = {}
         same = [first.setdefault(tuple(ids), row) for row, ids in enumerate(encoded.ids)]
         rows = list(first.values())
         planned = self._batches([len(encoded.ids[row]) for row in rows])
         batches = [Batch(tuple(rows[i] for i in batch.indices), batch.length) for batch in planned]
-        feeds = [partial(self._feed, encoded, batch.indices, batch.length) for batch in batches]
+        feeds = [partial(self._feed, encoded, batch.indices, batch.length, role=role) for batch in batches]
         for batch, values in zip(batches, self._sessions.run_many(feeds, "sentence_embedding"), strict=True):
             out[list(batch.indices)] = _finite(values, batch.indices)
             step(len(batch.indices))
@@ -447,64 +553,21 @@ class Embedder:
         rows: Sequence[int],
         length: int | None = None,
         *,
+        role: Role = "document",
         output: str = "sentence_embedding",
         side: str | None = None,
     ) -> NDArray[Any]:
-        return _finite(self._sessions.run(partial(self._feed, encoded, rows, length, side=side), output), rows)
+        return _finite(self._sessions.run(partial(self._feed, encoded, rows, length, role=role, side=side), output), rows)
 
     def _feed(
-        self, encoded: Encoded, rows: Sequence[int], length: int | None, *, side: str | None = None
+        self, encoded: Encoded, rows: Sequence[int], length: int | None, *, role: Role, side: str | None = None
     ) -> dict[str, NDArray[Any]]:
         """Pad B texts, and give every input of the graph its array."""
         length = length or self._frozen.length or max([1, *(len(encoded.ids[row]) for row in rows)])
         filled = [*rows, *[rows[-1]] * ((self._frozen.rows or len(rows)) - len(rows))]
         padded = self._tokenizer.pad(encoded, filled, length, pool_prompt=self._recipe.include_prompt, side=side or self._side)
-        return feed(self.engine.inputs, padded)
-
-
-@dataclass(frozen=True, slots=True)
-class _Frozen:
-    """The sizes that an export has frozen into its graph: B and T of every run. None: free."""
-
-    rows: int | None = None
-    length: int | None = None
-
-
-def _frozen(engine: Engine) -> _Frozen:
-    """Read the frozen sizes off the graph's token ids."""
-    shape = next((tensor.shape for tensor in engine.inputs if tensor.name == "input_ids" and len(tensor.shape) == 2), ())
-    return _Frozen(*(size if isinstance(size, int) else None for size in shape))
-
-
-def _fitted(read: Recipe, length: int | None) -> Recipe:
-    """Give the recipe with a length that the graph can run.
-
-    Raises:
-        ValueError: the caller asked for more.
-    """
-    if length is None or read.max_length <= length:
-        return read
-    if read.origin.get("max_length") == "argument":
-        raise ValueError(
-            f"Texts may have {read.max_length} tokens; this graph was exported for rows of exactly {length}. Choose at most "
-            f"{length}, or export it with free axes."
-        )
-    return replace(read, max_length=length, origin={**read.origin, "max_length": "the graph's frozen shape"})
-
-
-def _read(model: str | os.PathLike[str], wishes: Wishes, calibration: tuple[str, ...] | None) -> tuple[Source, Recipe]:
-    """Find the files and read how they want to be used."""
-    found = source.resolve(model)
-    read = recipe.read(found.folder, wishes)
-    if read.pooling is None and found.revision is not None:
-        # Another program may have fetched the graph alone. Whether the model states a pooling, only the Hub can say.
-        with suppress(FileNotFoundError):
-            found = source.resolve(model, refresh=True)
-            read = recipe.read(found.folder, wishes)
-    if read.precision == "int8":
-        origin = {**read.origin, "calibration_sha256": "default" if calibration is None else "argument"}
-        read = replace(read, calibration_sha256=prepare.hash_texts(calibration), origin=origin)
-    return found, identified(found, read)
+        meaning = Meaning(position_offset=self._recipe.position_offset, task=self._recipe.tasks.get(role))
+        return feed(self.engine.inputs, padded, meaning=meaning)
 
 
 def _finite(values: NDArray[Any], rows: Sequence[int]) -> NDArray[Any]:
@@ -520,13 +583,6 @@ def _finite(values: NDArray[Any], rows: Sequence[int]) -> NDArray[Any]:
     return values
 
 
-def _may_copy(prepared: prepare.Prepared, runtime: Runtime) -> bool:
-    """Say whether a second session, with its own copy of the weights, is worth its memory."""
-    home = prepared.data_folder or prepared.graph.parent
-    files = [prepared.graph, *(home / name for name in source.data_files(prepared.graph))]
-    return runtime.providers is None and sum(file.stat().st_size for file in files) <= _COPY_BYTES
-
-
 def _open(found: Source, prepared: prepare.Prepared, runtime: Runtime, threads: int | None) -> Engine:
     """Open a prepared graph; where it cannot run, the error names the model and not our copy of it."""
     graph, data = prepared.graph, prepared.data_folder
@@ -538,35 +594,22 @@ def _open(found: Source, prepared: prepare.Prepared, runtime: Runtime, threads: 
         raise ValueError(f"{found.model}, cut at {prepared.tensor!r}: {error}") from error
 
 
-def _as_found(read: Recipe, prepared: prepare.Prepared, *, alone: bool) -> Recipe:
-    """Give the recipe with what only the graph can say."""
-    origin = dict(read.origin)
-    if prepared.int8:
-        origin["precision"] = f"{origin.get('precision', 'default')}: {prepared.int8}"
-    if prepared.batch_dependent:
-        why = "argument: texts run one by one" if alone else (
-            "the graph's own 8-bit scales are measured on each batch, so a vector depends on its batch mates; "
-            "batch_invariant=True runs texts one by one"
-        )  # fmt: skip
-        origin["batch_invariant"] = why
-    return replace(read, batch_invariant=alone or not prepared.batch_dependent, origin=origin)
+def _checked(texts: Iterable[str]) -> list[str]:
+    """Return the texts as a list.
 
-
-def identified(found: Source, read: Recipe) -> Recipe:
-    """Give the recipe with the hashes of the files that it is for."""
-    tokenizer = [path for name in source.TOKENIZER_FILES if (path := found.folder / name).exists()]
-    for path in tokenizer:
-        check_size(path)
-    return replace(read, graph_sha256=prepare.hash_model(found, read), tokenizer_sha256=prepare.hash_files(tokenizer))
-
-
-def _checked(texts: Sequence[str]) -> list[str]:
+    Raises:
+        TypeError: they are one text, or nothing that can be run through.
+        TextError: some are not texts.
+    """
     if isinstance(texts, str | bytes):
         raise TypeError(f"texts is a {type(texts).__name__}; give a list of texts, for example [text].")
-    rows = {row: why for row, text in enumerate(texts) if (why := unencodable(text)) is not None}
+    if not isinstance(texts, Iterable):
+        raise TypeError(f"texts is a {type(texts).__name__}; give a list of texts, or any other iterable of them.")
+    listed = list(texts)  # once: an iterator gives its texts only once
+    rows = {row: why for row, text in enumerate(listed) if (why := unencodable(text)) is not None}
     if rows:
-        raise TextError(rows, len(texts))
-    return list(texts)
+        raise TextError(rows, len(listed))
+    return listed
 
 
 class _Progress:

@@ -4,6 +4,7 @@ Knows processes, threads and pickling. Must not know the framework it serves, no
 """
 
 import os
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from threading import Lock
@@ -48,8 +49,15 @@ class Held:
     def embedder(self, load: partial[Any]) -> TextEmbedder:
         """Return what `load` makes: made once however many threads ask, and again when one of its arguments changed."""
         process = self.here()
-        key = (*load.args, *load.keywords.items())
+        key = (*load.args, *((name, _hashable(value)) for name, value in load.keywords.items()))
         with process.lock:
             if key not in process.embedders:
                 process.embedders[key] = load()
             return process.embedders[key]
+
+
+def _hashable(value: object) -> object:
+    """Return an argument as it is now, in a form that two calls can be compared by: options may be dicts and lists."""
+    if isinstance(value, Mapping):
+        return frozenset((key, _hashable(item)) for key, item in value.items())
+    return tuple(map(_hashable, value)) if isinstance(value, list | tuple) else value

@@ -11,13 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from penult.engine import Engine, fuse
-from penult.feeds import feed
+from penult.feeds import Meaning, feed
 from penult.graph.calibrate import Outcome, make_int8
 from penult.graph.integer import weight_limit
 from penult.graph.standalone import write_standalone
 from penult.recipe import Recipe
 from penult.source import Source
-from penult.tokenizer import Tokenizer
+from penult.loading import tokenizer_of
 
 _TOKENS = "token_embeddings"
 _LONG = 4  # texts of the full length, joined from the short ones
@@ -46,7 +46,8 @@ def convert(graph: Path, data_folder: Path | None, source: Source, recipe: Recip
     """
     if not texts:
         raise ValueError("calibration is empty; give some texts like those to embed, or leave it out.")
-    tokenizer = Tokenizer(source.folder, max_length=recipe.max_length, side=recipe.side)
+    tokenizer = tokenizer_of(source, recipe)
+    meaning = Meaning(position_offset=recipe.position_offset, task=recipe.tasks.get("document"))
     joined = [" ".join(texts[start::_LONG]) for start in range(_LONG)]
     encoded = tokenizer.encode([*texts, *joined], recipe.prompts["document"])
     plain = work / "fp32.onnx"
@@ -60,7 +61,7 @@ def convert(graph: Path, data_folder: Path | None, source: Source, recipe: Recip
             if length is not None and len(ids) > length:
                 continue
             padded = tokenizer.pad(encoded, [row] * (rows or 1), length or max(1, len(ids)), pool_prompt=recipe.include_prompt)
-            found = engine.run(feed(engine.inputs, padded), outputs=outputs)
+            found = engine.run(feed(engine.inputs, padded, meaning=meaning), outputs=outputs)
             yield {name: np.asarray(array[: len(array) // (rows or 1)]) for name, array in zip(outputs, found, strict=True)}
 
     return make_int8(plain, graph, fuse=fuse, run=run, limit=limit, before=_TOKENS)

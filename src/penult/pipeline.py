@@ -26,8 +26,9 @@ from penult.accepted import (
     say_ignored,
     threads_of,
 )
-from penult.embedder import Embedder, Runtime, identified
+from penult.embedder import Embedder, Runtime
 from penult.engine import Engine
+from penult.loading import identified
 from penult.recipe import Recipe, Rows
 from penult.source import Source
 from penult.tokenizer import Tokenizer
@@ -278,10 +279,10 @@ def _embedder(settings: Settings, threads: int | None, *, bucketed: bool) -> Emb
     """Open the model with the recipe that is DeepSparse's."""
     lengths = settings.sequence_lengths
     found = source.resolve(settings.model_path)
-    most = recipe.positions(found.folder)
+    most = recipe.positions(found.home)
     if most is not None and lengths[-1] > most:
         raise ValueError(f"sequence_length is {lengths[-1]}; the model has {most} positions, that is the most.")
-    tokenizer = Tokenizer(found.folder, max_length=lengths[-1])
+    tokenizer = Tokenizer(found.tokenizer, max_length=lengths[-1])
     read = Recipe(
         layer=_layer(settings.emb_extraction_layer, found),
         pooling=_POOLINGS[settings.extraction_strategy],

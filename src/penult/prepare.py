@@ -16,18 +16,19 @@ import tempfile
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from penult.data import calibration_texts
-from penult.recipe import WEIGHTS, Recipe
+from penult.module_weights import weights_path
+from penult.recipe import Recipe
 from penult.source import Source, data_files
 
 if TYPE_CHECKING:
     import onnx
 
-_FORMAT = 7  # raise when a prepared graph of an older penult must not be used any more
+_FORMAT = 8  # raise when a prepared graph of an older penult must not be used any more
 _GRAPH, _META = "model.onnx", "meta.json"
 
 
@@ -42,6 +43,10 @@ class Prepared:
         why: why it was taken.
         batch_dependent: whether the graph came with 8-bit scales that it measures on each batch.
         int8: what was reached where the graph was made int8 here, in words; empty where it was not.
+        positions: how many tokens of a text the graph's table of positions serves. None: it has none.
+        position_offset: the position at which a text begins, if the graph takes positions as an input.
+        made_unit: whether the graph itself normalizes its vectors.
+        exact: whether it computes in fp32 throughout.
     """
 
     graph: Path
@@ -50,6 +55,10 @@ class Prepared:
     why: str
     batch_dependent: bool = False
     int8: str = ""
+    positions: int | None = None
+    position_offset: int = 0
+    made_unit: bool = False
+    exact: bool = True
 
 
 def cache_folder() -> Path:
@@ -80,11 +89,16 @@ def hash_model(source: Source, recipe: Recipe | None = None) -> str:
     Raises:
         ValueError: one of them lies outside the model's folder, or is no file.
     """
-    names = [] if recipe is None else [f"{step.folder}/{WEIGHTS}" for step in recipe.steps if not isinstance(step, str)]
-    dense = {name: path.resolve() for name in names if (path := source.folder / name).exists()}
+    steps = () if recipe is None else (*recipe.steps, *recipe.token_steps)
+    folders = [step.folder for step in steps if not isinstance(step, str)]
+    modules: dict[str, Path] = {}
+    for folder in folders:
+        with suppress(FileNotFoundError):  # the graph may hold them: `assemble` knows
+            path = weights_path(source.folder / folder)
+            modules[path.relative_to(source.folder).as_posix()] = path.resolve()
     real = _real_data(source)
-    _check_contained(source, real | dense)
-    return hash_files([source.model, *real.values(), *dense.values()])
+    _check_contained(source, real | modules)
+    return hash_files([source.model, *real.values(), *modules.values()])
 
 
 def prepare(source: Source, recipe: Recipe, *, calibration: Sequence[str] | None = None) -> Prepared:
@@ -108,7 +122,8 @@ def prepare(source: Source, recipe: Recipe, *, calibration: Sequence[str] | None
         _make(source, recipe, real, folder, _Int8(limit, calibration) if limit else None)
     meta = json.loads((folder / _META).read_text(encoding="utf-8"))
     data = Path(meta["data_folder"]) if meta["data_folder"] else None
-    return Prepared(folder / _GRAPH, data, meta["tensor"], meta["why"], meta["scales"] == "dynamic", meta["int8"])
+    return Prepared(folder / _GRAPH, data, meta["tensor"], meta["why"], meta["scales"] == "dynamic", meta["int8"],
+                    meta["positions"], meta["position_offset"], meta["made_unit"], meta["exact"])  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,6 +191,7 @@ def _key(recipe: Recipe, data: Iterable[Path], limit: int | None) -> str:
     parts = [
         _FORMAT, recipe.graph_sha256, recipe.layer, recipe.pooling, [str(step) for step in recipe.steps],
         recipe.dimensions, recipe.include_prompt, recipe.precision, str(recipe.rows), sorted(map(str, data)),
+        [str(step) for step in recipe.token_steps], recipe.renormalize, recipe.output, recipe.width, recipe.vector_width,
     ]  # fmt: skip
     if limit is not None:
         # The ranges that calibration sees depend on how texts are read.
@@ -192,7 +208,10 @@ def _make(source: Source, recipe: Recipe, real: Mapping[str, Path], folder: Path
     try:
         made = assemble(source, recipe, real, aside / _GRAPH)
         meta = {"tensor": made.tensor, "why": made.why, "data_folder": made.data_folder and str(made.data_folder),
-                "scales": made.scales, "int8": ""}  # fmt: skip
+                "scales": made.scales, "int8": "", "positions": made.positions, "position_offset": made.position_offset,
+                "made_unit": made.made_unit, "exact": made.exact and recipe.precision == "fp32"}  # fmt: skip
+        most = recipe.max_length if made.positions is None else min(recipe.max_length, made.positions)
+        recipe = replace(recipe, max_length=most, position_offset=made.position_offset)
         if int8 is not None and made.scales == "none":
             meta |= {"data_folder": None, "int8": _convert(aside / _GRAPH, made.data_folder, source, recipe, int8)}
         (aside / _META).write_text(json.dumps(meta), encoding="utf-8")

@@ -1,48 +1,48 @@
 """All that decides a vector, and where each value came from.
 
-A model's own folder says how it wants to be used (`modules.json`, `1_Pooling`, prompts, lengths); the caller may say
-otherwise. The two together are a `Recipe`, and its hash, the fingerprint, tells vectors apart that must not be mixed.
-This file reads JSON and nothing else: no graph, no weights, no session.
+A model's own files say how it is used (modules, pooling, prompts, lengths); explicit arguments override them. The two together
+are a `Recipe`, and its hash, the fingerprint, tells vectors apart that must not be mixed. This file reads JSON and nothing
+else: no graph, no weights, no session.
 """
 
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from pathlib import Path, PurePath
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
 from typing import Any, get_args
 
-from penult.jsonfile import read_json, read_object, value_of
+from penult.jsonfile import value_of
+from penult.module_config import Dense, LayerNorm, Stated, Step, late_interaction, read_pooling, read_steps
+from penult.modules import RERANKER, Module, read_modules
+from penult.tokenizer_config import stated_side
+from penult.transformer_config import TransformerConfig, read_transformer
 from penult.types import Pooling, Precision, Role, Truncate
 
-Origin = Mapping[str, str]
-WEIGHTS = "model.safetensors"  # of a dense layer, in its folder
-_FORMAT = 1  # raise when the same recipe begins to give other vectors
+__all__ = ["Dense", "LayerNorm", "Recipe", "Rows", "Step", "Wishes", "positions", "read"]
 
-_POOLING_NAMES: Mapping[str, Pooling] = {
-    "cls": "cls",
-    "mean": "mean",
-    "max": "max",
-    "lasttoken": "last",
-    "last": "last",
-}
-_ACTIVATIONS = ("Identity", "Tanh", "ReLU", "GELU", "Sigmoid", "SiLU")
-_SIDES = ("right", "left")
-_PLAIN = ("layer", "precision", "dimensions")  # wishes that no file answers
-# Which of a model's prompts serves a role: the first name that it has, as in sentence-transformers' encode_query and
-# encode_document.
+Origin = Mapping[str, str]
+_FORMAT = 1  # raise when the same recipe begins to give other vectors
+_PLAIN = ("layer", "precision")  # arguments that no file answers
+# Which of a model's prompts serves a role: the first name that it has. A query takes no other prompt, as in
+# sentence-transformers' encode_query; a document takes default_prompt_name's where none of these is stated.
 _ROLE_PROMPTS: Mapping[Role, tuple[str, ...]] = {
     "query": ("query",),
     "document": ("document", "passage", "corpus"),
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Dense:
-    """A linear layer after the pooling: the folder of its weights (relative) and its activation."""
-
-    folder: str
-    activation: str
+# The same for adapters of a model that are chosen by an input of the graph (jina-embeddings-v3's lora_adaptations).
+_ROLE_TASKS: Mapping[Role, tuple[str, ...]] = {
+    "query": ("retrieval.query", "query"),
+    "document": ("retrieval.passage", "retrieval.document", "passage", "document"),
+}
+# The most tokens of a text where no file and no table of the graph says: what today's long models take. Static embeddings
+# have no attention, so a longer text costs them nothing but its rows.
+_UNSTATED, _STATIC = 8192, 131_072
+# Fields that are hashed whatever they hold, as before there were others; any other field is hashed where it is not at its
+# default, so that a new one leaves older fingerprints alone.
+_ALWAYS = ("layer", "pooling", "steps", "dimensions", "max_length", "side", "prompts", "include_prompt", "precision", "rows",
+           "batch_invariant", "calibration_sha256", "graph_sha256", "tokenizer_sha256")  # fmt: skip
+_NEVER = ("origin", "named_prompts", "width", "vector_width", "hint", "made_unit", "static")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,22 +59,39 @@ class Recipe:
 
     Attributes:
         layer: the hidden state that is pooled: its number, a tensor's name, or None for the graph's own output.
-        pooling: how the tokens become one vector. None: the graph's own pooled output `sentence_embedding`.
-        steps: what follows the pooling, in order: dense layers and "normalize".
-        dimensions: how many leading values are kept (then normalised again, if normalised). None: all.
-        max_length: the most tokens of a text, specials included; what is longer is cut on `side`.
+        pooling: how the tokens become one vector; several are concatenated. None: the graph's own `sentence_embedding`.
+        steps: what follows the pooling, in order: dense layers, layer norms and "normalize".
+        dimensions: how many leading values are kept. None: all.
+        max_length: the most tokens of a text of any role, specials included; a longer text is cut on `side`.
         prompts: what is put before a text, by role.
         rows: rows to pool, chosen by their ids. None: by the attention mask.
-        batch_invariant: whether a text's vector is the same whatever it shares a batch with; no only for graphs that came
-            with 8-bit scales measured on each batch.
+        batch_invariant: whether a text's vector is the same whatever other texts are in its batch; no only for graphs that
+            came with 8-bit scales measured on each batch.
         calibration_sha256: of the texts that int8 scales were found on; empty for fp32.
         include_prompt: whether the prompt's tokens count in the pooling.
-        origin: where each value came from; not a part of the fingerprint.
+        token_steps: what happens to every token before the pooling, in order.
+        lengths: the most tokens of a text by role, where the files state one for a role.
+        renormalize: whether vectors of `dimensions` values are normalized again.
+        output: the graph's own output that is taken, where a file names one.
+        lowercase: whether texts are lowercased before the tokenizer.
+        tokenizer: settings laid over tokenizer_config.json.
+        special_tokens: whether special tokens are added.
+        padding: whether texts of different lengths share a padded batch; no where padding reaches real tokens.
+        position_offset: the position at which a text begins, in graphs that take positions as an input.
+        tasks: the adapter that serves a role, in graphs that take its number as an input.
+        query: the recipe of queries, for models that have modules of their own for them.
+        origin: where each value came from; not a part of the fingerprint, as all that follow.
+        named_prompts: all prompts that the files name.
+        width: H that the modules expect. None: not stated.
+        vector_width: D that the modules give. None: not stated.
+        hint: what the model is, where it seems to have no text vectors.
+        made_unit: whether the graph itself normalizes.
+        static: whether the model is a table of token vectors without a transformer.
     """
 
     layer: int | str | None
-    pooling: Pooling | None
-    steps: tuple[Dense | str, ...]
+    pooling: Pooling | tuple[Pooling, ...] | None
+    steps: tuple[Step, ...]
     dimensions: int | None
     max_length: int
     side: str
@@ -86,23 +103,82 @@ class Recipe:
     calibration_sha256: str = ""
     graph_sha256: str = ""
     tokenizer_sha256: str = ""
+    token_steps: tuple[Step, ...] = ()
+    lengths: Mapping[Role, int] = field(default_factory=dict)
+    renormalize: bool = True
+    output: str | None = None
+    lowercase: bool = False
+    tokenizer: Mapping[str, Any] = field(default_factory=dict)
+    special_tokens: bool = True
+    padding: bool = True
+    position_offset: int = 0
+    tasks: Mapping[Role, int] = field(default_factory=dict)
+    query: "Recipe | None" = None
     origin: Origin = field(default_factory=dict, compare=False)
+    named_prompts: Mapping[str, str] = field(default_factory=dict, compare=False)
+    width: int | None = field(default=None, compare=False)
+    vector_width: int | None = field(default=None, compare=False)
+    hint: str = field(default="", compare=False)
+    made_unit: bool = field(default=False, compare=False)
+    static: bool = field(default=False, compare=False)
+
+    @property
+    def unit_length(self) -> bool:
+        """Whether vectors leave with length 1."""
+        normalized = self.made_unit or bool(self.steps and self.steps[-1] == "normalize")
+        return normalized and (self.dimensions is None or self.renormalize)
 
     @property
     def normalized(self) -> bool:
         """Whether vectors leave with length 1."""
-        return bool(self.steps) and self.steps[-1] == "normalize"
+        return self.unit_length
+
+    @property
+    def poolings(self) -> tuple[Pooling, ...]:
+        """The poolings, in order; none where the graph pools."""
+        return () if self.pooling is None else (self.pooling,) if isinstance(self.pooling, str) else tuple(self.pooling)
+
+    def longest(self, role: Role) -> int:
+        """Return the most tokens of a text of a role, specials included."""
+        if role == "query" and self.query is not None:
+            return self.query.longest(role)
+        return min(self.max_length, self.lengths.get(role, self.max_length))
 
     @property
     def fingerprint(self) -> str:
         """Hash of all that decides a vector, 32 hexadecimal digits."""
-        values = self.as_dict() | {"format": _FORMAT}
-        del values["origin"]
-        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:32]
+        return hashlib.sha256(json.dumps(self._hashed(), sort_keys=True).encode()).hexdigest()[:32]
+
+    def _hashed(self) -> dict[str, Any]:
+        values: dict[str, Any] = {"format": _FORMAT}
+        for one in fields(self):
+            value = getattr(self, one.name)
+            default = one.default_factory() if callable(one.default_factory) else one.default
+            if one.name in _ALWAYS or (one.name not in _NEVER and value != default):
+                values[one.name] = _plain(value)
+        return values
 
     def as_dict(self) -> dict[str, Any]:
-        """Give the recipe as plain JSON values."""
-        return asdict(self)
+        """Return the recipe as plain JSON values."""
+        values = {one.name: _plain(getattr(self, one.name)) for one in fields(self) if one.name != "query"}
+        return values | ({"query": self.query.as_dict()} if self.query is not None else {})
+
+
+def _plain(value: object) -> Any:  # noqa: ANN401 - any JSON value
+    """Return a value as JSON has it. A dense layer's `bias` is decided by its weights, which are hashed with the graph."""
+    if isinstance(value, Recipe):
+        return value._hashed()
+    if isinstance(value, Dense):
+        return {"folder": value.folder, "activation": value.activation} | ({"residual": value.residual} if value.residual else {})
+    if isinstance(value, LayerNorm):
+        return {"layer_norm": value.folder}
+    if isinstance(value, Rows):
+        return asdict(value)
+    if isinstance(value, tuple | list):
+        return [_plain(one) for one in value]
+    if isinstance(value, Mapping):
+        return {str(key): _plain(one) for key, one in value.items()}
+    return value
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,191 +186,229 @@ class Wishes:
     """What a caller asks for, as in `Embedder.load`; None: as the model's files say."""
 
     layer: int | str | None = -1
-    pooling: Pooling | None = None
+    pooling: Pooling | Sequence[Pooling] | None = None
     precision: Precision = "fp32"
     max_length: int | None = None
     truncate: Truncate = "warn"
     dimensions: int | None = None
     normalize: bool | None = None
+    prompts: Mapping[str, str] | None = None
+    task: str | int | None = None
 
 
 def read(folder: Path, wishes: Wishes) -> Recipe:
-    """Read how the model in a folder wants to be used; a wish that is not None stands above its files.
+    """Read the configuration of the model in a folder; explicit arguments override it.
 
     Raises:
-        ValueError: a wish is none of the allowed values, a file is no JSON, or the files name something that cannot
-            be done (a pooling or a module penult does not have): vectors that are silently others are worse than none.
+        FileNotFoundError: a module's file is missing.
+        ValueError: an argument is none of the allowed values, a file is not JSON, or the files state something that penult
+            does not have (a module, a key, a pooling): it would give other vectors.
     """
     _check(wishes)
-    given, default = asdict(wishes), asdict(Wishes())
-    origin = {name: "argument" if given[name] != default[name] else "default" for name in _PLAIN}
-    files = _Files(folder, origin)
-    modules = files.modules()
-    pooling, include_prompt = files.pooling(modules) if wishes.pooling is None else (wishes.pooling, True)
-    if wishes.pooling is not None:
-        origin["pooling"] = origin["include_prompt"] = "argument"
-    return Recipe(
-        layer=wishes.layer,
-        pooling=pooling,
-        steps=_normalized(files.steps(modules), wishes, origin),
-        dimensions=wishes.dimensions,
-        max_length=files.max_length(wishes.max_length),
-        side=files.side(wishes.truncate),
-        prompts=files.prompts(),
-        include_prompt=include_prompt,
-        precision=wishes.precision,
-        origin=origin,
-    )
+    modules = read_modules(folder)
+    document = _Reader(folder, modules["document"], wishes).recipe()
+    if modules["query"] == modules["document"]:
+        return document
+    return replace(document, query=_Reader(folder, modules["query"], wishes).recipe())
 
 
 def positions(folder: Path) -> int | None:
-    """Read how many tokens of a text the model has positions for; None where no file says."""
-    return _Files(folder, {}).positions()
+    """Return how many tokens of a text the positions of config.json serve; None where it states none."""
+    rows = stated_positions(folder)
+    return None if rows is None else usable_rows(rows)
+
+
+def stated_positions(folder: Path) -> int | None:
+    """Return how many rows config.json states for the table of positions."""
+    path = folder / "config.json"
+    return _length(path, "max_position_embeddings") or _length(path, "n_positions")
+
+
+def usable_rows(rows: int) -> int:
+    """Return how many tokens a table of positions serves whose first position is not known.
+
+    A table that is a few rows longer than a power of two keeps the extra ones for padding (514 = 512 + 2): positions are then
+    counted from the padding id + 1, and configurations do not all state that id.
+    """
+    power = 1 << rows.bit_length() - 1
+    return power if 1 <= rows - power <= 4 else rows
+
+
+def pad_token_id(folder: Path) -> int | None:
+    """Return the id of the padding token that config.json states."""
+    found: int | None = value_of(folder / "config.json", "pad_token_id", int, "a whole number")
+    return found
 
 
 def _check(wishes: Wishes) -> None:
     for name, given, allowed in (
-        ("pooling", wishes.pooling, (None, *get_args(Pooling))),
         ("precision", wishes.precision, get_args(Precision)),
         ("truncate", wishes.truncate, get_args(Truncate)),
     ):
         if given not in allowed:
             raise ValueError(f"{name} is {given!r}; it must be one of {', '.join(map(repr, allowed))}.")
+    listed = [wishes.pooling] if wishes.pooling is None or isinstance(wishes.pooling, str) else list(wishes.pooling)
+    for pooling in listed or ["nothing"]:
+        if pooling is not None and pooling not in get_args(Pooling):
+            allowed = ", ".join(map(repr, get_args(Pooling)))
+            raise ValueError(f"pooling is {pooling!r}; it must be one of None, {allowed}, or a list of them.")
     for name, value in (("max_length", wishes.max_length), ("dimensions", wishes.dimensions)):
         if value is not None and value < 1:
             raise ValueError(f"{name} is {value}; it must be at least 1.")
+    for role, prompt in (wishes.prompts or {}).items():
+        if role not in get_args(Role) or not isinstance(prompt, str):
+            raise ValueError(
+                f"prompts has {str(role)[:40]!r}: {str(prompt)[:40]!r}; its keys are 'query' and 'document', its values texts."
+            )
 
 
-def _normalized(steps: tuple[Dense | str, ...], wishes: Wishes, origin: dict[str, str]) -> tuple[Dense | str, ...]:
-    if wishes.normalize is None:
-        return steps
-    origin["normalize"] = "argument"
-    bare = steps[:-1] if steps and steps[-1] == "normalize" else steps
-    return (*bare, "normalize") if wishes.normalize else bare
+class _Reader:
+    """Reads the files of one folder for one list of modules; each answer notes its origin."""
 
+    def __init__(self, root: Path, modules: Sequence[Module], wishes: Wishes) -> None:
+        self._root = root
+        self._home = root / modules[0].folder if modules else root
+        self._modules = modules
+        self._wishes = wishes
+        default = Wishes()
+        self._origin = {
+            name: "argument" if getattr(wishes, name) != getattr(default, name) else "default" for name in _PLAIN
+        }
 
-class _Files:
-    """The configuration files of one folder; each answer notes its origin."""
+    def recipe(self) -> Recipe:
+        """Read everything."""
+        wishes, kind = self._wishes, self._modules[0].kind if self._modules else "Transformer"
+        transformer = read_transformer(self._home) if kind != "StaticEmbedding" else TransformerConfig(special_tokens=False)
+        stated = self._stated()
+        pooling, include_prompt = self._pooling(stated)
+        max_length, lengths = self._lengths(transformer, static=kind == "StaticEmbedding")
+        dimensions, renormalize = self._dimensions()
+        prompts, named = self._prompts()
+        output = "text_embeds" if kind == "CLIPModel" and transformer.output is None else transformer.output
+        layer = transformer.layer if wishes.layer == -1 and transformer.layer is not None else wishes.layer
+        if layer != wishes.layer:
+            self._origin["layer"] = transformer.name
+        return Recipe(
+            layer=layer,
+            pooling=pooling,
+            steps=self._normalized(stated.steps),
+            dimensions=dimensions,
+            max_length=max_length,
+            side=self._side(transformer),
+            prompts=prompts,
+            include_prompt=include_prompt,
+            precision=wishes.precision,
+            token_steps=stated.token_steps,
+            lengths=lengths,
+            renormalize=renormalize,
+            output=output,
+            lowercase=transformer.lowercase,
+            tokenizer=transformer.tokenizer,
+            special_tokens=transformer.special_tokens,
+            tasks=self._tasks(),
+            origin=self._origin,
+            named_prompts=named,
+            width=stated.width,
+            vector_width=stated.vector_width,
+            hint=self._hint() or (late_interaction(self._root, self._modules, stated) if output is None else ""),
+            static=kind == "StaticEmbedding",
+        )
 
-    def __init__(self, folder: Path, origin: dict[str, str]) -> None:
-        self._folder = folder
-        self._origin = origin
+    def _stated(self) -> Stated:
+        pooling = self._wishes.pooling
+        explicit = None if pooling is None else (pooling,) if isinstance(pooling, str) else tuple(pooling)
+        if self._modules:
+            return read_steps(self._root, self._modules, explicit)
+        return read_pooling(self._root) if explicit is None else Stated(pooling=explicit)
 
-    def _length(self, name: str, key: str) -> int | None:
-        return _length(value_of(self._folder / name, key, int | float, "a number"))
-
-    def modules(self) -> list[tuple[str, str]]:
-        """List (kind, folder) of the sentence-transformers modules, in order; empty where there is no such file."""
-        path = self._folder / "modules.json"
-        listed = read_json(path) if path.exists() else []
-        if not isinstance(listed, list):
-            raise ValueError(f"{path} holds a {type(listed).__name__}; it must be a list of modules. Fetch it again.")  # noqa: TRY004
-        found = []
-        for module in listed:
-            kind, folder = (module.get("type"), module.get("path", "")) if isinstance(module, dict) else (None, None)
-            if not (isinstance(kind, str) and isinstance(folder, str)):
-                raise ValueError(f"{path} lists a module without a type and a path that are strings; fetch it again.")  # noqa: TRY004
-            if PurePath(folder).is_absolute() or ".." in PurePath(folder).parts or "\0" in folder or len(folder) > 255:
-                raise ValueError(f"{path} names the folder {folder[:80]!r}, outside the model's own; put it inside.")
-            found.append((kind.rpartition(".")[2], folder))
-        return found
-
-    def pooling(self, modules: list[tuple[str, str]]) -> tuple[Pooling | None, bool]:
-        """Find the pooling and whether prompts count in it; (None, True) where no file says."""
-        folders = [path for kind, path in modules if kind == "Pooling"]
-        if not folders and (self._folder / "1_Pooling" / "config.json").exists():
-            folders = ["1_Pooling"]
-        if not folders:
+    def _pooling(self, stated: Stated) -> tuple[Pooling | tuple[Pooling, ...] | None, bool]:
+        """Return the pooling and whether prompts count in it; (None, True) where no file says."""
+        pooling = stated.pooling
+        if self._wishes.pooling is not None:
+            self._origin["pooling"] = self._origin["include_prompt"] = "argument"
+            pooling = (self._wishes.pooling,) if isinstance(self._wishes.pooling, str) else tuple(self._wishes.pooling)
+        elif pooling is None:
             self._origin["pooling"] = "not stated by any file"
             return None, True
-        name = f"{folders[0]}/config.json"
-        path = self._folder / name
-        config = read_object(path)
-        stated = value_of(path, "pooling_mode", str | list, "a name or a list of names")
-        modes = [stated] if isinstance(stated, str) else list(map(str, stated or []))
-        for key, value in config.items():
-            if key.startswith("pooling_mode_") and value is True:
-                modes.append(key.removeprefix("pooling_mode_").removesuffix("_tokens").removesuffix("_token"))
-        if len(modes) != 1 or modes[0] not in _POOLING_NAMES:
-            raise ValueError(
-                f"{self._folder / name} asks for the pooling {' + '.join(modes) or 'of no kind'}, which penult does not "
-                f"have; it has {', '.join(get_args(Pooling))}. Name one with pooling=, knowing that vectors will differ."
-            )
-        self._origin["pooling"] = self._origin["include_prompt"] = name
-        include_prompt = value_of(path, "include_prompt", bool, "true or false")
-        return _POOLING_NAMES[modes[0]], include_prompt is not False
+        else:
+            self._origin["pooling"] = self._origin["include_prompt"] = stated.pooling_file
+        return pooling[0] if len(pooling) == 1 else pooling, stated.include_prompt
 
-    def steps(self, modules: list[tuple[str, str]]) -> tuple[Dense | str, ...]:
-        """List what follows the pooling."""
-        self._origin["normalize"] = "modules.json" if modules else "default"
-        found: list[Dense | str] = []
-        for kind, path in modules:
-            if kind == "Normalize":
-                found.append("normalize")
-            elif kind == "Dense":
-                activation = str(
-                    read_object(self._folder / path / "config.json").get("activation_function", "Tanh")
-                ).rpartition(".")[2]
-                if activation not in _ACTIVATIONS:
-                    raise ValueError(
-                        f"{self._folder / path} asks for the activation {activation!r}; penult has {', '.join(_ACTIVATIONS)}."
-                    )
-                found.append(Dense(path, activation))
-            elif kind not in {"Transformer", "Pooling", "Dropout"}:
-                raise ValueError(
-                    f"{self._folder / 'modules.json'} has a module {kind!r}, which penult does not have; it has Transformer, "
-                    "Pooling, Dense and Normalize. Leaving it out would give other vectors."
-                )
-        return tuple(found)
+    def _normalized(self, steps: tuple[Step, ...]) -> tuple[Step, ...]:
+        normalize = self._wishes.normalize
+        self._origin["normalize"] = "argument" if normalize is not None else "modules.json" if self._modules else "default"
+        if normalize is None:
+            return steps
+        bare = steps[:-1] if steps and steps[-1] == "normalize" else steps
+        return (*bare, "normalize") if normalize else bare
 
-    def max_length(self, given: int | None) -> int:
-        """Find the most tokens of a text: the caller's word, else the model's, never above its positions."""
-        most = self.positions()
+    def _lengths(self, transformer: TransformerConfig, *, static: bool) -> tuple[int, dict[Role, int]]:
+        """Return the most tokens of a text, and those of a role where the files state them for a role."""
+        given = self._wishes.max_length
         if given is not None:
-            if most is not None and given > most:
-                raise ValueError(f"max_length is {given}; the model has {most} positions, that is the most.")
             self._origin["max_length"] = "argument"
-            return given
-        tokenizer = self._length("tokenizer_config.json", "model_max_length")
-        own = self._length("sentence_bert_config.json", "max_seq_length")
-        unknown = own is tokenizer is most is None
-        truncation = value_of(self._folder / "tokenizer.json", "truncation", dict, "an object") if unknown else None
-        for name, value in (
-            ("sentence_bert_config.json", own),
-            ("tokenizer_config.json", tokenizer),
-            ("config.json", most),
-            ("tokenizer.json", _length((truncation or {}).get("max_length"))),
+            return given, {}
+        base, origin = (_STATIC, "default") if static else self._base_length(transformer)
+        lengths = {role: transformer.lengths.get(role, base) for role in get_args(Role)}
+        if lengths["query"] == lengths["document"]:
+            self._origin["max_length"] = transformer.name if transformer.lengths else origin
+            return lengths["document"], {}
+        self._origin["max_length"] = self._origin["lengths"] = transformer.name
+        return max(lengths.values()), lengths
+
+    def _base_length(self, transformer: TransformerConfig) -> tuple[int, str]:
+        """Return the most tokens of a text of any role, and the file that says so.
+
+        As in sentence-transformers, the positions of config.json only cap a length that the tokenizer states: models with
+        rotary positions state lengths far beyond those they were trained with first. A table of positions in the graph
+        caps every length (`Embedder`).
+        """
+        home = self._home
+        stated = positions(home)
+        tokenizer = _length(home / "tokenizer_config.json", "model_max_length")
+        for value, name in (
+            (_as_length(transformer.tokenizer.get("model_max_length")), transformer.name),
+            (transformer.max_seq_length, transformer.name),
         ):
             if value is not None:
-                self._origin["max_length"] = name
-                return value if most is None else min(value, most)
-        self._origin["max_length"] = "default"
-        return 512
+                return value, name
+        if tokenizer is not None:
+            return (tokenizer if stated is None else min(tokenizer, stated)), "tokenizer_config.json"
+        if stated is not None:
+            return stated, "config.json"
+        truncation = value_of(home / "tokenizer.json", "truncation", dict, "an object") or {}
+        if (cut := _as_length(truncation.get("max_length"))) is not None:
+            return cut, "tokenizer.json"
+        return _UNSTATED, "default"
 
-    def positions(self) -> int | None:
-        """Find how many positions the model has."""
-        found = self._length("config.json", "max_position_embeddings") or self._length("config.json", "n_positions")
-        # A table that is a few rows longer than a power of two keeps the extra ones for padding (514 = 512 + 2): positions
-        # are then counted from the padding id + 1, and configurations do not all state that id.
-        if found is not None and 1 <= found - (power := 1 << found.bit_length() - 1) <= 4:
-            return power
-        return found
-
-    def side(self, truncate: Truncate) -> str:
-        """Find the side on which a long text is cut."""
-        if truncate in ("right", "left"):
+    def _side(self, transformer: TransformerConfig) -> str:
+        """Return the side on which a long text is cut."""
+        if self._wishes.truncate in ("right", "left"):
             self._origin["side"] = "argument"
-            return truncate
-        path = self._folder / "tokenizer_config.json"
-        stated: str | None = value_of(path, "truncation_side", str, "'right' or 'left'")
-        if stated not in (None, *_SIDES):
-            raise ValueError(f"{path}: truncation_side is {stated!r}; it must be 'right' or 'left'. Mend the file.")
-        self._origin["side"] = "default" if stated is None else path.name
-        return stated or "right"
+            return self._wishes.truncate
+        side, name = stated_side(self._home, transformer.tokenizer)
+        self._origin["side"] = "default" if side is None else name
+        return side or "right"
 
-    def prompts(self) -> dict[Role, str]:
-        """Find the prompt of each role, "" where there is none."""
-        path = self._folder / "config_sentence_transformers.json"
+    def _dimensions(self) -> tuple[int | None, bool]:
+        """Return how many values are kept, and whether they are normalized again.
+
+        sentence-transformers cuts at `truncate_dim` after the last module and leaves the length as it is.
+        """
+        wishes = self._wishes
+        path = self._root / "config_sentence_transformers.json"
+        stated = value_of(path, "truncate_dim", int, "a whole number")
+        if wishes.dimensions is not None or stated is None:
+            self._origin["dimensions"] = "default" if wishes.dimensions is None else "argument"
+            return wishes.dimensions, True
+        if stated < 1:
+            raise ValueError(f"{path}: truncate_dim is {stated}; it must be at least 1. Mend the file.")
+        self._origin["dimensions"] = path.name
+        return int(stated), wishes.normalize is True
+
+    def _prompts(self) -> tuple[dict[Role, str], dict[str, str]]:
+        """Return the prompt of each role, "" where there is none, and all prompts that the files name."""
+        path = self._root / "config_sentence_transformers.json"
         named: dict[str, str] = value_of(path, "prompts", dict, "an object of strings") or {}
         default: str | None = value_of(path, "default_prompt_name", str, "the name of a prompt")
         wrong = [name for name, prompt in named.items() if not isinstance(prompt, str)]
@@ -303,11 +417,53 @@ class _Files:
                 f"{path}: prompts must be strings and default_prompt_name one of them; wrong is "
                 f"{repr(wrong[0] if wrong else default)[:80]}. Mend the file."
             )
-        self._origin["prompts"] = path.name if named else "default"
-        other = "" if default is None else named[default]
-        return {role: next((named[name] for name in names if name in named), other) for role, names in _ROLE_PROMPTS.items()}
+        other = {"query": "", "document": "" if default is None else named[default]}
+        prompts = {
+            role: next((named[name] for name in names if name in named), other[role]) for role, names in _ROLE_PROMPTS.items()
+        }
+        self._origin["prompts"] = path.name if named else "not stated by any file"
+        for role in get_args(Role):
+            if role in (self._wishes.prompts or {}):
+                prompts[role] = (self._wishes.prompts or {})[role]
+                self._origin["prompts"] = "argument"
+        return prompts, named
+
+    def _tasks(self) -> dict[Role, int]:
+        """Return the number of the adapter that serves each role, where the files or the caller say."""
+        path, task = self._home / "config.json", self._wishes.task
+        names: list[Any] = value_of(path, "lora_adaptations", list, "a list of names") or []
+        if task is not None:
+            self._origin["tasks"] = "argument"
+            if isinstance(task, str):
+                if task not in names:
+                    known = ", ".join(map(repr, names)) or "none: pass its number"
+                    raise ValueError(f"task is {task!r}; the tasks that {path} names are {known}.")
+                task = names.index(task)
+            return dict.fromkeys(get_args(Role), int(task))
+        found = {
+            role: names.index(name) for role, wanted in _ROLE_TASKS.items() for name in reversed(wanted) if name in names
+        }
+        if found:
+            self._origin["tasks"] = path.name
+        return found
+
+    def _hint(self) -> str:
+        """Return what a model without modules is, where its configuration says that it has no text vectors."""
+        named: list[Any] = value_of(self._home / "config.json", "architectures", list, "a list of names") or []
+        name = str(named[0]) if named else ""
+        if self._modules or not name:
+            return ""
+        if name.endswith("ForSequenceClassification"):
+            return f"{self._root} is {RERANKER}, or a classifier ({name})."
+        if name.endswith(("ForTokenClassification", "ForQuestionAnswering")):
+            return f"{self._root} is a model that labels tokens ({name}), not a text embedding model."
+        return ""
 
 
-def _length(value: object) -> int | None:
+def _length(path: Path, key: str) -> int | None:
+    return _as_length(value_of(path, key, int | float, "a number"))
+
+
+def _as_length(value: object) -> int | None:
     """Take a stated length seriously only if it is one: files also hold 0, null and 1e30 for "no limit"."""
-    return int(value) if isinstance(value, int | float) and 1 <= value <= 1_000_000 else None
+    return int(value) if isinstance(value, int | float) and not isinstance(value, bool) and 1 <= value <= 1_000_000 else None

@@ -13,7 +13,7 @@ import threading
 import time
 import warnings
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from email.utils import parsedate_to_datetime
 from types import TracebackType
@@ -47,11 +47,14 @@ class RemoteEmbedder:
         model: which of a server's models. None: the only one.
         retries: how often a request is sent again that found the server busy (429, 502, 503, 504) or gone; about 15 s of
             waiting in all with the default, unless the server itself says when to come back.
+        prompts: put before the texts of a role, "query" or "document", instead of the server's own prompt for it; a role
+            that is not named keeps the server's. Only a penult server takes them. None: the server's for both.
         transport: what carries requests instead of a socket: an httpx transport, for tests and proxies. One that only
             awaits serves `aembed` alone, one that only blocks `embed` alone.
 
     Raises:
-        ValueError: `base_url` is no http(s) URL, or a number is too small.
+        ValueError: `base_url` is no http(s) URL, a number is too small, or `prompts` names something else than roles.
+        TypeError: a prompt is not a str.
     """
 
     def __init__(
@@ -63,6 +66,7 @@ class RemoteEmbedder:
         concurrency: int = 4,
         model: str | None = None,
         retries: int = 6,
+        prompts: Mapping[str, str] | None = None,
         transport: object = None,
     ) -> None:
         if not isinstance(base_url, str) or not base_url.startswith(("http://", "https://")):
@@ -71,7 +75,8 @@ class RemoteEmbedder:
         for name, value, least in (("timeout", timeout, 0.001), ("concurrency", concurrency, 1), ("retries", retries, 0)):
             if value < least:
                 raise ValueError(f"{name} is {value}; it must be at least {least}.")
-        self._arguments = (base_url, api_key, timeout, concurrency, model, retries, transport)
+        self._prompts = _checked_prompts(prompts)
+        self._arguments = (base_url, api_key, timeout, concurrency, model, retries, self._prompts, transport)
         bare, basic = _without_password(base_url)
         self._base, self._path = _split(bare)
         authorization = basic if api_key is None else f"Bearer {api_key}"
@@ -98,37 +103,47 @@ class RemoteEmbedder:
 
     @property
     def fingerprint(self) -> str:
-        """Name of all that decides a vector: penult's own, else a hash of what the server says of its model."""
-        return self._known("document").fingerprint
+        """Name of all that decides a vector: penult's own, else a hash of what the server says of its model.
 
-    def embed(self, texts: Sequence[str], role: Role = "document", *, progress: bool = False) -> Vectors:
+        Prompts given to this object that are not the server's own change it; the `prompt` of one call does not.
+        """
+        server = self._known("document")
+        for prompt in self._prompts.values():
+            dialects.check_prompt(server, prompt)
+        return dialects.fingerprint(server, self._prompts)
+
+    def embed(
+        self, texts: Iterable[str], role: Role = "document", *, prompt: str | None = None, progress: bool = False
+    ) -> Vectors:
         """Turn N texts into vectors.
 
         Args:
-            texts: N texts; they are never altered. Empty ones are legal where the server takes them.
+            texts: N texts, any iterable of them; they are never altered. Empty ones are legal where the server takes them.
             role: "document" or "query". DeepSparse has no prompts, so there it changes nothing.
+            prompt: put before each text of this call, instead of the role's prompt. Only a penult server takes one. None:
+                the role's.
             progress: show a progress bar on standard error.
 
         Returns:
             (N, D) float32, in the caller's order; (0, D) for no texts.
 
         Raises:
-            TypeError: `texts` is a str.
+            TypeError: `texts` is a str or no iterable, or `prompt` is no str.
             TextError: some rows are no text.
             PermissionError: the server wants a key, or another one.
             ConnectionError: the server cannot be reached, or fails, also after trying again.
             TimeoutError: no answer came within `timeout` seconds.
-            ValueError: the server refused the texts, or its answer is not N finite vectors of one size.
+            ValueError: the server takes no prompt, it refused the texts, or its answer is not N finite vectors of one size.
         """
-        texts = _checked(texts, role)
-        if not texts:
+        checked, prompt = _checked(texts, role), self._prompt(role, prompt)
+        if not checked:
             return np.empty((0, self.dimension), np.float32)
-        server = self._known(role)
-        requests = dialects.parts(server, texts)
-        with _Progress(len(texts), shown=progress) as step, ThreadPoolExecutor(min(self._concurrency, len(requests))) as pool:
+        server = self._known(role, prompt)
+        requests = dialects.parts(server, checked)
+        with _Progress(len(checked), shown=progress) as step, ThreadPoolExecutor(min(self._concurrency, len(requests))) as pool:
 
             def one(part: list[str]) -> tuple[Vectors, int]:
-                found = self._talk(dialects.embed(server, part, role))
+                found = self._talk(dialects.embed(server, part, role, prompt=prompt))
                 step(len(part))
                 return found
 
@@ -138,28 +153,28 @@ class RemoteEmbedder:
             finally:
                 for future in pending:
                     future.cancel()  # after a failure, what has not begun is not sent
-        return self._joined(found, len(texts))
+        return self._joined(found, len(checked))
 
-    async def aembed(self, texts: Sequence[str], role: Role = "document") -> Vectors:
+    async def aembed(self, texts: Iterable[str], role: Role = "document", *, prompt: str | None = None) -> Vectors:
         """Turn N texts into vectors without blocking the event loop; otherwise as `embed`."""
-        texts = _checked(texts, role)
+        checked, prompt = _checked(texts, role), self._prompt(role, prompt)
         async with _Borrowed(self._awaiting or self._new_async(), keep=self._awaiting is not None) as client:
-            server = await self._aknown(client, role)
+            server = await self._aknown(client, role, prompt)
             gate = asyncio.Semaphore(self._concurrency)
 
             async def one(part: list[str]) -> tuple[Vectors, int]:
                 async with gate:
-                    return await self._atalk(client, dialects.embed(server, part, role))
+                    return await self._atalk(client, dialects.embed(server, part, role, prompt=prompt))
 
-            requests = dialects.parts(server, texts or (["a"] if self._dimension is None else []))
+            requests = dialects.parts(server, checked or (["a"] if self._dimension is None else []))
             tasks = [asyncio.ensure_future(one(part)) for part in requests]
             try:
                 found = list(await asyncio.gather(*tasks))
             finally:
                 for task in tasks:
                     task.cancel()
-        joined = self._joined(found, max(len(texts), 1)) if found else np.empty((0, cast("int", self._dimension)), np.float32)
-        return joined[: len(texts)]
+        joined = self._joined(found, max(len(checked), 1)) if found else np.empty((0, cast("int", self._dimension)), np.float32)
+        return joined[: len(checked)]
 
     def close(self) -> None:
         """Close the connections; a later call opens new ones."""
@@ -192,16 +207,31 @@ class RemoteEmbedder:
     def __repr__(self) -> str:
         return f"RemoteEmbedder({self._base!r})"
 
-    def _known(self, role: Role) -> Server:
-        """Recognise the server at the first use, and TEI's prompt at the first use of its role."""
+    def _prompt(self, role: Role, given: str | None) -> str | None:
+        """Return the prompt to send along: the call's, else this object's for the role. None: the server knows its own."""
+        if given is not None:
+            _check_prompt("prompt", given)
+            return given
+        return self._prompts.get(role)
+
+    def _known(self, role: Role, prompt: str | None = None) -> Server:
+        """Recognise the server at the first use, and TEI's prompt at the first use of its role.
+
+        Raises:
+            ValueError: there is a prompt to send along and the server takes none.
+        """
         if self._server is None:
             self._keep(self._talk(self._finding()))
+        if prompt is not None:
+            dialects.check_prompt(cast("Server", self._server), prompt)
         server = self._talk(dialects.prompted(cast("Server", self._server), role))
         return self._keep(server)
 
-    async def _aknown(self, client: httpx.AsyncClient, role: Role) -> Server:
+    async def _aknown(self, client: httpx.AsyncClient, role: Role, prompt: str | None) -> Server:
         if self._server is None:
             self._keep(await self._atalk(client, self._finding()))
+        if prompt is not None:
+            dialects.check_prompt(cast("Server", self._server), prompt)
         return self._keep(await self._atalk(client, dialects.prompted(cast("Server", self._server), role)))
 
     def _finding(self) -> Talk[Server]:
@@ -357,10 +387,24 @@ class _Progress:
 
 
 def _again(
-    base_url: str, api_key: str | None, timeout: float, concurrency: int, model: str | None, retries: int, transport: object
+    base_url: str,
+    api_key: str | None,
+    timeout: float,
+    concurrency: int,
+    model: str | None,
+    retries: int,
+    prompts: Mapping[str, str],
+    transport: object,
 ) -> RemoteEmbedder:
     return RemoteEmbedder(
-        base_url, api_key, timeout=timeout, concurrency=concurrency, model=model, retries=retries, transport=transport
+        base_url,
+        api_key,
+        timeout=timeout,
+        concurrency=concurrency,
+        model=model,
+        retries=retries,
+        prompts=prompts,
+        transport=transport,
     )
 
 
@@ -403,15 +447,40 @@ def _retry_after(headers: Mapping[str, str]) -> float:
         return 0.0
 
 
-def _checked(texts: Sequence[str], role: Role) -> list[str]:
+def _checked(texts: Iterable[str], role: Role) -> list[str]:
     if role not in ("document", "query"):
         raise ValueError(f"role is {role!r}; it must be 'document' or 'query'.")
-    if isinstance(texts, str | bytes):
-        raise TypeError(f"texts is a {type(texts).__name__}; give a list of texts, for example [text].")
-    rows = {row: why for row, text in enumerate(texts) if (why := _unsendable(text)) is not None}
+    if isinstance(texts, str | bytes) or not isinstance(texts, Iterable):
+        raise TypeError(f"texts is a {type(texts).__name__}; give a list or another iterable of texts, for example [text].")
+    listed = list(texts)  # once: an iterator is empty the second time
+    rows = {row: why for row, text in enumerate(listed) if (why := _unsendable(text)) is not None}
     if rows:
-        raise TextError(rows, len(texts))
-    return list(texts)
+        raise TextError(rows, len(listed))
+    return listed
+
+
+def _checked_prompts(prompts: Mapping[str, str] | None) -> dict[str, str]:
+    """Return a copy of the prompts by role.
+
+    Raises:
+        ValueError: a key is no role, or a prompt is not valid Unicode.
+        TypeError: it is no mapping, or a prompt is no str.
+    """
+    if prompts is None:
+        return {}
+    if not isinstance(prompts, Mapping):
+        raise TypeError(f"prompts is a {type(prompts).__name__}; give a dict such as {{'query': 'query: '}}.")
+    for role, prompt in prompts.items():
+        if role not in ("document", "query"):
+            raise ValueError(f"prompts has the key {role!r}; its keys are the roles 'query' and 'document'.")
+        _check_prompt(f"prompts[{role!r}]", prompt)
+    return dict(prompts)
+
+
+def _check_prompt(name: str, prompt: object) -> None:
+    why = _unsendable(prompt)
+    if why is not None:
+        raise (ValueError if isinstance(prompt, str) else TypeError)(f"{name} {why}; give a str.")
 
 
 def _unsendable(text: object) -> str | None:

@@ -2,8 +2,8 @@
 
 A reference is a folder, an .onnx file, a Hub id (`org/name[@revision][/path/to/file.onnx]`, also as `hf:...`), weights
 that are installed as a Python package (`package:NAME[/sub/folder]`) or a stub of the closed SparseZoo whose files are still
-in its cache here (`zoo:NAME`). This file knows where files lie and whether they are
-whole; it knows nothing of what is in a graph or a tokenizer, and it never writes into a model's folder.
+in its cache here (`zoo:NAME`). This file knows where files lie and whether they are complete; it knows nothing of what is in
+a graph or a tokenizer, and it never writes into a model's folder.
 """
 
 import importlib.util
@@ -11,23 +11,42 @@ import mmap
 import os
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TypeVar
+
+from penult.modules import ROLES, Module, read_modules
+from penult.transformer_config import FILES as TRANSFORMER_FILES
 
 T = TypeVar("T")
 
 # Where exporters put the file, in the order of preference; the encoder of an encoder-decoder pair is the embedding.
 _USUAL_FILES = ("onnx/model.onnx", "model.onnx", "onnx/encoder_model.onnx", "encoder_model.onnx")
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model")
+_TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json", "spiece.model", "sentencepiece.bpe.model",
+    "tokenizer.model", "bpe.codes",
+)  # fmt: skip
+# What marks the folder that says how a model is used.
+_RECIPE_FILES = ("modules.json", "1_Pooling/config.json", "config_sentence_transformers.json", *TRANSFORMER_FILES)
+STATIC_TABLE = "model.safetensors"  # of a static embedding, which needs no graph
+_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 _ZOO_STUB = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)*")
 _HUB_ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+?)(@(?P<revision>[^/@]+))?(/(?P<file>[^@]+\.onnx))?")
+_BASE_MODEL = re.compile(r"^base_model:\s*(?:-\s*)?[\"']?([\w.-]+/[\w.-]+)", re.MULTILINE)
 # A graph names its data files as string pairs (field 1 "location", field 2 the name). The bytes are looked for as they
 # are written, since parsing would cost the import of onnx at every start.
 _LOCATION = re.compile(rb"\x0a\x08location\x12([\x01-\x7f]|[\x80-\xff][\x01-\x7f])")
 # What the Hub is asked for beside the graph: configurations and vocabularies, never the weights of another framework.
 _SIDE_FILES = ("*.json", "*.txt", "*.model", "[0-9]*_*/model.safetensors")
+
+
+class NoGraphError(FileNotFoundError):
+    """A folder without an ONNX file; `folder` is the model's, where it has weights that can be exported, else None."""
+
+    def __init__(self, message: str, folder: Path | None = None) -> None:
+        super().__init__(message)
+        self.folder = folder
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,46 +55,96 @@ class Source:
 
     Attributes:
         reference: what the user wrote.
-        model: the .onnx file.
-        folder: where its configuration and tokenizer lie.
+        model: the .onnx file, or the table of a static embedding (model.safetensors).
+        folder: where the files lie that say how the model is used (modules.json and what it names).
         revision: the commit, for a model of the Hub.
+        home: where the configuration of its transformer lies; as `folder` in most models.
+        tokenizer: where its tokenizer lies; as `home` in most models.
+        query: the model of queries, where there is one of their own.
     """
 
     reference: str
     model: Path
     folder: Path
     revision: str | None = None
+    home: Path = Path()
+    tokenizer: Path = Path()
+    query: "Source | None" = None
+
+    def __post_init__(self) -> None:
+        if self.home == Path():
+            object.__setattr__(self, "home", self.folder)
+        if self.tokenizer == Path():
+            object.__setattr__(self, "tokenizer", self.home)
+
+    def base_model(self) -> str | None:
+        """Return the model that the card of this one names as its base, as mirrors in ONNX do; None where it names none."""
+        card = next((p for p in (self.folder / "README.md", self.model.parent / "README.md") if p.is_file()), None)
+        if card is None:
+            return None
+        with card.open(encoding="utf-8", errors="replace") as file:
+            head = file.read(65_536)
+        found = _BASE_MODEL.search(head.partition("\n---")[0]) if head.startswith("---") else None
+        return found[1] if found else None
 
 
-def resolve(reference: str | os.PathLike[str], *, refresh: bool = False) -> Source:
+def resolve(
+    reference: str | os.PathLike[str],
+    *,
+    refresh: bool = False,
+    model_file: str | None = None,
+    files_from: str | os.PathLike[str] | None = None,
+) -> Source:
     """Find the files of a model, from the Hub only where they are not complete on this disk.
 
     Args:
         reference: a folder, an .onnx file, a Hub id, `package:NAME[/sub/folder]` or `zoo:NAME`.
         refresh: ask the Hub even though a snapshot looks complete (another program may have fetched a part of it).
+        model_file: which graph of a folder or Hub id, for example "onnx/model_int8.onnx". None: the usual one.
+        files_from: another folder or Hub id whose files say how the model is used (pooling, prompts, lengths), for mirrors
+            that hold the graph alone. None: the model's own.
 
     Raises:
         FileNotFoundError: nothing is there, or a part is missing and cannot be fetched.
         ValueError: the reference cannot be read, several graphs could be meant, or a file is only a pointer to its content.
     """
-    text = os.fspath(reference)
+    found = _resolve(os.fspath(reference), refresh=refresh, model_file=model_file)
+    for one in (found, found.query):
+        if one is not None:
+            _check_whole(one.model)
+    return found if files_from is None else _with_files(found, os.fspath(files_from), refresh=refresh)
+
+
+def _resolve(text: str, *, refresh: bool, model_file: str | None) -> Source:
     if text.startswith("package:"):
-        found = _local(text, _package_folder(text))
-    elif text.startswith("zoo:"):
-        found = _from_zoo(text)
-    elif text.startswith("hf:"):
-        found = _from_hub(text, text.removeprefix("hf:").removeprefix("//"), refresh=refresh)
-    elif Path(text).expanduser().exists():
-        found = _local(text, Path(text).expanduser())
-    elif _HUB_ID.fullmatch(text) and not text.startswith((".", "~")):
-        found = _from_hub(text, text, refresh=refresh)
-    else:
-        raise FileNotFoundError(
-            f"No model at {text!r}: it is no file or folder here, and not of the form of a Hub id (org/name[@revision]) "
-            "or of package:NAME[/sub/folder]."
-        )
-    _check_whole(found.model)
-    return found
+        return _local(text, _package_folder(text), model_file=model_file)
+    if text.startswith("zoo:"):
+        return _from_zoo(text)
+    if text.startswith("hf:"):
+        return _from_hub(text, text.removeprefix("hf:").removeprefix("//"), refresh=refresh, model_file=model_file)
+    if Path(text).expanduser().exists():
+        return _local(text, Path(text).expanduser(), model_file=model_file)
+    if _HUB_ID.fullmatch(text) and not text.startswith((".", "~")):
+        return _from_hub(text, text, refresh=refresh, model_file=model_file)
+    raise FileNotFoundError(
+        f"No model at {text!r}: it is no file or folder here, and not of the form of a Hub id (org/name[@revision]) "
+        "or of package:NAME[/sub/folder]."
+    )
+
+
+def _with_files(found: Source, reference: str, *, refresh: bool) -> Source:
+    """Return the same graph, used as the files of another folder say."""
+    folder = Path(reference).expanduser()
+    if reference.startswith("package:"):
+        folder = _package_folder(reference)
+    elif not folder.is_dir():
+        folder = _hub_files(reference, refresh=refresh)
+    modules = read_modules(folder)
+    if modules["query"] != modules["document"]:
+        raise ValueError(f"files_from={reference!r} has a model for queries and another for documents; name that model itself.")
+    home = folder / modules["document"][0].folder if modules["document"] else folder
+    own = next((place for place in (found.tokenizer, found.model.parent) if has_tokenizer(place)), home)
+    return replace(found, folder=folder, home=home, tokenizer=own, query=None)
 
 
 def missing_data(model: Path) -> list[str]:
@@ -85,7 +154,7 @@ def missing_data(model: Path) -> list[str]:
 
 def data_files(model: Path) -> list[str]:
     """Name the external data files that a graph points to, relative to its folder, without parsing it."""
-    if model.stat().st_size == 0:
+    if model.stat().st_size == 0 or model.suffix == ".safetensors":
         return []
     with model.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         names = {data[hit.end() : hit.end() + _size(hit[1])].decode("utf-8", "replace") for hit in _LOCATION.finditer(data)}
@@ -129,7 +198,7 @@ def _from_zoo(text: str) -> Source:
     for folder in [cache / stub, *sorted(cache.glob(f"*/{stub}"))] if _ZOO_STUB.fullmatch(stub) else []:
         for part in (folder / "deployment", folder):
             graph = next((path for path in (part / "model.onnx", part / "model.onnx" / "model.onnx") if path.is_file()), None)
-            home = next((path for path in (part, folder / "deployment", folder / "training") if _has_tokenizer(path)), None)
+            home = next((path for path in (part, folder / "deployment", folder / "training") if has_tokenizer(path)), None)
             if graph is not None and home is not None:
                 return Source(text, graph, home)
     kept = [f for f in (*cache.glob("*"), *cache.glob("*/*")) if (f / "deployment").is_dir() or (f / "model.onnx").exists()]
@@ -141,23 +210,110 @@ def _from_zoo(text: str) -> Source:
     )
 
 
-def _local(reference: str, path: Path, revision: str | None = None) -> Source:
+def _local(reference: str, path: Path, revision: str | None = None, *, model_file: str | None = None) -> Source:
     if path.is_dir():
-        model = path / _choose([p.relative_to(path).as_posix() for p in _graphs(path)], reference)
-        return Source(reference, model, path, revision)
+        return _in_folder(reference, path, revision, model_file)
     if path.suffix != ".onnx":
         raise ValueError(f"{reference!r} is a file but not an .onnx file; name the folder of the model or its .onnx file.")
-    above = path.parent.parent
-    in_sub_folder = not _has_tokenizer(path.parent) and _has_tokenizer(above)
-    return Source(reference, path, above if in_sub_folder else path.parent, revision)
+    if model_file is not None:
+        raise ValueError(f"{reference!r} names a graph and model_file={model_file!r} another; name one of them.")
+    return _of_graph(reference, path, _root_of(path), revision)
+
+
+def _in_folder(reference: str, root: Path, revision: str | None, model_file: str | None) -> Source:
+    """Find the graph of each role in a model's folder."""
+    modules = read_modules(root)
+    document, query = (_of_modules(reference, root, modules[role], revision, model_file) for role in ROLES)
+    same = modules["query"] == modules["document"]
+    return document if same else replace(document, query=query)
+
+
+def _of_modules(
+    reference: str, root: Path, modules: Sequence[Module], revision: str | None, model_file: str | None
+) -> Source:
+    home = root / modules[0].folder if modules else root
+    static = bool(modules) and modules[0].kind == "StaticEmbedding"
+    if static and model_file is None and (home / STATIC_TABLE).exists():
+        model = home / STATIC_TABLE
+    else:
+        model = _graph(reference, root, home, model_file)
+    places = (home, root, model.parent)
+    return Source(reference, model, root, revision, home, next((p for p in places if has_tokenizer(p)), home))
+
+
+def _graph(reference: str, root: Path, home: Path, model_file: str | None) -> Path:
+    """Find the graph of one transformer: beside its configuration, or in the model's own folder."""
+    for folder in dict.fromkeys((home, root)):
+        names = [p.relative_to(folder).as_posix() for p in _graphs(folder)]
+        if model_file is not None:
+            match = next((n for n in names if n == model_file), None) or _only(n for n in names if Path(n).name == model_file)
+            if match is not None:
+                return folder / match
+            if (folder / model_file).is_file() and (folder / model_file).resolve().is_relative_to(folder.resolve()):
+                return folder / model_file
+        elif names:
+            return folder / _choose(names, reference)
+    held = [p.relative_to(root).as_posix() for p in (*_graphs(home), *_graphs(root))]
+    if model_file is not None and held:
+        raise FileNotFoundError(f"{reference!r} has no {model_file!r}; it has {', '.join(dict.fromkeys(held))}.")
+    raise _no_graph(reference, root, home)
+
+
+def _only(names: Iterable[str]) -> str | None:
+    found = list(names)
+    return found[0] if len(found) == 1 else None
+
+
+def _no_graph(reference: str, root: Path, home: Path) -> NoGraphError:
+    if any((home / name).exists() for name in _WEIGHTS) and (home / "config.json").exists():
+        return NoGraphError(f"{reference!r} holds no .onnx file, only weights for torch.", root)
+    openvino = any(root.glob("openvino/*.xml")) or any(root.glob("*.xml"))
+    held = " (only a graph for OpenVINO)" if openvino else ""
+    return NoGraphError(f"{reference!r} holds no .onnx file{held}; export the model to ONNX, or name another folder.")
+
+
+def _of_graph(reference: str, path: Path, root: Path, revision: str | None) -> Source:
+    """Describe a graph that is named by its path; what stands in the folder above it holds for it too."""
+    modules = read_modules(root)
+    homes = {role: root / modules[role][0].folder if modules[role] else root for role in ROLES}
+    if homes["query"] != homes["document"]:
+        raise ValueError(
+            f"{reference!r} is one graph of a model that has one for queries and one for documents; name the folder {root}."
+        )
+    home = homes["document"]
+    tokenizer = next((p for p in (home, root, path.parent) if has_tokenizer(p)), home)
+    found = Source(reference, path, root, revision, home, tokenizer)
+    return found if modules["query"] == modules["document"] else replace(found, query=found)
+
+
+def _root_of(path: Path) -> Path:
+    """Return the folder that says how a graph is used: its own, or one above that names it.
+
+    1. The nearest of three folders with modules.json: its own, the one above, or one further up if the graph lies in the folder
+       of one of its modules (`0_Transformer/onnx/model.onnx`).
+    2. Else the nearest of two that has another file about its use, such as 1_Pooling/config.json.
+    3. Else the folder above, if the graph's own has no tokenizer or is called onnx, and that one has.
+    """
+    own, above, further = path.parent, path.parent.parent, path.parent.parent.parent
+    if (further / "modules.json").exists() and not (own / "modules.json").exists():
+        modules = read_modules(further)
+        if any(further / module.folder == above != further for role in ROLES for module in modules[role]):
+            return further
+    for name in ("modules.json", *_RECIPE_FILES):
+        for folder in (own, above):
+            if (folder / name).exists():
+                return folder
+    return above if (not has_tokenizer(own) or own.name == "onnx") and has_tokenizer(above) else own
 
 
 def _graphs(folder: Path) -> list[Path]:
-    return sorted([*folder.glob("*.onnx"), *folder.glob("onnx/*.onnx")])
+    """List the graphs of a folder; a name with a dot before it is a file of the system's, never a graph."""
+    return sorted(p for p in (*folder.glob("*.onnx"), *folder.glob("onnx/*.onnx")) if not p.name.startswith("."))
 
 
-def _has_tokenizer(folder: Path) -> bool:
-    return any((folder / name).exists() for name in TOKENIZER_FILES)
+def has_tokenizer(folder: Path) -> bool:
+    """Return whether a folder holds files of a tokenizer."""
+    return any((folder / name).exists() for name in _TOKENIZER_FILES)
 
 
 def _choose(names: Sequence[str], reference: str) -> str:
@@ -168,25 +324,28 @@ def _choose(names: Sequence[str], reference: str) -> str:
     if len(names) == 1:
         return names[0]
     if not names:
-        raise FileNotFoundError(f"{reference!r} holds no .onnx file; export the model to ONNX, or name another folder.")
-    raise ValueError(f"{reference!r} holds several graphs and none of a usual name: {', '.join(names)}. Name one of them.")
+        raise NoGraphError(f"{reference!r} holds no .onnx file; export the model to ONNX, or name another folder.")
+    raise ValueError(
+        f"{reference!r} holds several graphs and none of a usual name: {', '.join(names)}. Name one of them, with its path or "
+        "with model_file=."
+    )
 
 
-def _from_hub(reference: str, text: str, *, refresh: bool) -> Source:
+def _from_hub(reference: str, text: str, *, refresh: bool, model_file: str | None) -> Source:
     match = _HUB_ID.fullmatch(text)
     if match is None or {".", ".."} & set(text.split("/")):
         raise ValueError(f"{reference!r} is not a Hub id; write org/name, org/name@revision or org/name/file.onnx.")
     from huggingface_hub import snapshot_download  # noqa: PLC0415 - half a second, not needed for local files
     from huggingface_hub.errors import LocalEntryNotFoundError  # noqa: PLC0415
 
-    repo, revision, file = match["repo"], match["revision"], match["file"]
+    repo, revision, file = match["repo"], match["revision"], match["file"] or model_file
     if not refresh:
         try:
             # With the patterns, newer versions of huggingface_hub also check that none of these files is missing.
             local = snapshot_download(repo, revision=revision, local_files_only=True, allow_patterns=list(_SIDE_FILES))
             folder = Path(local)
             found = _in_snapshot(reference, folder, file)
-            if not missing_data(found.model) and _has_tokenizer(folder):
+            if not missing_data(found.model) and has_tokenizer(folder):
                 return found
         except (LocalEntryNotFoundError, FileNotFoundError):
             pass  # nothing, or a part only: fetch what is missing
@@ -199,7 +358,12 @@ def _in_snapshot(reference: str, folder: Path, file: str | None) -> Source:
         return source
     if not (folder / file).exists():
         raise FileNotFoundError(f"{reference!r}: the snapshot holds no {file!r}.")
-    return Source(reference, folder / file, folder, folder.name)
+    return _of_graph(reference, folder / file, folder, folder.name)
+
+
+def _hub_files(reference: str, *, refresh: bool) -> Path:
+    """Return the folder of a Hub id's files that say how a model is used."""
+    raise FileNotFoundError(reference)
 
 
 def _fetch(reference: str, repo: str, revision: str | None, file: str | None) -> Path:

@@ -4,7 +4,7 @@ Letters for dimensions, here and in every docstring: N texts, B rows of a batch,
 size, D size of the vector. This file knows no third-party package but numpy, and no other file of penult.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Literal, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
@@ -13,11 +13,12 @@ from numpy.typing import NDArray
 Vectors: TypeAlias = NDArray[np.float32]
 """(N, D) float32, one row a text, in the caller's order."""
 
-Pooling: TypeAlias = Literal["mean", "max", "cls", "last"]
-"""(T, H) -> (H,): the mean or the largest of the text's tokens, its first or its last token."""
+Pooling: TypeAlias = Literal["mean", "max", "cls", "last", "weightedmean", "mean_sqrt_len_tokens"]
+"""(T, H) -> (H,), as in sentence-transformers: the mean or the maximum over the text's tokens, its first or its last token,
+the mean weighted by position (1, 2, ...), or the sum divided by the square root of the number of tokens."""
 
 Role: TypeAlias = Literal["document", "query"]
-"""What a text is for. It decides the prompt that is put before it."""
+"""What a text is for. It decides the prompt that is put before it, and the task or the module of models that have several."""
 
 Truncate: TypeAlias = Literal["error", "warn", "right", "left"]
 """What happens to a text over the model's length: refused; cut on the right and said; cut on that side in silence."""
@@ -54,5 +55,5 @@ class TextEmbedder(Protocol):
     def fingerprint(self) -> str:
         """Name of all that decides a vector: equal fingerprints give comparable vectors."""
 
-    def embed(self, texts: Sequence[str], role: Role = "document", *, progress: bool = False) -> Vectors:
-        """Turn N texts into (N, D) float32 vectors, in the caller's order."""
+    def embed(self, texts: Iterable[str], role: Role = "document", *, progress: bool = False) -> Vectors:
+        """Return (N, D) float32 vectors of N texts (any iterable of str), in the caller's order."""

@@ -1,5 +1,7 @@
 """Bulk jobs in this process: the pool of worker processes takes a second to start."""
 
+from dataclasses import fields
+
 import pytest
 from bulk.jobs import InProcess
 
@@ -14,9 +16,8 @@ def job(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(embed, "Pool", InProcess)
 
     def start(*given, out="out.parquet", text="text", role="document", **options):
-        model = {"truncate": "right"} | {
-            key: options.pop(key) for key in ("truncate", "max_length", "dimensions") if key in options
-        }
+        words = {field.name for field in fields(Model)} - {"reference"}
+        model = {"truncate": "right"} | {key: options.pop(key) for key in words & {*options}}
         model = Model(str(options.pop("model", tiny)), **model)
         columns = Columns(text, options.pop("vector", "embedding"), role)
         shown = options.pop("shown", "off")

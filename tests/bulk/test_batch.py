@@ -116,6 +116,29 @@ def test_the_threads_of_a_model(tiny, monkeypatch):
     assert asked == [1, 2]
 
 
+def test_prompts_and_poolings(tiny):
+    """The prompts of a role are put before its texts, several poolings are concatenated; both travel in the pickle."""
+    prompts = {"query": "query: ", "document": "passage of "}
+    made = pickle.loads(pickle.dumps(BatchEmbedder(str(tiny), role="query", prompts=prompts, pooling=["mean", "max"])))
+    with Embedder.load(tiny, prompts=prompts, pooling=["mean", "max"], threads=1) as local:
+        assert np.array_equal(made({"text": np.array(TEXTS)})["embedding"], local.embed(TEXTS, "query"))
+        assert made.embedder.fingerprint == local.fingerprint
+    with pytest.raises(ValueError, match="prompts has the key 'passage'; its keys are the roles"):
+        BatchEmbedder(str(tiny), prompts={"passage": "a"})
+
+
+def test_every_option_reaches_load(monkeypatch, embedder):
+    """What a batch embedder is given is what the core is asked for."""
+    asked = []
+    monkeypatch.setattr(Embedder, "load", lambda model, **options: asked.append((model, options)) or embedder)
+    options = {
+        "precision": "int8", "dimensions": 3, "max_length": 9, "truncate": "left", "max_batch_tokens": 7, "pooling": "cls",
+        "prompts": {"query": "q"}, "files_from": "f", "model_file": "m.onnx", "task": "t", "threads": 2,
+    }  # fmt: skip
+    assert BatchEmbedder("m", **options).embedder is embedder
+    assert asked == [("m", options)]
+
+
 def test_what_it_refuses(tiny, batcher):
     """Another kind of batch, a missing column and one that is there already are named."""
     with pytest.raises(TypeError, match="a list; give a dict of arrays"):

@@ -52,12 +52,38 @@ def test_every_option_is_asked_for(run):
     options = (
         "--text-column t --id-column i --vector-column v --role query --precision int8 --dimensions 9 --max-length 8 --truncate "
         "left --batch-tokens 7 --workers 6 --shard-rows 5 --format text --from old.parquet --overwrite --progress off --engine "
-        "ray --address here"
+        "ray --address here --prompt q --prompt-document d --pooling mean,max --files-from org/name --model-file f.onnx --task t"
     )
     _, _, asked = run(*EMBED, *options.split(), ends=Summary(Totals(), 64, None))
-    model, columns = Model("m", "int8", 9, 8, "left", 7), Columns("t", "v", "query")
+    model = Model("m", "int8", 9, 8, "left", 7, ("mean", "max"), "q", "d", "org/name", "f.onnx", "t")
+    columns = Columns("t", "v", "query")
     inputs, out, old = ("a.csv", "b.csv"), Path("out.jsonl"), Path("old.parquet")
     assert asked == Request(inputs, out, model, columns, "i", "text", old, 5, 6, True, "off", "ray", "here")
+
+
+def test_the_prompt_is_that_of_the_role(run):
+    """--prompt is put before texts of the chosen role; --prompt-query and --prompt-document name theirs, as `penult serve` does."""
+    ends = Summary(Totals(), 64, None)
+    assert run(*EMBED, "--prompt", "", ends=ends)[2].model.prompts == {"document": ""}
+    assert run(*EMBED, "--role", "query", "--prompt", "q: ", ends=ends)[2].model.prompts == {"query": "q: "}
+    assert run(*EMBED, "--prompt-query", "q", "--prompt", "d", ends=ends)[2].model.prompts == {"query": "q", "document": "d"}
+    assert run(*EMBED, "--pooling", "cls", "--task", "3", ends=ends)[2].model == Model("m", pooling="cls", task=3)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--prompt", "a", "--prompt-document", "a"], "--prompt and --prompt-document are both given; give one of the two."),
+        (["--pooling", "mean,median"], "--pooling is 'mean,median'; it must be one of mean, max, cls, last,"),
+        (["--pooling", ""], "--pooling is ''; it must be one of mean"),
+    ],
+)
+def test_options_that_cannot_be_meant(capsys, options, said):
+    """They are said in a sentence before any work, with exit status 1."""
+    with pytest.raises(SystemExit) as end:
+        app([*EMBED, *options])
+    assert end.value.code == 1
+    assert capsys.readouterr().err.startswith(f"penult: {said}")
 
 
 @pytest.mark.parametrize(

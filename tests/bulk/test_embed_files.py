@@ -15,6 +15,7 @@ import pytest
 from bulk.jobs import corpus, half_done, lance_table, rejected, run, vectors
 from models import tiny_model
 
+from penult import Embedder
 from penult.bulk import about, embed, inputs, lance_files, ray_engine, readers, writers
 from penult.bulk.embed import StoppedError
 
@@ -459,6 +460,35 @@ def test_vectors_of_another_model_are_not_taken_over(job, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"No file at none\.parquet, which --from names"):
         job(source, old=Path("none.parquet"))
     assert sorted(tmp_path.iterdir()) == before
+
+
+def test_the_prompt_of_a_job(job, tmp_path, tiny):
+    """The prompt of the job's role is put before its texts; the fingerprint is that of an embedder with the same prompts."""
+    source = corpus(tmp_path / "in.jsonl", 20)
+    texts = [json.loads(line)["text"] for line in source.read_text().splitlines()]
+    prompts = {"document": "passage of ", "query": "query: "}
+    with Embedder.load(tiny, prompts=prompts, threads=1) as local:
+        for role in ("document", "query"):
+            job(source, out=f"{role}.parquet", role=role, document_prompt="passage of ", query_prompt="query: ")
+            table = pq.read_table(tmp_path / f"{role}.parquet")
+            np.testing.assert_allclose(vectors(table), local.embed(texts, role), atol=1e-6)
+            assert table.schema.metadata[b"penult.fingerprint"].decode() == local.fingerprint
+            assert np.abs(vectors(table) - local.embed(texts, role, prompt="")).max() > 0.01
+
+
+def test_another_prompt_is_another_job(job, tmp_path, monkeypatch):
+    """An unfinished job, a finished output and an older one of other prompts are refused; why, and the way out, are said."""
+    source = corpus(tmp_path / "in.jsonl", 60)
+    why = "made by another version of penult, or with another model or other options"
+    with half_done(monkeypatch), pytest.raises(StoppedError):
+        job(source, shard_rows=16, document_prompt="a")
+    with pytest.raises(ValueError, match=rf"fingerprint was '\w+' and is '\w+' \({why}\)\. --overwrite throws it away"):
+        job(source, document_prompt="b")
+    assert job(source, document_prompt="a").totals.rows == 60
+    with pytest.raises(ValueError, match=rf"was {why}; --overwrite replaces it"):
+        job(source, document_prompt="b")
+    with pytest.raises(ValueError, match=rf"taken over \({why}\)\. Leave out --from"):
+        job(source, out="new.parquet", old=tmp_path / "out.parquet")
 
 
 def test_an_unfinished_job_of_something_else_is_refused(job, tmp_path, monkeypatch):

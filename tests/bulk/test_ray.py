@@ -49,6 +49,17 @@ def test_an_actor_works_in_another_folder(tmp_path, tiny, monkeypatch):
     assert [answer["rows"] for answer in answers(ShardActor(given, 1), 0, 1, 2)] == [16, 16, 8]
 
 
+def test_files_of_elsewhere_are_found_from_another_folder(tmp_path, tiny, monkeypatch):
+    """A folder that `files_from` names is found by an actor that stands elsewhere; a Hub id stays as it is."""
+    monkeypatch.chdir(tmp_path)
+    pq.write_table(pyarrow.json.read_json(corpus(tmp_path / "in.jsonl", 4)), "in.parquet")
+    (tmp_path / "files").mkdir()
+    given = setup("in.parquet", tiny, tmp_path / "shards")
+    for files_from, absolute in (("files", str(tmp_path / "files")), ("org/name", "org/name"), (None, None)):
+        model = replace(given.model, files_from=files_from)
+        assert replace(given, model=model).anywhere().model == replace(model, files_from=absolute)
+
+
 def test_an_actor_takes_over_older_vectors(job, tmp_path, tiny, monkeypatch):
     """Of what an older output has it embeds nothing, though it works in another folder; long texts are counted, not warned of."""
     monkeypatch.chdir(tmp_path)

@@ -198,11 +198,11 @@ def dense(folder, name="2_Dense", **tensors):
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("kind", [np.float32, np.float64, np.float16])
 def test_dense_layers_and_lengths(tmp_path, bias, kind):
-    """X W^T + b follows the pooling, then length 1, then the leading values; weights of any type, under any prefix."""
+    """X W^T + b follows the pooling, then length 1, then the leading values; weights of any type."""
     rng = np.random.default_rng(0)
     weight, shift = rng.standard_normal((5, 8)).astype(kind), rng.standard_normal(5).astype(kind)
     step = dense(tmp_path, linear_weight=weight, **({"linear_bias": shift} if bias else {}))
-    second = dense(tmp_path, "3_Dense", weight=np.eye(5, dtype=np.float32)[:, ::-1].copy())
+    second = dense(tmp_path, "3_Dense", linear_weight=np.eye(5, dtype=np.float32)[:, ::-1].copy())
     d, states, _ = layered()
     made(tmp_path, d.model(states[-1]), steps=(step, second, "normalize"), dimensions=3)
     found = run(tmp_path / "made.onnx")
@@ -215,18 +215,18 @@ def test_dense_layers_and_lengths(tmp_path, bias, kind):
     ("tensors", "held"),
     [
         ({}, "nothing"),
-        ({"linear_bias": np.ones(5, np.float32)}, r"bias \(5,\)"),
-        ({"weight": np.ones(5, np.float32)}, r"weight \(5,\)"),
-        ({"weight": np.ones((5, 8, 1), np.float32)}, r"weight \(5, 8, 1\)"),
-        ({"weight": np.ones((5, 8), np.float32), "bias": np.ones(4, np.float32)}, r"bias \(4,\)"),
-        ({"weight": np.ones((5, 8), np.float32), "bias": np.ones((5, 8), np.float32)}, r"bias \(5, 8\)"),
+        ({"linear_bias": np.ones(5, np.float32)}, r"bias float32 \(5,\)"),
+        ({"linear_weight": np.ones(5, np.float32)}, r"weight float32 \(5,\)"),
+        ({"linear_weight": np.ones((5, 8, 1), np.float32)}, r"weight float32 \(5, 8, 1\)"),
+        ({"linear_weight": np.ones((5, 8), np.float32), "linear_bias": np.ones(4, np.float32)}, r"bias float32 \(4,\)"),
+        ({"linear_weight": np.ones((5, 8), np.float32), "linear_bias": np.ones((5, 8), np.float32)}, r"bias float32 \(5, 8\)"),
     ],
 )
 def test_a_dense_layer_of_another_shape(tmp_path, tensors, held):
     """What its file holds instead of a matrix and a bias is said."""
     d, states, _ = layered()
     step = dense(tmp_path, **tensors)
-    with pytest.raises(ValueError, match=rf"model.safetensors holds .*{held}.*; a dense layer has a weight \(D, H\)"):
+    with pytest.raises(ValueError, match=rf"model.safetensors holds .*{held}.*; .*linear\.(weight|bias)"):
         made(tmp_path, d.model(states[-1]), steps=(step,))
 
 
@@ -234,12 +234,12 @@ def test_a_dense_layer_without_a_file(tmp_path):
     """A missing file, and one that is not whole, are said."""
     d, states, _ = layered()
     step = Dense("2_Dense", "Identity")
-    with pytest.raises(FileNotFoundError, match=r"The dense layer '2_Dense' has no .*model\.safetensors"):
+    with pytest.raises(FileNotFoundError, match=r"2_Dense has neither model\.safetensors nor"):
         made(tmp_path, d.model(states[-1]), steps=(step,))
-    dense(tmp_path, weight=np.ones((5, 8), np.float32))
+    dense(tmp_path, linear_weight=np.ones((5, 8), np.float32))
     path = tmp_path / "2_Dense" / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(ValueError, match="is not a whole safetensors file of numbers"):
+    with pytest.raises(ValueError, match="model.safetensors is not a whole"):
         made(tmp_path, d.model(states[-1]), steps=(step,))
 
 
@@ -307,11 +307,11 @@ def test_weights_in_other_files_are_pointed_to(tmp_path):
 
 
 def test_external_data_of_constants_are_refused(tmp_path):
-    """They would be read from no checked place."""
+    """One that does not say where its data lie is refused as a weight is."""
     d, states, _ = layered()
     far = TensorProto(name="far", data_type=TensorProto.FLOAT, dims=[1], data_location=TensorProto.EXTERNAL)
     d.nodes.insert(0, helper.make_node("Constant", [], ["c"], value=far))
-    with pytest.raises(ValueError, match="keeps the data of 'far'"):
+    with pytest.raises(ValueError, match="does not say where the weights 'c' lie"):
         made(tmp_path, d.model(d.op("Add", states[-1], "c")), layer=d.nodes[-1].output[0])
 
 

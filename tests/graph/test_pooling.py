@@ -1,5 +1,7 @@
 """The appended reducer equals NumPy, whatever the opset, the rows chosen, and what stands in the rows that are not."""
 
+import dataclasses
+
 import numpy as np
 import onnx
 import pytest
@@ -7,7 +9,9 @@ import reference
 from onnx import TensorProto, helper
 
 from penult import Engine
-from penult.graph.pooling import OUTPUT, Dense, Reducer, append_reducer
+from penult.activations import ACTIVATIONS
+from penult.graph.pooling import OUTPUT, Dense, LayerNorm, Reducer, append_reducer
+from penult.graph.steps import BUILT
 
 IDS = np.array([[7, 5, 6, 2, 0], [7, 9, 2, 0, 0], [7, 2, 0, 0, 0]])
 MASK = (IDS > 0).astype(np.int64)
@@ -26,23 +30,34 @@ def graph(opset=17, shape=("batch", "sequence", 6), kind=TensorProto.FLOAT, inpu
     )
 
 
-def reduced(reducer, states=STATES, model=None, **feeds):
-    """Append a reducer, check the graph, and give what it makes of some states."""
+def reduced(reducer, states=STATES, model=None, *, output=OUTPUT, **feeds):
+    """Append a reducer, check the graph, and return what it makes of some states."""
     made = append_reducer(model or graph(), "hidden", reducer)
     onnx.checker.check_model(made, full_check=True)
     given = {"states": states, "attention_mask": MASK, "input_ids": IDS} | feeds
     with Engine(made.SerializeToString(), threads=1) as engine:
         assert engine.output_names == ["hidden", OUTPUT]
-        return engine.mapped_run({name: given[name] for name in engine.input_names})[OUTPUT]
+        return engine.mapped_run({name: given[name] for name in engine.input_names})[output]
 
 
-def expected(pooling, chosen=MASK, states=STATES):
-    """The oracle's vectors: (B, H) of the rows that are chosen, zeros where none is."""
-    rows = [states[b][chosen[b] > 0].astype(np.float64) for b in range(len(states))]
-    return np.stack([reference.pool(r, pooling) if len(r) else np.zeros(states.shape[2]) for r in rows])
+def expected(pooling, chosen=MASK, states=STATES, mask=None):
+    """The oracle's vectors: (B, H) of the rows that are chosen, zeros where none is.
+
+    Positions, for weightedmean, begin at the first token of `mask`, which is what is chosen where it is not given.
+    """
+    vectors = []
+    for row, real, tokens in zip(chosen, chosen if mask is None else mask, states, strict=True):
+        positions = np.arange(len(row)) - np.argmax(real > 0) + 1
+        some = row > 0
+        vectors.append(
+            reference.pool(tokens[some].astype(np.float64), pooling, positions[some])
+            if some.any()
+            else np.zeros(len(tokens[0]))
+        )
+    return np.stack(vectors)
 
 
-POOLINGS = ["mean", "max", "cls", "last"]
+POOLINGS = ["mean", "max", "cls", "last", "weightedmean", "mean_sqrt_len_tokens"]
 
 
 @pytest.mark.parametrize("opset", [11, 12, 13, 17, 18, 20])
@@ -87,11 +102,54 @@ def test_rows_by_their_ids(pooling):
     """All but some ids, or only one, with or without `input_ids` in the graph already."""
     for inputs in ((), ("input_ids",)):
         found = reduced(Reducer(pooling, exclude_ids=(0, 7, 2)), model=graph(inputs=inputs))
-        np.testing.assert_allclose(found, expected(pooling, (IDS == 5) | (IDS == 6) | (IDS == 9)), rtol=1e-5, atol=1e-6)
+        wanted = expected(pooling, (IDS == 5) | (IDS == 6) | (IDS == 9), mask=MASK)
+        np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6)
         found = reduced(Reducer(pooling, only_id=2), model=graph(inputs=inputs))
-        np.testing.assert_allclose(found, expected(pooling, IDS == 2), rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(found, expected(pooling, IDS == 2, mask=MASK), rtol=1e-5, atol=1e-6)
     found = reduced(Reducer(pooling, only_id=0), model=graph(inputs=()))
-    np.testing.assert_allclose(found, expected(pooling, IDS == 0), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(found, expected(pooling, IDS == 0, mask=MASK), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+@pytest.mark.parametrize("pooling", POOLINGS)
+def test_a_prompt_that_is_left_out(pooling, side):
+    """Its tokens are not pooled, and still count in the positions that weightedmean weighs by."""
+    mask = MASK if side == "right" else MASK[:, ::-1]
+    rows = mask.copy()
+    for b in range(len(rows)):
+        rows[b, np.argmax(mask[b])] = 0  # a prompt of one token
+    for inputs in ((), ("attention_mask",)):
+        reducer = Reducer(pooling, rows_input="pooling_mask")
+        found = reduced(reducer, model=graph(inputs=inputs), attention_mask=mask, pooling_mask=rows)
+        np.testing.assert_allclose(found, expected(pooling, rows, mask=mask), rtol=1e-5, atol=1e-6)
+
+
+def test_weighted_mean_as_sentence_transformers_gives_it():
+    """Numbers of its Pooling module, version 6.2: with left padding, and with a prompt of one token left out."""
+    states = np.arange(2 * 4 * 2, dtype=np.float32).reshape(2, 4, 2) ** 2 / 10
+    mask, rows = np.array([[0, 1, 1, 1], [1, 1, 1, 0]]), np.array([[0, 0, 1, 1], [0, 1, 1, 0]])
+    model = graph(shape=("batch", "sequence", 2))
+    found = reduced(Reducer("weightedmean"), states, model, attention_mask=mask)
+    np.testing.assert_allclose(found, [[2.4, 3.4333334], [11.6, 13.8333333]], rtol=1e-6)
+    found = reduced(Reducer("weightedmean", rows_input="pooling_mask"), states, model, attention_mask=mask, pooling_mask=rows)
+    np.testing.assert_allclose(found, [[2.8, 3.94], [12.64, 14.98]], rtol=1e-6)
+
+
+@pytest.mark.parametrize("opset", [11, 17, 20])
+def test_several_poolings_are_concatenated(opset):
+    """In the order given, each as it is alone."""
+    names = ("weightedmean", "max", "cls", "mean", "last", "mean_sqrt_len_tokens")
+    found = reduced(Reducer(names), model=graph(opset))
+    for place, name in enumerate(names):
+        np.testing.assert_array_equal(found[:, place * 6 : place * 6 + 6], reduced(Reducer(name), model=graph(opset)))
+    np.testing.assert_array_equal(reduced(Reducer(("mean",))), reduced(Reducer("mean")))
+
+
+@pytest.mark.parametrize("pooling", ["median", (), ("mean", "median")])
+def test_a_pooling_that_is_none(pooling):
+    """It is named, with those that there are."""
+    with pytest.raises(ValueError, match=r"is none of mean, max, cls, last, weightedmean, mean_sqrt_len_tokens\."):
+        append_reducer(graph(), "hidden", Reducer(pooling))
 
 
 def test_rows_by_another_input():
@@ -116,42 +174,197 @@ def test_half_precision_is_widened_first():
 
 
 W, B = RNG.normal(size=(6, 4)).astype(np.float32), RNG.normal(size=4).astype(np.float32)
-ACTIVATIONS = {
-    "Identity": lambda x: x,
-    "Tanh": np.tanh,
-    "ReLU": lambda x: np.maximum(x, 0),
-    "Sigmoid": lambda x: 1 / (1 + np.exp(-x)),
-    "SiLU": lambda x: x / (1 + np.exp(-x)),
-    "GELU": reference.gelu,
-}
+R = RNG.normal(size=(6, 4)).astype(np.float32)
+SCALE, SHIFT = RNG.normal(size=6).astype(np.float32), RNG.normal(size=6).astype(np.float32)
 
 
 @pytest.mark.parametrize("bias", [None, B])
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_dense_layers(activation, bias):
     """They give activation(x W + b), on pooled rows and on vectors that are pooled already."""
-    wanted = ACTIVATIONS[activation](expected("mean") @ W.astype(np.float64) + (0 if bias is None else bias))
-    steps = (Dense(W, bias, activation),)
-    np.testing.assert_allclose(reduced(Reducer("mean", steps)), wanted, rtol=1e-5, atol=1e-5)
+    wanted = reference.ACTIVATIONS[activation](expected("mean") @ W.astype(np.float64) + (0 if bias is None else bias))
+    layers = (Dense(W, bias, activation),)
+    np.testing.assert_allclose(reduced(Reducer("mean", layers)), wanted, rtol=1e-5, atol=1e-5)
     flat = graph(shape=("batch", 6), inputs=())
     vectors = expected("mean").astype(np.float32)
-    np.testing.assert_allclose(reduced(Reducer(None, steps), vectors, flat), wanted, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(reduced(Reducer(None, layers), vectors, flat), wanted, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("opset", [11, 17, 20])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_activations_everywhere(activation, opset):
+    """Both sides of every kink, and where exponentials overflow or vanish."""
+    points = np.array([[-200, -25, -6, -3, -1, -0.5, -0.49, -0.01, 0, 0.01, 0.5, 0.51, 1, 3, 6, 20.5, 200]], np.float32)
+    width = points.shape[1]
+    model = graph(opset, shape=("batch", width), inputs=())
+    found = reduced(Reducer(None, (Dense(np.eye(width, dtype=np.float32), None, activation),)), points, model)
+    np.testing.assert_allclose(found, reference.ACTIVATIONS[activation](points.astype(np.float64)), rtol=1e-6, atol=1e-6)
+
+
+# torch 2.13, torch.nn's classes without arguments, in evaluation mode and double precision.
+TORCH = {
+    "Identity": [-4.0, -0.75, 0.4, 2.5],
+    "Tanh": [-0.9993292997, -0.6351489524, 0.3799489623, 0.9866142982],
+    "ReLU": [0.0, 0.0, 0.4, 2.5],
+    "GELU": [-0.000126685, -0.1699705143, 0.2621686966, 2.4844758367],
+    "Sigmoid": [0.01798621, 0.3208213008, 0.5986876601, 0.92414182],
+    "SiLU": [-0.0719448398, -0.2406159756, 0.239475064, 2.3103545499],
+    "LeakyReLU": [-0.04, -0.0075, 0.4, 2.5],
+    "RReLU": [-0.9166666667, -0.171875, 0.4, 2.5],
+    "ELU": [-0.9816843611, -0.5276334473, 0.4, 2.5],
+    "SELU": [-1.7258986282, -0.9276320158, 0.4202803949, 2.6267524684],
+    "CELU": [-0.9816843611, -0.5276334473, 0.4, 2.5],
+    "Softplus": [0.0181499279, 0.3868710061, 0.9130152524, 2.5788897343],
+    "Softsign": [-0.8, -0.4285714286, 0.2857142857, 0.7142857143],
+    "Mish": [-0.0725917408, -0.2764947145, 0.2890305341, 2.4713923046],
+    "Hardtanh": [-1.0, -0.75, 0.4, 1.0],
+    "ReLU6": [0.0, 0.0, 0.4, 2.5],
+    "Hardswish": [-0.0, -0.28125, 0.2266666667, 2.2916666667],
+    "Hardsigmoid": [0.0, 0.375, 0.5666666667, 0.9166666667],
+    "LogSigmoid": [-4.0181499279, -1.1368710061, -0.5130152524, -0.0788897343],
+    "Tanhshrink": [-3.0006707003, -0.1148510476, 0.0200510377, 1.5133857018],
+    "Softshrink": [-3.5, -0.25, 0.0, 2.0],
+    "Hardshrink": [-4.0, -0.75, 0.0, 2.5],
+}
+
+
+def test_activations_of_torch():
+    """The values of torch 2.13 at -4, -0.75, 0.4 and 2.5: the oracle agrees with it."""
+    assert list(TORCH) == list(reference.ACTIVATIONS)
+    for name, values in TORCH.items():
+        np.testing.assert_allclose(reference.ACTIVATIONS[name](np.array([-4, -0.75, 0.4, 2.5])), values, atol=1e-9)
+
+
+def test_the_names_of_activations():
+    """The list that needs no onnx names those that can be built, and no other."""
+    assert sorted(ACTIVATIONS) == sorted(BUILT)
 
 
 def test_an_activation_that_is_none():
     """It is named, with those that there are."""
-    with pytest.raises(ValueError, match=r"'Swish' is none of Identity, Tanh, ReLU, Sigmoid, GELU, SiLU\."):
+    with pytest.raises(ValueError, match=r"'Swish' is none of Identity, Tanh, ReLU, .*, Hardshrink\."):
         append_reducer(graph(), "hidden", Reducer("mean", (Dense(W, B, "Swish"),)))
 
 
+def test_residual_connections():
+    """The input itself is added where the widths are equal, a projection of x where they are not; after the activation."""
+    vectors = expected("mean")
+    square, shift = RNG.normal(size=(6, 6)).astype(np.float32), SHIFT
+    found = reduced(Reducer("mean", (Dense(square, shift, "Tanh", "same"),)))
+    np.testing.assert_allclose(found, vectors + np.tanh(vectors @ square + shift), rtol=1e-5, atol=1e-5)
+    found = reduced(Reducer("mean", (Dense(W, B, "ReLU", R),)))
+    np.testing.assert_allclose(found, vectors @ R + np.maximum(vectors @ W + B, 0), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("opset", [11, 17, 18, 20])
+def test_layer_norm(opset):
+    """As torch's, also where the mean is far from zero and where all values are equal."""
+    norm = LayerNorm(SCALE, SHIFT)
+    for states in (STATES, STATES + np.float32(100), np.ones_like(STATES)):
+        found = reduced(Reducer("mean", (norm,)), states, graph(opset))
+        wanted = reference.layer_norm(expected("mean", states=states), SCALE, SHIFT)
+        np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=2e-5)
+    found = reduced(Reducer("cls", (LayerNorm(SCALE, SHIFT, epsilon=0.5),)), model=graph(opset))
+    np.testing.assert_allclose(found, reference.layer_norm(STATES[:, 0], SCALE, SHIFT, eps=0.5), rtol=1e-5, atol=1e-5)
+
+
+def test_a_step_that_is_none():
+    """It is named, with those that there are."""
+    with pytest.raises(ValueError, match=r"The step 'center' is none of Dense, LayerNorm and 'normalize'\."):
+        append_reducer(graph(), "hidden", Reducer("mean", ("center",)))
+
+
+TOKEN_STEPS = {
+    "normalize": (("normalize",), lambda x: x / np.linalg.norm(x, axis=-1, keepdims=True)),
+    "layer norm": ((LayerNorm(SCALE, SHIFT),), lambda x: reference.layer_norm(x, SCALE, SHIFT)),
+    "dense": ((Dense(W, B, "GELU", R),), lambda x: x @ R + reference.gelu(x @ W + B)),
+    "two": ((Dense(W, None, "Tanh"), "normalize"), lambda x: (y := np.tanh(x @ W)) / np.linalg.norm(y, axis=-1, keepdims=True)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("opset", [11, 17, 18])
+@pytest.mark.parametrize("name", TOKEN_STEPS)
+def test_steps_on_tokens(name, opset):
+    """They change every token before the pooling, and the output of tokens gives the changed ones; padding may be NaN."""
+    token_steps, oracle = TOKEN_STEPS[name]
+    states = np.where(MASK[..., None] > 0, STATES, np.float32(np.nan))
+    wanted = oracle(STATES.astype(np.float64))
+    for pooling in ("mean", "max", "last"):
+        reducer = Reducer(pooling, ("normalize",), token_steps=token_steps)
+        vectors = np.stack([reference.normalize(v) for v in expected(pooling, states=wanted)])
+        np.testing.assert_allclose(reduced(reducer, states, graph(opset)), vectors, rtol=1e-5, atol=1e-5)
+        tokens = reduced(reducer, states, graph(opset), output="hidden")
+        np.testing.assert_allclose(tokens[MASK > 0], wanted[MASK > 0], rtol=1e-5, atol=1e-5)
+
+
+def test_the_output_of_tokens_after_steps():
+    """It keeps its name and its place, is float32, and states the width that the steps give; weights inside keep theirs."""
+    model = graph(kind=TensorProto.FLOAT16)
+    made = append_reducer(model, "hidden", Reducer("mean", token_steps=(Dense(W, B, "Tanh"),)))
+    assert [output.name for output in made.graph.output] == ["hidden", OUTPUT]
+    kind = made.graph.output[0].type.tensor_type
+    assert kind.elem_type == TensorProto.FLOAT
+    assert [dim.dim_param or dim.dim_value for dim in kind.shape.dim] == ["batch", "sequence", 4]
+    assert [o.name for o in model.graph.output] == ["hidden"]
+    found = reduced(Reducer("mean", token_steps=(Dense(W, B, "Tanh"),)), STATES.astype(np.float16), model, output="hidden")
+    assert found.dtype == np.float32
+
+
+def test_the_output_of_tokens_that_others_read():
+    """Nodes and inner graphs that read the tokens go on reading them as they were."""
+    model = graph()
+    branch = helper.make_graph(
+        [helper.make_node("Neg", ["hidden"], ["negated"])], "b", [], [helper.make_tensor_value_info("negated", 1, None)]
+    )
+    true = helper.make_node("Constant", [], ["true"], value=helper.make_tensor("true", TensorProto.BOOL, [], [True]))
+    model.graph.node.extend([
+        true,
+        helper.make_node("If", ["true"], ["twin"], then_branch=branch, else_branch=branch),
+        helper.make_node("Abs", ["hidden"], ["size"]),
+    ])  # fmt: skip
+    model.graph.value_info.append(helper.make_tensor_value_info("hidden", TensorProto.FLOAT, ["batch", "sequence", 6]))
+    model.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in ("twin", "size"))
+    made = append_reducer(model, "hidden", Reducer("mean", token_steps=(Dense(W, B, "Tanh"),)))
+    with Engine(made.SerializeToString(), threads=1) as engine:
+        found = engine.mapped_run({"states": STATES, "attention_mask": MASK})
+    np.testing.assert_array_equal(found["twin"], -STATES)
+    np.testing.assert_array_equal(found["size"], np.abs(STATES))
+    np.testing.assert_allclose(found["hidden"], np.tanh(STATES @ W + B), rtol=1e-5, atol=1e-5)
+
+
+def test_steps_on_tokens_of_vectors():
+    """A graph that gives vectors has no tokens to change."""
+    with pytest.raises(ValueError, match="Token steps need token embeddings"):
+        append_reducer(graph(shape=("batch", 6)), "hidden", Reducer(None, token_steps=("normalize",)))
+
+
 @pytest.mark.parametrize("opset", [17, 18])
-@pytest.mark.parametrize("steps", [(), ("normalize",), ("normalize", Dense(W, B, "Tanh"))])
-def test_leading_values(steps, opset):
-    """The first values are kept, and normalised again only where normalising was the last step."""
-    whole = reduced(Reducer("mean", steps))
-    found = reduced(Reducer("mean", steps, dimensions=3), model=graph(opset))
-    wanted = np.stack([reference.normalize(row[:3]) for row in whole]) if steps[-1:] == ("normalize",) else whole[:, :3]
-    np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6)
+@pytest.mark.parametrize("after", [(), ("normalize",), ("normalize", Dense(W, B, "Tanh"))])
+def test_leading_values(after, opset):
+    """The first values are kept, and normalized again where normalizing was the last step, or as is asked."""
+    whole = reduced(Reducer("mean", after))
+    for renormalize in (None, False, True):
+        found = reduced(Reducer("mean", after, dimensions=3, renormalize=renormalize), model=graph(opset))
+        unit = after[-1:] == ("normalize",) if renormalize is None else renormalize
+        wanted = np.stack([reference.normalize(row[:3]) for row in whole]) if unit else whole[:, :3]
+        np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_normalizing_again_is_for_leading_values_alone():
+    """Without `dimensions`, nothing is normalized that was not."""
+    np.testing.assert_array_equal(reduced(Reducer("mean", renormalize=True)), reduced(Reducer("mean")))
+
+
+@pytest.mark.parametrize(("reducer", "width"), [
+    (Reducer("mean"), 6), (Reducer(("mean", "max")), 12), (Reducer("mean", (Dense(W, B, "Tanh"), "normalize")), 4),
+    (Reducer("mean", token_steps=(Dense(W, B, "Tanh"),)), 4),
+])  # fmt: skip
+def test_more_dimensions_than_there_are(reducer, width):
+    """All values are kept, and the output does not state more of them."""
+    asked = dataclasses.replace(reducer, dimensions=100)
+    made = append_reducer(graph(), "hidden", asked)
+    assert made.graph.output[-1].type.tensor_type.shape.dim[1].dim_value == width
+    np.testing.assert_array_equal(reduced(asked)[:, :width], reduced(reducer))
 
 
 def test_what_is_too_short_to_normalise():

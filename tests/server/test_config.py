@@ -1,12 +1,16 @@
 """The configuration file, the command line, and what each says of a mistake."""
 
 import logging
+from dataclasses import replace
 
 import pytest
+from server_kit import serving
 
+from penult import Embedder
 from penult.server import ConfigError, EndpointConfig, Limits, ServerConfig, configfile, main
 from penult.server.app import create_app
 from penult.server.command import parse
+from penult.server.config import TASK
 from penult.server.service import Service
 
 PAGE = """\
@@ -100,6 +104,18 @@ endpoints:
         ("    kwargs:", "    bucketing: {lengths: [1]}\n    kwargs:", 5, "lengths is not known here"),
         ("    kwargs:", "    bucketing: {sequence_lengths: 16}\n    kwargs:", 5, "needs a list `sequence_lengths:`"),
         ("    kwargs:", "    pooling: median\n    kwargs:", 5, "pooling is 'median'; it must be one of mean, max, cls, last"),
+        ("    kwargs:", "    pooling: [mean, median]\n    kwargs:", 5, "pooling is ['mean', 'median']; it must be one of mean"),
+        ("    kwargs:", "    pooling: []\n    kwargs:", 5, "pooling is []; it must be one of mean"),
+        (
+            "    kwargs:",
+            "    prompts: {passage: p}\n    kwargs:",
+            5,
+            "prompts.passage is not known here; known are document, query",
+        ),
+        ("    kwargs:", "    prompts: {query: 5}\n    kwargs:", 5, "prompts.query is 5; it must be a text"),
+        ("    kwargs:", "    prompts: 'query: '\n    kwargs:", 5, "prompts is 'query: '; it must be a mapping"),
+        ("    kwargs:", "    model_file: 5\n    kwargs:", 5, "model_file is 5; it must be a text"),
+        ("    kwargs:", "    model_task: 1.5\n    kwargs:", 5, "model_task is 1.5; it must be a text or a whole number"),
     ],
 )
 def test_a_mistake_names_line_and_key(tmp_path, old, new, line, words):
@@ -116,6 +132,53 @@ def test_what_is_no_configuration(tmp_path, text):
     """A file that holds none is an error that names it."""
     with pytest.raises(ConfigError, match=r"config\.yaml"):
         read(tmp_path, text)
+
+
+def test_prompts_and_files_of_an_endpoint(tmp_path):
+    """Prompts, poolings, the graph's file and where the other files come from stand in the endpoint; null says nothing."""
+    text = """\
+endpoints:
+  - task: transformers_embedding_extraction
+    model: m
+    pooling: [mean, max]
+    prompts: {query: "query: ", document: null}
+    files_from: org/name
+    model_file: onnx/model_int8.onnx
+    model_task: retrieval.query
+  - {task: transformers_embedding_extraction, model: n, prompts: null, pooling: cls, model_task: 2}
+"""
+    first, second = read(tmp_path, text).endpoints
+    assert (first.pooling, first.prompts) == (("mean", "max"), {"query": "query: "})
+    assert (first.files_from, first.model_file, first.model_task) == ("org/name", "onnx/model_int8.onnx", "retrieval.query")
+    assert (second.pooling, second.prompts, second.files_from, second.model_task) == ("cls", None, None, 2)
+
+
+def test_options_of_a_model_reach_it(monkeypatch, tiny):
+    """What an endpoint says of its model is what `Embedder.load` is asked for; another prompt is another model in memory."""
+    asked, load = [], Embedder.load
+
+    def loaded(model, **options):
+        asked.append(
+            {"model": model} | {key: options[key] for key in ("prompts", "files_from", "model_file", "task", "pooling")}
+        )
+        return load(model, threads=1)
+
+    monkeypatch.setattr(Embedder, "load", loaded)
+    own = {"prompts": {"query": "q"}, "files_from": "f", "model_file": "m", "pooling": ("mean", "max")}
+    one = EndpointConfig(model=str(tiny), model_task="t", **own)
+    service = Service(ServerConfig(endpoints=(one, replace(one, prompts={"query": "p"}, name="other")), threads=1))
+    service.models.close()
+    assert asked == [{"model": str(tiny), "task": "t", **own, "prompts": {"query": prompt}} for prompt in ("q", "p")]
+
+
+def test_deepsparses_routes_take_no_chosen_file(tiny):
+    """An endpoint that chooses its graph is served on the other routes; DeepSparse's say so instead of another graph's numbers."""
+    endpoint = EndpointConfig(model=str(tiny), task=TASK, name="one", model_file="onnx/model.onnx")
+    with serving(endpoint) as running:
+        assert running.post("/v1/embeddings", {"input": "a"}).status_code == 200
+        answer = running.post("/predict", {"inputs": "a"})
+        assert answer.status_code == 501
+        assert "model_file and files_from are for the routes of OpenAI and TEI" in answer.json()["detail"]
 
 
 def test_names_must_differ(tmp_path):
@@ -207,6 +270,12 @@ def test_command_line(tmp_path, monkeypatch, capsys):
     assert parse(["m", "--integration", "openai"]).integration == "local"  # its routes are always there
     assert parse(["m", "--batch-size", "4", "--hot-reload-config"]).endpoints[0].model == "m"
     assert capsys.readouterr().err.count("has no meaning here") == 2
+    own = "--prompt-query=q: --prompt-document d --model-file f.onnx --files-from x --model-task 3 --pooling mean,max".split()
+    (endpoint,) = parse(["m", *own]).endpoints
+    assert (endpoint.prompts, endpoint.pooling) == ({"query": "q:", "document": "d"}, ("mean", "max"))
+    assert (endpoint.model_file, endpoint.files_from, endpoint.model_task) == ("f.onnx", "x", 3)
+    assert parse(["m", "--prompt-query", ""]).endpoints[0].prompts == {"query": ""}
+    assert parse(["m", "--pooling", "cls", "--model-task", "t"]).endpoints[0].prompts is None
     (tmp_path / "config.yaml").write_text(PAGE)
     config = parse(["--config-file", str(tmp_path / "config.yaml"), "--port", "7"])
     assert (config.port, config.endpoints[0].sequence_length, config.threads) == (7, 64, 2)
@@ -220,6 +289,11 @@ def test_command_line(tmp_path, monkeypatch, capsys):
         (["--task", "qa", "--model_path", "m"], "task is 'qa'"),
         (["--config_file", "/nowhere/c.yaml"], "/nowhere/c.yaml"),
         (["--config_file", "c.yaml", "--model_path", "m"], "--config_file"),
+        (
+            ["--config_file", "c.yaml", "--pooling", "cls", "--prompt-query", "q"],
+            "--pooling, --prompt_query given with --config_file",
+        ),
+        (["m", "--pooling", "mean,median"], "'median' is none of mean, max, cls"),
         (["--model_path", "/nowhere/model"], "/nowhere/model"),
         (["--model_path", "m", "--port", "70000"], "port is 70000"),
     ],

@@ -22,14 +22,14 @@ def slow(running, seconds: float) -> list[int]:
     face = running.app.state.service.models.embedder(endpoint)
     calls: list[int] = []
 
-    for role, run in list(face._vectors.items()):
+    embed = face.embedder.embed
 
-        def slowly(texts, run=run):
-            calls.append(len(texts))
-            time.sleep(seconds)
-            return run(texts)
+    def slowly(texts, *arguments, **options):
+        calls.append(len(texts))
+        time.sleep(seconds)
+        return embed(texts, *arguments, **options)
 
-        face._vectors[role] = slowly
+    face.embedder.embed = slowly
     return calls
 
 

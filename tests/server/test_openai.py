@@ -1,6 +1,7 @@
 """POST /v1/embeddings and GET /v1/models, as OpenAI's clients use them."""
 
 import base64
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -148,6 +149,100 @@ def test_roles_put_the_models_prompts(models_folder):
             found = vectors(running.post("/v1/embeddings", {"input": "the cat", key: name}))
             np.testing.assert_array_equal(found, local.embed(["the cat"], role))
         assert not np.array_equal(local.embed(["the cat"], "query"), local.embed(["the cat"]))
+
+
+PROMPTS = {"query": "query: ", "passage": "passage: ", "STS": "the river ", "search_query": "search "}
+
+
+@pytest.fixture(scope="module")
+def prompted(models_folder):
+    """A server of a model with named prompts, and the model here."""
+    folder = models_folder("named", prompts=PROMPTS)
+    with serving(EndpointConfig(model=str(folder))) as running, Embedder.load(folder, threads=1) as local:
+        yield running, local
+
+
+@pytest.mark.parametrize(
+    ("body", "role", "prompt"),
+    [
+        ({"prompt_name": "STS"}, "document", "the river "),
+        ({"prompt_name": "STS", "input_type": "query"}, "query", "the river "),
+        ({"prompt_name": "search_query"}, "query", "search "),
+        ({"prompt_name": "web_search_query"}, "query", "query: "),
+        ({"prompt_name": "query", "input_type": "web_search_query"}, "query", "query: "),
+        ({"prompt_name": "corpus"}, "document", "passage: "),
+        ({"prompt": "fish "}, "document", "fish "),
+        ({"prompt": "fish ", "input_type": "query"}, "query", "fish "),
+        ({"prompt": ""}, "document", ""),
+        ({"prompt": None, "prompt_name": "query"}, "query", "query: "),
+    ],
+)
+def test_prompts_by_name_and_of_the_request(prompted, body, role, prompt):
+    """A prompt of the files by its name, a role by any of its names, and a prompt that the request brings along."""
+    running, local = prompted
+    answer = running.post("/v1/embeddings", {"input": TEXTS, **body})
+    np.testing.assert_array_equal(vectors(answer), local.embed(TEXTS, role, prompt=prompt))
+    assert answer.json()["usage"]["total_tokens"] == local.count_tokens(TEXTS, role, prompt=prompt).sum()
+    assert answer.headers["x-penult-fingerprint"] == local.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("body", "param", "words"),
+    [
+        (
+            {"prompt_name": "poem"},
+            "prompt_name",
+            "is 'poem'; it must be one of query, search_query, web_search_query, document",
+        ),
+        ({"prompt_name": "poem"}, "prompt_name", "search_document, STS."),
+        ({"prompt_name": "x" * 5000}, "prompt_name", f"is '{'x' * 100}'; it must be"),
+        ({"prompt_name": 5}, "prompt_name", "valid string"),
+        ({"prompt_name": "STS", "prompt": ""}, "prompt", "both given"),
+        ({"prompt_name": "passage", "input_type": "query"}, "prompt_name", "of the other role"),
+        ({"prompt": "x" * 4097}, "prompt", "at most 4096 characters"),
+        ({"prompt": ["a"]}, "prompt", "valid string"),
+    ],
+)
+def test_a_prompt_that_cannot_be_put_is_refused(prompted, body, param, words):
+    """An unknown name lists those there are; two that contradict each other, and a prompt over the limit, are said."""
+    answer = prompted[0].post("/v1/embeddings", {"input": "a", **body})
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"] == param
+    assert words in answer.json()["error"]["message"]
+
+
+def test_texts_of_different_prompts_are_never_merged(prompted):
+    """Requests that wait together have the vectors of their own prompts, whatever else runs meanwhile."""
+    running, local = prompted
+    bodies = [{"prompt": f"cat {'the ' * (i % 5)}"} for i in range(40)] + [{"input_type": "query"}, {}] * 5
+    texts = [f"the moon {'river ' * (i % 3)}" for i in range(20)]
+    with ThreadPoolExecutor(16) as pool:
+        answers = list(pool.map(lambda body: running.post("/v1/embeddings", {"input": texts, **body}), bodies))
+    for body, answer in zip(bodies, answers, strict=True):
+        expected = local.embed(texts, body.get("input_type", "document"), prompt=body.get("prompt"))
+        np.testing.assert_allclose(vectors(answer), expected, atol=1e-6)
+
+
+def test_prompts_of_the_endpoint_stand_above_the_files(models_folder):
+    """An endpoint's prompts are put before the texts of their role; a role that it does not name keeps the files'."""
+    folder, prompts = models_folder("named", prompts=PROMPTS), {"query": "bright "}
+    with (
+        serving(EndpointConfig(model=str(folder), prompts=prompts)) as running,
+        Embedder.load(folder, threads=1, prompts=prompts) as local,
+    ):
+        for role in ("query", "document"):
+            answer = running.post("/v1/embeddings", {"input": TEXTS, "input_type": role})
+            np.testing.assert_array_equal(vectors(answer), local.embed(TEXTS, role))
+            assert answer.headers["x-penult-fingerprint"] == local.fingerprint
+        assert running.get("/info").json()["prompts"] == {"query": "bright ", "document": "passage: "}
+        assert running.get("/config").json()["endpoints"][0]["prompts"] == prompts
+
+
+def test_the_document_names_the_prompts(prompted):
+    """The OpenAPI document lists what `prompt_name` may be, the model's own names among them."""
+    body = prompted[0].get("/openapi.json").json()["paths"]["/v1/embeddings"]["post"]["requestBody"]
+    listed = body["content"]["application/json"]["schema"]["properties"]["prompt_name"]["anyOf"][0]["enum"]
+    assert {*PROMPTS, "document", "web_search_query"} <= {*listed}
 
 
 def test_a_model_that_does_not_say_how_it_pools(models_folder):

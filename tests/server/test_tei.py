@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from models import write_json
 from prometheus_client.parser import text_string_to_metric_families
 from server_kit import serving
 
@@ -82,6 +83,47 @@ def test_info(client, embedder, tiny):
     assert (said["max_input_length"], said["max_client_batch_size"], said["max_body_bytes"]) == (64, 100, 200_000)
     assert (said["server"], said["fingerprint"], said["dimension"]) == ("penult", embedder.fingerprint, 32)
     assert said["auto_truncate"] is True
+
+
+def test_prompts(models_folder):
+    """`prompt_name` takes the names of the model's files, as TEI's does, and `prompt` one of the request's own."""
+    folder = models_folder(
+        "named", prompts={"query": "query: ", "passage": "passage: ", "STS": "the river ", "search_query": "x"}
+    )
+    with serving(EndpointConfig(model=str(folder))) as running, Embedder.load(folder, threads=1) as local:
+        for body, role, prompt in (
+            ({"prompt_name": "STS"}, "document", "the river "),
+            ({"prompt_name": "query"}, "query", "query: "),
+            ({"prompt_name": None}, "document", "passage: "),
+            ({"prompt": "fish ", "input_type": "query"}, "query", "fish "),
+        ):
+            found = np.array(running.post("/embed", {"inputs": TEXTS, **body}).json(), np.float32)
+            np.testing.assert_array_equal(found, local.embed(TEXTS, role, prompt=prompt))
+            said = running.post("/embed_all", {"inputs": TEXTS, **body}).json()
+            for mine, tokens in zip(said, local.embed_tokens(TEXTS, role, prompt=prompt), strict=True):
+                np.testing.assert_array_equal(np.array(mine, np.float32), tokens)
+        answer = running.post("/embed", {"inputs": "a", "prompt_name": "poem"})
+        assert (answer.status_code, answer.json()["error_type"]) == (422, "Tokenizer")
+        assert "it must be one of query," in answer.json()["error"]
+        assert answer.json()["error"].endswith("STS.")
+        said = running.get("/info").json()
+        assert said["prompts"] == {"query": "query: ", "document": "passage: "}
+        assert {"STS", "search_query", "document"} <= {*said["prompt_names"]}
+        assert said["max_prompt_chars"] == 4096
+
+
+def test_a_role_has_a_length_of_its_own(models_folder):
+    """Where the files state a length for queries, it is the one that `truncate: false` holds them to."""
+    folder = models_folder("lengths")
+    write_json(folder / "sentence_bert_config.json", {"max_seq_length": 64, "query_length": 8})
+    with serving(EndpointConfig(model=str(folder))) as running:
+        ask = {"inputs": "cat " * 20, "truncate": False}
+        assert running.post("/embed", ask).status_code == 200
+        answer = running.post("/embed", {**ask, "prompt_name": "query"})
+        assert (answer.status_code, "at most 8 tokens" in answer.text) == (413, True)
+        cut = running.post("/v1/embeddings", {"input": ["cat " * 20, "cat"], "input_type": "query"})
+        assert cut.headers["x-penult-truncated"] == "1"
+        assert running.get("/info").json()["max_input_length"] == 64
 
 
 SERIES = {

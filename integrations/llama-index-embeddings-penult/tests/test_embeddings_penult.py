@@ -168,7 +168,7 @@ def test_model_and_model_name_mean_the_same(tiny, word):
     [
         ({}, "neither model_name nor embedder"),
         ({"model": "m", "model_name": "n"}, "Extra inputs"),
-        ({"model_name": "m", "pooling": "sum"}, "'mean', 'max', 'cls' or 'last'"),
+        ({"model_name": "m", "pooling": "sum"}, "'mean', 'max', 'cls'"),
         ({"model_name": "m", "max_len": 5}, "max_len"),
         ({"model_name": "fingerprint:abc"}, r"from_dict\(data, embedder=...\)"),
     ],
@@ -176,6 +176,72 @@ def test_model_and_model_name_mean_the_same(tiny, word):
 def test_wrong_options_are_refused_at_construction(given, message):
     with pytest.raises(ValidationError, match=message):
         PenultEmbedding(**given)
+
+
+PROMPTS = {"query": "query: ", "document": "the passage: "}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"prompts": PROMPTS},
+        {"query_instruction": "query: ", "text_instruction": "the passage: "},
+        {"prompts": {"query": "query: "}, "text_instruction": "the passage: "},
+        {"prompts": PROMPTS, "query_instruction": "query: "},
+    ],
+)
+def test_prompts_are_put_before_the_texts(tiny, options):
+    """A prompt stands before each text of its role, as it is, by either of its names, also after it was written down."""
+    plain, prompted = PenultEmbedding(model_name=tiny, threads=1), PenultEmbedding(model_name=tiny, threads=1, **options)
+    expected = plain.get_text_embedding_batch([f"the passage: {text}" for text in TEXTS])
+    np.testing.assert_allclose(prompted.get_text_embedding_batch(TEXTS), expected, rtol=0, atol=1e-6)
+    query = prompted.get_query_embedding("cats")
+    np.testing.assert_allclose(query, plain.get_query_embedding("query: cats"), rtol=0, atol=1e-6)
+    assert prompted.cache_namespace == penult.Embedder.load(tiny, prompts=PROMPTS).fingerprint != plain.cache_namespace
+    for again in (PenultEmbedding.from_dict(prompted.to_dict()), PenultEmbedding.from_json(prompted.to_json())):
+        assert again.get_query_embedding("cats") == query
+
+
+def test_a_prompt_that_changes_is_obeyed(embedding):
+    """A prompt set after the first text, also within the dict, is put before the next ones."""
+    plain = embedding.get_query_embedding("cats")
+    embedding.prompts = {"query": "query: "}
+    first = embedding.get_query_embedding("cats")
+    embedding.prompts["query"] = "the passage: "
+    assert len({tuple(plain), tuple(first), tuple(embedding.get_query_embedding("cats"))}) == 3
+
+
+def test_a_prompt_given_twice_is_refused():
+    """Two prompts for one role are an error that names both; so is a role that there is not."""
+    for word, role in (("query_instruction", "query"), ("text_instruction", "document")):
+        with pytest.raises(ValidationError, match=rf"prompts\['{role}'\] and {word} are both given and differ"):
+            PenultEmbedding(model_name="m", prompts={role: "a"}, **{word: "b"})
+    with pytest.raises(ValidationError, match="'document' or 'query'"):
+        PenultEmbedding(model_name="m", prompts={"text": "a"})
+
+
+@pytest.mark.parametrize("option", [{"prompts": PROMPTS}, {"query_instruction": "q"}, {"text_instruction": ""}], ids=str)
+def test_prompts_do_not_fit_a_loaded_embedder(lengths, option):
+    """An embedder that is loaded has its prompts; others would not be put."""
+    with pytest.raises(ValidationError, match=f"{next(iter(option))} given with a loaded embedder"):
+        PenultEmbedding(embedder=lengths, **option)
+
+
+def test_several_poolings(tiny):
+    """Several poolings are concatenated, also after they were written down."""
+    both = PenultEmbedding(model_name=str(tiny), pooling=["mean", "max"], threads=1)
+    vector = both.get_query_embedding("cats")
+    assert len(vector) == 64
+    assert PenultEmbedding.from_json(both.to_json()).get_query_embedding("cats") == vector
+
+
+@pytest.mark.parametrize(
+    "texts", [lambda: (text for text in TEXTS), lambda: map(str, TEXTS), lambda: dict.fromkeys(TEXTS), lambda: np.array(TEXTS)]
+)
+async def test_any_iterable_of_texts(embedding, texts):
+    """A generator, a map, the keys of a dict and an array are embedded as a list of their texts is."""
+    expected = embedding.get_text_embedding_batch(TEXTS)
+    assert embedding.get_text_embedding_batch(texts()) == await embedding.aget_text_embedding_batch(texts()) == expected
 
 
 def test_loading_options_do_not_fit_a_loaded_embedder(lengths):
@@ -200,6 +266,7 @@ OPTIONS = {
     "truncate": "right",
     "dimensions": 3,
     "normalize": True,
+    "prompts": {"query": "query: ", "document": "the passage: "},
 }
 
 
@@ -215,7 +282,7 @@ def test_dict_and_json_build_the_same_vectors(tiny):
 
 def test_every_option_reaches_load(monkeypatch, lengths):
     """What the adapter is given is what the core is asked for, `threads` and `precision` too."""
-    options = OPTIONS | {"precision": "int8", "threads": 3}
+    options = OPTIONS | {"precision": "int8", "threads": 3, "files_from": "f", "model_file": "f.onnx", "task": "t"}
     asked = []
     monkeypatch.setattr(penult.Embedder, "load", lambda model, **given: asked.append((model, given)) or lengths)
     assert PenultEmbedding(model_name="m", **options).get_query_embedding("one") == [3, 1, 1]
@@ -226,7 +293,20 @@ def pipeline_hash(**options):
     return get_transformation_hash([TextNode(text="cats")], PenultEmbedding(model_name="m", **options))
 
 
-@pytest.mark.parametrize("option", [*({name: OPTIONS[name]} for name in OPTIONS), {"precision": "int8"}], ids=str)
+@pytest.mark.parametrize(
+    "option",
+    [
+        *({name: OPTIONS[name]} for name in OPTIONS),
+        {"precision": "int8"},
+        {"query_instruction": ""},
+        {"text_instruction": "passage: "},
+        {"files_from": "f"},
+        {"model_file": "f.onnx"},
+        {"task": 0},
+        {"pooling": ["mean", "max"]},
+    ],
+    ids=str,
+)
 def test_pipeline_cache_sees_what_decides_a_vector(option):
     """A pipeline's cache is missed when an option changes that may change vectors."""
     assert pipeline_hash(**option) != pipeline_hash()

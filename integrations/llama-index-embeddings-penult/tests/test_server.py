@@ -57,10 +57,31 @@ def test_a_wrong_key_is_said(served):
         PenultEmbedding(base_url=served.url, api_key="wrong").get_query_embedding("a")
 
 
+async def test_prompts_go_to_the_server(served, folder):
+    """With prompts, the vectors are the local model's with the same prompts; a role without one keeps the server's."""
+    remote = PenultEmbedding(base_url=served.url, api_key="s3cret", query_instruction="search ")
+    with Embedder.load(folder, threads=1, prompts={"query": "search "}) as local:
+        query = local.embed(TEXTS[:1], "query")[0].tolist()
+        assert remote.get_query_embedding(TEXTS[0]) == await remote.aget_query_embedding(TEXTS[0]) == query
+        assert remote.get_text_embedding_batch(TEXTS) == local.embed(TEXTS).tolist()
+    plain = PenultEmbedding(base_url=served.url, api_key="s3cret")
+    assert plain.get_query_embedding(TEXTS[0]) != query
+    assert plain.cache_namespace != remote.cache_namespace
+
+
+def test_a_server_that_takes_no_prompt(served):
+    """DeepSparse's route has no prompts: they are refused instead of left out."""
+    remote = PenultEmbedding(base_url=f"{served.url}/predict", api_key="s3cret", prompts={"document": "passage: "})
+    with pytest.raises(ValueError, match="DeepSparse takes no prompt with a request"):
+        remote.get_text_embedding("a")
+
+
 def test_options_of_loading_belong_to_the_server(lengths):
     """Options that decide how a model is loaded are refused with base_url; so is a loaded embedder beside it."""
     with pytest.raises(ValueError, match="pooling given with a server"):
         PenultEmbedding(base_url="http://x", pooling="cls")
+    with pytest.raises(ValueError, match="files_from, model_file, task given with a server"):
+        PenultEmbedding(base_url="http://x", files_from="f", model_file="m", task=0)
     with pytest.raises(ValueError, match="both base_url and embedder"):
         PenultEmbedding(base_url="http://x", embedder=lengths)
 

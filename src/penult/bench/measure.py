@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from penult import prepare, recipe, source
 from penult.bench import worker
 from penult.data import calibration_texts
-from penult.tokenizer import Tokenizer
+from penult.loading import tokenizer_of
 
 PEERS = ("onnxruntime", "openvino", "openvino-bf16", "sentence-transformers", "fastembed", "deepsparse")
 _OURS = ("penult", "penult-int8")
@@ -171,7 +171,7 @@ def measure(
     read = recipe.read(found.folder, recipe.Wishes(pooling=pooling, max_length=max_length))  # type: ignore[arg-type]
     if read.pooling not in ("mean", "cls"):
         raise ValueError(f"The pooling is {read.pooling!r}; a benchmark compares 'mean' or 'cls', give one with --pooling.")
-    ids = Tokenizer(found.folder, max_length=read.max_length).encode(texts).ids
+    ids = tokenizer_of(found, read).encode(texts).ids
     with tempfile.TemporaryDirectory() as folder:
         int8_graph = Path(folder) / "int8.onnx"
         job: dict[str, object] = {

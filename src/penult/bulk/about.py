@@ -6,6 +6,9 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+OTHER_FINGERPRINT = "made by another version of penult, or with another model or other options"
+"""Why two fingerprints differ. A version changes them too, once, where it learns what else decides a vector."""
+
 
 def beside(out: Path) -> list[Path]:
     """Name all files that an output may consist of, itself first."""

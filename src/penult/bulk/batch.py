@@ -4,15 +4,15 @@ It is a few options until its first batch: no engine and no Arrow are imported h
 hundred bytes, and each process opens the model once.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 
 import numpy as np
 
 from penult.bulk.options import Model
 from penult.held import Held
-from penult.types import Precision, Role, TextError, Truncate
+from penult.types import Pooling, Precision, Role, TextError, Truncate
 
 if TYPE_CHECKING:
     from penult.bulk.tables import Outcome
@@ -35,6 +35,11 @@ class BatchEmbedder:
         max_length: the most tokens of a text.
         truncate: what happens to a longer text.
         max_batch_tokens: the most padded tokens of a batch. None: as `Embedder.load` chooses.
+        pooling: how token vectors become one. None: as the model's files say.
+        prompts: put before the texts of a role, "query" or "document", instead of the prompt of the model's files.
+        files_from: a folder or Hub id with the recipe's files, for a model that lacks them.
+        model_file: the .onnx file, where the model has several.
+        task: the task of models that have several.
         bad_rows: "raise" for a row that is no text; "null" gives it a null instead of a vector (not for dicts of arrays,
             which have none).
         fixed_size: whether Arrow's lists are of one fixed size. False: of any, the only ones that Spark knows.
@@ -53,13 +58,35 @@ class BatchEmbedder:
         max_length: int | None = None,
         truncate: Truncate = "warn",
         max_batch_tokens: int | None = None,
+        pooling: Pooling | Sequence[Pooling] | None = None,
+        prompts: Mapping[str, str] | None = None,
+        files_from: str | None = None,
+        model_file: str | None = None,
+        task: str | int | None = None,
         bad_rows: Literal["raise", "null"] = "raise",
         fixed_size: bool = True,
     ) -> None:
         if bad_rows not in ("raise", "null"):
             raise ValueError(f"bad_rows is {bad_rows!r}; it must be 'raise' or 'null'.")
         self.text_column, self.vector_column, self.role, self.bad_rows = text_column, vector_column, role, bad_rows
-        self._model, self._threads = Model(model, precision, dimensions, max_length, truncate, max_batch_tokens), threads
+        given = prompts or {}
+        if unknown := [role for role in given if role not in get_args(Role)]:
+            raise ValueError(f"prompts has the key {unknown[0]!r}; its keys are the roles 'query' and 'document'.")
+        self._model = Model(
+            model,
+            precision,
+            dimensions,
+            max_length,
+            truncate,
+            max_batch_tokens,
+            pooling=pooling if pooling is None or isinstance(pooling, str) else tuple(pooling),
+            query_prompt=given.get("query"),
+            document_prompt=given.get("document"),
+            files_from=files_from,
+            model_file=model_file,
+            task=task,
+        )
+        self._threads = threads
         self._fixed_size, self._held = fixed_size, Held()
 
     @property

@@ -6,10 +6,13 @@ Exit status: 0 every row has a vector; 3 the job is finished and some rows were 
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 import typer
 
+from penult.types import Pooling, Role
+
+_POOLINGS: tuple[Pooling, ...] = get_args(Pooling)
 _REJECTED = 3
 _FAILED = 1
 
@@ -28,6 +31,23 @@ def embed(
     role: Annotated[
         Literal["document", "query"], typer.Option(help="What the texts are for; decides the prompt.")
     ] = "document",
+    prompt: Annotated[
+        str | None, typer.Option(help="Put before each text. Default: the model's own prompt for the role.", metavar="TEXT")
+    ] = None,
+    prompt_query: Annotated[
+        str | None, typer.Option(help="The prompt of the role query; with --prompt-document, names both.", metavar="TEXT")
+    ] = None,
+    prompt_document: Annotated[
+        str | None, typer.Option(help="The prompt of the role document; the fingerprint has both.", metavar="TEXT")
+    ] = None,
+    pooling: Annotated[
+        str | None, typer.Option(help=f"{', '.join(_POOLINGS)}, or several with commas. Default: as the model's files say.")
+    ] = None,
+    model_file: Annotated[str | None, typer.Option(help="The .onnx file, where the model has several.")] = None,
+    files_from: Annotated[
+        str | None, typer.Option(help="Folder or Hub id with tokenizer and configuration, for a model without them.")
+    ] = None,
+    task: Annotated[str | None, typer.Option(help="The task of a model that has several.")] = None,
     precision: Annotated[Literal["fp32", "int8"], typer.Option(help="Of the arithmetic.")] = "fp32",
     dimensions: Annotated[int | None, typer.Option(help="Keep only the leading values.")] = None,
     max_length: Annotated[int | None, typer.Option(help="Most tokens of a text. Default: as the model's files say.")] = None,
@@ -58,12 +78,16 @@ def embed(
     from penult.bulk.options import Columns, Model  # noqa: PLC0415
     from penult.bulk.pool import WorkError  # noqa: PLC0415
 
-    opened = Model(model, precision, dimensions, max_length, truncate, batch_tokens)
-    request = Request(
-        tuple(inputs), out, opened, Columns(text_column, vector_column, role), id_column, format_, from_, shard_rows,
-        workers, not resume, progress, engine, address,
-    )  # fmt: skip
     try:
+        prompts = _prompts(role, prompt, {"query": prompt_query, "document": prompt_document})
+        opened = Model(
+            model, precision, dimensions, max_length, truncate, batch_tokens, _pooling(pooling), prompts["query"],
+            prompts["document"], files_from, model_file, int(task) if task is not None and task.isdecimal() else task,
+        )  # fmt: skip
+        request = Request(
+            tuple(inputs), out, opened, Columns(text_column, vector_column, role), id_column, format_, from_, shard_rows,
+            workers, not resume, progress, engine, address,
+        )  # fmt: skip
         summary = embed_files(request)
     except (StoppedError, WorkError, ValueError, OSError, ImportError) as error:
         _end({"event": "failed", "message": str(error)}, str(error), json_=progress == "json")
@@ -97,6 +121,24 @@ def ingest(
         typer.echo(f"penult: {error}", err=True)
         raise typer.Exit(_FAILED) from error
     typer.echo(f"penult: {done.rows:,} rows read; {collection} has {done.entries:,} entries", err=True)
+
+
+def _prompts(role: Role, prompt: str | None, named: dict[Role, str | None]) -> dict[Role, str | None]:
+    """Return the prompt of each role; `prompt` is that of the chosen one."""
+    if prompt is not None and named[role] is not None:
+        raise ValueError(f"--prompt and --prompt-{role} are both given; give one of the two.")
+    return named if prompt is None else {**named, role: prompt}
+
+
+def _pooling(text: str | None) -> Pooling | tuple[Pooling, ...] | None:
+    """Read one pooling, or several with commas."""
+    if text is None:
+        return None
+    given = text.split(",")
+    known = tuple(name for part in given for name in _POOLINGS if name == part)
+    if len(known) != len(given):
+        raise ValueError(f"--pooling is {text!r}; it must be one of {', '.join(_POOLINGS)}, or several with commas.")
+    return known[0] if len(known) == 1 else known
 
 
 def _end(values: dict[str, object], sentence: str, *, json_: bool) -> None:

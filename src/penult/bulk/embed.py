@@ -13,6 +13,7 @@ from typing import Literal
 import pyarrow as pa
 
 from penult.bulk import about, inputs, output, readers, takeover, writers
+from penult.bulk.about import OTHER_FINGERPRINT
 from penult.bulk.inputs import STDIN, Format, Input
 from penult.bulk.job import Identity, Job, Manifest
 from penult.bulk.options import Columns, Model
@@ -118,7 +119,7 @@ def _run(request: Request, job: Job, files: tuple[Input, ...], pool: Pool) -> Su
     if manifest is None:
         if finished is not None:
             raise ValueError(
-                f"{request.out} exists and was made from other input or with another model; --overwrite replaces it, and "
+                f"{request.out} exists and was made from other input, or was {OTHER_FINGERPRINT}; --overwrite replaces it, and "
                 f"--overwrite --from {request.out} keeps the vectors of texts that did not change."
             )
         scanned = _scan(request, files)

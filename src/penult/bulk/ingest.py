@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from penult.bulk import about, tables
+from penult.bulk.about import OTHER_FINGERPRINT
 from penult.bulk.writers import as_text
 from penult.types import Vectors
 
@@ -41,9 +42,10 @@ class Facts:
         for key in ("penult.fingerprint", "penult.role"):
             if found.get(key) != self.metadata[key]:
                 name = key.removeprefix("penult.")
+                why = f" ({OTHER_FINGERPRINT})" if key == "penult.fingerprint" else ""
                 raise ValueError(
-                    f"{place} exists and its {name} is {found.get(key)!r}; the file's is {self.metadata[key]!r}. Their vectors "
-                    "must not be mixed: name another --collection."
+                    f"{place} exists and its {name} is {found.get(key)!r}; the file's is {self.metadata[key]!r}{why}. Their "
+                    "vectors must not be mixed: name another --collection."
                 )
 
     @property

@@ -18,6 +18,7 @@ from typing import Any, BinaryIO, Self
 
 import pyarrow as pa
 
+from penult.bulk.about import OTHER_FINGERPRINT
 from penult.bulk.files import sync_folder, written_whole
 from penult.bulk.readers import Scanned
 from penult.bulk.work import Record, shard_path
@@ -54,7 +55,8 @@ class Identity:
         mine, theirs = asdict(self), asdict(other)
         for key, label in _LABELS.items():
             if mine[key] != theirs[key]:
-                said.append(f"{label} was {mine[key]!r} and is {theirs[key]!r}")
+                why = f" ({OTHER_FINGERPRINT})" if key == "fingerprint" else ""
+                said.append(f"{label} was {mine[key]!r} and is {theirs[key]!r}{why}")
         if len(self.inputs) != len(other.inputs):
             said.append(f"the input was {len(self.inputs)} files and is {len(other.inputs)}")
         return said

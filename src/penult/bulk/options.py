@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from penult.types import Precision, Role, Truncate
+from penult.types import Pooling, Precision, Role, Truncate
 
 if TYPE_CHECKING:
     from penult.embedder import Embedder
@@ -11,7 +11,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """Which model a worker opens, and how; the words of `Embedder.load`."""
+    """Which model a worker opens, and how; the words of `Embedder.load`.
+
+    Attributes:
+        reference: the model.
+        query_prompt: of its `prompts`; a str each, so that this is a key of what a process holds.
+        document_prompt: the other one.
+    """
 
     reference: str
     precision: Precision = "fp32"
@@ -19,6 +25,18 @@ class Model:
     max_length: int | None = None
     truncate: Truncate = "warn"
     max_batch_tokens: int | None = None
+    pooling: Pooling | tuple[Pooling, ...] | None = None
+    query_prompt: str | None = None
+    document_prompt: str | None = None
+    files_from: str | None = None
+    model_file: str | None = None
+    task: str | int | None = None
+
+    @property
+    def prompts(self) -> dict[str, str] | None:
+        """The prompts that stand above those of the model's files; None where there are none."""
+        given = {"query": self.query_prompt, "document": self.document_prompt}
+        return {role: prompt for role, prompt in given.items() if prompt is not None} or None
 
     def load(self, threads: int | None) -> "Embedder":
         """Open the model. `threads`: of one run; None: as the machine has cores."""
@@ -31,6 +49,11 @@ class Model:
             max_length=self.max_length,
             truncate=self.truncate,
             max_batch_tokens=self.max_batch_tokens,
+            pooling=self.pooling,
+            prompts=self.prompts,
+            files_from=self.files_from,
+            model_file=self.model_file,
+            task=self.task,
             threads=threads,
         )
 

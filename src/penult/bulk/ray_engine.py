@@ -41,14 +41,20 @@ class Setup:
 
     def anywhere(self) -> "Setup":
         """Give it with absolute paths: the processes of a cluster have working folders of their own."""
-        model = Path(self.model.reference)
+        model = self.model
+        files_from = None if model.files_from is None else _absolute(model.files_from)
         return replace(
             self,
-            model=replace(self.model, reference=str(model.absolute())) if model.exists() else self.model,
+            model=replace(model, reference=_absolute(model.reference), files_from=files_from),
             files=tuple(replace(file, path=file.path.absolute()) for file in self.files),
             folder=self.folder.absolute(),
             old=self.old and self.old.absolute(),
         )
+
+
+def _absolute(reference: str) -> str:
+    """Return a folder or file by its absolute path; what is none here, a Hub id for example, stays as it is."""
+    return str(Path(reference).absolute()) if Path(reference).exists() else reference
 
 
 class ShardActor:

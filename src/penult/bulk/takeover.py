@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from penult.bulk import about, tables
+from penult.bulk.about import OTHER_FINGERPRINT
 from penult.bulk.files import sync_folder
 from penult.types import Vectors
 
@@ -32,9 +33,10 @@ def check(old: Path, *, fingerprint: str, role: str, text_column: str) -> None:
     wanted = {"penult.fingerprint": fingerprint, "penult.role": role, "penult.text_column": text_column}
     for key, value in wanted.items():
         if metadata.get(key) != value:
+            why = f" ({OTHER_FINGERPRINT})" if key == "penult.fingerprint" else ""
             raise ValueError(
-                f"{old} has the {key.removeprefix('penult.')} {metadata.get(key)!r}, this job {value!r}; its vectors cannot "
-                "be taken over. Leave out --from."
+                f"{old} has the {key.removeprefix('penult.')} {metadata.get(key)!r}, this job {value!r}; its vectors cannot be "
+                f"taken over{why}. Leave out --from."
             )
 
 

@@ -66,7 +66,7 @@ def serve(pipe: "connection.Connection[Ready | Record | Failed, Task]", model: M
     try:
         embedder = model.load(_threads(share))
         answer: Ready | Failed = Ready(
-            embedder.dimension, embedder.recipe.max_length, metadata_of(embedder, model.reference, role)
+            embedder.dimension, embedder.recipe.longest(role), metadata_of(embedder, model.reference, role)
         )
     except Exception as error:  # noqa: BLE001 - a process boundary: the parent says it
         answer = failed(error)

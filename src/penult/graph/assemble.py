@@ -12,38 +12,55 @@ from pathlib import Path
 import numpy as np
 import onnx
 from google.protobuf.message import DecodeError
-from safetensors import SafetensorError
-from safetensors.numpy import load_file
 
+from penult import recipe as recipes
 from penult.graph.axes import free_axes
 from penult.graph.blockwise import fuse_attention
+from penult.graph.constants import hoist_constants
 from penult.graph.cut import cut
 from penult.graph.files import save
 from penult.graph.guards import drop_guards
+from penult.graph.inputs import name_inputs
 from penult.graph.integer import Scales, scales_of
 from penult.graph.layers import HiddenState, NotATransformerError, hidden_states, select
 from penult.graph.plain import unfuse
-from penult.graph.pooling import OUTPUT, Dense, Reducer, append_reducer
+from penult.graph.pooling import OUTPUT, Dense, LayerNorm, Reducer, append_reducer
+from penult.graph.positions import position_offset, position_table
+from penult.graph.static import static_graph
+from penult.graph.unit_length import ends_in_normalize
 from penult.graph.whole import check_inner, check_whole
 from penult.graph.widen import has_half
-from penult.recipe import WEIGHTS, Recipe, Rows
-from penult.recipe import Dense as Step
-from penult.source import Source
+from penult.module_weights import PICKLE, SAFETENSORS, dense_weights, layer_norm_weights, static_table
+from penult.recipe import Recipe, Rows, Step, usable_rows
+from penult.source import STATIC_TABLE, Source
 
 TOKENS = "token_embeddings"
+_OWN_TOKENS = ("last_hidden_state", TOKENS)  # what an export calls its hidden state
 
 
 @dataclass(frozen=True, slots=True)
 class Assembled:
-    """What was written: the original's tensor that was taken, why, and where external data lie (None: beside the file).
+    """What was written.
 
-    `scales` says how the graph's activations become 8 bits wide, if it came so.
+    Attributes:
+        tensor: the original's tensor that was taken.
+        why: why it was taken.
+        data_folder: where external data lie. None: beside the file.
+        scales: how the graph's activations become 8 bits wide, if it came so.
+        positions: how many tokens of a text the graph's table of positions serves. None: it has none.
+        position_offset: the position at which a text begins, if the graph takes positions as an input.
+        made_unit: whether the vector that was taken is normalized inside the graph.
+        exact: whether the graph computes in fp32 throughout.
     """
 
     tensor: str
     why: str
     data_folder: Path | None
     scales: Scales
+    positions: int | None = None
+    position_offset: int = 0
+    made_unit: bool = False
+    exact: bool = True
 
 
 def assemble(source: Source, recipe: Recipe, real: Mapping[str, Path], target: Path) -> Assembled:
@@ -59,13 +76,18 @@ def assemble(source: Source, recipe: Recipe, real: Mapping[str, Path], target: P
         ValueError: no whole ONNX graph, no transformer, or nothing says how to pool.
     """
     model = read(source.model, real)
+    name_inputs(model)
     state = _choose(model, recipe, source)
     short = cut(free_axes(model, state.tensor, state.axes), state.tensor, axes=state.axes)
     is_vector = _is_vector(short.graph.output[0], state.tensor)
-    reduced = append_reducer(short, TOKENS, _reducer(source, recipe, is_vector=is_vector))
+    made_unit = is_vector and ends_in_normalize(model, state.tensor)
+    _check_normalize(source, recipe, made_unit=made_unit)
+    reducer = _reducer(source, recipe, is_vector=is_vector, made_unit=made_unit, inside=state.tensor == OUTPUT)
+    reduced = append_reducer(short, TOKENS, reducer)
     if is_vector:
         del reduced.graph.output[0]
     check_inner(reduced, source.model)
+    most, offset = _positions(short, recipe, source, real)
     if not has_half(reduced.graph):  # there other operators would round differently
         reduced = unfuse(reduced, only=frozenset(("SkipLayerNormalization",)))
         reduced = fuse_attention(drop_guards(reduced))
@@ -75,29 +97,165 @@ def assemble(source: Source, recipe: Recipe, real: Mapping[str, Path], target: P
         save(reduced, target)
     else:
         target.write_bytes(reduced.SerializeToString())
-    return Assembled(state.tensor, state.why, home, scales_of(reduced))
+    scales = scales_of(reduced)
+    exact = scales == "none" and not has_half(reduced.graph)
+    return Assembled(state.tensor, state.why, home, scales, most, offset, made_unit, exact)
+
+
+def choose(model: onnx.ModelProto, recipe: Recipe, source: Source) -> HiddenState:
+    """Return the tensor that is pooled, or that is a vector already.
+
+    Raises:
+        ValueError: nothing says how to pool, the graph does not have what the files say, or it is not a transformer.
+    """
+    return _choose(model, recipe, source)
 
 
 def _choose(model: onnx.ModelProto, recipe: Recipe, source: Source) -> HiddenState:
-    """Choose the tensor that is pooled, or that is a vector already."""
     outputs = {node.name: len(node.type.tensor_type.shape.dim) for node in model.graph.output}
-    if recipe.pooling is None and outputs.get(OUTPUT) == 2:
-        return _named(OUTPUT, "the graph's own pooled output; no file states another pooling")
     own, rank = next(iter(outputs.items()))
+    if recipe.layer == -1:
+        if recipe.output is not None:
+            return _stated_output(outputs, recipe.output, source)
+        if recipe.pooling is None and outputs.get(OUTPUT) == 2:
+            return _named(OUTPUT, "the graph's own pooled output; no file states another pooling")
+        if recipe.pooling is None and rank == 2 and _is_static(model):
+            return _named(own, "the graph is a table of token vectors with their mean")
+        if outputs.get(OUTPUT) == 2 and _modules_inside(model, recipe, source):
+            return _named(OUTPUT, "the graph's own output; the weights of its modules are in the graph alone")
+    elif recipe.layer is None and recipe.pooling is None and outputs.get(OUTPUT) == 2:
+        return _named(OUTPUT, "the graph's own pooled output, as layer=None asks")
     if recipe.pooling is None and not (recipe.layer is None and rank == 2):
-        raise ValueError(
-            f"Nothing in {source.folder} says how {source.reference!r} pools its tokens into one vector (there is no "
-            "modules.json with 1_Pooling/config.json). Say it: pooling='mean', 'cls', 'max' or 'last'; the model's card knows. "
-            "A wrong one gives vectors that look right and find nothing."
-        )
+        raise ValueError(_no_pooling(recipe, source))
     if recipe.layer is None:
         return _named(own, "the graph's own output, as layer=None asks")
     if isinstance(recipe.layer, str):
         return _by_name(model, recipe.layer)
+    return _hidden_state(model, recipe, source)
+
+
+def _stated_output(outputs: Mapping[str, int], name: str, source: Source) -> HiddenState:
+    """Return the vector that a file names, or the one that a whole export gives under the usual name."""
+    for wanted in (name, OUTPUT):
+        if outputs.get(wanted) == 2:
+            return _named(wanted, f"the graph's own output {wanted!r}, which the model's files ask for")
+    raise ValueError(
+        f"The files of {source.reference!r} take the vector {name!r} of the model; {source.model} has the outputs "
+        f"{', '.join(outputs)}. Export the model with {name!r} as an output of shape (batch, size)."
+    )
+
+
+def _is_static(model: onnx.ModelProto) -> bool:
+    """Return whether a graph takes all token ids in one row, with the place where each text begins."""
+    ranks = {node.name: len(node.type.tensor_type.shape.dim) for node in model.graph.input}
+    return ranks.get("input_ids") == 1 and ranks.get("offsets") == 1
+
+
+def _modules_inside(model: onnx.ModelProto, recipe: Recipe, source: Source) -> bool:
+    """Return whether modules that the files name have their weights in the graph alone, which then gives the vector itself."""
+    folders = [source.folder / step.folder for step in recipe.steps if not isinstance(step, str)]
+    missing = [folder for folder in folders if not any((folder / name).exists() for name in (SAFETENSORS, PICKLE))]
+    width = _width(model, OUTPUT)
+    return bool(missing) and recipe.vector_width is not None and width in (None, recipe.vector_width)
+
+
+def _no_pooling(recipe: Recipe, source: Source) -> str:
+    if recipe.hint:
+        return f"{recipe.hint} Load a text embedding model."
+    base = source.base_model()
+    other = f", or take its files: files_from={base!r}, which its card names as its base model" if base else (
+        ", or, if this is a mirror of a model that has such files, take those with files_from="
+    )  # fmt: skip
+    return (
+        f"Nothing in {source.folder} says how {source.reference!r} pools its tokens into one vector (there is no "
+        f"modules.json with 1_Pooling/config.json). Say it: pooling='mean', 'cls', 'max' or 'last'; the model's card "
+        f"knows{other}. A wrong one gives vectors that look right and find nothing."
+    )
+
+
+def _hidden_state(model: onnx.ModelProto, recipe: Recipe, source: Source) -> HiddenState:
+    """Return a hidden state by its number.
+
+    For the last one, what the export itself calls its hidden state counts more than the structure of the graph: a projection
+    behind the final norm that belongs to the encoder is no head. Its width must be the one that the files state.
+    """
+    own = _own_tokens(model, recipe) if recipe.layer == -1 else None
     try:
-        return select(hidden_states(model), recipe.layer)
+        state = select(hidden_states(model), recipe.layer)  # type: ignore[arg-type] # a number here
     except NotATransformerError as error:
-        raise NotATransformerError(f"{source.model} is {error}") from error
+        # Mixers of other kinds (FNet, state spaces) are encoders too, if they take token ids and name their hidden state.
+        if own is None or not any(node.name == "input_ids" for node in model.graph.input):
+            raise NotATransformerError(f"{source.model} is {error}") from error
+        state = HiddenState(-1, own, _width(model, own), "the export's own hidden state; no layer is known")
+    if own not in (None, state.tensor):
+        state = HiddenState(-1, str(own), _width(model, str(own)), "the export's own hidden state")
+    stated = recipe.width
+    if recipe.layer == -1 and stated is not None and state.hidden_size not in (None, stated):
+        raise ValueError(
+            f"The modules of {source.reference!r} expect token embeddings of {stated} values, and the tensor {state.tensor!r} "
+            f"of {source.model} has {state.hidden_size}. Name another file, or the right tensor with layer=."
+        )
+    return state
+
+
+def _own_tokens(model: onnx.ModelProto, recipe: Recipe) -> str | None:
+    """Return the output that an export calls its hidden state; None where there is none, or it is a decoder's.
+
+    `token_embeddings` of a whole sentence-transformers export has passed the modules that change tokens already.
+    """
+    if any("decoder" in node.name for node in model.graph.input):
+        return None
+    outputs = {node.name: len(node.type.tensor_type.shape.dim) for node in model.graph.output}
+    if any("encoder" in name for name in outputs):
+        return None
+    names = _OWN_TOKENS if not recipe.token_steps else _OWN_TOKENS[:1]
+    return next((name for name in names if outputs.get(name) == 3), None)
+
+
+def _width(model: onnx.ModelProto, output: str) -> int | None:
+    """Return the size of an output's last axis; None where the graph does not say."""
+    for node in model.graph.output:
+        dims = node.type.tensor_type.shape.dim
+        if node.name == output and dims and dims[-1].HasField("dim_value"):
+            return int(dims[-1].dim_value)
+    return None
+
+
+def _check_normalize(source: Source, recipe: Recipe, *, made_unit: bool) -> None:
+    if made_unit and recipe.origin.get("normalize") == "argument" and not recipe.normalized:
+        raise ValueError(
+            f"normalize is False; {source.model} normalizes its vectors inside the graph. Leave normalize out, or export the "
+            "model without its last module."
+        )
+
+
+def _positions(
+    model: onnx.ModelProto, recipe: Recipe, source: Source, real: Mapping[str, Path]
+) -> tuple[int | None, int]:
+    """Return how many tokens of a text the table of positions serves, and where a text begins if positions are an input."""
+    table = position_table(model)
+    if table is None:
+        return None, 0
+    if not table.asked:
+        return table.rows - table.first if table.first is not None else usable_rows(table.rows), 0
+
+    def read_tensor(tensor: onnx.TensorProto) -> np.ndarray | None:
+        entries = {entry.key: entry.value for entry in tensor.external_data}
+        place = real.get(entries.get("location", ""))
+        if place is None:
+            return None
+        dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
+        start = int(entries.get("offset", "0"))
+        return np.memmap(place, dtype=dtype, mode="r", offset=start, shape=tuple(tensor.dims))
+
+    offset = position_offset(
+        model,
+        recipes.pad_token_id(source.home),
+        stated_rows=recipes.stated_positions(source.home),
+        stated_length=recipe.max_length,
+        read=read_tensor,
+    )
+    return table.rows - (offset or table.first or 0), offset
 
 
 def _by_name(model: onnx.ModelProto, name: str) -> HiddenState:
@@ -122,33 +280,34 @@ def _is_vector(output: onnx.ValueInfoProto, tensor: str) -> bool:
     return rank == 2
 
 
-def _reducer(source: Source, recipe: Recipe, *, is_vector: bool) -> Reducer:
+def _reducer(source: Source, recipe: Recipe, *, is_vector: bool, made_unit: bool, inside: bool) -> Reducer:
     chosen = recipe.rows or Rows()
+    # A vector that the graph pools itself has passed the modules; what the caller asks for comes behind them.
+    steps = tuple(step for step in recipe.steps if isinstance(step, str)) if is_vector and inside else recipe.steps
     return Reducer(
         pooling=None if is_vector else recipe.pooling,
-        steps=tuple(step if isinstance(step, str) else _dense(source.folder, step) for step in recipe.steps),
+        steps=tuple(_step(source.folder, step) for step in steps),
         dimensions=recipe.dimensions,
         rows_input="attention_mask" if recipe.include_prompt else "pooling_mask",
         exclude_ids=chosen.exclude_ids,
         only_id=chosen.only_id,
+        token_steps=() if is_vector else tuple(_step(source.folder, step) for step in recipe.token_steps),
+        renormalize=recipe.renormalize and (made_unit or bool(steps and steps[-1] == "normalize")),
     )
 
 
-def _dense(root: Path, step: Step) -> Dense:
-    path = root / step.folder / WEIGHTS
-    if not path.exists():
-        raise FileNotFoundError(
-            f"The dense layer {step.folder!r} has no {path}; a pickled pytorch_model.bin is not read. Fetch or convert it."
-        )
-    try:
-        weights = {name.rpartition(".")[2]: array.astype(np.float32) for name, array in load_file(path).items()}
-    except (SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} is not a whole safetensors file of numbers ({error}); fetch it again.") from error
-    weight, bias = weights.get("weight"), weights.get("bias")
-    if weight is None or weight.ndim != 2 or (bias is not None and bias.shape != weight.shape[:1]):
-        held = ", ".join(f"{name} {array.shape}" for name, array in weights.items()) or "nothing"
-        raise ValueError(f"{path} holds {held}; a dense layer has a weight (D, H) and at most a bias (D,). Fetch it again.")
-    return Dense(np.ascontiguousarray(weight.T), bias, step.activation)  # torch keeps (D, H)
+def _step(root: Path, step: Step) -> Dense | LayerNorm | str:
+    """Return a step with its weights."""
+    if isinstance(step, str):
+        return step
+    if isinstance(step, recipes.LayerNorm):
+        norm = layer_norm_weights(root / step.folder)
+        return LayerNorm(norm["norm.weight"], norm["norm.bias"])
+    projected = step.residual == "projected"
+    weights = dense_weights(root / step.folder, bias=step.bias, residual=projected)
+    turned = {key: np.ascontiguousarray(array.T) for key, array in weights.items()}  # torch keeps (D, H)
+    residual = turned["residual.weight"] if projected else "same" if step.residual == "same" else None
+    return Dense(turned["linear.weight"], turned.get("linear.bias"), step.activation, residual)
 
 
 def read(path: Path, real: Mapping[str, Path]) -> onnx.ModelProto:
@@ -157,10 +316,13 @@ def read(path: Path, real: Mapping[str, Path]) -> onnx.ModelProto:
     Raises:
         ValueError: no whole ONNX graph of numbers (`whole` says what is missing), or its data end too early.
     """
+    if path.name == STATIC_TABLE:
+        return static_graph(static_table(path.parent))
     try:
         model = onnx.load(path, load_external_data=False)
     except DecodeError as error:
         raise ValueError(f"{path} is not a whole ONNX file ({error}); fetch it again.") from error
+    hoist_constants(model)
     check_whole(model, path, real)
     return model
 

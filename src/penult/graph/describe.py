@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import onnx
 
 from penult.graph.cut import cut
-from penult.graph.layers import HiddenState, hidden_states, select
+from penult.graph.layers import HiddenState, NotATransformerError, hidden_states, select
 
 # Bits of one value of a data type; all others take whole bytes.
 _BITS = {onnx.TensorProto.INT4: 4, onnx.TensorProto.UINT4: 4}
@@ -54,14 +54,27 @@ class Description:
     removed: Size
 
 
-def describe(model: onnx.ModelProto, layer: int | str = -1) -> Description:
-    """Describe a graph and its cut at a layer; external data need not be loaded.
+def describe(model: onnx.ModelProto, layer: int | str = -1, *, chosen: HiddenState | None = None) -> Description:
+    """Describe a graph and its cut; external data need not be loaded.
+
+    Args:
+        model: the graph.
+        layer: where it is cut.
+        chosen: the tensor at which it is cut, where that is known; then a graph without layers is described too.
 
     Raises:
-        ValueError: no transformer, or no such layer.
+        ValueError: not a transformer, or no such layer.
     """
-    states = hidden_states(model)
-    chosen = select(states, layer)
+    try:
+        states = hidden_states(model)
+    except NotATransformerError:
+        if chosen is None:
+            raise
+        states = []
+    if chosen is None:
+        chosen = select(states, layer)
+    else:
+        chosen = next((state for state in states if state.tensor == chosen.tensor), chosen)
     rest = cut(model, chosen.tensor, axes=chosen.axes)
     whole, kept = _size(model.graph), _size(rest.graph)
     weights = {tensor.name for tensor in model.graph.initializer}

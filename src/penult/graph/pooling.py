@@ -1,35 +1,29 @@
 """Append the reducer to a graph, so that only finished vectors leave the runtime.
 
-Every pooling is a choice of rows followed by a mean or a maximum: `cls` is the mean over the first chosen row, `last` over
-the last one. The operators used have one meaning from opset 11 on, so that a graph of any age keeps its opset.
+Every pooling is a choice of rows followed by a weighted sum or a maximum: `cls` is the mean over the first chosen row, `last`
+over the last one. The operators used have one meaning from opset 11 on, so that a graph of any age keeps its opset.
 
-    token_embeddings (B, T, H) --> rows not chosen = 0 --> sum / count --> dense ... --> normalise --> sentence_embedding
-    attention_mask   (B, T)    --> chosen rows ----^          ^
-                                        `---------- count ----'
+    token_embeddings (B, T, H) --> token steps --> rows not chosen = 0 --> sum / count --> steps --> sentence_embedding
+    attention_mask   (B, T)    --> chosen rows ------------^                  ^
+                                        `------------- count -----------------'
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import onnx
-from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
+from onnx import NodeProto, TensorProto, helper
 
+from penult.graph.builder import PREFIX, Builder
+from penult.graph.flow import subgraphs
 from penult.graph.opsets import opset_of
+from penult.graph.steps import Dense, LayerNorm, Step, append_step, normalize, width_after
 from penult.types import Pooling
 
+__all__ = ["OUTPUT", "Dense", "LayerNorm", "Reducer", "Step", "append_reducer"]
+
 OUTPUT = "sentence_embedding"
-_PREFIX = "penult/"  # no exporter writes it, so no name can clash
-
-
-@dataclass(frozen=True, slots=True)
-class Dense:
-    """A linear layer y = activation(x W + b); weight (H, D), bias (D,) or None."""
-
-    weight: NDArray[np.float32]
-    bias: NDArray[np.float32] | None
-    activation: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,74 +31,163 @@ class Reducer:
     """What is appended.
 
     Attributes:
-        pooling: None where `source` is (B, D) already.
-        steps: what follows, in order: dense layers and "normalize".
-        dimensions: the leading values kept, normalised again if the last step is "normalize".
+        pooling: one, or several whose vectors are concatenated in this order. None where `source` is (B, D) already.
+        steps: what follows the pooling, in order: dense layers, layer norms and "normalize".
+        dimensions: how many leading values are kept. None: all.
         rows_input: the (B, T) input whose non-zero entries are the rows to pool.
         exclude_ids: choose rows by their ids instead: all but these.
         only_id: choose rows by their ids instead: only this one.
+        token_steps: what happens to every token before the pooling, in order; None of them with `pooling` None.
+        renormalize: whether the kept values are normalized again. None: if the last step is "normalize".
     """
 
-    pooling: Pooling | None
-    steps: tuple[Dense | str, ...] = ()
+    pooling: Pooling | tuple[Pooling, ...] | None
+    steps: tuple[Step, ...] = ()
     dimensions: int | None = None
     rows_input: str = "attention_mask"
     exclude_ids: tuple[int, ...] = ()
     only_id: int | None = None
+    token_steps: tuple[Step, ...] = ()
+    renormalize: bool | None = None
 
 
 def append_reducer(model: onnx.ModelProto, source: str, reducer: Reducer) -> onnx.ModelProto:
-    """Give a new model with one more output, `sentence_embedding` (B, D) float32.
+    """Return a new model with one more output, `sentence_embedding` (B, D) float32.
+
+    With token steps, an output of the name `source` gives the tokens after these steps, as float32.
 
     Args:
         model: a graph with the float tensor `source`, (B, T, H), or (B, D) with `reducer.pooling` None. It is not changed.
-        source: the tensor to reduce.
+        source: the tensor to reduce; with token steps, the output of a node.
         reducer: how.
 
     Raises:
-        ValueError: an activation that penult does not have.
+        ValueError: a pooling, a step or an activation that penult does not have, or token steps without tokens.
     """
+    _check(reducer)
     out = onnx.ModelProto()
     out.CopyFrom(model)
-    build = _Builder(out.graph, opset_of(out))
-    x = build.op("Cast", source, to=TensorProto.FLOAT)  # half precision overflows in sums and norms
+    build = Builder(out.graph, opset_of(out))
+    width = _declared_width(out.graph, source)
+    inner = _rename(out.graph, source) if reducer.token_steps else source
+    x = build.op("Cast", inner, to=TensorProto.FLOAT)  # half precision overflows in sums and norms
     if reducer.pooling is not None:
+        for step in reducer.token_steps:
+            x, width = append_step(build, x, step, axis=2), width_after(step, width)
+        if inner != source:
+            _expose(build, out.graph, x, source, width=width)
         x = _pool(build, x, reducer)
+        width = width and width * len(_poolings(reducer))
     for step in reducer.steps:
-        x = _normalize(build, x) if isinstance(step, str) else _dense(build, x, step)
+        x, width = append_step(build, x, step, axis=1), width_after(step, width)
     if reducer.dimensions is not None:
         bounds = (build.ints(value) for value in ([0], [reducer.dimensions], [1]))
         x = build.op("Slice", x, *bounds)  # (B, D) -> (B, dimensions)
-        x = _normalize(build, x) if reducer.steps and reducer.steps[-1] == "normalize" else x
+        again = reducer.steps[-1:] == ("normalize",) if reducer.renormalize is None else reducer.renormalize
+        x = normalize(build, x, axis=1) if again else x
     build.op("Identity", x, output=OUTPUT)
-    out.graph.output.append(helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, ["batch", reducer.dimensions or "D"]))
+    kept = reducer.dimensions and min(reducer.dimensions, width or reducer.dimensions)
+    out.graph.output.append(helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, ["batch", kept or "D"]))
     return out
 
 
-def _pool(build: "_Builder", x: str, reducer: Reducer) -> str:
+def _check(reducer: Reducer) -> None:
+    if reducer.token_steps and reducer.pooling is None:
+        raise ValueError("Token steps need token embeddings (B, T, H) and a pooling; the graph's output is pooled already.")
+    wrong = [name for name in _poolings(reducer) if name not in _POOLINGS]
+    if wrong or reducer.pooling == ():
+        raise ValueError(f"The pooling {wrong[0] if wrong else ()!r} is none of {', '.join(_POOLINGS)}.")
+
+
+def _poolings(reducer: Reducer) -> tuple[Pooling, ...]:
+    if reducer.pooling is None:
+        return ()
+    return (reducer.pooling,) if isinstance(reducer.pooling, str) else reducer.pooling
+
+
+def _pool(build: Builder, x: str, reducer: Reducer) -> str:
     rows = _rows(build, reducer)  # (B, T) float, 1 = chosen
-    if reducer.pooling in ("cls", "last"):
-        nth = build.op("CumSum", rows, build.ints(1))
-        last = reducer.pooling == "last"
-        wanted = build.op("Reshape", build.count(rows), build.ints([-1, 1])) if last else build.float(1.0)  # (B, 1), ()
-        hit = build.op("And", build.op("Equal", nth, wanted), build.op("Greater", rows, build.float(0.0)))
-        rows = build.op("Cast", hit, to=TensorProto.FLOAT)
-    column = build.op("Cast", build.op("Reshape", rows, build.ints([0, -1, 1])), to=TensorProto.BOOL)  # (B, T, 1)
-    count = build.count(rows)  # (B, 1, 1)
-    if reducer.pooling == "max":
-        low = build.op("Where", column, x, build.float(float(np.finfo(np.float32).min)))
-        pooled = build.reduce("ReduceMax", low, axis=1)  # (B, T, H) -> (B, H)
-        some = build.op("Greater", build.op("Reshape", count, build.ints([-1, 1])), build.float(0.0))
-        return build.op("Where", some, pooled, build.float(0.0))
+    parts = [_POOLINGS[pooling](build, x, rows) for pooling in _poolings(reducer)]
+    return parts[0] if len(parts) == 1 else build.node("Concat", parts, {"axis": 1})  # n x (B, H) -> (B, n H)
+
+
+def _mean(build: Builder, x: str, rows: str) -> str:
+    column, count = _column(build, rows), build.dot(rows, rows)  # (B, T, 1), (B, 1, 1)
+    return _quotient(build, _sum(build, x, column, weights=rows), count)
+
+
+def _mean_sqrt_length(build: Builder, x: str, rows: str) -> str:
+    column, count = _column(build, rows), build.dot(rows, rows)
+    return _quotient(build, _sum(build, x, column, weights=rows), count, root=True)
+
+
+def _weighted_mean(build: Builder, x: str, rows: str) -> str:
+    """Append the mean in which the first token of a text weighs 1, the second 2, and so on.
+
+    The tokens of a prompt that is left out of the pooling count in this, so the attention mask says which token is the first.
+    """
+    build.need_input("attention_mask")
+    real = build.op("CumSum", _zero_one(build, "attention_mask"), build.ints(1))
+    begun = build.op("Cast", build.op("Greater", real, build.float(0.0)), to=TensorProto.FLOAT)  # from the first token on
+    weights = build.op("Mul", rows, build.op("CumSum", begun, build.ints(1)))  # (B, T)
+    column, total = _column(build, rows), build.dot(weights, rows)
+    return _quotient(build, _sum(build, x, column, weights=weights), total)
+
+
+def _first(build: Builder, x: str, rows: str) -> str:
+    return _mean(build, x, _nth(build, rows, wanted=None))
+
+
+def _last(build: Builder, x: str, rows: str) -> str:
+    return _mean(build, x, _nth(build, rows, wanted=rows))
+
+
+def _max(build: Builder, x: str, rows: str) -> str:
+    column, count = _column(build, rows), build.dot(rows, rows)
+    low = build.op("Where", column, x, build.float(float(np.finfo(np.float32).min)))
+    pooled = build.reduce("ReduceMax", low, axis=1)  # (B, T, H) -> (B, H)
+    some = build.op("Greater", build.op("Reshape", count, build.ints([-1, 1])), build.float(0.0))
+    return build.op("Where", some, pooled, build.float(0.0))
+
+
+# In the names' order of `penult.types.Pooling`.
+_POOLINGS = {
+    "mean": _mean,
+    "max": _max,
+    "cls": _first,
+    "last": _last,
+    "weightedmean": _weighted_mean,
+    "mean_sqrt_len_tokens": _mean_sqrt_length,
+}
+
+
+def _nth(build: Builder, rows: str, *, wanted: str | None) -> str:
+    """Keep one chosen row: the first with `wanted` None, else the last of `wanted`, (B, T) of 0 and 1."""
+    nth = build.op("CumSum", rows, build.ints(1))
+    number = build.float(1.0) if wanted is None else build.op("Reshape", build.dot(wanted, wanted), build.ints([-1, 1]))
+    hit = build.op("And", build.op("Equal", nth, number), build.op("Greater", rows, build.float(0.0)))
+    return build.op("Cast", hit, to=TensorProto.FLOAT)
+
+
+def _column(build: Builder, rows: str) -> str:
+    return build.op("Cast", build.op("Reshape", rows, build.ints([0, -1, 1])), to=TensorProto.BOOL)  # (B, T) -> (B, T, 1)
+
+
+def _sum(build: Builder, x: str, column: str, *, weights: str) -> str:
     # Rows that are not chosen are set to zero first: what stands there may be NaN, and NaN x 0 is NaN.
     kept = build.op("Where", column, x, build.float(0.0))
-    row = build.op("Reshape", rows, build.ints([0, 1, -1]))  # (B, 1, T)
-    total = build.op("MatMul", row, kept)  # (B, 1, T) x (B, T, H) -> (B, 1, H)
-    mean = build.op("Div", total, build.op("Max", count, build.float(1e-9)))
-    return build.op("Squeeze1", mean)  # (B, 1, H) -> (B, H)
+    row = build.op("Reshape", weights, build.ints([0, 1, -1]))  # (B, 1, T)
+    return build.op("MatMul", row, kept)  # (B, 1, T) x (B, T, H) -> (B, 1, H)
 
 
-def _rows(build: "_Builder", reducer: Reducer) -> str:
+def _quotient(build: Builder, total: str, count: str, *, root: bool = False) -> str:
+    """Divide a sum (B, 1, H) by the rows' count or weight, or by its square root; zeros where no row is chosen."""
+    divisor = build.op("Max", count, build.float(1e-9))
+    divisor = build.op("Sqrt", divisor) if root else divisor
+    return build.op("Squeeze1", build.op("Div", total, divisor))  # (B, 1, H) -> (B, H)
+
+
+def _rows(build: Builder, reducer: Reducer) -> str:
     if reducer.only_id is not None:
         same = build.op("Equal", build.cast_ids(), build.ints(reducer.only_id))
         return build.op("Cast", same, to=TensorProto.FLOAT)
@@ -116,86 +199,47 @@ def _rows(build: "_Builder", reducer: Reducer) -> str:
             keep = build.op("And", keep, other) if keep else other
         return build.op("Cast", keep, to=TensorProto.FLOAT)
     build.need_input(reducer.rows_input)
-    return build.op("Cast", build.op("Cast", reducer.rows_input, to=TensorProto.BOOL), to=TensorProto.FLOAT)
+    return _zero_one(build, reducer.rows_input)
 
 
-def _normalize(build: "_Builder", x: str) -> str:
-    """Divide by the Euclidean norm, or by 1e-12 where that is larger, as torch.nn.functional.normalize does."""
-    norm = build.reduce("ReduceL2", x, axis=1, keepdims=1)
-    return build.op("Div", x, build.op("Max", norm, build.float(1e-12)))
+def _zero_one(build: Builder, mask: str) -> str:
+    return build.op("Cast", build.op("Cast", mask, to=TensorProto.BOOL), to=TensorProto.FLOAT)
 
 
-def _dense(build: "_Builder", x: str, dense: Dense) -> str:
-    y = build.op("MatMul", x, build.constant(dense.weight))  # (B, H) -> (B, D)
-    if dense.bias is not None:
-        y = build.op("Add", y, build.constant(dense.bias))
-    if dense.activation == "GELU":  # x / 2 (1 + erf(x / sqrt 2)), the exact form, torch's default
-        erf = build.op("Erf", build.op("Div", y, build.float(2.0**0.5)))
-        return build.op("Mul", build.op("Mul", y, build.float(0.5)), build.op("Add", erf, build.float(1.0)))
-    if dense.activation == "SiLU":
-        return build.op("Mul", y, build.op("Sigmoid", y))
-    operators = {"Identity": "Identity", "Tanh": "Tanh", "ReLU": "Relu", "Sigmoid": "Sigmoid"}
-    if dense.activation not in operators:
-        raise ValueError(f"The activation {dense.activation!r} is none of {', '.join([*operators, 'GELU', 'SiLU'])}.")
-    return build.op(operators[dense.activation], y)
+def _declared_width(graph: onnx.GraphProto, source: str) -> int | None:
+    """Return the size of the last axis of an output, None where it is not stated."""
+    dims = [dim for output in graph.output if output.name == source for dim in output.type.tensor_type.shape.dim]
+    return dims[-1].dim_value or None if dims else None
 
 
-class _Builder:
-    """Appends nodes to a graph under names that no exporter writes."""
+def _rename(graph: onnx.GraphProto, source: str) -> str:
+    """Give the tensor behind an output another name, so that the output can be made by other nodes; return that name."""
+    if source not in {output.name for output in graph.output}:
+        return source
+    inner = f"{PREFIX}{source}"
+    for node in _every(graph.node):
+        node.input[:] = [inner if name == source else name for name in node.input]
+        node.output[:] = [inner if name == source else name for name in node.output]
+    for value in graph.value_info:
+        value.name = inner if value.name == source else value.name
+    for note in graph.quantization_annotation:
+        note.tensor_name = inner if note.tensor_name == source else note.tensor_name
+    return inner
 
-    def __init__(self, graph: onnx.GraphProto, opset: int) -> None:
-        self._graph = graph
-        self._opset = opset
-        self._made = 0
 
-    def op(self, kind: str, *inputs: str, output: str = "", to: int | None = None) -> str:
-        """Append a node with one output and give its name. `Squeeze1` takes axis 1 out, in whatever way the opset says."""
-        if kind == "Squeeze1":
-            if self._opset >= 13:
-                return self.op("Squeeze", *inputs, self.ints([1]))
-            return self._node("Squeeze", inputs, output, {"axes": [1]})
-        return self._node(kind, inputs, output, {} if to is None else {"to": to})
+def _every(nodes: Iterable[NodeProto]) -> Iterator[NodeProto]:
+    for node in nodes:
+        yield node
+        for graph in subgraphs(node):
+            yield from _every(graph.node)
 
-    def reduce(self, kind: str, x: str, *, axis: int, keepdims: int = 0) -> str:
-        """Append a reduction; its axes became an input with opset 18."""
-        if self._opset >= 18:
-            return self._node(kind, (x, self.ints([axis])), "", {"keepdims": keepdims})
-        return self._node(kind, (x,), "", {"axes": [axis], "keepdims": keepdims})
 
-    def count(self, rows: str) -> str:
-        """Count the chosen rows: (B, T) of 0 and 1 -> (B, 1, 1)."""
-        row, column = (self.op("Reshape", rows, self.ints(shape)) for shape in ([0, 1, -1], [0, -1, 1]))
-        return self.op("MatMul", row, column)
-
-    def cast_ids(self) -> str:
-        """Give the token ids as int64."""
-        self.need_input("input_ids")
-        return self.op("Cast", "input_ids", to=TensorProto.INT64)
-
-    def need_input(self, name: str) -> None:
-        """Add a (B, T) input where the graph has none of that name (an unmasked export has no attention_mask)."""
-        if name not in {node.name for node in self._graph.input}:
-            shape = ["batch", "sequence"]
-            self._graph.input.append(helper.make_tensor_value_info(name, TensorProto.INT64, shape))
-
-    def ints(self, values: Sequence[int] | int) -> str:
-        return self.constant(np.asarray(values, dtype=np.int64))
-
-    def float(self, value: float) -> str:
-        return self.constant(np.asarray(value, dtype=np.float32))
-
-    def constant(self, array: NDArray[np.generic]) -> str:
-        name = self._name()
-        self._graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(array).reshape(array.shape), name))
-        return name
-
-    def _node(self, kind: str, inputs: Sequence[str], output: str, attributes: Mapping[str, int | list[int]]) -> str:
-        output = output or self._name()
-        node = helper.make_node(kind, list(inputs), [output], name=_PREFIX + output)
-        node.attribute.extend(helper.make_attribute(key, value) for key, value in attributes.items())
-        self._graph.node.append(node)
-        return output
-
-    def _name(self) -> str:
-        self._made += 1
-        return f"{_PREFIX}{self._made}"
+def _expose(build: Builder, graph: onnx.GraphProto, tensor: str, output: str, *, width: int | None) -> None:
+    """Make an output (B, T, H) of a graph give another tensor, as float32."""
+    build.op("Identity", tensor, output=output)
+    kind = next(value.type.tensor_type for value in graph.output if value.name == output)
+    kind.elem_type = TensorProto.FLOAT
+    if kind.shape.dim:
+        kind.shape.dim[-1].Clear()
+        if width is not None:
+            kind.shape.dim[-1].dim_value = width

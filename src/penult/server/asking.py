@@ -4,17 +4,18 @@ It knows requests and refusals; it knows no contract's words.
 """
 
 import asyncio
-from collections.abc import Coroutine
-from typing import Annotated, Any, Literal, TypeVar
+from collections.abc import Coroutine, Sequence
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import numpy as np
 import orjson
 from fastapi import Request, Response
 from pydantic import BaseModel, BeforeValidator, FailFast, Field, ValidationError, WithJsonSchema
 
+from penult.recipe import Recipe
 from penult.server.config import Limits
 from penult.server.errors import Gone, Refusal
-from penult.server.faces import Answer, EmbedderFace
+from penult.server.faces import Answer, EmbedderFace, Purpose
 from penult.server.facts import facts
 from penult.types import Role, Vectors
 
@@ -24,7 +25,11 @@ _LARGE_BODY = 65_536  # bytes; a smaller body is parsed in less than a milliseco
 _LARGE_ANSWER = 100_000  # numbers; fewer are written in less than two
 RoleName = Literal["query", "search_query", "web_search_query", "document", "passage", "corpus", "search_document"]
 """The names that models and APIs give to the two roles."""
+ROLE_NAMES: tuple[str, ...] = get_args(RoleName)
 _QUERIES = ("query", "search_query", "web_search_query")
+_DOCUMENTS = tuple(name for name in ROLE_NAMES if name not in _QUERIES)
+MAX_PROMPT_CHARS = 4096
+"""Of a prompt that a request brings along: instructions have some hundred, and each text of the request carries it."""
 
 
 def _listed(given: object) -> object:
@@ -60,6 +65,24 @@ Texts = Annotated[
 """A text, or a list of texts, as a list."""
 
 
+class Prompted(BaseModel):
+    """What the texts are for, and what is put before them; `input_type` and `prompt` are penult's own."""
+
+    input_type: RoleName | None = Field(None, description="`query` or `document`: the model's prompt for it is put before.")
+    prompt_name: str | None = Field(None, description="The same, or another prompt of the model's files by its name.")
+    prompt: Annotated[str, Field(max_length=MAX_PROMPT_CHARS)] | None = Field(
+        None, description="Put before each text as it stands, instead of the model's prompt. Not together with `prompt_name`."
+    )
+
+
+# What the fields of Prompted allow only apart, for the OpenAPI document; `purpose_of` refuses it.
+_NOT_TOGETHER: tuple[dict[str, Any], ...] = (
+    {"prompt": {"type": "string"}, "prompt_name": {"type": "string"}},
+    {"input_type": {"enum": [*_QUERIES]}, "prompt_name": {"enum": [*_DOCUMENTS]}},
+    {"input_type": {"enum": [*_DOCUMENTS]}, "prompt_name": {"enum": [*_QUERIES]}},
+)
+
+
 async def read(request: Request, kind: type[Body]) -> Body:
     """Read the body, whatever its content type says: DeepSparse did not look at it either.
 
@@ -75,11 +98,23 @@ async def read(request: Request, kind: type[Body]) -> Body:
         raise _refusal(error) from error
 
 
-def body_of(kind: type[BaseModel], example: dict[str, Any], dimension: int | None = None) -> dict[str, Any]:
-    """Describe a body for the OpenAPI document, as `read` takes it; `dimension` is the most that `dimensions` may be."""
+def body_of(
+    kind: type[BaseModel], example: dict[str, Any], *, dimension: int | None = None, prompt_names: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Describe a body for the OpenAPI document, as `read` takes it.
+
+    Args:
+        kind: of the body.
+        example: one that is answered.
+        dimension: the most that `dimensions` may be. None: not known yet.
+        prompt_names: what `prompt_name` may be.
+    """
     schema = kind.model_json_schema()
     if dimension is not None and "dimensions" in schema["properties"]:
         schema["properties"]["dimensions"]["anyOf"][0]["maximum"] = dimension
+    if issubclass(kind, Prompted):
+        schema["properties"]["prompt_name"]["anyOf"][0]["enum"] = [*prompt_names]
+        schema["allOf"] = [{"not": {"properties": both, "required": [*both]}} for both in _NOT_TOGETHER]
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema, "example": example}}}}
 
 
@@ -106,8 +141,43 @@ def check(texts: list[str], limits: Limits, param: str) -> None:
             )
 
 
-def role_of(name: RoleName | None) -> Role:
-    """Read a text's role; None is a document."""
+def purpose_of(asked: Prompted, recipe: Recipe) -> Purpose:
+    """Read what the texts are for; where nothing says, they are documents.
+
+    1. `prompt` is put before the texts as it stands; `input_type` still says what they are for.
+    2. `prompt_name` is "query" or "document": the prompt of that role, as the endpoint or the model's files have it.
+    3. It is another name that the model's files give a prompt: exactly that prompt.
+    4. It is another of the names that stand for a role: the prompt of that role.
+
+    Raises:
+        Refusal: the model has no prompt of that name, or two of the keys contradict each other.
+    """
+    name = asked.prompt_name
+    if name is None:
+        return Purpose(_role_of(asked.input_type), asked.prompt)
+    if asked.prompt is not None:
+        raise Refusal("invalid", "`prompt` and `prompt_name` are both given; send one of the two.", param="prompt")
+    if name not in ROLE_NAMES and name not in recipe.named_prompts:
+        names = ", ".join(prompt_names(recipe))
+        raise Refusal("invalid", f"`prompt_name` is {name[:100]!r}; it must be one of {names}.", param="prompt_name")
+    role = _role_of(name if asked.input_type is None else asked.input_type)
+    if name in ROLE_NAMES and role != _role_of(name):
+        raise Refusal(
+            "invalid",
+            f"`input_type` is {asked.input_type!r} and `prompt_name` is {name!r}, of the other role; send one of them.",
+            param="prompt_name",
+        )
+    return Purpose(role, None if name in ("query", "document") else recipe.named_prompts.get(name))
+
+
+def prompt_names(*recipes: Recipe) -> list[str]:
+    """List what `prompt_name` may be: the names of the roles, and those that the files of these models give."""
+    named = {name for recipe in recipes for name in recipe.named_prompts}
+    return [*ROLE_NAMES, *sorted(named - {*ROLE_NAMES})]
+
+
+def _role_of(name: str | None) -> Role:
+    """Read a text's role; None is a document, and so is a name that stands for no role."""
     return "query" if name in _QUERIES else "document"
 
 
@@ -129,13 +199,13 @@ async def while_there(request: Request, work: Coroutine[Any, Any, Result]) -> Re
         leaving.cancel()
 
 
-async def embed(request: Request, face: EmbedderFace, texts: list[str], role: Role) -> Answer[Vectors]:
+async def embed(request: Request, face: EmbedderFace, texts: list[str], purpose: Purpose) -> Answer[Vectors]:
     """Turn N texts into (N, D) vectors, and note their numbers for the log."""
     noted = facts(request)
     noted.texts = len(texts)
-    measured = await face.measure(texts, role)
+    measured = await face.measure(texts, purpose)
     noted.tokens, noted.truncated = sum(measured.sizes), len(measured.cut)
-    return await face.vectors(texts, role, measured)
+    return await face.vectors(texts, purpose, measured)
 
 
 def headers_of(face: EmbedderFace, found: Answer[Any], *, own: bool) -> dict[str, str]:

@@ -8,9 +8,14 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import fields, replace
+from typing import cast, get_args
 
 from penult.server import configfile
 from penult.server.config import ConfigError, Limits, ServerConfig, single
+from penult.types import Pooling, Role
+
+_ROLES: tuple[str, ...] = get_args(Role)
+_OF_MODEL = ("pooling", "files_from", "model_file", "model_task", "prompt_query", "prompt_document")
 
 
 def command(arguments: Sequence[str] | None = None) -> None:
@@ -35,12 +40,23 @@ def parse(arguments: Sequence[str]) -> ServerConfig:
     """
     options = _parser().parse_args([_underscored(word) for word in arguments])
     model = options.model_path or options.model
+    prompts = {role: prompt for role in _ROLES if (prompt := getattr(options, f"prompt_{role}")) is not None}
     if options.config_file is not None:
         if model is not None or options.task is not None:
             raise ConfigError("--config_file names models and tasks itself; leave out --task and --model_path, or the file.")
+        given = [f"--{name}" for name in _OF_MODEL if getattr(options, name) is not None]
+        if given:
+            raise ConfigError(f"{', '.join(given)} given with --config_file; write it into the endpoint that it is for.")
         config = configfile.read(options.config_file)
     elif model is not None:
-        endpoint = replace(single(model, options.task), pooling=options.pooling)
+        endpoint = replace(
+            single(model, options.task),
+            pooling=options.pooling,
+            prompts=prompts or None,
+            files_from=options.files_from,
+            model_file=options.model_file,
+            model_task=options.model_task,
+        )
         config = ServerConfig(endpoints=(endpoint,))
     else:
         raise ConfigError("No model is named; give --model_path MODEL or --config_file FILE.")
@@ -80,7 +96,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--port", type=int, help="5543 unless told; 0: any that is free")
     parser.add_argument("--api_key", help="clients must send it as `Authorization: Bearer KEY`")
     parser.add_argument("--log_json", action="store_true", help="log lines are JSON objects")
-    parser.add_argument("--pooling", choices=["mean", "max", "cls", "last"], help="for a model whose files do not say")
+    names = ", ".join(get_args(Pooling))
+    parser.add_argument("--pooling", type=_pooling, help=f"for a model whose files do not say: {names}; several with commas")
+    parser.add_argument("--prompt_query", metavar="TEXT", help="put before queries; as the model's files say unless told")
+    parser.add_argument("--prompt_document", metavar="TEXT", help="put before documents; as the model's files say unless told")
+    parser.add_argument("--model_file", help="the .onnx file, of several in the folder or on the Hub")
+    parser.add_argument("--files_from", help="folder or Hub id with tokenizer and configuration, for a model without them")
+    parser.add_argument("--model_task", type=_task, help="the task of a model that has several")
     parser.add_argument("--num_cores", type=int, help="threads of a model; the physical cores unless told")
     parser.add_argument(
         "--integration", choices=["local", "sagemaker", "openai"], help="as DeepSparse's; openai is always there"
@@ -92,3 +114,15 @@ def _parser() -> argparse.ArgumentParser:
     for field in fields(Limits):
         limits.add_argument(f"--{field.name}", type=int, help=f"{field.default} unless told")
     return parser
+
+
+def _pooling(text: str) -> Pooling | tuple[Pooling, ...]:
+    names = text.split(",")
+    wrong = [name for name in names if name not in get_args(Pooling)]
+    if wrong:
+        raise argparse.ArgumentTypeError(f"{wrong[0]!r} is none of {', '.join(get_args(Pooling))}")
+    return cast("Pooling", text) if len(names) == 1 else tuple(cast("list[Pooling]", names))
+
+
+def _task(text: str) -> str | int:
+    return int(text) if text.isdecimal() else text

@@ -58,12 +58,17 @@ class EndpointConfig:
         sequence_length: the DeepSparse routes' padded lengths; `bucketing.sequence_lengths` of a file.
         extraction_strategy: of the DeepSparse routes.
         emb_extraction_layer: in DeepSparse's count, 0 the first layer.
-        pooling: of the OpenAI and TEI routes, as are all that follow. None: as the model's files say, and where they say
-            nothing, what `extraction_strategy` means (`per_token` means none: then those routes answer with an error).
+        pooling: of the OpenAI and TEI routes, as are all that follow; several are concatenated. None: as the model's files
+            say, and where they say nothing, what `extraction_strategy` means (`per_token` means none: then those routes
+            answer with an error).
         precision: see `Embedder.load`, as for the next three.
         max_length: None: as the model's files say.
         dimensions: None: all.
         normalize: None: as the model's files say.
+        prompts: put before the texts of a role instead of the model's own prompt. None: as the model's files say.
+        files_from: the folder or Hub id of the recipe's files, for a model that lacks them. None: the model's own.
+        model_file: the .onnx file, of several in a folder or on the Hub. None: as `Embedder.load` chooses.
+        model_task: the task of models that have several; DeepSparse's `task` is another word.
         as_written: the endpoint as its file has it, for GET /config.
         place: where it stands in its file, for errors; empty where there is none.
     """
@@ -75,13 +80,22 @@ class EndpointConfig:
     sequence_length: int | tuple[int, ...] = 128
     extraction_strategy: str = "per_token"
     emb_extraction_layer: int | str | None = -1
-    pooling: Pooling | None = None
+    pooling: Pooling | tuple[Pooling, ...] | None = None
     precision: Precision = "fp32"
     max_length: int | None = None
     dimensions: int | None = None
     normalize: bool | None = None
+    prompts: Mapping[str, str] | None = None
+    files_from: str | None = None
+    model_file: str | None = None
+    model_task: str | int | None = None
     as_written: Mapping[str, Any] = field(default_factory=dict)
     place: str = ""
+
+    @property
+    def chooses_files(self) -> bool:
+        """Whether it takes other files than those that the model's reference means, which DeepSparse's routes cannot."""
+        return self.files_from is not None or self.model_file is not None
 
 
 @dataclass(frozen=True, slots=True)

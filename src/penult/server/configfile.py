@@ -11,7 +11,7 @@ from typing import Any, cast, get_args
 
 from penult.server.config import HOST, PORT, ConfigError, EndpointConfig, Limits, ServerConfig, check_task
 from penult.server.yamlfile import Node, load
-from penult.types import Pooling, Precision
+from penult.types import Pooling, Precision, Role
 
 _LOGGER = logging.getLogger(__name__)
 _STRATEGIES = ("per_token", "reduce_mean", "reduce_max", "cls_token")
@@ -123,11 +123,15 @@ def read_endpoint(node: Node) -> EndpointConfig:
         sequence_length=buckets,
         extraction_strategy=kwargs.choice("extraction_strategy", _STRATEGIES) or "per_token",
         emb_extraction_layer=-1 if layer is None else layer.value,
-        pooling=cast("Pooling | None", found.choice("pooling", get_args(Pooling))),
+        pooling=found.choices("pooling", get_args(Pooling)),
         precision=cast("Precision", found.choice("precision", get_args(Precision)) or "fp32"),
         max_length=found.whole("max_length", 1),
         dimensions=found.whole("dimensions", 1),
         normalize=found.flag("normalize"),
+        prompts=_prompts(found.take("prompts")),
+        files_from=found.text("files_from"),
+        model_file=found.text("model_file"),
+        model_task=found.text_or_whole("model_task"),
         as_written=node.plain(),
         place=f"{node.path}, line {node.line}: {node.key}" if node.line else "",
     )
@@ -148,6 +152,15 @@ def _buckets(found: "_Section", kwargs: "_Section") -> int | tuple[int, ...]:
             raise bucketing.error("needs a list `sequence_lengths:`")
         return listed
     return 128 if length is None else length
+
+
+def _prompts(node: Node | None) -> dict[str, str] | None:
+    if node is None or node.value is None:
+        return None
+    part = _Section(node)
+    given = {role: prompt for role in get_args(Role) if (prompt := part.text(role)) is not None}
+    part.nothing_left()
+    return given
 
 
 def _limits(node: Node | None) -> Limits:
@@ -193,6 +206,24 @@ class _Section:
         if node.value not in allowed:
             raise node.error(f"is {node.plain()!r}; it must be one of {', '.join(allowed)}")
         return str(node.value)
+
+    def choices(self, key: str, allowed: tuple[str, ...]) -> Any:  # noqa: ANN401 - a value of `allowed`, or several
+        node = self._left.get(key)
+        if node is None or not isinstance(node.value, list):
+            return self.choice(key, allowed)
+        self.take(key)
+        given = node.plain()
+        if not given or any(item not in allowed for item in given):
+            raise node.error(f"is {given!r}; it must be one of {', '.join(allowed)}, or a list of them")
+        return tuple(given)
+
+    def text_or_whole(self, key: str) -> str | int | None:
+        node = self.take(key)
+        if node is None or node.value is None:
+            return None
+        if isinstance(node.value, bool) or not isinstance(node.value, str | int):
+            raise node.error(f"is {node.plain()!r}; it must be a text or a whole number")
+        return node.value
 
     def lengths(self, key: str) -> int | tuple[int, ...] | None:
         node = self.take(key)

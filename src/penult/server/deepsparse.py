@@ -23,6 +23,7 @@ from penult.server.health import Ready
 from penult.server.service import Endpoint, Service
 
 _MOST_ENDPOINTS = 16
+_OWN = ("pooling", "prompts", "files_from", "model_file", "model_task")  # penult's keys, shown where an endpoint has them
 _OFF: dict[str, Any] = {"enable": False, "target_loggers": []}
 _LOGGING = {
     "enable": True,
@@ -221,6 +222,7 @@ def _endpoint_config(number: int, endpoint: Endpoint) -> dict[str, Any]:
         "bucketing": written.get("bucketing"),
         "middlewares": written.get("middlewares"),
         "kwargs": written.get("kwargs") or {},
+        **{key: value for key in _OWN if (value := getattr(config, key)) is not None},
     }
 
 

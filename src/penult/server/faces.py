@@ -8,23 +8,29 @@ import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Generic, TypeVar
 
 import numpy as np
 
 from penult.embedder import Embedder
 from penult.pipeline import Pipeline
+from penult.recipe import Recipe
 from penult.server.batcher import Batcher, QueueFull, Rows
 from penult.server.config import Limits
 from penult.server.errors import Refusal
 from penult.server.metrics import Metrics
-from penult.source import resolve
-from penult.tokenizer import Tokenizer
 from penult.types import Role, TextError, Vectors
 
 Found = TypeVar("Found")
 _INLINE_CHARS = 4096  # texts this short are counted in less time than it takes to wake a thread
+
+
+@dataclass(frozen=True, slots=True)
+class Purpose:
+    """What the texts of a request are for, and what is put before them. `prompt`: None: the model's prompt for the role."""
+
+    role: Role
+    prompt: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +48,20 @@ class Measured:
 
     sizes: list[int]
     cut: list[int]
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """What the queue calls with texts. Equal ones run together: a value, so texts of different prompts are never merged."""
+
+    embedder: Embedder
+    purpose: Purpose
+    tokens: bool
+
+    def __call__(self, texts: list[str]) -> Rows:
+        if self.tokens:
+            return self.embedder.embed_tokens(texts, self.purpose.role, prompt=self.purpose.prompt)
+        return self.embedder.embed(texts, self.purpose.role, prompt=self.purpose.prompt)
 
 
 class _Face:
@@ -83,45 +103,35 @@ class EmbedderFace(_Face):
         super().__init__(f"embed {reference}", limits, metrics)
         self.embedder = embedder
         self.fingerprint = embedder.fingerprint  # a hash that is not made again for each request
-        self._reference = reference
-        self._tokenizer: Tokenizer | None = None
-        roles: tuple[Role, ...] = ("document", "query")
-        self._vectors = {role: partial(embedder.embed, role=role) for role in roles}
-        self._tokens = {role: partial(embedder.embed_tokens, role=role) for role in roles}
 
-    async def vectors(self, texts: list[str], role: Role, measured: Measured) -> Answer[Vectors]:
+    def recipe(self, role: Role) -> Recipe:
+        """Return what decides the vectors of a role: models with a part for queries alone have a recipe for it."""
+        whole = self.embedder.recipe
+        return whole.query if role == "query" and whole.query is not None else whole
+
+    async def vectors(self, texts: list[str], purpose: Purpose, measured: Measured) -> Answer[Vectors]:
         """Give (N, D) vectors."""
         self._check_answer(len(texts) * self.embedder.dimension)
-        rows = await self._rows(texts, measured.sizes, self._vectors[role], mergeable=True)
+        rows = await self._rows(texts, measured.sizes, _Run(self.embedder, purpose, tokens=False), mergeable=True)
         return Answer(np.asarray(rows), sum(measured.sizes), len(measured.cut))
 
-    async def tokens(self, texts: list[str], role: Role, measured: Measured) -> Answer[Rows]:
+    async def tokens(self, texts: list[str], purpose: Purpose, measured: Measured) -> Answer[Rows]:
         """Give N arrays of (T_i, H)."""
         self._check_answer(sum(measured.sizes) * self.embedder.dimension)
-        rows = await self._rows(texts, measured.sizes, self._tokens[role], mergeable=True)
+        rows = await self._rows(texts, measured.sizes, _Run(self.embedder, purpose, tokens=True), mergeable=True)
         return Answer(rows, sum(measured.sizes), len(measured.cut))
 
-    async def measure(self, texts: list[str], role: Role) -> Measured:
-        """Count the tokens of N texts."""
+    async def measure(self, texts: list[str], purpose: Purpose) -> Measured:
+        """Count the tokens of N texts, and find those that are too long."""
         started = time.monotonic()
         short = sum(map(len, texts)) <= _INLINE_CHARS
-        measured = self._measure(texts, role) if short else await asyncio.to_thread(self._measure, texts, role)
+        measured = self._measure(texts, purpose) if short else await asyncio.to_thread(self._measure, texts, purpose)
         self._metrics.tokenized(measured.sizes, len(measured.cut), time.monotonic() - started)
         return measured
 
-    def _measure(self, texts: list[str], role: Role) -> Measured:
-        sizes = self.embedder.count_tokens(texts, role).tolist()
-        full = [row for row, size in enumerate(sizes) if size >= self.embedder.recipe.max_length]
-        return Measured(sizes, self._cut(texts, full, role) if full else [])
-
-    def _cut(self, texts: list[str], rows: list[int], role: Role) -> list[int]:
-        """Find which of the texts that fill the model's length go beyond it."""
-        recipe = self.embedder.recipe
-        if self._tokenizer is None:  # a second tokenizer, but only where texts are that long
-            folder = resolve(self._reference).folder
-            self._tokenizer = Tokenizer(folder, max_length=recipe.max_length, side=recipe.side)
-        encoded = self._tokenizer.encode([texts[row] for row in rows], recipe.prompts[role])
-        return [row for row, dropped in zip(rows, encoded.dropped, strict=True) if dropped]
+    def _measure(self, texts: list[str], purpose: Purpose) -> Measured:
+        sizes, dropped = self.embedder.measure(texts, purpose.role, prompt=purpose.prompt)
+        return Measured(sizes, [row for row, count in enumerate(dropped) if count])
 
 
 class PipelineFace(_Face):

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 
 from penult.embedder import Embedder
 from penult.pipeline import Pipeline
+from penult.recipe import Recipe
 from penult.server.config import TASK, EndpointConfig, Limits
 from penult.server.errors import Refusal
 from penult.server.faces import EmbedderFace, PipelineFace
@@ -48,6 +49,11 @@ class Models:
         pipelines = [face.pipeline.embedder.dimension for face in self._pipelines.values()]
         return pipelines + [face.embedder.dimension for face in self._embedders.values()]
 
+    @property
+    def recipes(self) -> list[Recipe]:
+        """The recipe of each model that is open for the routes of OpenAI and TEI."""
+        return [face.embedder.recipe for face in self._embedders.values()]
+
     def embedder(self, endpoint: EndpointConfig) -> EmbedderFace:
         """Open what the routes of OpenAI and TEI need.
 
@@ -68,8 +74,13 @@ class Models:
         Raises:
             FileNotFoundError: no model there.
             TypeError: a key is of a type that it cannot have.
-            ValueError: a key is none of the allowed values, or the model has no such layer or length.
+            ValueError: a key is none of the allowed values or not for these routes, or the model has no such layer or length.
         """
+        if endpoint.chooses_files:
+            raise ValueError(
+                "model_file and files_from are for the routes of OpenAI and TEI. For DeepSparse's, name the file in model: "
+                "FOLDER/FILE.onnx, its tokenizer beside it."
+            )
         key, lengths = _pipeline_key(endpoint), endpoint.sequence_length
         with self._opening:
             if key not in self._pipelines:
@@ -116,7 +127,7 @@ class Models:
     def _load(self, endpoint: EndpointConfig) -> Embedder:
         layer = endpoint.emb_extraction_layer
 
-        def load(pooling: Pooling | None) -> Embedder:
+        def load(pooling: Pooling | tuple[Pooling, ...] | None) -> Embedder:
             return Embedder.load(
                 endpoint.model,
                 layer=layer + 1 if isinstance(layer, int) and layer >= 0 else layer,  # DeepSparse's 0 is the first layer
@@ -125,6 +136,10 @@ class Models:
                 max_length=endpoint.max_length,
                 dimensions=endpoint.dimensions,
                 normalize=endpoint.normalize,
+                prompts=endpoint.prompts,
+                files_from=endpoint.files_from,
+                model_file=endpoint.model_file,
+                task=endpoint.model_task,
                 threads=self._threads,
             )
 
@@ -147,8 +162,10 @@ class Models:
 
 def _embedder_key(endpoint: EndpointConfig) -> tuple[object, ...]:
     pooling = (endpoint.pooling, None if endpoint.pooling else _POOLINGS.get(endpoint.extraction_strategy))
-    rest = (endpoint.precision, endpoint.max_length, endpoint.dimensions, endpoint.normalize)
-    return (endpoint.model, endpoint.emb_extraction_layer, *pooling, *rest)
+    prompts = None if endpoint.prompts is None else tuple(sorted(endpoint.prompts.items()))
+    rest = (endpoint.precision, endpoint.max_length, endpoint.dimensions, endpoint.normalize, prompts)
+    files = (endpoint.files_from, endpoint.model_file, endpoint.model_task)
+    return (endpoint.model, endpoint.emb_extraction_layer, *pooling, *rest, *files)
 
 
 def _pipeline_key(endpoint: EndpointConfig) -> tuple[object, ...]:

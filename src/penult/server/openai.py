@@ -1,7 +1,7 @@
 """OpenAI's routes: POST /v1/embeddings and GET /v1/models.
 
-It knows OpenAI's JSON, `input_type` (the role of the texts, with Cohere's words) and that vectors may travel as base64 of
-little-endian float32, which is how penult's own client asks for them.
+It knows OpenAI's JSON, `input_type` (the role of the texts, with Cohere's words), TEI's `prompt_name`, penult's `prompt`, and
+that vectors may travel as base64 of little-endian float32, which is how penult's own client asks for them.
 """
 
 import base64
@@ -12,22 +12,22 @@ from pydantic import BaseModel, Field
 
 from penult.server.asking import (
     Dimensions,
-    RoleName,
+    Prompted,
     Texts,
     body_of,
     check,
     embed,
     headers_of,
+    purpose_of,
     read,
     respond,
-    role_of,
     shorten,
     while_there,
 )
 from penult.server.service import Endpoint, Service
 
 
-class EmbeddingsRequest(BaseModel):
+class EmbeddingsRequest(Prompted):
     """What a client sends."""
 
     input: Texts
@@ -35,8 +35,6 @@ class EmbeddingsRequest(BaseModel):
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: Dimensions | None = None
     user: str | None = None
-    input_type: RoleName | None = Field(None, description="`query` or `document`: the model's prompt for it is put before.")
-    prompt_name: RoleName | None = Field(None, description="The same, by TEI's name.")
 
 
 class Embedding(BaseModel):
@@ -131,7 +129,10 @@ def add(app: FastAPI, service: Service) -> None:
         summary="Embed texts",
         responses={200: {"model": EmbeddingsResponse}, **ERRORS},
         openapi_extra=body_of(
-            EmbeddingsRequest, {"input": ["The cat sat on the mat."], "model": _example(service)}, service.dimension
+            EmbeddingsRequest,
+            {"input": ["The cat sat on the mat."], "model": _example(service)},
+            dimension=service.dimension,
+            prompt_names=service.prompt_names,
         ),
     )
     known: dict[int | str, dict[str, Any]] = {status: ERRORS[status] for status in (401, 404)}
@@ -141,10 +142,11 @@ def add(app: FastAPI, service: Service) -> None:
 
 async def _answer(request: Request, service: Service, endpoint: Endpoint, asked: EmbeddingsRequest) -> Response:
     face = await service.models.embedder_for(endpoint.config)
-    role = role_of(asked.input_type or asked.prompt_name)
-    found = await embed(request, face, asked.input, role)
+    purpose = purpose_of(asked, face.embedder.recipe)
+    found = await embed(request, face, asked.input, purpose)
     own = asked.dimensions is None
-    vectors = found.rows if own else shorten(found.rows, asked.dimensions, normalize=face.embedder.recipe.normalized)
+    unit_length = face.recipe(purpose.role).unit_length
+    vectors = found.rows if own else shorten(found.rows, asked.dimensions, normalize=unit_length)
     as_text = asked.encoding_format == "base64"
     items = [base64.b64encode(row.tobytes()).decode() for row in vectors] if as_text else vectors
     data = [{"object": "embedding", "index": i, "embedding": item} for i, item in enumerate(items)]

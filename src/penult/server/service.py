@@ -5,6 +5,7 @@ It knows configurations, models and limits; it knows no routes.
 
 from dataclasses import dataclass
 
+from penult.server.asking import prompt_names
 from penult.server.config import TASK, ConfigError, EndpointConfig, ServerConfig
 from penult.server.errors import Refusal
 from penult.server.metrics import Metrics
@@ -70,7 +71,7 @@ class Service:
         model_id = config.model if config.name in (None, TASK) else config.name
         if model_id in {endpoint.model_id for endpoint in self.endpoints}:  # the same model, served in another way
             model_id = name
-        if config.task is None:
+        if config.task is None or config.chooses_files:
             self.models.embedder(config)
         else:
             self.models.pipeline(config)
@@ -98,6 +99,11 @@ class Service:
     def dimension(self) -> int | None:
         """The most values of a vector of any model that is open; None where none is."""
         return max(self.models.dimensions, default=None)
+
+    @property
+    def prompt_names(self) -> list[str]:
+        """What `prompt_name` may be, of all models that are open for the routes that take it."""
+        return prompt_names(*self.models.recipes)
 
     @property
     def first(self) -> Endpoint:

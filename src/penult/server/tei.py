@@ -12,32 +12,32 @@ from pydantic import BaseModel, Field, StrictBool
 from penult._version import __version__
 from penult.server import metrics
 from penult.server.asking import (
+    MAX_PROMPT_CHARS,
     Dimensions,
-    RoleName,
+    Prompted,
     Texts,
     body_of,
     check,
     headers_of,
+    prompt_names,
+    purpose_of,
     read,
     respond,
-    role_of,
     shorten,
     while_there,
 )
 from penult.server.errors import Refusal
-from penult.server.faces import EmbedderFace, Measured
+from penult.server.faces import EmbedderFace, Measured, Purpose
 from penult.server.facts import facts
 from penult.server.service import Endpoint, Service
-from penult.types import Role
 
 
-class EmbedAllRequest(BaseModel):
+class EmbedAllRequest(Prompted):
     """What a client sends to /embed_all."""
 
     inputs: Texts
     truncate: StrictBool | None = Field(None, description="false: a text that is too long is refused instead of cut.")
     truncation_direction: Literal["Left", "Right", "left", "right"] | None = None
-    prompt_name: RoleName | None = Field(None, description="`query` or `document`: the model's prompt for it is put before.")
     model: str | None = Field(None, description="Which of several models; the first, where it is left out.")
 
 
@@ -56,7 +56,7 @@ class TEIError(BaseModel):
 
 
 class Info(BaseModel):
-    """What is served; the last seven keys are penult's own."""
+    """What is served; the last nine keys are penult's own."""
 
     model_config = {"protected_namespaces": ()}
 
@@ -80,6 +80,8 @@ class Info(BaseModel):
     dimension: int
     normalized: bool
     prompts: dict[str, str]
+    prompt_names: list[str]
+    max_prompt_chars: int
     max_body_bytes: int
     max_text_chars: int
 
@@ -127,7 +129,12 @@ def add(app: FastAPI, service: Service) -> None:
             tags=["TEI"],
             summary="Embed texts" if path == "/embed" else "Embed every token of texts",
             responses={200: {"model": answers}, **ERRORS},
-            openapi_extra=body_of(kind, {"inputs": ["The cat sat on the mat."]}, service.dimension),
+            openapi_extra=body_of(
+                kind,
+                {"inputs": ["The cat sat on the mat."]},
+                dimension=service.dimension,
+                prompt_names=service.prompt_names,
+            ),
         )
     known: dict[int | str, dict[str, Any]] = {status: ERRORS[status] for status in (401, 404, 422, 424)}
     app.add_api_route("/info", info, tags=["TEI"], summary="Say what is served", responses=known)
@@ -142,40 +149,41 @@ def add(app: FastAPI, service: Service) -> None:
 
 
 async def _embed(request: Request, service: Service, asked: EmbedRequest) -> Response:
-    face, role = await _open(service, asked)
-    if asked.normalize is False and face.embedder.recipe.normalized:  # the same model without its last step
+    face, purpose = await _open(service, asked)
+    if asked.normalize is False and face.recipe(purpose.role).unit_length:  # the same model without its last step
         face = await service.models.embedder_for(replace(_endpoint(service, asked.model).config, normalize=False))
-    recipe = face.embedder.recipe
-    measured = await _measured(request, face, asked, role)
-    found = await face.vectors(asked.inputs, role, measured)
-    lengthen = asked.normalize is not False and not recipe.normalized
+    measured = await _measured(request, face, asked, purpose)
+    found = await face.vectors(asked.inputs, purpose, measured)
+    lengthen = asked.normalize is not False and not face.recipe(purpose.role).unit_length
     own = asked.dimensions is None and not lengthen
     vectors = found.rows if own else shorten(found.rows, asked.dimensions, normalize=asked.normalize is not False)
     return await respond(vectors, vectors.size, headers_of(face, found, own=own))
 
 
 async def _embed_all(request: Request, service: Service, asked: EmbedAllRequest) -> Response:
-    face, role = await _open(service, asked)
-    found = await face.tokens(asked.inputs, role, await _measured(request, face, asked, role))
+    face, purpose = await _open(service, asked)
+    found = await face.tokens(asked.inputs, purpose, await _measured(request, face, asked, purpose))
     return await respond(list(found.rows), found.tokens * face.embedder.dimension, headers_of(face, found, own=False))
 
 
-async def _open(service: Service, asked: EmbedAllRequest) -> tuple[EmbedderFace, Role]:
+async def _open(service: Service, asked: EmbedAllRequest) -> tuple[EmbedderFace, Purpose]:
     endpoint = _endpoint(service, asked.model)
     check(asked.inputs, service.config.limits, "inputs")
-    return await service.models.embedder_for(endpoint.config), role_of(asked.prompt_name)
+    face = await service.models.embedder_for(endpoint.config)
+    return face, purpose_of(asked, face.embedder.recipe)
 
 
-async def _measured(request: Request, face: EmbedderFace, asked: EmbedAllRequest, role: Role) -> Measured:
+async def _measured(request: Request, face: EmbedderFace, asked: EmbedAllRequest, purpose: Purpose) -> Measured:
     noted = facts(request)
     noted.texts = len(asked.inputs)
-    measured = await face.measure(asked.inputs, role)
+    measured = await face.measure(asked.inputs, purpose)
     noted.tokens, noted.truncated = sum(measured.sizes), len(measured.cut)
-    recipe = face.embedder.recipe
+    recipe = face.recipe(purpose.role)
+    longest = face.embedder.recipe.longest(purpose.role)
     if measured.cut and asked.truncate is False:
         raise Refusal(
             "text",
-            f"`inputs` must have at most {recipe.max_length} tokens; text {measured.cut[0]} has more, and `truncate` is false.",
+            f"`inputs` must have at most {longest} tokens; text {measured.cut[0]} has more, and `truncate` is false.",
             param="inputs",
         )
     if measured.cut and (asked.truncation_direction or recipe.side).lower() != recipe.side:
@@ -199,7 +207,7 @@ def _info(service: Service, endpoint: Endpoint, face: EmbedderFace) -> Info:
         model_sha=recipe.graph_sha256,
         model_dtype="float32" if recipe.precision == "fp32" else recipe.precision,
         served_model_name=endpoint.model_id,
-        model_type={"embedding": {"pooling": recipe.pooling or "none"}},
+        model_type={"embedding": {"pooling": "+".join(recipe.poolings) or "none"}},
         max_concurrent_requests=limits.max_concurrent_requests,
         max_input_length=recipe.max_length,
         max_batch_tokens=limits.max_tick_tokens,
@@ -213,8 +221,10 @@ def _info(service: Service, endpoint: Endpoint, face: EmbedderFace) -> Info:
         server="penult",
         fingerprint=face.fingerprint,
         dimension=face.embedder.dimension,
-        normalized=recipe.normalized,
+        normalized=recipe.unit_length,
         prompts={str(role): prompt for role, prompt in recipe.prompts.items()},
+        prompt_names=prompt_names(recipe),
+        max_prompt_chars=MAX_PROMPT_CHARS,
         max_body_bytes=limits.max_body_bytes,
         max_text_chars=limits.max_text_chars,
     )

@@ -90,6 +90,15 @@ def test_no_documents_give_no_vectors(embeddings):
     assert embeddings.embed_documents([]) == []
 
 
+@pytest.mark.parametrize(
+    "texts", [lambda: (text for text in TEXTS), lambda: map(str, TEXTS), lambda: dict.fromkeys(TEXTS), lambda: np.array(TEXTS)]
+)
+async def test_any_iterable_of_texts(embeddings, texts):
+    """A generator, a map, the keys of a dict and an array are embedded as a list of their texts is."""
+    expected = embeddings.embed_documents(TEXTS)
+    assert embeddings.embed_documents(texts()) == await embeddings.aembed_documents(texts()) == expected
+
+
 def test_a_str_for_a_list_is_refused(embeddings):
     """A str is a sequence of str; embedding its characters would be the silent answer."""
     with pytest.raises(TypeError, match="str"):
@@ -110,6 +119,7 @@ OPTIONS = {
     "truncate": "right",
     "dimensions": 3,
     "normalize": True,
+    "prompts": {"query": "query: ", "document": "the passage: "},
 }
 
 
@@ -122,7 +132,7 @@ def test_options_do_what_the_cores_do(tiny):
 
 def test_every_option_reaches_load(monkeypatch, lengths):
     """What the adapter is given is what the core is asked for, `threads` and `precision` too."""
-    options = OPTIONS | {"precision": "int8", "threads": 3}
+    options = OPTIONS | {"precision": "int8", "threads": 3, "files_from": "f", "model_file": "f.onnx", "task": "t"}
     asked = []
     monkeypatch.setattr(penult.Embedder, "load", lambda model, **given: asked.append((model, given)) or lengths)
     assert PenultEmbeddings(model="m", **options).embed_query("one") == [3, 1, 1]
@@ -141,13 +151,70 @@ def test_model_name_is_accepted_for_model(tiny):
     [
         ({}, "neither of model and embedder"),
         ({"model": "m", "embedder": object()}, "both of model and embedder"),
-        ({"model": "m", "pooling": "sum"}, "'mean', 'max', 'cls' or 'last'"),
+        ({"model": "m", "pooling": "sum"}, "'mean', 'max', 'cls'"),
         ({"model": "m", "max_len": 5}, "max_len"),
     ],
 )
 def test_wrong_options_are_refused_at_construction(given, message):
     with pytest.raises(ValidationError, match=message):
         PenultEmbeddings(**given)
+
+
+PROMPTS = {"query": "query: ", "document": "the passage: "}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"prompts": PROMPTS},
+        {"query_instruction": "query: ", "embed_instruction": "the passage: "},
+        {"prompts": {"query": "query: "}, "embed_instruction": "the passage: "},
+        {"prompts": PROMPTS, "query_instruction": "query: "},
+    ],
+)
+def test_prompts_are_put_before_the_texts(tiny, options):
+    """A prompt stands before each text of its role, as it is, by either of its names; the namespace tells it apart."""
+    plain, prompted = PenultEmbeddings(model=tiny, threads=1), PenultEmbeddings(model=tiny, threads=1, **options)
+    expected = plain.embed_documents([f"the passage: {text}" for text in TEXTS])
+    np.testing.assert_allclose(prompted.embed_documents(TEXTS), expected, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(prompted.embed_query("cats"), plain.embed_query("query: cats"), rtol=0, atol=1e-6)
+    assert prompted.cache_namespace == penult.Embedder.load(tiny, prompts=PROMPTS).fingerprint != plain.cache_namespace
+    assert PenultEmbeddings(**json.loads(prompted.model_dump_json())).embed_query("cats") == prompted.embed_query("cats")
+
+
+def test_a_prompt_that_changes_is_obeyed(embeddings, tiny):
+    """A prompt set after the first text, also within the dict, is put before the next ones."""
+    plain = embeddings.embed_query("cats")
+    embeddings.prompts = {"query": "query: "}
+    first = embeddings.embed_query("cats")
+    embeddings.prompts["query"] = "the passage: "
+    assert len({tuple(plain), tuple(first), tuple(embeddings.embed_query("cats"))}) == 3
+    embeddings.prompts = None
+    embeddings.query_instruction = "query: "
+    assert embeddings.embed_query("cats") == first
+
+
+def test_a_prompt_given_twice_is_refused():
+    """Two prompts for one role are an error that names both; so is a role that there is not."""
+    for word, role in (("query_instruction", "query"), ("embed_instruction", "document")):
+        with pytest.raises(ValidationError, match=rf"prompts\['{role}'\] and {word} are both given and differ"):
+            PenultEmbeddings(model="m", prompts={role: "a"}, **{word: "b"})
+    with pytest.raises(ValidationError, match="'document' or 'query'"):
+        PenultEmbeddings(model="m", prompts={"passage": "a"})
+
+
+@pytest.mark.parametrize("option", [{"prompts": PROMPTS}, {"query_instruction": "q"}, {"embed_instruction": ""}], ids=str)
+def test_prompts_do_not_fit_a_loaded_embedder(lengths, option):
+    """An embedder that is loaded has its prompts; others would not be put."""
+    with pytest.raises(ValidationError, match=f"{next(iter(option))} given with a loaded embedder"):
+        PenultEmbeddings(embedder=lengths, **option)
+
+
+def test_several_poolings(tiny):
+    """Several poolings are concatenated, also after a dump."""
+    both = PenultEmbeddings(model=str(tiny), pooling=["mean", "max"], threads=1)
+    assert len(both.embed_query("cats")) == 64
+    assert PenultEmbeddings(**json.loads(both.model_dump_json())) == both
 
 
 def test_loading_options_do_not_fit_a_loaded_embedder(lengths):

@@ -57,9 +57,30 @@ def test_a_wrong_key_is_said(served):
         PenultEmbeddings(base_url=served.url, api_key="wrong").embed_query("a")
 
 
+async def test_prompts_go_to_the_server(served, folder):
+    """With prompts, the vectors are the local model's with the same prompts; a role without one keeps the server's."""
+    remote = PenultEmbeddings(base_url=served.url, api_key="s3cret", prompts={"query": "search "})
+    with Embedder.load(folder, threads=1, prompts={"query": "search "}) as local:
+        query = local.embed(TEXTS[:1], "query")[0].tolist()
+        assert remote.embed_query(TEXTS[0]) == await remote.aembed_query(TEXTS[0]) == query
+        assert remote.embed_documents(TEXTS) == local.embed(TEXTS).tolist()
+    plain = PenultEmbeddings(base_url=served.url, api_key="s3cret")
+    assert plain.embed_query(TEXTS[0]) != query
+    assert plain.cache_namespace != remote.cache_namespace
+
+
+def test_a_server_that_takes_no_prompt(served):
+    """DeepSparse's route has no prompts: they are refused instead of left out."""
+    remote = PenultEmbeddings(base_url=f"{served.url}/predict", api_key="s3cret", query_instruction="query: ")
+    with pytest.raises(ValueError, match="DeepSparse takes no prompt with a request"):
+        remote.embed_query("a")
+
+
 def test_options_of_loading_belong_to_the_server():
     """Options that decide how a model is loaded are refused with base_url; so is a loaded embedder beside it."""
     with pytest.raises(ValueError, match="pooling given with a server"):
         PenultEmbeddings(base_url="http://x", pooling="cls")
+    with pytest.raises(ValueError, match="files_from, model_file, task given with a server"):
+        PenultEmbeddings(base_url="http://x", files_from="f", model_file="m", task=0)
     with pytest.raises(ValueError, match="both of model and embedder"):
         PenultEmbeddings(base_url="http://x", embedder=object())

@@ -8,6 +8,7 @@ quickly.
 import asyncio
 import os
 import pickle
+from collections.abc import Iterable
 from contextvars import copy_context
 from functools import partial
 from typing import Any, cast
@@ -19,7 +20,9 @@ import penult
 from penult.held import Held
 from penult.types import Pooling, Precision, Role, TextEmbedder, Truncate
 
-_LOADING = ("layer", "pooling", "precision", "max_length", "truncate", "dimensions", "normalize", "threads")
+_LOADING = ("layer", "pooling", "precision", "max_length", "truncate", "dimensions", "normalize", "files_from", "model_file",
+            "task", "threads")  # fmt: skip
+_PROMPTS = ("prompts", "query_instruction", "text_instruction")
 
 _READY = "fingerprint:"
 """Before the `model_name` of an object with a ready embedder, so that a pipeline's cache can tell two of them apart."""
@@ -41,10 +44,12 @@ class PenultEmbedding(BaseEmbedding):
     ```
 
     The model loads at the first text. An object of this class can be pickled and sent to a pipeline's workers, each of
-    which loads the model for itself. Texts are passed on unaltered; the prompts are those of the model's own files.
+    which loads the model for itself. Texts are passed on unaltered; the prompts before them are those of the model's own
+    files, or of `prompts`.
 
     With `base_url` a server embeds instead: penult's own, DeepSparse's of either generation, or Text Embeddings
-    Inference. Queries and texts are told apart there as well, where the server has prompts.
+    Inference. Queries and texts are told apart there as well, where the server has prompts; `prompts` of your own go with
+    penult's server alone.
 
     `to_dict` holds every option that decides a vector and none of those that do not (`threads`, `show_progress`,
     `embed_batch_size`, `num_workers`), because it is what a pipeline's cache hashes.
@@ -54,8 +59,8 @@ class PenultEmbedding(BaseEmbedding):
 
     Raises:
         ValueError: (as pydantic's `ValidationError`) when none of `model_name`, `base_url` and `embedder` is given, or
-            `embedder` with one of the others, or an option that only matters while loading comes with a ready `embedder`
-            or a server.
+            `embedder` with one of the others, an option that only matters while loading comes with a ready `embedder` or a
+            server, or a prompt is given twice.
         TypeError: when `embedder` has no `embed` method.
     """
 
@@ -76,8 +81,8 @@ class PenultEmbedding(BaseEmbedding):
     layer: int | str | None = -1
     """Which hidden state: 0 is the embedding layer's, -1 the last; a tensor's name; None for the graph's own output."""
 
-    pooling: Pooling | None = None
-    """How token vectors become one. None: as the model's own files say."""
+    pooling: Pooling | tuple[Pooling, ...] | None = None
+    """How token vectors become one; several are concatenated. None: as the model's own files say."""
 
     precision: Precision = "fp32"
 
@@ -93,6 +98,25 @@ class PenultEmbedding(BaseEmbedding):
     normalize: bool | None = None
     """Whether vectors have length 1. None: as the model's own files say."""
 
+    prompts: dict[Role, str] | None = None
+    """What is put before a text as it stands, by role: "query" and "document" (LlamaIndex's texts and nodes). A role that is
+    not named keeps the prompt of the model's own files. The model's card says whether it needs one."""
+
+    query_instruction: str | None = None
+    """The same as `prompts["query"]`, by the name that HuggingFaceEmbedding has."""
+
+    text_instruction: str | None = None
+    """The same as `prompts["document"]`, by the name that HuggingFaceEmbedding has."""
+
+    files_from: str | None = None
+    """A folder or Hub id whose tokenizer and configuration are used, for a model that holds the graph alone."""
+
+    model_file: str | None = None
+    """Which .onnx file, where a folder or a Hub id holds several."""
+
+    task: str | int | None = None
+    """The task of models that have several. None: by role, as the model's own files say."""
+
     threads: int | None = Field(default=None, exclude=True)
     """Threads of one forward pass. None: what this process may use."""
 
@@ -107,18 +131,19 @@ class PenultEmbedding(BaseEmbedding):
 
     _held: Held = PrivateAttr(default_factory=Held)
 
-    @field_validator("model_name", mode="before")
+    @field_validator("model_name", "files_from", mode="before")
     @classmethod
     def _path_as_text(cls, value: object) -> object:
         return os.fspath(value) if isinstance(value, os.PathLike) else value
 
     @model_validator(mode="after")
     def _one_source(self) -> "PenultEmbedding":
+        _prompts(self)
         if self.embedder is None and self.base_url is None:
             _check_reference(self.model_name)
             return self
         if self.embedder is None:
-            _refuse_loading(self, "a server")
+            _refuse(self, _LOADING, "a server")
             return self
         if self.base_url is not None:
             raise ValueError("both base_url and embedder given: pass a server or a loaded object")
@@ -127,7 +152,7 @@ class PenultEmbedding(BaseEmbedding):
                 "embedder must have embed, dimension and fingerprint (penult.types.TextEmbedder), given: "
                 f"{type(self.embedder).__name__}; pass a folder or a Hub id as model_name="
             )
-        _refuse_loading(self, "a loaded embedder")
+        _refuse(self, (*_LOADING, *_PROMPTS), "a loaded embedder")
         name = _READY + self.embedder.fingerprint
         if self.model_name not in {"", name}:
             raise ValueError(
@@ -155,28 +180,31 @@ class PenultEmbedding(BaseEmbedding):
 
     def get_text_embedding_batch(
         self,
-        texts: list[str],
+        texts: Iterable[str],
         show_progress: bool = False,  # noqa: FBT001, FBT002  LlamaIndex's signature
         **kwargs: Any,  # noqa: ANN401  LlamaIndex's signature
     ) -> list[list[float]]:
         """Embed N texts as N vectors of D floats, in the order given; an empty list gives an empty list.
 
+        Args:
+            texts: a list, or any other iterable of str.
+            show_progress: show LlamaIndex's progress bar.
+            **kwargs: LlamaIndex's own.
+
         Raises:
             TypeError: `texts` is a single str, or holds something else than str.
             penult.types.TextError: some texts cannot be embedded; its `rows` says which of a batch.
         """
-        _refuse_str(texts)
-        return super().get_text_embedding_batch(texts, show_progress=show_progress, **kwargs)
+        return super().get_text_embedding_batch(_listed(texts), show_progress=show_progress, **kwargs)
 
     async def aget_text_embedding_batch(
         self,
-        texts: list[str],
+        texts: Iterable[str],
         show_progress: bool = False,  # noqa: FBT001, FBT002  LlamaIndex's signature
         **kwargs: Any,  # noqa: ANN401  LlamaIndex's signature
     ) -> list[list[float]]:
         """Embed N texts without blocking the event loop."""
-        _refuse_str(texts)
-        return await super().aget_text_embedding_batch(texts, show_progress=show_progress, **kwargs)
+        return await super().aget_text_embedding_batch(_listed(texts), show_progress=show_progress, **kwargs)
 
     def _get_query_embedding(self, query: str) -> list[float]:
         return self._embed([query], "query")[0]
@@ -211,14 +239,18 @@ class PenultEmbedding(BaseEmbedding):
             truncate=self.truncate,
             dimensions=self.dimensions,
             normalize=self.normalize,
+            prompts=_prompts(self),
+            files_from=self.files_from,
+            model_file=self.model_file,
+            task=self.task,
             threads=self.threads,
         )
         return self._held.embedder(load)
 
     def _remote(self, base_url: str) -> penult.RemoteEmbedder:
         key = None if self.api_key is None else self.api_key.get_secret_value()
-        found = self._held.embedder(partial(penult.RemoteEmbedder, base_url, key, model=self.model_name or None))
-        return cast("penult.RemoteEmbedder", found)
+        load = partial(penult.RemoteEmbedder, base_url, key, model=self.model_name or None, prompts=_prompts(self))
+        return cast("penult.RemoteEmbedder", self._held.embedder(load))
 
     def _embed(self, texts: list[str], role: Role) -> list[list[float]]:
         progress = self.show_progress and len(texts) > 1
@@ -246,14 +278,34 @@ def _check_reference(model_name: str) -> None:
         )
 
 
-def _refuse_loading(options: PenultEmbedding, what: str) -> None:
+def _prompts(options: PenultEmbedding) -> dict[str, str] | None:
+    """Return the prompts of both spellings; None where there are none.
+
+    Raises:
+        ValueError: the two differ.
+    """
+    found: dict[str, str] = {str(role): prompt for role, prompt in (options.prompts or {}).items()}
+    named = {"query": options.query_instruction, "document": options.text_instruction}
+    for role, prompt in named.items():
+        if prompt is not None and found.setdefault(role, prompt) != prompt:
+            name = "query_instruction" if role == "query" else "text_instruction"
+            raise ValueError(f"prompts[{role!r}] and {name} are both given and differ: pass one of the two")
+    return found or None
+
+
+def _refuse(options: PenultEmbedding, names: tuple[str, ...], what: str) -> None:
     """Refuse options that only matter while a model is loaded, where something else has loaded it."""
-    unused = [name for name in _LOADING if getattr(options, name) != type(options).model_fields[name].default]
+    unused = [name for name in names if getattr(options, name) != type(options).model_fields[name].default]
     if unused:
         raise ValueError(f"{', '.join(unused)} given with {what}, which has its own: set them where it is loaded")
 
 
-def _refuse_str(texts: list[str]) -> None:
-    """Refuse the classic slip: a str is a sequence of str, and LlamaIndex would embed its characters."""
+def _listed(texts: Iterable[str]) -> list[str]:
+    """Return the texts as a list: LlamaIndex counts them before it embeds them.
+
+    Raises:
+        TypeError: it is a str, which is a sequence of str: LlamaIndex would embed its characters.
+    """
     if isinstance(texts, str):
         raise TypeError(f"texts must be a list of str, given: a str; write [{texts[:20]!r}] or get_text_embedding")
+    return list(texts)

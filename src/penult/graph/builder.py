@@ -1,0 +1,80 @@
+"""Append nodes to a graph under names that no exporter writes.
+
+It knows how ONNX's operators changed their form between opsets 11 and 24, so that callers write each operation once; it knows
+nothing of poolings or layers.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+PREFIX = "penult/"  # no exporter writes it, so no name can clash
+Attributes = Mapping[str, int | float | list[int]]
+
+
+class Builder:
+    """The nodes that are appended to one graph."""
+
+    def __init__(self, graph: onnx.GraphProto, opset: int) -> None:
+        self._graph = graph
+        self._opset = opset
+        self._count = 0
+
+    def op(self, kind: str, *inputs: str, output: str = "", to: int | None = None) -> str:
+        """Append a node with one output and return its name. `Squeeze1` removes axis 1, in the form that the opset has."""
+        if kind == "Squeeze1":
+            if self._opset >= 13:
+                return self.op("Squeeze", *inputs, self.ints([1]))
+            return self.node("Squeeze", inputs, {"axes": [1]}, output=output)
+        return self.node(kind, inputs, {} if to is None else {"to": to}, output=output)
+
+    def node(self, kind: str, inputs: Sequence[str], attributes: Attributes, *, output: str = "") -> str:
+        """Append a node with one output and any attributes, and return the output's name."""
+        output = output or self._name()
+        node = helper.make_node(kind, list(inputs), [output], name=PREFIX + output)
+        node.attribute.extend(helper.make_attribute(key, value) for key, value in attributes.items())
+        self._graph.node.append(node)
+        return output
+
+    def reduce(self, kind: str, x: str, *, axis: int, keepdims: int = 0) -> str:
+        """Append a reduction; its axes became an input with opset 18."""
+        if self._opset >= 18:
+            return self.node(kind, (x, self.ints([axis])), {"keepdims": keepdims})
+        return self.node(kind, (x,), {"axes": [axis], "keepdims": keepdims})
+
+    def dot(self, left: str, right: str) -> str:
+        """Append the dot product of the rows: (B, T), (B, T) -> (B, 1, 1). Of 0 and 1 with themselves, it counts the ones."""
+        row, column = self.op("Reshape", left, self.ints([0, 1, -1])), self.op("Reshape", right, self.ints([0, -1, 1]))
+        return self.op("MatMul", row, column)
+
+    def cast_ids(self) -> str:
+        """Return the token ids as int64."""
+        self.need_input("input_ids")
+        return self.op("Cast", "input_ids", to=TensorProto.INT64)
+
+    def need_input(self, name: str) -> None:
+        """Add a (B, T) input where the graph has none of that name (an unmasked export has no attention_mask)."""
+        if name not in {node.name for node in self._graph.input}:
+            shape = ["batch", "sequence"]
+            self._graph.input.append(helper.make_tensor_value_info(name, TensorProto.INT64, shape))
+
+    def ints(self, values: Sequence[int] | int) -> str:
+        """Add int64 constants."""
+        return self.constant(np.asarray(values, dtype=np.int64))
+
+    def float(self, value: float) -> str:
+        """Add a float32 constant."""
+        return self.constant(np.asarray(value, dtype=np.float32))
+
+    def constant(self, array: NDArray[np.generic]) -> str:
+        """Add an initializer and return its name."""
+        name = self._name()
+        self._graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(array).reshape(array.shape), name))
+        return name
+
+    def _name(self) -> str:
+        self._count += 1
+        return f"{PREFIX}{self._count}"

@@ -1,0 +1,151 @@
+"""What `penult inspect` shows: a graph, where it is cut, the modules, and the recipe with the origin of each value.
+
+It opens the model as `Embedder.load` does, so that what it shows is what is really done, and it says why where that fails.
+"""
+
+import dataclasses
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from penult import loading, prepare, recipe
+from penult.embedder import Embedder
+from penult.graph.assemble import choose
+from penult.graph.describe import Description, describe
+from penult.graph.picture import megabytes
+from penult.modules import Module, read_modules
+from penult.recipe import Recipe
+from penult.source import Source
+from penult.types import Pooling
+
+
+@dataclass(frozen=True, slots=True)
+class Inspection:
+    """What is known of a model.
+
+    Attributes:
+        source: its files.
+        graph: its graph and the cut.
+        modules: what its files list, in order; of the query's route too, where that is another.
+        recipe: what is done; as far as the files say it, where the model cannot be loaded.
+        dimension: D, None where the model cannot be loaded.
+        error: why it cannot be loaded, empty where it can.
+    """
+
+    source: Source
+    graph: Description
+    modules: dict[str, tuple[Module, ...]]
+    recipe: Recipe
+    dimension: int | None
+    error: str
+
+
+def inspect(
+    model: str | os.PathLike[str],
+    layer: int | str | None = -1,
+    pooling: Pooling | Sequence[Pooling] | None = None,
+    *,
+    model_file: str | None = None,
+    files_from: str | os.PathLike[str] | None = None,
+) -> Inspection:
+    """Look at a model, and try to load it.
+
+    Raises:
+        FileNotFoundError: no model there.
+        ValueError: a file cannot be read, or the graph has no such layer.
+    """
+    found = loading.files_of(model, model_file=model_file, files_from=files_from)
+    wishes = recipe.Wishes(layer=layer, pooling=pooling)
+    read, error, dimension = recipe.read(found.folder, wishes), "", None
+    graph = prepare.read_graph(found)
+    try:
+        with Embedder.load(model, layer=layer, pooling=pooling, model_file=model_file, files_from=files_from) as embedder:
+            read, dimension = embedder.recipe, embedder.dimension
+    except (OSError, ValueError) as problem:
+        error = str(problem)
+    try:
+        chosen = choose(graph, read, found)
+    except ValueError:
+        chosen = None
+    described = describe(graph, -1 if layer is None else layer, chosen=chosen)
+    return Inspection(found, described, dict(read_modules(found.folder)), read, dimension, error)
+
+
+def as_json(shown: Inspection) -> dict[str, Any]:
+    """Return plain JSON values."""
+    values = dataclasses.asdict(shown.graph)
+    size = values.pop("whole")
+    values["layers"] = [
+        {key: layer[key] for key in ("index", "tensor", "hidden_size", "why", "axes")} for layer in values["layers"]
+    ]
+    modules = {role: [dataclasses.asdict(module) for module in listed] for role, listed in shown.modules.items()}
+    return values | {
+        "size": size,
+        "modules": modules,
+        "recipe": shown.recipe.as_dict(),
+        "dimension": shown.dimension,
+        "fingerprint": None if shown.error else shown.recipe.fingerprint,
+        "error": shown.error or None,
+    }
+
+
+def as_text(shown: Inspection) -> str:
+    """Return the lines for a terminal."""
+    return "\n".join(_lines(shown))
+
+
+def _lines(shown: Inspection) -> Iterator[str]:
+    d = shown.graph
+    yield f"{shown.source.model}\n"
+    for what, ends in (("inputs", d.inputs), ("outputs", d.outputs)):
+        for number, end in enumerate(ends):
+            yield f"{what if not number else '':10}{end.name:24} {end.dtype} ({', '.join(map(str, end.shape))})"
+    yield f"{'opset':10}{', '.join(f'{domain} {version}' for domain, version in d.opset.items())}"
+    yield f"{'weights':10}{d.whole.parameters:,} parameters, {megabytes(d.whole.bytes)}, mostly {d.precision}\n"
+    for state in d.layers:
+        mark = "cut ->" if state is d.cut or state.index == d.cut.index else ""
+        yield f"{mark:8}{state.index:>3}  {state.hidden_size or '?'!s:>5}  {state.tensor}\n{'':20}{state.why}"
+    if d.cut.tensor not in {state.tensor for state in d.layers}:
+        yield f"cut ->    -  {d.cut.hidden_size or '?'!s:>5}  {d.cut.tensor}\n{'':20}{d.cut.why}"
+    yield f"\n{'removed':10}{d.removed.nodes:,} nodes, {d.removed.parameters:,} parameters, {megabytes(d.removed.bytes)}"
+    yield f"{'still fed':10}{', '.join(d.kept_inputs)}\n"
+    yield from _modules(shown)
+    yield "recipe"
+    yield from _recipe(shown.recipe)
+    if shown.recipe.query is not None:
+        yield "\nrecipe of queries"
+        yield from _recipe(shown.recipe.query)
+    if not shown.error:
+        yield f"\n{'dimension':18}{shown.dimension}"
+        yield f"{'fingerprint':18}{shown.recipe.fingerprint}"
+
+
+def _modules(shown: Inspection) -> Iterator[str]:
+    listed = shown.modules
+    if not listed["document"]:
+        yield "modules   none: there is no modules.json\n"
+        return
+    same = listed["query"] == listed["document"]
+    for role, modules in listed.items():
+        if role == "document" or not same:
+            yield f"modules{'' if same else f' of a {role}'}"
+            yield from (f"  {module.kind:16}{module.folder or '.'}" for module in modules)
+            yield ""
+
+
+def _recipe(read: Recipe) -> Iterator[str]:
+    values = read.as_dict() | {"normalize": read.unit_length}
+    for key, origin in read.origin.items():
+        if key == "prompts":
+            for role, prompt in read.prompts.items():
+                yield f"  {f'prompt {role}':16}{prompt!r:34} {_prompt_origin(read)}"
+        else:
+            yield f"  {key:16}{values[key]!s:34} {origin}"
+
+
+def _prompt_origin(read: Recipe) -> str:
+    origin = read.origin["prompts"]
+    if read.named_prompts or origin == "argument":
+        return origin
+    return f"{origin}; if the model's card gives prompts, pass prompts="

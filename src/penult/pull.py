@@ -1,0 +1,96 @@
+"""`penult pull`: fetch a model of the Hub into its cache, or into a plain folder for a machine without network.
+
+Knows folders and how one replaces another; what is fetched is `hub`'s decision.
+"""
+
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+from penult import hub, prepare, source
+
+# Lists what a folder holds that `pull` wrote, so that a later pull may replace it and nothing else.
+_MARK = ".penult-pull.json"
+
+
+def pull(reference: str | os.PathLike[str], *, to: Path | None = None, model_file: str | None = None) -> Path:
+    """Fetch a model from the Hub, and return the folder that holds it.
+
+    Args:
+        reference: a Hub id or the URL of a model's page, as for `Embedder.load`.
+        to: write the model's files into this folder, as files and not as links: it can be copied anywhere and opens without
+            the Hub. A folder that an earlier pull of the same repository wrote is replaced. None: the Hub's cache alone.
+        model_file: which graph, for example "onnx/model_int8.onnx". None: the usual one.
+
+    Raises:
+        FileNotFoundError: a file is missing in the repository, or cannot be fetched.
+        ValueError: the reference is not one to the Hub, a file is not what the Hub states, or `to` holds something else.
+    """
+    text = os.fspath(reference)
+    hub_id = hub.parse(text)
+    if hub_id is None:
+        raise ValueError(
+            f"{text!r} is not a Hub id; write org/name, org/name@revision or a page's URL. {hub.hint(text)}".rstrip()
+        )
+    if to is not None:
+        _check_free(to, hub_id.repo)
+    snapshot = hub.fetch(
+        text,
+        hub_id,
+        model_file=model_file,
+        choose=lambda names: source._choose(names, text),
+        data_files=source.data_files,
+    )
+    for name in snapshot.names:
+        prepare.hash_files([snapshot.folder / name])  # against the sha256 that the Hub names large files by
+    if to is None:
+        return snapshot.folder
+    _write(snapshot, to, hub_id.repo)
+    return to
+
+
+def _check_free(to: Path, repo: str) -> None:
+    """Refuse a folder that holds anything but what an earlier pull of this repository wrote."""
+    if not to.exists() and not to.is_symlink():
+        return
+    if not to.is_dir():
+        raise ValueError(f"{to} is not a folder; pass a new or an empty one.")
+    held = {path.relative_to(to).as_posix() for path in to.rglob("*") if not path.is_dir() or path.is_symlink()}
+    owner, written = _read_mark(to)
+    if held and (owner != repo or held - written):
+        raise ValueError(f"{to} holds other files than an earlier pull of {repo}; pass a new or an empty folder.")
+
+
+def _read_mark(folder: Path) -> tuple[str, set[str]]:
+    """Return of which repository an earlier pull wrote a folder, and the files that it wrote; ("", nothing) if none did."""
+    try:
+        mark = json.loads((folder / _MARK).read_text(encoding="utf-8"))
+        return str(mark["repo"]), {_MARK, *map(str, mark["files"])}
+    except (OSError, ValueError, KeyError, TypeError):
+        return "", set()
+
+
+def _write(snapshot: hub.Snapshot, to: Path, repo: str) -> None:
+    """Copy a snapshot aside and rename it, so that the folder is there whole or not at all."""
+    to.absolute().parent.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(prefix=f".{to.name}.", dir=to.absolute().parent))
+    try:
+        new = aside / "new"
+        for name in snapshot.names:
+            (new / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(snapshot.folder / name, new / name)
+        mark = {"repo": repo, "revision": snapshot.revision, "graph": snapshot.graph, "files": sorted(snapshot.names)}
+        (new / _MARK).write_text(json.dumps(mark, indent=1), encoding="utf-8")
+        old = aside / "old"
+        if to.exists():
+            to.rename(old)
+        try:
+            new.rename(to)
+        except OSError:
+            if old.exists():
+                old.rename(to)
+            raise
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)

@@ -1,0 +1,306 @@
+"""Export of folders without an ONNX file: messages, layout and cache with a stand-in for the child, and the real export."""
+
+import importlib.util
+import json
+import os
+import shutil
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+from models import bert_weights, tiny_model, write_json
+from safetensors.numpy import save_file
+
+from penult import Embedder
+from penult import export as exporting
+from penult.export import RECORD, export, exportable, exported, source_sha256, torch_available
+
+TEXTS = ["the cat sat on the mat", "moon", "", "a dog and a cat in the bright river of stone, 27.3", "fish " * 80]
+# The body of a stand-in interpreter: it answers in the worker's protocol, and counts its runs in a file.
+FAKE = """#!{python}
+import json, os, sys, time
+from pathlib import Path
+worker, folder, out = sys.argv[-3:]
+here = Path(__file__).parent
+with open(here / "runs", "a") as file:
+    file.write(folder + "\\n")
+(here / "env").write_text(json.dumps(dict(os.environ)))
+{body}
+"""
+ANSWER = """
+print(json.dumps({"progress": "exporting " + Path(folder).name}), flush=True)
+print("noise of a library", flush=True)
+(Path(out) / "model.onnx").write_bytes(b"graph of " + Path(folder).name.encode())
+print(json.dumps({"done": {"difference": 1e-7}}), flush=True)
+"""
+
+
+@pytest.fixture
+def python(tmp_path):
+    """Return a function that writes an executable standing for an interpreter with torch."""
+
+    def write(body: str = ANSWER) -> str:
+        path = tmp_path / "interpreter" / "python"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(FAKE.format(python=sys.executable, body=body))
+        path.chmod(0o755)
+        return str(path)
+
+    return write
+
+
+@pytest.fixture
+def saved(tmp_path) -> Path:
+    """A folder as SentenceTransformer.save leaves it: a BERT in safetensors, a Dense module, no ONNX."""
+    return saved_model(tmp_path / "saved")
+
+
+def saved_model(folder: Path) -> Path:
+    tiny_model(folder)
+    shutil.rmtree(folder / "onnx")
+    config = {"model_type": "bert", "architectures": ["BertModel"], "vocab_size": 0, "hidden_size": 32, "num_hidden_layers": 2}
+    config |= {"num_attention_heads": 4, "intermediate_size": 128, "max_position_embeddings": 128, "type_vocab_size": 2}
+    weights = {}
+    for name, array in bert_weights().items():
+        matrix = name.endswith("_T")
+        weights[name.removesuffix("_T")] = np.ascontiguousarray(array.T if matrix else array)
+    config["vocab_size"] = len(weights["embeddings.word_embeddings.weight"])
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    write_json(folder / "config.json", config | {"pad_token_id": 0, "hidden_act": "gelu"})
+    return folder
+
+
+def runs(python: str) -> int:
+    path = Path(python).with_name("runs")
+    return len(path.read_text().splitlines()) if path.exists() else 0
+
+
+# ---- without torch ------------------------------------------------------------------------------------------------------------
+
+
+def test_torch_is_looked_for_without_an_import(monkeypatch):
+    """torch_available answers from the finder, so that asking costs no import."""
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object() if name == "torch" else None)
+    assert torch_available()
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert not torch_available()
+
+
+@pytest.mark.parametrize("call", [export, exported])
+def test_without_torch_the_error_names_both_ways(saved, tmp_path, monkeypatch, call):
+    """A machine without torch hears of the extra and of exporting elsewhere, and nothing is left behind."""
+    monkeypatch.setattr(exporting, "torch_available", lambda: False)
+    with pytest.raises(FileNotFoundError, match="no ONNX file, and torch is not installed") as error:
+        call(saved, tmp_path / "out")
+    assert "\n" not in str(error.value)
+    for way in ('pip install "penult[export]"', "penult export", "optimum-cli export onnx --task feature-extraction"):
+        assert way in str(error.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_without_weights_is_refused(tiny, tmp_path, python):
+    """A folder that has no transformer with weights is refused before a child starts."""
+    fake = python()
+    assert not exportable(tiny)
+    with pytest.raises(FileNotFoundError, match=r"holds no transformer to export: config\.json with a model_type"):
+        export(tiny, tmp_path / "out", python=fake)
+    assert runs(fake) == 0
+
+
+def test_a_folder_that_is_not_empty_is_left_alone(saved, tmp_path, python):
+    """An export never mixes with files that are there already."""
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine.txt").write_text("kept")
+    with pytest.raises(FileExistsError, match="is not an empty folder"):
+        export(saved, tmp_path / "out", python=python())
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine.txt"]
+
+
+def test_a_module_outside_the_folder_is_refused(saved, tmp_path, python):
+    """A path in modules.json cannot make an export copy files from elsewhere."""
+    write_json(saved / "modules.json", [{"type": "x.Transformer", "path": ""}, {"type": "x.Dense", "path": "../secret"}])
+    with pytest.raises(ValueError, match=r"names the module folder '\.\./secret', outside its own"):
+        export(saved, tmp_path / "out", python=python())
+
+
+def test_a_pointer_is_not_weights(saved, tmp_path, python):
+    """A git-LFS pointer in place of the weights is named before a child starts."""
+    (saved / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+    with pytest.raises(ValueError, match=r"model\.safetensors is a git-LFS pointer"):
+        export(saved, tmp_path / "out", python=python())
+
+
+def test_the_new_folder_is_complete(saved, tmp_path, python, capsys):
+    """Every file of the model is in the new folder but the weights that went into the graph."""
+    (saved / "2_Dense").mkdir()
+    write_json(saved / "2_Dense" / "config.json", {"in_features": 32, "out_features": 8})
+    save_file({"linear.weight": np.zeros((8, 32), np.float32)}, saved / "2_Dense" / "model.safetensors")
+    listed = [{"type": f"x.{kind}", "path": path} for kind, path in (("Transformer", ""), ("Pooling", "1_Pooling"))]
+    write_json(saved / "modules.json", [*listed, {"type": "x.Dense", "path": "2_Dense"}])
+    (saved / "checkpoint-500").mkdir()
+    (saved / "checkpoint-500" / "optimizer.pt").write_bytes(b"0")
+    (saved / "merges.txt").write_text("#version")
+    (saved / "pytorch_model.bin").write_bytes(b"0")
+    out = export(saved, tmp_path / "new" / "out", python=python())
+    names = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
+    expected = {"config.json", "tokenizer.json", "tokenizer_config.json", "modules.json", "sentence_bert_config.json"}
+    expected |= {"merges.txt", "1_Pooling/config.json", "2_Dense/config.json", "2_Dense/model.safetensors", "onnx/model.onnx"}
+    assert names == expected | {RECORD}
+    assert json.loads((out / RECORD).read_text())["source_sha256"] == source_sha256(saved)
+    assert capsys.readouterr().err == "penult: exporting saved\n"
+
+
+def test_progress_can_be_switched_off(saved, tmp_path, python, capsys):
+    """A program that embeds quietly sees no progress lines."""
+    export(saved, tmp_path / "out", python=python(), progress=False)
+    assert capsys.readouterr().err == ""
+
+
+def test_each_transformer_of_a_router_is_exported_in_its_place(tmp_path, python):
+    """A Router's two transformers keep their folders, and each gets its own graph."""
+    folder = tmp_path / "router"
+    for name in ("query_0_Transformer", "document_0_Transformer"):
+        saved_model(folder / name)
+    write_json(folder / "modules.json", [{"type": "x.Router", "path": ""}])
+    types = {"query_0_Transformer": "x.Transformer", "document_0_Transformer": "x.Transformer"}
+    write_json(folder / "router_config.json", {"types": types, "structure": {}})
+    out = export(folder, tmp_path / "out", python=python())
+    for name in types:
+        assert (out / name / "onnx" / "model.onnx").read_bytes() == f"graph of {name}".encode()
+        assert (out / name / "tokenizer.json").exists()
+    assert (out / "router_config.json").exists()
+
+
+def test_the_child_is_offline_and_sends_nothing(saved, tmp_path, python):
+    """The child's environment switches off the Hub and onnxruntime's telemetry."""
+    fake = python()
+    export(saved, tmp_path / "out", python=fake)
+    env = json.loads(Path(fake).with_name("env").read_text())
+    assert (env["ORT_DISABLE_TELEMETRY"], env["HF_HUB_OFFLINE"]) == ("1", "1")
+
+
+@pytest.mark.parametrize(
+    ("body", "sentence"),
+    [
+        ('print(json.dumps({"error": "saved cannot be exported: because."}))', "^saved cannot be exported: because.$"),
+        ("os.kill(os.getpid(), 9)", "ended by signal 9, most likely because memory ran out"),
+        ("import torch_of_nowhere", r"cannot export: .*No module named 'torch_of_nowhere'.*penult\[export\]"),
+        ("raise SystemExit('a library failed')", "The export of .* failed: a library failed$"),
+        ("time.sleep(60)", "took longer than 0 minutes and was ended"),
+    ],
+)
+def test_a_failing_child_is_one_sentence(saved, tmp_path, python, monkeypatch, body, sentence):
+    """However the child ends, the user reads one sentence, and no half-made folder stays."""
+    if "sleep" in body:
+        monkeypatch.setattr(exporting, "_SECONDS", 0.5)
+    with pytest.raises(ValueError, match=sentence) as error:
+        export(saved, tmp_path / "out" / "model", python=python(body))
+    assert "\n" not in str(error.value)
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_the_cache_exports_once(saved, tmp_path, python):
+    """The second call takes what the first one left; the child runs once."""
+    fake = python()
+    first = exported(saved, tmp_path / "cache", python=fake)
+    assert first.parent == tmp_path / "cache" / "exports"
+    assert first.name == source_sha256(saved)[:32]
+    assert exported(saved, tmp_path / "cache", python=fake) == first
+    assert runs(fake) == 1
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json", "1_Pooling/config.json", "merges.txt"])
+def test_a_changed_file_is_another_export(saved, name):
+    """Whatever decides a vector names the folder in the cache; a card does not."""
+    before = source_sha256(saved)
+    (saved / "README.md").write_text("a card")
+    assert source_sha256(saved) == before
+    path = saved / name
+    path.write_bytes((path.read_bytes() if path.exists() else b"") + b" ")
+    assert source_sha256(saved) != before
+
+
+def test_a_copy_elsewhere_is_the_same_export(saved, tmp_path):
+    """The name in the cache follows from contents, not from where a folder lies."""
+    assert source_sha256(shutil.copytree(saved, tmp_path / "elsewhere")) == source_sha256(saved)
+
+
+def test_the_loser_of_a_race_takes_the_winners_export(saved, tmp_path, python):
+    """Two callers at once both get the one folder, and nothing else stays in the cache."""
+    fake = python(
+        """
+while len((here / "runs").read_text().splitlines()) < 2:  # neither ends before both have begun
+    time.sleep(0.01)
+"""
+        + ANSWER
+    )
+    got: list[Path] = []
+    threads = [threading.Thread(target=lambda: got.append(exported(saved, tmp_path / "cache", python=fake))) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert runs(fake) == 2
+    assert len(got) == 2
+    assert set(got) == set((tmp_path / "cache" / "exports").iterdir())
+    assert (got[0] / "onnx" / "model.onnx").exists()
+
+
+# ---- with torch ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def torch_python() -> str:
+    """An interpreter with torch: this one, or the one that PENULT_TORCH_PYTHON names."""
+    if torch_available():
+        return sys.executable
+    if named := os.environ.get("PENULT_TORCH_PYTHON"):
+        return named
+    pytest.skip("needs torch and onnxscript: install penult[export], or set PENULT_TORCH_PYTHON to an interpreter with them")
+
+
+def test_the_exported_model_gives_the_vectors_of_its_weights(saved, tiny, tmp_path, torch_python, capsys):
+    """A BERT exported through torch gives the vectors of the same weights in a graph that torch never saw."""
+    out = export(saved, tmp_path / "out", python=torch_python)
+    with Embedder.load(tiny, truncate="right") as expected, Embedder.load(out, truncate="right") as got:
+        np.testing.assert_allclose(got.embed(TEXTS), expected.embed(TEXTS), atol=1e-5)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith("penult: exporting saved (bert) to ONNX with torch ")
+    assert "checked against torch on three texts" in lines[-1]
+    assert not list(tmp_path.glob(".exporting-*"))
+
+
+def test_large_weights_lie_beside_the_graph(saved, tiny, tmp_path, torch_python, monkeypatch):
+    """Weights over the limit of a protobuf message go to model.onnx_data, and the vectors are the same."""
+    monkeypatch.setenv("PENULT_EXPORT_INLINE_BYTES", "10000")
+    out = export(saved, tmp_path / "out", python=torch_python)
+    assert sorted(path.name for path in (out / "onnx").iterdir()) == ["model.onnx", "model.onnx_data"]
+    assert (out / "onnx" / "model.onnx").stat().st_size < 200_000
+    with Embedder.load(tiny, truncate="right") as expected, Embedder.load(out, truncate="right") as got:
+        np.testing.assert_allclose(got.embed(TEXTS), expected.embed(TEXTS), atol=1e-5)
+
+
+def test_missing_weights_are_not_made_up(saved, tmp_path, torch_python):
+    """A missing weight, which transformers fills at random, is noticed: such an export is refused. A pooler may be missing."""
+    from safetensors.numpy import load_file
+
+    weights = load_file(saved / "model.safetensors")
+    del weights["encoder.layer.1.output.dense.weight"]
+    save_file(weights, saved / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"weights are missing, encoder\.layer\.1\.output\.dense\.weight among them") as error:
+        export(saved, tmp_path / "out", python=torch_python)
+    assert "\n" not in str(error.value)
+
+
+def test_code_of_the_models_own_is_never_run(saved, tmp_path, torch_python):
+    """A folder that brings Python code is refused, and its code is not run."""
+    config = json.loads((saved / "config.json").read_text())
+    auto = {"AutoConfig": "own.OwnConfig", "AutoModel": "own.OwnModel"}
+    write_json(saved / "config.json", config | {"model_type": "of-its-own", "auto_map": auto})
+    (saved / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    with pytest.raises(ValueError, match=r"cannot read config\.json of saved") as error:
+        export(saved, tmp_path / "out", python=torch_python)
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "ran").exists()

@@ -1,0 +1,288 @@
+"""Weights of a module are read exactly as its configuration names them, in any float type, or refused in one sentence."""
+
+import importlib.metadata
+import importlib.util
+import json
+import struct
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from penult import module_weights
+from penult.module_weights import dense_weights, layer_norm_weights, read_weights, static_table, weights_path
+
+RNG = np.random.default_rng(0)
+WEIGHT, BIAS = RNG.normal(size=(4, 6)).astype(np.float32), RNG.normal(size=4).astype(np.float32)
+ROWS = RNG.normal(size=(3, 2)).astype(np.float32)
+NO_TORCH = importlib.util.find_spec("torch") is None
+
+
+def folder_of(tmp_path, **arrays):
+    """Save weights as safetensors; two underscores stand for a dot."""
+    save_file({key.replace("__", "."): np.ascontiguousarray(a) for key, a in arrays.items()}, tmp_path / "model.safetensors")
+    return tmp_path
+
+
+def raw_file(path, kind, shape, data):
+    """Write a safetensors file of one tensor `linear.weight`, byte by byte, for types that NumPy does not have."""
+    header = json.dumps({"linear.weight": {"dtype": kind, "shape": shape, "data_offsets": [0, len(data)]}}).encode()
+    path.write_bytes(struct.pack("<Q", len(header)) + header + data)
+
+
+def test_a_dense_layer(tmp_path):
+    """Its weight and its bias are as torch keeps them, float32 and ready to be changed or mapped."""
+    weights = dense_weights(folder_of(tmp_path, linear__weight=WEIGHT, linear__bias=BIAS), bias=True, residual=False)
+    assert list(weights) == ["linear.weight", "linear.bias"]
+    np.testing.assert_array_equal(weights["linear.weight"], WEIGHT)
+    np.testing.assert_array_equal(weights["linear.bias"], BIAS)
+    assert all(array.dtype == np.float32 and array.flags.c_contiguous for array in weights.values())
+
+
+def test_a_dense_layer_with_a_residual_projection(tmp_path):
+    """The projection has the shape of the weight."""
+    folder = folder_of(tmp_path, linear__weight=WEIGHT, residual__weight=WEIGHT + 1)
+    np.testing.assert_array_equal(dense_weights(folder, bias=False, residual=True)["residual.weight"], WEIGHT + 1)
+
+
+def test_a_layer_norm(tmp_path):
+    """It has a weight and a bias of the same size."""
+    weights = layer_norm_weights(folder_of(tmp_path, norm__weight=BIAS, norm__bias=BIAS + 1))
+    np.testing.assert_array_equal(weights["norm.weight"], BIAS)
+    np.testing.assert_array_equal(weights["norm.bias"], BIAS + 1)
+
+
+@pytest.mark.parametrize("kind", [np.float16, np.float64, np.int8])
+def test_other_types(tmp_path, kind):
+    """Numbers of another type become float32, as torch copies them into a module."""
+    given = (WEIGHT * 10).astype(kind)
+    weights = dense_weights(folder_of(tmp_path, linear__weight=given), bias=False, residual=False)
+    np.testing.assert_array_equal(weights["linear.weight"], given.astype(np.float32))
+
+
+def test_bfloat16(tmp_path):
+    """Every value keeps its sign, exponent and 7 bits: 1, -2.5, the largest, the smallest and infinity."""
+    raw_file(tmp_path / "model.safetensors", "BF16", [1, 5], struct.pack("<5H", 0x3F80, 0xC020, 0x7F7F, 0x0001, 0x7F80))
+    weights = dense_weights(tmp_path, bias=False, residual=False)
+    np.testing.assert_array_equal(weights["linear.weight"], np.array([[1, -2.5, 3.3895314e38, 9.1835e-41, np.inf]], np.float32))
+
+
+def test_a_type_that_is_not_read(tmp_path):
+    """It is named, with those that are."""
+    raw_file(tmp_path / "model.safetensors", "F8_E4M3", [1, 2], b"\0\0")
+    with pytest.raises(ValueError, match=r"model\.safetensors holds linear\.weight as F8_E4M3; penult reads F64, .*BF16\."):
+        dense_weights(tmp_path, bias=False, residual=False)
+
+
+@pytest.mark.parametrize(("keys", "bias", "residual", "wanted"), [
+    (("linear.weight",), True, False, "linear.weight, linear.bias"),
+    (("linear.weight", "linear.bias"), False, False, "linear.weight"),
+    (("linear.weight", "linear.bias"), True, True, "linear.weight, linear.bias, residual.weight"),
+    (("linear.weight", "residual.weight"), False, False, "linear.weight"),
+    (("weight", "bias"), None, False, "linear.weight and at most linear.bias"),
+    ((), True, False, "linear.weight, linear.bias"),
+])  # fmt: skip
+def test_keys_that_do_not_fit(tmp_path, keys, bias, residual, wanted):
+    """What the file holds and what the module has are both named."""
+    save_file({key: BIAS if key.endswith("bias") else WEIGHT for key in keys}, tmp_path / "model.safetensors")
+    shapes = [f"{key} float32 \\({'4,' if key.endswith('bias') else '4, 6'}\\)" for key in sorted(keys)]
+    held = ", ".join(shapes) or "nothing"
+    with pytest.raises(ValueError, match=f"holds {held}; this module has {wanted}\\. Fetch"):
+        dense_weights(tmp_path, bias=bias, residual=residual)
+
+
+def test_many_keys_that_do_not_fit(tmp_path):
+    """The message stays short: the weights of a whole transformer are not listed."""
+    save_file({f"layer.{i:03}.{'x' * 200}": BIAS for i in range(300)}, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match="and 292 more") as caught:
+        dense_weights(tmp_path, bias=True, residual=False)
+    assert len(str(caught.value)) < 1500
+
+
+@pytest.mark.parametrize("weights", [
+    {"linear.weight": WEIGHT[0], "linear.bias": BIAS},
+    {"linear.weight": WEIGHT, "linear.bias": BIAS[:3]},
+    {"linear.weight": WEIGHT, "linear.bias": BIAS[:, None]},
+    {"linear.weight": WEIGHT[:, :0], "linear.bias": BIAS},
+])  # fmt: skip
+def test_shapes_that_do_not_fit(tmp_path, weights):
+    """What the file holds is shown beside what it must hold."""
+    save_file({key: np.ascontiguousarray(array) for key, array in weights.items()}, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match=r"model\.safetensors holds linear\..* must be numbers \(D(, H)?\)\. Fetch"):
+        dense_weights(tmp_path, bias=True, residual=False)
+
+
+def test_files_that_are_not_whole(tmp_path):
+    """A file that ends too early, is empty, or is no file is refused by its name."""
+    folder = folder_of(tmp_path, linear__weight=WEIGHT)
+    file = tmp_path / "model.safetensors"
+    whole = file.read_bytes()
+    for broken in (whole[:-1], whole[:20], b"", b"version https://git-lfs.github.com/spec/v1\n", b"\xff" * 8 + whole):
+        file.write_bytes(broken)
+        with pytest.raises(ValueError, match=r"model\.safetensors is not a whole safetensors file"):
+            dense_weights(folder, bias=False, residual=False)
+    file.unlink()
+    file.mkdir()
+    with pytest.raises(ValueError, match=r"model\.safetensors is not a file"):
+        dense_weights(folder, bias=False, residual=False)
+
+
+def test_which_file_is_read(tmp_path):
+    """Safetensors stand above a pickle; parts of a file and nothing at all are named."""
+    with pytest.raises(FileNotFoundError, match=r"has neither model\.safetensors nor pytorch_model\.bin; fetch"):
+        weights_path(tmp_path)
+    (tmp_path / "model-00001-of-00002.safetensors").touch()
+    (tmp_path / "model.safetensors.index.json").touch()
+    with pytest.raises(ValueError, match=r"in several files \(model-00001-of-00002\.safetensors, \.\.\.\); save them as one"):
+        weights_path(tmp_path)
+    (tmp_path / "pytorch_model.bin").touch()
+    assert weights_path(tmp_path).name == "pytorch_model.bin"
+    (tmp_path / "model.safetensors").touch()
+    assert weights_path(tmp_path).name == "model.safetensors"
+
+
+def test_a_pickle_without_torch(tmp_path, monkeypatch):
+    """The file is named, with both ways out, and nothing of it is read."""
+    (tmp_path / "pytorch_model.bin").write_bytes(b"cos\nsystem\n(S'false'\ntR.")
+    monkeypatch.setattr(module_weights, "_torch_version", lambda: None)
+    with pytest.raises(FileNotFoundError, match=r'pytorch_model\.bin is pickled .* `pip install "penult\[export\]"`, or save'):
+        dense_weights(tmp_path, bias=True, residual=False)
+
+
+def test_a_pickle_with_a_torch_that_is_not_safe(tmp_path, monkeypatch):
+    """Versions before 2.6 run code from a pickle even where only weights are asked for."""
+    (tmp_path / "pytorch_model.bin").touch()
+    monkeypatch.setattr(module_weights, "_torch_version", lambda: (2, 5))
+    with pytest.raises(
+        ValueError, match=r"pytorch_model\.bin is pickled weights, which torch reads safely from version 2\.6 on"
+    ):
+        dense_weights(tmp_path, bias=True, residual=False)
+
+
+def test_the_version_of_torch(monkeypatch):
+    """It is found without importing torch; a folder of that name is not torch."""
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert module_weights._torch_version() is None
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "2.13.0+cpu")
+    assert module_weights._torch_version() == (2, 13)
+
+    def missing(name):
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", missing)
+    assert module_weights._torch_version() is None
+
+
+@pytest.mark.skipif(NO_TORCH, reason="pickled weights need torch, which is not installed here")
+def test_a_pickle_with_torch(tmp_path):
+    """Weights alone are read, of any float type; code in a pickle is refused and not run."""
+    import torch
+
+    weight = torch.arange(6.0).reshape(2, 3)
+    file = tmp_path / "pytorch_model.bin"
+    for kind in (torch.float32, torch.float16, torch.bfloat16, torch.float64):
+        torch.save({"linear.weight": torch.nn.Parameter(weight.to(kind))}, file)
+        found = dense_weights(tmp_path, bias=False, residual=False)["linear.weight"]
+        assert found.dtype == np.float32
+        np.testing.assert_array_equal(found, weight.numpy())
+    marker = tmp_path / "ran"
+    for hostile in (f"cos\nsystem\n(S'touch {marker}'\ntR.".encode(), b"", file.read_bytes()[:100]):
+        file.write_bytes(hostile)
+        with pytest.raises(ValueError, match=r"pytorch_model\.bin is not a whole file of weights by name"):
+            dense_weights(tmp_path, bias=False, residual=False)
+    assert not marker.exists()
+    for other in ([weight], {"linear.weight": [1.0]}, weight):
+        torch.save(other, file)
+        with pytest.raises(ValueError, match=r"pytorch_model\.bin is not a whole file of weights by name"):
+            dense_weights(tmp_path, bias=False, residual=False)
+
+
+@pytest.mark.skipif(NO_TORCH, reason="pickled weights need torch, which is not installed here")
+def test_a_pickle_of_the_gallery(shared):
+    """An older folder keeps its dense layer in a pickle alone."""
+    weights = dense_weights(shared / "gallery" / "dense-pickle" / "2_Dense", bias=True, residual=False)
+    assert weights["linear.weight"].shape[1] == 32
+
+
+def test_dense_layers_of_the_gallery(shared):
+    """All that have safetensors are read as their configurations state."""
+    count = 0
+    for config in (shared / "gallery").glob("*/*Dense*/config.json"):
+        if (config.parent / "model.safetensors").exists():
+            stated = json.loads(config.read_text())
+            weights = dense_weights(config.parent, bias=stated.get("bias", True), residual=False)
+            assert weights["linear.weight"].shape == (stated["out_features"], stated["in_features"])
+            count += 1
+    assert count >= 10
+
+
+def test_a_static_table(tmp_path):
+    """Both layouts give one row a token."""
+    np.testing.assert_array_equal(static_table(folder_of(tmp_path, embedding__weight=ROWS)), ROWS)
+    np.testing.assert_array_equal(static_table(folder_of(tmp_path, embeddings=ROWS)), ROWS)
+
+
+def test_a_static_table_that_is_folded(tmp_path):
+    """A token's row is embeddings[mapping[token]] * weights[token], as model2vec and sentence-transformers average them."""
+    mapping, weights = np.array([2, 0, 0, 1, 2]), np.array([0.5, 1, 2, 0, -1])
+    np.testing.assert_array_equal(static_table(folder_of(tmp_path, embeddings=ROWS, mapping=mapping)), ROWS[mapping])
+    table = static_table(folder_of(tmp_path, embeddings=ROWS, mapping=mapping.astype(np.int32), weights=weights))
+    assert table.dtype == np.float32
+    np.testing.assert_array_equal(table, (ROWS[mapping] * weights[:, None]).astype(np.float32))
+    table = static_table(folder_of(tmp_path, embeddings=ROWS, weights=weights[:3].astype(np.float32)))
+    np.testing.assert_array_equal(table, ROWS * weights[:3, None].astype(np.float32))
+
+
+@pytest.mark.parametrize("kind", [np.float16, np.int8])
+def test_a_static_table_of_another_type(tmp_path, kind):
+    """Half precision and 8 bits are widened before they are weighed, so that no product is rounded to them."""
+    rows = (ROWS * 50).astype(kind)
+    np.testing.assert_array_equal(static_table(folder_of(tmp_path, embeddings=rows)), rows.astype(np.float32))
+    weights = np.array([0.3, 1 / 3, 0.001])
+    wanted = (rows.astype(np.float32) * weights[:, None]).astype(np.float32)
+    np.testing.assert_array_equal(static_table(folder_of(tmp_path, embeddings=rows, weights=weights)), wanted)
+
+
+@pytest.mark.parametrize("arrays", [
+    {"embeddings": ROWS[0]},
+    {"embeddings": ROWS[:0]},
+    {"embeddings": ROWS, "mapping": np.array([0, 3])},
+    {"embeddings": ROWS, "mapping": np.array([0, -1])},
+    {"embeddings": ROWS, "mapping": np.array([[0, 1]])},
+    {"embeddings": ROWS, "mapping": np.array(1)},
+    {"embeddings": ROWS, "mapping": np.array([0.0, 1.0])},
+    {"embeddings": ROWS, "mapping": np.array([], np.int64)},
+    {"embeddings": ROWS, "weights": np.ones(2)},
+    {"embeddings": ROWS, "weights": np.ones((3, 1))},
+    {"embeddings": ROWS, "mapping": np.array([0, 1]), "weights": np.ones(3)},
+])  # fmt: skip
+def test_static_tables_that_do_not_fit(tmp_path, arrays):
+    """A mapping that points outside the rows, and weights of another number, are refused with what the file holds."""
+    save_file(
+        {key: np.ascontiguousarray(array).reshape(array.shape) for key, array in arrays.items()}, tmp_path / "model.safetensors"
+    )
+    with pytest.raises(ValueError, match=r"holds embeddings float32 .*; static embeddings are rows \(V, D\)"):
+        static_table(tmp_path)
+
+
+def test_a_static_table_with_other_keys(tmp_path):
+    """A transformer's weights are no table, and keys that only one of two libraries reads are no detail."""
+    with pytest.raises(ValueError, match=r"holds encoder\.weight .*; this module has embeddings and at most mapping, weights"):
+        static_table(folder_of(tmp_path, encoder__weight=WEIGHT))
+    with pytest.raises(ValueError, match=r"weights float.*; this module has embedding\.weight\."):
+        static_table(folder_of(tmp_path, embedding__weight=ROWS, weights=np.ones(3)))
+
+
+def test_a_static_table_of_what_is_no_number(tmp_path):
+    """One row of NaN would make zeros of padding NaN."""
+    with pytest.raises(ValueError, match="embeddings that are not finite numbers"):
+        static_table(folder_of(tmp_path, embeddings=ROWS * np.array([1, np.nan], np.float32)))
+
+
+def test_shapes_by_letters(tmp_path):
+    """The same letter is the same size in every weight."""
+    folder = folder_of(tmp_path, a=WEIGHT, b=WEIGHT.T)
+    assert set(read_weights(folder, {"a": ("D", "H"), "b": ("H", "D")})) == {"a", "b"}
+    with pytest.raises(ValueError, match=r"b must be numbers \(D, H\)"):
+        read_weights(folder, {"a": ("D", "H"), "b": ("D", "H")})
