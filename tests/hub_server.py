@@ -22,7 +22,7 @@ class Fault:
     Attributes:
         kind: "stall" (accepts and never answers), "stall-body" (half of it, then silence), "close" (no answer), "drop" (half of the
             body, then closed), "short" (half of the body, as if it were whole), "long" (the body twice), "status", "redirect",
-            "html" (a page to log in), "bare" (no ETag).
+            "html" (a page to log in).
         method: only requests of this method.
         times: so many requests; then all is well.
         status: the status of "status".
@@ -143,24 +143,20 @@ class HubServer:
         if fault is None or request.command not in fault.method or fault.times <= 0:
             return False
         fault.times -= 1
-        if fault.kind == "stall":
-            self._closing.wait(60)
-        elif fault.kind in ("stall-body", "drop"):
-            self._half(request, content, headers)
-            if fault.kind == "stall-body":
+        if fault.kind in ("stall", "stall-body", "drop", "close"):
+            request.close_connection = True
+            if fault.kind in ("stall-body", "drop"):
+                self._half(request, content, headers)
+            if fault.kind.startswith("stall"):
                 self._closing.wait(60)
-        elif fault.kind == "close":
-            pass
         elif fault.kind == "status":
             self._send(request, fault.status, b"", dict(fault.headers))
         elif fault.kind == "redirect":
             self._send(request, 302, b"", {"Location": fault.to})
-        elif fault.kind in ("html", "bare"):
-            body = b"<html>Please log in</html>" if fault.kind == "html" else content
-            self._send(request, 200, body, {"Content-Type": "text/html"})
+        elif fault.kind == "html":
+            self._send(request, 200, b"<html>Please log in</html>", {"Content-Type": "text/html"})
         else:
             self._send(request, 200, content * 2 if fault.kind == "long" else content[: len(content) // 2], headers)
-        request.close_connection = True
         return True
 
     def _start(self, request: BaseHTTPRequestHandler) -> int:

@@ -16,6 +16,7 @@ def fed(name, dtype, *shape, batch=LEFT, ids=IDS, others=(), **meaning):
     value = feed([ids, tensor, *others], batch, meaning=Meaning(**meaning))[name]
     assert value.dtype == dtype
     assert value.flags.c_contiguous
+    assert value.ndim == len(shape)
     return value
 
 

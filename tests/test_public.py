@@ -31,7 +31,7 @@ FENCE = {
     "onnxruntime": {"engine.py", "export_worker.py"},
     "tokenizers": {"tokenizer.py"},
     "transformers": {"tokenizer.py", "export_worker.py"},
-    "huggingface_hub": {"hub.py", "hub_client.py", "pull.py"},
+    "huggingface_hub": {"hub_client.py"},
     "httpx": {"remote.py"},
     "platformdirs": {"prepare.py"},
     "tqdm": {"embedder.py", "remote.py", "bulk/progress.py"},

@@ -49,6 +49,7 @@ def plan(
         even_to: without buckets, odd lengths up to this one are padded by one more token. Matrix kernels add up the last
             product of an odd length in another order than that of an even one, so that with even lengths alone a text's
             vector is the same to the last bit in every batch.
+        padded: whether texts of different lengths may share a batch. If not, nothing is padded at all.
 
     Returns:
         Batches that hold every index exactly once; the same input gives the same batches.

@@ -96,6 +96,21 @@ def export(
     typer.echo(f"wrote {done}", err=True)
 
 
+@app.command()
+def pull(
+    model: Annotated[str, typer.Argument(help="A Hub id (org/name[@revision][/file.onnx]) or the URL of a model's page.")],
+    *,
+    to: Annotated[Path | None, typer.Option(help="Write a plain folder, to copy to a machine without network.")] = None,
+    model_file: ModelFile = None,
+) -> None:
+    """Fetch a model's graph, its data, configuration and tokenizer from the Hub; into the Hub's cache by default."""
+    from penult import pull as puller  # noqa: PLC0415
+
+    with _one_sentence():
+        folder = puller.pull(model, to=to, model_file=model_file)
+    typer.echo(folder)
+
+
 @app.command("cut")
 def cut_(
     model: Model,

@@ -5,6 +5,7 @@
 It composes the leaves and owns what none of them can: order, the gate for concurrent callers, and saying what was truncated.
 """
 
+import logging
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -22,13 +23,14 @@ from penult.engine import Engine
 from penult.feeds import Meaning, feed
 from penult.loading import as_found, frozen, may_copy, read, tokenizer_of
 from penult.padding import reaches_tokens
-from penult.recipe import Recipe, Wishes
+from penult.recipe import NOT_STATED, Recipe, Wishes
 from penult.sessions import Sessions
 from penult.source import Source
 from penult.tokenizer import Encoded, Tokenizer, unencodable
 from penult.types import Pooling, Precision, Role, TextError, Truncate, Vectors
 
-# Texts that are tokenised and sorted by length together: enough for full batches of like length, few enough that the
+_LOGGER = logging.getLogger(__name__)
+# Texts that are tokenized and sorted by length together: enough for full batches of like length, few enough that the
 # ids of a window take some 10 MB.
 _WINDOW = 4096
 # The most padded tokens of a batch: the activations of a small model then stay in the cache of the CPU. With 8-bit weights a
@@ -111,6 +113,8 @@ class Embedder:
         if tokenizer is None or tokenizer.max_length != recipe.max_length:
             tokenizer = tokenizer_of(found, recipe)
         self._tokenizer = tokenizer
+        if tokenizer.overridden:
+            self._recipe = recipe = replace(recipe, tokenizer_rules=1)
         # Many graphs count positions from the row's start: padding before a text would shift them by its batch mates' lengths.
         # Only a graph that pools by itself may rely on the side that its tokenizer names.
         self._side = "right" if self._has_tokens else tokenizer.pad_side
@@ -121,9 +125,14 @@ class Embedder:
             raise ValueError(f"{found.model} cannot embed even an empty text: {error}") from error
         free = not runtime.buckets and self._frozen.length is None and not prepared.batch_dependent
         if free and reaches_tokens(prepared.graph, self._states, exact=prepared.exact):
-            origin = {**recipe.origin, "padding": "padding reaches real tokens in this graph: texts of one length share a batch"}
-            self._recipe = replace(recipe, padding=False, origin=origin)
+            why = "padding reaches real tokens in this graph: only texts of one length share a batch"
+            self._recipe = replace(recipe, padding=False, origin={**recipe.origin, "padding": why})
         self._query = self._query_embedder(calibration)
+        if recipe.origin.get("prompts") == NOT_STATED:
+            _LOGGER.info(
+                "%s: no file states a prompt for queries or documents; if the model's card gives some, pass prompts=",
+                found.reference,
+            )
 
     def _probed(self) -> int:
         """Embed an empty text and return D.
@@ -139,8 +148,8 @@ class Embedder:
             width = int(self._run_batch(encoded, [0], output="token_embeddings").shape[2])
             if width != recipe.width:
                 raise ValueError(
-                    f"the modules of {self._source.reference!r} expect token embeddings of {recipe.width} values, and this graph "
-                    f"gives {width}. Name another file, or the right tensor with layer=."
+                    f"the modules of {self._source.reference!r} expect token embeddings of {recipe.width} values, and this "
+                    f"graph gives {width}. Name another file, or the right tensor with layer=."
                 )
         return dimension
 
@@ -151,7 +160,7 @@ class Embedder:
         if count == 0 or count + padding > self._recipe.max_length:
             return None
         output = "token_embeddings" if self._has_tokens else "sentence_embedding"
-        values = self._run_batch(encoded, [0], count + padding, output=output)[0].astype(np.float32)
+        values: NDArray[Any] = self._run_batch(encoded, [0], count + padding, output=output)[0].astype(np.float32)
         if output == "sentence_embedding":
             return values
         return values[padding:] if self._side == "left" else values[:count]  # (T, H)
@@ -257,7 +266,9 @@ class Embedder:
             made.close()
             raise ValueError(
                 f"{os.fspath(model)!r} has the fingerprint {made.fingerprint}, not {fingerprint}: its files, or how they are "
-                "used, are not those that were pinned. Name the pinned revision, or embed all texts anew and pin this one."
+                "used, are not those that were pinned. Name the pinned revision, or embed all texts anew and pin this one. If "
+                "an earlier version of penult made the pin, see `Vector changes` in the changelog: files that it read in part "
+                "gave other vectors."
             )
         return made
 
@@ -415,9 +426,7 @@ class Embedder:
             dropped += encoded.dropped
         return tokens, dropped
 
-    def embed_padded(
-        self, texts: Iterable[str], role: Role = "document", *, prompt: str | None = None
-    ) -> NDArray[np.float32]:
+    def embed_padded(self, texts: Iterable[str], role: Role = "document", *, prompt: str | None = None) -> NDArray[np.float32]:
         """Turn N texts into the vectors of their tokens, every row of the padded rectangle with them.
 
         Returns:

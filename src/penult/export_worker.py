@@ -45,6 +45,7 @@ _LONGEST = 4104  # tokens; a sequence longer than this takes too long on a CPU
 # Settings of a configuration that name a length beyond which a model computes otherwise.
 _SWITCHES = re.compile(r"window|local_attention|chunk|block_size|original_max_position")
 _LENGTHS = ("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx")
+_WORDS = 160  # characters of another library's message that are shown
 _TEXTS = (
     "moon",
     "The wide river carries stones and sand to the sea.",
@@ -254,7 +255,8 @@ def _runnable(model: Any, inputs: Sequence[str]) -> Encoder:
     for part in parts:
         allowed = _parameters(part)
         # An exporter puts the mode of the outermost module back when it ends: in training mode, dropout would be on then.
-        encoder = Encoder(part, [name for name in inputs if name in allowed]).eval()
+        encoder = Encoder(part, [name for name in inputs if name in allowed])
+        encoder.eval()
         try:
             _run_torch(encoder, _feeds([[3, 4, 5]], 0, encoder.inputs))
         except Exception as error:  # noqa: BLE001 - what a model raises without a target differs from model to model
@@ -475,8 +477,11 @@ def _in_words(folder: Path, config: Any, failures: Sequence[str]) -> str:
 
 
 def _first_line(error: BaseException) -> str:
+    """Return the first line of the error that began it: the exporters wrap it into pages of advice."""
+    while error.__cause__ is not None and not isinstance(error, ExportError):
+        error = error.__cause__
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[0] if lines else type(error).__name__)[:200].rstrip(".: ")
+    return (lines[0] if lines else type(error).__name__)[:_WORDS].rstrip(".: ")
 
 
 def _end_with_parent() -> None:

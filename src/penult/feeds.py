@@ -112,7 +112,7 @@ class _Feed:
         name = tensor.name
         value = self._known[name](tensor) if name in self._known else self._other(tensor)
         if value is not None:
-            return np.ascontiguousarray(value, dtype=tensor.dtype)
+            return np.asarray(value, dtype=tensor.dtype, order="C")  # ascontiguousarray would add an axis to a scalar
         raise ValueError(
             f"The graph needs {name!r} {tensor.shape} {tensor.dtype}, which does not follow from token ids. Export the text "
             "encoder alone, without this input."

@@ -10,6 +10,7 @@ import os
 import posixpath
 import re
 import shutil
+import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -406,7 +407,7 @@ class _Cache:
         except FileExistsError:
             pass  # another process was faster
         except OSError:
-            aside = path.with_name(f".{path.name}.{os.getpid()}")
+            aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
             shutil.copyfile(blob, aside)
             aside.replace(path)
 
@@ -414,7 +415,7 @@ class _Cache:
 def _write(path: Path, text: str) -> None:
     """Write a file whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
     aside.write_text(text, encoding="utf-8")
     aside.replace(path)
 
@@ -450,7 +451,7 @@ def _may_differ(error: Exception, wanted: _Wanted, *, listed: bool, pinned: bool
     """Return whether the Hub may have the graph that the cache knows nothing of."""
     if listed:  # then only a later commit may, and only a graph that is named is worth the question
         return isinstance(error, FileNotFoundError) and wanted.is_named and not (pinned or settings().HF_HUB_OFFLINE)
-    return isinstance(error, FileNotFoundError) or not settings().HF_HUB_OFFLINE
+    return not settings().HF_HUB_OFFLINE
 
 
 def _snapshot(folder: Path, modules: Sequence[Module], graphs: Sequence[str], names: Iterable[str]) -> Snapshot:

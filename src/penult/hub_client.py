@@ -250,11 +250,11 @@ class Client:
                 if own and not settings().HF_HUB_DISABLE_IMPLICIT_TOKEN and (token := _utils().get_token()):
                     headers["authorization"] = f"Bearer {token}"
                 session = _utils().get_session()
-                if hasattr(session, "stream"):  # httpx, from huggingface_hub 1.0 on
+                if callable(getattr(session, "stream", None)):  # httpx, from huggingface_hub 1.0 on
                     opened = session.stream(method, url, headers=headers, timeout=timeout, follow_redirects=False)
                     response = stack.enter_context(opened)
                     chunks = response.iter_bytes()
-                else:  # requests
+                else:  # requests, where `stream` is a setting
                     opened = session.request(method, url, headers=headers, timeout=timeout, allow_redirects=False, stream=True)
                     response = stack.enter_context(opened)
                     chunks = response.iter_content(_CHUNK)

@@ -5,7 +5,7 @@ It opens the model as `Embedder.load` does, so that what it shows is what is rea
 
 import dataclasses
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ from penult.graph.picture import megabytes
 from penult.modules import Module, read_modules
 from penult.recipe import Recipe
 from penult.source import Source
-from penult.types import Pooling
+from penult.types import Pooling, Role
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,7 @@ class Inspection:
 
     source: Source
     graph: Description
-    modules: dict[str, tuple[Module, ...]]
+    modules: Mapping[Role, tuple[Module, ...]]
     recipe: Recipe
     dimension: int | None
     error: str
@@ -69,7 +69,7 @@ def inspect(
     except ValueError:
         chosen = None
     described = describe(graph, -1 if layer is None else layer, chosen=chosen)
-    return Inspection(found, described, dict(read_modules(found.folder)), read, dimension, error)
+    return Inspection(found, described, read_modules(found.folder), read, dimension, error)
 
 
 def as_json(shown: Inspection) -> dict[str, Any]:
@@ -79,7 +79,7 @@ def as_json(shown: Inspection) -> dict[str, Any]:
     values["layers"] = [
         {key: layer[key] for key in ("index", "tensor", "hidden_size", "why", "axes")} for layer in values["layers"]
     ]
-    modules = {role: [dataclasses.asdict(module) for module in listed] for role, listed in shown.modules.items()}
+    modules = {str(role): [dataclasses.asdict(module) for module in listed] for role, listed in shown.modules.items()}
     return values | {
         "size": size,
         "modules": modules,

@@ -15,9 +15,9 @@ from penult.feeds import Meaning, feed
 from penult.graph.calibrate import Outcome, make_int8
 from penult.graph.integer import weight_limit
 from penult.graph.standalone import write_standalone
+from penult.loading import tokenizer_of
 from penult.recipe import Recipe
 from penult.source import Source
-from penult.loading import tokenizer_of
 
 _TOKENS = "token_embeddings"
 _LONG = 4  # texts of the full length, joined from the short ones

@@ -37,9 +37,12 @@ def read_text(path: Path) -> str:
     """
     check_size(path)
     try:
-        return path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 ({error}); fetch it again.") from error
+    if text.startswith("version https://git-lfs"):
+        raise ValueError(f"{path} is a git-LFS pointer, not the file; run `git lfs pull` in its repository.")
+    return text
 
 
 def read_json(path: Path) -> object:

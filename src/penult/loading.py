@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
-
 from penult import prepare, recipe, source
 from penult.engine import Engine
 from penult.export import exported
@@ -123,6 +122,7 @@ def as_found(read: Recipe, prepared: prepare.Prepared, engine: Engine, *, alone:
         batch_invariant=alone or not prepared.batch_dependent,
         position_offset=prepared.position_offset,
         made_unit=prepared.made_unit,
+        own_tokens=prepared.own_tokens,
         tasks=tasks,
         special_tokens=read.special_tokens and "offsets" not in names,
         origin=origin,

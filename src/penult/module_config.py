@@ -253,7 +253,7 @@ def _activation(path: Path, config: Mapping[str, Any]) -> str:
     stated = value_of(path, "activation_function", str, "the name of a class")
     if stated is None:
         return "Identity" if "activation_function" in config else "Tanh"
-    package, _, name = stated.rpartition(".")
+    package, _, name = str(stated).rpartition(".")
     if name not in ACTIVATIONS or package not in ("", "torch.nn", "torch.nn.modules.activation", "torch.nn.modules.linear"):
         raise ValueError(
             f"{path} asks for the activation {stated[:80]!r}; penult has {', '.join(ACTIVATIONS)} of torch.nn. Leaving it out "

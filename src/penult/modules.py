@@ -112,7 +112,7 @@ def _flat(root: Path, path: Path, modules: list[Module], role: Role, *, depth: i
         inner = []
         for name in config["structure"][route]:
             if not isinstance(types.get(name), str):
-                raise ValueError(f"{config_path} gives no type for the module {str(name)[:80]!r}; fetch it again.")
+                raise ValueError(f"{config_path} gives no type for the module {str(name)[:80]!r}; fetch it again.")  # noqa: TRY004
             place = (PurePosixPath(module.folder) / str(name)).as_posix()
             inner.append(_named(config_path, types[name], place))
         flat.extend(_flat(root, config_path, inner, role, depth=depth + 1))
@@ -140,13 +140,11 @@ def _route(path: Path, config: Mapping[str, Any], role: Role) -> str:
     if unknown:
         raise ValueError(f"{path}: the router has the parameter {min(unknown)!r}, which penult does not know.")
     mappings = _route_mappings(path, parameters.get("route_mappings"))
-    for key in ((role, "text"), (role, None), (None, "text"), (None, None)):
-        if key in mappings:
-            route = mappings[key]
-            break
-    else:
-        route = next((name for name in (*_ROUTE_NAMES[role], "text") if name in structure), None)
-    if route not in structure:
+    keys: tuple[tuple[object, object], ...] = ((role, "text"), (role, None), (None, "text"), (None, None))
+    mapped = [mappings[key] for key in keys if key in mappings]
+    named = [name for name in (*_ROUTE_NAMES[role], "text") if name in structure]
+    route = next(iter(mapped + named), None)
+    if route is None or route not in structure:
         raise ValueError(
             f"{path} has no route for a {role}; its routes are {', '.join(map(str, structure))}. Name one of them {role!r}."
         )

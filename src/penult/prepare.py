@@ -46,6 +46,7 @@ class Prepared:
         positions: how many tokens of a text the graph's table of positions serves. None: it has none.
         position_offset: the position at which a text begins, if the graph takes positions as an input.
         made_unit: whether the graph itself normalizes its vectors.
+        own_tokens: the export's own hidden state, where it was taken instead of a layer.
         exact: whether it computes in fp32 throughout.
     """
 
@@ -58,6 +59,7 @@ class Prepared:
     positions: int | None = None
     position_offset: int = 0
     made_unit: bool = False
+    own_tokens: str | None = None
     exact: bool = True
 
 
@@ -123,7 +125,7 @@ def prepare(source: Source, recipe: Recipe, *, calibration: Sequence[str] | None
     meta = json.loads((folder / _META).read_text(encoding="utf-8"))
     data = Path(meta["data_folder"]) if meta["data_folder"] else None
     return Prepared(folder / _GRAPH, data, meta["tensor"], meta["why"], meta["scales"] == "dynamic", meta["int8"],
-                    meta["positions"], meta["position_offset"], meta["made_unit"], meta["exact"])  # fmt: skip
+                    meta["positions"], meta["position_offset"], meta["made_unit"], meta["own_tokens"], meta["exact"])  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,7 +211,8 @@ def _make(source: Source, recipe: Recipe, real: Mapping[str, Path], folder: Path
         made = assemble(source, recipe, real, aside / _GRAPH)
         meta = {"tensor": made.tensor, "why": made.why, "data_folder": made.data_folder and str(made.data_folder),
                 "scales": made.scales, "int8": "", "positions": made.positions, "position_offset": made.position_offset,
-                "made_unit": made.made_unit, "exact": made.exact and recipe.precision == "fp32"}  # fmt: skip
+                "made_unit": made.made_unit, "own_tokens": made.own_tokens,
+                "exact": made.exact and recipe.precision == "fp32"}  # fmt: skip
         most = recipe.max_length if made.positions is None else min(recipe.max_length, made.positions)
         recipe = replace(recipe, max_length=most, position_offset=made.position_offset)
         if int8 is not None and made.scales == "none":

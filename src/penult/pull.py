@@ -40,7 +40,7 @@ def pull(reference: str | os.PathLike[str], *, to: Path | None = None, model_fil
         text,
         hub_id,
         model_file=model_file,
-        choose=lambda names: source._choose(names, text),
+        choose=lambda names: source.choose_graph(names, text),
         data_files=source.data_files,
     )
     for name in snapshot.names:

@@ -22,6 +22,7 @@ from penult.types import Pooling, Precision, Role, Truncate
 __all__ = ["Dense", "LayerNorm", "Recipe", "Rows", "Step", "Wishes", "positions", "read"]
 
 Origin = Mapping[str, str]
+NOT_STATED = "not stated by any file"
 _FORMAT = 1  # raise when the same recipe begins to give other vectors
 _PLAIN = ("layer", "precision")  # arguments that no file answers
 # Which of a model's prompts serves a role: the first name that it has. A query takes no other prompt, as in
@@ -80,6 +81,8 @@ class Recipe:
         position_offset: the position at which a text begins, in graphs that take positions as an input.
         tasks: the adapter that serves a role, in graphs that take its number as an input.
         query: the recipe of queries, for models that have modules of their own for them.
+        own_tokens: the output that the export calls its hidden state, where a layer of the graph would be another.
+        tokenizer_rules: 1 where tokenizer_config.json changes what tokenizer.json does; older versions did not read it.
         origin: where each value came from; not a part of the fingerprint, as all that follow.
         named_prompts: all prompts that the files name.
         width: H that the modules expect. None: not stated.
@@ -114,6 +117,8 @@ class Recipe:
     position_offset: int = 0
     tasks: Mapping[Role, int] = field(default_factory=dict)
     query: "Recipe | None" = None
+    own_tokens: str | None = None
+    tokenizer_rules: int = 0
     origin: Origin = field(default_factory=dict, compare=False)
     named_prompts: Mapping[str, str] = field(default_factory=dict, compare=False)
     width: int | None = field(default=None, compare=False)
@@ -156,6 +161,8 @@ class Recipe:
             default = one.default_factory() if callable(one.default_factory) else one.default
             if one.name in _ALWAYS or (one.name not in _NEVER and value != default):
                 values[one.name] = _plain(value)
+        if self.made_unit and self.dimensions is not None and self.renormalize:
+            values["renormalized"] = True  # older versions did not
         return values
 
     def as_dict(self) -> dict[str, Any]:
@@ -169,7 +176,8 @@ def _plain(value: object) -> Any:  # noqa: ANN401 - any JSON value
     if isinstance(value, Recipe):
         return value._hashed()
     if isinstance(value, Dense):
-        return {"folder": value.folder, "activation": value.activation} | ({"residual": value.residual} if value.residual else {})
+        residual = {"residual": value.residual} if value.residual else {}
+        return {"folder": value.folder, "activation": value.activation, **residual}
     if isinstance(value, LayerNorm):
         return {"layer_norm": value.folder}
     if isinstance(value, Rows):
@@ -247,11 +255,11 @@ def _check(wishes: Wishes) -> None:
     ):
         if given not in allowed:
             raise ValueError(f"{name} is {given!r}; it must be one of {', '.join(map(repr, allowed))}.")
+    poolings = ", ".join(map(repr, get_args(Pooling)))
     listed = [wishes.pooling] if wishes.pooling is None or isinstance(wishes.pooling, str) else list(wishes.pooling)
     for pooling in listed or ["nothing"]:
         if pooling is not None and pooling not in get_args(Pooling):
-            allowed = ", ".join(map(repr, get_args(Pooling)))
-            raise ValueError(f"pooling is {pooling!r}; it must be one of None, {allowed}, or a list of them.")
+            raise ValueError(f"pooling is {pooling!r}; it must be one of None, {poolings}, or a list of them.")
     for name, value in (("max_length", wishes.max_length), ("dimensions", wishes.dimensions)):
         if value is not None and value < 1:
             raise ValueError(f"{name} is {value}; it must be at least 1.")
@@ -271,9 +279,7 @@ class _Reader:
         self._modules = modules
         self._wishes = wishes
         default = Wishes()
-        self._origin = {
-            name: "argument" if getattr(wishes, name) != getattr(default, name) else "default" for name in _PLAIN
-        }
+        self._origin = {name: "argument" if getattr(wishes, name) != getattr(default, name) else "default" for name in _PLAIN}
 
     def recipe(self) -> Recipe:
         """Read everything."""
@@ -328,7 +334,7 @@ class _Reader:
             self._origin["pooling"] = self._origin["include_prompt"] = "argument"
             pooling = (self._wishes.pooling,) if isinstance(self._wishes.pooling, str) else tuple(self._wishes.pooling)
         elif pooling is None:
-            self._origin["pooling"] = "not stated by any file"
+            self._origin["pooling"] = NOT_STATED
             return None, True
         else:
             self._origin["pooling"] = self._origin["include_prompt"] = stated.pooling_file
@@ -348,13 +354,19 @@ class _Reader:
         if given is not None:
             self._origin["max_length"] = "argument"
             return given, {}
-        base, origin = (_STATIC, "default") if static else self._base_length(transformer)
+        base, origin = self._static_length() if static else self._base_length(transformer)
         lengths = {role: transformer.lengths.get(role, base) for role in get_args(Role)}
         if lengths["query"] == lengths["document"]:
             self._origin["max_length"] = transformer.name if transformer.lengths else origin
             return lengths["document"], {}
         self._origin["max_length"] = self._origin["lengths"] = transformer.name
         return max(lengths.values()), lengths
+
+    def _static_length(self) -> tuple[int, str]:
+        """Return the most tokens of a text of a static embedding: what its tokenizer cuts at by itself."""
+        truncation = value_of(self._home / "tokenizer.json", "truncation", dict, "an object") or {}
+        stated = _as_length(truncation.get("max_length"))
+        return (_STATIC, "default") if stated is None else (stated, "tokenizer.json")
 
     def _base_length(self, transformer: TransformerConfig) -> tuple[int, str]:
         """Return the most tokens of a text of any role, and the file that says so.
@@ -421,7 +433,7 @@ class _Reader:
         prompts = {
             role: next((named[name] for name in names if name in named), other[role]) for role, names in _ROLE_PROMPTS.items()
         }
-        self._origin["prompts"] = path.name if named else "not stated by any file"
+        self._origin["prompts"] = path.name if named else NOT_STATED
         for role in get_args(Role):
             if role in (self._wishes.prompts or {}):
                 prompts[role] = (self._wishes.prompts or {})[role]
@@ -440,9 +452,7 @@ class _Reader:
                     raise ValueError(f"task is {task!r}; the tasks that {path} names are {known}.")
                 task = names.index(task)
             return dict.fromkeys(get_args(Role), int(task))
-        found = {
-            role: names.index(name) for role, wanted in _ROLE_TASKS.items() for name in reversed(wanted) if name in names
-        }
+        found = {role: names.index(name) for role, wanted in _ROLE_TASKS.items() for name in reversed(wanted) if name in names}
         if found:
             self._origin["tasks"] = path.name
         return found

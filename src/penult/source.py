@@ -10,16 +10,14 @@ import importlib.util
 import mmap
 import os
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TypeVar
 
+from penult import hub
 from penult.modules import ROLES, Module, read_modules
 from penult.transformer_config import FILES as TRANSFORMER_FILES
-
-T = TypeVar("T")
 
 # Where exporters put the file, in the order of preference; the encoder of an encoder-decoder pair is the embedding.
 _USUAL_FILES = ("onnx/model.onnx", "model.onnx", "onnx/encoder_model.onnx", "encoder_model.onnx")
@@ -32,13 +30,10 @@ _RECIPE_FILES = ("modules.json", "1_Pooling/config.json", "config_sentence_trans
 STATIC_TABLE = "model.safetensors"  # of a static embedding, which needs no graph
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 _ZOO_STUB = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)*")
-_HUB_ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+?)(@(?P<revision>[^/@]+))?(/(?P<file>[^@]+\.onnx))?")
 _BASE_MODEL = re.compile(r"^base_model:\s*(?:-\s*)?[\"']?([\w.-]+/[\w.-]+)", re.MULTILINE)
 # A graph names its data files as string pairs (field 1 "location", field 2 the name). The bytes are looked for as they
 # are written, since parsing would cost the import of onnx at every start.
 _LOCATION = re.compile(rb"\x0a\x08location\x12([\x01-\x7f]|[\x80-\xff][\x01-\x7f])")
-# What the Hub is asked for beside the graph: configurations and vocabularies, never the weights of another framework.
-_SIDE_FILES = ("*.json", "*.txt", "*.model", "[0-9]*_*/model.safetensors")
 
 
 class NoGraphError(FileNotFoundError):
@@ -120,15 +115,14 @@ def _resolve(text: str, *, refresh: bool, model_file: str | None) -> Source:
         return _local(text, _package_folder(text), model_file=model_file)
     if text.startswith("zoo:"):
         return _from_zoo(text)
-    if text.startswith("hf:"):
-        return _from_hub(text, text.removeprefix("hf:").removeprefix("//"), refresh=refresh, model_file=model_file)
-    if Path(text).expanduser().exists():
-        return _local(text, Path(text).expanduser(), model_file=model_file)
-    if _HUB_ID.fullmatch(text) and not text.startswith((".", "~")):
-        return _from_hub(text, text, refresh=refresh, model_file=model_file)
+    path = Path(text).expanduser()
+    if not text.startswith("hf:") and _exists(path):
+        return _local(text, path, model_file=model_file)
+    if (hub_id := hub.parse(text)) is not None:
+        return _from_hub(text, hub_id, refresh=refresh, model_file=model_file)
     raise FileNotFoundError(
         f"No model at {text!r}: it is no file or folder here, and not of the form of a Hub id (org/name[@revision]) "
-        "or of package:NAME[/sub/folder]."
+        f"or of package:NAME[/sub/folder]. {hub.hint(text)}".rstrip()
     )
 
 
@@ -228,9 +222,7 @@ def _in_folder(reference: str, root: Path, revision: str | None, model_file: str
     return document if same else replace(document, query=query)
 
 
-def _of_modules(
-    reference: str, root: Path, modules: Sequence[Module], revision: str | None, model_file: str | None
-) -> Source:
+def _of_modules(reference: str, root: Path, modules: Sequence[Module], revision: str | None, model_file: str | None) -> Source:
     home = root / modules[0].folder if modules else root
     static = bool(modules) and modules[0].kind == "StaticEmbedding"
     if static and model_file is None and (home / STATIC_TABLE).exists():
@@ -249,10 +241,10 @@ def _graph(reference: str, root: Path, home: Path, model_file: str | None) -> Pa
             match = next((n for n in names if n == model_file), None) or _only(n for n in names if Path(n).name == model_file)
             if match is not None:
                 return folder / match
-            if (folder / model_file).is_file() and (folder / model_file).resolve().is_relative_to(folder.resolve()):
+            if ".." not in Path(model_file).parts and not Path(model_file).is_absolute() and (folder / model_file).is_file():
                 return folder / model_file
         elif names:
-            return folder / _choose(names, reference)
+            return folder / choose_graph(names, reference)
     held = [p.relative_to(root).as_posix() for p in (*_graphs(home), *_graphs(root))]
     if model_file is not None and held:
         raise FileNotFoundError(f"{reference!r} has no {model_file!r}; it has {', '.join(dict.fromkeys(held))}.")
@@ -316,7 +308,7 @@ def has_tokenizer(folder: Path) -> bool:
     return any((folder / name).exists() for name in _TOKENIZER_FILES)
 
 
-def _choose(names: Sequence[str], reference: str) -> str:
+def choose_graph(names: Sequence[str], reference: str) -> str:
     """Pick the graph a folder stands for: a usual name, or the only one there is."""
     for usual in _USUAL_FILES:
         if usual in names:
@@ -331,77 +323,51 @@ def _choose(names: Sequence[str], reference: str) -> str:
     )
 
 
-def _from_hub(reference: str, text: str, *, refresh: bool, model_file: str | None) -> Source:
-    match = _HUB_ID.fullmatch(text)
-    if match is None or {".", ".."} & set(text.split("/")):
-        raise ValueError(f"{reference!r} is not a Hub id; write org/name, org/name@revision or org/name/file.onnx.")
-    from huggingface_hub import snapshot_download  # noqa: PLC0415 - half a second, not needed for local files
-    from huggingface_hub.errors import LocalEntryNotFoundError  # noqa: PLC0415
+def _from_hub(reference: str, hub_id: hub.HubId, *, refresh: bool, model_file: str | None) -> Source:
+    try:
+        snapshot = hub.fetch(
+            reference,
+            hub_id,
+            model_file=model_file,
+            refresh=refresh,
+            choose=lambda names: choose_graph(names, reference),
+            data_files=data_files,
+        )
+    except NoGraphError:  # the repository has no .onnx file: an export needs the weights
+        if importlib.util.find_spec("torch") is None:
+            raise NoGraphError(
+                f"{reference!r} has no .onnx file on the Hub, and torch is not installed to make one. Install the extra "
+                f'(`pip install "penult[export]"`), or run `penult export` elsewhere and name the folder that it writes.'
+            ) from None
+        snapshot = hub.fetch(reference, hub_id, refresh=refresh, weights=True, data_files=data_files)
+    if hub_id.file is not None:
+        return _of_graph(reference, snapshot.folder / hub_id.file, snapshot.folder, snapshot.revision)
+    return _in_folder(reference, snapshot.folder, snapshot.revision, snapshot.graph or model_file)
 
-    repo, revision, file = match["repo"], match["revision"], match["file"] or model_file
-    if not refresh:
-        try:
-            # With the patterns, newer versions of huggingface_hub also check that none of these files is missing.
-            local = snapshot_download(repo, revision=revision, local_files_only=True, allow_patterns=list(_SIDE_FILES))
-            folder = Path(local)
-            found = _in_snapshot(reference, folder, file)
-            if not missing_data(found.model) and has_tokenizer(folder):
-                return found
-        except (LocalEntryNotFoundError, FileNotFoundError):
-            pass  # nothing, or a part only: fetch what is missing
-    return _in_snapshot(reference, _fetch(reference, repo, revision, file), file)
 
+def weights_folder(reference: str) -> Path:
+    """Return the folder of a model with weights for torch, fetched from the Hub where it is not on this disk.
 
-def _in_snapshot(reference: str, folder: Path, file: str | None) -> Source:
-    source = _local(reference, folder, revision=folder.name)
-    if file is None:
-        return source
-    if not (folder / file).exists():
-        raise FileNotFoundError(f"{reference!r}: the snapshot holds no {file!r}.")
-    return _of_graph(reference, folder / file, folder, folder.name)
+    Raises:
+        FileNotFoundError: there is no such folder, nor such a model on the Hub.
+    """
+    folder = Path(reference).expanduser()
+    if folder.is_dir():
+        return folder
+    hub_id = hub.parse(reference)
+    if hub_id is None:
+        raise FileNotFoundError(
+            f"No model at {reference!r}: it is not a folder here, nor a Hub id. {hub.hint(reference)}".rstrip()
+        )
+    return hub.fetch(reference, hub_id, weights=True, data_files=data_files).folder
 
 
 def _hub_files(reference: str, *, refresh: bool) -> Path:
     """Return the folder of a Hub id's files that say how a model is used."""
-    raise FileNotFoundError(reference)
-
-
-def _fetch(reference: str, repo: str, revision: str | None, file: str | None) -> Path:
-    from huggingface_hub import HfApi, snapshot_download  # noqa: PLC0415
-
-    info = _reach(reference, lambda: HfApi().model_info(repo, revision=revision))
-    names = [sibling.rfilename for sibling in info.siblings or [] if ".." not in sibling.rfilename.split("/")]
-    graph = file or _choose([n for n in names if n.endswith(".onnx") and n.count("/") <= 1], reference)
-    if graph not in names:
-        raise FileNotFoundError(f"{reference!r}: the repository holds no {graph!r}.")
-    wanted = [graph, *_data_candidates(graph, names), *_SIDE_FILES]
-    folder = Path(_reach(reference, lambda: snapshot_download(repo, revision=revision, allow_patterns=wanted)))
-    if missing := missing_data(folder / graph):
-        raise FileNotFoundError(f"{reference!r}: the repository lacks {', '.join(missing)}, which {graph} points to.")
-    return folder
-
-
-def _reach(reference: str, call: Callable[[], T]) -> T:
-    """Call the Hub; whatever fails on the way is one error that says what to do."""
-    try:
-        return call()
-    except Exception as error:
-        # A process boundary: what fails below huggingface_hub is an error of requests, httpx or httpx2, as its version goes,
-        # and these share no class.
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise FileNotFoundError(
-            f"{reference!r} is not complete in the cache and could not be fetched: {reason} Fetch it once where the Hub can "
-            "be reached, or name a local folder."
-        ) from error
-
-
-def _data_candidates(graph: str, names: Iterable[str]) -> list[str]:
-    """Name the files that may hold a graph's weights: those of its folder that are no graph and no text."""
-    parent = graph.rpartition("/")[0]
-    stem = Path(graph).stem
-    beside = [n for n in names if n.rpartition("/")[0] == parent and not n.endswith((".onnx", ".json", ".txt"))]
-    foreign = (".safetensors", ".bin", ".h5", ".msgpack", ".ot", ".pt", ".ckpt", ".md")
-    return [n for n in beside if Path(n).name.startswith(stem) or (parent and not n.endswith(foreign))]
+    hub_id = hub.parse(reference)
+    if hub_id is None:
+        raise FileNotFoundError(f"files_from={reference!r} is not a folder here, nor a Hub id. {hub.hint(reference)}".rstrip())
+    return hub.fetch(reference, hub_id, refresh=refresh, data_files=data_files).folder
 
 
 def _check_whole(model: Path) -> None:

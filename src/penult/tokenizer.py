@@ -22,7 +22,16 @@ from penult import tokenizer_overrides
 from penult.feeds import Padded
 from penult.jsonfile import read_text
 from penult.native import Native
-from penult.tokenizer_config import USED, VOCABULARIES, Token, TokenizerConfig, check_pointer, padding_side, read_config
+from penult.tokenizer_config import (
+    USED,
+    VOCABULARIES,
+    Token,
+    TokenizerConfig,
+    check_pointer,
+    gives_types,
+    padding_side,
+    read_config,
+)
 
 BEYOND_FILE = ("RoFormerTokenizer",)  # classes with a step that tokenizer.json cannot hold: jieba's words
 
@@ -59,6 +68,7 @@ class Tokenizer:
     Attributes:
         special_tokens: how many special tokens each text gets.
         pad_token_id: the id of the padding token, None for a tokenizer that has none (then `pad_id` fills up all the same).
+        overridden: whether tokenizer_config.json changes what tokenizer.json does.
         cls_token_id: the id of the token that stands for the text, None for a tokenizer that has none.
 
     Raises:
@@ -80,7 +90,7 @@ class Tokenizer:
         self._native = Native()
         self._folder = folder
         config = read_config(folder, settings)
-        self._tokenizer = _load(folder, config, settings or {}, lowercase=lowercase)
+        self._tokenizer, self.overridden = _load(folder, config, settings or {}, lowercase=lowercase)
         self._add_special_tokens = add_special_tokens
         self.max_length = max_length
         self.special_tokens = 0
@@ -88,6 +98,7 @@ class Tokenizer:
             self.special_tokens = _sound(lambda: self._tokenizer.num_special_tokens_to_add(is_pair=False), folder)
         self._check_length("max_length", max_length)
         own = self._tokenizer.padding or {}
+        self._typed = gives_types(folder, settings)
         self.pad_side = padding_side(folder, settings)[0] or "right"
         self.pad_token_id = self._first_id(config.token("pad_token"), own.get("pad_token"), "[PAD]", "<pad>")
         self.pad_id = int(own.get("pad_id") or 0) if self.pad_token_id is None else self.pad_token_id
@@ -123,7 +134,7 @@ class Tokenizer:
         specials = self.special_tokens
         encoded = Encoded(
             ids=[encoding.ids for encoding in batch],
-            types=[encoding.type_ids for encoding in batch],
+            types=[encoding.type_ids if self._typed else [0] * len(encoding.ids) for encoding in batch],
             dropped=[sum(len(over.ids) - specials for over in encoding.overflowing) for encoding in batch],
             prompt_tokens=self._prompt_tokens(prompt, self.max_length if limit is None else limit) if prompt else 0,
         )
@@ -209,23 +220,26 @@ def unencodable(text: object) -> str | None:
     return None
 
 
-def _load(folder: Path, config: TokenizerConfig, settings: Mapping[str, object], *, lowercase: bool) -> "FastTokenizer | _Slow":
+def _load(
+    folder: Path, config: TokenizerConfig, settings: Mapping[str, object], *, lowercase: bool
+) -> tuple["FastTokenizer | _Slow", bool]:
+    """Return the tokenizer of a folder, and whether tokenizer_config.json changes what tokenizer.json does."""
     path = folder / "tokenizer.json"
     if not path.exists() or config.tokenizer_class in BEYOND_FILE:
-        return _from_older_files(folder, settings, lowercase=lowercase)
+        return _from_older_files(folder, settings, lowercase=lowercase), False
     check_pointer(path)
     try:
         tokenizer = FastTokenizer.from_str(read_text(path))
     except Exception as error:
         raise ValueError(f"{path} is not a tokenizer file ({error}); fetch it again.") from error
-    _override(tokenizer, config, lowercase=lowercase)
-    return tokenizer
+    return tokenizer, _override(tokenizer, config, lowercase=lowercase)
 
 
-def _override(tokenizer: FastTokenizer, config: TokenizerConfig, *, lowercase: bool) -> None:
-    """Change a tokenizer as the settings say; see `tokenizer_overrides`."""
+def _override(tokenizer: FastTokenizer, config: TokenizerConfig, *, lowercase: bool) -> bool:
+    """Change a tokenizer as the settings say (see `tokenizer_overrides`), and return whether tokenizer_config.json did."""
     before = _state(tokenizer.normalizer)
     normalizer = tokenizer_overrides.normalizer(before, config)
+    overridden = normalizer != before
     if lowercase:
         normalizer = tokenizer_overrides.lowercase_first(normalizer)
     if normalizer != before:
@@ -233,11 +247,16 @@ def _override(tokenizer: FastTokenizer, config: TokenizerConfig, *, lowercase: b
     before = _state(tokenizer.pre_tokenizer)
     if (changed := tokenizer_overrides.pre_tokenizer(before, config)) != before:
         tokenizer.pre_tokenizer = _part("pre_tokenizer", changed)
+        overridden = True
+    tokens = tokenizer.get_added_tokens_decoder()
     _add_tokens(tokenizer, config)
+    overridden = overridden or tokenizer.get_added_tokens_decoder().keys() != tokens.keys()
     before = _state(tokenizer.post_processor)
     if (changed := tokenizer_overrides.post_processor(before, config, tokenizer.token_to_id)) != before:
         tokenizer.post_processor = _part("post_processor", changed)
+        overridden = True
     tokenizer.encode_special_tokens = bool(config.flags.get("split_special_tokens"))
+    return overridden or tokenizer.encode_special_tokens
 
 
 def _state(part: Any) -> dict[str, Any] | None:  # noqa: ANN401 - tokenizers has no common class for its parts

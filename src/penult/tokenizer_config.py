@@ -27,12 +27,13 @@ _BOOLS = (
 )
 NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _LISTS = ("extra_special_tokens", "additional_special_tokens")
-USED = (*_BOOLS, *NAMED_TOKENS, *_LISTS, "added_tokens_decoder", "padding_side", "truncation_side", "model_max_length")
+USED = (*_BOOLS, *NAMED_TOKENS, *_LISTS, "added_tokens_decoder", "padding_side", "truncation_side", "model_max_length",
+        "model_input_names")  # fmt: skip
 # Where files come from, how transformers is called and how ids become text again: none of it changes the ids of a text.
 _HARMLESS = (
     "use_fast", "trust_remote_code", "cache_dir", "token", "use_auth_token", "revision", "code_revision", "local_files_only",
     "force_download", "resume_download", "proxies", "name_or_path", "padding", "truncation", "max_length", "max_len", "stride",
-    "pad_to_multiple_of", "pad_token_type_id", "return_tensors", "verbose", "errors", "trim_offsets", "model_input_names",
+    "pad_to_multiple_of", "pad_token_type_id", "return_tensors", "verbose", "errors", "trim_offsets",
     "clean_up_tokenization_spaces", "chat_template", "processor_class", "use_default_system_prompt", "remove_space", "backend",
 )  # fmt: skip
 
@@ -42,31 +43,6 @@ _OLDER_FILES = (
     "vocab.json", "merges.txt", "tokenizer.model", "bpe.codes", "added_tokens.json", "special_tokens_map.json", "tekken.json",
 )  # fmt: skip
 VOCABULARIES = ("vocab.txt", "vocab.json", "bpe.codes", "tekken.json")
-
-# The class of a tokenizer by the model_type of config.json, for folders that state none, as in transformers.
-_CLASSES: Mapping[str, str] = {
-    model_type: name
-    for name, model_types in {
-        "BertTokenizer": "bert distilbert electra convbert squeezebert megatron-bert nezha qdqbert ernie layoutlm visual_bert "
-        "vilt realm retribert nomic_bert",
-        "MobileBertTokenizer": "mobilebert",
-        "FunnelTokenizer": "funnel",
-        "LxmertTokenizer": "lxmert",
-        "RoFormerTokenizer": "roformer",
-        "MPNetTokenizer": "mpnet",
-        "RobertaTokenizer": "roberta roberta-prelayernorm bart longformer ibert data2vec-text",
-        "GPT2Tokenizer": "gpt2 gpt_neo gptj opt",
-        "GPTNeoXTokenizer": "gpt_neox mamba mpt rwkv",
-        "DebertaTokenizer": "deberta",
-        "DebertaV2Tokenizer": "deberta-v2",
-        "AlbertTokenizer": "albert",
-        "CamembertTokenizer": "camembert",
-        "XLMRobertaTokenizer": "xlm-roberta xmod",
-        "XLNetTokenizer": "xlnet",
-        "BigBirdTokenizer": "big_bird",
-    }.items()
-    for model_type in model_types.split()
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +59,8 @@ class TokenizerConfig:
 
     Attributes:
         folder: where the files lie.
-        tokenizer_class: the class in transformers, without "Fast"; None where no file says.
+        tokenizer_class: the class in transformers, without "Fast"; None where no file states one.
+        has_model_type: whether config.json states the architecture, by which transformers then chooses a class.
         flags: settings that are true or false. `strip_accents` may be None; others are absent then.
         named: the special token of each office (`pad_token` and the like).
         extra: further special tokens.
@@ -100,6 +77,7 @@ class TokenizerConfig:
     decoder: Mapping[int, Token]
     from_file: Mapping[str, str]
     vocab_size: int | None = None
+    has_model_type: bool = False
 
     def place(self, key: str) -> str:
         """Return where a setting came from, for an error."""
@@ -123,7 +101,6 @@ def read_config(folder: Path, settings: Mapping[str, object] | None = None) -> T
     config = read_object(folder / "config.json")
     values, from_file = _merged(folder, settings or {})
     stated = _stated_class(values, from_file, folder) or _text(config.get("tokenizer_class"))
-    model_type = _text(config.get("model_type"))
     _check_settings(settings or {})
     where = {key: _place(folder, name) for key, name in from_file.items()}
     extra = values.get("extra_special_tokens") or values.get("additional_special_tokens")
@@ -135,13 +112,14 @@ def read_config(folder: Path, settings: Mapping[str, object] | None = None) -> T
     named |= _named_extra(extra, where)
     return TokenizerConfig(
         folder,
-        stated.removesuffix("Fast") if stated else _CLASSES.get(model_type or ""),
+        stated.removesuffix("Fast") if stated else None,
         {key: _flag(values[key], where[key], key) for key in _BOOLS if _is_stated(key, values)},
         named,
         _extra(extra, where),
         _decoder(values.get("added_tokens_decoder"), where),
         from_file,
         _vocab_size(config),
+        _text(config.get("model_type")) is not None,
     )
 
 
@@ -157,6 +135,19 @@ def stated_side(folder: Path, settings: Mapping[str, object] | None = None) -> t
 def padding_side(folder: Path, settings: Mapping[str, object] | None = None) -> tuple[str | None, str]:
     """Return the side on which short texts are padded, None where no file says, and the name of the file that says it."""
     return _side(folder, settings, key="padding_side", section="padding")
+
+
+def gives_types(folder: Path, settings: Mapping[str, object] | None = None) -> bool:
+    """Return whether the tokenizer gives segment ids; transformers leaves them out where model_input_names lacks them.
+
+    Raises:
+        ValueError: model_input_names is not a list.
+    """
+    path = folder / "tokenizer_config.json"
+    names = (settings or {}).get("model_input_names") or read_object(path).get("model_input_names")
+    if names is not None and not isinstance(names, list):
+        raise ValueError(f"{path}: model_input_names is {short(names)}; it must be a list of names. Fetch the file again.")
+    return names is None or "token_type_ids" in names
 
 
 def decisive_files(folder: Path, settings: Mapping[str, object] | None = None) -> list[Path]:

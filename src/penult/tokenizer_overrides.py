@@ -94,7 +94,7 @@ def _mapped(part: Part | None, key: str, change: Callable[[Part], Part | None]) 
 def normalizer(part: Part | None, config: TokenizerConfig) -> Part | None:
     """Return the normalizer that do_lower_case, strip_accents, tokenize_chinese_chars and keep_accents ask for."""
     name, flags = config.tokenizer_class, config.flags
-    if name in _BERT:
+    if name in _BERT or (name is None and config.has_model_type):  # only these classes have a BertNormalizer
         values = {
             "lowercase": flags.get("do_lower_case", True),
             "strip_accents": flags.get("strip_accents"),

@@ -78,9 +78,10 @@ def read_transformer(folder: Path) -> TransformerConfig:
     config = read_object(path)
     check_keys(path, config, _KNOWN)
     _check_task(path)
-    for names, harmless in ((("model_args", "model_kwargs"), _HARMLESS_MODEL), (("config_args", "config_kwargs"), _HARMLESS_CONFIG)):
-        for name in names:
-            check_keys(path, _object(path, name), harmless)
+    for name in ("model_args", "model_kwargs"):
+        check_keys(path, _object(path, name), _HARMLESS_MODEL)
+    for name in ("config_args", "config_kwargs"):
+        check_keys(path, _object(path, name), _HARMLESS_CONFIG)
     if config.get("query_expansion"):
         raise ValueError(f"{path.parent} is {LATE_INTERACTION} ({path.name} states query_expansion).")
     if value_of(path, "tokenizer_name_or_path", str, "a name") not in (None, "", "."):
@@ -163,7 +164,9 @@ def _output(path: Path) -> tuple[str | None, int | None]:
     if not modalities:
         return None, None
     if not isinstance(modalities.get("text"), dict):
-        raise ValueError(f"{path} has no modality `text` (it has {', '.join(map(str, modalities))}): the model reads no text.")
+        raise ValueError(  # noqa: TRY004 - a file is wrong, not an argument
+            f"{path} has no modality `text` (it has {', '.join(map(str, modalities))}): the model reads no text."
+        )
     text = modalities["text"]
     check_keys(path, text, ("method", "method_output_name", "format"))
     name, method = text.get("method_output_name"), text.get("method", "forward")

@@ -55,7 +55,7 @@ CORPUS = [
     "an object is a value, and a statement changes the value of a name in the interpreter",
     "abcdefghijklmnopqrstuvwxyz ABCDEFGHIJKLMNOPQRSTUVWXYZ 0123456789 .,:;!?()[]{}+-*/=_#",
 ]
-# Sizes under the names that most configurations use; a case overrides what its own calls otherwise.
+# Sizes under the names that most configurations use; a case overrides what its own calls otherwise (None: leave it out).
 SIZES: dict[str, Any] = {
     "hidden_size": 32,
     "num_hidden_layers": 2,
@@ -129,8 +129,6 @@ CASES = (
     Case("squeezebert", "squeezebert", settings={"embedding_size": 32, "q_groups": 2, "k_groups": 2, "v_groups": 2}),
     Case("convbert", "convbert", settings={"embedding_size": 16, "head_ratio": 2, "conv_kernel_size": 5}),
     Case("nystromformer", "nystromformer", settings={"num_landmarks": 8, "segment_means_seq_len": 8, "conv_kernel_size": 5}),
-    Case("nystromformer-landmarks", "nystromformer",
-         settings={"num_landmarks": 8, "segment_means_seq_len": 64, "conv_kernel_size": None}),
     Case("yoso", "yoso", settings={"use_expectation": True, "conv_window": 5}),
     Case("yoso-noconv", "yoso", settings={"use_expectation": True}),
     Case("fnet", "fnet", "unigram-bert", {"type_vocab_size": 4}),
@@ -146,17 +144,12 @@ CASES = (
          {"position_embedding_type": "rotary", "token_dropout": True, "mask_token_id": 4, "emb_layer_norm_before": False}),
     Case("esm-absolute", "esm", "bpe-roberta", {"position_embedding_type": "absolute", "mask_token_id": 4}),
     Case("flaubert", "flaubert", "bpe-roberta", {"emb_dim": 32, "n_layers": 2, "n_heads": 4, "pad_index": 1, "n_langs": 1}),
-    Case("flaubert-pre", "flaubert", "bpe-roberta",
-         {"emb_dim": 32, "n_layers": 2, "n_heads": 4, "pad_index": 1, "n_langs": 1, "pre_norm": True}),
     Case("xlm", "xlm", "bpe-roberta", {"emb_dim": 32, "n_layers": 2, "n_heads": 4, "pad_index": 1, "n_langs": 1},
          graphs=("plain", "head")),
-    Case("xlnet", "xlnet", "unigram-xlnet", {"d_model": 32, "n_layer": 2, "n_head": 4, "d_inner": 48}),
+    Case("xlnet", "xlnet", "unigram-xlnet", {"d_model": 32, "n_layer": 2, "n_head": 4, "d_inner": 48, "max_position_embeddings": None}),
     Case("funnel", "funnel",
-         settings={"block_sizes": [1, 1], "num_decoder_layers": 1, "d_model": 32, "n_head": 4, "d_head": 8, "d_inner": 48}),
+         settings={"num_hidden_layers": None, "block_sizes": [1, 1], "block_repeats": [1, 1], "num_decoder_layers": 1, "d_model": 32, "n_head": 4, "d_head": 8, "d_inner": 48}),
     Case("layoutlm", "layoutlm"),
-    Case("lilt", "lilt", "unigram-roberta", {"channel_shrink_ratio": 4}),
-    Case("bros", "bros"),
-    Case("markuplm", "markuplm", "bpe-roberta"),
     Case("canine", "canine", "characters",
          {"downsampling_rate": 4, "local_transformer_stride": 16, "num_hash_buckets": 64, "num_hash_functions": 4}),
     Case("roformer", "roformer", settings={"embedding_size": 16}, graphs=("plain", "head")),
@@ -192,7 +185,8 @@ CASES = (
     Case("pegasus", "pegasus", "unigram-t5", SEQ2SEQ | {"decoder_start_token_id": 0}),
     Case("blenderbot", "blenderbot", "bpe-roberta", SEQ2SEQ),
     Case("prophetnet", "prophetnet",
-         settings={"num_encoder_layers": 2, "num_decoder_layers": 2, "num_encoder_attention_heads": 4,
+         settings={"num_hidden_layers": None, "num_attention_heads": None, "num_encoder_layers": 2, "num_decoder_layers": 2,
+                   "num_encoder_attention_heads": 4,
                    "num_decoder_attention_heads": 4, "encoder_ffn_dim": 48, "decoder_ffn_dim": 48}),
     # Decoders
     decoder("llama", GROUPED, "plain cache cache-head cacheposition"),
@@ -436,6 +430,8 @@ def graph_inputs(folder: Path) -> list[str]:
 
 
 def first_line(error: BaseException) -> str:
+    while error.__cause__ is not None:  # torch.onnx wraps the reason into pages of advice
+        error = error.__cause__
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {(lines or [''])[0][:150]}"
 
@@ -456,11 +452,14 @@ def make_model(case: Case, folder: Path) -> None:
         "eos_token_id": tokenizer.eos_token_id,
     }
     config_class = type(transformers.AutoConfig.for_model(case.kind))
-    values = (SIZES | {"vocab_size": len(tokenizer)} | ids) | case.settings
+    values = SIZES | {"vocab_size": len(tokenizer)} | ids
+    if case.tokenizer.endswith("-roberta"):
+        values["max_position_embeddings"] += 2  # positions begin behind the padding id, 1
+    values |= case.settings
     if case.kind == "t5gemma":
         part = SIZES | GROUPED | ids | {"vocab_size": len(tokenizer), "sliding_window": 16, "query_pre_attn_scalar": 8}
         values = {"encoder": part, "decoder": part, "vocab_size": len(tokenizer)} | ids
-    config = config_class(**values)
+    config = config_class(**{name: value for name, value in values.items() if value is not None})
     auto = transformers.AutoModel
     if any("head" in graph for graph in case.graphs):
         auto = transformers.AutoModelForCausalLM if case.tokenizer == "bpe-eos" else transformers.AutoModelForMaskedLM
@@ -491,6 +490,8 @@ def randomize(model: Any) -> None:
                 noise = torch.randn_like(weight)
                 if isinstance(module, torch.nn.Embedding):
                     weight.copy_(noise)
+                    if module.padding_idx is not None:  # training leaves it at zero
+                        weight[module.padding_idx] = 0
                 elif weight.ndim < 2 or float(weight.std()) == 0:  # gains, biases, and what starts as one value
                     weight.add_(noise.clamp(-2, 2), alpha=0.25)
                 else:
@@ -579,6 +580,7 @@ class Oracle:
         """Return (N, D) vectors of single texts, NaN where sentence-transformers fails, and those of one batch."""
         import numpy as np
 
+        self.model.encode([TEXTS[1]], show_progress_bar=False)  # BigBird swaps its attention at the first text, dropout on
         rows: list[Any] = []
         for text in TEXTS:
             try:

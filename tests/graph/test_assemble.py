@@ -239,7 +239,7 @@ def test_a_dense_layer_without_a_file(tmp_path):
     dense(tmp_path, linear_weight=np.ones((5, 8), np.float32))
     path = tmp_path / "2_Dense" / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(ValueError, match="model.safetensors is not a whole"):
+    with pytest.raises(ValueError, match=r"model\.safetensors is not a whole"):
         made(tmp_path, d.model(states[-1]), steps=(step,))
 
 

@@ -265,7 +265,7 @@ def test_a_mask_without_a_telling_name(kind):
     assert named(d.attended(bias)) == ["input_ids", "attention_mask"]
 
 
-@pytest.mark.parametrize("kind", ["unused", "hidden", "small", "product", "choice", "both", "several"])
+@pytest.mark.parametrize("kind", ["unused", "hidden", "small", "product", "choice", "both", "several", "constant"])
 def test_what_is_no_mask_keeps_its_name(kind):
     """An input that nothing shows to keep tokens where it is 1 has no role."""
     d = Small()
@@ -280,6 +280,8 @@ def test_what_is_no_mask_keeps_its_name(kind):
     elif kind == "both":
         bias = d.op("Where", d.op("Cast", x, to=TensorProto.BOOL), d.constant(np.float32(-1e4)), d.constant(np.float32(-2e4)))
         bias = d.op("Where", bias, d.constant(np.float32(-1e4)), d.constant(np.zeros((1, 4), np.float32) - 1e4))
+    elif kind == "constant":
+        bias = d.op("Mul", floats, d.constant(np.float32(0)))
     elif kind == "several":
         bias = d.op("Mul", floats, d.op("Constant", value_floats=[-1e4, -1e4]))
     elif kind == "choice":

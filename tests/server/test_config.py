@@ -4,6 +4,7 @@ import logging
 from dataclasses import replace
 
 import pytest
+from models import tiny_model
 from server_kit import serving
 
 from penult import Embedder
@@ -169,6 +170,21 @@ def test_options_of_a_model_reach_it(monkeypatch, tiny):
     service = Service(ServerConfig(endpoints=(one, replace(one, prompts={"query": "p"}, name="other")), threads=1))
     service.models.close()
     assert asked == [{"model": str(tiny), "task": "t", **own, "prompts": {"query": prompt}} for prompt in ("q", "p")]
+
+
+def test_prompts_that_no_file_states_are_said(tiny, tmp_path, caplog):
+    """The log says where the prompts are from, and how to set them where no file states any."""
+    folder = tiny_model(tmp_path / "named", prompts={"query": "query: "})
+    for endpoint, words, said in (
+        (EndpointConfig(model=str(tiny)), "prompts not stated by any file", True),
+        (EndpointConfig(model=str(folder)), "prompts config_sentence_transformers.json", False),
+        (EndpointConfig(model=str(tiny), prompts={"query": "q"}), "prompts of the endpoint", False),
+    ):
+        caplog.clear()
+        with caplog.at_level(logging.INFO, "penult.server"):
+            Service(ServerConfig(endpoints=(endpoint,), threads=1)).models.close()
+        assert words in caplog.text
+        assert ("set them with prompts: in the endpoint" in caplog.text) == said
 
 
 def test_deepsparses_routes_take_no_chosen_file(tiny):

@@ -35,6 +35,15 @@ def test_embed_all(client, embedder):
         np.testing.assert_array_equal(np.array(mine, np.float32), local)
 
 
+def test_a_model_without_vectors_of_tokens(shared):
+    """Static embeddings and graphs that pool by themselves are refused on /embed_all, in a sentence."""
+    with serving(EndpointConfig(model=str(shared / "gallery" / "potion"))) as running:
+        assert running.post("/embed", {"inputs": TEXTS}).status_code == 200
+        answer = running.post("/embed_all", {"inputs": TEXTS})
+        assert (answer.status_code, answer.json()["error_type"]) == (424, "Backend")
+        assert "one vector a text" in answer.json()["error"]
+
+
 def test_vectors_have_length_one_unless_told(models_folder):
     """TEI normalises unless `normalize` is false, whatever the model itself does."""
     folder = models_folder("raw", normalize=False)

@@ -35,6 +35,7 @@ from penult.recipe import Recipe, Rows, Step, usable_rows
 from penult.source import STATIC_TABLE, Source
 
 TOKENS = "token_embeddings"
+_OWN = "the export's own hidden state"
 _OWN_TOKENS = ("last_hidden_state", TOKENS)  # what an export calls its hidden state
 
 
@@ -50,6 +51,7 @@ class Assembled:
         positions: how many tokens of a text the graph's table of positions serves. None: it has none.
         position_offset: the position at which a text begins, if the graph takes positions as an input.
         made_unit: whether the vector that was taken is normalized inside the graph.
+        own_tokens: the export's own hidden state, where it was taken instead of a layer.
         exact: whether the graph computes in fp32 throughout.
     """
 
@@ -60,6 +62,7 @@ class Assembled:
     positions: int | None = None
     position_offset: int = 0
     made_unit: bool = False
+    own_tokens: str | None = None
     exact: bool = True
 
 
@@ -82,7 +85,9 @@ def assemble(source: Source, recipe: Recipe, real: Mapping[str, Path], target: P
     is_vector = _is_vector(short.graph.output[0], state.tensor)
     made_unit = is_vector and ends_in_normalize(model, state.tensor)
     _check_normalize(source, recipe, made_unit=made_unit)
-    reducer = _reducer(source, recipe, is_vector=is_vector, made_unit=made_unit, inside=state.tensor == OUTPUT)
+    reducer = _reducer(
+        source, recipe, is_vector=is_vector, made_unit=made_unit, inside=state.tensor == OUTPUT and not recipe.static
+    )
     reduced = append_reducer(short, TOKENS, reducer)
     if is_vector:
         del reduced.graph.output[0]
@@ -98,8 +103,9 @@ def assemble(source: Source, recipe: Recipe, real: Mapping[str, Path], target: P
     else:
         target.write_bytes(reduced.SerializeToString())
     scales = scales_of(reduced)
+    own_tokens = state.tensor if state.why.startswith(_OWN) else None
     exact = scales == "none" and not has_half(reduced.graph)
-    return Assembled(state.tensor, state.why, home, scales, most, offset, made_unit, exact)
+    return Assembled(state.tensor, state.why, home, scales, most, offset, made_unit, own_tokens, exact)
 
 
 def choose(model: onnx.ModelProto, recipe: Recipe, source: Source) -> HiddenState:
@@ -186,9 +192,9 @@ def _hidden_state(model: onnx.ModelProto, recipe: Recipe, source: Source) -> Hid
         # Mixers of other kinds (FNet, state spaces) are encoders too, if they take token ids and name their hidden state.
         if own is None or not any(node.name == "input_ids" for node in model.graph.input):
             raise NotATransformerError(f"{source.model} is {error}") from error
-        state = HiddenState(-1, own, _width(model, own), "the export's own hidden state; no layer is known")
+        state = HiddenState(-1, own, _width(model, own), f"{_OWN}; no layer is known")
     if own not in (None, state.tensor):
-        state = HiddenState(-1, str(own), _width(model, str(own)), "the export's own hidden state")
+        state = HiddenState(-1, str(own), _width(model, str(own)), _OWN)
     stated = recipe.width
     if recipe.layer == -1 and stated is not None and state.hidden_size not in (None, stated):
         raise ValueError(
@@ -229,9 +235,7 @@ def _check_normalize(source: Source, recipe: Recipe, *, made_unit: bool) -> None
         )
 
 
-def _positions(
-    model: onnx.ModelProto, recipe: Recipe, source: Source, real: Mapping[str, Path]
-) -> tuple[int | None, int]:
+def _positions(model: onnx.ModelProto, recipe: Recipe, source: Source, real: Mapping[str, Path]) -> tuple[int | None, int]:
     """Return how many tokens of a text the table of positions serves, and where a text begins if positions are an input."""
     table = position_table(model)
     if table is None:
@@ -306,8 +310,10 @@ def _step(root: Path, step: Step) -> Dense | LayerNorm | str:
     projected = step.residual == "projected"
     weights = dense_weights(root / step.folder, bias=step.bias, residual=projected)
     turned = {key: np.ascontiguousarray(array.T) for key, array in weights.items()}  # torch keeps (D, H)
-    residual = turned["residual.weight"] if projected else "same" if step.residual == "same" else None
-    return Dense(turned["linear.weight"], turned.get("linear.bias"), step.activation, residual)
+    if projected:
+        return Dense(turned["linear.weight"], turned.get("linear.bias"), step.activation, turned["residual.weight"])
+    same = "same" if step.residual == "same" else None
+    return Dense(turned["linear.weight"], turned.get("linear.bias"), step.activation, same)  # type: ignore[arg-type] # a literal
 
 
 def read(path: Path, real: Mapping[str, Path]) -> onnx.ModelProto:

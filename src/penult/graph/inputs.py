@@ -252,7 +252,7 @@ def _kept_at_one(model: ModelProto, mask: str) -> bool | None:
         operands = [pairs.get(name) or scalars.get(name) for name in node.input if name]
         value: _Pair | None = None
         if op in TRANSPARENT | MOVEMENT | {"ReduceSum"}:  # the number of tokens, as some fused operators take it
-            value = operands[0] if reads[0] in pairs else None
+            value = pairs.get(reads[0])
         elif "EmbedLayerNorm" in node.op_type:
             pairs.update(dict.fromkeys(node.output[1:2], pairs[next(name for name in reads if name in pairs)]))
         elif op in _FOLDED and all(operands):

@@ -140,7 +140,7 @@ def _start(lengths: _Lengths, zero: list[int], pad_id: int | None, *, seen: bool
     2. The row of the padding id is zero and the next one is not: the next one.
     3. One other row is zero, and the length fits from the next one on: the next one.
     4. No row is zero, and the length fits either from 0 or from behind the row of the padding id: that.
-    5. No row is zero, and the length fits from no row that a text could begin at: 0.
+    5. No row is zero, and the length fits from no row that a text could begin at: 0, unless the padding id could be a row.
     """
     padded = None if pad_id is None or not 0 <= pad_id < lengths.rows - 1 else pad_id + 1
     if len(zero) == lengths.rows:
@@ -153,7 +153,7 @@ def _start(lengths: _Lengths, zero: list[int], pad_id: int | None, *, seen: bool
     if whole != behind:
         return padded if behind else 0
     unusual = seen and not whole and not any(lengths.fit(start) for start in range(1, _EXTRA + 1))
-    return 0 if unusual else None
+    return 0 if unusual and padded in (None, 1) else None
 
 
 def _zero_rows(values: NDArray[np.generic]) -> list[int]:

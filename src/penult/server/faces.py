@@ -116,7 +116,13 @@ class EmbedderFace(_Face):
         return Answer(np.asarray(rows), sum(measured.sizes), len(measured.cut))
 
     async def tokens(self, texts: list[str], purpose: Purpose, measured: Measured) -> Answer[Rows]:
-        """Give N arrays of (T_i, H)."""
+        """Give N arrays of (T_i, H).
+
+        Raises:
+            Refusal: the model has vectors of texts alone.
+        """
+        if "token_embeddings" not in self.embedder.engine.output_names:
+            raise Refusal("unable", "This model gives one vector a text and none of its tokens; send the texts to /embed.")
         self._check_answer(sum(measured.sizes) * self.embedder.dimension)
         rows = await self._rows(texts, measured.sizes, _Run(self.embedder, purpose, tokens=True), mergeable=True)
         return Answer(rows, sum(measured.sizes), len(measured.cut))

@@ -150,13 +150,21 @@ class Models:
             if endpoint.pooling is not None or stated is None:
                 raise
             found = load(stated)  # the model's files do not say; the strategy of the endpoint does
+        origin = found.recipe.origin.get("prompts", "")
         _LOGGER.info(
-            "%s is open for the routes of OpenAI and TEI: %d values, pooling %s, fingerprint %s",
+            "%s is open for the routes of OpenAI and TEI: %d values, pooling %s, prompts %s, fingerprint %s",
             endpoint.model,
             found.dimension,
-            found.recipe.pooling,
+            "+".join(found.recipe.poolings) or "of the graph",
+            "of the endpoint" if origin == "argument" else origin,
             found.fingerprint,
         )
+        if not found.recipe.named_prompts and origin != "argument":
+            _LOGGER.info(
+                "%s: no file states a prompt. If the model's card gives prompts, set them with prompts: in the endpoint, or "
+                "with --prompt-query and --prompt-document.",
+                endpoint.model,
+            )
         return found
 
 

@@ -1,0 +1,112 @@
+"""`penult pull`: a model of the Hub as a plain folder, for a machine without network."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from hub_server import HubServer, files_of, serve
+from huggingface_hub import constants
+
+from penult import Embedder
+from penult.pull import pull
+
+
+@pytest.fixture
+def server(tiny, tmp_path, monkeypatch):
+    """A Hub with the tiny model, a variant of it and weights of other frameworks."""
+    files = files_of(tiny)
+    files |= {"onnx/model_O2.onnx": files["onnx/model.onnx"], "model.safetensors": b"torch", "openvino/model.xml": b"<xml/>"}
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    with serve({"org/tiny": files}) as running:
+        monkeypatch.setattr(constants, "ENDPOINT", running.url)
+        yield running
+
+
+def names(folder):
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_folder_for_another_machine(server: HubServer, tmp_path, monkeypatch, embedder, tiny):
+    """The folder holds the files of one model, no links and nothing else, and opens without the Hub and its cache."""
+    folder = pull("org/tiny", to=tmp_path / "usb" / "tiny")
+    assert folder == tmp_path / "usb" / "tiny"
+    assert names(folder) == names(tiny) | {".penult-pull.json"}
+    assert not any(path.is_symlink() for path in folder.rglob("*"))
+    assert [path.name for path in folder.parent.iterdir()] == ["tiny"]
+    shutil.rmtree(tmp_path / "hub")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    server.asked.clear()
+    with Embedder.load(folder) as opened:
+        assert np.array_equal(opened.embed(["the cat"]), embedder.embed(["the cat"]))
+    assert server.asked == []
+
+
+def test_into_the_cache(server: HubServer):
+    """Without a folder, the model is in the Hub's cache afterwards, and opens by its id without a call."""
+    folder = pull("org/tiny")
+    assert folder.name == server.commit
+    server.asked.clear()
+    assert pull(f"hf:org/tiny@{server.commit}") == folder
+    assert server.asked == []
+
+
+def test_a_variant(server: HubServer, tmp_path):
+    """A variant is pulled by its name, without the usual graph."""
+    folder = pull("org/tiny", to=tmp_path / "out", model_file="model_O2.onnx")
+    assert {name for name in names(folder) if name.endswith(".onnx")} == {"onnx/model_O2.onnx"}
+
+
+def test_again(server: HubServer, tmp_path):
+    """A later pull replaces what an earlier one of the same repository wrote, whole, and an empty folder."""
+    to = tmp_path / "out"
+    to.mkdir()
+    pull("org/tiny", to=to)
+    before = names(to)
+    server.repos["org/tiny"]["1_Pooling/notes.txt"] = server.repos["org/tiny"].pop("vocab.txt", b"new")
+    server.commit = "b" * 40
+    pull(f"org/tiny@{server.commit}", to=to)
+    assert names(to) == (before - {"vocab.txt"}) | {"1_Pooling/notes.txt"}
+    assert json.loads((to / ".penult-pull.json").read_text())["revision"] == server.commit
+
+
+@pytest.mark.parametrize("kind", ["other files", "a file more", "another repository", "a file"])
+def test_a_folder_that_holds_something_else(kind, server: HubServer, tmp_path):
+    """A folder of anything but an earlier pull of this repository is left as it is, and nothing is fetched."""
+    to = tmp_path / "out"
+    if kind in ("a file more", "another repository"):
+        pull("org/tiny", to=to)
+    server.repos["org/other"] = server.repos["org/tiny"]
+    if kind == "a file":
+        to.write_text("text")
+    elif kind != "another repository":
+        to.mkdir(exist_ok=True)
+        (to / "thesis.txt").write_text("text")
+    before = names(to)
+    server.asked.clear()
+    with pytest.raises(ValueError, match="pass a new or an empty"):
+        pull("org/other" if kind == "another repository" else "org/tiny", to=to)
+    assert names(to) == before
+    assert server.asked == []
+
+
+def test_a_file_that_is_not_what_the_hub_states(server: HubServer, tmp_path):
+    """A graph that was altered on its way, size and all kept, is not written into a folder that is carried elsewhere."""
+    pull("org/tiny")
+    blob = next(path for path in (tmp_path / "hub").rglob("blobs/*") if len(path.name) == 64)
+    content = bytearray(blob.read_bytes())
+    content[-1] ^= 1
+    blob.write_bytes(content)
+    with pytest.raises(ValueError, match="not the one that the Hub states"):
+        pull("org/tiny", to=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("text", ["all-mini", "./model", "package:x", "org/tiny/notes.txt"])
+def test_what_cannot_be_pulled(text, server: HubServer):
+    """What is no reference to the Hub is said to be none, a bare name with how it is written."""
+    with pytest.raises(ValueError, match="is not a Hub id") as caught:
+        pull(text)
+    assert ("sentence-transformers/all-mini" in str(caught.value)) == (text == "all-mini")
+    assert server.asked == []
