@@ -191,6 +191,7 @@ class Embedder:
         truncate: Truncate = "warn",
         dimensions: int | None = None,
         normalize: bool | None = None,
+        layer_norm: bool = False,
         task: str | int | None = None,
         model_file: str | None = None,
         files_from: str | os.PathLike[str] | None = None,
@@ -218,6 +219,8 @@ class Embedder:
             truncate: what happens to a longer text: "error", "warn" (cut and say so once), "right" or "left" (cut there).
             dimensions: keep only the leading values, for models trained so. None: all.
             normalize: whether vectors leave with length 1. None: as the model's files say.
+            layer_norm: a layer norm without weights, and length 1, before `dimensions` cuts: what the cards of some models
+                ask for (nomic-embed-text-v1.5) and no file can say.
             task: the adapter of a model that has several (an input `task_id`): its name or number. None: by role, as the
                 model's config.json says.
             model_file: which graph of a folder or Hub id, for example "onnx/model_int8.onnx". None: the usual one.
@@ -248,6 +251,7 @@ class Embedder:
             truncate=truncate,
             dimensions=dimensions,
             normalize=normalize,
+            layer_norm=layer_norm,
             prompts=prompts,
             task=task,
         )
@@ -262,6 +266,13 @@ class Embedder:
         texts = None if calibration is None else tuple(_checked(calibration))
         found = read(model, wishes, texts, model_file=model_file, files_from=files_from)
         made = cls(*found, runtime, calibration=texts)
+        if dimensions is not None and normalize is None and not (layer_norm or made.recipe.unit_length):
+            warnings.warn(
+                f"dimensions={dimensions}: no file of {os.fspath(model)!r} says that its vectors are normalized, so their "
+                "leading values are kept as they are. If the model's card asks for it, pass normalize=True, or layer_norm=True for a "
+                "layer norm before the cut.",
+                stacklevel=2,
+            )
         if fingerprint is not None and made.fingerprint != fingerprint:
             made.close()
             raise ValueError(

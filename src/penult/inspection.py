@@ -135,7 +135,7 @@ def _modules(shown: Inspection) -> Iterator[str]:
 
 
 def _recipe(read: Recipe) -> Iterator[str]:
-    values = read.as_dict() | {"normalize": read.unit_length}
+    values = read.as_dict() | {"normalize": read.unit_length, "layer_norm": "layer_norm" in read.steps}
     for key, origin in read.origin.items():
         if key == "prompts":
             for role, prompt in read.prompts.items():

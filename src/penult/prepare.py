@@ -124,8 +124,9 @@ def prepare(source: Source, recipe: Recipe, *, calibration: Sequence[str] | None
         _make(source, recipe, real, folder, _Int8(limit, calibration) if limit else None)
     meta = json.loads((folder / _META).read_text(encoding="utf-8"))
     data = Path(meta["data_folder"]) if meta["data_folder"] else None
-    return Prepared(folder / _GRAPH, data, meta["tensor"], meta["why"], meta["scales"] == "dynamic", meta["int8"],
-                    meta["positions"], meta["position_offset"], meta["made_unit"], meta["own_tokens"], meta["exact"])  # fmt: skip
+    names = ("int8", "positions", "position_offset", "made_unit", "own_tokens", "exact")
+    rest = {name: meta[name] for name in names}
+    return Prepared(folder / _GRAPH, data, meta["tensor"], meta["why"], meta["scales"] == "dynamic", **rest)
 
 
 @dataclass(frozen=True, slots=True)

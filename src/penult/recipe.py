@@ -61,7 +61,8 @@ class Recipe:
     Attributes:
         layer: the hidden state that is pooled: its number, a tensor's name, or None for the graph's own output.
         pooling: how the tokens become one vector; several are concatenated. None: the graph's own `sentence_embedding`.
-        steps: what follows the pooling, in order: dense layers, layer norms and "normalize".
+        steps: what follows the pooling, in order: dense layers, layer norms, "layer_norm" (one without weights) and
+            "normalize".
         dimensions: how many leading values are kept. None: all.
         max_length: the most tokens of a text of any role, specials included; a longer text is cut on `side`.
         prompts: what is put before a text, by role.
@@ -200,6 +201,7 @@ class Wishes:
     truncate: Truncate = "warn"
     dimensions: int | None = None
     normalize: bool | None = None
+    layer_norm: bool = False
     prompts: Mapping[str, str] | None = None
     task: str | int | None = None
 
@@ -297,7 +299,7 @@ class _Reader:
         return Recipe(
             layer=layer,
             pooling=pooling,
-            steps=self._normalized(stated.steps),
+            steps=self._after(stated.steps),
             dimensions=dimensions,
             max_length=max_length,
             side=self._side(transformer),
@@ -347,6 +349,14 @@ class _Reader:
             return steps
         bare = steps[:-1] if steps and steps[-1] == "normalize" else steps
         return (*bare, "normalize") if normalize else bare
+
+    def _after(self, steps: tuple[Step, ...]) -> tuple[Step, ...]:
+        """Return what follows the pooling, with what the caller asks for."""
+        if not self._wishes.layer_norm:
+            return self._normalized(steps)
+        self._origin["layer_norm"] = self._origin["normalize"] = "argument"
+        bare = steps[:-1] if steps and steps[-1] == "normalize" else steps
+        return (*bare, "layer_norm") if self._wishes.normalize is False else (*bare, "layer_norm", "normalize")
 
     def _lengths(self, transformer: TransformerConfig, *, static: bool) -> tuple[int, dict[Role, int]]:
         """Return the most tokens of a text, and those of a role where the files state them for a role."""
