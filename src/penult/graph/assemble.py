@@ -35,6 +35,7 @@ from penult.recipe import Recipe, Rows, Step, usable_rows
 from penult.source import STATIC_TABLE, Source
 
 TOKENS = "token_embeddings"
+_MOVES = frozenset(("Identity", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Cast", "CastLike"))
 _OWN = "the export's own hidden state"
 _OWN_TOKENS = ("last_hidden_state", TOKENS)  # what an export calls its hidden state
 
@@ -193,8 +194,8 @@ def _hidden_state(model: onnx.ModelProto, recipe: Recipe, source: Source) -> Hid
         if own is None or not any(node.name == "input_ids" for node in model.graph.input):
             raise NotATransformerError(f"{source.model} is {error}") from error
         state = HiddenState(-1, own, _width(model, own), f"{_OWN}; no layer is known")
-    if own not in (None, state.tensor):
-        state = HiddenState(-1, str(own), _width(model, str(own)), _OWN)
+    if own is not None and not _is_same(model, own, state.tensor):
+        state = HiddenState(-1, own, _width(model, own), _OWN)
     stated = recipe.width
     if recipe.layer == -1 and stated is not None and state.hidden_size not in (None, stated):
         raise ValueError(
@@ -202,6 +203,19 @@ def _hidden_state(model: onnx.ModelProto, recipe: Recipe, source: Source) -> Hid
             f"of {source.model} has {state.hidden_size}. Name another file, or the right tensor with layer=."
         )
     return state
+
+
+def _is_same(model: onnx.ModelProto, output: str, tensor: str) -> bool:
+    """Return whether an output holds a tensor's values, in another shape or order at most."""
+    made_by = {name: node for node in model.graph.node for name in node.output}
+    for _ in range(16):  # a few nodes at most stand between
+        if output == tensor:
+            return True
+        node = made_by.get(output)
+        if node is None or node.op_type not in _MOVES or not node.input:
+            return False
+        output = node.input[0]
+    return False
 
 
 def _own_tokens(model: onnx.ModelProto, recipe: Recipe) -> str | None:
