@@ -46,7 +46,7 @@ def check(folder: Path, call: dict) -> None:
         with pytest.raises(FileNotFoundError, match=r"penult\[export\]"):
             Embedder.load(model, **load)
         return
-    if call.get("expect") == "refuse" and (not wanted or "pooling" not in load and folder.name == "qdrant-root"):
+    if call.get("expect") == "refuse" and (not wanted or ("pooling" not in load and folder.name == "qdrant-root")):
         with pytest.raises((ValueError, FileNotFoundError)) as caught:
             Embedder.load(model, **load)
         assert str(folder) in str(caught.value)

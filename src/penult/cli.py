@@ -120,6 +120,9 @@ def cut_(
     pooling: Poolings = None,
     normalize: Annotated[bool | None, typer.Option(help="Vectors of length 1. Default: as the model's files say.")] = None,
     dimensions: Annotated[int | None, typer.Option(help="Keep only the leading values.")] = None,
+    role: Annotated[
+        Literal["document", "query"], typer.Option(help="Which of two models, where queries have one of their own.")
+    ] = "document",
 ) -> None:
     """Write the cut model with its pooling as a file of its own, for plain ONNX Runtime."""
     from penult import loading, prepare, recipe  # noqa: PLC0415
@@ -130,7 +133,10 @@ def cut_(
             raise ValueError(f"{out} does not end in .onnx; name the new file OUT.onnx.")
         found = loading.files_of(model)
         wishes = recipe.Wishes(layer=_layer(layer), pooling=_listed(pooling), normalize=normalize, dimensions=dimensions)
-        read = dataclasses.replace(recipe.read(found.folder, wishes), graph_sha256=prepare.hash_model(found))
+        read = loading.identified(found, recipe.read(found.folder, wishes))
+        if found.query is not None and read.query is not None:
+            typer.echo(f"penult: {model} has a model for queries and one for documents; this is the {role}'s", err=True)
+            found, read = (found.query, read.query) if role == "query" else (found, read)
         prepared = prepare.prepare(found, read)
         written = write_standalone(prepared.graph, prepared.data_folder or prepared.graph.parent, out)
     size = sum(path.stat().st_size for path in written)

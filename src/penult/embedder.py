@@ -56,6 +56,7 @@ class Runtime:
         providers: ONNX Runtime's execution providers. None: the CPU.
         max_batch_tokens: the most padded tokens of a batch. None: `_BATCH_TOKENS`.
         alone: whether texts of a graph whose vectors depend on their batch run one by one.
+        pads: whether the rows of padding are wanted as they are (DeepSparse's `per_token`).
     """
 
     truncate: Truncate = "warn"
@@ -64,6 +65,7 @@ class Runtime:
     providers: tuple[str, ...] | None = None
     max_batch_tokens: int | None = None
     alone: bool = False
+    pads: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +116,7 @@ class Embedder:
             tokenizer = tokenizer_of(found, recipe)
         self._tokenizer = tokenizer
         if tokenizer.overridden:
-            self._recipe = recipe = replace(recipe, tokenizer_rules=1)
+            self._recipe = recipe = replace(recipe, tokenizer_rules=tokenizer.overridden)
         # Many graphs count positions from the row's start: padding before a text would shift them by its batch mates' lengths.
         # Only a graph that pools by itself may rely on the side that its tokenizer names.
         self._side = "right" if self._has_tokens else tokenizer.pad_side
@@ -123,10 +125,15 @@ class Embedder:
             self._dimension = self._probed()
         except (ArithmeticError, ValueError) as error:
             raise ValueError(f"{found.model} cannot embed even an empty text: {error}") from error
-        free = not runtime.buckets and self._frozen.length is None and not prepared.batch_dependent
-        if free and reaches_tokens(prepared.graph, self._states, exact=prepared.exact):
+        free = not runtime.pads and self._frozen.length is None and not prepared.batch_dependent
+        if free and reaches_tokens(prepared.graph, self._states, longest=recipe.max_length, exact=prepared.exact):
+            if runtime.buckets:
+                raise ValueError(
+                    f"buckets={list(runtime.buckets)} pads texts, and in {found.model} padding changes the vectors of real "
+                    "tokens. Leave buckets out."
+                )
             why = "padding reaches real tokens in this graph: only texts of one length share a batch"
-            self._recipe = replace(recipe, padding=False, origin={**recipe.origin, "padding": why})
+            self._recipe = replace(self._recipe, padding=False, origin={**recipe.origin, "padding": why})
         self._query = self._query_embedder(calibration)
         if recipe.origin.get("prompts") == NOT_STATED:
             _LOGGER.info(
@@ -142,8 +149,10 @@ class Embedder:
         """
         encoded, recipe = self._tokenizer.encode([""]), self._recipe
         dimension = int(self._run_batch(encoded, [0]).shape[1])
-        if recipe.origin.get("dimensions") == "argument" and recipe.dimensions is not None and recipe.dimensions > dimension:
-            raise ValueError(f"dimensions is {recipe.dimensions}; the model's vectors have {dimension} values.")
+        if recipe.dimensions is not None and recipe.dimensions > dimension:
+            if recipe.origin.get("dimensions", "").startswith("argument"):
+                raise ValueError(f"dimensions is {recipe.dimensions}; the model's vectors have {dimension} values.")
+            self._recipe = replace(recipe, dimensions=None, renormalize=True)  # a file that states more cuts nothing
         if self._has_tokens and recipe.width is not None and recipe.layer == -1 and not recipe.token_steps:
             width = int(self._run_batch(encoded, [0], output="token_embeddings").shape[2])
             if width != recipe.width:
@@ -266,11 +275,12 @@ class Embedder:
         texts = None if calibration is None else tuple(_checked(calibration))
         found = read(model, wishes, texts, model_file=model_file, files_from=files_from)
         made = cls(*found, runtime, calibration=texts)
-        if dimensions is not None and normalize is None and not (layer_norm or made.recipe.unit_length):
+        unsaid = made.recipe.origin.get("dimensions") == "argument" and normalize is None and not layer_norm
+        if unsaid and not made.recipe.unit_length:
             warnings.warn(
                 f"dimensions={dimensions}: no file of {os.fspath(model)!r} says that its vectors are normalized, so their "
-                "leading values are kept as they are. If the model's card asks for it, pass normalize=True, or layer_norm=True for a "
-                "layer norm before the cut.",
+                "leading values are kept as they are. If the model's card asks for it, pass normalize=True, or layer_norm=True "
+                "for a layer norm before the cut.",
                 stacklevel=2,
             )
         if fingerprint is not None and made.fingerprint != fingerprint:
@@ -450,6 +460,8 @@ class Embedder:
             ValueError: the graph gives one vector a text and no tokens.
         """
         texts = _checked(texts)
+        if role == "query" and self._query is not None:
+            return self._query.embed_padded(texts, role, prompt=prompt)
         self._need_tokens()
         windows = list(self._windows(texts, role, prompt))
         longest = max([1, *(len(ids) for _, encoded in windows for ids in encoded.ids)])
@@ -488,7 +500,7 @@ class Embedder:
 
     def _windows(self, texts: Sequence[str], role: Role, prompt: str | None) -> Iterator[tuple[int, Encoded]]:
         """Tokenize window by window; a text that is too long is an error or a warning, as the caller chose."""
-        if role not in self._recipe.prompts:
+        if not isinstance(role, str) or role not in self._recipe.prompts:
             raise ValueError(f"role is {role!r}; it must be 'document' or 'query'.")
         if prompt is None:
             prompt = self._recipe.prompts[role]
@@ -530,7 +542,7 @@ class Embedder:
         rows, length = self._frozen.rows, self._frozen.length
         buckets = self._runtime.buckets if length is None else (length,)
         if self._batch_dependent and self._runtime.alone:
-            return plan(lengths, 1, buckets=buckets, even_to=self._recipe.max_length)
+            return plan(lengths, 1, buckets=buckets) if buckets else plan(lengths, 1, padded=False)
         tokens = self._runtime.max_batch_tokens
         tokens = _BATCH_TOKENS[self._recipe.precision] if tokens is None else tokens
         budget = max(tokens, (rows or 0) * max([length or 0, *lengths]))

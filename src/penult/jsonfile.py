@@ -22,6 +22,8 @@ def check_size(path: Path) -> None:
         FileNotFoundError: there is no file.
         ValueError: it is longer than 128 MiB, or no regular file.
     """
+    if path.is_symlink() and not path.exists():
+        raise ValueError(f"{path} is a link to a file that does not exist; fetch the whole model.")
     if path.exists() and not path.is_file():
         raise ValueError(f"{path} is not a file; fetch it again.")
     if (size := path.stat().st_size) > _MOST_BYTES:
@@ -70,7 +72,7 @@ def read_object(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: it is no JSON, or holds something else.
     """
-    found = {} if not path.exists() else read_json(path)
+    found = read_json(path) if path.exists() or path.is_symlink() else {}
     if not isinstance(found, dict):
         raise ValueError(f"{path} holds {short(found)}; it must be a JSON object. Fetch it again.")  # noqa: TRY004
     return found

@@ -86,7 +86,7 @@ def files_of(
 
 def identified(found: Source, read: Recipe) -> Recipe:
     """Return the recipe with the hashes of the files that it is for."""
-    tokenizer = decisive_files(found.tokenizer, read.tokenizer)
+    tokenizer = [found.tokenizer / "tokenizer.json"] if read.static else decisive_files(found.tokenizer, read.tokenizer)
     for path in tokenizer:
         check_size(path)
     query = None if read.query is None or found.query is None else identified(found.query, read.query)
@@ -113,7 +113,16 @@ def as_found(read: Recipe, prepared: prepare.Prepared, engine: Engine, *, alone:
             "batch_invariant=True runs texts one by one"
         )  # fmt: skip
         origin["batch_invariant"] = why
+    if prepared.made_unit and origin.get("normalize") == "argument" and not (read.steps and read.steps[-1] == "normalize"):
+        raise ValueError(
+            "normalize is False, and the graph normalizes its vectors inside. Leave normalize out, or export the model without "
+            "its last module."
+        )
     names = {tensor.name for tensor in engine.inputs}
+    if origin.get("tasks") == "argument" and not names & TASKS:
+        raise ValueError(
+            f"task was given, and the graph has no input for it; it has {', '.join(sorted(names))}. Leave task out."
+        )
     tasks = read.tasks if names & set(TASKS) else {}
     if not tasks:
         origin.pop("tasks", None)
@@ -125,6 +134,7 @@ def as_found(read: Recipe, prepared: prepare.Prepared, engine: Engine, *, alone:
         own_tokens=prepared.own_tokens,
         tasks=tasks,
         special_tokens=read.special_tokens and "offsets" not in names,
+        static=read.static or "offsets" in names,
         origin=origin,
     )
     return _fitted(read, prepared, frozen(engine).length)
@@ -138,8 +148,10 @@ def _fitted(read: Recipe, prepared: prepare.Prepared, length: int | None) -> Rec
     ):
         if limit is None or read.max_length <= limit:
             continue
-        if read.origin.get("max_length") == "argument":
-            raise ValueError(f"max_length={read.max_length} exceeds {what}. Pass max_length<={limit}.")
+        first, _, name = read.origin.get("max_length", "").partition(" ")
+        if first == "argument":
+            name = name or "max_length"
+            raise ValueError(f"{name}={read.max_length} exceeds {what}. Pass {name}<={limit}.")
         lengths = {role: min(value, limit) for role, value in read.lengths.items()}
         read = replace(read, max_length=limit, lengths=lengths, origin={**read.origin, "max_length": where})
     return read
@@ -154,6 +166,7 @@ def tokenizer_of(found: Source, read: Recipe) -> Tokenizer:
         settings=read.tokenizer,
         lowercase=read.lowercase,
         add_special_tokens=read.special_tokens,
+        alone=read.static,
     )
 
 

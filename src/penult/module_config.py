@@ -109,8 +109,8 @@ class _Chain:
             self.widths[-1] = width
         elif width is not None and width != self.widths[-1]:
             raise ValueError(
-                f"{path} expects embeddings of {width} values, and the module before it gives {self.widths[-1]}. Mend the "
-                "files, or fetch them again."
+                f"{path} expects embeddings of {width} values, and the module before it gives {self.widths[-1]}. "
+                + ("Pass another pooling, or none." if self.explicit else "Mend the files, or fetch them again.")
             )
 
 
@@ -204,7 +204,7 @@ def _pooling(chain: _Chain, module: Module) -> None:
     if chain.feature != TOKENS:
         raise ValueError(f"{path}: the embeddings are pooled already when this module sees them; penult pools once.")
     chain.pooling = chain.explicit or _modes(path, config)
-    chain.include_prompt = chain.explicit is not None or value_of(path, "include_prompt", bool, "true or false") is not False
+    chain.include_prompt = value_of(path, "include_prompt", bool, "true or false") is not False
     chain.pooling_file = f"{module.folder}/config.json"
     width = next((_width(path, key) for key in _WIDTHS if key in config), None)
     chain.expect(width, path)

@@ -51,7 +51,7 @@ def read_modules(folder: Path) -> dict[Role, tuple[Module, ...]]:
     """
     _check_model_type(folder)
     path = folder / "modules.json"
-    listed = read_json(path) if path.exists() else []
+    listed = read_json(path) if path.exists() or path.is_symlink() else []
     if not isinstance(listed, list):
         raise ValueError(f"{path} holds a {type(listed).__name__}; it must be a list of modules. Fetch it again.")  # noqa: TRY004
     modules = [_module(path, entry) for entry in listed]
@@ -111,7 +111,7 @@ def _flat(root: Path, path: Path, modules: list[Module], role: Role, *, depth: i
         route = _route(config_path, config, role)
         inner = []
         for name in config["structure"][route]:
-            if not isinstance(types.get(name), str):
+            if not isinstance(name, str) or not isinstance(types.get(name), str):
                 raise ValueError(f"{config_path} gives no type for the module {str(name)[:80]!r}; fetch it again.")  # noqa: TRY004
             place = (PurePosixPath(module.folder) / str(name)).as_posix()
             inner.append(_named(config_path, types[name], place))
@@ -163,6 +163,8 @@ def _route_mappings(path: Path, stated: object) -> dict[tuple[object, object], s
             task, modality = ast.literal_eval(key)
         except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError) as error:
             raise ValueError(f"{path}: the route {key[:80]!r} is not a pair of task and modality; fetch it again.") from error
-        if not isinstance(modality, tuple | list):  # several modalities at once: never plain text
+        if not all(isinstance(value, str | tuple | None) for value in (task, modality)):
+            raise ValueError(f"{path}: the route {key[:80]!r} is not a pair of task and modality; fetch it again.")
+        if not isinstance(modality, tuple):  # several modalities at once: never plain text
             mappings[task, modality] = str(route)
     return mappings

@@ -13,7 +13,7 @@ from typing import Any, Self, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from penult import prepare, recipe, source
+from penult import prepare, source
 from penult.accepted import (
     TASK,
     Context,
@@ -279,9 +279,6 @@ def _embedder(settings: Settings, threads: int | None, *, bucketed: bool) -> Emb
     """Open the model with the recipe that is DeepSparse's."""
     lengths = settings.sequence_lengths
     found = source.resolve(settings.model_path)
-    most = recipe.positions(found.home)
-    if most is not None and lengths[-1] > most:
-        raise ValueError(f"sequence_length is {lengths[-1]}; the model has {most} positions, that is the most.")
     tokenizer = Tokenizer(found.tokenizer, max_length=lengths[-1])
     read = Recipe(
         layer=_layer(settings.emb_extraction_layer, found),
@@ -294,11 +291,11 @@ def _embedder(settings: Settings, threads: int | None, *, bucketed: bool) -> Emb
         include_prompt=True,
         precision="fp32",
         rows=_rows(settings.extraction_strategy, tokenizer, found),
-        origin={"max_length": "argument"},
+        origin={"max_length": "argument sequence_length"},
     )
     # Padding decides no reduced vector, so where no buckets were asked for each text runs at its own length.
     padded = bucketed or settings.extraction_strategy == "per_token"
-    runtime = Runtime(truncate="right", buckets=lengths if padded else None, threads=threads)
+    runtime = Runtime(truncate="right", buckets=lengths if padded else None, threads=threads, pads=padded)
     opened = Embedder(found, identified(found, read), runtime, tokenizer=tokenizer)
     if settings.extraction_strategy != "per_token" and "token_embeddings" not in opened.engine.output_names:
         raise ValueError(

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 from penult.data import calibration_texts
 from penult.module_weights import weights_path
-from penult.recipe import Recipe
+from penult.recipe import Recipe, pad_token_id, stated_positions
 from penult.source import Source, data_files
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ def prepare(source: Source, recipe: Recipe, *, calibration: Sequence[str] | None
     """
     real = _real_data(source)
     limit = _weight_limit() if recipe.precision == "int8" else None
-    key = _key(recipe, real.values(), limit)
+    key = _key(recipe, source.home, real.values(), limit)
     folder = cache_folder() / "graphs" / key
     if not (folder / _META).exists():
         _check_contained(source, real)
@@ -190,11 +190,12 @@ def _real_data(source: Source) -> dict[str, Path]:
     return {name: (source.model.parent / name).resolve() for name in data_files(source.model)}
 
 
-def _key(recipe: Recipe, data: Iterable[Path], limit: int | None) -> str:
+def _key(recipe: Recipe, home: Path, data: Iterable[Path], limit: int | None) -> str:
     parts = [
         _FORMAT, recipe.graph_sha256, recipe.layer, recipe.pooling, [str(step) for step in recipe.steps],
         recipe.dimensions, recipe.include_prompt, recipe.precision, str(recipe.rows), sorted(map(str, data)),
         [str(step) for step in recipe.token_steps], recipe.renormalize, recipe.output, recipe.width, recipe.vector_width,
+        pad_token_id(home), stated_positions(home), recipe.stated_length,
     ]  # fmt: skip
     if limit is not None:
         # The ranges that calibration sees depend on how texts are read.

@@ -39,11 +39,12 @@ _ROLE_TASKS: Mapping[Role, tuple[str, ...]] = {
 # The most tokens of a text where no file and no table of the graph says: what today's long models take. Static embeddings
 # have no attention, so a longer text costs them nothing but its rows.
 _UNSTATED, _STATIC = 8192, 131_072
+_MOST_VALUES = 1_000_000  # tokens of a text, values of a vector: far beyond any model
 # Fields that are hashed whatever they hold, as before there were others; any other field is hashed where it is not at its
 # default, so that a new one leaves older fingerprints alone.
 _ALWAYS = ("layer", "pooling", "steps", "dimensions", "max_length", "side", "prompts", "include_prompt", "precision", "rows",
            "batch_invariant", "calibration_sha256", "graph_sha256", "tokenizer_sha256")  # fmt: skip
-_NEVER = ("origin", "named_prompts", "width", "vector_width", "hint", "made_unit", "static")
+_NEVER = ("origin", "named_prompts", "width", "vector_width", "hint", "made_unit", "static", "stated_length")
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +84,7 @@ class Recipe:
         tasks: the adapter that serves a role, in graphs that take its number as an input.
         query: the recipe of queries, for models that have modules of their own for them.
         own_tokens: the output that the export calls its hidden state, where a layer of the graph would be another.
-        tokenizer_rules: 1 where tokenizer_config.json changes what tokenizer.json does; older versions did not read it.
+        tokenizer_rules: by which class and size of vocabulary tokenizer_config.json changes what tokenizer.json does.
         origin: where each value came from; not a part of the fingerprint, as all that follow.
         named_prompts: all prompts that the files name.
         width: H that the modules expect. None: not stated.
@@ -91,6 +92,7 @@ class Recipe:
         hint: what the model is, where it seems to have no text vectors.
         made_unit: whether the graph itself normalizes.
         static: whether the model is a table of token vectors without a transformer.
+        stated_length: the most tokens of a text that the files state, whatever the caller asks for.
     """
 
     layer: int | str | None
@@ -119,7 +121,7 @@ class Recipe:
     tasks: Mapping[Role, int] = field(default_factory=dict)
     query: "Recipe | None" = None
     own_tokens: str | None = None
-    tokenizer_rules: int = 0
+    tokenizer_rules: str = ""
     origin: Origin = field(default_factory=dict, compare=False)
     named_prompts: Mapping[str, str] = field(default_factory=dict, compare=False)
     width: int | None = field(default=None, compare=False)
@@ -127,12 +129,17 @@ class Recipe:
     hint: str = field(default="", compare=False)
     made_unit: bool = field(default=False, compare=False)
     static: bool = field(default=False, compare=False)
+    stated_length: int | None = field(default=None, compare=False)
 
     @property
     def unit_length(self) -> bool:
         """Whether vectors leave with length 1."""
-        normalized = self.made_unit or bool(self.steps and self.steps[-1] == "normalize")
-        return normalized and (self.dimensions is None or self.renormalize)
+        return self.ends_normalized and (self.dimensions is None or self.renormalize)
+
+    @property
+    def ends_normalized(self) -> bool:
+        """Whether vectors are normalized before `dimensions` cuts them."""
+        return self.made_unit or bool(self.steps and self.steps[-1] == "normalize")
 
     @property
     def normalized(self) -> bool:
@@ -160,6 +167,8 @@ class Recipe:
         for one in fields(self):
             value = getattr(self, one.name)
             default = one.default_factory() if callable(one.default_factory) else one.default
+            if one.name == "renormalize" and not self.ends_normalized:
+                continue  # there is nothing to do again
             if one.name in _ALWAYS or (one.name not in _NEVER and value != default):
                 values[one.name] = _plain(value)
         if self.made_unit and self.dimensions is not None and self.renormalize:
@@ -216,6 +225,9 @@ def read(folder: Path, wishes: Wishes) -> Recipe:
     """
     _check(wishes)
     modules = read_modules(folder)
+    static = any(listed and listed[0].kind == "StaticEmbedding" for listed in modules.values())
+    if static and (wishes.layer != -1 or wishes.pooling is not None):
+        raise ValueError(f"{folder} has a static embedding: it has no layers and pools by itself. Leave layer and pooling out.")
     document = _Reader(folder, modules["document"], wishes).recipe()
     if modules["query"] == modules["document"]:
         return document
@@ -263,8 +275,14 @@ def _check(wishes: Wishes) -> None:
         if pooling is not None and pooling not in get_args(Pooling):
             raise ValueError(f"pooling is {pooling!r}; it must be one of None, {poolings}, or a list of them.")
     for name, value in (("max_length", wishes.max_length), ("dimensions", wishes.dimensions)):
-        if value is not None and value < 1:
-            raise ValueError(f"{name} is {value}; it must be at least 1.")
+        if value is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise TypeError(f"{name} is {value!r}; it must be a whole number.")
+        if not 1 <= value <= _MOST_VALUES:
+            raise ValueError(f"{name} is {value}; it must be at least 1, and at most {_MOST_VALUES:,}.")
+    if wishes.task is not None and (isinstance(wishes.task, bool) or not isinstance(wishes.task, int | str)):
+        raise TypeError(f"task is {wishes.task!r}; it must be a name or a whole number.")
     for role, prompt in (wishes.prompts or {}).items():
         if role not in get_args(Role) or not isinstance(prompt, str):
             raise ValueError(
@@ -320,6 +338,7 @@ class _Reader:
             vector_width=stated.vector_width,
             hint=self._hint() or (late_interaction(self._root, self._modules, stated) if output is None else ""),
             static=kind == "StaticEmbedding",
+            stated_length=None if kind == "StaticEmbedding" else self._base_length(transformer)[0],
         )
 
     def _stated(self) -> Stated:
@@ -333,7 +352,8 @@ class _Reader:
         """Return the pooling and whether prompts count in it; (None, True) where no file says."""
         pooling = stated.pooling
         if self._wishes.pooling is not None:
-            self._origin["pooling"] = self._origin["include_prompt"] = "argument"
+            self._origin["pooling"] = "argument"
+            self._origin["include_prompt"] = stated.pooling_file or "default"
             pooling = (self._wishes.pooling,) if isinstance(self._wishes.pooling, str) else tuple(self._wishes.pooling)
         elif pooling is None:
             self._origin["pooling"] = NOT_STATED
@@ -408,6 +428,10 @@ class _Reader:
         if self._wishes.truncate in ("right", "left"):
             self._origin["side"] = "argument"
             return self._wishes.truncate
+        if self._modules and self._modules[0].kind == "StaticEmbedding":  # only its tokenizer.json counts
+            truncation = value_of(self._home / "tokenizer.json", "truncation", dict, "an object") or {}
+            self._origin["side"] = "tokenizer.json" if truncation else "default"
+            return "left" if str(truncation.get("direction", "")).lower() == "left" else "right"
         side, name = stated_side(self._home, transformer.tokenizer)
         self._origin["side"] = "default" if side is None else name
         return side or "right"
@@ -421,10 +445,11 @@ class _Reader:
         path = self._root / "config_sentence_transformers.json"
         stated = value_of(path, "truncate_dim", int, "a whole number")
         if wishes.dimensions is not None or stated is None:
-            self._origin["dimensions"] = "default" if wishes.dimensions is None else "argument"
+            over = "" if stated is None else f", over truncate_dim of {path.name}"
+            self._origin["dimensions"] = "default" if wishes.dimensions is None else f"argument{over}"
             return wishes.dimensions, True
-        if stated < 1:
-            raise ValueError(f"{path}: truncate_dim is {stated}; it must be at least 1. Mend the file.")
+        if not 1 <= stated <= _MOST_VALUES:
+            raise ValueError(f"{path}: truncate_dim is {stated}; it must be from 1 to {_MOST_VALUES:,}. Mend the file.")
         self._origin["dimensions"] = path.name
         return int(stated), wishes.normalize is True
 
@@ -461,6 +486,8 @@ class _Reader:
                     known = ", ".join(map(repr, names)) or "none: pass its number"
                     raise ValueError(f"task is {task!r}; the tasks that {path} names are {known}.")
                 task = names.index(task)
+            if not 0 <= task < (len(names) or 1024):
+                raise ValueError(f"task is {task}; it must be from 0 to {(len(names) or 1024) - 1}.")
             return dict.fromkeys(get_args(Role), int(task))
         found = {role: names.index(name) for role, wanted in _ROLE_TASKS.items() for name in reversed(wanted) if name in names}
         if found:

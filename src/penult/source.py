@@ -103,6 +103,10 @@ def resolve(
         FileNotFoundError: nothing is there, or a part is missing and cannot be fetched.
         ValueError: the reference cannot be read, several graphs could be meant, or a file is only a pointer to its content.
     """
+    if model_file is not None and not model_file.endswith(".onnx"):
+        raise ValueError(f"model_file is {model_file[:80]!r}; name an .onnx file of the model, such as onnx/model.onnx.")
+    if files_from is not None and not os.fspath(files_from):
+        raise ValueError("files_from is empty; name a folder or a Hub id, or leave it out.")
     found = _resolve(os.fspath(reference), refresh=refresh, model_file=model_file)
     for one in (found, found.query):
         if one is not None:
@@ -217,18 +221,34 @@ def _local(reference: str, path: Path, revision: str | None = None, *, model_fil
 def _in_folder(reference: str, root: Path, revision: str | None, model_file: str | None) -> Source:
     """Find the graph of each role in a model's folder."""
     modules = read_modules(root)
-    document, query = (_of_modules(reference, root, modules[role], revision, model_file) for role in ROLES)
-    same = modules["query"] == modules["document"]
-    return document if same else replace(document, query=query)
+    if modules["query"] == modules["document"]:
+        return _of_modules(reference, root, modules["document"], revision, model_file)
+    homes = {root / modules[role][0].folder if modules[role] else root for role in ROLES}
+    if len(homes) > 1 and model_file is not None:
+        raise ValueError(
+            f"{reference!r} has one graph for queries and one for documents, and model_file={model_file!r} names one. Leave it "
+            "out."
+        )
+    own = len(homes) > 1  # a graph of the folder above would be taken for both
+    document, query = (_of_modules(reference, root, modules[role], revision, model_file, own=own) for role in ROLES)
+    return replace(document, query=query)
 
 
-def _of_modules(reference: str, root: Path, modules: Sequence[Module], revision: str | None, model_file: str | None) -> Source:
+def _of_modules(
+    reference: str,
+    root: Path,
+    modules: Sequence[Module],
+    revision: str | None,
+    model_file: str | None,
+    *,
+    own: bool = False,
+) -> Source:
     home = root / modules[0].folder if modules else root
     static = bool(modules) and modules[0].kind == "StaticEmbedding"
     if static and model_file is None and (home / STATIC_TABLE).exists():
         model = home / STATIC_TABLE
     else:
-        model = _graph(reference, root, home, model_file)
+        model = _graph(reference, home if own else root, home, model_file)
     places = (home, root, model.parent)
     return Source(reference, model, root, revision, home, next((p for p in places if has_tokenizer(p)), home))
 

@@ -33,6 +33,7 @@ from penult.tokenizer_config import (
     read_config,
 )
 
+BARE = TokenizerConfig(Path(), None, {}, {}, (), {}, {})  # tokenizer.json alone, as a static embedding reads it
 BEYOND_FILE = ("RoFormerTokenizer",)  # classes with a step that tokenizer.json cannot hold: jieba's words
 
 
@@ -68,7 +69,8 @@ class Tokenizer:
     Attributes:
         special_tokens: how many special tokens each text gets.
         pad_token_id: the id of the padding token, None for a tokenizer that has none (then `pad_id` fills up all the same).
-        overridden: whether tokenizer_config.json changes what tokenizer.json does.
+        overridden: by which class and size of vocabulary tokenizer_config.json changes what tokenizer.json does; empty where it
+            does not.
         cls_token_id: the id of the token that stands for the text, None for a tokenizer that has none.
 
     Raises:
@@ -86,11 +88,15 @@ class Tokenizer:
         settings: Mapping[str, object] | None = None,
         lowercase: bool = False,
         add_special_tokens: bool = True,
+        alone: bool = False,
     ) -> None:
         self._native = Native()
         self._folder = folder
-        config = read_config(folder, settings)
+        config = BARE if alone else read_config(folder, settings)
         self._tokenizer, self.overridden = _load(folder, config, settings or {}, lowercase=lowercase)
+        self._special_ids = frozenset(
+            index for token in (*config.named.values(), *config.extra) if (index := self.token_id(token.content)) is not None
+        )
         self._add_special_tokens = add_special_tokens
         self.max_length = max_length
         self.special_tokens = 0
@@ -98,8 +104,8 @@ class Tokenizer:
             self.special_tokens = _sound(lambda: self._tokenizer.num_special_tokens_to_add(is_pair=False), folder)
         self._check_length("max_length", max_length)
         own = self._tokenizer.padding or {}
-        self._typed = gives_types(folder, settings)
-        self.pad_side = padding_side(folder, settings)[0] or "right"
+        self._typed = alone or gives_types(folder, settings)
+        self.pad_side = "right" if alone else padding_side(folder, settings)[0] or "right"
         self.pad_token_id = self._first_id(config.token("pad_token"), own.get("pad_token"), "[PAD]", "<pad>")
         self.pad_id = int(own.get("pad_id") or 0) if self.pad_token_id is None else self.pad_token_id
         self.cls_token_id = self._first_id(config.token("cls_token"), _stated_cls(self._tokenizer), "[CLS]")
@@ -202,10 +208,18 @@ class Tokenizer:
         return next((token_id for token_id in found if token_id is not None), None)
 
     def _prompt_tokens(self, prompt: str, limit: int) -> int:
-        """Count the leading tokens of a prompt: with specials before it, without those after it."""
+        """Count the leading tokens of a prompt, as sentence-transformers does: without its last token where that is special.
+
+        The last token is the template's [SEP] or </s>, or one that the prompt itself ends with.
+        """
         encoding = self._tokenizer.encode(prompt, add_special_tokens=self._add_special_tokens)
         length = min(len(encoding.ids), limit)
-        return 0 if length == self.special_tokens else length - _around(encoding.special_tokens_mask)[1]
+        if length == self.special_tokens:
+            return 0
+        after = _around(encoding.special_tokens_mask)[1]
+        if self._special_ids:
+            after = int(encoding.ids[-1] in self._special_ids)
+        return length - after
 
 
 def unencodable(text: object) -> str | None:
@@ -222,17 +236,20 @@ def unencodable(text: object) -> str | None:
 
 def _load(
     folder: Path, config: TokenizerConfig, settings: Mapping[str, object], *, lowercase: bool
-) -> tuple["FastTokenizer | _Slow", bool]:
-    """Return the tokenizer of a folder, and whether tokenizer_config.json changes what tokenizer.json does."""
+) -> tuple["FastTokenizer | _Slow", str]:
+    """Return the tokenizer of a folder, and by which rules tokenizer_config.json changes what tokenizer.json does."""
     path = folder / "tokenizer.json"
+    if path.is_symlink() and not path.exists():
+        raise ValueError(f"{path} is a link to a file that does not exist; fetch the whole model.")
     if not path.exists() or config.tokenizer_class in BEYOND_FILE:
-        return _from_older_files(folder, settings, lowercase=lowercase), False
+        return _from_older_files(folder, settings, lowercase=lowercase), ""
     check_pointer(path)
     try:
         tokenizer = FastTokenizer.from_str(read_text(path))
     except Exception as error:
         raise ValueError(f"{path} is not a tokenizer file ({error}); fetch it again.") from error
-    return tokenizer, _override(tokenizer, config, lowercase=lowercase)
+    overridden = _override(tokenizer, config, lowercase=lowercase)
+    return tokenizer, f"{config.tokenizer_class} {config.vocab_size}" if overridden else ""
 
 
 def _override(tokenizer: FastTokenizer, config: TokenizerConfig, *, lowercase: bool) -> bool:

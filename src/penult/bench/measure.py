@@ -169,6 +169,8 @@ def measure(
         raise ValueError("There are no texts to embed; give a file with one a line.")
     found = source.resolve(model)
     read = recipe.read(found.folder, recipe.Wishes(pooling=pooling, max_length=max_length))  # type: ignore[arg-type]
+    if read.query is not None:
+        raise ValueError(f"{model!r} has a model for queries and one for documents; name the folder of one of them.")
     if read.pooling not in ("mean", "cls"):
         raise ValueError(f"The pooling is {read.pooling!r}; a benchmark compares 'mean' or 'cls', give one with --pooling.")
     ids = tokenizer_of(found, read).encode(texts).ids

@@ -85,7 +85,6 @@ def assemble(source: Source, recipe: Recipe, real: Mapping[str, Path], target: P
     short = cut(free_axes(model, state.tensor, state.axes), state.tensor, axes=state.axes)
     is_vector = _is_vector(short.graph.output[0], state.tensor)
     made_unit = is_vector and ends_in_normalize(model, state.tensor)
-    _check_normalize(source, recipe, made_unit=made_unit)
     reducer = _reducer(
         source, recipe, is_vector=is_vector, made_unit=made_unit, inside=state.tensor == OUTPUT and not recipe.static
     )
@@ -241,14 +240,6 @@ def _width(model: onnx.ModelProto, output: str) -> int | None:
     return None
 
 
-def _check_normalize(source: Source, recipe: Recipe, *, made_unit: bool) -> None:
-    if made_unit and recipe.origin.get("normalize") == "argument" and not recipe.normalized:
-        raise ValueError(
-            f"normalize is False; {source.model} normalizes its vectors inside the graph. Leave normalize out, or export the "
-            "model without its last module."
-        )
-
-
 def _positions(model: onnx.ModelProto, recipe: Recipe, source: Source, real: Mapping[str, Path]) -> tuple[int | None, int]:
     """Return how many tokens of a text the table of positions serves, and where a text begins if positions are an input."""
     table = position_table(model)
@@ -270,7 +261,7 @@ def _positions(model: onnx.ModelProto, recipe: Recipe, source: Source, real: Map
         model,
         recipes.pad_token_id(source.home),
         stated_rows=recipes.stated_positions(source.home),
-        stated_length=recipe.max_length,
+        stated_length=recipe.stated_length,
         read=read_tensor,
     )
     return table.rows - (offset or table.first or 0), offset

@@ -121,7 +121,7 @@ class EmbedderFace(_Face):
         Raises:
             Refusal: the model has vectors of texts alone.
         """
-        if "token_embeddings" not in self.embedder.engine.output_names:
+        if not self.embedder.gives_tokens(purpose.role):
             raise Refusal("unable", "This model gives one vector a text and none of its tokens; send the texts to /embed.")
         self._check_answer(sum(measured.sizes) * self.embedder.dimension)
         rows = await self._rows(texts, measured.sizes, _Run(self.embedder, purpose, tokens=True), mergeable=True)

@@ -145,8 +145,8 @@ async def _answer(request: Request, service: Service, endpoint: Endpoint, asked:
     purpose = purpose_of(asked, face.embedder.recipe)
     found = await embed(request, face, asked.input, purpose)
     own = asked.dimensions is None
-    unit_length = face.recipe(purpose.role).unit_length
-    vectors = found.rows if own else shorten(found.rows, asked.dimensions, normalize=unit_length)
+    normalize = face.recipe(purpose.role).ends_normalized  # as `dimensions=` does where the model is loaded
+    vectors = found.rows if own else shorten(found.rows, asked.dimensions, normalize=normalize)
     as_text = asked.encoding_format == "base64"
     items = [base64.b64encode(row.tobytes()).decode() for row in vectors] if as_text else vectors
     data = [{"object": "embedding", "index": i, "embedding": item} for i, item in enumerate(items)]
