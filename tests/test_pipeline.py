@@ -419,7 +419,9 @@ def test_an_export_with_static_shapes(tiny, tmp_path, monkeypatch, strategy, sha
 def test_more_than_a_static_export_holds(tiny, tmp_path):
     """A length above the graph's own is an error that names both; Embedder takes the graph's where nobody asked."""
     static = change(shutil.copytree(tiny, tmp_path / "static"), build_in(1, 16))
-    with pytest.raises(ValueError, match=r"max_length=32 exceeds the 16 tokens of every row that this graph was exported for"):
+    with pytest.raises(
+        ValueError, match=r"sequence_length=32 exceeds the 16 tokens of every row that this graph was exported for"
+    ):
         create(static, sequence_length=32)
     with Embedder.load(static, truncate="right", threads=1) as e:
         assert e.recipe.max_length == 16

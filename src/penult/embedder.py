@@ -447,6 +447,10 @@ class Embedder:
             dropped += encoded.dropped
         return tokens, dropped
 
+    def gives_tokens(self, role: Role = "document") -> bool:
+        """Return whether the model has vectors of tokens for a role; one that pools inside, or a static one, has none."""
+        return self._has_tokens if role != "query" or self._query is None else self._query.gives_tokens(role)
+
     def embed_padded(self, texts: Iterable[str], role: Role = "document", *, prompt: str | None = None) -> NDArray[np.float32]:
         """Turn N texts into the vectors of their tokens, every row of the padded rectangle with them.
 
@@ -549,7 +553,9 @@ class Embedder:
         if not self._recipe.padding:
             batches = plan(lengths, budget, padded=False)
         else:
-            batches = plan(lengths, budget, buckets=buckets, even_to=self._recipe.max_length)
+            # Where scales are measured on each batch, one token of padding is another vector too.
+            even_to = 0 if self._batch_dependent else self._recipe.max_length
+            batches = plan(lengths, budget, buckets=buckets, even_to=even_to)
         if rows is None:
             return batches
         return [

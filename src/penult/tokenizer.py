@@ -217,9 +217,7 @@ class Tokenizer:
         if length == self.special_tokens:
             return 0
         after = _around(encoding.special_tokens_mask)[1]
-        if self._special_ids:
-            after = int(encoding.ids[-1] in self._special_ids)
-        return length - after
+        return length - (after or int(encoding.ids[-1] in self._special_ids))
 
 
 def unencodable(text: object) -> str | None:

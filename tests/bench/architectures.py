@@ -5,7 +5,7 @@
 Run it with an interpreter that has torch, transformers 5, sentence-transformers 6, onnx and onnxscript; `--penult` names the
 interpreter that penult is installed in (default: this one). Nothing is downloaded: weights are random, tokenizers are trained on
 a few lines of text here, and everything lies in a temporary folder. One line a graph: architecture, kind of graph, exporter,
-graph inputs, and `equal 3e-07`, `refused: sentence`, `WRONG 0.12` `CRASHED: error` (of penult, and no sentence) or `export
+graph inputs, and `equal 3e-07`, `refused: sentence`, `WRONG 0.12`, `CRASHED: error` (of penult, and no sentence) or `export
 failed: reason`. Exit status 1 if any is WRONG or CRASHED.
 
 Kinds of graph: `plain` (ids and mask in, last_hidden_state out), `head` (logits of the model with its language-model head),
@@ -210,8 +210,6 @@ CASES = (
     decoder("qwen3", GROUPED, "plain cache cache-head cacheposition"),
     decoder("qwen2-moe", GROUPED | MOE | {"shared_expert_intermediate_size": 24, "decoder_sparse_step": 1}, kind="qwen2_moe"),
     decoder("qwen3-moe", GROUPED | MOE | {"decoder_sparse_step": 1}, kind="qwen3_moe"),
-    decoder("qwen3-next", GROUPED | MOE | {"shared_expert_intermediate_size": 24, "linear_num_value_heads": 4,
-            "linear_num_key_heads": 2, "linear_key_head_dim": 8, "linear_value_head_dim": 8}, "plain", kind="qwen3_next"),
     decoder("mixtral", GROUPED | MOE),
     decoder("gemma", GROUPED, "plain cache head"),
     decoder("gemma2", GROUPED | {"sliding_window": 16, "query_pre_attn_scalar": 8}, "plain cache"),

@@ -248,7 +248,7 @@ endpoints:
     ("old", "new", "words"),
     [
         ("MODEL", "/no/such/model", "No model at '/no/such/model'"),
-        ("sequence_length: 64", "sequence_length: 5000", "sequence_length is 5000; the model has"),
+        ("sequence_length: 64", "sequence_length: 5000", "sequence_length=5000 exceeds the model's"),
         ("sequence_length: 64", "emb_extraction_layer: 7", "emb_extraction_layer is 7; the model has 2 layers"),
         ("kwargs:", "route: /v1/embeddings\n    kwargs:", "The route /v1/embeddings is taken already"),
         ("kwargs:", "name: a?b\n    kwargs:", "cannot stand in a path"),
