@@ -468,7 +468,7 @@ def _move(tensor: onnx.TensorProto, data: IO[bytes], location: str) -> None:
 
 
 def _in_words(folder: Path, config: Any, failures: Sequence[str]) -> str:
-    kept = list(dict.fromkeys(failure.rstrip(".") for failure in failures))
+    kept = list(dict.fromkeys(failure.rstrip(".") for failure in failures))[-2:]  # eager attention is the plainest way
     return (
         f"{folder.name} (model_type {config.model_type!r}) cannot be exported to ONNX with torch {torch.__version__} and "
         f"transformers {transformers.__version__}: {'; '.join(kept)}. Export it with another tool, such as optimum-cli, and "

@@ -16,6 +16,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from penult import hub
+from penult.jsonfile import value_of
 from penult.modules import ROLES, Module, read_modules
 from penult.transformer_config import FILES as TRANSFORMER_FILES
 
@@ -249,8 +250,25 @@ def _of_modules(
         model = home / STATIC_TABLE
     else:
         model = _graph(reference, home if own else root, home, model_file)
+        if modules and model_file is None and model.name == "encoder_model.onnx":
+            _check_encoder(reference, home, model)
     places = (home, root, model.parent)
     return Source(reference, model, root, revision, home, next((p for p in places if has_tokenizer(p)), home))
+
+
+def _check_encoder(reference: str, home: Path, model: Path) -> None:
+    """Refuse to take the encoder of a pair whose module may be the whole pair.
+
+    sentence-transformers takes the encoder of T5 and its kin, and both of BART: no file says which, but the name of the class.
+    """
+    path = home / "config.json"
+    pair: bool | None = value_of(path, "is_encoder_decoder", bool, "true or false")
+    names: list[object] = value_of(path, "architectures", list, "a list of names") or []
+    if pair and not any(str(name).endswith(("Encoder", "EncoderModel")) for name in names):
+        raise ValueError(
+            f"{reference!r} is an encoder with a decoder, and its modules do not say that the encoder alone is meant. If it is "
+            f"(T5 and its kin; not BART), pass model_file={model.relative_to(home).as_posix()!r}; else export the whole model."
+        )
 
 
 def _graph(reference: str, root: Path, home: Path, model_file: str | None) -> Path:
