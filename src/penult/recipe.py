@@ -406,7 +406,7 @@ class _Reader:
         caps every length (`Embedder`).
         """
         home = self._home
-        stated = positions(home)
+        stated = stated_positions(home)
         tokenizer = _length(home / "tokenizer_config.json", "model_max_length")
         for value, name in (
             (_as_length(transformer.tokenizer.get("model_max_length")), transformer.name),

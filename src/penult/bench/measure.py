@@ -169,6 +169,8 @@ def measure(
         raise ValueError("There are no texts to embed; give a file with one a line.")
     found = source.resolve(model)
     read = recipe.read(found.folder, recipe.Wishes(pooling=pooling, max_length=max_length))  # type: ignore[arg-type]
+    if max_length is None and (most := recipe.positions(found.home)) is not None:
+        read = replace(read, max_length=min(read.max_length, most))  # the peers do not look into the graph
     if read.query is not None:
         raise ValueError(f"{model!r} has a model for queries and one for documents; name the folder of one of them.")
     if read.pooling not in ("mean", "cls"):
