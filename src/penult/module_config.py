@@ -169,7 +169,7 @@ def late_interaction(root: Path, modules: Sequence[Module], stated: Stated) -> s
     """Return what a model is whose modules give one vector per token; empty where they pool, or where there are none."""
     if not modules or stated.pooling is not None or modules[0].kind != "Transformer":
         return ""
-    return f"{root} is {LATE_INTERACTION} (modules.json has no Pooling)."
+    return f"{root} is {LATE_INTERACTION} (modules.json has no Pooling). Load a text embedding model."
 
 
 def _config(chain: _Chain, module: Module, known: Iterable[str], *, needed: bool = True) -> tuple[Path, dict[str, Any]]:

@@ -496,14 +496,22 @@ class _Reader:
 
     def _hint(self) -> str:
         """Return what a model without modules is, where its configuration says that it has no text vectors."""
-        named: list[Any] = value_of(self._home / "config.json", "architectures", list, "a list of names") or []
+        path = self._home / "config.json"
+        named: list[Any] = value_of(path, "architectures", list, "a list of names") or []
         name = str(named[0]) if named else ""
-        if self._modules or not name:
+        if self._modules:
             return ""
+        instead = "Load a text embedding model."
         if name.endswith("ForSequenceClassification"):
-            return f"{self._root} is {RERANKER}, or a classifier ({name})."
+            return f"{self._root} is {RERANKER}, or a classifier ({name}). {instead}"
         if name.endswith(("ForTokenClassification", "ForQuestionAnswering")):
-            return f"{self._root} is a model that labels tokens ({name}), not a text embedding model."
+            return f"{self._root} is a model that labels tokens ({name}), not a text embedding model. {instead}"
+        kinds = ("vision_config", "audio_config")
+        if any(value_of(path, key, dict, "an object") for key in kinds) and value_of(path, "text_config", dict, "an object"):
+            return (
+                f"{self._root} reads texts and images or audio ({name or 'as CLIP does'}), and no file says which output is the "
+                "vector of a text. Export its text encoder with that output first (text_embeds), and pass layer=None."
+            )
         return ""
 
 

@@ -167,7 +167,7 @@ def _modules_inside(model: onnx.ModelProto, recipe: Recipe, source: Source) -> b
 
 def _no_pooling(recipe: Recipe, source: Source) -> str:
     if recipe.hint:
-        return f"{recipe.hint} Load a text embedding model."
+        return recipe.hint
     base = source.base_model()
     other = f", or take its files: files_from={base!r}, which its card names as its base model" if base else (
         ", or, if this is a mirror of a model that has such files, take those with files_from="
