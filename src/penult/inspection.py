@@ -142,6 +142,8 @@ def _recipe(read: Recipe) -> Iterator[str]:
                 yield f"  {f'prompt {role}':16}{prompt!r:34} {_prompt_origin(read)}"
         else:
             yield f"  {key:16}{values[key]!s:34} {origin}"
+        if key == "max_length" and read.stated_length not in (None, read.max_length):
+            yield f"  {'':16}{read.stated_length!s:34} is what the files state"
 
 
 def _prompt_origin(read: Recipe) -> str:
