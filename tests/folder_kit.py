@@ -1,13 +1,18 @@
 """Model folders of other layouts than `models.tiny_model` writes: other modules, routes, graphs with other inputs."""
 
 import json
+from dataclasses import dataclass
 
 import numpy as np
 import onnx
+import pytest
 import reference
-from models import Size, bert_graph, bert_weights, tiny_model, write_json
+import typer
+from models import bert_graph, bert_weights, tiny_model, write_json
 from onnx import TensorProto, helper, numpy_helper
 from safetensors.numpy import save_file
+
+from penult.cli import app
 
 PACKAGE = "sentence_transformers.models."
 TEXTS = ["the cat sat on the mat", "", "dog", "a bright moon over the river " * 3, "日本 🎉 naïve", "fish"]
@@ -33,7 +38,12 @@ def add_dense(folder, given, made, *, seed=3, bias=True, residual=False, **confi
     weight, shift, other = (
         rng.standard_normal(shape).astype(np.float32) / 4 for shape in ((made, given), (made,), (made, given))
     )
-    stated = {"in_features": given, "out_features": made, "bias": bias, "activation_function": "torch.nn.modules.activation.Tanh"}
+    stated = {
+        "in_features": given,
+        "out_features": made,
+        "bias": bias,
+        "activation_function": "torch.nn.modules.activation.Tanh",
+    }
     write_json(folder / "config.json", stated | config)
     tensors = {"linear.weight": weight} | ({"linear.bias": shift} if bias else {})
     save_file(tensors | ({"residual.weight": other} if residual else {}), folder / "model.safetensors")
@@ -139,9 +149,26 @@ def static_model(folder, *, seed=5, dimension=8, prompts=None):
     return table
 
 
-def bert(seed=0, size=Size()):
+def bert(seed=0):
     """Return the graph of a tiny BERT."""
-    return bert_graph(bert_weights(size, seed=seed), size.heads)
+    return bert_graph(bert_weights(seed=seed), 4)
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How a command ended: its exit status and what it printed."""
+
+    status: int
+    out: str
+    err: str
+
+
+def command(capsys, *arguments):
+    """Run `penult` in this process."""
+    with pytest.raises(SystemExit) as caught:
+        typer.main.get_command(app).main([*map(str, arguments)], prog_name="penult")
+    printed = capsys.readouterr()
+    return Ended(int(caught.value.code or 0), printed.out, printed.err)
 
 
 def _drop_unread(graph):

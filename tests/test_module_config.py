@@ -63,7 +63,9 @@ def test_each_module_has_its_keys(tmp_path, kind, config, harmless):
     assert read(tmp_path, Wishes()).pooling == "mean"
     for key in ("temperature", "pooling_mode_attention", "Bias", "dtype"):
         write_json(tmp_path / "2_X" / "config.json", config | {key: None})
-        with pytest.raises(ValueError, match=rf"2_X/config\.json states '{key}', which penult does not know.*Known are") as caught:
+        with pytest.raises(
+            ValueError, match=rf"2_X/config\.json states '{key}', which penult does not know.*Known are"
+        ) as caught:
             read(tmp_path, Wishes())
         assert all(known in str(caught.value) for known in config)
 
@@ -166,7 +168,13 @@ def test_the_activation(folder, stated, activation):
 def test_modules_that_do_not_fit(folder, pooling, dense, norm, said):
     """Each module must expect as many values as the one before it gives."""
     write_json(folder / "1_Pooling" / "config.json", POOLING | pooling)
-    list_modules(folder, ("Transformer", ""), ("Pooling", "1_Pooling"), ("Dense", "2_Dense"), *[("LayerNorm", "3_LayerNorm")] * bool(norm))
+    list_modules(
+        folder,
+        ("Transformer", ""),
+        ("Pooling", "1_Pooling"),
+        ("Dense", "2_Dense"),
+        *[("LayerNorm", "3_LayerNorm")] * bool(norm),
+    )
     write_json(folder / "2_Dense" / "config.json", dict(zip(("in_features", "out_features"), dense, strict=True)))
     write_json(folder / "3_LayerNorm" / "config.json", {"dimension": norm})
     with pytest.raises(ValueError, match=said + r"\. Mend the files"):
@@ -352,7 +360,9 @@ def test_an_explicit_pooling_needs_no_file(tmp_path):
 
 def test_a_folder_with_a_pooling_and_no_list(tmp_path):
     """1_Pooling counts without modules.json too, where no pooling is asked for; no other module does."""
-    write_json(tmp_path / "1_Pooling" / "config.json", {"pooling_mode": "cls", "include_prompt": False, "embedding_dimension": 8})
+    write_json(
+        tmp_path / "1_Pooling" / "config.json", {"pooling_mode": "cls", "include_prompt": False, "embedding_dimension": 8}
+    )
     found = read(tmp_path, Wishes())
     assert (found.pooling, found.include_prompt, found.steps, found.width) == ("cls", False, (), 8)
 

@@ -159,7 +159,7 @@ def test_prompts_by_role(tmp_path):
 def test_wrong_wishes_are_named(tmp_path, wish):
     """An argument that is not allowed is named with its value."""
     (name, value), *_ = wish.items()
-    said = "prompts has 'passage'" if name == "prompts" else f"{name} is {value!r}"
+    said = "prompts has the role 'passage'" if name == "prompts" else f"{name} is {value!r}"
     with pytest.raises(ValueError, match=said):
         read(tmp_path, Wishes(**wish))
 

@@ -286,7 +286,7 @@ def test_half_a_download_heals(hub, tmp_path):
     hub.broken.add("onnx/model.onnx")
     first = load(tmp_path, hub.url)
     assert first.returncode != 0
-    assert "'org/tiny' is not complete in the cache and could not be fetched" in first.stderr
+    assert "'org/tiny' is not a folder here, is not complete in the cache, and could not be fetched" in first.stderr
     hub.broken.clear()
     assert load(tmp_path, hub.url).returncode == 0
 
@@ -295,7 +295,7 @@ def test_offline_and_nothing_cached(hub, tmp_path):
     """HF_HUB_OFFLINE with an empty cache: no call, and an error that says what to do."""
     result = load(tmp_path, hub.url, HF_HUB_OFFLINE="1")
     assert result.returncode != 0
-    assert "Fetch it once where the Hub can be reached" in result.stderr
+    assert "fetch the model where the Hub can be reached" in result.stderr
     assert hub.asked == []
 
 

@@ -89,10 +89,12 @@ def export(
 ) -> None:
     """Export a model to ONNX through torch (the extra penult[export]), checked against torch on three texts."""
     from penult import export as exports  # noqa: PLC0415
-    from penult import source  # noqa: PLC0415
+    from penult import loading, source  # noqa: PLC0415
 
     with _one_sentence():
-        done = exports.export(source.weights_folder(model), out)
+        folder = source.weights_folder(model)
+        loading.check_kind(folder)
+        done = exports.export(folder, out)
     typer.echo(f"wrote {done}", err=True)
 
 
@@ -120,6 +122,8 @@ def cut_(
     pooling: Poolings = None,
     normalize: Annotated[bool | None, typer.Option(help="Vectors of length 1. Default: as the model's files say.")] = None,
     dimensions: Annotated[int | None, typer.Option(help="Keep only the leading values.")] = None,
+    model_file: ModelFile = None,
+    files_from: FilesFrom = None,
     role: Annotated[
         Literal["document", "query"], typer.Option(help="Which of two models, where queries have one of their own.")
     ] = "document",
@@ -131,7 +135,9 @@ def cut_(
     with _one_sentence():
         if out.suffix != ".onnx":
             raise ValueError(f"{out} does not end in .onnx; name the new file OUT.onnx.")
-        found = loading.files_of(model)
+        if not out.parent.is_dir():
+            raise ValueError(f"{out.parent} is not a folder; make it, or name another place for {out.name}.")
+        found = loading.files_of(model, model_file=model_file, files_from=files_from)
         wishes = recipe.Wishes(layer=_layer(layer), pooling=_listed(pooling), normalize=normalize, dimensions=dimensions)
         read = loading.identified(found, recipe.read(found.folder, wishes))
         if found.query is not None and read.query is not None:

@@ -125,6 +125,7 @@ class Embedder:
             self._dimension = self._probed()
         except (ArithmeticError, ValueError) as error:
             raise ValueError(f"{found.model} cannot embed even an empty text: {error}") from error
+        self._check_dimensions()
         free = not runtime.pads and self._frozen.length is None and not prepared.batch_dependent
         if free and reaches_tokens(prepared.graph, self._states, longest=recipe.max_length, exact=prepared.exact):
             if runtime.buckets:
@@ -149,10 +150,6 @@ class Embedder:
         """
         encoded, recipe = self._tokenizer.encode([""]), self._recipe
         dimension = int(self._run_batch(encoded, [0]).shape[1])
-        if recipe.dimensions is not None and recipe.dimensions > dimension:
-            if recipe.origin.get("dimensions", "").startswith("argument"):
-                raise ValueError(f"dimensions is {recipe.dimensions}; the model's vectors have {dimension} values.")
-            self._recipe = replace(recipe, dimensions=None, renormalize=True)  # a file that states more cuts nothing
         if self._has_tokens and recipe.width is not None and recipe.layer == -1 and not recipe.token_steps:
             width = int(self._run_batch(encoded, [0], output="token_embeddings").shape[2])
             if width != recipe.width:
@@ -161,6 +158,17 @@ class Embedder:
                     f"graph gives {width}. Name another file, or the right tensor with layer=."
                 )
         return dimension
+
+    def _check_dimensions(self) -> None:
+        """Refuse to keep more values than there are; a file that states more cuts nothing."""
+        asked = self._recipe.dimensions
+        if asked is None or asked <= self._dimension:
+            return
+        if self._recipe.origin.get("dimensions", "").startswith("argument"):
+            raise ValueError(
+                f"dimensions={asked} exceeds the model's {self._dimension} values. Pass dimensions<={self._dimension}."
+            )
+        self._recipe = replace(self._recipe, dimensions=None, renormalize=True)
 
     def _states(self, length: int, padding: int) -> NDArray[Any] | None:
         """Return what the graph gives for one text of about `length` tokens with so much padding; None if that is too long."""
@@ -509,7 +517,12 @@ class Embedder:
         if prompt is None:
             prompt = self._recipe.prompts[role]
         elif (why := unencodable(prompt)) is not None:
-            raise TypeError(f"prompt {why}; give a text.")
+            raise TypeError(f"prompt {why}. Pass a str.")
+        elif prompt and self._recipe.named_prompts.get(prompt):
+            raise ValueError(
+                f"prompt={prompt!r} is the name of a prompt of this model, not its text. Pass "
+                f"prompt=embedder.recipe.named_prompts[{prompt!r}]."
+            )
         longest = self._recipe.longest(role)
         limit = longest if longest < self._recipe.max_length else None
         if self._runtime.truncate == "error":

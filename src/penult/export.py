@@ -111,6 +111,7 @@ def _export(folder: Path, out: Path, python: str, *, progress: bool) -> Path:
             shutil.copyfile(folder / path, aside / path)
         record = {"format": _FORMAT, "source_sha256": source_sha256(folder), "transformers": made}
         (aside / RECORD).write_text(json.dumps(record, indent=2), encoding="utf-8")
+        aside.chmod(0o755)  # a temporary folder is its owner's alone, and this one is made to be copied
         _rename(aside, out)
     finally:
         shutil.rmtree(aside, ignore_errors=True)

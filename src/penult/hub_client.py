@@ -156,9 +156,10 @@ class Client:
         bare = "" if "/" in self._repo else f" (a model of {OWNER} is written {OWNER}/{self._repo})"
         endpoint = self._endpoint.replace(urlsplit(self._endpoint).netloc, self._host)
         return FileNotFoundError(
-            f"{self._reference!r} is not complete in the cache and could not be fetched: {reason}{bare}. Fetch it once where "
-            f"the Hub can be reached (`penult pull {self._reference} --to FOLDER`), copy FOLDER here and load it by its path; "
-            f"or set HF_ENDPOINT (now {endpoint}) to a Hub within reach and leave HF_HUB_OFFLINE unset."
+            f"{self._reference!r} is not a folder here, is not complete in the cache, and could not be fetched: "
+            f"{reason}{bare}. Check the path; or fetch the model where the Hub can be reached (`penult pull {self._repo} "
+            f"--to FOLDER`), copy FOLDER here and load it by its path; or set HF_ENDPOINT (now {endpoint}) to a Hub within reach and leave "
+            "HF_HUB_OFFLINE unset."
         )
 
     def _listing(self, url: str, revision: str) -> tuple[str, list[str]]:

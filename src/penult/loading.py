@@ -8,6 +8,7 @@ import os
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from penult import prepare, recipe, source
 from penult.engine import Engine
@@ -78,10 +79,22 @@ def files_of(
     except NoGraphError as error:
         if error.folder is None or model_file is not None:
             raise
+        check_kind(error.folder)  # before minutes are spent on it
         folder = exported(error.folder, prepare.cache_folder())
     found = source.resolve(folder, files_from=files_from)
     query = None if found.query is None else replace(found.query, reference=os.fspath(model))
     return replace(found, reference=os.fspath(model), query=query)
+
+
+def check_kind(folder: Path) -> None:
+    """Refuse a folder whose files say that the model has no vector of a text.
+
+    Raises:
+        ValueError: they do.
+    """
+    hint = recipe.read(folder, Wishes()).hint
+    if hint:
+        raise ValueError(hint)
 
 
 def identified(found: Source, read: Recipe) -> Recipe:

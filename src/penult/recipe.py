@@ -283,11 +283,21 @@ def _check(wishes: Wishes) -> None:
             raise ValueError(f"{name} is {value}; it must be at least 1, and at most {_MOST_VALUES:,}.")
     if wishes.task is not None and (isinstance(wishes.task, bool) or not isinstance(wishes.task, int | str)):
         raise TypeError(f"task is {wishes.task!r}; it must be a name or a whole number.")
-    for role, prompt in (wishes.prompts or {}).items():
-        if role not in get_args(Role) or not isinstance(prompt, str):
-            raise ValueError(
-                f"prompts has {str(role)[:40]!r}: {str(prompt)[:40]!r}; its keys are 'query' and 'document', its values texts."
-            )
+    _check_prompts(wishes.prompts)
+
+
+def _check_prompts(prompts: object) -> None:
+    if prompts is None:
+        return
+    if not isinstance(prompts, Mapping):
+        raise TypeError(
+            f"prompts is a {type(prompts).__name__}; it must be a mapping, as {{'query': 'query: ', 'document': ''}}."
+        )
+    for role, prompt in prompts.items():
+        if role not in get_args(Role):
+            raise ValueError(f"prompts has the role {str(role)[:40]!r}; it must be 'query' or 'document'.")
+        if not isinstance(prompt, str):
+            raise TypeError(f"the prompt of {role!r} is a {type(prompt).__name__}; it must be a str.")
 
 
 class _Reader:
@@ -509,8 +519,8 @@ class _Reader:
         kinds = ("vision_config", "audio_config")
         if any(value_of(path, key, dict, "an object") for key in kinds) and value_of(path, "text_config", dict, "an object"):
             return (
-                f"{self._root} reads texts and images or audio ({name or 'as CLIP does'}), and no file says which output is the "
-                "vector of a text. Export its text encoder with that output first (text_embeds), and pass layer=None."
+                f"{self._root} reads texts and images or audio ({name or 'as CLIP does'}), and no file says which output is "
+                "the vector of a text. Export its text encoder with that output first (text_embeds), and pass layer=None."
             )
         return ""
 

@@ -142,6 +142,12 @@ def _with_files(found: Source, reference: str, *, refresh: bool) -> Source:
     if modules["query"] != modules["document"]:
         raise ValueError(f"files_from={reference!r} has a model for queries and another for documents; name that model itself.")
     home = folder / modules["document"][0].folder if modules["document"] else folder
+    types = [value_of(place / "config.json", "model_type", str, "a name") for place in (found.home, home)]
+    if None not in types and types[0] != types[1]:
+        raise ValueError(
+            f"files_from={reference!r} is a {types[1]}, and the graph's own config.json says {types[0]}. Name the model "
+            "that this mirror was made from."
+        )
     own = next((place for place in (found.tokenizer, found.model.parent) if has_tokenizer(place)), home)
     return replace(found, folder=folder, home=home, tokenizer=own, query=None)
 
@@ -374,8 +380,9 @@ def _from_hub(reference: str, hub_id: hub.HubId, *, refresh: bool, model_file: s
     except NoGraphError:  # the repository has no .onnx file: an export needs the weights
         if importlib.util.find_spec("torch") is None:
             raise NoGraphError(
-                f"{reference!r} has no .onnx file on the Hub, and torch is not installed to make one. Install the extra "
-                f'(`pip install "penult[export]"`), or run `penult export` elsewhere and name the folder that it writes.'
+                f"{reference!r} has no .onnx file, neither here nor on the Hub as far as it was asked (HF_HUB_OFFLINE is "
+                f"{os.environ.get('HF_HUB_OFFLINE', 'unset')}), and torch is not installed to make one of its weights. "
+                'Install the extra (`pip install "penult[export]"`), or run `penult export` elsewhere and name the folder that it writes.'
             ) from None
         snapshot = hub.fetch(reference, hub_id, refresh=refresh, weights=True, data_files=data_files)
     if hub_id.file is not None:

@@ -120,6 +120,29 @@ def choose(model: onnx.ModelProto, recipe: Recipe, source: Source) -> HiddenStat
 def _choose(model: onnx.ModelProto, recipe: Recipe, source: Source) -> HiddenState:
     outputs = {node.name: len(node.type.tensor_type.shape.dim) for node in model.graph.output}
     own, rank = next(iter(outputs.items()))
+    _check_vector(outputs, recipe, source)
+    vector = _own_vector(model, outputs, recipe, source)
+    if vector is not None:
+        return vector
+    if recipe.pooling is None and not (recipe.layer is None and rank == 2):
+        raise ValueError(_no_pooling(recipe, source))
+    if recipe.layer is None:
+        return _named(own, "the graph's own output, as layer=None asks")
+    if isinstance(recipe.layer, str):
+        return _by_name(model, recipe.layer)
+    return _hidden_state(model, recipe, source)
+
+
+def _own_vector(model: onnx.ModelProto, outputs: Mapping[str, int], recipe: Recipe, source: Source) -> HiddenState | None:
+    """Return the output of the graph that is the vector already, or None where tokens must be pooled.
+
+    Args:
+        model: the graph.
+        outputs: the rank of each output by its name; the first is the graph's own.
+        recipe: what the files and the caller say.
+        source: where the graph lies, for messages.
+    """
+    own, rank = next(iter(outputs.items()))
     if recipe.layer == -1:
         if recipe.output is not None:
             return _stated_output(outputs, recipe.output, source)
@@ -131,13 +154,20 @@ def _choose(model: onnx.ModelProto, recipe: Recipe, source: Source) -> HiddenSta
             return _named(OUTPUT, "the graph's own output; the weights of its modules are in the graph alone")
     elif recipe.layer is None and recipe.pooling is None and outputs.get(OUTPUT) == 2:
         return _named(OUTPUT, "the graph's own pooled output, as layer=None asks")
-    if recipe.pooling is None and not (recipe.layer is None and rank == 2):
-        raise ValueError(_no_pooling(recipe, source))
-    if recipe.layer is None:
-        return _named(own, "the graph's own output, as layer=None asks")
-    if isinstance(recipe.layer, str):
-        return _by_name(model, recipe.layer)
-    return _hidden_state(model, recipe, source)
+    if isinstance(recipe.layer, str) and recipe.pooling is None and outputs.get(recipe.layer) == 2:
+        return _named(recipe.layer, "the graph's own output, as layer= asks")
+    return None
+
+
+def _check_vector(outputs: Mapping[str, int], recipe: Recipe, source: Source) -> None:
+    """Refuse a pooling that the caller asks for where what is taken is one vector per text already."""
+    own = next(iter(outputs))
+    name = recipe.output if recipe.layer == -1 else own if recipe.layer is None else recipe.layer
+    if recipe.origin.get("pooling") == "argument" and isinstance(name, str) and outputs.get(name) == 2:
+        raise ValueError(
+            f"pooling was given, and the output {name!r} of {source.model} is one vector per text already. Leave pooling out, "
+            "or name a hidden state with layer=."
+        )
 
 
 def _stated_output(outputs: Mapping[str, int], name: str, source: Source) -> HiddenState:
@@ -169,13 +199,11 @@ def _no_pooling(recipe: Recipe, source: Source) -> str:
     if recipe.hint:
         return recipe.hint
     base = source.base_model()
-    other = f", or take its files: files_from={base!r}, which its card names as its base model" if base else (
-        ", or, if this is a mirror of a model that has such files, take those with files_from="
-    )  # fmt: skip
+    mirror = f"files_from={base!r}, its base model by its card," if base else "files_from='org/original', if this is a mirror,"
     return (
-        f"Nothing in {source.folder} says how {source.reference!r} pools its tokens into one vector (there is no "
-        f"modules.json with 1_Pooling/config.json). Say it: pooling='mean', 'cls', 'max' or 'last'; the model's card "
-        f"knows{other}. A wrong one gives vectors that look right and find nothing."
+        f"Nothing in {source.folder} says how tokens are pooled into one vector (modules.json, 1_Pooling/config.json). "
+        f"Pass pooling='mean', 'cls', 'max' or 'last' as the model's card says, or {mirror} to take the files of that model. "
+        "A wrong pooling gives vectors that look right and find nothing."
     )
 
 

@@ -1,0 +1,485 @@
+"""Models with a transformer for documents and another for queries, and texts in every kind of iterable."""
+
+import collections
+import copy
+import pickle
+import re
+import warnings
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+import reference
+from folder_kit import (
+    PACKAGE,
+    TEXTS,
+    add_dense,
+    bert,
+    change,
+    command,
+    difference,
+    list_modules,
+    replace_graph,
+    states_of,
+    static_model,
+    two_routes,
+    vector_of,
+    with_task_id,
+    without_mask,
+)
+from models import tiny_model, tokenizer, write_json
+
+from penult import Embedder, TextError, TruncationWarning
+
+QUIET = {"threads": 1, "truncate": "right"}
+ROLES = ("document", "query")
+PROMPTS = {"query": "search ", "document": "document "}
+LONG = "the cat sat on the mat in the bright moon " * 8
+
+
+def home(folder, role):
+    """Name the folder of a role's transformer."""
+    return folder / f"{role}_0_Transformer"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A model with two transformers, two lengths and two prompts."""
+    return two_routes(tmp_path_factory.mktemp("routes") / "model", lengths=(40, 12), prompts=PROMPTS)
+
+
+@pytest.fixture(scope="module")
+def routes(folder):
+    """The model, opened once."""
+    with Embedder.load(folder, **QUIET) as e:
+        yield e
+
+
+def expected(folder, role, text, prompt=None):
+    """Return the oracle's vector of a text of a role."""
+    whole = (PROMPTS[role] if prompt is None else prompt) + text
+    return vector_of(home(folder, role), whole, max_length={"document": 40, "query": 12}[role])
+
+
+# --- two transformers
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_each_role_has_its_transformer(folder, routes, role):
+    """Vectors of a role are those of its own transformer, with its prompt and its length."""
+    texts = [*TEXTS, LONG]
+    assert difference(routes.embed(texts, role), [expected(folder, role, text) for text in texts]) <= 1e-5
+    assert difference(routes.embed(texts, role, prompt=""), [expected(folder, role, text, "") for text in texts]) <= 1e-5
+    assert difference(routes.embed(["dog"], "query"), routes.embed(["dog"])) > 0.1
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_every_call_takes_the_route(folder, routes, role):
+    """Streams, tokens, padded tokens and counts are those of the role's own transformer."""
+    texts = [*TEXTS, LONG]
+    vectors = routes.embed(texts, role)
+    assert difference(np.concatenate(list(routes.embed_stream(iter(texts), role, window=3))), vectors) <= 1e-6
+    counted = routes.embed_counted(texts, role)
+    assert difference(counted.vectors, vectors) <= 1e-6
+    ids = [reference.read_ids(home(folder, role), PROMPTS[role] + text, 10_000) for text in texts]
+    longest = {"document": 40, "query": 12}[role]
+    lengths = [min(len(row), longest) for row in ids]
+    assert counted.tokens.tolist() == lengths == routes.count_tokens(texts, role).tolist()
+    assert counted.dropped.tolist() == [len(row) - kept for row, kept in zip(ids, lengths, strict=True)]
+    assert routes.measure(texts, role) == (lengths, counted.dropped.tolist())
+    tokens = routes.embed_tokens(texts, role)
+    padded = routes.embed_padded(texts, role)
+    assert padded.shape == (len(texts), longest, 32)
+    for text, states, rows in zip(texts, tokens, padded, strict=True):
+        wanted = states_of(home(folder, role), PROMPTS[role] + text, max_length=longest)
+        assert difference(states, wanted) <= 5e-5
+        assert difference(rows[: len(wanted)], wanted) <= 5e-5
+
+
+def test_no_texts_of_either_role(routes):
+    """No texts give no rows, by either route."""
+    for role in ROLES:
+        assert routes.embed([], role).shape == (0, 32)
+        assert routes.embed_counted([], role).vectors.shape == (0, 32)
+        assert routes.embed_tokens([], role) == []
+        assert routes.count_tokens([], role).shape == (0,)
+
+
+def test_rows_and_roles_that_are_wrong(routes):
+    """Errors of a route are those of any model."""
+    for role in ROLES:
+        with pytest.raises(TextError) as caught:
+            routes.embed(["a", None, "b", "\ud800"], role)
+        assert set(caught.value.rows) == {1, 3}
+        with pytest.raises(TypeError, match="texts is a str"):
+            routes.embed("text", role)
+    for role in ("passage", "", None, 1, ["query"]):
+        with pytest.raises(ValueError, match="it must be 'document' or 'query'"):
+            routes.embed(["a"], role)
+
+
+def test_long_queries_are_said(folder):
+    """Truncation is refused or said with the length of the role."""
+    with Embedder.load(folder, threads=1, truncate="error") as e:
+        with pytest.raises(TextError, match="the model takes 12"):
+            e.embed([LONG], "query")
+        with pytest.raises(TextError, match="the model takes 40"):
+            e.embed([LONG])
+    with Embedder.load(folder, threads=1) as e:
+        with pytest.warns(TruncationWarning, match="more than 12 tokens"):
+            e.embed([LONG], "query")
+        with pytest.warns(TruncationWarning, match="more than 40 tokens"):
+            e.embed([LONG])
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            e.embed([LONG], "query")
+
+
+@pytest.mark.parametrize("copying", [copy.deepcopy, lambda e: pickle.loads(pickle.dumps(e))])
+def test_copies_keep_both_routes(routes, copying):
+    """A copy has both transformers and the same fingerprint."""
+    with copying(routes) as copied:
+        assert copied.fingerprint == routes.fingerprint
+        for role in ROLES:
+            assert difference(copied.embed(TEXTS, role), routes.embed(TEXTS, role)) <= 1e-6
+
+
+def test_closing_closes_both(folder):
+    """A closed model embeds no text of either role."""
+    e = Embedder.load(folder, **QUIET)
+    e.close()
+    e.close()
+    for role in ROLES:
+        with pytest.raises(RuntimeError, match="closed"):
+            e.embed(["a"], role)
+
+
+def test_the_recipe_has_both(routes, folder):
+    """The recipe of queries stands in the recipe, with a graph of its own."""
+    query = routes.recipe.query
+    assert query is not None
+    assert query.graph_sha256 != routes.recipe.graph_sha256
+    assert (routes.recipe.longest("document"), routes.recipe.longest("query")) == (40, 12)
+    assert (routes.dimension, routes.gives_tokens(), routes.gives_tokens("query")) == (32, True, True)
+
+
+def test_the_fingerprint_covers_both(tmp_path):
+    """A change of either transformer, of its tokenizer or its length changes the fingerprint; the order of routes does not."""
+    made = two_routes(tmp_path / "model")
+    marks = [fingerprint(made)]
+    replace_graph(home(made, "query"), bert(seed=8))
+    marks.append(fingerprint(made))
+    change(home(made, "query") / "sentence_bert_config.json", max_seq_length=9)
+    marks.append(fingerprint(made))
+    change(home(made, "query") / "tokenizer_config.json", truncation_side="left")
+    marks.append(fingerprint(made))
+    replace_graph(home(made, "document"), bert(seed=9))
+    marks.append(fingerprint(made))
+    assert len(set(marks)) == 5
+    change(made / "router_config.json", structure={role: [f"{role}_0_Transformer"] for role in ROLES})
+    assert fingerprint(made) == marks[-1]
+    assert fingerprint(two_routes(tmp_path / "swapped", seeds=(7, 0))) != marks[0]
+
+
+def fingerprint(model, **options):
+    """Load a model and return its fingerprint."""
+    with Embedder.load(model, **{"threads": 1} | options) as e:
+        return e.fingerprint
+
+
+def test_a_router_in_a_folder_of_its_own(tmp_path, routes):
+    """A router's folder holds its transformers."""
+    made = two_routes(tmp_path, router="0_Router", lengths=(40, 12), prompts=PROMPTS)
+    with Embedder.load(made, **QUIET) as e:
+        assert e.fingerprint == routes.fingerprint
+        assert difference(e.embed(TEXTS, "query"), routes.embed(TEXTS, "query")) <= 1e-6
+
+
+def test_arguments_hold_for_both(folder):
+    """max_length, pooling, dimensions and prompts are laid over both routes."""
+    with Embedder.load(folder, max_length=8, pooling="cls", dimensions=4, prompts={"query": "fish "}, **QUIET) as e:
+        for role in ROLES:
+            prompt = "fish " if role == "query" else PROMPTS["document"]
+            vector = states_of(home(folder, role), prompt + LONG, max_length=8)[0]
+            unit = reference.normalize(reference.normalize(vector)[:4])
+            assert difference(e.embed([LONG], role)[0], unit) <= 1e-5
+            assert e.count_tokens([LONG], role).tolist() == [8]
+
+
+def test_routes_of_other_sizes(tmp_path):
+    """Vectors of two sizes cannot be compared, so that the model is refused with both."""
+    made = two_routes(tmp_path, normalize=False)
+    types = {"query_0_Transformer": "Transformer", "document_0_Transformer": "Transformer", "pool_q": "Pooling", "pool_d": "Pooling",
+             "dense_q": "Dense"}  # fmt: skip
+    write_json(made / "router_config.json", {
+        "types": types,
+        "structure": {"query": ["query_0_Transformer", "pool_q", "dense_q"], "document": ["document_0_Transformer", "pool_d"]},
+        "parameters": {},
+    })  # fmt: skip
+    for name in ("pool_q", "pool_d"):
+        write_json(made / name / "config.json", {"pooling_mode": "mean"})
+    layer = add_dense(made / "dense_q", 32, 8)
+    list_modules(made, ("Router", ""))
+    with pytest.raises(ValueError, match="gives documents 32 values and queries 8: their vectors cannot be compared"):
+        Embedder.load(made)
+    layer = add_dense(made / "dense_q", 32, 32)
+    with Embedder.load(made, **QUIET) as e:
+        assert difference(e.embed(["dog"])[0], states_of(home(made, "document"), "dog").mean(0)) <= 2e-5
+        wanted = np.tanh(layer[0] @ states_of(home(made, "query"), "dog").mean(0) + layer[1])
+        assert difference(e.embed(["dog"], "query")[0], wanted) <= 2e-5
+
+
+def test_one_transformer_and_two_heads(tmp_path):
+    """Asym behind the pooling: both roles share the graph, and each has its own dense layer."""
+    made = tiny_model(tmp_path)
+    list_modules(made, ("Transformer", ""), ("Pooling", "1_Pooling"), ("Asym", "2_Asym"))
+    write_json(made / "2_Asym" / "config.json", {
+        "types": {"q": f"{PACKAGE}Dense", "d": f"{PACKAGE}Dense"},
+        "structure": {"query": ["q"], "doc": ["d"]},
+        "parameters": {"allow_empty_key": True},
+    })  # fmt: skip
+    layers = {role: add_dense(made / "2_Asym" / role[0], 32, 8, seed=len(role)) for role in ROLES}
+    for model in (made, made / "onnx" / "model.onnx"):
+        with Embedder.load(model, **QUIET) as e:
+            for role, (weight, bias, _) in layers.items():
+                wanted = [np.tanh(weight @ states_of(made, text).mean(0) + bias) for text in TEXTS]
+                assert difference(e.embed(TEXTS, role), wanted) <= 2e-5
+            assert e.count_tokens(["dog"], "query").tolist() == [3]
+
+
+def test_static_queries(tmp_path):
+    """Queries of a static embedding and documents of a transformer: each role has its own tokenizer and its own calls."""
+    made = two_routes(tmp_path, normalize=False)
+    table = static_model(made / "aside", dimension=32)
+    (made / "aside" / "0_StaticEmbedding").rename(made / "query_0_StaticEmbedding")
+    write_json(made / "router_config.json", {
+        "types": {"query_0_StaticEmbedding": "StaticEmbedding", "document_0_Transformer": "Transformer", "p": "Pooling"},
+        "structure": {"query": ["query_0_StaticEmbedding"], "document": ["document_0_Transformer", "p"]},
+        "parameters": {},
+    })  # fmt: skip
+    write_json(made / "p" / "config.json", {"pooling_mode": "mean"})
+    list_modules(made, ("Router", ""))
+    with Embedder.load(made, **QUIET) as e:
+        ids = tokenizer().encode("the cat", add_special_tokens=False).ids[:2]
+        assert difference(e.embed(["the cat"], "query")[0], table[ids].mean(0)) <= 1e-5
+        assert difference(e.embed(["the cat"])[0], states_of(home(made, "document"), "the cat").mean(0)) <= 2e-5
+        assert (e.gives_tokens(), e.gives_tokens("query")) == (True, False)
+        assert e.count_tokens(["the cat"], "query").tolist() == [2]
+        assert e.embed_tokens(["the cat"])[0].shape == (4, 32)
+        with pytest.raises(ValueError, match="no token embeddings"):
+            e.embed_tokens(["the cat"], "query")
+
+
+def test_padding_of_one_route(tmp_path):
+    """What padding does is found out for each route by itself."""
+    made = two_routes(tmp_path)
+    replace_graph(home(made, "query"), without_mask(bert(seed=7)))
+    with Embedder.load(made, **QUIET) as e:
+        assert e.recipe.query is not None
+        assert (e.recipe.padding, e.recipe.query.padding) == (True, False)
+        for role in ROLES:
+            alone = np.concatenate([e.embed([text], role) for text in TEXTS])
+            assert difference(e.embed(TEXTS, role), alone) <= 1e-6
+            assert difference(alone, [vector_of(home(made, role), text) for text in TEXTS]) <= 1e-5
+
+
+def test_tasks_of_routes(tmp_path):
+    """Each route reads the adapters of its own configuration."""
+    rows = np.random.default_rng(2).standard_normal((2, 32))
+    made = two_routes(tmp_path)
+    for role in ROLES:
+        replace_graph(home(made, role), with_task_id(bert(), rows))
+        change(home(made, role) / "config.json", lora_adaptations=["retrieval.query", "retrieval.passage"])
+    with Embedder.load(made, **QUIET) as e, Embedder.load(made, task=1, **QUIET) as fixed:
+        assert difference(e.embed(["dog"]), fixed.embed(["dog"])) <= 1e-6
+        assert difference(e.embed(["dog"], "query"), fixed.embed(["dog"], "query")) > 1e-2
+        assert difference(fixed.embed(["dog"]), fixed.embed(["dog"], "query")) <= 1e-6
+
+
+@pytest.mark.xfail(
+    strict=True, reason="embedder.py: _probed and _states feed the task of documents, also in the model of queries"
+)
+def test_a_task_of_queries_alone(tmp_path):
+    """The model of queries needs no task for documents, which it never sees."""
+    made = two_routes(tmp_path)
+    rows = np.random.default_rng(2).standard_normal((2, 32))
+    replace_graph(home(made, "query"), with_task_id(bert(seed=7), rows))
+    change(home(made, "query") / "config.json", lora_adaptations=["query", "other"])
+    with Embedder.load(made, **QUIET) as e:
+        assert e.embed(["dog"], "query").shape == (1, 32)
+
+
+@pytest.mark.parametrize("role", ROLES)
+@pytest.mark.parametrize(
+    ("file", "said"),
+    [
+        pytest.param("onnx/model.onnx", "{}_0_Transformer", marks=pytest.mark.xfail(
+            strict=True, reason="source.py the whole model is said to hold no graph, and one route has one")),
+        ("tokenizer.json", "{}_0_Transformer holds no tokenizer"),
+    ],
+)  # fmt: skip
+def test_a_route_that_lacks_a_file(tmp_path, role, file, said):
+    """What one route lacks is named with the folder of that route."""
+    made = two_routes(tmp_path)
+    (home(made, role) / file).unlink()
+    (home(made, role) / "tokenizer_config.json").unlink()
+    with pytest.raises(FileNotFoundError, match=said.format(role)):
+        Embedder.load(made)
+
+
+@pytest.mark.parametrize("place", ["query_0_Transformer", "document_0_Transformer"])
+def test_one_graph_of_two(folder, place):
+    """One graph of a model with two is not the model: named by its path or as model_file, it is refused."""
+    with pytest.raises(
+        ValueError, match=rf"one graph of a model that has one for queries .* name the folder {re.escape(str(folder))}"
+    ):
+        Embedder.load(folder / place / "onnx" / "model.onnx")
+    with pytest.raises(
+        ValueError, match=r"one graph for queries and one for documents, and model_file='onnx/model\.onnx' names one"
+    ):
+        Embedder.load(folder, model_file="onnx/model.onnx")
+
+
+def test_a_graph_above_the_routes(tmp_path):
+    """A graph in the model's own folder is not taken for both routes."""
+    made = two_routes(tmp_path)
+    (home(made, "query") / "onnx" / "model.onnx").unlink()
+    (made / "onnx").mkdir()
+    replace_graph(made, bert())
+    with pytest.raises(FileNotFoundError, match=r"holds no \.onnx file"):
+        Embedder.load(made)
+
+
+def test_a_mirror_of_a_model_with_routes(folder, tmp_path):
+    """The files of a model with two transformers do not say how a single graph is used."""
+    mirror = tiny_model(tmp_path, pooling=None)
+    with pytest.raises(ValueError, match="has a model for queries and another for documents; name that model itself"):
+        Embedder.load(mirror, files_from=folder)
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_cutting_one_route(folder, routes, tmp_path, capsys, role):
+    """`penult cut --role` writes the graph of a role, and says that there are two."""
+    out = tmp_path / "cut.onnx"
+    result = command(capsys, "cut", folder, out, "--role", role)
+    assert result.status == 0, result.err
+    assert f"has a model for queries and one for documents; this is the {role}'s" in result.err
+    session = ort.InferenceSession(out.read_bytes(), providers=["CPUExecutionProvider"])
+    ids = np.array([reference.read_ids(home(folder, role), PROMPTS[role] + "dog", 12)])
+    feed = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
+    (vectors,) = session.run(["sentence_embedding"], {node.name: feed[node.name] for node in session.get_inputs()})
+    assert difference(vectors, routes.embed(["dog"], role)) <= 1e-5
+
+
+def test_cutting_a_model_without_routes(tiny, tmp_path, capsys):
+    """A model with one transformer has the same graph for both roles."""
+    for role in ROLES:
+        result = command(capsys, "cut", tiny, tmp_path / f"{role}.onnx", "--role", role)
+        assert result.status == 0, result.err
+        assert "this is the" not in result.err
+    assert (tmp_path / "document.onnx").read_bytes() == (tmp_path / "query.onnx").read_bytes()
+
+
+# --- iterables
+
+
+ITERABLES = {
+    "list": list,
+    "tuple": tuple,
+    "generator": lambda texts: (text for text in texts),
+    "iterator": iter,
+    "map": lambda texts: map(str, texts),
+    "filter": lambda texts: filter(lambda text: True, texts),
+    "dict": lambda texts: dict.fromkeys(texts, 1),
+    "keys": lambda texts: dict.fromkeys(texts, 1).keys(),
+    "values": lambda texts: dict(enumerate(texts)).values(),
+    "deque": collections.deque,
+    "array": np.array,
+    "objects": lambda texts: np.array(texts, dtype=object),
+    "Series": lambda texts: pytest.importorskip("pandas").Series(texts),
+    "shifted Series": lambda texts: pytest.importorskip("pandas").Series(texts, index=range(5, 5 + len(texts))),
+    "Index": lambda texts: pytest.importorskip("pandas").Index(texts),
+}
+WORDS = ["the cat sat", "dog", "", "a bright moon over the river", "日本"]
+
+
+@pytest.mark.parametrize("kind", ITERABLES)
+@pytest.mark.parametrize("role", ROLES)
+def test_any_iterable(routes, kind, role):
+    """Texts may come in any iterable, which is run through once: every call takes them all, in their order."""
+
+    def make():
+        return ITERABLES[kind](WORDS)
+
+    whole = routes.embed(WORDS, role)
+    assert difference(routes.embed(make(), role), whole) <= 1e-6
+    assert difference(np.concatenate(list(routes.embed_stream(make(), role, window=2))), whole) <= 1e-6
+    assert difference(routes.embed_counted(make(), role).vectors, whole) <= 1e-6
+    assert routes.count_tokens(make(), role).tolist() == routes.count_tokens(WORDS, role).tolist()
+    assert routes.measure(make(), role) == routes.measure(WORDS, role)
+    for found, wanted in zip(routes.embed_tokens(make(), role), routes.embed_tokens(WORDS, role), strict=True):
+        assert difference(found, wanted) <= 1e-6
+    assert difference(routes.embed_padded(make(), role), routes.embed_padded(WORDS, role)) <= 1e-6
+
+
+CALLS = ("embed", "embed_counted", "count_tokens", "measure", "embed_tokens", "embed_padded")
+
+
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("wrong", ["text", b"text", "", b"", None, 7, object()], ids=lambda value: type(value).__name__)
+def test_what_is_no_iterable_of_texts(routes, call, wrong):
+    """One text, bytes or nothing at all is refused with its type, never read letter by letter."""
+    with pytest.raises(TypeError, match=f"texts is a {type(wrong).__name__}; give a list of texts"):
+        getattr(routes, call)(wrong)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        "text",
+        pytest.param(
+            b"text",
+            marks=pytest.mark.xfail(
+                strict=True, reason="embedder.py: embed_stream checks str alone, bytes are read number by number"
+            ),
+        ),
+        pytest.param(
+            None,
+            marks=pytest.mark.xfail(
+                strict=True, reason="embedder.py: embed_stream leaves None to iter(), whose message names no argument"
+            ),
+        ),
+    ],
+)
+def test_a_stream_of_what_is_none(routes, wrong):
+    """A stream refuses one text, bytes and nothing at all as every other call does."""
+    with pytest.raises(TypeError, match=f"texts is a {type(wrong).__name__}; give"):
+        list(routes.embed_stream(wrong))
+
+
+def test_an_iterator_that_fails(routes):
+    """An error inside the caller's iterator is the caller's own."""
+
+    def texts():
+        yield "a"
+        raise LookupError("mine")
+
+    with pytest.raises(LookupError, match="mine"):
+        routes.embed(texts())
+    with pytest.raises(LookupError, match="mine"):
+        list(routes.embed_stream(texts()))
+
+
+def test_an_iterator_used_up(routes):
+    """An iterator that was run through before gives no texts, and so no rows."""
+    texts = iter(["a"])
+    assert routes.embed(texts).shape == (1, 32)
+    assert routes.embed(texts).shape == (0, 32)
+
+
+@pytest.mark.parametrize("dimensions", [(2, 2), (1, 0)])
+def test_arrays_of_more_axes(routes, dimensions):
+    """Rows of a table are no texts."""
+    texts = np.full(dimensions, "a")
+    with pytest.raises(TextError, match="is a ndarray, not a str"):
+        routes.embed(texts)
