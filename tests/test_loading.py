@@ -187,8 +187,7 @@ def test_the_card_names_the_base_model(tmp_path, card, named):
         ("1_Pooling", ".."),
         ("1_Pooling", "../onnx/model.onnx"),
         *[
-            pytest.param(inside, name, marks=pytest.mark.xfail(
-                strict=True, reason="source.py _root_of: the parent of '.' is '.', so that the folder above a relative path is not seen"))
+            (inside, name)
             for inside, name in (("onnx", "model.onnx"), ("onnx", "./model.onnx"))
         ],
     ],
@@ -263,9 +262,6 @@ def test_weights_and_no_graph(folder, monkeypatch):
     assert caught.value.__cause__ is None
 
 
-@pytest.mark.xfail(
-    strict=True, reason="export.py takes model2vec's table for weights of torch; recipe.py _hint does not know it"
-)
 def test_a_static_table_without_a_list(tmp_path, monkeypatch):
     """A folder as model2vec leaves it, without modules.json, is said to be a static embedding, not sent to torch."""
     static_model(tmp_path / "static")
@@ -286,9 +282,6 @@ def test_a_graph_for_openvino_alone(folder):
         Embedder.load(folder)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="recipe.py reads tokenizer_config.json in home, and the tokenizer may lie elsewhere (Source.tokenizer)"
-)
 @pytest.mark.parametrize("place", [".", "onnx"])
 def test_settings_beside_the_tokenizer_that_is_used(folder, place):
     """Where the transformer's folder has no tokenizer, length and side are those stated beside the one that is taken."""
@@ -318,9 +311,6 @@ def test_the_encoder_of_a_pair(folder, embedder, architecture, taken):
             Embedder.load(folder)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="source.py _check_encoder: relative_to(home), and the graph may lie in the model's own folder"
-)
 def test_the_encoder_of_a_pair_above_its_module(folder):
     """The sentence is the same where the transformer has a folder of its own and the graph lies above it."""
     in_a_module(folder, graph="onnx/encoder_model.onnx")
@@ -888,8 +878,6 @@ def test_copies_of_an_embedder(adapters, copying):
 
 # --- arguments of other types
 
-LATE = pytest.mark.xfail(strict=True, reason="recipe.py _check does not check it: refused late, in another's words, or taken")
-
 
 @pytest.mark.parametrize(
     ("options", "said"),
@@ -903,16 +891,16 @@ LATE = pytest.mark.xfail(strict=True, reason="recipe.py _check does not check it
         ({"buckets": []}, "The longest bucket is 0"),
         ({"threads": 0}, "threads is 0"),
         ({"calibration": "text"}, "texts is a str"),
-        pytest.param({"prompts": "query: "}, "prompts is 'query: '", marks=LATE),
-        pytest.param({"prompts": ["query: "]}, "prompts is ['query: ']", marks=LATE),
-        pytest.param({"prompts": {"query": "\ud800"}}, "prompts", marks=LATE),
-        pytest.param({"pooling": 5}, "pooling is 5", marks=LATE),
-        pytest.param({"layer": 1.5}, "layer is 1.5", marks=LATE),
-        pytest.param({"normalize": "no"}, "normalize is 'no'", marks=LATE),
-        pytest.param({"layer_norm": "no"}, "layer_norm is 'no'", marks=LATE),
-        pytest.param({"max_batch_tokens": 0}, "max_batch_tokens is 0", marks=LATE),
-        pytest.param({"buckets": ["a"]}, "buckets", marks=LATE),
-        pytest.param({"threads": "2"}, "threads is '2'", marks=LATE),
+        ({"prompts": "query: "}, "prompts is 'query: '"),
+        ({"prompts": ["query: "]}, "prompts is ['query: ']"),
+        ({"prompts": {"query": "\ud800"}}, "prompts"),
+        ({"pooling": 5}, "pooling is 5"),
+        ({"layer": 1.5}, "layer is 1.5"),
+        ({"normalize": "no"}, "normalize is 'no'"),
+        ({"layer_norm": "no"}, "layer_norm is 'no'"),
+        ({"max_batch_tokens": 0}, "max_batch_tokens is 0"),
+        ({"buckets": ["a"]}, "buckets"),
+        ({"threads": "2"}, "threads is '2'"),
     ],
 )
 def test_arguments_that_cannot_be(folder, options, said):
@@ -941,10 +929,8 @@ def test_a_static_embedding(tmp_path):
 @pytest.mark.parametrize(
     ("file", "said"),
     [
-        pytest.param("tokenizer.json", "holds no tokenizer", marks=pytest.mark.xfail(
-            strict=True, reason="loading.py the size of a static embedding's tokenizer.json is asked before it is known to be there")),
-        pytest.param("model.safetensors", "0_StaticEmbedding", marks=pytest.mark.xfail(
-            strict=True, reason="source.py a static embedding without its table is told to export an ONNX file")),
+        ("tokenizer.json", "holds no tokenizer"),
+        ("model.safetensors", "0_StaticEmbedding"),
     ],
 )  # fmt: skip
 def test_a_static_embedding_without_a_file(tmp_path, file, said):
@@ -1028,9 +1014,6 @@ def test_any_value_of_any_key(place, name):
         write_json(path, whole)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="tokenizer_config.py _named_extra names the place of extra_special_tokens, which is then absent"
-)
 def test_further_special_tokens_by_name(folder):
     """What is wrong in the older additional_special_tokens is told with its file too."""
     change(folder / "tokenizer_config.json", additional_special_tokens={"image_token": None})

@@ -217,7 +217,6 @@ def test_the_kind_that_the_architecture_shows(tmp_path, architecture, said):
     assert "pooling=" not in str(caught.value)
 
 
-@pytest.mark.xfail(strict=True, reason="recipe.py _hint knows three endings of names of classes")
 @pytest.mark.parametrize(
     ("architecture", "said"),
     [
@@ -339,7 +338,6 @@ def test_a_router_that_names_itself(tmp_path):
         read_modules(tmp_path)
 
 
-@pytest.mark.xfail(strict=True, reason="_flat has no bound on how many modules it resolves: 60^4 for 4 small files")
 def test_many_routers_in_routers(tmp_path, monkeypatch):
     """Files of a few bytes do not make penult read a router's file a hundred thousand times."""
     list_modules(tmp_path, ("Router", "r"))
@@ -420,7 +418,6 @@ def test_a_malformed_router(tmp_path, changed, said):
     assert "router_config.json" in str(caught.value)
 
 
-@pytest.mark.xfail(strict=True, raises=TypeError, reason="_route_mappings: a tuple of lists is no key of a dict")
 @pytest.mark.parametrize("key", ["((['query'],), 'text')", "(({},), None)", "((set(),), 'text')"])
 def test_a_route_of_names_that_cannot_be_looked_up(tmp_path, key):
     """A task that is a tuple of lists is refused as any other that is not a name."""
@@ -430,7 +427,6 @@ def test_a_route_of_names_that_cannot_be_looked_up(tmp_path, key):
         read_modules(tmp_path)
 
 
-@pytest.mark.xfail(strict=True, reason="_route_mappings takes whatever unpacks into two; a set in any order")
 @pytest.mark.parametrize("key", ["{'query', 'text'}", "'qt'", "['query', 'text']", "{'query': 1, 'text': 2}"])
 def test_a_route_that_is_no_tuple(tmp_path, key):
     """Only a tuple is a pair: a set has no order, and a word of two letters is no task and modality."""

@@ -296,9 +296,6 @@ def test_tasks_of_routes(tmp_path):
         assert difference(fixed.embed(["dog"]), fixed.embed(["dog"], "query")) <= 1e-6
 
 
-@pytest.mark.xfail(
-    strict=True, reason="embedder.py: _probed and _states feed the task of documents, also in the model of queries"
-)
 def test_a_task_of_queries_alone(tmp_path):
     """The model of queries needs no task for documents, which it never sees."""
     made = two_routes(tmp_path)
@@ -313,8 +310,7 @@ def test_a_task_of_queries_alone(tmp_path):
 @pytest.mark.parametrize(
     ("file", "said"),
     [
-        pytest.param("onnx/model.onnx", "{}_0_Transformer", marks=pytest.mark.xfail(
-            strict=True, reason="source.py the whole model is said to hold no graph, and one route has one")),
+        ("onnx/model.onnx", "{}_0_Transformer"),
         ("tokenizer.json", "{}_0_Transformer holds no tokenizer"),
     ],
 )  # fmt: skip
@@ -435,21 +431,7 @@ def test_what_is_no_iterable_of_texts(routes, call, wrong):
 
 @pytest.mark.parametrize(
     "wrong",
-    [
-        "text",
-        pytest.param(
-            b"text",
-            marks=pytest.mark.xfail(
-                strict=True, reason="embedder.py: embed_stream checks str alone, bytes are read number by number"
-            ),
-        ),
-        pytest.param(
-            None,
-            marks=pytest.mark.xfail(
-                strict=True, reason="embedder.py: embed_stream leaves None to iter(), whose message names no argument"
-            ),
-        ),
-    ],
+    ["text", b"text", None],
 )
 def test_a_stream_of_what_is_none(routes, wrong):
     """A stream refuses one text, bytes and nothing at all as every other call does."""

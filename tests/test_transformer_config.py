@@ -252,10 +252,6 @@ def test_no_special_tokens(tmp_path, place):
         assert difference(e.embed(["cat dog"])[0], reference.normalize(expected)) <= 1e-5
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="read_transformer takes it; transformers 5.24 has no such argument of a call and drops it in silence",
-)
 @pytest.mark.parametrize("place", ["common", "text"])
 def test_the_side_that_is_cut(tmp_path, place):
     """A truncation_side of the call changes nothing, as measured with sentence-transformers 6.2: the tokenizer's own holds."""
@@ -276,7 +272,6 @@ def test_the_side_that_the_tokenizer_is_made_with(tmp_path, side):
         read(tmp_path, Wishes())
 
 
-@pytest.mark.xfail(strict=True, reason="read_transformer lets a false anywhere count")
 def test_what_is_common_counts_more(tmp_path):
     """Where `common` and `text` differ, `common` counts, as measured with sentence-transformers 6.2, which lays it over `text`."""
     for common in (True, False):
@@ -284,7 +279,6 @@ def test_what_is_common_counts_more(tmp_path):
         assert stated(tmp_path, processing_kwargs=both).special_tokens is common
 
 
-@pytest.mark.xfail(strict=True, reason="_lengths reads a null as if the key were absent")
 @pytest.mark.parametrize("place", ["common", "text"])
 def test_a_call_without_a_length(tmp_path, place):
     """A max_length of null in the call takes the role's own length away, as measured with sentence-transformers 6.2."""
@@ -292,7 +286,6 @@ def test_a_call_without_a_length(tmp_path, place):
     assert read(tmp_path, Wishes()).longest("query") == 50
 
 
-@pytest.mark.xfail(strict=True, reason="_processing takes null for absent; sentence-transformers then cuts nothing")
 @pytest.mark.parametrize("place", ["common", "text"])
 def test_a_truncation_of_null(tmp_path, place):
     """A truncation of null switches it off in sentence-transformers, so that it is refused as false is."""

@@ -67,6 +67,23 @@ class Runtime:
     alone: bool = False
     pads: bool = False
 
+    def __post_init__(self) -> None:
+        """Refuse numbers that are none.
+
+        Raises:
+            TypeError: a number is not whole.
+            ValueError: a number is not positive.
+        """
+        numbers = {"threads": self.threads, "max_batch_tokens": self.max_batch_tokens}
+        numbers |= {f"buckets[{i}]": bucket for i, bucket in enumerate(self.buckets or ())}
+        for name, value in numbers.items():
+            if value is None:
+                continue
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise TypeError(f"{name} is {value!r}; it must be a whole number.")
+            if value < 1:
+                raise ValueError(f"{name} is {value}; it must be at least 1.")
+
 
 @dataclass(frozen=True, slots=True)
 class Counted:
@@ -126,8 +143,14 @@ class Embedder:
         except (ArithmeticError, ValueError) as error:
             raise ValueError(f"{found.model} cannot embed even an empty text: {error}") from error
         self._check_dimensions()
-        free = not runtime.pads and self._frozen.length is None and not prepared.batch_dependent
-        if free and reaches_tokens(prepared.graph, self._states, longest=recipe.max_length, exact=prepared.exact):
+        longest = self._frozen.length or recipe.max_length
+        exact, dynamic = prepared.exact, prepared.batch_dependent
+        if not runtime.pads and reaches_tokens(prepared.graph, self._states, longest=longest, exact=exact, dynamic=dynamic):
+            if self._frozen.length is not None:
+                raise ValueError(
+                    f"Every text is padded to the {longest} tokens of {found.model}, and this graph lets padding change the "
+                    "vectors of real tokens: it does not read attention_mask. Export it with that input."
+                )
             if runtime.buckets:
                 raise ValueError(
                     f"buckets={list(runtime.buckets)} pads texts, and in {found.model} padding changes the vectors of real "
@@ -149,9 +172,9 @@ class Embedder:
             ValueError: the graph gives vectors of another size than the files state.
         """
         encoded, recipe = self._tokenizer.encode([""]), self._recipe
-        dimension = int(self._run_batch(encoded, [0]).shape[1])
+        dimension = int(self._run_batch(encoded, [0], role=self._any_role()).shape[1])
         if self._has_tokens and recipe.width is not None and recipe.layer == -1 and not recipe.token_steps:
-            width = int(self._run_batch(encoded, [0], output="token_embeddings").shape[2])
+            width = int(self._run_batch(encoded, [0], role=self._any_role(), output="token_embeddings").shape[2])
             if width != recipe.width:
                 raise ValueError(
                     f"the modules of {self._source.reference!r} expect token embeddings of {recipe.width} values, and this "
@@ -171,16 +194,28 @@ class Embedder:
         self._recipe = replace(self._recipe, dimensions=None, renormalize=True)
 
     def _states(self, length: int, padding: int) -> NDArray[Any] | None:
-        """Return what the graph gives for one text of about `length` tokens with so much padding; None if that is too long."""
+        """Return what the graph gives for one text of about `length` tokens with so much padding; None if that is too long.
+
+        Of a graph that takes one length alone, what stands in the padding changes instead of how much there is.
+        """
         encoded = self._tokenizer.encode(["the quick brown fox " * length], limit=min(length, self._recipe.max_length))
-        count = len(encoded.ids[0])
-        if count == 0 or count + padding > self._recipe.max_length:
+        count, fixed = len(encoded.ids[0]), self._frozen.length
+        if count == 0 or count + padding > (fixed or self._recipe.max_length):
             return None
         output = "token_embeddings" if self._has_tokens else "sentence_embedding"
-        values: NDArray[Any] = self._run_batch(encoded, [0], count + padding, output=output)[0].astype(np.float32)
+        inputs = self._feed(encoded, [0], fixed or count + padding, role=self._any_role())
+        if fixed and padding:
+            inputs["input_ids"] = ids = inputs["input_ids"].copy()
+            ids[:, slice(fixed - count) if self._side == "left" else slice(count, None)] = encoded.ids[0][count // 2]
+        values: NDArray[Any] = _finite(self._sessions.run(lambda: inputs, output), [0])[0].astype(np.float32)
         if output == "sentence_embedding":
             return values
-        return values[padding:] if self._side == "left" else values[:count]  # (T, H)
+        return values[-count:] if self._side == "left" else values[:count]  # (T, H)
+
+    def _any_role(self) -> Role:
+        """Return a role that this model serves; a model of queries may name no task for documents."""
+        tasks = self._recipe.tasks
+        return "query" if "query" in tasks and "document" not in tasks else "document"
 
     def _query_embedder(self, calibration: tuple[str, ...] | None) -> "Embedder | None":
         """Open the model of queries, where there is one of their own."""
@@ -389,8 +424,8 @@ class Embedder:
             TypeError: `texts` is a str.
             TextError: a row of the window cannot be embedded; the rows count from the start of the stream.
         """
-        if isinstance(texts, str):
-            raise TypeError("texts is a str; give an iterable of texts.")
+        if texts is None or isinstance(texts, str | bytes | bytearray):
+            raise TypeError(f"texts is a {type(texts).__name__}; give an iterable of texts.")
         if window < 1:
             raise ValueError(f"window is {window}; it must be at least 1.")
         stream, start = iter(texts), 0
@@ -469,12 +504,14 @@ class Embedder:
         Raises:
             TypeError: `texts` is a str.
             TextError: as in `embed`.
-            ValueError: the graph gives one vector a text and no tokens.
+            ValueError: the graph gives one vector a text and no tokens, or padding changes the vectors of real tokens.
         """
         texts = _checked(texts)
         if role == "query" and self._query is not None:
             return self._query.embed_padded(texts, role, prompt=prompt)
         self._need_tokens()
+        if not self._recipe.padding:
+            raise ValueError(f"In {self._source.model} padding changes the vectors of real tokens; call embed_tokens instead.")
         windows = list(self._windows(texts, role, prompt))
         longest = max([1, *(len(ids) for _, encoded in windows for ids in encoded.ids)])
         length = plan([longest], 1, buckets=self._runtime.buckets)[0].length

@@ -158,8 +158,8 @@ class Client:
         return FileNotFoundError(
             f"{self._reference!r} is not a folder here, is not complete in the cache, and could not be fetched: "
             f"{reason}{bare}. Check the path; or fetch the model where the Hub can be reached (`penult pull {self._repo} "
-            f"--to FOLDER`), copy FOLDER here and load it by its path; or set HF_ENDPOINT (now {endpoint}) to a Hub within reach and leave "
-            "HF_HUB_OFFLINE unset."
+            f"--to FOLDER`), copy FOLDER here and load it by its path; or set HF_ENDPOINT (now {endpoint}) to a Hub within "
+            "reach and leave HF_HUB_OFFLINE unset."
         )
 
     def _listing(self, url: str, revision: str) -> tuple[str, list[str]]:

@@ -57,7 +57,7 @@ def inspect(
     """
     found = loading.files_of(model, model_file=model_file, files_from=files_from)
     wishes = recipe.Wishes(layer=layer, pooling=pooling)
-    read, error, dimension = recipe.read(found.folder, wishes), "", None
+    read, error, dimension = loading.read_files(found, wishes), "", None
     graph = prepare.read_graph(found)
     try:
         with Embedder.load(model, layer=layer, pooling=pooling, model_file=model_file, files_from=files_from) as embedder:

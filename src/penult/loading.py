@@ -19,6 +19,7 @@ from penult.recipe import Recipe, Wishes
 from penult.source import NoGraphError, Source
 from penult.tokenizer import Tokenizer
 from penult.tokenizer_config import decisive_files
+from penult.types import Role
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,16 +51,27 @@ def read(
         ValueError: an argument or a file cannot be used; the message says what to do.
     """
     found = files_of(model, model_file=model_file, files_from=files_from)
-    read = recipe.read(found.folder, wishes)
+    read = read_files(found, wishes)
     if read.pooling is None and read.output is None and not read.static and found.revision is not None:
         # Another program may have fetched the graph alone. Whether the model states a pooling, only the Hub can say.
         with suppress(FileNotFoundError):
             found = source.resolve(model, model_file=model_file, files_from=files_from, refresh=True)
-            read = recipe.read(found.folder, wishes)
+            read = read_files(found, wishes)
     if read.precision == "int8":
         origin = {**read.origin, "calibration_sha256": "default" if calibration is None else "argument"}
         read = replace(read, calibration_sha256=prepare.hash_texts(calibration), origin=origin)
     return found, identified(found, read)
+
+
+def read_files(found: Source, wishes: Wishes) -> Recipe:
+    """Read how the files that were found are used.
+
+    Raises:
+        ValueError: as `recipe.read`.
+    """
+    sources: dict[Role, Source] = {"document": found, "query": found.query or found}
+    places = {role: place.tokenizer for role, place in sources.items() if not source.has_tokenizer(place.home)}
+    return recipe.read(found.folder, wishes, places)
 
 
 def files_of(
@@ -98,7 +110,13 @@ def check_kind(folder: Path) -> None:
 
 
 def identified(found: Source, read: Recipe) -> Recipe:
-    """Return the recipe with the hashes of the files that it is for."""
+    """Return the recipe with the hashes of the files that it is for.
+
+    Raises:
+        FileNotFoundError: the tokenizer of a static embedding is missing.
+    """
+    if read.static and not (found.tokenizer / "tokenizer.json").exists():
+        raise FileNotFoundError(f"{found.tokenizer} holds no tokenizer.json, which a static embedding needs; fetch it.")
     tokenizer = [found.tokenizer / "tokenizer.json"] if read.static else decisive_files(found.tokenizer, read.tokenizer)
     for path in tokenizer:
         check_size(path)

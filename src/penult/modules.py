@@ -23,6 +23,8 @@ _RERANKER = ("LogitScore",)
 # As sentence-transformers resolves a role: names of a route, in order.
 _ROUTE_NAMES: Mapping[Role, tuple[str, ...]] = {"query": ("query",), "document": ("document", "passage", "corpus", "doc")}
 
+_MOST_ROUTERS = 100  # models have one; files of a few bytes could name thousands inside each other
+
 RERANKER = "a reranker (cross-encoder): it scores pairs of a query and a document and gives no vector of a text"
 SPARSE = "a sparse encoder (SPLADE): its vectors have a weight for each word of the vocabulary"
 LATE_INTERACTION = "a late-interaction model (ColBERT): it gives one vector per token and none of a text"
@@ -97,16 +99,22 @@ def _check_kind(path: Path, module: Module) -> None:
         )
 
 
-def _flat(root: Path, path: Path, modules: list[Module], role: Role, *, depth: int = 0) -> list[Module]:
-    """Return the modules of a role, each router replaced by the modules of its route."""
+def _flat(
+    root: Path, path: Path, modules: list[Module], role: Role, *, depth: int = 0, routers: list[Path] | None = None
+) -> list[Module]:
+    """Return the modules of a role, each router replaced by the modules of its route; `routers` are those met so far."""
     if depth > 4:  # a router inside a router inside ...: no model has that
         raise ValueError(f"{path} nests routers more than four deep; fetch it again.")
     flat: list[Module] = []
+    routers = [] if routers is None else routers
     for module in modules:
         if module.kind not in ("Router", "Asym"):
             flat.append(module)
             continue
         config_path, config = _router_config(root / module.folder)
+        routers.append(config_path)
+        if len(routers) > _MOST_ROUTERS:
+            raise ValueError(f"{path.parent} has more than {_MOST_ROUTERS} routers; fetch it again.")
         types: Mapping[str, Any] = config["types"]
         route = _route(config_path, config, role)
         inner = []
@@ -115,7 +123,7 @@ def _flat(root: Path, path: Path, modules: list[Module], role: Role, *, depth: i
                 raise ValueError(f"{config_path} gives no type for the module {str(name)[:80]!r}; fetch it again.")  # noqa: TRY004
             place = (PurePosixPath(module.folder) / str(name)).as_posix()
             inner.append(_named(config_path, types[name], place))
-        flat.extend(_flat(root, config_path, inner, role, depth=depth + 1))
+        flat.extend(_flat(root, config_path, inner, role, depth=depth + 1, routers=routers))
     return flat
 
 
@@ -159,12 +167,22 @@ def _route_mappings(path: Path, stated: object) -> dict[tuple[object, object], s
         raise ValueError(f"{path}: route_mappings must be an object; fetch it again.")  # noqa: TRY004
     mappings: dict[tuple[object, object], str] = {}
     for key, route in stated.items():
-        try:
-            task, modality = ast.literal_eval(key)
-        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError) as error:
-            raise ValueError(f"{path}: the route {key[:80]!r} is not a pair of task and modality; fetch it again.") from error
-        if not all(isinstance(value, str | tuple | None) for value in (task, modality)):
+        pair = _literal(key)
+        if not isinstance(pair, tuple) or len(pair) != 2 or not all(map(_is_name, pair)):
             raise ValueError(f"{path}: the route {key[:80]!r} is not a pair of task and modality; fetch it again.")
+        task, modality = pair
         if not isinstance(modality, tuple):  # several modalities at once: never plain text
             mappings[task, modality] = str(route)
     return mappings
+
+
+def _literal(text: str) -> object:
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        return None
+
+
+def _is_name(value: object) -> bool:
+    """Return whether a value names a task or modalities."""
+    return value is None or isinstance(value, str) or (isinstance(value, tuple) and all(isinstance(v, str) for v in value))

@@ -14,7 +14,7 @@ from typing import Any, get_args
 
 from penult.jsonfile import value_of
 from penult.module_config import Dense, LayerNorm, Stated, Step, late_interaction, read_pooling, read_steps
-from penult.modules import RERANKER, Module, read_modules
+from penult.modules import LATE_INTERACTION, RERANKER, Module, read_modules
 from penult.tokenizer_config import stated_side
 from penult.transformer_config import TransformerConfig, read_transformer
 from penult.types import Pooling, Precision, Role, Truncate
@@ -215,8 +215,13 @@ class Wishes:
     task: str | int | None = None
 
 
-def read(folder: Path, wishes: Wishes) -> Recipe:
+def read(folder: Path, wishes: Wishes, tokenizers: Mapping[Role, Path] | None = None) -> Recipe:
     """Read the configuration of the model in a folder; explicit arguments override it.
+
+    Args:
+        folder: the model.
+        wishes: the arguments.
+        tokenizers: the folder of a role's tokenizer, where it is not the transformer's own.
 
     Raises:
         FileNotFoundError: a module's file is missing.
@@ -228,10 +233,11 @@ def read(folder: Path, wishes: Wishes) -> Recipe:
     static = any(listed and listed[0].kind == "StaticEmbedding" for listed in modules.values())
     if static and (wishes.layer != -1 or wishes.pooling is not None):
         raise ValueError(f"{folder} has a static embedding: it has no layers and pools by itself. Leave layer and pooling out.")
-    document = _Reader(folder, modules["document"], wishes).recipe()
+    tokenizers = tokenizers or {}
+    document = _Reader(folder, modules["document"], wishes, tokenizers.get("document")).recipe()
     if modules["query"] == modules["document"]:
         return document
-    return replace(document, query=_Reader(folder, modules["query"], wishes).recipe())
+    return replace(document, query=_Reader(folder, modules["query"], wishes, tokenizers.get("query")).recipe())
 
 
 def positions(folder: Path) -> int | None:
@@ -270,10 +276,22 @@ def _check(wishes: Wishes) -> None:
         if given not in allowed:
             raise ValueError(f"{name} is {given!r}; it must be one of {', '.join(map(repr, allowed))}.")
     poolings = ", ".join(map(repr, get_args(Pooling)))
-    listed = [wishes.pooling] if wishes.pooling is None or isinstance(wishes.pooling, str) else list(wishes.pooling)
+    listed = list(wishes.pooling) if isinstance(wishes.pooling, list | tuple) else [wishes.pooling]
     for pooling in listed or ["nothing"]:
         if pooling is not None and pooling not in get_args(Pooling):
             raise ValueError(f"pooling is {pooling!r}; it must be one of None, {poolings}, or a list of them.")
+    if isinstance(wishes.layer, bool) or not isinstance(wishes.layer, int | str | None):
+        raise TypeError(f"layer is {wishes.layer!r}; it must be a whole number, a name or None.")
+    for name, switch in (("normalize", wishes.normalize), ("layer_norm", wishes.layer_norm)):
+        if not isinstance(switch, bool | None):
+            raise TypeError(f"{name} is {switch!r}; it must be True or False.")
+    _check_numbers(wishes)
+    if wishes.task is not None and (isinstance(wishes.task, bool) or not isinstance(wishes.task, int | str)):
+        raise TypeError(f"task is {wishes.task!r}; it must be a name or a whole number.")
+    _check_prompts(wishes.prompts)
+
+
+def _check_numbers(wishes: Wishes) -> None:
     for name, value in (("max_length", wishes.max_length), ("dimensions", wishes.dimensions)):
         if value is None:
             continue
@@ -281,31 +299,33 @@ def _check(wishes: Wishes) -> None:
             raise TypeError(f"{name} is {value!r}; it must be a whole number.")
         if not 1 <= value <= _MOST_VALUES:
             raise ValueError(f"{name} is {value}; it must be at least 1, and at most {_MOST_VALUES:,}.")
-    if wishes.task is not None and (isinstance(wishes.task, bool) or not isinstance(wishes.task, int | str)):
-        raise TypeError(f"task is {wishes.task!r}; it must be a name or a whole number.")
-    _check_prompts(wishes.prompts)
 
 
 def _check_prompts(prompts: object) -> None:
     if prompts is None:
         return
     if not isinstance(prompts, Mapping):
-        raise TypeError(
-            f"prompts is a {type(prompts).__name__}; it must be a mapping, as {{'query': 'query: ', 'document': ''}}."
-        )
+        raise TypeError(f"prompts is {repr(prompts)[:80]}; it must be a mapping, as {{'query': 'query: ', 'document': ''}}.")
     for role, prompt in prompts.items():
         if role not in get_args(Role):
             raise ValueError(f"prompts has the role {str(role)[:40]!r}; it must be 'query' or 'document'.")
         if not isinstance(prompt, str):
             raise TypeError(f"the prompt of {role!r} is a {type(prompt).__name__}; it must be a str.")
+        try:
+            prompt.encode()
+        except UnicodeEncodeError:
+            raise ValueError(
+                f"prompts has half of a surrogate pair in the prompt of {role!r}, which no tokenizer reads."
+            ) from None
 
 
 class _Reader:
     """Reads the files of one folder for one list of modules; each answer notes its origin."""
 
-    def __init__(self, root: Path, modules: Sequence[Module], wishes: Wishes) -> None:
+    def __init__(self, root: Path, modules: Sequence[Module], wishes: Wishes, tokenizer: Path | None) -> None:
         self._root = root
         self._home = root / modules[0].folder if modules else root
+        self._tokenizer = tokenizer or self._home
         self._modules = modules
         self._wishes = wishes
         default = Wishes()
@@ -417,7 +437,7 @@ class _Reader:
         """
         home = self._home
         stated = stated_positions(home)
-        tokenizer = _length(home / "tokenizer_config.json", "model_max_length")
+        tokenizer = _length(self._tokenizer / "tokenizer_config.json", "model_max_length")
         for value, name in (
             (_as_length(transformer.tokenizer.get("model_max_length")), transformer.name),
             (transformer.max_seq_length, transformer.name),
@@ -428,7 +448,7 @@ class _Reader:
             return (tokenizer if stated is None else min(tokenizer, stated)), "tokenizer_config.json"
         if stated is not None:
             return stated, "config.json"
-        truncation = value_of(home / "tokenizer.json", "truncation", dict, "an object") or {}
+        truncation = value_of(self._tokenizer / "tokenizer.json", "truncation", dict, "an object") or {}
         if (cut := _as_length(truncation.get("max_length"))) is not None:
             return cut, "tokenizer.json"
         return _UNSTATED, "default"
@@ -442,7 +462,7 @@ class _Reader:
             truncation = value_of(self._home / "tokenizer.json", "truncation", dict, "an object") or {}
             self._origin["side"] = "tokenizer.json" if truncation else "default"
             return "left" if str(truncation.get("direction", "")).lower() == "left" else "right"
-        side, name = stated_side(self._home, transformer.tokenizer)
+        side, name = stated_side(self._tokenizer, transformer.tokenizer)
         self._origin["side"] = "default" if side is None else name
         return side or "right"
 
@@ -516,6 +536,16 @@ class _Reader:
             return f"{self._root} is {RERANKER}, or a classifier ({name}). {instead}"
         if name.endswith(("ForTokenClassification", "ForQuestionAnswering")):
             return f"{self._root} is a model that labels tokens ({name}), not a text embedding model. {instead}"
+        if name.endswith(("ColBERT", "ForRetrieval")):
+            return f"{self._root} is {LATE_INTERACTION} ({name}). {instead}"
+        if name.endswith(("ForMultipleChoice", "ForNextSentencePrediction", "ForImageClassification")):
+            return f"{self._root} is a classifier ({name}), not a text embedding model. {instead}"
+        if name == "StaticModel":  # as model2vec saves it, whose tokenizer and table say nothing about themselves
+            return (
+                f"{self._root} is a static embedding without a modules.json ({name}). Save it as a model of "
+                "sentence-transformers (SentenceTransformer(modules=[StaticEmbedding.from_model2vec(FOLDER)])), and load "
+                "that folder."
+            )
         kinds = ("vision_config", "audio_config")
         if any(value_of(path, key, dict, "an object") for key in kinds) and value_of(path, "text_config", dict, "an object"):
             return (

@@ -222,6 +222,7 @@ def _local(reference: str, path: Path, revision: str | None = None, *, model_fil
         raise ValueError(f"{reference!r} is a file but not an .onnx file; name the folder of the model or its .onnx file.")
     if model_file is not None:
         raise ValueError(f"{reference!r} names a graph and model_file={model_file!r} another; name one of them.")
+    path = path.absolute()  # not resolved: in the Hub's cache every file is a link
     return _of_graph(reference, path, _root_of(path), revision)
 
 
@@ -255,14 +256,16 @@ def _of_modules(
     if static and model_file is None and (home / STATIC_TABLE).exists():
         model = home / STATIC_TABLE
     else:
-        model = _graph(reference, home if own else root, home, model_file)
+        if static and model_file is None and not _graphs(home):
+            raise FileNotFoundError(f"{home} has no {STATIC_TABLE}, the table of this static embedding; fetch the whole model.")
+        model = _graph(str(home) if own else reference, home if own else root, home, model_file)
         if modules and model_file is None and model.name == "encoder_model.onnx":
-            _check_encoder(reference, home, model)
+            _check_encoder(reference, root, home, model)
     places = (home, root, model.parent)
     return Source(reference, model, root, revision, home, next((p for p in places if has_tokenizer(p)), home))
 
 
-def _check_encoder(reference: str, home: Path, model: Path) -> None:
+def _check_encoder(reference: str, root: Path, home: Path, model: Path) -> None:
     """Refuse to take the encoder of a pair whose module may be the whole pair.
 
     sentence-transformers takes the encoder of T5 and its kin, and both of BART: no file says which, but the name of the class.
@@ -273,7 +276,7 @@ def _check_encoder(reference: str, home: Path, model: Path) -> None:
     if pair and not any(str(name).endswith(("Encoder", "EncoderModel")) for name in names):
         raise ValueError(
             f"{reference!r} is an encoder with a decoder, and its modules do not say that the encoder alone is meant. If it is "
-            f"(T5 and its kin; not BART), pass model_file={model.relative_to(home).as_posix()!r}; else export the whole model."
+            f"(T5 and its kin; not BART), pass model_file={model.relative_to(root).as_posix()!r}; else export the whole model."
         )
 
 
@@ -382,7 +385,8 @@ def _from_hub(reference: str, hub_id: hub.HubId, *, refresh: bool, model_file: s
             raise NoGraphError(
                 f"{reference!r} has no .onnx file, neither here nor on the Hub as far as it was asked (HF_HUB_OFFLINE is "
                 f"{os.environ.get('HF_HUB_OFFLINE', 'unset')}), and torch is not installed to make one of its weights. "
-                'Install the extra (`pip install "penult[export]"`), or run `penult export` elsewhere and name the folder that it writes.'
+                'Install the extra (`pip install "penult[export]"`), or run `penult export` elsewhere and name the folder '
+                "that it writes."
             ) from None
         snapshot = hub.fetch(reference, hub_id, refresh=refresh, weights=True, data_files=data_files)
     if hub_id.file is not None:

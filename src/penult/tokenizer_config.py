@@ -251,7 +251,7 @@ def _is_own_token(key: str) -> bool:
 
 def _named_extra(extra: object, where: Mapping[str, str]) -> dict[str, Token]:
     """Read extra_special_tokens in its form with names."""
-    place = where.get("extra_special_tokens", "")
+    place = next((where[name] for name in ("extra_special_tokens", *_LISTS) if name in where), "tokenizer_config.json")
     return {key: _token(value, place, key) for key, value in extra.items()} if isinstance(extra, dict) else {}
 
 

@@ -37,7 +37,8 @@ _HARMLESS_MODEL = (
 _HARMLESS_CONFIG = ("trust_remote_code", "use_cache", "revision", "token", "cache_dir", "local_files_only", "code_revision",
                     "use_memory_efficient_attention", "unpad_inputs")  # fmt: skip
 _HARMLESS_TEXT = ("padding", "pad_to_multiple_of", "padding_side", "return_tensors", "return_attention_mask",
-                  "return_token_type_ids", "return_length", "verbose", "logits_to_keep")  # fmt: skip
+                  "return_token_type_ids", "return_length", "verbose", "logits_to_keep",
+                  "truncation_side")  # fmt: skip
 _TASKS = {"sequence-classification": RERANKER, "text-generation": RERANKER, "any-to-any": RERANKER,
           "fill-mask": SPARSE, "retrieval": LATE_INTERACTION}  # fmt: skip
 
@@ -90,17 +91,13 @@ def read_transformer(folder: Path) -> TransformerConfig:
     lengths = _lengths(path, common, text)
     output, layer = _output(path)
     tokenizer = _object(path, "tokenizer_args") | _object(path, "processor_kwargs")
-    for source in (common, text):
-        if "truncation_side" in source:
-            tokenizer["truncation_side"] = source["truncation_side"]
-    special = [source["add_special_tokens"] for source in (common, text) if "add_special_tokens" in source]
     return TransformerConfig(
         path.name,
         _length(path, config.get("max_seq_length"), "max_seq_length"),
         lengths,
         value_of(path, "do_lower_case", bool, "true or false") or False,
         tokenizer,
-        all(value is not False for value in special),
+        (text | common).get("add_special_tokens") is not False,
         output,
         layer,
     )
@@ -122,14 +119,14 @@ def _processing(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """Read how the tokenizer is called: what holds for every modality, and for text."""
     processing = _object(path, "processing_kwargs")
     check_keys(path, processing, ("common", "text", "audio", "image", "video", "chat_template"))
-    known = ("max_length", "truncation", "truncation_side", "add_special_tokens", *_HARMLESS_TEXT)
+    known = ("max_length", "truncation", "add_special_tokens", *_HARMLESS_TEXT)
     found = []
     for name in ("common", "text"):
         part = processing.get(name) or {}
         if not isinstance(part, dict):
             raise ValueError(f"{path}: processing_kwargs.{name} is {str(part)[:80]!r}; it must be an object. Fetch it again.")  # noqa: TRY004
         check_keys(path, part, known)
-        if part.get("truncation") in (False, "do_not_truncate"):
+        if part.get("truncation", True) in (None, False, "do_not_truncate"):
             raise ValueError(f"{path} switches truncation off, which penult does not do: every text has a longest length.")
         found.append(part)
     return found[0], found[1]
@@ -137,9 +134,9 @@ def _processing(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def _lengths(path: Path, common: Mapping[str, Any], text: Mapping[str, Any]) -> dict[Role, int]:
     """Return the most tokens of a text by role; what the tokenizer is called with counts more than the role's own."""
-    called = common.get("max_length", text.get("max_length"))
-    if called is not None:
-        length = _length(path, called, "max_length")
+    called = {**text, **common}
+    if "max_length" in called:
+        length = _length(path, called["max_length"], "max_length")
         return {} if length is None else {"document": length, "query": length}
     keys: tuple[tuple[Role, str], ...] = (("document", "document_length"), ("query", "query_length"))
     stated = {role: _length(path, value_of(path, key, int, "a whole number"), key) for role, key in keys}
