@@ -227,6 +227,16 @@ def test_a_copy_elsewhere_is_the_same_export(saved, tmp_path):
     assert source_sha256(shutil.copytree(saved, tmp_path / "elsewhere")) == source_sha256(saved)
 
 
+def test_an_export_that_lost_its_graph(saved, tmp_path, python):
+    """A graph that was taken out of the cache is made again."""
+    fake = python()
+    out = exported(saved, tmp_path / "cache", python=fake)
+    (out / "onnx" / "model.onnx").unlink()
+    assert exported(saved, tmp_path / "cache", python=fake) == out
+    assert (out / "onnx" / "model.onnx").exists()
+    assert runs(fake) == 2
+
+
 def test_the_loser_of_a_race_takes_the_winners_export(saved, tmp_path, python):
     """Two callers at once both get the one folder, and nothing else stays in the cache."""
     fake = python(
@@ -280,6 +290,14 @@ def test_large_weights_lie_beside_the_graph(saved, tiny, tmp_path, torch_python,
     assert (out / "onnx" / "model.onnx").stat().st_size < 200_000
     with Embedder.load(tiny, truncate="right") as expected, Embedder.load(out, truncate="right") as got:
         np.testing.assert_allclose(got.embed(TEXTS), expected.embed(TEXTS), atol=1e-5)
+
+
+def test_code_of_its_own(saved, tmp_path, torch_python):
+    """A model whose class is in its own code is not exported as transformers' class of the same type."""
+    path = saved / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"auto_map": {"AutoModel": "modeling_my.MyBert"}}))
+    with pytest.raises(ValueError, match=r"has model code of its own \(auto_map in config\.json\)"):
+        export(saved, tmp_path / "out", python=torch_python)
 
 
 def test_missing_weights_are_not_made_up(saved, tmp_path, torch_python):

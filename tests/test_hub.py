@@ -369,6 +369,7 @@ GRAPH, DATA, SMALL = "onnx/model.onnx", "onnx/model.onnx_data", "config.json"
         (SMALL, Fault("close"), "closed the connection before the end"),
         (GRAPH, Fault("short", method="GET"), r"sent fewer than the [\d,]+ bytes"),
         (SMALL, Fault("short", method="GET"), r"sent fewer than the [\d,]+ bytes"),
+        (SMALL, Fault("short", method="GET HEAD"), r"sent config\.json damaged: its sha1 is not [0-9a-f]{40}"),
         (GRAPH, Fault("long", method="GET"), r"sent more than the [\d,]+ bytes"),
         ("list", Fault("status", status=401), "answered 401 Unauthorized .*HF_TOKEN"),
         (SMALL, Fault("status", status=403), "answered 403 Forbidden .*HF_TOKEN"),

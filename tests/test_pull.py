@@ -71,6 +71,21 @@ def test_again(server: HubServer, tmp_path):
     assert json.loads((to / ".penult-pull.json").read_text())["revision"] == server.commit
 
 
+def test_a_branch_that_has_moved(server: HubServer, tmp_path, monkeypatch):
+    """A pull of a branch asks for its newest commit; one of a commit, or offline, takes what is in the cache."""
+    pull("org/tiny")
+    first = server.commit
+    server.commit = "b" * 40
+    server.repos["org/tiny"]["1_Pooling/notes.txt"] = b"new"
+    asked = len(server.asked)
+    assert pull(f"org/tiny@{first}").name == first
+    with monkeypatch.context() as offline:
+        offline.setattr(constants, "HF_HUB_OFFLINE", True)
+        assert pull("org/tiny").name == first
+    assert len(server.asked) == asked
+    assert pull("org/tiny").name == server.commit
+
+
 @pytest.mark.parametrize("kind", ["other files", "a file more", "another repository", "a file"])
 def test_a_folder_that_holds_something_else(kind, server: HubServer, tmp_path):
     """A folder of anything but an earlier pull of this repository is left as it is, and nothing is fetched."""

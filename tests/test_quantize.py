@@ -3,19 +3,22 @@
 import json
 import pickle
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
+from folder_kit import bert, change, replace_graph, with_task_id
 from graph_kit import model_of, running
 from models import bert_graph, bert_weights, tiny_model
 from onnx import TensorProto, helper, numpy_helper
 
 from penult import Embedder, Engine
+from penult import int8 as int8_module
 from penult.data import calibration_texts
 from penult.engine import fuse
-from penult.graph.calibrate import Goal, make_int8
+from penult.graph.calibrate import Goal, Outcome, make_int8
 from penult.graph.integer import scales_of, weight_limit
 from penult.graph.linear import find_linears
 from penult.graph.quantize import grouped, quantize
@@ -400,6 +403,50 @@ def test_int8_vectors_are_near_fp32(int8, embedder):
     assert (int8.embed(TEXTS) != embedder.embed(TEXTS)).any()
     integer = sum(node.op_type == "MatMulIntegerToFloat" for node in onnx.load(int8.engine._model).graph.node)
     assert integer == 12
+
+
+def test_an_int8_graph_is_that_of_its_settings(tiny, tmp_path, monkeypatch):
+    """What was loaded before does not count: settings that decide which tokens are seen have a graph of their own."""
+    texts = ["The Cat SAT", "A Dog", "Moon"]
+    lower = shutil.copytree(tiny, tmp_path / "lower")
+    path = lower / "sentence_bert_config.json"
+    path.write_text(
+        json.dumps(
+            json.loads(path.read_text()) | {"do_lower_case": True, "processing_kwargs": {"text": {"add_special_tokens": False}}}
+        )
+    )
+    vectors = []
+    for cache, folders in (("fresh", [lower]), ("used", [tiny, lower])):
+        monkeypatch.setenv("PENULT_CACHE", str(tmp_path / cache))
+        for folder in folders:
+            with Embedder.load(folder, precision="int8", threads=1) as e:
+                last = e.embed(texts)
+        vectors.append(last)
+        assert len([made for made in (tmp_path / cache).rglob("model.onnx") if made.is_file()]) == len(folders)
+    np.testing.assert_array_equal(*vectors)
+
+
+def test_an_int8_graph_of_every_task(tmp_path):
+    """The ranges of each adapter are seen, so that queries in int8 are as near to fp32 as documents."""
+    rows = np.random.default_rng(2).standard_normal((2, 32)) * [[1], [8]]
+    folder = replace_graph(tiny_model(tmp_path), with_task_id(bert(), rows))
+    change(folder / "config.json", lora_adaptations=["retrieval.passage", "retrieval.query"])
+    with (
+        Embedder.load(folder, threads=1, truncate="right") as e,
+        Embedder.load(folder, threads=1, truncate="right", precision="int8") as int8,
+    ):
+        for role in ("document", "query"):
+            exact, rough = e.embed(TEXTS, role), int8.embed(TEXTS, role)
+            cosines = (exact * rough).sum(axis=1) / np.linalg.norm(exact, axis=1) / np.linalg.norm(rough, axis=1)
+            assert cosines.min() >= 0.995
+
+
+def test_int8_that_would_be_another_model(tiny, tmp_path, monkeypatch):
+    """Vectors far from those of fp32 are refused, with the ways out."""
+    monkeypatch.setattr(int8_module, "make_int8", lambda *a, **k: Outcome(1, 0, 0.59, -0.15))
+    monkeypatch.setenv("PENULT_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(ValueError, match=r"mean cosine of 0\.59 .*calibration=.*precision='fp32'"):
+        Embedder.load(tiny, precision="int8", threads=1)
 
 
 def test_an_int8_vector_does_not_depend_on_its_batch(int8):

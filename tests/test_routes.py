@@ -30,6 +30,7 @@ from folder_kit import (
 from models import tiny_model, tokenizer, write_json
 
 from penult import Embedder, TextError, TruncationWarning
+from penult.source import NoGraphError, resolve
 
 QUIET = {"threads": 1, "truncate": "right"}
 ROLES = ("document", "query")
@@ -321,6 +322,17 @@ def test_a_route_that_lacks_a_file(tmp_path, role, file, said):
     (home(made, role) / "tokenizer_config.json").unlink()
     with pytest.raises(FileNotFoundError, match=said.format(role)):
         Embedder.load(made)
+
+
+def test_routes_of_weights(tmp_path):
+    """Two routes with weights for torch and no graph are exported as one model, not as the folder of one of them."""
+    made = two_routes(tmp_path)
+    for role in ROLES:
+        (home(made, role) / "onnx" / "model.onnx").unlink()
+        (home(made, role) / "model.safetensors").write_bytes(b"weights")
+    with pytest.raises(NoGraphError) as caught:
+        resolve(made)
+    assert caught.value.folder == made
 
 
 @pytest.mark.parametrize("place", ["query_0_Transformer", "document_0_Transformer"])

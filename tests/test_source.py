@@ -281,6 +281,14 @@ def test_an_empty_graph_of_the_hub(hub, tmp_path):
         assert "onnx/model.onnx is empty; it was not fetched to the end, fetch it again." in empty.stderr
 
 
+@pytest.mark.parametrize("name", ["", "  "])
+def test_an_empty_name(name, tmp_path, monkeypatch):
+    """The empty path is the current folder, which nobody means by it."""
+    monkeypatch.chdir(tiny_model(tmp_path))
+    with pytest.raises(ValueError, match="name is empty"):
+        resolve(name)
+
+
 def test_half_a_download_heals(hub, tmp_path):
     """A fetch that breaks off says so; the next one completes it."""
     hub.broken.add("onnx/model.onnx")

@@ -83,7 +83,10 @@ def exported(folder: Path, cache: Path, *, python: str = sys.executable, progres
         ValueError: as in `export`.
     """
     out = cache / "exports" / source_sha256(folder)[:32]
-    return out if out.exists() else _export(folder, out, python, progress=progress)
+    if (out / RECORD).exists() and all(any((out / name / "onnx").glob("*.onnx")) for name in _transformers(folder)):
+        return out
+    shutil.rmtree(out, ignore_errors=True)  # somebody took a part of it away
+    return _export(folder, out, python, progress=progress)
 
 
 def source_sha256(folder: Path) -> str:

@@ -179,6 +179,13 @@ def _config(folder: Path) -> Any:
         )
     if "quantization_config" in stated:
         raise ExportError(f"{folder.name} holds quantized weights (quantization_config). Export the model in fp32 or bf16.")
+    if isinstance(stated.get("auto_map"), dict) and "AutoModel" in stated["auto_map"]:
+        # A class of transformers may have the same name and model_type, and compute something else (causal or not).
+        raise ExportError(
+            f"{folder.name} has model code of its own (auto_map in config.json), which is not run here, and transformers' "
+            "class may give other vectors. Export it with its own code and name the folder; or, if transformers' class is "
+            "known to give the same, take auto_map out of config.json."
+        )
     try:
         return transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except Exception as error:

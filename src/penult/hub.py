@@ -142,6 +142,11 @@ def fetch(
         return _download(client, cache, revision, wanted)
 
 
+def is_settled(hub: HubId) -> bool:
+    """Return whether what the cache has of a revision is all there is to know: it is a commit, or HF_HUB_OFFLINE is set."""
+    return bool(settings().HF_HUB_OFFLINE) or _COMMIT.fullmatch(hub.revision or "") is not None
+
+
 # References
 
 

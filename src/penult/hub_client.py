@@ -6,6 +6,7 @@ downloader: that repeats a request which timed out (six times of up to a minute 
 Whatever fails is one error that says what to do.
 """
 
+import hashlib
 import json
 import posixpath
 import re
@@ -31,6 +32,7 @@ _ATTEMPTS = 3  # for one request, as long as nothing is gained
 _GAIN = 1 << 20  # bytes; a download that broke off after so many new ones has its attempts back
 _LONGEST_WAIT = 10.0  # seconds that a server may ask to wait before another attempt
 _MOST_REDIRECTS = 10
+_SHA1 = re.compile("[0-9a-f]{40}")
 _MOST_JSON = 64 << 20  # bytes of a list of files
 _CHUNK = 1 << 16  # bytes
 _PASSING = (408, 429, 500, 502, 503, 504)  # statuses that another attempt may not meet
@@ -128,9 +130,24 @@ class Client:
                 with aside.open("xb") as file:
                     received = _Received()
                     self._persist(remote.name, lambda: self._receive(remote, file, received), received)
+                self._check_sha1(remote, aside)
                 aside.replace(blob)
             finally:
                 aside.unlink(missing_ok=True)
+
+    def _check_sha1(self, remote: Remote, path: Path) -> None:
+        """Compare a small file with its ETag, git's sha1 of it; large files are compared with their sha256 when they are read.
+
+        Raises:
+            FileNotFoundError: it came damaged.
+        """
+        if not _SHA1.fullmatch(remote.etag) or path.stat().st_size > _MOST_JSON:
+            return
+        data = path.read_bytes()
+        # Some mirrors state the plain sha1.
+        found = [hashlib.sha1(head + data, usedforsecurity=False).hexdigest() for head in (b"blob %d\0" % len(data), b"")]
+        if remote.etag not in found:
+            raise self._error(f"{self._host} sent {remote.name} damaged: its sha1 is not {remote.etag}")
 
     def _persist(self, what: str, call: Callable[[], T], received: "_Received | None" = None) -> T:
         """Call until it succeeds or another attempt is of no use."""
@@ -235,8 +252,12 @@ class Client:
                 if answer.status not in _REDIRECTS or target is None or stated:
                     yield answer
                     return
-            target = urljoin(url, target)
-            if urlsplit(url).scheme == "https" != urlsplit(target).scheme:
+            try:
+                target = urljoin(url, target)
+                scheme = urlsplit(target).scheme
+            except ValueError:
+                raise _RequestError("redirects to what is no address") from None
+            if urlsplit(url).scheme == "https" != scheme:
                 raise _RequestError(f"redirects to {host(urlsplit(target).netloc)} without https")
             url = target
         raise _RequestError(f"redirects more than {_MOST_REDIRECTS} times")

@@ -20,6 +20,7 @@ from penult.recipe import Recipe
 from penult.source import Source
 
 _TOKENS = "token_embeddings"
+_LEAST_MEAN = 0.95  # far below what any trained model keeps (0.998 is the goal), far above what a broken one does
 _LONG = 4  # texts of the full length, joined from the short ones
 
 
@@ -42,12 +43,12 @@ def convert(graph: Path, data_folder: Path | None, source: Source, recipe: Recip
         work: an empty folder for files in between.
 
     Raises:
-        ValueError: the graph has no layer that can be made 8 bits wide, or there are no texts.
+        ValueError: the graph has no layer that can be made 8 bits wide, its vectors would be other ones, or there are no texts.
     """
     if not texts:
         raise ValueError("calibration is empty; give some texts like those to embed, or leave it out.")
     tokenizer = tokenizer_of(source, recipe)
-    meaning = Meaning(position_offset=recipe.position_offset, task=recipe.tasks.get("document"))
+    tasks: list[int | None] = [*sorted(set(recipe.tasks.values()))] or [None]  # each has ranges of its own
     joined = [" ".join(texts[start::_LONG]) for start in range(_LONG)]
     encoded = tokenizer.encode([*texts, *joined], recipe.prompts["document"])
     plain = work / "fp32.onnx"
@@ -61,7 +62,16 @@ def convert(graph: Path, data_folder: Path | None, source: Source, recipe: Recip
             if length is not None and len(ids) > length:
                 continue
             padded = tokenizer.pad(encoded, [row] * (rows or 1), length or max(1, len(ids)), pool_prompt=recipe.include_prompt)
-            found = engine.run(feed(engine.inputs, padded, meaning=meaning), outputs=outputs)
-            yield {name: np.asarray(array[: len(array) // (rows or 1)]) for name, array in zip(outputs, found, strict=True)}
+            for task in tasks:
+                meaning = Meaning(position_offset=recipe.position_offset, task=task)
+                found = engine.run(feed(engine.inputs, padded, meaning=meaning), outputs=outputs)
+                yield {name: np.asarray(array[: len(array) // (rows or 1)]) for name, array in zip(outputs, found, strict=True)}
 
-    return make_int8(plain, graph, fuse=fuse, run=run, limit=limit, before=_TOKENS)
+    outcome = make_int8(plain, graph, fuse=fuse, run=run, limit=limit, before=_TOKENS)
+    if outcome.mean < _LEAST_MEAN:
+        raise ValueError(
+            f"int8 does not suit this model: on the calibration texts its vectors have a mean cosine of {outcome.mean:.2f} to "
+            f"those of fp32, and below {_LEAST_MEAN} a search finds other texts. Pass texts like yours as calibration=, or "
+            "load it with precision='fp32'."
+        )
+    return outcome

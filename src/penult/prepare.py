@@ -200,7 +200,8 @@ def _key(recipe: Recipe, home: Path, data: Iterable[Path], limit: int | None) ->
     if limit is not None:
         # The ranges that calibration sees depend on how texts are read.
         parts += [limit, recipe.calibration_sha256, recipe.tokenizer_sha256, recipe.max_length, recipe.side]
-        parts.append(recipe.prompts["document"])
+        parts += [recipe.prompts["document"], sorted(recipe.tasks.items()), recipe.lowercase, recipe.special_tokens]
+        parts += [sorted(map(str, recipe.tokenizer.items())), recipe.position_offset, sorted(recipe.lengths.items())]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
 

@@ -25,7 +25,7 @@ def pull(reference: str | os.PathLike[str], *, to: Path | None = None, model_fil
         model_file: which graph, for example "onnx/model_int8.onnx". None: the usual one.
 
     Raises:
-        FileNotFoundError: a file is missing in the repository, or cannot be fetched.
+        FileNotFoundError: a file is missing in the repository, or the Hub cannot be asked whether a branch has moved.
         ValueError: the reference is not one to the Hub, a file is not what the Hub states, or `to` holds something else.
     """
     text = os.fspath(reference)
@@ -40,6 +40,7 @@ def pull(reference: str | os.PathLike[str], *, to: Path | None = None, model_fil
         text,
         hub_id,
         model_file=model_file,
+        refresh=not hub.is_settled(hub_id),  # a branch may have moved
         choose=lambda names: source.choose_graph(names, text),
         data_files=source.data_files,
     )

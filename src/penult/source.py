@@ -116,6 +116,8 @@ def resolve(
 
 
 def _resolve(text: str, *, refresh: bool, model_file: str | None) -> Source:
+    if not text.strip():  # the empty path is the current folder, which nobody means by it
+        raise ValueError("The model's name is empty; give a folder, an .onnx file or a Hub id.")
     if text.startswith("package:"):
         return _local(text, _package_folder(text), model_file=model_file)
     if text.startswith("zoo:"):
@@ -258,7 +260,7 @@ def _of_modules(
     else:
         if static and model_file is None and not _graphs(home):
             raise FileNotFoundError(f"{home} has no {STATIC_TABLE}, the table of this static embedding; fetch the whole model.")
-        model = _graph(str(home) if own else reference, home if own else root, home, model_file)
+        model = _graph(str(home) if own else reference, root, home, model_file, own=own)
         if modules and model_file is None and model.name == "encoder_model.onnx":
             _check_encoder(reference, root, home, model)
     places = (home, root, model.parent)
@@ -280,9 +282,9 @@ def _check_encoder(reference: str, root: Path, home: Path, model: Path) -> None:
         )
 
 
-def _graph(reference: str, root: Path, home: Path, model_file: str | None) -> Path:
-    """Find the graph of one transformer: beside its configuration, or in the model's own folder."""
-    for folder in dict.fromkeys((home, root)):
+def _graph(reference: str, root: Path, home: Path, model_file: str | None, *, own: bool) -> Path:
+    """Find the graph of one transformer: beside its configuration, or, unless it must be its `own`, in the model's folder."""
+    for folder in dict.fromkeys((home, home if own else root)):
         names = [p.relative_to(folder).as_posix() for p in _graphs(folder)]
         if model_file is not None:
             match = next((n for n in names if n == model_file), None) or _only(n for n in names if Path(n).name == model_file)

@@ -88,6 +88,19 @@ def test_the_output_is_declared():
     onnx.checker.check_model(short, full_check=True)
 
 
+def test_weights_of_the_first_format_are_inputs_no_more():
+    """IR version 3 lists weights as inputs; a cut graph does not, and ONNX Runtime opens it."""
+    d, states, logits = encoder()
+    model = d.model(logits)
+    expected = run(cut(model, states[1]), GIVEN)
+    model.ir_version = 3
+    for weight in model.graph.initializer:
+        model.graph.input.append(helper.make_tensor_value_info(weight.name, weight.data_type, list(weight.dims)))
+    short = cut(model, states[1])
+    assert short.ir_version == 4
+    np.testing.assert_array_equal(run(short, GIVEN), expected)
+
+
 def test_the_model_is_not_changed():
     """The argument is the same afterwards, and the copy is its own."""
     d, states, logits = encoder()
