@@ -165,3 +165,34 @@ def test_command_line(case, local, tmp_path, monkeypatch):
         table = pq.read_table(out)
         assert far(vectors(table), expected) <= SAME
         assert table.schema.metadata[b"penult.fingerprint"].decode() == fingerprint
+
+
+def test_a_layer_norm_before_the_cut(tmp_path, monkeypatch):
+    """What no file says and a model's card may ask for, every interface takes: a layer norm before the leading values."""
+    folder = Path(__file__).parent / "data" / "gallery" / "e5-mistral"
+    options, texts = {"dimensions": 16, "layer_norm": True, "normalize": True}, ["a cat", "the moon over the river"]
+    with Embedder.load(folder, threads=1, **options) as opened, Embedder.load(folder, threads=1, dimensions=16) as plain:
+        expected, fingerprint = opened.embed(texts), opened.fingerprint
+        assert far(plain.embed(texts), expected) > 1e-3
+    assert far(np.array(PenultEmbeddings(model=folder, threads=1, **options).embed_documents(texts)), expected) <= SAME
+    assert far(np.array(PenultEmbedding(model_name=folder, **options).get_text_embedding_batch(texts)), expected) <= SAME
+    with serving(EndpointConfig(model=str(folder), name="a", **options)) as made, RemoteEmbedder(made.url, model="a") as remote:
+        assert far(remote.embed(texts), expected) <= SAME
+        assert remote.fingerprint == fingerprint
+    monkeypatch.setattr(bulk, "Pool", InProcess)
+    (tmp_path / "in.txt").write_text("\n".join(texts), encoding="utf-8")
+    words = [
+        "embed",
+        tmp_path / "in.txt",
+        tmp_path / "out.parquet",
+        "--model",
+        folder,
+        "--role",
+        "document",
+        "--progress",
+        "off",
+    ]
+    with pytest.raises(SystemExit) as end:
+        app([*map(str, words), "--dimensions", "16", "--layer-norm", "--normalize"])
+    assert end.value.code == 0
+    assert far(vectors(pq.read_table(tmp_path / "out.parquet")), expected) <= SAME

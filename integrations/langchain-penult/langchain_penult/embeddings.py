@@ -19,8 +19,8 @@ import penult
 from penult.held import Held
 from penult.types import Pooling, Precision, Role, TextEmbedder, Truncate
 
-_LOADING = ("layer", "pooling", "precision", "max_length", "truncate", "dimensions", "normalize", "files_from", "model_file",
-            "task", "threads")  # fmt: skip
+_LOADING = ("layer", "pooling", "precision", "max_length", "truncate", "dimensions", "normalize", "layer_norm", "files_from",
+            "model_file", "task", "threads")  # fmt: skip
 _PROMPTS = ("prompts", "query_instruction", "embed_instruction")
 
 
@@ -82,6 +82,9 @@ class PenultEmbeddings(BaseModel, Embeddings):
 
     normalize: bool | None = None
     """Whether vectors have length 1. None: as the model's own files say."""
+
+    layer_norm: bool = False
+    """Whether a layer norm without weights comes before `dimensions` are kept, as some models' cards ask for."""
 
     prompts: dict[Role, str] | None = None
     """What is put before a text as it stands, by role: "query" and "document". A role that is not named keeps the prompt of the
@@ -183,6 +186,7 @@ class PenultEmbeddings(BaseModel, Embeddings):
             truncate=self.truncate,
             dimensions=self.dimensions,
             normalize=self.normalize,
+            layer_norm=self.layer_norm,
             prompts=self._all_prompts(),
             files_from=self.files_from,
             model_file=self.model_file,

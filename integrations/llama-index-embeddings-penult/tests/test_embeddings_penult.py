@@ -282,7 +282,14 @@ def test_dict_and_json_build_the_same_vectors(tiny):
 
 def test_every_option_reaches_load(monkeypatch, lengths):
     """What the adapter is given is what the core is asked for, `threads` and `precision` too."""
-    options = OPTIONS | {"precision": "int8", "threads": 3, "files_from": "f", "model_file": "f.onnx", "task": "t"}
+    options = OPTIONS | {
+        "precision": "int8",
+        "threads": 3,
+        "files_from": "f",
+        "model_file": "f.onnx",
+        "task": "t",
+        "layer_norm": True,
+    }
     asked = []
     monkeypatch.setattr(penult.Embedder, "load", lambda model, **given: asked.append((model, given)) or lengths)
     assert PenultEmbedding(model_name="m", **options).get_query_embedding("one") == [3, 1, 1]
@@ -303,6 +310,7 @@ def pipeline_hash(**options):
         {"files_from": "f"},
         {"model_file": "f.onnx"},
         {"task": 0},
+        {"layer_norm": True},
         {"pooling": ["mean", "max"]},
     ],
     ids=str,

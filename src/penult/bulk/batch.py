@@ -40,6 +40,8 @@ class BatchEmbedder:
         files_from: a folder or Hub id with the recipe's files, for a model that lacks them.
         model_file: the .onnx file, where the model has several.
         task: the task of models that have several.
+        normalize: whether vectors have length 1. None: as the model's files say.
+        layer_norm: whether a layer norm without weights comes before `dimensions` are kept.
         bad_rows: "raise" for a row that is no text; "null" gives it a null instead of a vector (not for dicts of arrays,
             which have none).
         fixed_size: whether Arrow's lists are of one fixed size. False: of any, the only ones that Spark knows.
@@ -63,6 +65,8 @@ class BatchEmbedder:
         files_from: str | None = None,
         model_file: str | None = None,
         task: str | int | None = None,
+        normalize: bool | None = None,
+        layer_norm: bool = False,
         bad_rows: Literal["raise", "null"] = "raise",
         fixed_size: bool = True,
     ) -> None:
@@ -85,6 +89,8 @@ class BatchEmbedder:
             files_from=files_from,
             model_file=model_file,
             task=task,
+            normalize=normalize,
+            layer_norm=layer_norm,
         )
         self._threads = threads
         self._fixed_size, self._held = fixed_size, Held()

@@ -48,6 +48,10 @@ def embed(
         str | None, typer.Option(help="Folder or Hub id with tokenizer and configuration, for a model without them.")
     ] = None,
     task: Annotated[str | None, typer.Option(help="The task of a model that has several.")] = None,
+    normalize: Annotated[bool | None, typer.Option(help="Vectors of length 1. Default: as the model's files say.")] = None,
+    layer_norm: Annotated[
+        bool, typer.Option("--layer-norm", help="A layer norm before --dimensions, as some cards ask.")
+    ] = False,
     precision: Annotated[Literal["fp32", "int8"], typer.Option(help="Of the arithmetic.")] = "fp32",
     dimensions: Annotated[int | None, typer.Option(help="Keep only the leading values.")] = None,
     max_length: Annotated[int | None, typer.Option(help="Most tokens of a text. Default: as the model's files say.")] = None,
@@ -83,6 +87,7 @@ def embed(
         opened = Model(
             model, precision, dimensions, max_length, truncate, batch_tokens, _pooling(pooling), prompts["query"],
             prompts["document"], files_from, model_file, int(task) if task is not None and task.isdecimal() else task,
+            normalize, layer_norm,
         )  # fmt: skip
         request = Request(
             tuple(inputs), out, opened, Columns(text_column, vector_column, role), id_column, format_, from_, shard_rows,

@@ -31,6 +31,8 @@ class Model:
     files_from: str | None = None
     model_file: str | None = None
     task: str | int | None = None
+    normalize: bool | None = None
+    layer_norm: bool = False
 
     @property
     def prompts(self) -> dict[str, str] | None:
@@ -54,6 +56,8 @@ class Model:
             files_from=self.files_from,
             model_file=self.model_file,
             task=self.task,
+            normalize=self.normalize,
+            layer_norm=self.layer_norm,
             threads=threads,
         )
 

@@ -65,6 +65,7 @@ class EndpointConfig:
         max_length: None: as the model's files say.
         dimensions: None: all.
         normalize: None: as the model's files say.
+        layer_norm: whether a layer norm without weights comes before `dimensions` are kept.
         prompts: put before the texts of a role instead of the model's own prompt. None: as the model's files say.
         files_from: the folder or Hub id of the recipe's files, for a model that lacks them. None: the model's own.
         model_file: the .onnx file, of several in a folder or on the Hub. None: as `Embedder.load` chooses.
@@ -85,6 +86,7 @@ class EndpointConfig:
     max_length: int | None = None
     dimensions: int | None = None
     normalize: bool | None = None
+    layer_norm: bool = False
     prompts: Mapping[str, str] | None = None
     files_from: str | None = None
     model_file: str | None = None

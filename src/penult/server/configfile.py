@@ -128,6 +128,7 @@ def read_endpoint(node: Node) -> EndpointConfig:
         max_length=found.whole("max_length", 1),
         dimensions=found.whole("dimensions", 1),
         normalize=found.flag("normalize"),
+        layer_norm=found.flag("layer_norm") or False,
         prompts=_prompts(found.take("prompts")),
         files_from=found.text("files_from"),
         model_file=found.text("model_file"),

@@ -136,6 +136,7 @@ class Models:
                 max_length=endpoint.max_length,
                 dimensions=endpoint.dimensions,
                 normalize=endpoint.normalize,
+                layer_norm=endpoint.layer_norm,
                 prompts=endpoint.prompts,
                 files_from=endpoint.files_from,
                 model_file=endpoint.model_file,
@@ -171,7 +172,7 @@ class Models:
 def _embedder_key(endpoint: EndpointConfig) -> tuple[object, ...]:
     pooling = (endpoint.pooling, None if endpoint.pooling else _POOLINGS.get(endpoint.extraction_strategy))
     prompts = None if endpoint.prompts is None else tuple(sorted(endpoint.prompts.items()))
-    rest = (endpoint.precision, endpoint.max_length, endpoint.dimensions, endpoint.normalize, prompts)
+    rest = (endpoint.precision, endpoint.max_length, endpoint.dimensions, endpoint.normalize, endpoint.layer_norm, prompts)
     files = (endpoint.files_from, endpoint.model_file, endpoint.model_task)
     return (endpoint.model, endpoint.emb_extraction_layer, *pooling, *rest, *files)
 

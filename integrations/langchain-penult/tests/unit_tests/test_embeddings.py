@@ -132,7 +132,14 @@ def test_options_do_what_the_cores_do(tiny):
 
 def test_every_option_reaches_load(monkeypatch, lengths):
     """What the adapter is given is what the core is asked for, `threads` and `precision` too."""
-    options = OPTIONS | {"precision": "int8", "threads": 3, "files_from": "f", "model_file": "f.onnx", "task": "t"}
+    options = OPTIONS | {
+        "precision": "int8",
+        "threads": 3,
+        "files_from": "f",
+        "model_file": "f.onnx",
+        "task": "t",
+        "layer_norm": True,
+    }
     asked = []
     monkeypatch.setattr(penult.Embedder, "load", lambda model, **given: asked.append((model, given)) or lengths)
     assert PenultEmbeddings(model="m", **options).embed_query("one") == [3, 1, 1]

@@ -20,8 +20,8 @@ import penult
 from penult.held import Held
 from penult.types import Pooling, Precision, Role, TextEmbedder, Truncate
 
-_LOADING = ("layer", "pooling", "precision", "max_length", "truncate", "dimensions", "normalize", "files_from", "model_file",
-            "task", "threads")  # fmt: skip
+_LOADING = ("layer", "pooling", "precision", "max_length", "truncate", "dimensions", "normalize", "layer_norm", "files_from",
+            "model_file", "task", "threads")  # fmt: skip
 _PROMPTS = ("prompts", "query_instruction", "text_instruction")
 
 _READY = "fingerprint:"
@@ -97,6 +97,9 @@ class PenultEmbedding(BaseEmbedding):
 
     normalize: bool | None = None
     """Whether vectors have length 1. None: as the model's own files say."""
+
+    layer_norm: bool = False
+    """Whether a layer norm without weights comes before `dimensions` are kept, as some models' cards ask for."""
 
     prompts: dict[Role, str] | None = None
     """What is put before a text as it stands, by role: "query" and "document" (LlamaIndex's texts and nodes). A role that is
@@ -239,6 +242,7 @@ class PenultEmbedding(BaseEmbedding):
             truncate=self.truncate,
             dimensions=self.dimensions,
             normalize=self.normalize,
+            layer_norm=self.layer_norm,
             prompts=_prompts(self),
             files_from=self.files_from,
             model_file=self.model_file,
