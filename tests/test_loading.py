@@ -901,6 +901,11 @@ def test_copies_of_an_embedder(adapters, copying):
         ({"max_batch_tokens": 0}, "max_batch_tokens is 0"),
         ({"buckets": ["a"]}, "buckets"),
         ({"threads": "2"}, "threads is '2'"),
+        ({"model_file": 5}, "model_file is 5"),
+        ({"files_from": 5}, "files_from is 5"),
+        ({"buckets": 5}, "buckets is 5"),
+        ({"providers": "CPUExecutionProvider"}, "providers is 'CPUExecutionProvider'"),
+        ({"batch_invariant": "no"}, "batch_invariant is 'no'"),
     ],
 )
 def test_arguments_that_cannot_be(folder, options, said):

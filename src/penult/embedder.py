@@ -307,6 +307,11 @@ class Embedder:
             prompts=prompts,
             task=task,
         )
+        if not isinstance(batch_invariant, bool):
+            raise TypeError(f"batch_invariant is {batch_invariant!r}; it must be True or False.")
+        for name, several in (("buckets", buckets), ("providers", providers)):
+            if several is not None and (isinstance(several, str) or not isinstance(several, Iterable)):
+                raise TypeError(f"{name} is {several!r}; it must be a list.")
         runtime = Runtime(
             truncate=truncate,
             buckets=None if buckets is None else tuple(buckets),

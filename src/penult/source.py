@@ -102,8 +102,13 @@ def resolve(
 
     Raises:
         FileNotFoundError: nothing is there, or a part is missing and cannot be fetched.
+        TypeError: `model_file` or `files_from` is no name.
         ValueError: the reference cannot be read, several graphs could be meant, or a file is only a pointer to its content.
     """
+    for name, given in (("model_file", model_file), ("files_from", files_from)):
+        if not isinstance(given, str | os.PathLike | None):
+            raise TypeError(f"{name} is {given!r}; it must be a str.")
+    model_file = None if model_file is None else os.fspath(model_file)
     if model_file is not None and not model_file.endswith(".onnx"):
         raise ValueError(f"model_file is {model_file[:80]!r}; name an .onnx file of the model, such as onnx/model.onnx.")
     if files_from is not None and not os.fspath(files_from):
