@@ -8,7 +8,7 @@ from conftest import ROOT
 from packaging.requirements import Requirement
 from packaging.version import Version
 
-TESTED_EXTRAS = ("server", "parquet")
+TESTED_EXTRAS = ("server", "parquet", "sentencepiece")
 OURS = {"penult", "langchain-penult", "llama-index-embeddings-penult"}
 HIGHER = {"pydantic", "tqdm"}  # each with its reason in oldest.txt
 
