@@ -150,11 +150,11 @@ def as_found(read: Recipe, prepared: prepare.Prepared, engine: Engine, *, alone:
             "its last module."
         )
     names = {tensor.name for tensor in engine.inputs}
-    if origin.get("tasks") == "argument" and not names & TASKS:
+    tasks = read.tasks if names & TASKS else {}
+    if origin.get("tasks") == "argument" and not tasks:
         raise ValueError(
             f"task was given, and the graph has no input for it; it has {', '.join(sorted(names))}. Leave task out."
         )
-    tasks = read.tasks if names & set(TASKS) else {}
     if not tasks:
         origin.pop("tasks", None)
     read = replace(

@@ -49,8 +49,8 @@ def reaches_tokens(graph: Path, states: States, *, longest: int, exact: bool, dy
             return True
         if known in ("reaches", "none") and number >= len(tried):  # all of these were tried, and it was not they
             return False
-    differ = _turned if dynamic else partial(_differ, tolerance=_ROUNDING if exact else _COARSE)
-    first = next((i for i, (length, padding) in enumerate(tried) if differ(states(length, 0), states(length, padding))), None)
+    differ = _turned if dynamic else partial(_moved, tolerance=_ROUNDING if exact else _COARSE)
+    first = next((i for i, (length, padding) in enumerate(tried) if _tells(differ, states, length, padding)), None)
     with suppress(OSError):  # a cache that cannot be written costs the same runs again
         aside = memo.with_name(f".padding.{os.getpid()}.{threading.get_ident()}")
         aside.write_text(f"none {len(tried)}" if first is None else f"reaches {first}")
@@ -58,15 +58,19 @@ def reaches_tokens(graph: Path, states: States, *, longest: int, exact: bool, dy
     return first is not None
 
 
-def _differ(bare: NDArray[Any] | None, padded: NDArray[Any] | None, tolerance: float) -> bool:
+def _tells(differ: Callable[[NDArray[Any], NDArray[Any]], bool], states: States, length: int, padding: int) -> bool:
+    """Return whether a text differs with padding; what cannot be run or compared tells nothing."""
+    bare, padded = states(length, 0), states(length, padding)
     if bare is None or padded is None or bare.shape != padded.shape or not bare.size:
         return False
+    return differ(bare, padded)
+
+
+def _moved(bare: NDArray[Any], padded: NDArray[Any], tolerance: float) -> bool:
     scale = max(float(np.abs(bare).max()), 1e-30)
     return float(np.abs(bare - padded).max()) > tolerance * scale
 
 
-def _turned(bare: NDArray[Any] | None, padded: NDArray[Any] | None) -> bool:
-    if bare is None or padded is None or bare.shape != padded.shape or not bare.size:
-        return False
+def _turned(bare: NDArray[Any], padded: NDArray[Any]) -> bool:
     lengths = float(np.linalg.norm(bare)) * float(np.linalg.norm(padded))
     return float((bare * padded).sum()) < (1 - _TURNED) * lengths

@@ -16,7 +16,7 @@ from penult.jsonfile import value_of
 from penult.module_config import Dense, LayerNorm, Stated, Step, late_interaction, read_pooling, read_steps
 from penult.modules import LATE_INTERACTION, RERANKER, Module, read_modules
 from penult.tokenizer_config import stated_side
-from penult.transformer_config import TransformerConfig, read_transformer
+from penult.transformer_config import TransformerConfig, as_length, read_transformer
 from penult.types import Pooling, Precision, Role, Truncate
 
 __all__ = ["Dense", "LayerNorm", "Recipe", "Rows", "Step", "Wishes", "positions", "read"]
@@ -334,10 +334,12 @@ class _Reader:
     def recipe(self) -> Recipe:
         """Read everything."""
         wishes, kind = self._wishes, self._modules[0].kind if self._modules else "Transformer"
-        transformer = read_transformer(self._home) if kind != "StaticEmbedding" else TransformerConfig(special_tokens=False)
+        static = kind == "StaticEmbedding"
+        transformer = TransformerConfig(special_tokens=False) if static else read_transformer(self._home)
         stated = self._stated()
         pooling, include_prompt = self._pooling(stated)
-        max_length, lengths = self._lengths(transformer, static=kind == "StaticEmbedding")
+        stated_length, origin = self._static_length() if static else self._base_length(transformer)
+        max_length, lengths = self._lengths(transformer, stated_length, origin)
         dimensions, renormalize = self._dimensions()
         prompts, named = self._prompts()
         output = "text_embeds" if kind == "CLIPModel" and transformer.output is None else transformer.output
@@ -367,8 +369,8 @@ class _Reader:
             width=stated.width,
             vector_width=stated.vector_width,
             hint=self._hint() or (late_interaction(self._root, self._modules, stated) if output is None else ""),
-            static=kind == "StaticEmbedding",
-            stated_length=None if kind == "StaticEmbedding" else self._base_length(transformer)[0],
+            static=static,
+            stated_length=None if static else stated_length,
         )
 
     def _stated(self) -> Stated:
@@ -392,29 +394,31 @@ class _Reader:
             self._origin["pooling"] = self._origin["include_prompt"] = stated.pooling_file
         return pooling[0] if len(pooling) == 1 else pooling, stated.include_prompt
 
-    def _normalized(self, steps: tuple[Step, ...]) -> tuple[Step, ...]:
-        normalize = self._wishes.normalize
-        self._origin["normalize"] = "argument" if normalize is not None else "modules.json" if self._modules else "default"
-        if normalize is None:
-            return steps
-        bare = steps[:-1] if steps and steps[-1] == "normalize" else steps
-        return (*bare, "normalize") if normalize else bare
-
     def _after(self, steps: tuple[Step, ...]) -> tuple[Step, ...]:
         """Return what follows the pooling, with what the caller asks for."""
-        if not self._wishes.layer_norm:
-            return self._normalized(steps)
-        self._origin["layer_norm"] = self._origin["normalize"] = "argument"
+        normalize, layer_norm = self._wishes.normalize, self._wishes.layer_norm
+        if layer_norm:
+            self._origin["layer_norm"] = "argument"
+        asked = layer_norm or normalize is not None
+        self._origin["normalize"] = "argument" if asked else "modules.json" if self._modules else "default"
+        if not asked:
+            return steps
         bare = steps[:-1] if steps and steps[-1] == "normalize" else steps
-        return (*bare, "layer_norm") if self._wishes.normalize is False else (*bare, "layer_norm", "normalize")
+        bare = (*bare, "layer_norm") if layer_norm else bare
+        return bare if normalize is False else (*bare, "normalize")
 
-    def _lengths(self, transformer: TransformerConfig, *, static: bool) -> tuple[int, dict[Role, int]]:
-        """Return the most tokens of a text, and those of a role where the files state them for a role."""
+    def _lengths(self, transformer: TransformerConfig, base: int, origin: str) -> tuple[int, dict[Role, int]]:
+        """Return the most tokens of a text, and those of a role where the files state them for a role.
+
+        Args:
+            transformer: what may state a length for a role.
+            base: the most tokens of a text of any other role.
+            origin: the file that says so.
+        """
         given = self._wishes.max_length
         if given is not None:
             self._origin["max_length"] = "argument"
             return given, {}
-        base, origin = self._static_length() if static else self._base_length(transformer)
         lengths = {role: transformer.lengths.get(role, base) for role in get_args(Role)}
         if lengths["query"] == lengths["document"]:
             self._origin["max_length"] = transformer.name if transformer.lengths else origin
@@ -425,7 +429,7 @@ class _Reader:
     def _static_length(self) -> tuple[int, str]:
         """Return the most tokens of a text of a static embedding: what its tokenizer cuts at by itself."""
         truncation = value_of(self._home / "tokenizer.json", "truncation", dict, "an object") or {}
-        stated = _as_length(truncation.get("max_length"))
+        stated = as_length(truncation.get("max_length"))
         return (_STATIC, "default") if stated is None else (stated, "tokenizer.json")
 
     def _base_length(self, transformer: TransformerConfig) -> tuple[int, str]:
@@ -439,7 +443,7 @@ class _Reader:
         stated = stated_positions(home)
         tokenizer = _length(self._tokenizer / "tokenizer_config.json", "model_max_length")
         for value, name in (
-            (_as_length(transformer.tokenizer.get("model_max_length")), transformer.name),
+            (as_length(transformer.tokenizer.get("model_max_length")), transformer.name),
             (transformer.max_seq_length, transformer.name),
         ):
             if value is not None:
@@ -449,7 +453,7 @@ class _Reader:
         if stated is not None:
             return stated, "config.json"
         truncation = value_of(self._tokenizer / "tokenizer.json", "truncation", dict, "an object") or {}
-        if (cut := _as_length(truncation.get("max_length"))) is not None:
+        if (cut := as_length(truncation.get("max_length"))) is not None:
             return cut, "tokenizer.json"
         return _UNSTATED, "default"
 
@@ -556,9 +560,4 @@ class _Reader:
 
 
 def _length(path: Path, key: str) -> int | None:
-    return _as_length(value_of(path, key, int | float, "a number"))
-
-
-def _as_length(value: object) -> int | None:
-    """Take a stated length seriously only if it is one: files also hold 0, null and 1e30 for "no limit"."""
-    return int(value) if isinstance(value, int | float) and not isinstance(value, bool) and 1 <= value <= 1_000_000 else None
+    return as_length(value_of(path, key, int | float, "a number"))

@@ -268,8 +268,7 @@ def _of_modules(
         model = _graph(str(home) if own else reference, root, home, model_file, own=own)
         if modules and model_file is None and model.name == "encoder_model.onnx":
             _check_encoder(reference, root, home, model)
-    places = (home, root, model.parent)
-    return Source(reference, model, root, revision, home, next((p for p in places if has_tokenizer(p)), home))
+    return Source(reference, model, root, revision, home, _tokenizer_folder(home, root, model.parent))
 
 
 def _check_encoder(reference: str, root: Path, home: Path, model: Path) -> None:
@@ -327,8 +326,7 @@ def _of_graph(reference: str, path: Path, root: Path, revision: str | None) -> S
             f"{reference!r} is one graph of a model that has one for queries and one for documents; name the folder {root}."
         )
     home = homes["document"]
-    tokenizer = next((p for p in (home, root, path.parent) if has_tokenizer(p)), home)
-    found = Source(reference, path, root, revision, home, tokenizer)
+    found = Source(reference, path, root, revision, home, _tokenizer_folder(home, root, path.parent))
     return found if modules["query"] == modules["document"] else replace(found, query=found)
 
 
@@ -360,6 +358,11 @@ def _graphs(folder: Path) -> list[Path]:
 def has_tokenizer(folder: Path) -> bool:
     """Return whether a folder holds files of a tokenizer."""
     return any((folder / name).exists() for name in _TOKENIZER_FILES)
+
+
+def _tokenizer_folder(home: Path, *others: Path) -> Path:
+    """Return the first folder that holds a tokenizer; the transformer's own where none does."""
+    return next((folder for folder in (home, *others) if has_tokenizer(folder)), home)
 
 
 def choose_graph(names: Sequence[str], reference: str) -> str:

@@ -143,11 +143,15 @@ def _lengths(path: Path, common: Mapping[str, Any], text: Mapping[str, Any]) -> 
     return {role: length for role, length in stated.items() if length is not None}
 
 
-def _length(path: Path, value: object, key: str) -> int | None:
+def as_length(value: object) -> int | None:
     """Take a stated length seriously only if it is one: files also hold 0, null and 1e30 for "no limit"."""
+    return int(value) if isinstance(value, int | float) and not isinstance(value, bool) and 1 <= value <= 1_000_000 else None
+
+
+def _length(path: Path, value: object, key: str) -> int | None:
     if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
         raise ValueError(f"{path}: {key} is {str(value)[:80]!r}; it must be a number. Mend or fetch the file again.")
-    return int(value) if value is not None and 1 <= value <= 1_000_000 else None
+    return as_length(value)
 
 
 def _output(path: Path) -> tuple[str | None, int | None]:

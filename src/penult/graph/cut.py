@@ -4,12 +4,12 @@ It knows graphs, not transformers: which tensor to end at is told by the caller 
 are copied once, weights in external files not at all: only their references are.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from difflib import get_close_matches
 
 from onnx import GraphProto, ModelProto, NodeProto, SparseTensorProto, TensorProto, helper
 
-from penult.graph.flow import FLOATS, ancestors, read_by, subgraphs
+from penult.graph.flow import FLOATS, ancestors, every_node, read_by
 from penult.graph.skeleton import Type, restore, shapes, skeleton, weights
 
 
@@ -152,19 +152,12 @@ def _rename(graph: GraphProto, bare: GraphProto, old: str, new: str) -> dict[str
         if new in _inputs(bare) - {i.name for i in bare.initializer}:
             raise ValueError(f"an input of the graph is named {new!r}, so the output needs another name: give output_name")
         renamed[new] = other = _free(bare, f"{new}/inner")
-        for node in _every_node(graph.node):
+        for node in every_node(graph.node):
             node.input[:] = [other if i == new else i for i in node.input]
             node.output[:] = [other if o == new else o for o in node.output]
     for node in graph.node:
         node.output[:] = [new if o == old else o for o in node.output]
     return renamed
-
-
-def _every_node(nodes: Iterable[NodeProto]) -> Iterable[NodeProto]:
-    for node in nodes:
-        yield node
-        for graph in subgraphs(node):
-            yield from _every_node(graph.node)
 
 
 def _keep_read(result: GraphProto, bare: GraphProto, model: ModelProto, renamed: Mapping[str, str]) -> None:

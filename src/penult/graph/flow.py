@@ -144,6 +144,14 @@ def subgraphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
             yield from attribute.graphs
 
 
+def every_node(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
+    """Yield nodes, each followed by those of the graphs that it carries, at any depth."""
+    for node in nodes:
+        yield node
+        for graph in subgraphs(node):
+            yield from every_node(graph.node)
+
+
 def read_by(node: onnx.NodeProto) -> tuple[str, ...]:
     """List the tensors a node reads, those captured by its subgraphs from outside included."""
     names = dict.fromkeys(filter(None, node.input))

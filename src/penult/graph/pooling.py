@@ -8,15 +8,14 @@ over the last one. The operators used have one meaning from opset 11 on, so that
                                         `------------- count -----------------'
 """
 
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import onnx
-from onnx import NodeProto, TensorProto, helper
+from onnx import TensorProto, helper
 
 from penult.graph.builder import PREFIX, Builder
-from penult.graph.flow import subgraphs
+from penult.graph.flow import every_node
 from penult.graph.opsets import opset_of
 from penult.graph.steps import Dense, LayerNorm, Step, append_step, normalize, width_after
 from penult.types import Pooling
@@ -217,7 +216,7 @@ def _rename(graph: onnx.GraphProto, source: str) -> str:
     if source not in {output.name for output in graph.output}:
         return source
     inner = f"{PREFIX}{source}"
-    for node in _every(graph.node):
+    for node in every_node(graph.node):
         node.input[:] = [inner if name == source else name for name in node.input]
         node.output[:] = [inner if name == source else name for name in node.output]
     for value in graph.value_info:
@@ -225,13 +224,6 @@ def _rename(graph: onnx.GraphProto, source: str) -> str:
     for note in graph.quantization_annotation:
         note.tensor_name = inner if note.tensor_name == source else note.tensor_name
     return inner
-
-
-def _every(nodes: Iterable[NodeProto]) -> Iterator[NodeProto]:
-    for node in nodes:
-        yield node
-        for graph in subgraphs(node):
-            yield from _every(graph.node)
 
 
 def _expose(build: Builder, graph: onnx.GraphProto, tensor: str, output: str, *, width: int | None) -> None:

@@ -5,13 +5,13 @@ not read weights, and it knows nothing of transformers. What ONNX Runtime refuse
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto
 
-from penult.graph.flow import read_by, subgraphs
+from penult.graph.flow import every_node, read_by
 
 # The largest export known, 80 layers of operators one by one, has some 16 thousand. What depends on what is kept as bits, a
 # square of this number: 50 thousand take 0.4 GB.
@@ -77,23 +77,16 @@ def _names(model: ModelProto) -> Iterator[object]:
     for function in model.functions:
         yield from (function.name, function.domain, *function.input, *function.output)
     bodies = [graph.node, *(function.node for function in model.functions)]
-    for node in (inner for body in bodies for inner in _every(body)):
+    for node in (inner for body in bodies for inner in every_node(body)):
         yield from (node.name, node.op_type, node.domain, *node.input, *node.output)
         yield from (attribute.name for attribute in node.attribute)
-
-
-def _every(nodes: Iterable[NodeProto]) -> Iterator[NodeProto]:
-    for node in nodes:
-        yield node
-        for graph in subgraphs(node):
-            yield from _every(graph.node)
 
 
 def _nodes(model: ModelProto, path: Path) -> int:
     """Count the nodes there will be once every local function stands where it is called."""
     bodies: dict[_Key, list[NodeProto]] = {}
     for function in model.functions:
-        bodies.setdefault((function.domain, function.name), []).extend(_every(function.node))
+        bodies.setdefault((function.domain, function.name), []).extend(every_node(function.node))
     calls = {key: Counter(_key(node) for node in nodes) for key, nodes in bodies.items()}
     try:
         order = list(TopologicalSorter({key: bodies.keys() & called for key, called in calls.items()}).static_order())
@@ -102,7 +95,7 @@ def _nodes(model: ModelProto, path: Path) -> int:
     sizes: dict[_Key, int] = {}
     for key in order:
         sizes[key] = sum(count * sizes.get(called, 1) for called, count in calls[key].items())
-    return sum(sizes.get(_key(node), 1) for node in _every(model.graph.node))
+    return sum(sizes.get(_key(node), 1) for node in every_node(model.graph.node))
 
 
 def _key(node: NodeProto) -> _Key:
