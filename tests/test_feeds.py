@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from penult.feeds import Meaning, Padded, Tensor, feed
+from penult.core.model_inputs import Meaning, Padded, Tensor, feed
 
 MASK = np.array([[0, 0, 1, 1], [1, 1, 1, 1]])
 LEFT = Padded(ids=MASK * 7, mask=MASK, types=np.zeros_like(MASK))

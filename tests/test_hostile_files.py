@@ -19,11 +19,11 @@ from onnx import TensorProto, helper, numpy_helper
 from safetensors.numpy import save_file
 
 from penult import Embedder, Engine
-from penult.graph.cut import cut
-from penult.graph.layers import NotATransformerError, hidden_states
-from penult.jsonfile import read_object
-from penult.recipe import Wishes, read
-from penult.tokenizer import Tokenizer
+from penult.core.config.config_json import read_object
+from penult.core.recipe import Wishes, read
+from penult.core.tokenizer import Tokenizer
+from penult.graph.find.layers import NotATransformerError, hidden_states
+from penult.graph.rewrite.cut import cut
 
 SECONDS, MEMORY = 30, 6 * 2**30
 

@@ -23,9 +23,9 @@ from hub_server import Fault, serve
 from huggingface_hub import constants
 from onnx import TensorProto, helper, numpy_helper
 
-from penult import hub
-from penult.hub import HubId, Snapshot, hint, parse
-from penult.source import data_files
+from penult.core import hub
+from penult.core.hub import HubId, Snapshot, hint, parse
+from penult.core.source import data_files
 
 ROOT = Path(__file__).parents[1]
 
@@ -549,8 +549,8 @@ def test_two_at_once(server):
 
 _FETCH = """
 import sys, time
-from penult import hub
-from penult.source import data_files
+from penult.core import hub
+from penult.core.source import data_files
 start = time.monotonic()
 try:
     text = sys.argv[1]

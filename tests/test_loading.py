@@ -31,9 +31,10 @@ from hypothesis import strategies as st
 from models import VOCABULARY, Size, bert_graph, bert_weights, tiny_model, tokenizer, write_json
 from onnx import TensorProto, helper, numpy_helper
 
-from penult import Embedder, export, loading, prepare
-from penult.recipe import Recipe, Wishes
-from penult.recipe import read as read_recipe
+from penult import Embedder
+from penult.core import export, loading, prepare
+from penult.core.recipe import Recipe, Wishes
+from penult.core.recipe import read as read_recipe
 
 QUIET = {"threads": 1, "truncate": "right"}
 

@@ -12,8 +12,8 @@ from models import tiny_model, write_json
 from safetensors.numpy import save_file
 
 from penult import Embedder
-from penult.module_config import Dense, LayerNorm
-from penult.recipe import Wishes, read
+from penult.core.config.module_config import Dense, LayerNorm
+from penult.core.recipe import Wishes, read
 
 POOLING = {"pooling_mode": "mean", "embedding_dimension": 32}
 TOKENS = {"module_input_name": "token_embeddings", "module_output_name": "token_embeddings"}

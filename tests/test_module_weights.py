@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from penult import module_weights
-from penult.module_weights import dense_weights, layer_norm_weights, read_weights, static_table, weights_path
+from penult.core.config import module_weights
+from penult.core.config.module_weights import dense_weights, layer_norm_weights, read_weights, static_table, weights_path
 
 RNG = np.random.default_rng(0)
 WEIGHT, BIAS = RNG.normal(size=(4, 6)).astype(np.float32), RNG.normal(size=4).astype(np.float32)

@@ -8,9 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import tiny_model, write_json
 
-from penult import Embedder, modules
-from penult.modules import Module, read_modules
-from penult.recipe import Wishes, read
+from penult import Embedder
+from penult.core.config import modules
+from penult.core.config.modules import Module, read_modules
+from penult.core.recipe import Wishes, read
 
 
 def router(folder, structure, *, types=None, name="router_config.json", **parameters):

@@ -7,7 +7,7 @@ import pytest
 from models import VOCABULARY, tiny_model, write_json
 
 from penult import Embedder
-from penult.tokenizer import Tokenizer
+from penult.core.tokenizer import Tokenizer
 
 
 def older(folder, **stated):

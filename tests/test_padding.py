@@ -13,7 +13,7 @@ from models import bert_weights, tiny_model
 from onnx import TensorProto, helper, numpy_helper
 
 from penult import Embedder
-from penult.padding import reaches_tokens
+from penult.core.padding_check import reaches_tokens
 
 QUIET = {"threads": 1, "truncate": "right"}
 MANY = [*TEXTS, *(f"the {'cat ' * n}sat {'a' * (n % 7)}" for n in range(24))]

@@ -26,29 +26,29 @@ HEAVY = {
 }
 # Each third-party package, and the only places that may import it.
 FENCE = {
-    "onnx": {"graph/", "prepare.py", "export_worker.py"},
-    "safetensors": {"module_weights.py"},
-    "onnxruntime": {"engine.py", "export_worker.py"},
-    "tokenizers": {"tokenizer.py"},
-    "transformers": {"tokenizer.py", "export_worker.py"},
-    "huggingface_hub": {"hub_client.py"},
+    "onnx": {"graph/", "core/assemble.py", "core/prepare.py", "core/export_worker.py"},
+    "safetensors": {"core/config/module_weights.py"},
+    "onnxruntime": {"core/engine.py", "core/export_worker.py"},
+    "tokenizers": {"core/tokenizer.py"},
+    "transformers": {"core/tokenizer.py", "core/export_worker.py"},
+    "huggingface_hub": {"core/hub_client.py"},
     "httpx": {"remote.py"},
-    "platformdirs": {"prepare.py"},
-    "tqdm": {"embedder.py", "remote.py", "bulk/progress.py"},
+    "platformdirs": {"core/prepare.py"},
+    "tqdm": {"core/embedder.py", "remote.py", "bulk/job/progress.py"},
     "pyarrow": {"bulk/"},
     "lance": {"bulk/lance_files.py"},
     "ray": {"bulk/ray_engine.py"},
-    "qdrant_client": {"bulk/to_qdrant.py"},
-    "lancedb": {"bulk/to_lancedb.py"},
-    "psycopg": {"bulk/to_pgvector.py"},
-    "fastapi": {"server/"},
+    "qdrant_client": {"bulk/stores/qdrant.py"},
+    "lancedb": {"bulk/stores/lancedb.py"},
+    "psycopg": {"bulk/stores/pgvector.py"},
+    "fastapi": {"server/", "deepsparse/"},
     "uvicorn": {"server/"},
     "prometheus_client": {"server/"},
-    "yaml": {"server/"},
+    "yaml": {"deepsparse/"},
     "typer": {"cli.py", "bulk/commands.py"},
-    "torch": {"export_worker.py", "module_weights.py"},
+    "torch": {"core/export_worker.py", "core/config/module_weights.py"},
 }
-LEAVES = ("types", "source", "recipe", "engine", "tokenizer", "batching", "feeds", "jsonfile", "native")
+LEAVES = ("source", "recipe", "engine", "tokenizer", "batching", "model_inputs", "shutdown_guard")
 
 
 def imports_of(path: Path) -> set[str]:
@@ -103,13 +103,13 @@ def test_each_third_party_package_has_one_home():
 
 
 def test_leaves_import_no_leaf():
-    """Leaves share `types`, `feeds`, `jsonfile`, `native`, the words of `accepted` and readers of files, and know no other."""
-    source = ROOT / "src" / "penult"
-    readers = {"modules", "module_config", "transformer_config", "tokenizer_config", "tokenizer_overrides", "activations"}
+    """Leaves of core/ share `types`, the readers of config/, `model_inputs` and `shutdown_guard`, and know no other leaf."""
+    core = ROOT / "src" / "penult" / "core"
+    shared = ("penult.types", "penult.core.config", "penult.core.model_inputs", "penult.core.shutdown_guard", "penult.core.hub")
     for leaf in LEAVES:
-        own = {name for name in imports_of(source / f"{leaf}.py") if name.startswith("penult.")}
-        allowed = {"types", "feeds", "jsonfile", "native", "accepted", "hub"} | readers
-        assert {name.split(".")[1] for name in own} <= allowed, leaf
+        own = {name for name in imports_of(core / f"{leaf}.py") if name.startswith("penult.")} - {"penult.core"}
+        own = {name for name in own if not name.startswith(shared)}
+        assert {name for name in own if not name.startswith("penult.deepsparse")} == set(), leaf
 
 
 def _hidden(path: Path) -> bool:

@@ -15,16 +15,16 @@ from models import bert_graph, bert_weights, tiny_model
 from onnx import TensorProto, helper, numpy_helper
 
 from penult import Embedder, Engine
-from penult import int8 as int8_module
+from penult.core import int8 as int8_module
+from penult.core.engine import fuse
 from penult.data import calibration_texts
-from penult.engine import fuse
-from penult.graph.calibrate import Goal, Outcome, make_int8
-from penult.graph.integer import scales_of, weight_limit
-from penult.graph.linear import find_linears
-from penult.graph.quantize import grouped, quantize
-from penult.graph.rounding import closest, nearest, what_follows
-from penult.graph.scales import Choice, Seen, apply, choices, error_of
-from penult.graph.widen import widen
+from penult.graph.find.linear import find_linears
+from penult.graph.int8.activation_scales import Choice, Seen, apply, choices, error_of
+from penult.graph.int8.calibrate import Goal, Outcome, make_int8
+from penult.graph.int8.fp16 import widen
+from penult.graph.int8.gptq import closest, nearest, what_follows
+from penult.graph.int8.int8_support import scales_of, weight_limit
+from penult.graph.int8.quantize import grouped, quantize
 
 TEXTS = ["the cat sat on the mat", "a dog", "bright moon over the stone, and fish", "", "eats", "query passage " * 15]
 RNG = np.random.default_rng(0)
@@ -528,7 +528,7 @@ def test_calibration_must_be_a_list_of_texts(tiny, texts):
 
 def test_int8_is_made_once(tiny, int8, monkeypatch):
     """A second load takes the graph from the cache."""
-    monkeypatch.setattr("penult.int8.convert", lambda *_, **__: pytest.fail("made again"))
+    monkeypatch.setattr("penult.core.int8.convert", lambda *_, **__: pytest.fail("made again"))
     Embedder.load(tiny, precision="int8", threads=1).close()
 
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from models import write_json
 
 from penult import Embedder
-from penult.recipe import Wishes, read
+from penult.core.recipe import Wishes, read
 
 
 def modules(folder, *kinds):

@@ -15,7 +15,7 @@ import pytest
 from server_kit import Process, serving
 
 from penult import Embedder, Pipeline, RemoteEmbedder, TextEmbedder, TextError
-from penult.embedder import TruncationWarning
+from penult.core.embedder import TruncationWarning
 from penult.server import EndpointConfig, Limits
 from penult.server.config import TASK, single
 

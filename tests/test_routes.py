@@ -30,7 +30,7 @@ from folder_kit import (
 from models import tiny_model, tokenizer, write_json
 
 from penult import Embedder, TextError, TruncationWarning
-from penult.source import NoGraphError, resolve
+from penult.core.source import NoGraphError, resolve
 
 QUIET = {"threads": 1, "truncate": "right"}
 ROLES = ("document", "query")

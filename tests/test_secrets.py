@@ -114,7 +114,7 @@ def test_a_database_that_refuses_a_row():
     """PostgreSQL names the row that breaks a rule of the table; what is handed on is the rule alone."""
     pa = pytest.importorskip("pyarrow")
     psycopg = pytest.importorskip("psycopg", reason="needs the extra penult[pgvector]")
-    from penult.bulk.to_pgvector import PgVector
+    from penult.bulk.stores.pgvector import PgVector
 
     rows = pa.table({"text": [TEXT]})
     kept = {"penult.fingerprint": "f", "penult.role": "document"}

@@ -168,12 +168,12 @@ def test_a_package_name_is_a_name(name):
 )
 def test_a_hub_id_with_dots_asks_for_nothing(reference, monkeypatch):
     """An id or a file name that climbs is refused before the Hub or a cache is asked."""
-    import penult.hub_client
+    import penult.core.hub_client
 
     def asked(*_, **__):
         raise AssertionError("asked")
 
-    monkeypatch.setattr(penult.hub_client, "Client", asked)
+    monkeypatch.setattr(penult.core.hub_client, "Client", asked)
     with pytest.raises((ValueError, FileNotFoundError)):
         Embedder.load(reference)
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from penult import Embedder
-from penult.engine import Engine
-from penult.sessions import Sessions
+from penult.core.engine import Engine
+from penult.core.executor import Sessions
 
 SECONDS = 30
 

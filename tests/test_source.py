@@ -16,7 +16,7 @@ import pytest
 from models import tiny_model
 
 from penult import Embedder
-from penult.source import resolve
+from penult.core.source import resolve
 
 
 def test_a_folder_or_its_file(tiny):

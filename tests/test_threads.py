@@ -2,7 +2,7 @@
 
 import pytest
 
-from penult import engine
+from penult.core import engine
 
 
 def test_the_variable_overrides(monkeypatch):

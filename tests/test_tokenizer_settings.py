@@ -9,8 +9,8 @@ from models import VOCABULARY, tokenizer, write_json
 from tokenizers import Tokenizer as FastTokenizer
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
-from penult.tokenizer import Tokenizer
-from penult.tokenizer_config import decisive_files, padding_side, read_config, stated_side
+from penult.core.config.tokenizer_config import decisive_files, padding_side, read_config, stated_side
+from penult.core.tokenizer import Tokenizer
 
 BERT = {"tokenizer_class": "BertTokenizer"}
 SIZE = tokenizer().get_vocab_size()

@@ -12,8 +12,8 @@ from models import tiny_model, tokenizer, write_json
 from onnx import TensorProto, helper
 
 from penult import Embedder, TextError
-from penult.recipe import Wishes, read
-from penult.transformer_config import FILES, TransformerConfig, read_transformer
+from penult.core.config.transformer_config import FILES, TransformerConfig, read_transformer
+from penult.core.recipe import Wishes, read
 
 MAIN = FILES[0]
 OLDER = FILES[1:]

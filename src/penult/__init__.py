@@ -13,25 +13,25 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 from penult._version import __version__
 
 if TYPE_CHECKING:
-    from penult.accepted import Context, Scheduler
-    from penult.embedder import Embedder, TruncationWarning
-    from penult.engine import Engine
-    from penult.pipeline import Pipeline
+    from penult.core.embedder import Embedder, TruncationWarning
+    from penult.core.engine import Engine
+    from penult.deepsparse.arguments import Context, Scheduler
+    from penult.deepsparse.pipeline import Pipeline
     from penult.remote import RemoteEmbedder
     from penult.types import Pooling, Role, TextEmbedder, TextError, Vectors
 
 _HOMES = {
-    "Context": "accepted",
-    "Embedder": "embedder",
-    "Engine": "engine",
-    "Pipeline": "pipeline",
+    "Context": "deepsparse.arguments",
+    "Embedder": "core.embedder",
+    "Engine": "core.engine",
+    "Pipeline": "deepsparse.pipeline",
     "Pooling": "types",
     "RemoteEmbedder": "remote",
     "Role": "types",
-    "Scheduler": "accepted",
+    "Scheduler": "deepsparse.arguments",
     "TextEmbedder": "types",
     "TextError": "types",
-    "TruncationWarning": "embedder",
+    "TruncationWarning": "core.embedder",
     "Vectors": "types",
 }
 

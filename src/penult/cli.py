@@ -88,8 +88,8 @@ def export(
     out: Annotated[Path, typer.Argument(help="The new folder.")],
 ) -> None:
     """Export a model to ONNX through torch (the extra penult[export]), checked against torch on three texts."""
-    from penult import export as exports  # noqa: PLC0415
-    from penult import loading, source  # noqa: PLC0415
+    from penult.core import export as exports  # noqa: PLC0415
+    from penult.core import loading, source  # noqa: PLC0415
 
     with _one_sentence():
         folder = source.weights_folder(model)
@@ -129,8 +129,8 @@ def cut_(
     ] = "document",
 ) -> None:
     """Write the cut model with its pooling as a file of its own, for plain ONNX Runtime."""
-    from penult import loading, prepare, recipe  # noqa: PLC0415
-    from penult.graph.standalone import write_standalone  # noqa: PLC0415
+    from penult.core import loading, prepare, recipe  # noqa: PLC0415
+    from penult.graph.rewrite.standalone import write_standalone  # noqa: PLC0415
 
     with _one_sentence():
         if out.suffix != ".onnx":

@@ -9,14 +9,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from penult import loading, prepare, recipe
-from penult.embedder import Embedder
-from penult.graph.assemble import choose
+from penult.core import loading, prepare, recipe
+from penult.core.assemble import choose
+from penult.core.config.modules import Module, read_modules
+from penult.core.embedder import Embedder
+from penult.core.recipe import Recipe
+from penult.core.source import Source
 from penult.graph.describe import Description, describe
 from penult.graph.picture import megabytes
-from penult.modules import Module, read_modules
-from penult.recipe import Recipe
-from penult.source import Source
 from penult.types import Pooling, Role
 
 

@@ -9,7 +9,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from penult import hub, prepare, source
+from penult.core import hub, prepare, source
 
 # Lists what a folder holds that `pull` wrote, so that a later pull may replace it and nothing else.
 _MARK = ".penult-pull.json"

@@ -23,8 +23,8 @@ from urllib.parse import unquote
 import httpx
 import numpy as np
 
-from penult import dialects
-from penult.dialects import Call, Reply, Server, Talk
+from penult import protocols as dialects
+from penult.protocols import Call, Reply, Server, Talk
 from penult.types import Role, TextError, Vectors
 
 Result = TypeVar("Result")
@@ -249,7 +249,7 @@ class RemoteEmbedder:
         cut = sum(truncated for _, truncated in found)
         if cut and not self._said_truncated:
             self._said_truncated = True
-            from penult.embedder import TruncationWarning  # noqa: PLC0415 - what a remote client else never needs
+            from penult.core.embedder import TruncationWarning  # noqa: PLC0415 - what a remote client else never needs
 
             warnings.warn(
                 f"{cut} of {count} texts had more tokens than the server's model takes, and were cut there. Split them. "

@@ -413,7 +413,7 @@ from penult import Embedder
 def one(folder):
     if folder.endswith("own") and not Path(folder).exists():
         try:
-            from penult.export import export
+            from penult.core.export import export
             export(Path(job["base"]), Path(folder), python=job["python"], progress=False)
         except Exception as error:
             return {"failed": str(error)}

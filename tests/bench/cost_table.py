@@ -10,7 +10,7 @@ import argparse
 import json
 from pathlib import Path
 
-from penult.bulk.readers import rows_of_a_shard
+from penult.bulk.input.readers import rows_of_a_shard
 
 BILLION = 1e9
 BYTES_A_TOKEN = 4.9  # of English prose under a WordPiece tokenizer: the demo paragraphs of notebooks/data have 4.88

@@ -26,8 +26,8 @@ def write_dense_int8(graph, target, ids):
     import onnxruntime
     from onnx import TensorProto, helper, numpy_helper
 
-    from penult.graph.linear import find_linears
-    from penult.graph.unread import drop_unread
+    from penult.graph.find.linear import find_linears
+    from penult.graph.rewrite.prune import drop_unread
 
     model = onnx.load(graph)
     linears = find_linears(model, model.graph.output[0].name)
@@ -150,8 +150,8 @@ def main():
     from onnxruntime.quantization import quantize_dynamic
     from tokenizers import Tokenizer
 
-    from penult import source
     from penult.bench.measure import read_texts
+    from penult.core import source
 
     found = source.resolve(given.model)
     tokenizer = Tokenizer.from_file(str(found.folder / "tokenizer.json"))

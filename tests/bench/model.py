@@ -16,7 +16,7 @@ import onnx
 from onnx import numpy_helper
 from safetensors.numpy import save_file
 
-from penult.source import resolve
+from penult.core.source import resolve
 
 target = Path(sys.argv[1])
 maker = Path(__file__).parents[3] / "shared" / "models" / "make_minilm.py"

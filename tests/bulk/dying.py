@@ -4,8 +4,8 @@ import os
 import signal
 import time
 
-from penult.bulk.work import Record
-from penult.bulk.worker import Ready
+from penult.bulk.job.shard import Record
+from penult.bulk.job.worker import Ready
 
 
 def answering(pipe, model, role, share):

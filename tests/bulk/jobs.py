@@ -14,10 +14,10 @@ from conftest import hearing
 from models import WORDS
 
 from penult.bulk import embed
+from penult.bulk.job.reuse import Old
+from penult.bulk.job.shard import make_shard
+from penult.bulk.job.worker import Ready
 from penult.bulk.tables import metadata_of
-from penult.bulk.takeover import Old
-from penult.bulk.work import make_shard
-from penult.bulk.worker import Ready
 
 
 class InProcess:

@@ -7,8 +7,8 @@ import pytest
 
 from penult.bulk.embed import Request, StoppedError, Summary
 from penult.bulk.ingest import Ingested
+from penult.bulk.job.progress import Totals
 from penult.bulk.options import Columns, Model
-from penult.bulk.progress import Totals
 from penult.cli import app
 
 

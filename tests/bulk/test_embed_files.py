@@ -16,8 +16,10 @@ from bulk.jobs import corpus, half_done, lance_table, rejected, run, vectors
 from models import tiny_model
 
 from penult import Embedder
-from penult.bulk import about, embed, inputs, lance_files, ray_engine, readers, writers
+from penult.bulk import embed, lance_files, ray_engine
 from penult.bulk.embed import StoppedError
+from penult.bulk.input import input_files, readers
+from penult.bulk.output import model_metadata, writers
 
 
 def test_columns_vectors_and_metadata(job, embedder, tmp_path):
@@ -31,7 +33,7 @@ def test_columns_vectors_and_metadata(job, embedder, tmp_path):
     assert np.abs(vectors(table) - embedder.embed([row["text"] for row in rows])).max() <= 1e-6
     metadata = {key.decode(): value.decode() for key, value in table.schema.metadata.items()}
     assert metadata["penult.fingerprint"] == embedder.fingerprint
-    assert json.loads(metadata["penult.recipe"])["pooling"] == "mean"
+    assert json.loads(metadata["penult.core.recipe"])["pooling"] == "mean"
     assert metadata["penult.role"] == "document"
     assert (done.totals.rows, done.totals.rejected, done.totals.taken) == (50, 0, 0)
     assert done.totals.tokens == embedder.count_tokens([row["text"] for row in rows]).sum()
@@ -100,7 +102,7 @@ def test_what_a_folder_or_a_glob_holds_beside_input(job, tmp_path):
     for given, out in ((folder, "folder.parquet"), (f"{folder}/**/*.jsonl", "glob.parquet")):
         job(given, out=out)
         assert texts_of(tmp_path / out) == ["a.jsonl", "c.jsonl", "d.jsonl"]
-    assert inputs.find([f"{folder}/*.rejected.jsonl", f"{folder}/*.npy.rows.jsonl"]) == [
+    assert input_files.find([f"{folder}/*.rejected.jsonl", f"{folder}/*.npy.rows.jsonl"]) == [
         folder / "old.rejected.jsonl",
         folder / "old.npy.rows.jsonl",
     ]
@@ -112,14 +114,14 @@ def test_a_lance_dataset_is_one_input(tmp_path):
     for name in ("data", "versions"):
         line(dataset / name / "x.txt")
     for given in (dataset, tmp_path / "in", f"{tmp_path}/in/*"):
-        assert inputs.find([str(given)]) == [dataset]
-    hashes = {inputs.opened(dataset).sha256}
+        assert input_files.find([str(given)]) == [dataset]
+    hashes = {input_files.opened(dataset).sha256}
     for name in ("data", "versions"):
         line(dataset / name / "x.txt", "another")
-        hashes.add(inputs.opened(dataset).sha256)
+        hashes.add(input_files.opened(dataset).sha256)
     assert len(hashes) == 3
     file = dataset / "data" / "x.txt"
-    assert inputs.opened(file).sha256 == hashlib.sha256(file.read_bytes()).hexdigest()
+    assert input_files.opened(file).sha256 == hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def test_a_csv_with_lines_in_its_texts(job, tmp_path):
@@ -154,7 +156,7 @@ def test_every_format_out(job, embedder, tmp_path, ending):
     assert found.dtype == np.float32
     assert np.array_equal(found, vectors(expected))
     assert kept == rows
-    assert about.metadata(out) == about.metadata(tmp_path / "expected.parquet")
+    assert model_metadata.metadata(out) == model_metadata.metadata(tmp_path / "expected.parquet")
     assert job(source, out=out.name).rows_per_second is None
 
 
@@ -387,7 +389,7 @@ def test_a_shard_is_the_same_wherever_reading_begins(tmp_path):
     for name, rows, group in (("a", 5000, 6000), ("b", 900, 100), ("c", 4500, 4300)):
         paths.append(tmp_path / f"{name}.parquet")
         pq.write_table(pa.table({"text": [f"{name}{i}" for i in range(rows)]}), paths[-1], row_group_size=group)
-    files = [inputs.opened(path) for path in paths]
+    files = [input_files.opened(path) for path in paths]
     scanned = readers.scan(files, "text", 700)
     whole = list(readers.shards(files, scanned))
     texts = [text for shard in whole for text in shard.table.column("text").to_pylist()]
@@ -402,7 +404,7 @@ def test_a_file_that_changes_while_it_is_read(tmp_path):
     """One that was written to, or has fewer rows than at the first look, is named at its end, not after all the others."""
     for name in "ab":
         (tmp_path / f"{name}.jsonl").write_text('{"text": "a"}\n' * 6)
-    files = [inputs.opened(tmp_path / f"{name}.jsonl") for name in "ab"]
+    files = [input_files.opened(tmp_path / f"{name}.jsonl") for name in "ab"]
     scanned = readers.scan(files, "text", 2)
     reading, read = readers.shards(files, scanned), []
     files[0].path.write_text('{"text": "b"}\n' * 6)
@@ -420,7 +422,7 @@ def test_the_length_of_texts_decides_how_many_make_a_shard(tmp_path, monkeypatch
     monkeypatch.setattr(readers, "_SHARD_ROWS", (1, 4096))
     for texts, rows in ((["é" * 1250] * 128, 4), (["é" * 1250, None] * 64, 8), ([], 1)):
         pq.write_table(pa.table({"text": pa.array(texts, pa.string())}), tmp_path / "in.parquet")
-        assert readers.scan([inputs.opened(tmp_path / "in.parquet")], "text").shard_rows == rows
+        assert readers.scan([input_files.opened(tmp_path / "in.parquet")], "text").shard_rows == rows
 
 
 def test_columns_without_rows(job, tmp_path):

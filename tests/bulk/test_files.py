@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from penult.bulk.files import sync_all, sync_folder, written_whole
+from penult.bulk.atomic_files import sync_all, sync_folder, written_whole
 
 
 def open_files():

@@ -12,11 +12,12 @@ import pytest
 from bulk.jobs import corpus, half_done, vectors
 from models import tiny_model
 
-from penult.bulk import inputs, writers
+from penult.bulk.atomic_files import written_whole
 from penult.bulk.embed import StoppedError
-from penult.bulk.files import written_whole
-from penult.bulk.job import Job
-from penult.bulk.work import Record
+from penult.bulk.input import input_files
+from penult.bulk.job.manifest import Job
+from penult.bulk.job.shard import Record
+from penult.bulk.output import writers
 
 
 class Stopped(BaseException):
@@ -132,7 +133,7 @@ def test_no_room_for_the_index_of_an_older_output(job, tmp_path, monkeypatch):
     source = corpus(tmp_path / "in.jsonl", 40)
     job(source, out="old.parquet")
     with monkeypatch.context() as patched:
-        patched.setattr("penult.bulk.takeover._batches", full_disk)
+        patched.setattr("penult.bulk.job.reuse._batches", full_disk)
         with pytest.raises(StoppedError, match=r"the index of .*old\.parquet cannot be written to .*disk is full"):
             job(source, old=tmp_path / "old.parquet")
     assert job(source, old=tmp_path / "old.parquet").totals.taken == 40
@@ -194,7 +195,7 @@ def test_a_pipe_that_cannot_be_read_again(job, tmp_path, monkeypatch):
 def test_no_room_for_what_comes_over_a_pipe(job, tmp_path, monkeypatch):
     """A disk that is too full for it is a sentence, and nothing is left behind."""
     monkeypatch.setattr(sys, "stdin", Pipe(b'{"text": "a"}\n'))
-    monkeypatch.setattr(inputs, "written_whole", full)
+    monkeypatch.setattr(input_files, "written_whole", full)
     with pytest.raises(OSError, match=r"Standard input cannot be copied to .*out\.parquet\.job: No space left on device"):
         job("-")
     assert list(tmp_path.iterdir()) == []
@@ -219,7 +220,7 @@ def test_input_that_is_as_it_was_is_not_hashed_again(job, tmp_path, monkeypatch)
     with half_done(monkeypatch), pytest.raises(StoppedError):
         job(source, shard_rows=16)
     with monkeypatch.context() as patched:
-        patched.setattr(inputs, "_sha256", refused)
+        patched.setattr(input_files, "_sha256", refused)
         patched.setattr(sys, "stdin", Keyboard())
         (tmp_path / "in.dat").write_text("text")
         with pytest.raises(ValueError, match="say --format"):

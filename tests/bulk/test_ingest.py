@@ -13,10 +13,11 @@ from bulk.jobs import InProcess, corpus, run
 from bulk.postgres import server
 from models import tiny_model
 
-from penult.bulk import embed, to_qdrant
+from penult.bulk import embed
 from penult.bulk.embed import Request, embed_files
 from penult.bulk.ingest import entry_id, ingest
 from penult.bulk.options import Columns, Model
+from penult.bulk.stores import qdrant as to_qdrant
 
 QUESTIONS = 100
 

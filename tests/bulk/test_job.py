@@ -8,9 +8,9 @@ from dataclasses import asdict, replace
 import pyarrow as pa
 import pytest
 
-from penult.bulk.job import Identity, Job, Manifest
-from penult.bulk.readers import Scanned
-from penult.bulk.work import Record, shard_path
+from penult.bulk.input.readers import Scanned
+from penult.bulk.job.manifest import Identity, Job, Manifest
+from penult.bulk.job.shard import Record, shard_path
 
 IDENTITY = Identity(("h1", "h2"), "f", "document", "text", "vector", None, "cut", None)
 SCHEMA = pa.schema([pa.field("text", pa.string()), pa.field("n", pa.int64(), metadata={b"k": b"v"})])

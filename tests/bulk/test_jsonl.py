@@ -9,9 +9,9 @@ from bulk.jobs import half_done, rejected
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penult.bulk import inputs, jsonl, readers, rows, sources
 from penult.bulk.embed import StoppedError
-from penult.bulk.rows import Rejected, Row
+from penult.bulk.input import input_files, jsonl, readers, rows, sources
+from penult.bulk.input.rows import Rejected, Row
 
 SCHEMA = pa.schema(
     [
@@ -170,7 +170,7 @@ def test_at_once_is_as_one_by_one(tmp_path_factory, lines, noise, place, togethe
     data = "\n".join(lines).encode()
     at = int(place * len(data))
     path.write_bytes(data[:at] + noise + data[at:])
-    file = inputs.opened(path)
+    file = input_files.opened(path)
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(readers, "BLOCK", together)
         found = readers._look_at_lines(file, "text")
@@ -230,6 +230,6 @@ def test_lines_of_blanks_among_the_rows(job, tmp_path, monkeypatch):
 def test_a_file_that_ends_before_the_row_to_go_on_from(tmp_path):
     """It gives no rows, and whoever reads it says so."""
     (tmp_path / "in.jsonl").write_text('{"text": "a"}\n{"text": "b"}\n')
-    file = inputs.opened(tmp_path / "in.jsonl")
+    file = input_files.opened(tmp_path / "in.jsonl")
     assert sources.opened(file, pa.schema([("text", pa.string())]), 2).take(4).table.num_rows == 0
     assert sources.opened(file, pa.schema([("text", pa.string())]), 3).take(4).table.num_rows == 0

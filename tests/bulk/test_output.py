@@ -5,12 +5,12 @@ from dataclasses import replace
 import pyarrow as pa
 import pytest
 
-from penult.bulk.job import Identity, Manifest
+from penult.bulk.input.readers import Scanned
+from penult.bulk.job.manifest import Identity, Manifest
+from penult.bulk.job.progress import Totals
+from penult.bulk.job.worker import Ready
 from penult.bulk.options import Columns
-from penult.bulk.output import is_there, schema, try_out
-from penult.bulk.progress import Totals
-from penult.bulk.readers import Scanned
-from penult.bulk.worker import Ready
+from penult.bulk.output.output_files import is_there, schema, try_out
 
 IDENTITY = Identity(("h1",), "f", "document", "text", "v", None, "warn", None)
 COLUMNS = Columns("text", "v", "document")

@@ -10,11 +10,11 @@ import pytest
 from bulk import dying
 from bulk.jobs import corpus, run
 
-from penult.bulk import pool, worker
+from penult.bulk.input.sources import Shard
+from penult.bulk.job import pool, worker
+from penult.bulk.job.pool import Pool, WorkError
+from penult.bulk.job.worker import AT_ONCE, Failed, Ready, Task, serve
 from penult.bulk.options import Columns, Model
-from penult.bulk.pool import Pool, WorkError
-from penult.bulk.sources import Shard
-from penult.bulk.worker import AT_ONCE, Failed, Ready, Task, serve
 
 
 def task(folder, number=5):
@@ -87,7 +87,7 @@ def test_what_a_worker_says_of_an_error(error, said):
 
 def test_workers_share_the_threads_of_the_machine(monkeypatch):
     """One has what the engine takes by itself, several have even parts of it, and each has one at least."""
-    monkeypatch.setattr("penult.engine.default_threads", lambda: 8)
+    monkeypatch.setattr("penult.core.engine.default_threads", lambda: 8)
     assert [worker._threads(workers) for workers in (1, 2, 3, 8, 16)] == [None, 4, 2, 1, 1]
 
 

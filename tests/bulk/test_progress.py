@@ -7,9 +7,9 @@ from dataclasses import asdict
 
 import pytest
 
-from penult.bulk import progress
-from penult.bulk.progress import Progress, Totals
-from penult.bulk.work import Record
+from penult.bulk.job import progress
+from penult.bulk.job.progress import Progress, Totals
+from penult.bulk.job.shard import Record
 
 
 class Terminal(io.StringIO):

@@ -15,9 +15,11 @@ import pyarrow.parquet as pq
 import pytest
 from bulk.jobs import corpus, recorded, run, started
 
-from penult.bulk import inputs, ray_engine, readers, takeover
+from penult.bulk import ray_engine
+from penult.bulk.input import input_files, readers
+from penult.bulk.job import reuse
+from penult.bulk.job.pool import WorkError
 from penult.bulk.options import Columns, Model
-from penult.bulk.pool import WorkError
 from penult.bulk.ray_engine import Setup, ShardActor
 
 pytest.importorskip("ray.data", reason="the extra `ray` is not installed")
@@ -27,7 +29,7 @@ ROWS, SHARD = 1200, 16
 
 def setup(source, tiny, folder):
     """What an actor gets, its paths relative to the folder of the caller."""
-    file = inputs.opened(Path(source))
+    file = input_files.opened(Path(source))
     columns = Columns("text", "embedding", "document")
     folder.mkdir()
     return Setup(Model(str(tiny)), columns, (file,), readers.scan([file], "text", SHARD), Path(folder.name), None)
@@ -68,7 +70,7 @@ def test_an_actor_takes_over_older_vectors(job, tmp_path, tiny, monkeypatch):
     texts = pq.read_table("in.parquet").column("text").to_pylist()[:15]
     pq.write_table(pyarrow.table({"text": [*texts, "a " * 70]}), "in.parquet")
     given = setup("in.parquet", tiny, tmp_path / "shards")
-    takeover.build(Path("old.parquet"), given.folder, "text")
+    reuse.build(Path("old.parquet"), given.folder, "text")
     given = replace(given, old=given.folder, model=replace(given.model, truncate="warn")).anywhere()
     monkeypatch.chdir("/")
     (answer,) = answers(ShardActor(given, 1), 0)
@@ -170,7 +172,7 @@ def test_what_ray_cannot_do_is_said_first(tmp_path, monkeypatch):
     """Files that must be read from their start are named, and where Ray is missing, what to install."""
     pq.write_table(pyarrow.table({"text": ["a"]}), tmp_path / "a.parquet")
     (tmp_path / "b.jsonl").write_text('{"text": "a"}\n')
-    files = [inputs.opened(tmp_path / name) for name in ("a.parquet", "b.jsonl")]
+    files = [input_files.opened(tmp_path / name) for name in ("a.parquet", "b.jsonl")]
     with pytest.raises(ValueError, match=r"b\.jsonl must be read from its start; --engine ray takes parquet and lance files"):
         ray_engine.check(files)
     monkeypatch.delenv("RAY_DATA_LOG_LEVEL", raising=False)

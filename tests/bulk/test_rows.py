@@ -5,7 +5,18 @@ import json
 import pyarrow as pa
 import pytest
 
-from penult.bulk.rows import JSON_FIELD, Rejected, Row, csv_schema, infer, merge, parse_json, read_csv, read_text, to_table
+from penult.bulk.input.rows import (
+    JSON_FIELD,
+    Rejected,
+    Row,
+    csv_schema,
+    infer,
+    merge,
+    parse_json,
+    read_csv,
+    read_text,
+    to_table,
+)
 
 
 def test_a_line_of_json():

@@ -5,7 +5,7 @@ import pyarrow as pa
 import pytest
 
 from penult.bulk.tables import embed_texts, texts_of, vectors_of, with_vectors
-from penult.embedder import Counted
+from penult.core.embedder import Counted
 from penult.types import TextError
 
 

@@ -5,7 +5,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from penult.bulk import lance_files, tables, takeover
+from penult.bulk import lance_files, tables
+from penult.bulk.job import reuse
 
 SAYS = {"penult.fingerprint": "f", "penult.role": "document", "penult.text_column": "text", "penult.vector_column": "vector"}
 NAMED = {"fingerprint": "f", "role": "document", "text_column": "text"}
@@ -22,8 +23,8 @@ def older(folder, texts, dimension=2, says=SAYS):
 def indexed(folder, texts, dimension=2):
     """Index an older output and open the index."""
     (folder / "index").mkdir()
-    takeover.build(older(folder, texts, dimension), folder / "index", "text")
-    return takeover.Old(folder / "index", dimension)
+    reuse.build(older(folder, texts, dimension), folder / "index", "text")
+    return reuse.Old(folder / "index", dimension)
 
 
 def test_texts_are_found_and_vectors_woven(tmp_path):
@@ -45,9 +46,9 @@ def test_an_older_dataset(tmp_path):
     pytest.importorskip("lance", reason="the extra `lance` is not installed")
     table = pq.read_table(older(tmp_path, ["a", "b"]))
     lance_files.write(tmp_path / "old.lance", table.schema, table.to_batches())
-    takeover.check(tmp_path / "old.lance", **NAMED)
-    takeover.build(tmp_path / "old.lance", tmp_path, "text")
-    assert takeover.Old(tmp_path, 2).find(["b", "c"]) == {0: 1}
+    reuse.check(tmp_path / "old.lance", **NAMED)
+    reuse.build(tmp_path / "old.lance", tmp_path, "text")
+    assert reuse.Old(tmp_path, 2).find(["b", "c"]) == {0: 1}
 
 
 def test_nothing_to_take_over(tmp_path):
@@ -63,10 +64,10 @@ def test_an_index_is_made_once(tmp_path):
     (tmp_path / "index").mkdir()
     path = older(tmp_path, ["a"])
     (tmp_path / "index" / "old.sqlite.part").write_bytes(b"half of an index")
-    takeover.build(path, tmp_path / "index", "text")
+    reuse.build(path, tmp_path / "index", "text")
     path.unlink()
-    takeover.build(path, tmp_path / "index", "text")
-    assert takeover.Old(tmp_path / "index", 2).find(["a"]) == {0: 0}
+    reuse.build(path, tmp_path / "index", "text")
+    assert reuse.Old(tmp_path / "index", 2).find(["a"]) == {0: 0}
     assert sorted(file.name for file in (tmp_path / "index").iterdir()) == ["old.f32", "old.sqlite"]
 
 
@@ -74,23 +75,23 @@ def test_an_index_that_cannot_be_written(tmp_path):
     """The error names the output and the folder."""
     path = older(tmp_path, ["a"])
     with pytest.raises(OSError, match=r"the index of .*old\.parquet cannot be written to .*nowhere: unable to open"):
-        takeover.build(path, tmp_path / "nowhere", "text")
+        reuse.build(path, tmp_path / "nowhere", "text")
 
 
 @pytest.mark.parametrize("key", ["fingerprint", "role", "text_column"])
 def test_what_another_model_made_is_refused(tmp_path, key):
     """Another model, role or column; the message names both. An output that says nothing is refused too."""
     path = older(tmp_path, ["a"])
-    takeover.check(path, **NAMED)
+    reuse.check(path, **NAMED)
     with pytest.raises(ValueError, match=f"has the {key} '{NAMED[key]}', this job 'other'; its vectors cannot be taken over"):
-        takeover.check(path, **NAMED | {key: "other"})
+        reuse.check(path, **NAMED | {key: "other"})
     with pytest.raises(ValueError, match="has the fingerprint None"):
-        takeover.check(older(tmp_path, ["a"], says={}), **NAMED)
+        reuse.check(older(tmp_path, ["a"], says={}), **NAMED)
 
 
 def test_what_is_no_older_output(tmp_path):
     """A file of another format is none, and one that is not there says nothing of itself."""
     with pytest.raises(ValueError, match=r"old\.npy is no older output with texts and vectors"):
-        takeover.check(tmp_path / "old.npy", **NAMED)
+        reuse.check(tmp_path / "old.npy", **NAMED)
     with pytest.raises(ValueError, match="has the fingerprint None"):
-        takeover.check(tmp_path / "old.parquet", **NAMED)
+        reuse.check(tmp_path / "old.parquet", **NAMED)

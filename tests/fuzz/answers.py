@@ -5,7 +5,7 @@ import json
 import numpy as np
 from draw import Draw, altered
 
-from penult.dialects import Reply, at, embed, find, prompted
+from penult.protocols import Reply, at, embed, find, prompted
 
 PENULT = {
     "server": "penult", "fingerprint": "f", "dimension": 2, "served_model_name": "m", "max_client_batch_size": 9,

@@ -10,7 +10,7 @@ import httpx
 from draw import Draw, altered
 from models import tiny_model
 
-from penult.embedder import TruncationWarning
+from penult.core.embedder import TruncationWarning
 from penult.server import EndpointConfig, Limits, ServerConfig
 from penult.server.app import create_app
 

@@ -4,8 +4,8 @@ import logging
 import tempfile
 from pathlib import Path
 
+from penult.deepsparse.config_file import read
 from penult.server.config import ConfigError
-from penult.server.configfile import read
 
 logging.disable()
 SEEDS = [

@@ -8,11 +8,11 @@ from draw import Draw
 from models import Size, bert_graph, bert_weights
 from onnx import ModelProto, TensorProto
 
-from penult.graph.assemble import read
-from penult.graph.blockwise import fuse_attention
-from penult.graph.cut import cut
-from penult.graph.guards import drop_guards
-from penult.graph.layers import NotATransformerError, hidden_states
+from penult.core.assemble import read
+from penult.graph.find.layers import NotATransformerError, hidden_states
+from penult.graph.rewrite.blockwise import fuse_attention
+from penult.graph.rewrite.cut import cut
+from penult.graph.rewrite.nan_guards import drop_guards
 
 PATH = Path(tempfile.mkdtemp()) / "model.onnx"
 WHOLE = bert_graph(bert_weights(Size(8, 1, 2, 16)), 2, mlm_head=True).SerializeToString()

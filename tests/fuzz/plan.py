@@ -4,7 +4,7 @@ import struct
 
 from draw import Draw
 
-from penult.batching import plan
+from penult.core.batching import plan
 
 SEEDS = [struct.pack("<BHHBH", 3, 512, 64, 0, 9) + bytes(range(0, 200, 3))]
 

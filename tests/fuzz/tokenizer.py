@@ -7,7 +7,7 @@ from pathlib import Path
 from draw import Draw, altered
 from models import tokenizer, write_json
 
-from penult.tokenizer import Tokenizer
+from penult.core.tokenizer import Tokenizer
 
 FOLDER = Path(tempfile.mkdtemp())
 WHOLE = json.loads(tokenizer().to_str())

@@ -10,11 +10,11 @@ from models import bert_graph, bert_weights
 from onnx import TensorProto, helper
 from safetensors.numpy import save_file
 
-from penult.graph.assemble import assemble, read
-from penult.graph.files import data_file
-from penult.graph.layers import NotATransformerError
-from penult.recipe import Dense, Recipe, Rows
-from penult.source import Source
+from penult.core.assemble import assemble, read
+from penult.core.recipe import Dense, Recipe, Rows
+from penult.core.source import Source
+from penult.graph.find.layers import NotATransformerError
+from penult.graph.rewrite.external_data import data_file
 
 RECIPE = Recipe(-1, "mean", (), None, 64, "right", {}, True, "fp32")
 IDS = np.array([[3, 1, 4, 1], [9, 2, 0, 0]])

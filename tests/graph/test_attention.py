@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from models import bert_graph, bert_weights
 from onnx import TensorProto, helper, numpy_helper
 
-from penult.graph.attention import find_attention
-from penult.graph.blockwise import fuse_attention
-from penult.graph.guards import drop_guards
+from penult.graph.find.attention import find_attention
+from penult.graph.rewrite.blockwise import fuse_attention
+from penult.graph.rewrite.nan_guards import drop_guards
 
 
 def both(model, given, fused=None):

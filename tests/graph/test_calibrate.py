@@ -6,7 +6,7 @@ import pytest
 from graph_kit import model_of, running
 from onnx import TensorProto, helper, numpy_helper
 
-from penult.graph.calibrate import Goal, make_int8
+from penult.graph.int8.calibrate import Goal, make_int8
 
 RNG = np.random.default_rng(0)
 MEAN_AND_LEAST = Goal(0.5, 0.5)

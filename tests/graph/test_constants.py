@@ -9,8 +9,8 @@ from models import Size, bert_graph, bert_weights
 from onnx import TensorProto, helper, numpy_helper
 from onnx.external_data_helper import set_external_data
 
-from penult.graph.constants import hoist_constants
-from penult.graph.whole import check_inner, check_whole
+from penult.graph.rewrite.constants import hoist_constants
+from penult.graph.rewrite.validate import check_inner, check_whole
 
 
 def external(name, dims=(3,), location="data"):

@@ -10,8 +10,8 @@ import pytest
 from graph_kit import ZOO, ZOO_FILES, Draft, load, run, run_uncut, stored, zoo_reference
 from onnx import TensorProto, helper, numpy_helper
 
-from penult.graph.cut import cut
-from penult.graph.layers import hidden_states
+from penult.graph.find.layers import hidden_states
+from penult.graph.rewrite.cut import cut
 
 RUNTIME = tuple(map(int, onnxruntime.__version__.split(".")[:2]))
 GIVEN = {"input_ids": np.array([[3, 1, 4, 1, 5], [9, 2, 6, 5, 3]])}
@@ -465,8 +465,8 @@ def test_annotations_are_those_of_what_is_made_and_read():
 _MEASURE = """
 import resource, sys
 import onnx
-from penult.graph.cut import cut
-from penult.graph.layers import hidden_states
+from penult.graph.rewrite.cut import cut
+from penult.graph.find.layers import hidden_states
 
 model = onnx.load(sys.argv[1], load_external_data=False)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -5,7 +5,7 @@ import pytest
 from graph_kit import Draft
 from onnx import helper
 
-from penult.graph.layers import hidden_states
+from penult.graph.find.layers import hidden_states
 
 BLOCK, NORM, FINAL = (
     f"the end of the last residual block{how}; what follows is the head" for how in ("", " and its norm", " and the final norm")

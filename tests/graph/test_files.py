@@ -7,9 +7,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from penult.graph import standalone
-from penult.graph.files import data_file, save
-from penult.graph.standalone import write_standalone
+from penult.graph.rewrite import standalone
+from penult.graph.rewrite.external_data import data_file, save
+from penult.graph.rewrite.standalone import write_standalone
 
 WEIGHTS = {
     "tiny": np.arange(5, dtype=np.float32),

@@ -6,7 +6,7 @@ import pytest
 from graph_kit import Draft
 from onnx import TensorProto, helper, numpy_helper
 
-from penult.graph.flow import NUMBER, SHAPE, VALUE, ancestors, is_matrix, is_vector, operator, read_by, subgraphs, trace
+from penult.graph.find.flow import NUMBER, SHAPE, VALUE, ancestors, is_matrix, is_vector, operator, read_by, subgraphs, trace
 
 FLOAT, HALF, INT = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.INT64
 

@@ -6,8 +6,8 @@ from attention_kit import LOWEST, MASKS, attention, ids, operators
 from graph_kit import session
 from onnx import TensorProto, helper, numpy_helper
 
-from penult.graph.attention import find_attention
-from penult.graph.guards import drop_guards
+from penult.graph.find.attention import find_attention
+from penult.graph.rewrite.nan_guards import drop_guards
 
 
 def node_of(model, kind):

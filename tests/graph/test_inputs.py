@@ -8,8 +8,8 @@ from graph_kit import GRAPHS, Draft, outlined, stored
 from models import Size, bert_graph, bert_weights
 from onnx import TensorProto, helper, numpy_helper
 
-from penult.graph.inputs import name_inputs, reads_mask
-from penult.graph.whole import check_whole
+from penult.graph.rewrite.input_names import name_inputs, reads_mask
+from penult.graph.rewrite.validate import check_whole
 
 IDS = np.array([[2, 5, 6, 3], [2, 7, 3, 0]])
 GIVEN = {"input_ids": IDS, "attention_mask": (IDS > 0).astype(np.int64), "token_type_ids": np.array([[0, 0, 1, 1]] * 2)}

@@ -9,10 +9,10 @@ import pytest
 from graph_kit import GRAPHS, SHARED, ZOO, ZOO_FILES, Draft, outlined, run, shuffled, stored
 from onnx import TensorProto, helper
 
-from penult.graph.cut import cut
-from penult.graph.flow import trace
-from penult.graph.layers import HiddenState, NotATransformerError, hidden_states, select
-from penult.graph.skeleton import skeleton
+from penult.graph.find.flow import trace
+from penult.graph.find.layers import HiddenState, NotATransformerError, hidden_states, select
+from penult.graph.find.skeleton import skeleton
+from penult.graph.rewrite.cut import cut
 
 ANY = {"input_ids": np.array([[3, 1, 4, 1, 5], [9, 2, 6, 5, 3]])}
 

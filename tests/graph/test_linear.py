@@ -5,7 +5,7 @@ import pytest
 from graph_kit import model_of
 from onnx import helper, numpy_helper
 
-from penult.graph.linear import find_linears, readers
+from penult.graph.find.linear import find_linears, readers
 
 RNG = np.random.default_rng(0)
 X = {"x": [16, 16]}

@@ -8,8 +8,8 @@ import pytest
 from graph_kit import model_of, session
 from onnx import TensorProto, helper
 
-from penult.graph.linear import find_linears
-from penult.graph.plain import unfuse
+from penult.graph.find.linear import find_linears
+from penult.graph.rewrite.unfuse import unfuse
 
 RNG = np.random.default_rng(0)
 MICROSOFT = {"domain": "com.microsoft"}

@@ -9,9 +9,9 @@ import reference
 from onnx import TensorProto, helper
 
 from penult import Engine
-from penult.activations import ACTIVATIONS
-from penult.graph.pooling import OUTPUT, Dense, LayerNorm, Reducer, append_reducer
-from penult.graph.steps import BUILT
+from penult.core.config.activations import ACTIVATIONS
+from penult.graph.rewrite.pooling import OUTPUT, Dense, LayerNorm, Reducer, append_reducer
+from penult.graph.rewrite.steps import BUILT
 
 IDS = np.array([[7, 5, 6, 2, 0], [7, 9, 2, 0, 0], [7, 2, 0, 0, 0]])
 MASK = (IDS > 0).astype(np.int64)

@@ -8,7 +8,7 @@ from models import Size, bert_graph, bert_weights
 from onnx import TensorProto, helper
 from onnx.external_data_helper import set_external_data
 
-from penult.graph.positions import PositionTable, position_offset, position_rows, position_table
+from penult.graph.find.positions import PositionTable, position_offset, position_rows, position_table
 
 ZOO = {
     "albert-mlm": 128, "bert-base": 128, "bert-mlm": 128, "bert-seqcls": 128, "bert-tokcls": 128, "distilbert-mlm": 128,

@@ -5,7 +5,7 @@ import pytest
 from graph_kit import model_of, session
 from onnx import TensorProto, helper
 
-from penult.graph.scales import Choice, Seen, apply
+from penult.graph.int8.activation_scales import Choice, Seen, apply
 
 RNG = np.random.default_rng(0)
 

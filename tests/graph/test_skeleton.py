@@ -6,8 +6,8 @@ import pytest
 from graph_kit import Draft, outlined, run, session
 from onnx import TensorProto, helper, numpy_helper
 
-from penult.graph.cut import cut
-from penult.graph.skeleton import restore, shapes, skeleton
+from penult.graph.find.skeleton import restore, shapes, skeleton
+from penult.graph.rewrite.cut import cut
 
 IDS = {"input_ids": np.array([[3, 1, 4], [9, 2, 6]])}
 FLOATS = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)

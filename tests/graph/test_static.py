@@ -8,11 +8,11 @@ import pytest
 from tokenizers import Tokenizer
 
 from penult import Engine
-from penult.graph import static
-from penult.graph.cut import cut
-from penult.graph.pooling import OUTPUT, Reducer, append_reducer
-from penult.graph.static import static_graph
-from penult.module_weights import static_table
+from penult.core.config.module_weights import static_table
+from penult.graph.rewrite import static_embedding as static
+from penult.graph.rewrite.cut import cut
+from penult.graph.rewrite.pooling import OUTPUT, Reducer, append_reducer
+from penult.graph.rewrite.static_embedding import static_graph
 
 RNG = np.random.default_rng(0)
 TABLE = RNG.normal(size=(50, 6)).astype(np.float32)

@@ -6,8 +6,8 @@ import pytest
 from graph_kit import Draft, run
 from onnx import TensorProto, helper, numpy_helper
 
-from penult.graph.cut import cut
-from penult.graph.unit_length import ends_in_normalize
+from penult.graph.find.unit_length import ends_in_normalize
+from penult.graph.rewrite.cut import cut
 
 IDS = np.random.default_rng(0).integers(0, 20, (4, 6))
 

@@ -4,7 +4,7 @@ import numpy as np
 from graph_kit import Draft, run
 from onnx import TensorProto, helper
 
-from penult.graph.unread import drop_unread
+from penult.graph.rewrite.prune import drop_unread
 
 
 def test_what_nothing_reads_is_dropped():

@@ -8,8 +8,8 @@ import pytest
 from graph_kit import Draft
 from onnx import TensorProto, helper, numpy_helper
 
-from penult.graph import whole
-from penult.graph.whole import check_inner, check_whole
+from penult.graph.rewrite import validate as whole
+from penult.graph.rewrite.validate import check_inner, check_whole
 
 
 def small():

@@ -6,7 +6,7 @@ import pytest
 from graph_kit import session
 from onnx import TensorProto, helper, numpy_helper
 
-from penult.graph.widen import has_half, widen
+from penult.graph.int8.fp16 import has_half, widen
 
 HALF, FULL, INT = TensorProto.FLOAT16, TensorProto.FLOAT, TensorProto.INT64
 WEIGHT = np.array([0.1, -65504, np.inf], np.float16)

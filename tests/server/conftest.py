@@ -8,7 +8,7 @@ import pytest
 from models import tiny_model
 from server_kit import serving
 
-from penult.embedder import TruncationWarning
+from penult.core.embedder import TruncationWarning
 from penult.server import EndpointConfig, Limits
 
 

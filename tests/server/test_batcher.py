@@ -7,7 +7,7 @@ import time
 import numpy as np
 import pytest
 
-from penult.server.batcher import Batcher, QueueFull
+from penult.server.request_queue import Batcher, QueueFull
 
 
 class Engine:

@@ -8,9 +8,10 @@ from models import tiny_model
 from server_kit import serving
 
 from penult import Embedder
-from penult.server import ConfigError, EndpointConfig, Limits, ServerConfig, configfile, main
+from penult.deepsparse import config_file as configfile
+from penult.deepsparse.command import parse
+from penult.server import ConfigError, EndpointConfig, Limits, ServerConfig, main
 from penult.server.app import create_app
-from penult.server.command import parse
 from penult.server.config import TASK
 from penult.server.service import Service
 

@@ -10,8 +10,9 @@ import httpx
 import pytest
 from server_kit import serving
 
-from penult.server import EndpointConfig, Limits, gate
-from penult.server.gate import Json, Plain
+from penult.server import EndpointConfig, Limits
+from penult.server import middleware as gate
+from penult.server.middleware import Json, Plain
 
 KEY = "s3cret-kéy"
 OPEN = ["/health", "/ping", "/healthcheck", "/status", "/v2/health/ready", "/v2/health/live"]

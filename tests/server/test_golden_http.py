@@ -10,7 +10,7 @@ import httpx
 import pytest
 from server_kit import serving
 
-from penult.server import configfile
+from penult.deepsparse import config_file as configfile
 from penult.server.config import TASK, single
 
 # Routes that DeepSparse 1.8.0 had not: those of its own older versions, and of contracts that it never spoke.

@@ -16,7 +16,7 @@ from langchain_core.utils import secret_from_env
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, PrivateAttr, SecretStr, SkipValidation, model_validator
 
 import penult
-from penult.held import Held
+from penult.process_cache import Held
 from penult.types import Pooling, Precision, Role, TextEmbedder, Truncate
 
 _LOADING = ("layer", "pooling", "precision", "max_length", "truncate", "dimensions", "normalize", "layer_norm", "files_from",

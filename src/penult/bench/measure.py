@@ -17,10 +17,10 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from penult import prepare, recipe, source
 from penult.bench import worker
+from penult.core import prepare, recipe, source
+from penult.core.loading import tokenizer_of
 from penult.data import calibration_texts
-from penult.loading import tokenizer_of
 
 PEERS = ("onnxruntime", "openvino", "openvino-bf16", "sentence-transformers", "fastembed", "deepsparse")
 _OURS = ("penult", "penult-int8")

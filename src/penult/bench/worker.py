@@ -27,7 +27,7 @@ def penult_int8(job: dict[str, Any]) -> Run:
 
 
 def _penult(job: dict[str, Any], precision: Any) -> Run:
-    from penult.embedder import Embedder
+    from penult.core.embedder import Embedder
 
     options = {"pooling": job["pooling"], "normalize": True, "max_length": job["max_length"]}
     return Embedder.load(job["model"], threads=job["threads"], precision=precision, truncate="right", **options).embed

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 import numpy as np
 
 from penult.bulk.options import Model
-from penult.held import Held
+from penult.process_cache import Held
 from penult.types import Pooling, Precision, Role, TextError, Truncate
 
 if TYPE_CHECKING:
     from penult.bulk.tables import Outcome
-    from penult.embedder import Embedder
+    from penult.core.embedder import Embedder
 
 Batch = TypeVar("Batch")
 

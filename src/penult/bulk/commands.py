@@ -79,8 +79,8 @@ def embed(
 ) -> None:
     """Turn files of texts into one file of rows with vectors. A job that was stopped goes on where it was."""
     from penult.bulk.embed import Request, StoppedError, embed_files  # noqa: PLC0415 - `penult --help` stays quick
+    from penult.bulk.job.pool import WorkError  # noqa: PLC0415
     from penult.bulk.options import Columns, Model  # noqa: PLC0415
-    from penult.bulk.pool import WorkError  # noqa: PLC0415
 
     try:
         prompts = _prompts(role, prompt, {"query": prompt_query, "document": prompt_document})

@@ -12,16 +12,18 @@ from typing import Literal
 
 import pyarrow as pa
 
-from penult.bulk import about, inputs, output, readers, takeover, writers
-from penult.bulk.about import OTHER_FINGERPRINT
-from penult.bulk.inputs import STDIN, Format, Input
-from penult.bulk.job import Identity, Job, Manifest
+from penult.bulk.input import input_files, readers
+from penult.bulk.input.input_files import STDIN, Format, Input
+from penult.bulk.input.readers import Scanned
+from penult.bulk.job import reuse
+from penult.bulk.job.manifest import Identity, Job, Manifest
+from penult.bulk.job.pool import Pool, WorkError
+from penult.bulk.job.progress import Progress, Shown, Totals, say
+from penult.bulk.job.shard import Record
+from penult.bulk.job.worker import Ready, Task
 from penult.bulk.options import Columns, Model
-from penult.bulk.pool import Pool, WorkError
-from penult.bulk.progress import Progress, Shown, Totals, say
-from penult.bulk.readers import Scanned
-from penult.bulk.work import Record
-from penult.bulk.worker import Ready, Task
+from penult.bulk.output import model_metadata, output_files, writers
+from penult.bulk.output.model_metadata import OTHER_FINGERPRINT
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,13 +111,13 @@ def embed_files(request: Request) -> Summary:
 
 def _run(request: Request, job: Job, files: tuple[Input, ...], pool: Pool) -> Summary:
     identity, manifest = _identity(request, files, pool.facts), job.manifest
-    finished = None if request.overwrite else about.metadata(request.out)
-    if finished is not None and output.is_there(request.out, finished, identity, manifest):
+    finished = None if request.overwrite else model_metadata.metadata(request.out)
+    if finished is not None and output_files.is_there(request.out, finished, identity, manifest):
         job.clear()
         totals = Totals(rows=int(finished["penult.rows"]), rejected=int(finished["penult.rejected"]))
         return Summary(totals, pool.facts.max_length, None)
     if request.old is not None:
-        takeover.check(request.old, fingerprint=identity.fingerprint, role=identity.role, text_column=identity.text_column)
+        reuse.check(request.old, fingerprint=identity.fingerprint, role=identity.role, text_column=identity.text_column)
     if manifest is None:
         if finished is not None:
             raise ValueError(
@@ -123,8 +125,8 @@ def _run(request: Request, job: Job, files: tuple[Input, ...], pool: Pool) -> Su
                 f"--overwrite --from {request.out} keeps the vectors of texts that did not change."
             )
         scanned = _scan(request, files)
-        schema = output.schema(request.columns, scanned, pool.facts, identity, Totals())
-        output.try_out(request.out, job.scratch, schema, request.columns.vector)
+        schema = output_files.schema(request.columns, scanned, pool.facts, identity, Totals())
+        output_files.try_out(request.out, job.scratch, schema, request.columns.vector)
         manifest = Manifest(identity, scanned, tuple(file.stamp for file in files))
         job.begin(manifest)
     elif reasons := manifest.identity.differences(identity) + _changed(manifest, files):
@@ -149,14 +151,14 @@ def _carry_out(request: Request, job: Job, files: tuple[Input, ...], pool: Pool,
     progress = Progress(request.shown, sum(scanned.counts), before)
     try:
         if request.old is not None:
-            takeover.build(request.old, job.shards(identity), identity.text_column)
+            reuse.build(request.old, job.shards(identity), identity.text_column)
         for record in _records(request, job, files, pool, manifest, frozenset(done)):
             job.record(record)
             progress.add(record)
         pool.close()  # the model's memory is the merge's from here on
         for file in files:
             file.check_unchanged()
-        schema = output.schema(request.columns, scanned, pool.facts, identity, progress.totals)
+        schema = output_files.schema(request.columns, scanned, pool.facts, identity, progress.totals)
         shards = range(readers.count_shards(scanned))
         writers.write(request.out, job.shards(identity), schema, shards, vector_column=request.columns.vector)
     except (OSError, ValueError, WorkError, pa.ArrowException, KeyboardInterrupt) as error:
@@ -200,14 +202,15 @@ def _inputs(request: Request, job: Job) -> tuple[Input, ...]:
     manifest = job.manifest
     known = {} if manifest is None else manifest.hashes()
     given = [name for name in request.inputs if name != STDIN]
-    found = inputs.find(given, request.format, without=about.beside(request.out)) if given else []
+    found = input_files.find(given, request.format, without=model_metadata.beside(request.out)) if given else []
     if STDIN in request.inputs:
         try:
-            found.append(inputs.spool(job.folder))
+            found.append(input_files.spool(job.folder))
         except OSError as error:
             raise OSError(f"Standard input cannot be copied to {job.folder}: {error}") from error
     return tuple(
-        inputs.opened(path, request.format or ("jsonl" if inputs.is_spooled(path) else None), known=known) for path in found
+        input_files.opened(path, request.format or ("jsonl" if input_files.is_spooled(path) else None), known=known)
+        for path in found
     )
 
 
@@ -227,7 +230,7 @@ def _identity(request: Request, files: tuple[Input, ...], facts: Ready) -> Ident
 def _hash(old: Path) -> str:
     if not old.exists():
         raise FileNotFoundError(f"No file at {old}, which --from names.")
-    return inputs.opened(old, "parquet").sha256
+    return input_files.opened(old, "parquet").sha256
 
 
 def _changed(manifest: Manifest, files: tuple[Input, ...]) -> list[str]:

@@ -14,9 +14,10 @@ from typing import Any, Protocol
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from penult.bulk import about, tables
-from penult.bulk.about import OTHER_FINGERPRINT
-from penult.bulk.writers import as_text
+from penult.bulk import tables
+from penult.bulk.output import model_metadata
+from penult.bulk.output.model_metadata import OTHER_FINGERPRINT
+from penult.bulk.output.writers import as_text
 from penult.types import Vectors
 
 _NAMESPACE = uuid.UUID("8d0f3a52-6c1e-5b7e-9b0e-2f4f6b1c9a10")  # of our ids: drawn once, never to be changed
@@ -54,7 +55,7 @@ class Facts:
         return {key: value for key, value in self.metadata.items() if key in _KEPT}
 
 
-_KEPT = ("penult.fingerprint", "penult.role", "penult.model", "penult.recipe")
+_KEPT = ("penult.fingerprint", "penult.role", "penult.model", "penult.core.recipe")
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,14 +133,14 @@ def _open(to: str, collection: str, facts: Facts) -> Store:
     if kind not in STORES or not place:
         raise ValueError(f"--to is {to!r}; it must be qdrant:PATH|URL, lancedb:PATH or pgvector:DSN.")
     if kind == "qdrant":
-        from penult.bulk import to_qdrant  # noqa: PLC0415 - an extra
+        from penult.bulk.stores import qdrant as to_qdrant  # noqa: PLC0415 - an extra
 
         return to_qdrant.Qdrant(place, collection, facts)
     if kind == "lancedb":
-        from penult.bulk import to_lancedb  # noqa: PLC0415 - an extra
+        from penult.bulk.stores import lancedb as to_lancedb  # noqa: PLC0415 - an extra
 
         return to_lancedb.LanceDB(place, collection, facts)
-    from penult.bulk import to_pgvector  # noqa: PLC0415 - an extra
+    from penult.bulk.stores import pgvector as to_pgvector  # noqa: PLC0415 - an extra
 
     return to_pgvector.PgVector(place, collection, facts)
 
@@ -147,11 +148,11 @@ def _open(to: str, collection: str, facts: Facts) -> Store:
 def _facts(source: Path) -> Facts:
     if source.suffix not in (".parquet", ".lance"):
         raise ValueError(f"{source} ends in neither .parquet nor .lance; embed into one of them first.")
-    metadata = about.metadata(source)
+    metadata = model_metadata.metadata(source)
     if metadata is None:
         raise FileNotFoundError(f"No file at {source}.")
     column = metadata.get("penult.vector_column")
-    schema = about.schema(source)
+    schema = model_metadata.schema(source)
     if column is None or "penult.fingerprint" not in metadata:
         raise ValueError(f"{source} does not say which model made its vectors; write it with `penult embed`.")
     plain = schema.remove(schema.get_field_index(column)).remove_metadata()

@@ -7,7 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from penult.bulk.files import sync_all, sync_folder
+from penult.bulk.atomic_files import sync_all, sync_folder
 
 
 def check() -> None:

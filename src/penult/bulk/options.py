@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from penult.types import Pooling, Precision, Role, Truncate
 
 if TYPE_CHECKING:
-    from penult.embedder import Embedder
+    from penult.core.embedder import Embedder
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ class Model:
 
     def load(self, threads: int | None) -> "Embedder":
         """Open the model. `threads`: of one run; None: as the machine has cores."""
-        from penult.embedder import Embedder  # noqa: PLC0415 - the engine loads where it works, not where this is made
+        from penult.core.embedder import Embedder  # noqa: PLC0415 - the engine loads where it works, not where this is made
 
         return Embedder.load(
             self.reference,

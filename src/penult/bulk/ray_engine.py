@@ -13,15 +13,15 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from penult.bulk import readers
-from penult.bulk.inputs import Input
+from penult.bulk.input import readers
+from penult.bulk.input.input_files import Input
+from penult.bulk.input.readers import Scanned
+from penult.bulk.job.pool import WorkError
+from penult.bulk.job.reuse import Old
+from penult.bulk.job.shard import Record, make_shard
+from penult.bulk.job.worker import failed
 from penult.bulk.options import Columns, Model
-from penult.bulk.pool import WorkError
-from penult.bulk.readers import Scanned
-from penult.bulk.takeover import Old
-from penult.bulk.work import Record, make_shard
-from penult.bulk.worker import failed
-from penult.embedder import Embedder, TruncationWarning
+from penult.core.embedder import Embedder, TruncationWarning
 
 _FORMATS = ("parquet", "lance")
 _TRIES = 3  # of a shard whose actor dies; Ray itself would try for ever

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from penult.embedder import Counted, Embedder
+from penult.core.embedder import Counted, Embedder
 from penult.types import Role, TextError, Vectors
 
 
@@ -100,7 +100,7 @@ def metadata_of(embedder: Embedder, model: str, role: Role) -> dict[str, str]:
     recipe = json.dumps(embedder.recipe.as_dict(), sort_keys=True)
     return {
         "penult.fingerprint": embedder.fingerprint,
-        "penult.recipe": recipe,
+        "penult.core.recipe": recipe,
         "penult.model": model,
         "penult.role": role,
     }

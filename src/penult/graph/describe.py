@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import onnx
 
-from penult.graph.cut import cut
-from penult.graph.layers import HiddenState, NotATransformerError, hidden_states, select
+from penult.graph.find.layers import HiddenState, NotATransformerError, hidden_states, select
+from penult.graph.rewrite.cut import cut
 
 # Bits of one value of a data type; all others take whole bytes.
 _BITS = {onnx.TensorProto.INT4: 4, onnx.TensorProto.UINT4: 4}

@@ -25,6 +25,6 @@ def serve(config: ServerConfig) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Serve as the command line says, with DeepSparse's options."""
-    from penult.server.command import command  # noqa: PLC0415
+    from penult.deepsparse.command import command  # noqa: PLC0415
 
     command(arguments)

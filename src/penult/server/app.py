@@ -10,10 +10,11 @@ from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 
 from penult._version import __version__
-from penult.server import deepsparse, docs, health, openai, tei
+from penult.deepsparse import routes as deepsparse
+from penult.server import docs, health, openai, tei
 from penult.server.config import ServerConfig
 from penult.server.errors import no_route
-from penult.server.gate import Gate
+from penult.server.middleware import Gate
 from penult.server.service import Service
 
 _ABOUT = """Text to vectors on the CPU. The routes of three contracts: OpenAI (`/v1/embeddings`) and Text Embeddings Inference

@@ -8,13 +8,13 @@ import logging
 import threading
 from collections.abc import Mapping
 
-from penult.embedder import Embedder
-from penult.pipeline import Pipeline
-from penult.recipe import Recipe
+from penult.core.embedder import Embedder
+from penult.core.recipe import Recipe
+from penult.deepsparse.pipeline import Pipeline
 from penult.server.config import TASK, EndpointConfig, Limits
 from penult.server.errors import Refusal
-from penult.server.faces import EmbedderFace, PipelineFace
 from penult.server.metrics import Metrics
+from penult.server.queued_models import EmbedderFace, PipelineFace
 from penult.types import Pooling
 
 _LOGGER = logging.getLogger(__name__)

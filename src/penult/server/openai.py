@@ -10,7 +10,7 @@ from typing import Any, Literal
 from fastapi import FastAPI, Request, Response
 from pydantic import BaseModel, Field
 
-from penult.server.asking import (
+from penult.server.requests import (
     Dimensions,
     Prompted,
     Texts,

@@ -5,11 +5,11 @@ It knows configurations, models and limits; it knows no routes.
 
 from dataclasses import dataclass
 
-from penult.server.asking import prompt_names
 from penult.server.config import TASK, ConfigError, EndpointConfig, ServerConfig
 from penult.server.errors import Refusal
 from penult.server.metrics import Metrics
 from penult.server.models import Models
+from penult.server.requests import prompt_names
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,10 @@ from pydantic import BaseModel, Field, StrictBool
 
 from penult._version import __version__
 from penult.server import metrics
-from penult.server.asking import (
+from penult.server.errors import Refusal
+from penult.server.queued_models import EmbedderFace, Measured, Purpose
+from penult.server.request_log import facts
+from penult.server.requests import (
     MAX_PROMPT_CHARS,
     Dimensions,
     Prompted,
@@ -26,9 +29,6 @@ from penult.server.asking import (
     shorten,
     while_there,
 )
-from penult.server.errors import Refusal
-from penult.server.faces import EmbedderFace, Measured, Purpose
-from penult.server.facts import facts
 from penult.server.service import Endpoint, Service
 
 

@@ -17,7 +17,7 @@ from llama_index.core.base.embeddings.base import BaseEmbedding
 from pydantic import AliasChoices, ConfigDict, Field, PrivateAttr, SecretStr, SkipValidation, field_validator, model_validator
 
 import penult
-from penult.held import Held
+from penult.process_cache import Held
 from penult.types import Pooling, Precision, Role, TextEmbedder, Truncate
 
 _LOADING = ("layer", "pooling", "precision", "max_length", "truncate", "dimensions", "normalize", "layer_norm", "files_from",

@@ -1,0 +1,1 @@
+"""Input of bulk jobs: files of any format as one sequence of rows."""

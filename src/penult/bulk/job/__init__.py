@@ -1,0 +1,1 @@
+"""A bulk job: shards, workers, the manifest of finished shards, progress."""

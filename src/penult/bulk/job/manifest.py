@@ -1,0 +1,218 @@
+"""What is done of a job, on disk: OUT.job holds what the job is, its finished shards, and a record of them.
+
+A shard counts only once it is recorded, and is recorded only once its files are whole and synced; so whatever moment a
+crash takes, each row is either recorded once or done again. Knows no models and no formats.
+"""
+
+import base64
+import errno
+import hashlib
+import json
+import os
+import shutil
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, Self
+
+import pyarrow as pa
+
+from penult.bulk.atomic_files import sync_folder, written_whole
+from penult.bulk.input.readers import Scanned
+from penult.bulk.job.shard import Record, shard_path
+from penult.bulk.output.model_metadata import OTHER_FINGERPRINT
+
+_FORMAT = 1  # raise when shards of an older penult must not be gone on with
+_JOB, _RECORDS, _LOCK = "job.json", "done.jsonl", "lock"
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """All that decides what a job writes: jobs of equal identity write equal rows and vectors.
+
+    How it is carried out (workers, tokens of a batch) is no part of it, so that a job may go on with other numbers.
+    """
+
+    inputs: tuple[str, ...]
+    fingerprint: str
+    role: str
+    text_column: str
+    vector_column: str
+    id_column: str | None
+    too_long: str
+    takes_over: str | None
+    format: int = _FORMAT
+
+    @property
+    def digest(self) -> str:
+        """Its hash, which a finished output carries."""
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:32]
+
+    def differences(self, other: "Identity") -> list[str]:
+        """Say in what the other one, of this run, differs."""
+        said = []
+        mine, theirs = asdict(self), asdict(other)
+        for key, label in _LABELS.items():
+            if mine[key] != theirs[key]:
+                why = f" ({OTHER_FINGERPRINT})" if key == "fingerprint" else ""
+                said.append(f"{label} was {mine[key]!r} and is {theirs[key]!r}{why}")
+        if len(self.inputs) != len(other.inputs):
+            said.append(f"the input was {len(self.inputs)} files and is {len(other.inputs)}")
+        return said
+
+
+_LABELS = {
+    "fingerprint": "the model's fingerprint",
+    "role": "--role",
+    "text_column": "--text-column",
+    "vector_column": "--vector-column",
+    "id_column": "--id-column",
+    "too_long": "what happens to long texts",
+    "takes_over": "the hash of --from",
+    "format": "the format of unfinished jobs",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What a job is, as its folder says: its identity, what a scan of its input found, and its files when it began."""
+
+    identity: Identity
+    scanned: Scanned
+    stamps: tuple[Any, ...]
+
+    def as_json(self) -> str:
+        """Give it as JSON."""
+        schema = base64.b64encode(self.scanned.schema.serialize().to_pybytes()).decode()
+        values = {"schema": schema, "counts": self.scanned.counts, "shard_rows": self.scanned.shard_rows}
+        return json.dumps({"identity": asdict(self.identity), "scanned": values, "stamps": self.stamps}, indent=1)
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Read what `as_json` gave."""
+        values = json.loads(text)
+        scanned = values["scanned"]
+        schema = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(scanned["schema"])))
+        identity = values["identity"] | {"inputs": tuple(values["identity"]["inputs"])}
+        stamps = tuple(tuple((name, size, time) for name, size, time in stamp) for stamp in values["stamps"])
+        return cls(Identity(**identity), Scanned(schema, tuple(scanned["counts"]), scanned["shard_rows"]), stamps)
+
+    def hashes(self) -> Mapping[Any, str]:
+        """Give the hash of each input by its stamp."""
+        return dict(zip(self.stamps, self.identity.inputs, strict=True))
+
+
+class Job:
+    """The folder of one unfinished job, held by one process at a time.
+
+    Raises:
+        ValueError: another process holds it.
+    """
+
+    def __init__(self, out: Path) -> None:
+        self.folder = out.with_name(f"{out.name}.job")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._lock = _locked(self.folder / _LOCK)
+        self._records: BinaryIO | None = None
+
+    @property
+    def manifest(self) -> Manifest | None:
+        """What the job is; None where none has begun."""
+        try:
+            return Manifest.from_json((self.folder / _JOB).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+
+    def shards(self, identity: Identity) -> Path:
+        """Name the folder of shards. It bears the job's hash: a worker of an older job, still dying, writes elsewhere."""
+        return self.folder / identity.digest
+
+    @property
+    def scratch(self) -> Path:
+        """A folder for what may be thrown away; made here."""
+        folder = self.folder / "scratch"
+        folder.mkdir(exist_ok=True)
+        return folder
+
+    def begin(self, manifest: Manifest) -> None:
+        """Note what the job is."""
+        self.shards(manifest.identity).mkdir(exist_ok=True)
+        with written_whole(self.folder / _JOB) as file:
+            file.write(manifest.as_json().encode())
+
+    def recorded(self, identity: Identity) -> dict[int, Record]:
+        """Read which shards are done; one whose file is not as recorded is not."""
+        path = self.folder / _RECORDS
+        if not path.exists():
+            return {}
+        whole = path.read_bytes()
+        whole = whole[: whole.rfind(b"\n") + 1]  # a crash in the midst of a line leaves its beginning
+        with path.open("r+b") as file:
+            file.truncate(len(whole))
+        records = [Record(**json.loads(line)) for line in whole.splitlines()]
+        folder = self.shards(identity)
+        return {record.shard: record for record in records if _size(shard_path(folder, record.shard)) == record.size}
+
+    def record(self, record: Record) -> None:
+        """Note that a shard is done; on the disk when this returns.
+
+        Raises:
+            OSError: the disk is full; nothing is noted.
+        """
+        if self._records is None:
+            self._records = (self.folder / _RECORDS).open("ab", buffering=0)
+            sync_folder(self.folder)
+        line = f"{json.dumps(asdict(record))}\n".encode()
+        written = self._records.write(line)
+        if written != len(line):  # a disk that is full takes the beginning and says nothing
+            self._records.truncate(self._records.seek(0, os.SEEK_END) - written)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        os.fsync(self._records.fileno())
+
+    def clear(self) -> None:
+        """Throw away what is done, what the job is first: a crash in between leaves nothing that could be gone on with."""
+        self._close()
+        (self.folder / _JOB).unlink(missing_ok=True)
+        sync_folder(self.folder)
+        for path in self.folder.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            elif path.name != _LOCK:
+                path.unlink()
+
+    def remove(self) -> None:
+        """Remove the folder of a finished job."""
+        self.clear()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def release(self) -> None:
+        """Let another process go on with the job."""
+        self._close()
+        self._lock.close()
+
+    def _close(self) -> None:
+        if self._records is not None:
+            self._records.close()
+            self._records = None
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return -1
+
+
+def _locked(path: Path) -> BinaryIO:
+    """Hold a file's lock until it is closed or the process ends, however it ends."""
+    file = path.open("ab")
+    if sys.platform != "win32":
+        import fcntl  # noqa: PLC0415 - not on Windows, where two jobs with one output are not told apart
+
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.close()
+            raise ValueError(f"Another process is writing {path.parent}; wait for it, or name another output.") from error
+    return file

@@ -1,0 +1,139 @@
+"""Workers as processes: started, never forked; fed, watched, and replaced once when they die.
+
+Knows processes and tasks, nothing of rows or vectors.
+"""
+
+import multiprocessing
+import signal
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
+from multiprocessing import connection
+from typing import Any
+
+from penult.bulk.job.shard import Record
+from penult.bulk.job.worker import AT_ONCE, Failed, Ready, Task, serve
+from penult.bulk.options import Model
+from penult.types import Role
+
+_TRIES = 2
+
+
+class WorkError(RuntimeError):
+    """A worker failed in a way that another try would not mend."""
+
+
+class _Worker:
+    """One process, its end of the pipe, and the tasks that it has in hand."""
+
+    def __init__(self, model: Model, role: Role, share: int) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.pipe, theirs = context.Pipe()
+        self.process = context.Process(target=serve, args=(theirs, model, role, share), name="penult-worker", daemon=True)
+        self.process.start()
+        theirs.close()  # else a dead worker would not end the pipe
+        self.tasks: dict[int, Task] = {}
+        self.ready: Ready | None = None
+
+    def stop(self) -> None:
+        self.pipe.close()
+        self.process.kill()
+        self.process.join()
+
+
+class Pool:
+    """Workers of one job. The first is started at once and says what the model is; the others join when work begins.
+
+    Args:
+        model: which model they open.
+        role: what the texts are for.
+        workers: how many.
+        say: takes a sentence for the user.
+
+    Raises:
+        ValueError: the model cannot be opened; the message says why.
+        WorkError: the worker died, or failed in a way that is a bug.
+    """
+
+    def __init__(self, model: Model, role: Role, workers: int, say: Callable[[str], None]) -> None:
+        if workers < 1:
+            raise ValueError(f"workers is {workers}; it must be at least 1.")
+        self._model, self._role, self._count, self._say = model, role, workers, say
+        self._deaths: Counter[int | None] = Counter()  # by shard; None: while a model was opened
+        self._again: deque[Task] = deque()
+        self._workers = [self._start()]
+        while self._workers[0].ready is None:
+            list(self._hear(self._workers[0]))
+        self.facts: Ready = self._workers[0].ready
+
+    def run(self, tasks: Iterator[Task]) -> Iterator[Record]:
+        """Carry out tasks, in any order.
+
+        Raises:
+            ValueError: a task failed for something that the user can mend: a full disk, for example.
+            WorkError: a worker died twice over the same task, or a task failed for a bug.
+        """
+        self._workers += [self._start() for _ in range(self._count - 1)]
+        while True:
+            self._feed(tasks)
+            if not any(worker.tasks for worker in self._workers) and not self._again:
+                return
+            for pipe in connection.wait([worker.pipe for worker in self._workers]):
+                worker = next(worker for worker in self._workers if worker.pipe is pipe)
+                yield from self._hear(worker)
+
+    def close(self) -> None:
+        """End all workers. What they have not recorded is done again by the next job."""
+        for worker in self._workers:
+            worker.stop()
+        self._workers = []
+
+    def _start(self) -> _Worker:
+        return _Worker(self._model, self._role, self._count)
+
+    def _feed(self, tasks: Iterator[Task]) -> None:
+        """Give every open worker what it can have in hand, one task each before a second."""
+        for load in range(AT_ONCE):
+            for worker in list(self._workers):
+                if worker.ready is None or len(worker.tasks) > load:
+                    continue
+                task = self._again.popleft() if self._again else next(tasks, None)
+                if task is None:
+                    return
+                worker.tasks[task.shard.number] = task
+                try:
+                    worker.pipe.send(task)
+                except OSError:
+                    self._died(worker)
+
+    def _hear(self, worker: _Worker) -> Iterator[Record]:
+        try:
+            answer: Any = worker.pipe.recv()
+        except (EOFError, OSError):
+            self._died(worker)
+            return
+        if isinstance(answer, Failed):
+            raise (ValueError if answer.mendable else WorkError)(answer.message)
+        if isinstance(answer, Ready):
+            worker.ready = answer
+        else:
+            del worker.tasks[answer.shard]
+            yield answer
+
+    def _died(self, worker: _Worker) -> None:
+        worker.stop()
+        how = _how(worker.process.exitcode)
+        what = f"shards {', '.join(map(str, worker.tasks))}" if worker.tasks else "opening the model"
+        blamed: list[int | None] = [*worker.tasks] or [None]
+        self._deaths.update(blamed)
+        if any(self._deaths[shard] >= _TRIES for shard in blamed):
+            raise WorkError(f"a worker {how} twice at {what}; give it more memory, or fewer --workers or --batch-tokens")
+        self._say(f"worker {worker.process.pid} {how} at {what}; another one tries once more")
+        self._again.extend(worker.tasks.values())
+        self._workers[self._workers.index(worker)] = self._start()
+
+
+def _how(exit_code: int | None) -> str:
+    if exit_code is not None and exit_code < 0:
+        memory = ", perhaps by the system for want of memory," if -exit_code == signal.SIGKILL else ""
+        return f"was killed by signal {-exit_code}{memory}"
+    return f"ended with status {exit_code}"

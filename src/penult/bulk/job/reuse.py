@@ -1,0 +1,130 @@
+"""Vectors of an older output, found by their text: rows that did not change are not embedded again.
+
+Knows the files of an index on disk, so that memory does not grow with the older output. Equal text, fingerprint and role
+give equal vectors, so a row's id does not matter.
+"""
+
+import hashlib
+import os
+import sqlite3
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from penult.bulk import tables
+from penult.bulk.atomic_files import sync_folder
+from penult.bulk.output import model_metadata
+from penult.bulk.output.model_metadata import OTHER_FINGERPRINT
+from penult.types import Vectors
+
+_INDEX, _VECTORS, _AT_ONCE = "old.sqlite", "old.f32", 500
+
+
+def check(old: Path, *, fingerprint: str, role: str, text_column: str) -> None:
+    """Look whether the vectors of an older output can be taken over.
+
+    Raises:
+        ValueError: it was made with another model, role or column; the message says which.
+    """
+    metadata = _metadata(old)
+    wanted = {"penult.fingerprint": fingerprint, "penult.role": role, "penult.text_column": text_column}
+    for key, value in wanted.items():
+        if metadata.get(key) != value:
+            why = f" ({OTHER_FINGERPRINT})" if key == "penult.fingerprint" else ""
+            raise ValueError(
+                f"{old} has the {key.removeprefix('penult.')} {metadata.get(key)!r}, this job {value!r}; its vectors cannot be "
+                f"taken over{why}. Leave out --from."
+            )
+
+
+def build(old: Path, folder: Path, text_column: str) -> None:
+    """Index an older output in a folder, unless an earlier call did.
+
+    Raises:
+        OSError: it cannot be read, or the disk is full.
+    """
+    if (folder / _INDEX).exists():
+        return
+    try:
+        _build(old, folder, text_column)
+    except sqlite3.Error as error:
+        raise OSError(f"the index of {old} cannot be written to {folder}: {error}") from error
+
+
+def _build(old: Path, folder: Path, text_column: str) -> None:
+    vector_column = _metadata(old)["penult.vector_column"]
+    aside = folder / f"{_INDEX}.part"
+    aside.unlink(missing_ok=True)
+    index = sqlite3.connect(aside)
+    index.execute("CREATE TABLE place (text BLOB PRIMARY KEY, row INTEGER) WITHOUT ROWID")
+    row = 0
+    with (folder / _VECTORS).open("wb") as file:
+        for batch in _batches(old, [text_column, vector_column]):
+            vectors = tables.vectors_of(batch.column(1))
+            keys = [_key(text) for text in tables.texts_of(batch.column(0))]
+            index.executemany("INSERT OR IGNORE INTO place VALUES (?, ?)", zip(keys, range(row, row + len(keys)), strict=True))
+            file.write(np.ascontiguousarray(vectors).tobytes())
+            row += len(keys)
+        os.fsync(file.fileno())
+    index.commit()
+    index.close()
+    aside.replace(folder / _INDEX)
+    sync_folder(folder)
+
+
+class Old:
+    """The index of an older output, open for reading in one process."""
+
+    def __init__(self, folder: Path, dimension: int) -> None:
+        uri = f"{(folder / _INDEX).absolute().as_uri()}?mode=ro&immutable=1"
+        self._index = sqlite3.connect(uri, uri=True, check_same_thread=False)
+        path = folder / _VECTORS
+        rows = path.stat().st_size // (4 * dimension)
+        self._vectors = np.memmap(path, np.float32, "r", shape=(rows, dimension)) if rows else np.empty((0, dimension))
+        self._dimension = dimension
+
+    def find(self, texts: Sequence[Any]) -> dict[int, int]:
+        """Give the older row of each text that has one, by its place among the texts."""
+        keys = {row: _key(text) for row, text in enumerate(texts) if isinstance(text, str)}
+        wanted = list(set(keys.values()))
+        places: dict[bytes, int] = {}
+        for start in range(0, len(wanted), _AT_ONCE):
+            some = wanted[start : start + _AT_ONCE]
+            marks = ",".join("?" * len(some))
+            places.update(self._index.execute(f"SELECT text, row FROM place WHERE text IN ({marks})", some))  # noqa: S608 - marks only
+        return {row: places[key] for row, key in keys.items() if key in places}
+
+    def woven(self, good: Sequence[int], taken: dict[int, int], fresh: Vectors) -> Vectors:
+        """Lay older and new vectors in the order of the good rows: (len(good), D) float32."""
+        vectors = np.empty((len(good), self._dimension), np.float32)
+        old = [at for at, row in enumerate(good) if row in taken]
+        new = [at for at, row in enumerate(good) if row not in taken]
+        vectors[old] = self._vectors[[taken[good[at]] for at in old]]
+        vectors[new] = fresh
+        return vectors
+
+
+def _metadata(path: Path) -> dict[str, str]:
+    if path.suffix not in (".parquet", ".lance"):
+        raise ValueError(
+            f"{path} is no older output with texts and vectors; give a .parquet file or a .lance folder to --from."
+        )
+    return model_metadata.metadata(path) or {}
+
+
+def _batches(path: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:
+    if path.suffix == ".lance":
+        from penult.bulk import lance_files  # noqa: PLC0415 - an extra
+
+        yield from lance_files.read(path, columns=columns)
+        return
+    with pq.ParquetFile(path) as file:
+        yield from file.iter_batches(4096, columns=columns)
+
+
+def _key(text: str | None) -> bytes:
+    return hashlib.blake2b((text or "").encode("utf-8", "surrogatepass"), digest_size=16).digest()

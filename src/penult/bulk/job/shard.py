@@ -1,0 +1,101 @@
+"""One shard's work: rows in, a file of rows with vectors out. The same code in a worker process and in a Ray actor.
+
+Knows the layout of a shard's files. Must not know which shards there are, nor what is recorded of them.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+
+from penult.bulk import tables
+from penult.bulk.atomic_files import written_whole
+from penult.bulk.input.rows import Rejected
+from penult.bulk.input.sources import Shard
+from penult.bulk.job.reuse import Old
+from penult.bulk.options import Columns
+from penult.core.embedder import Embedder
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What became of one shard.
+
+    Attributes:
+        shard: its number.
+        rows: rows with a vector.
+        rejected: rows without.
+        cut: rows of which the model did not read all.
+        taken: rows whose vector was taken over from an older output.
+        tokens: that the model read.
+        size: bytes of its file, to tell a whole one.
+    """
+
+    shard: int
+    rows: int
+    rejected: int
+    cut: int
+    taken: int
+    tokens: int
+    size: int
+
+
+def shard_path(folder: Path, number: int) -> Path:
+    """Name the file of a shard."""
+    return folder / f"{number:08}.arrow"
+
+
+def rejected_path(folder: Path, number: int) -> Path:
+    """Name the file of a shard's rejected rows; it is there only if there are any."""
+    return folder / f"{number:08}.rejected.jsonl"
+
+
+def make_shard(embedder: Embedder, shard: Shard, folder: Path, columns: Columns, old: Old | None = None) -> Record:
+    """Embed a shard and write its files, each whole or not at all.
+
+    Raises:
+        OSError: the disk is full, or takes no files.
+    """
+    texts = tables.texts_of(shard.table.column(columns.text))
+    taken = {} if old is None else old.find(texts)
+    left = [row for row in range(len(texts)) if row not in taken]
+    outcome = tables.embed_texts(embedder, [texts[row] for row in left], columns.role)
+    bad = {left[row]: why for row, why in outcome.bad.items()}
+    good = [row for row in range(len(texts)) if row not in bad]
+    vectors = outcome.vectors
+    if old is not None:
+        vectors = old.woven(good, taken, outcome.vectors)
+    table = shard.table if not bad else _without(shard.table, sorted(bad))
+    made = tables.with_vectors(table, columns.vector, vectors, {})
+    rejected = [_rejected(shard, row, why) for row, why in bad.items()] + shard.rejected
+    own = f"{os.getpid()}.part"  # a worker that is dying may write the same shard
+    if rejected:
+        with written_whole(rejected_path(folder, shard.number), own) as file:
+            order = sorted(rejected, key=lambda row: (row.file, row.line))
+            file.writelines(f"{row.as_json()}\n".encode() for row in order)
+    path = shard_path(folder, shard.number)
+    with written_whole(path, own) as file, pa.ipc.new_file(file, made.schema) as writer:
+        writer.write_table(made.unify_dictionaries().combine_chunks())
+    return Record(shard.number, len(good), len(rejected), outcome.cut, len(taken), outcome.tokens, path.stat().st_size)
+
+
+@contextmanager
+def opened_shard(folder: Path, number: int) -> Iterator[pa.Table]:
+    """Map a shard's file into memory as a table."""
+    with pa.memory_map(str(shard_path(folder, number))) as mapped:
+        yield pa.ipc.open_file(mapped).read_all()
+
+
+def _without(table: pa.Table, rows: list[int]) -> pa.Table:
+    """Leave out some rows of a table, by slices: Arrow takes rows out of every type so, and by their numbers not."""
+    starts, ends = [0, *(row + 1 for row in rows)], [*rows, table.num_rows]
+    return pa.concat_tables([table.slice(start, end - start) for start, end in zip(starts, ends, strict=True)])
+
+
+def _rejected(shard: Shard, row: int, why: str) -> Rejected:
+    file, line = shard.place(row)
+    record = {name: tables.texts_of(shard.table.column(name).slice(row, 1))[0] for name in shard.table.column_names}
+    return Rejected(file, line, why, record)

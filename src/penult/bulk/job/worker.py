@@ -1,0 +1,111 @@
+"""The process that embeds shards: opens the model, answers one message for each task, and dies with its parent.
+
+Knows its pipe. Must not know other workers, nor what is recorded.
+"""
+
+import os
+import signal
+import threading
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import connection, parent_process
+from pathlib import Path
+
+from penult.bulk.input.sources import Shard
+from penult.bulk.job.reuse import Old
+from penult.bulk.job.shard import Record, make_shard
+from penult.bulk.options import Columns, Model
+from penult.bulk.tables import metadata_of
+from penult.core.embedder import TruncationWarning
+from penult.types import Role
+
+AT_ONCE = 2
+"""Shards a worker has in hand: while one is in the model, the other is tokenised, or written and synced."""
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A shard to embed, and where its files go. `old`: where the index of an older output lies."""
+
+    shard: Shard
+    folder: Path
+    columns: Columns
+    old: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """The model is open: D, the most tokens of a text, and the metadata that names its vectors."""
+
+    dimension: int
+    max_length: int
+    metadata: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """Something that another try would not mend. `mendable`: by the user, so its sentence is enough."""
+
+    message: str
+    mendable: bool
+
+
+def serve(pipe: "connection.Connection[Ready | Record | Failed, Task]", model: Model, role: Role, share: int) -> None:
+    """Open the model, then answer tasks until the pipe closes.
+
+    Args:
+        pipe: to the parent.
+        model: which, and how.
+        role: named in the metadata.
+        share: among how many workers the machine's cores are shared.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
+    threading.Thread(target=_die_with_parent, daemon=True).start()
+    warnings.simplefilter("ignore", TruncationWarning)  # counted in every record instead
+    try:
+        embedder = model.load(_threads(share))
+        answer: Ready | Failed = Ready(
+            embedder.dimension, embedder.recipe.longest(role), metadata_of(embedder, model.reference, role)
+        )
+    except Exception as error:  # noqa: BLE001 - a process boundary: the parent says it
+        answer = failed(error)
+    pipe.send(answer)
+    if isinstance(answer, Failed):
+        return
+    gate = threading.Lock()
+
+    def work(task: Task) -> None:
+        try:
+            old = None if task.old is None else Old(task.old, embedder.dimension)
+            answer: Record | Failed = make_shard(embedder, task.shard, task.folder, task.columns, old)
+        except Exception as error:  # noqa: BLE001 - a process boundary
+            answer = failed(error)
+        with gate:
+            pipe.send(answer)
+
+    with ThreadPoolExecutor(AT_ONCE) as threads:
+        while True:
+            try:
+                threads.submit(work, pipe.recv())
+            except (EOFError, ConnectionResetError):  # the second where an answer of ours was not read any more
+                return
+
+
+def _threads(share: int) -> int | None:
+    from penult.core.engine import default_threads  # noqa: PLC0415 - the runtime's import, in the worker alone
+
+    return None if share == 1 else max(1, default_threads() // share)
+
+
+def failed(error: Exception) -> Failed:
+    """Turn an exception into what can be sent."""
+    mendable = isinstance(error, OSError | ValueError | ImportError)
+    return Failed(str(error) if mendable else f"{type(error).__name__}: {error}", mendable)
+
+
+def _die_with_parent() -> None:
+    parent = parent_process()
+    if parent is not None:
+        connection.wait([parent.sentinel])
+        os._exit(1)

@@ -1,0 +1,1 @@
+"""Output of bulk jobs: Parquet, Lance, .npy or JSON lines."""

@@ -1,0 +1,136 @@
+"""Finished shards to one output: Parquet, Lance, .npy or JSON lines, each whole or not at all.
+
+Knows formats, nothing of jobs. One shard is in memory at a time (Parquet gathers some into a row group).
+"""
+
+import base64
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from penult.bulk import tables
+from penult.bulk.atomic_files import written_whole
+from penult.bulk.job.shard import opened_shard, rejected_path
+from penult.bulk.output import model_metadata
+from penult.types import Vectors
+
+_GROUP_ROWS, _GROUP_BYTES = 65_536, 32 << 20  # of a Parquet row group: large enough to read fast, small enough to hold
+_LINES = 1024  # of JSON, written together
+ENDINGS = (".parquet", ".lance", ".npy", ".jsonl")
+
+
+def check(out: Path) -> None:
+    """Raise ValueError for an output of no known format, ImportError if its extra is missing."""
+    if out.suffix not in ENDINGS:
+        raise ValueError(f"{out} ends in none of {', '.join(ENDINGS)}; the ending says what is written.")
+    if out.suffix == ".lance":
+        from penult.bulk import lance_files  # noqa: PLC0415 - an extra
+
+        lance_files.check()
+
+
+def write(out: Path, folder: Path, schema: pa.Schema, shards: Sequence[int], *, vector_column: str) -> None:
+    """Write the rows of all shards in order, and the rejected ones beside it. The output itself appears last.
+
+    Args:
+        out: the file or, for Lance, folder.
+        folder: of the shards.
+        schema: of the rows with their vectors and metadata.
+        shards: numbers of the shards, in order.
+        vector_column: the column of the vectors.
+    """
+    rejected = [path for shard in shards if (path := rejected_path(folder, shard)).exists()]
+    if rejected:
+        with written_whole(model_metadata.rejected_file(out)) as file:
+            file.writelines(path.read_bytes() for path in rejected)
+    else:
+        model_metadata.rejected_file(out).unlink(missing_ok=True)
+    if not model_metadata.says_itself(out):
+        with written_whole(model_metadata.about_file(out)) as file:
+            file.write(json.dumps(model_metadata.named(schema), indent=1).encode())
+    if out.suffix == ".parquet":
+        _write_parquet(out, folder, schema, shards, vector_column)
+    elif out.suffix == ".lance":
+        from penult.bulk import lance_files  # noqa: PLC0415 - an extra
+
+        lance_files.write(out, schema, (batch for table in _tables(folder, shards) for batch in table.to_batches()))
+    elif out.suffix == ".npy":
+        _write_npy(out, folder, schema, shards, vector_column)
+    else:
+        with written_whole(out) as file:
+            for table in _tables(folder, shards):
+                file.writelines(_lines(table, vector_column))
+
+
+def _write_parquet(out: Path, folder: Path, schema: pa.Schema, shards: Sequence[int], vector_column: str) -> None:
+    plain = [name for name in schema.names if name != vector_column]  # vectors repeat no value: a dictionary only costs
+    with (
+        written_whole(out) as file,
+        pq.ParquetWriter(file, schema, compression="zstd", compression_level=1, use_dictionary=plain or False) as writer,
+    ):
+        waiting: list[pa.Table] = []
+        rows = size = 0
+        for table in _tables(folder, shards):
+            waiting.append(table)
+            rows, size = rows + table.num_rows, size + table.nbytes
+            if rows >= _GROUP_ROWS or size >= _GROUP_BYTES:
+                _write_group(writer, waiting, schema)
+                waiting, rows, size = [], 0, 0
+        _write_group(writer, waiting, schema)
+
+
+def _write_group(writer: pq.ParquetWriter, waiting: list[pa.Table], schema: pa.Schema) -> None:
+    if waiting:
+        table = pa.concat_tables(waiting).replace_schema_metadata(schema.metadata)
+        writer.write_table(table, row_group_size=max(1, table.num_rows))
+
+
+def _write_npy(out: Path, folder: Path, schema: pa.Schema, shards: Sequence[int], vector_column: str) -> None:
+    """Write (N, D) float32, and all other columns as JSON lines beside it, one line a row of the array."""
+    dimension = schema.field(vector_column).type.list_size
+    count = sum(table.num_rows for table in _tables(folder, shards))
+    with written_whole(model_metadata.rows_file(out)) as rows, written_whole(out) as file:
+        header = {"descr": "<f4", "fortran_order": False, "shape": (count, dimension)}
+        np.lib.format.write_array_header_1_0(file, header)
+        for table in _tables(folder, shards):
+            file.write(np.ascontiguousarray(tables.vectors_of(table.column(vector_column)), "<f4").tobytes())
+            rows.writelines(_lines(table.drop_columns([vector_column])))
+
+
+def _lines(table: pa.Table, vector_column: str | None = None) -> Iterator[bytes]:
+    """Give each row as a line of JSON, its vector in the fewest digits that read back as the same float32."""
+    for start in range(0, table.num_rows, _LINES):
+        some = table.slice(start, _LINES)
+        plain = some if vector_column is None else some.drop_columns([vector_column])
+        lines = [json.dumps(row, ensure_ascii=False, default=as_text) for row in plain.to_pylist()]
+        if vector_column is not None:
+            key = f"{', ' if plain.num_columns else ''}{json.dumps(vector_column)}"
+            vectors = _written(tables.vectors_of(some.column(vector_column)))
+            lines = [f"{line[:-1]}{key}: [{vector}]}}" for line, vector in zip(lines, vectors, strict=True)]
+        yield from (f"{line}\n".encode() for line in lines)
+
+
+def _written(vectors: Vectors) -> list[str]:
+    """Write (N, D) float32, the values of each vector between commas. Arrow is five times as fast at it as NumPy."""
+    values = tables.flat(vectors).cast(pa.string())
+    values = pc.if_else(pc.equal(values, "-0"), "-0.0", values)  # a -0 is read back as the whole number 0
+    ends = pa.array(np.arange(0, vectors.size + 1, vectors.shape[1], dtype=np.int32))
+    written: list[str] = pc.binary_join(pa.ListArray.from_arrays(ends, values), ", ").to_pylist()
+    return written
+
+
+def as_text(value: Any) -> str:  # noqa: ANN401 - whatever Arrow holds
+    """Give a value that JSON does not have as text: bytes in base64, dates and decimals as Python writes them."""
+    return base64.b64encode(value).decode() if isinstance(value, bytes) else str(value)
+
+
+def _tables(folder: Path, shards: Sequence[int]) -> Iterator[pa.Table]:
+    for shard in shards:
+        with opened_shard(folder, shard) as table:
+            yield table

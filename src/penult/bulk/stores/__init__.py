@@ -1,0 +1,1 @@
+"""Vector stores as targets of `penult ingest`."""

@@ -1,0 +1,385 @@
+"""From an ONNX file to the graph that runs: read, choose the tensor, cut there, append the reducer, write.
+
+The one file that puts the changes of this folder together, and the one that knows where their settings stand in a recipe. The
+original is only read.
+"""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+from google.protobuf.message import DecodeError
+
+from penult.core import recipe as recipes
+from penult.core.config.module_weights import PICKLE, SAFETENSORS, dense_weights, layer_norm_weights, static_table
+from penult.core.recipe import Recipe, Rows, Step, usable_rows
+from penult.core.source import STATIC_TABLE, Source
+from penult.graph.find.layers import HiddenState, NotATransformerError, hidden_states, select
+from penult.graph.find.positions import position_offset, position_table
+from penult.graph.find.unit_length import ends_in_normalize
+from penult.graph.int8.fp16 import has_half
+from penult.graph.int8.int8_support import Scales, scales_of
+from penult.graph.rewrite.blockwise import fuse_attention
+from penult.graph.rewrite.constants import hoist_constants
+from penult.graph.rewrite.cut import cut
+from penult.graph.rewrite.dynamic_axes import free_axes
+from penult.graph.rewrite.external_data import save
+from penult.graph.rewrite.input_names import name_inputs
+from penult.graph.rewrite.nan_guards import drop_guards
+from penult.graph.rewrite.pooling import OUTPUT, Dense, LayerNorm, Reducer, append_reducer
+from penult.graph.rewrite.static_embedding import static_graph
+from penult.graph.rewrite.unfuse import unfuse
+from penult.graph.rewrite.validate import check_inner, check_whole
+
+TOKENS = "token_embeddings"
+_MOVES = frozenset(("Identity", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Cast", "CastLike"))
+_OWN = "the export's own hidden state"
+_OWN_TOKENS = ("last_hidden_state", TOKENS)  # what an export calls its hidden state
+
+
+@dataclass(frozen=True, slots=True)
+class Assembled:
+    """What was written.
+
+    Attributes:
+        tensor: the original's tensor that was taken.
+        why: why it was taken.
+        data_folder: where external data lie. None: beside the file.
+        scales: how the graph's activations become 8 bits wide, if it came so.
+        positions: how many tokens of a text the graph's table of positions serves. None: it has none.
+        position_offset: the position at which a text begins, if the graph takes positions as an input.
+        made_unit: whether the vector that was taken is normalized inside the graph.
+        own_tokens: the export's own hidden state, where it was taken instead of a layer.
+        exact: whether the graph computes in fp32 throughout.
+    """
+
+    tensor: str
+    why: str
+    data_folder: Path | None
+    scales: Scales
+    positions: int | None = None
+    position_offset: int = 0
+    made_unit: bool = False
+    own_tokens: str | None = None
+    exact: bool = True
+
+
+def assemble(source: Source, recipe: Recipe, real: Mapping[str, Path], target: Path) -> Assembled:
+    """Write the cut graph with its reducer to `target`.
+
+    Args:
+        source: the original.
+        recipe: what to do with it.
+        real: the real file of each name under which the graph keeps external data.
+        target: the new file; weights that were inside the original are written beside it, external ones stay where they are.
+
+    Raises:
+        ValueError: no whole ONNX graph, no transformer, or nothing says how to pool.
+    """
+    model = read(source.model, real)
+    name_inputs(model)
+    state = _choose(model, recipe, source)
+    short = cut(free_axes(model, state.tensor, state.axes), state.tensor, axes=state.axes)
+    is_vector = _is_vector(short.graph.output[0], state.tensor)
+    made_unit = is_vector and ends_in_normalize(model, state.tensor)
+    reducer = _reducer(
+        source, recipe, is_vector=is_vector, made_unit=made_unit, inside=state.tensor == OUTPUT and not recipe.static
+    )
+    reduced = append_reducer(short, TOKENS, reducer)
+    if is_vector:
+        del reduced.graph.output[0]
+    check_inner(reduced, source.model)
+    most, offset = _positions(short, recipe, source, real)
+    if not has_half(reduced.graph):  # there other operators would round differently
+        reduced = unfuse(reduced, only=frozenset(("SkipLayerNormalization",)))
+        reduced = fuse_attention(drop_guards(reduced))
+    home = _point_to(reduced, real)
+    if home is None:
+        # Beside the graph, ONNX Runtime maps the weights; inside it, they are parsed and copied.
+        save(reduced, target)
+    else:
+        target.write_bytes(reduced.SerializeToString())
+    scales = scales_of(reduced)
+    own_tokens = state.tensor if state.why.startswith(_OWN) else None
+    exact = scales == "none" and not has_half(reduced.graph)
+    return Assembled(state.tensor, state.why, home, scales, most, offset, made_unit, own_tokens, exact)
+
+
+def choose(model: onnx.ModelProto, recipe: Recipe, source: Source) -> HiddenState:
+    """Return the tensor that is pooled, or that is a vector already.
+
+    Raises:
+        ValueError: nothing says how to pool, the graph does not have what the files say, or it is not a transformer.
+    """
+    return _choose(model, recipe, source)
+
+
+def _choose(model: onnx.ModelProto, recipe: Recipe, source: Source) -> HiddenState:
+    outputs = {node.name: len(node.type.tensor_type.shape.dim) for node in model.graph.output}
+    own, rank = next(iter(outputs.items()))
+    _check_vector(outputs, recipe, source)
+    vector = _own_vector(model, outputs, recipe, source)
+    if vector is not None:
+        return vector
+    if recipe.pooling is None and not (recipe.layer is None and rank == 2):
+        raise ValueError(_no_pooling(recipe, source))
+    if recipe.layer is None:
+        return _named(own, "the graph's own output, as layer=None asks")
+    if isinstance(recipe.layer, str):
+        return _by_name(model, recipe.layer)
+    return _hidden_state(model, recipe, source)
+
+
+def _own_vector(model: onnx.ModelProto, outputs: Mapping[str, int], recipe: Recipe, source: Source) -> HiddenState | None:
+    """Return the output of the graph that is the vector already, or None where tokens must be pooled.
+
+    Args:
+        model: the graph.
+        outputs: the rank of each output by its name; the first is the graph's own.
+        recipe: what the files and the caller say.
+        source: where the graph lies, for messages.
+    """
+    own, rank = next(iter(outputs.items()))
+    if recipe.layer == -1:
+        if recipe.output is not None:
+            return _stated_output(outputs, recipe.output, source)
+        if recipe.pooling is None and outputs.get(OUTPUT) == 2:
+            return _named(OUTPUT, "the graph's own pooled output; no file states another pooling")
+        if recipe.pooling is None and rank == 2 and _is_static(model):
+            return _named(own, "the graph is a table of token vectors with their mean")
+        if outputs.get(OUTPUT) == 2 and _modules_inside(model, recipe, source):
+            return _named(OUTPUT, "the graph's own output; the weights of its modules are in the graph alone")
+    elif recipe.layer is None and recipe.pooling is None and outputs.get(OUTPUT) == 2:
+        return _named(OUTPUT, "the graph's own pooled output, as layer=None asks")
+    if isinstance(recipe.layer, str) and recipe.pooling is None and outputs.get(recipe.layer) == 2:
+        return _named(recipe.layer, "the graph's own output, as layer= asks")
+    return None
+
+
+def _check_vector(outputs: Mapping[str, int], recipe: Recipe, source: Source) -> None:
+    """Refuse a pooling that the caller asks for where what is taken is one vector per text already."""
+    own = next(iter(outputs))
+    name = recipe.output if recipe.layer == -1 else own if recipe.layer is None else recipe.layer
+    if recipe.origin.get("pooling") == "argument" and isinstance(name, str) and outputs.get(name) == 2:
+        raise ValueError(
+            f"pooling was given, and the output {name!r} of {source.model} is one vector per text already. Leave pooling out, "
+            "or name a hidden state with layer=."
+        )
+
+
+def _stated_output(outputs: Mapping[str, int], name: str, source: Source) -> HiddenState:
+    """Return the vector that a file names, or the one that a whole export gives under the usual name."""
+    for wanted in (name, OUTPUT):
+        if outputs.get(wanted) == 2:
+            return _named(wanted, f"the graph's own output {wanted!r}, which the model's files ask for")
+    raise ValueError(
+        f"The files of {source.reference!r} take the vector {name!r} of the model; {source.model} has the outputs "
+        f"{', '.join(outputs)}. Export the model with {name!r} as an output of shape (batch, size)."
+    )
+
+
+def _is_static(model: onnx.ModelProto) -> bool:
+    """Return whether a graph takes all token ids in one row, with the place where each text begins."""
+    ranks = {node.name: len(node.type.tensor_type.shape.dim) for node in model.graph.input}
+    return ranks.get("input_ids") == 1 and ranks.get("offsets") == 1
+
+
+def _modules_inside(model: onnx.ModelProto, recipe: Recipe, source: Source) -> bool:
+    """Return whether modules that the files name have their weights in the graph alone, which then gives the vector itself."""
+    folders = [source.folder / step.folder for step in recipe.steps if not isinstance(step, str)]
+    missing = [folder for folder in folders if not any((folder / name).exists() for name in (SAFETENSORS, PICKLE))]
+    width = _width(model, OUTPUT)
+    return bool(missing) and recipe.vector_width is not None and width in (None, recipe.vector_width)
+
+
+def _no_pooling(recipe: Recipe, source: Source) -> str:
+    if recipe.hint:
+        return recipe.hint
+    base = source.base_model()
+    mirror = f"files_from={base!r}, its base model by its card," if base else "files_from='org/original', if this is a mirror,"
+    return (
+        f"Nothing in {source.folder} says how tokens are pooled into one vector (modules.json, 1_Pooling/config.json). "
+        f"Pass pooling='mean', 'cls', 'max' or 'last' as the model's card says, or {mirror} to take the files of that model. "
+        "A wrong pooling gives vectors that look right and find nothing."
+    )
+
+
+def _hidden_state(model: onnx.ModelProto, recipe: Recipe, source: Source) -> HiddenState:
+    """Return a hidden state by its number.
+
+    For the last one, what the export itself calls its hidden state counts more than the structure of the graph: a projection
+    behind the final norm that belongs to the encoder is no head. Its width must be the one that the files state.
+    """
+    own = _own_tokens(model, recipe) if recipe.layer == -1 else None
+    try:
+        state = select(hidden_states(model), recipe.layer)  # type: ignore[arg-type] # a number here
+    except NotATransformerError as error:
+        # Mixers of other kinds (FNet, state spaces) are encoders too, if they take token ids and name their hidden state.
+        if own is None or not any(node.name == "input_ids" for node in model.graph.input):
+            raise NotATransformerError(f"{source.model} is {error}") from error
+        state = HiddenState(-1, own, _width(model, own), f"{_OWN}; no layer is known")
+    if own is not None and not _is_same(model, own, state.tensor):
+        state = HiddenState(-1, own, _width(model, own), _OWN)
+    stated = recipe.width
+    if recipe.layer == -1 and stated is not None and state.hidden_size not in (None, stated):
+        raise ValueError(
+            f"The modules of {source.reference!r} expect token embeddings of {stated} values, and the tensor {state.tensor!r} "
+            f"of {source.model} has {state.hidden_size}. Name another file, or the right tensor with layer=."
+        )
+    return state
+
+
+def _is_same(model: onnx.ModelProto, output: str, tensor: str) -> bool:
+    """Return whether an output holds a tensor's values, in another shape or order at most."""
+    made_by = {name: node for node in model.graph.node for name in node.output}
+    for _ in range(16):  # a few nodes at most stand between
+        if output == tensor:
+            return True
+        node = made_by.get(output)
+        if node is None or node.op_type not in _MOVES or not node.input:
+            return False
+        output = node.input[0]
+    return False
+
+
+def _own_tokens(model: onnx.ModelProto, recipe: Recipe) -> str | None:
+    """Return the output that an export calls its hidden state; None where there is none, or it is a decoder's.
+
+    `token_embeddings` of a whole sentence-transformers export has passed the modules that change tokens already.
+    """
+    if any("decoder" in node.name for node in model.graph.input):
+        return None
+    outputs = {node.name: len(node.type.tensor_type.shape.dim) for node in model.graph.output}
+    if any("encoder" in name for name in outputs):
+        return None
+    names = _OWN_TOKENS if not recipe.token_steps else _OWN_TOKENS[:1]
+    return next((name for name in names if outputs.get(name) == 3), None)
+
+
+def _width(model: onnx.ModelProto, output: str) -> int | None:
+    """Return the size of an output's last axis; None where the graph does not say."""
+    for node in model.graph.output:
+        dims = node.type.tensor_type.shape.dim
+        if node.name == output and dims and dims[-1].HasField("dim_value"):
+            return int(dims[-1].dim_value)
+    return None
+
+
+def _positions(model: onnx.ModelProto, recipe: Recipe, source: Source, real: Mapping[str, Path]) -> tuple[int | None, int]:
+    """Return how many tokens of a text the table of positions serves, and where a text begins if positions are an input."""
+    table = position_table(model)
+    if table is None:
+        return None, 0
+    if not table.asked:
+        return table.rows - table.first if table.first is not None else usable_rows(table.rows), 0
+
+    def read_tensor(tensor: onnx.TensorProto) -> np.ndarray | None:
+        entries = {entry.key: entry.value for entry in tensor.external_data}
+        place = real.get(entries.get("location", ""))
+        if place is None:
+            return None
+        dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
+        start = int(entries.get("offset", "0"))
+        return np.memmap(place, dtype=dtype, mode="r", offset=start, shape=tuple(tensor.dims))
+
+    offset = position_offset(
+        model,
+        recipes.pad_token_id(source.home),
+        stated_rows=recipes.stated_positions(source.home),
+        stated_length=recipe.stated_length,
+        read=read_tensor,
+    )
+    return table.rows - (offset or table.first or 0), offset
+
+
+def _by_name(model: onnx.ModelProto, name: str) -> HiddenState:
+    """Find a hidden state by its tensor, else take any tensor or node of that name as it is."""
+    try:
+        states = {state.tensor: state for state in hidden_states(model)}
+    except NotATransformerError:
+        states = {}
+    return states.get(name) or _named(name, "the tensor or node of that name, as layer= asks")
+
+
+def _named(name: str, why: str) -> HiddenState:
+    return HiddenState(-1, name, None, why)
+
+
+def _is_vector(output: onnx.ValueInfoProto, tensor: str) -> bool:
+    """Say whether a cut graph's output is (B, D) rather than (B, T, H)."""
+    kind = output.type.tensor_type
+    rank = len(kind.shape.dim) if kind.HasField("shape") else 3
+    if rank not in (2, 3):
+        raise ValueError(f"{tensor!r} has {rank} axes; give a tensor of tokens (B, T, H) or of vectors (B, D).")
+    return rank == 2
+
+
+def _reducer(source: Source, recipe: Recipe, *, is_vector: bool, made_unit: bool, inside: bool) -> Reducer:
+    chosen = recipe.rows or Rows()
+    # A vector that the graph pools itself has passed the modules; what the caller asks for comes behind them.
+    steps = tuple(step for step in recipe.steps if isinstance(step, str)) if is_vector and inside else recipe.steps
+    return Reducer(
+        pooling=None if is_vector else recipe.pooling,
+        steps=tuple(_step(source.folder, step) for step in steps),
+        dimensions=recipe.dimensions,
+        rows_input="attention_mask" if recipe.include_prompt else "pooling_mask",
+        exclude_ids=chosen.exclude_ids,
+        only_id=chosen.only_id,
+        token_steps=() if is_vector else tuple(_step(source.folder, step) for step in recipe.token_steps),
+        renormalize=recipe.renormalize and (made_unit or bool(steps and steps[-1] == "normalize")),
+    )
+
+
+def _step(root: Path, step: Step) -> Dense | LayerNorm | str:
+    """Return a step with its weights."""
+    if step == "layer_norm":
+        return LayerNorm(np.ones(1, np.float32), np.zeros(1, np.float32))
+    if isinstance(step, str):
+        return step
+    if isinstance(step, recipes.LayerNorm):
+        norm = layer_norm_weights(root / step.folder)
+        return LayerNorm(norm["norm.weight"], norm["norm.bias"])
+    projected = step.residual == "projected"
+    weights = dense_weights(root / step.folder, bias=step.bias, residual=projected)
+    turned = {key: np.ascontiguousarray(array.T) for key, array in weights.items()}  # torch keeps (D, H)
+    if projected:
+        return Dense(turned["linear.weight"], turned.get("linear.bias"), step.activation, turned["residual.weight"])
+    same = "same" if step.residual == "same" else None
+    return Dense(turned["linear.weight"], turned.get("linear.bias"), step.activation, same)  # type: ignore[arg-type] # a literal
+
+
+def read(path: Path, real: Mapping[str, Path]) -> onnx.ModelProto:
+    """Read a graph without its external data, which are only checked to be there to their last byte.
+
+    Raises:
+        ValueError: no whole ONNX graph of numbers (`whole` says what is missing), or its data end too early.
+    """
+    if path.name == STATIC_TABLE:
+        return static_graph(static_table(path.parent))
+    try:
+        model = onnx.load(path, load_external_data=False)
+    except DecodeError as error:
+        raise ValueError(f"{path} is not a whole ONNX file ({error}); fetch it again.") from error
+    hoist_constants(model)
+    check_whole(model, path, real)
+    return model
+
+
+def _point_to(model: onnx.ModelProto, real: Mapping[str, Path]) -> Path | None:
+    """Rewrite the places of external data to real files; give the folder they are relative to, None if there are none."""
+    tensors = list(_external(model))
+    if not tensors:
+        return None
+    home = Path(os.path.commonpath([path.parent for path in real.values()]))
+    for tensor in tensors:
+        for entry in tensor.external_data:
+            if entry.key == "location":
+                entry.value = real[entry.value].relative_to(home).as_posix()
+    return home
+
+
+def _external(model: onnx.ModelProto) -> list[onnx.TensorProto]:
+    return [tensor for tensor in model.graph.initializer if tensor.data_location == onnx.TensorProto.EXTERNAL]

@@ -1,0 +1,1 @@
+"""What the files of a model's folder state: modules, weights of modules, tokenizer and transformer settings."""

@@ -1,0 +1,233 @@
+"""What the settings of tokenizer_config.json change in the parts of tokenizer.json, as transformers does it.
+
+A class of transformers applies its settings over tokenizer.json (or builds the same parts anew from them), and a generic class
+leaves the file alone. Each part (normalizer, pre-tokenizer, post-processor) is JSON here, as in the file: these are pure
+functions that import no tokenizer, and nothing depends on the version of a library.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from penult.core.config.tokenizer_config import TokenizerConfig
+
+Part = dict[str, Any]
+
+# Classes whose BertNormalizer is made of do_lower_case (default true), strip_accents (null) and tokenize_chinese_chars (true).
+_BERT = (
+    "BertTokenizer", "DistilBertTokenizer", "ElectraTokenizer", "SqueezeBertTokenizer", "MobileBertTokenizer",
+    "FunnelTokenizer", "LxmertTokenizer", "LayoutLMTokenizer", "LayoutLMv2Tokenizer", "MPNetTokenizer", "SplinterTokenizer",
+    "DPRQuestionEncoderTokenizer", "DPRContextEncoderTokenizer", "DPRReaderTokenizer",
+)  # fmt: skip
+# Classes whose normalizer is a sequence with Lowercase as do_lower_case says, and whether NFKD and StripAccents are in it as
+# keep_accents says.
+_SEQUENCE: Mapping[str, bool] = {
+    "AlbertTokenizer": True, "RemBertTokenizer": True, "DebertaV2Tokenizer": False, "XLNetTokenizer": False,
+}  # fmt: skip
+# The special tokens of a class, which count where no file names one.
+_BRACKETS = ("[CLS]", "[SEP]", "[UNK]", "[PAD]", "[MASK]")
+_ANGLES = ("<s>", "</s>", "<unk>", "<pad>", "<mask>")
+_DEFAULT_TOKENS: Mapping[str, tuple[str, ...]] = {
+    **dict.fromkeys((*_BERT, "DebertaTokenizer", "DebertaV2Tokenizer"), _BRACKETS),
+    **dict.fromkeys(("RobertaTokenizer", "BartTokenizer", "LongformerTokenizer", "LEDTokenizer", "MvpTokenizer"), _ANGLES),
+    **dict.fromkeys(("XLMRobertaTokenizer", "CamembertTokenizer"), _ANGLES),
+    **dict.fromkeys(("GPT2Tokenizer", "GPTNeoXTokenizer", "Qwen2Tokenizer"), ("<|endoftext|>",)),
+    "MPNetTokenizer": ("<s>", "</s>", "[UNK]", "<pad>", "<mask>"),
+    "FunnelTokenizer": ("<unk>", "<sep>", "<pad>", "<cls>", "<mask>", "<s>", "</s>"),
+    "AlbertTokenizer": ("<pad>", "<unk>", "[CLS]", "[SEP]", "[MASK]"),
+    "BigBirdTokenizer": ("<s>", "</s>", "<unk>", "<pad>", "[CLS]", "[SEP]", "[MASK]"),
+}
+# Classes with a ByteLevel pre-tokenizer, and their default of add_prefix_space.
+_BYTE_LEVEL: Mapping[str, bool] = {
+    "RobertaTokenizer": False, "BartTokenizer": False, "LongformerTokenizer": False, "LEDTokenizer": False,
+    "MvpTokenizer": False, "DebertaTokenizer": False, "GPT2Tokenizer": False, "CodeGenTokenizer": False,
+    "GPTNeoXTokenizer": False, "Qwen2Tokenizer": False, "MarkupLMTokenizer": False, "WhisperTokenizer": False,
+    "BlenderbotTokenizer": True, "LayoutLMv3Tokenizer": True,
+}  # fmt: skip
+# Classes whose Metaspace pre-tokenizer follows add_prefix_space, and the scheme that stands for false.
+_METASPACE: Mapping[str, str] = {
+    "XLMRobertaTokenizer": "never", "CamembertTokenizer": "never", "AlbertTokenizer": "never",
+    "BigBirdTokenizer": "never", "RemBertTokenizer": "never", "BarthezTokenizer": "never", "XGLMTokenizer": "never",
+    "LlamaTokenizer": "never", "CodeLlamaTokenizer": "never", "DebertaV2Tokenizer": "first",
+}  # fmt: skip
+# Classes whose post-processor is made of add_bos_token and add_eos_token: their BOS and EOS, and what an absent flag means
+# (None: what the file does).
+_ENDS: Mapping[str, tuple[str, str, bool | None]] = {
+    "LlamaTokenizer": ("<s>", "</s>", None),
+    "CodeLlamaTokenizer": ("<s>", "</s>", None),
+    "GemmaTokenizer": ("<bos>", "<eos>", None),
+    "CohereTokenizer": ("<BOS_TOKEN>", "<|END_OF_TURN_TOKEN|>", None),
+    "GPTNeoXTokenizer": ("<|endoftext|>", "<|endoftext|>", False),
+}
+
+
+def default_tokens(config: TokenizerConfig) -> tuple[str, ...]:
+    """Return the special tokens of the tokenizer's class where no file names one."""
+    return () if config.named else _DEFAULT_TOKENS.get(config.tokenizer_class or "", ())
+
+
+def lowercase_first(normalizer: Part | None) -> Part | None:
+    """Return a normalizer that lowercases before anything else, unless it has a Lowercase of its own."""
+    parts = _parts(normalizer)
+    if any(part["type"] == "Lowercase" for part in parts):
+        return normalizer
+    return {"type": "Sequence", "normalizers": [{"type": "Lowercase"}, *parts]}
+
+
+def _parts(normalizer: Part | None) -> list[Part]:
+    """Return the parts of a sequence, or what there is as a list of one."""
+    if normalizer is None:
+        return []
+    parts: list[Part] = normalizer["normalizers"] if normalizer["type"] == "Sequence" else [normalizer]
+    return parts
+
+
+def _mapped(part: Part | None, key: str, change: Callable[[Part], Part | None]) -> Part | None:
+    """Apply a change to a part and, in a sequence, to each of its own; None leaves one out."""
+    if part is None:
+        return None
+    if part["type"] != "Sequence":
+        return change(part)
+    parts = [new for inner in part[key] if (new := _mapped(inner, key, change)) is not None]
+    return {**part, key: parts}
+
+
+def normalizer(part: Part | None, config: TokenizerConfig) -> Part | None:
+    """Return the normalizer that do_lower_case, strip_accents, tokenize_chinese_chars and keep_accents ask for."""
+    name, flags = config.tokenizer_class, config.flags
+    if name in _BERT or (name is None and config.has_model_type):  # only these classes have a BertNormalizer
+        values = {
+            "lowercase": flags.get("do_lower_case", True),
+            "strip_accents": flags.get("strip_accents"),
+            "handle_chinese_chars": flags.get("tokenize_chinese_chars", True),
+        }
+        return _mapped(part, "normalizers", lambda inner: inner | values if inner["type"] == "BertNormalizer" else inner)
+    if name == "LlamaTokenizer" and flags.get("add_prefix_space") is False:
+        return _mapped(part, "normalizers", lambda inner: None if inner["type"] == "Prepend" else inner)
+    if name is not None and name in _SEQUENCE:
+        parts = _parts(part)
+        changed = _accents(parts, flags.get("keep_accents")) if _SEQUENCE[name] else parts
+        changed = _lowercase(changed, flags.get("do_lower_case"))
+        return part if changed == parts else {"type": "Sequence", "normalizers": changed}
+    return part
+
+
+def _accents(parts: list[Part], keep: bool | None) -> list[Part]:  # noqa: FBT001
+    """Take NFKD and StripAccents out, or put them in before what lowercases and maps characters."""
+    present = any(part["type"] == "StripAccents" for part in parts)
+    if keep and present:
+        return [part for part in parts if part["type"] not in ("NFKD", "StripAccents")]
+    if keep is False and not present:
+        place = next((i for i, part in enumerate(parts) if part["type"] in ("Lowercase", "Precompiled")), len(parts))
+        return [*parts[:place], {"type": "NFKD"}, {"type": "StripAccents"}, *parts[place:]]
+    return parts
+
+
+def _lowercase(parts: list[Part], wanted: bool | None) -> list[Part]:  # noqa: FBT001
+    """Take Lowercase out, or put it in: behind StripAccents where there is one, since NFKD makes capitals."""
+    present = any(part["type"] == "Lowercase" for part in parts)
+    if wanted is False and present:
+        return [part for part in parts if part["type"] != "Lowercase"]
+    if wanted and not present:
+        place = next((i + 1 for i, part in enumerate(parts) if part["type"] == "StripAccents"), 0)
+        return [*parts[:place], {"type": "Lowercase"}, *parts[place:]]
+    return parts
+
+
+def pre_tokenizer(part: Part | None, config: TokenizerConfig) -> Part | None:
+    """Return the pre-tokenizer that add_prefix_space asks for."""
+    name = config.tokenizer_class or ""
+    stated = config.flags.get("add_prefix_space")
+    prefix = _BYTE_LEVEL.get(name) if stated is None else stated
+
+    def change(inner: Part) -> Part:
+        if inner["type"] == "ByteLevel" and name in _BYTE_LEVEL:
+            return inner | {"add_prefix_space": prefix}
+        if inner["type"] == "Metaspace" and name in _METASPACE and stated is not None:
+            return inner | {"prepend_scheme": _scheme(inner, name, stated=stated)}
+        return inner
+
+    return _mapped(part, "pretokenizers", change)
+
+
+def _scheme(part: Part, name: str, *, stated: bool) -> str:
+    if not stated:
+        return _METASPACE[name]
+    return "always" if part.get("prepend_scheme") == _METASPACE[name] else str(part.get("prepend_scheme", "always"))
+
+
+def post_processor(part: Part | None, config: TokenizerConfig, token_id: Callable[[str], int | None]) -> Part | None:
+    """Return the post-processor that add_bos_token and add_eos_token ask for.
+
+    A template with CLS or SEP stays. A flag that is false takes its token out only where the class makes its template of the
+    flags: elsewhere (Qwen2's, GPT-2's) the file's template is the author's.
+
+    Args:
+        part: the file's own.
+        config: the settings.
+        token_id: gives the id of a token, None for one that the vocabulary lacks.
+
+    Raises:
+        ValueError: the vocabulary lacks a token that is to be added.
+    """
+    bos, eos, absent = _ENDS.get(config.tokenizer_class or "", (None, None, None))
+    for flag, office, default, at in (("add_bos_token", "bos_token", bos, 0), ("add_eos_token", "eos_token", eos, -1)):
+        wanted = config.flags.get(flag, absent)
+        token = config.token(office) or (default if default is not None and token_id(default) is not None else None)
+        if wanted is None or token is None or (wanted is False and bos is None) or _is_bert_like(part, config):
+            continue
+        index = token_id(token)
+        if wanted and index is None:
+            raise ValueError(
+                f"{config.place(flag)}: {flag} is true, and the vocabulary lacks {office} {token[:80]!r}. Fetch the "
+                "tokenizer's files again."
+            )
+        part = _with_end(part, token, index, at=at) if wanted else _without_end(part, token, at=at)
+    return part
+
+
+def _is_bert_like(part: Part | None, config: TokenizerConfig) -> bool:
+    """Return whether a post-processor puts CLS or SEP around a text."""
+    if part is None:
+        return False
+    if part["type"] == "Sequence":
+        return any(_is_bert_like(inner, config) for inner in part["processors"])
+    ends = {config.token("cls_token"), config.token("sep_token"), "[CLS]", "[SEP]"} - {None}
+    pieces = [piece.get("SpecialToken", {}).get("id") for piece in part.get("single", [])]
+    return part["type"] in ("BertProcessing", "RobertaProcessing") or not ends.isdisjoint(pieces)
+
+
+def _with_end(processor: Part | None, token: str, index: int | None, *, at: int) -> Part | None:
+    """Put a token at the start (`at` 0) or the end (-1) of every text, unless the template has one there already."""
+    if processor is None or processor["type"] == "ByteLevel":
+        template: Part = {"type": "TemplateProcessing", "special_tokens": {}, "single": [_sequence("A", 0)]}
+        template["pair"] = [_sequence("A", 0), _sequence("B", 1)]
+        added = _with_end(template, token, index, at=at)
+        return added if processor is None else {"type": "Sequence", "processors": [processor, added]}
+    if processor["type"] == "Sequence":
+        parts: list[Part] = processor["processors"]
+        place = next((i for i, part in enumerate(parts) if part["type"] not in ("ByteLevel", "Sequence")), None)
+        if place is None:
+            return {**processor, "processors": [*parts, _with_end(None, token, index, at=at)]}
+        return {**processor, "processors": [*parts[:place], _with_end(parts[place], token, index, at=at), *parts[place + 1 :]]}
+    if processor["type"] != "TemplateProcessing" or (processor["single"] and "SpecialToken" in processor["single"][at]):
+        return processor
+    piece = {"SpecialToken": {"id": token, "type_id": 0}}
+    single = [piece, *processor["single"]] if at == 0 else [*processor["single"], piece]
+    tokens = processor["special_tokens"] | {token: {"id": token, "ids": [index], "tokens": [token]}}
+    return {**processor, "single": single, "special_tokens": tokens}
+
+
+def _without_end(processor: Part | None, token: str, *, at: int) -> Part | None:
+    """Take a token from the start or the end of the template, if it is exactly that one."""
+
+    def change(part: Part) -> Part:
+        single = part.get("single") if part["type"] == "TemplateProcessing" else None
+        if single and single[at].get("SpecialToken", {}).get("id") == token:
+            return {**part, "single": single[1:] if at == 0 else single[:-1]}
+        return part
+
+    return _mapped(processor, "processors", change)
+
+
+def _sequence(name: str, type_id: int) -> Part:
+    return {"Sequence": {"id": name, "type_id": type_id}}

@@ -1,0 +1,382 @@
+"""One ONNX Runtime session: raw tensors in, raw tensors out.
+
+It knows threads, providers and inputs; it knows nothing of text, pooling or models. The only file that imports onnxruntime.
+"""
+
+import ctypes
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from penult.core.model_inputs import Tensor
+from penult.core.shutdown_guard import Native
+from penult.deepsparse.arguments import Scheduler, check_streams, cores, say_ignored, whole
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+Array = NDArray[Any]
+
+_DTYPES = {
+    "tensor(float)": np.float32,
+    "tensor(float16)": np.float16,
+    "tensor(double)": np.float64,
+    "tensor(int64)": np.int64,
+    "tensor(int32)": np.int32,
+    "tensor(int16)": np.int16,
+    "tensor(int8)": np.int8,
+    "tensor(uint8)": np.uint8,
+    "tensor(bool)": np.bool_,
+}
+
+# Fusions whose kernels are slower than what they replace: SkipLayerNormalization takes 1.17 ms for 512 rows of 384 values,
+# Add and LayerNormalization 0.18 (ONNX Runtime 1.32, one core with AVX2). BiasGelu takes 0.95 ns a value, Gelu 0.18 and Add 0.1
+# (one core with AVX-512): without it a feed-forward block of 384 and 1536 values takes 3 % less.
+_SLOW = ("SkipLayerNormFusion", "BiasGeluFusion")
+
+
+class Engine:
+    """A compiled graph. Safe to call from several threads.
+
+    Args:
+        model: an .onnx file, or its bytes.
+        batch_size: the rows that every run must have, as a promise that is checked. None or below 1: any number.
+        num_cores: DeepSparse's word for `threads`. None or 0: as `threads` says.
+        num_streams: accepted and said to mean nothing here, as `scheduler` and `input_shapes`.
+        scheduler: a `Scheduler` or its name.
+        input_shapes: shapes that DeepSparse would have frozen the graph to; here its axes stay free.
+        threads: threads of one run. None: as `default_threads` finds.
+        providers: ONNX Runtime's execution providers, in order. None: the CPU.
+        data_folder: where the graph's external data lie, if not beside it.
+
+    Raises:
+        FileNotFoundError: no such file.
+        TypeError: `batch_size` or a number of cores or streams is no whole number.
+        ValueError: not a graph that ONNX Runtime can run, a provider that this machine does not have, or a number or a
+            name that is none of the allowed ones.
+    """
+
+    def __init__(
+        self,
+        model: str | os.PathLike[str] | bytes,
+        batch_size: int | None = None,
+        *,
+        num_cores: int | None = None,
+        num_streams: int | None = None,
+        scheduler: Scheduler | str | None = None,
+        input_shapes: object = None,
+        threads: int | None = None,
+        providers: Sequence[str] | None = None,
+        data_folder: Path | None = None,
+    ) -> None:
+        self._model = model
+        self._batch_size = batch_size if whole(batch_size, "batch_size") and batch_size > 0 else None
+        if threads is None:
+            threads = cores(num_cores)
+        self._threads = default_threads() if threads is None else threads
+        if self._threads < 1:
+            raise ValueError(f"threads is {threads}; it must be at least 1.")
+        check_streams(num_streams, scheduler)
+        say_ignored("Engine", {"num_streams": num_streams, "scheduler": scheduler, "input_shapes": input_shapes})
+        self._providers = ["CPUExecutionProvider"] if providers is None else list(providers)
+        self._data_folder = data_folder
+        self._native = Native()
+        self._session = self._open()
+        self._pid = os.getpid()
+        self.inputs = tuple(_tensor(node) for node in self._session.get_inputs())
+        self.outputs = tuple(_tensor(node) for node in self._session.get_outputs())
+
+    @classmethod
+    def compile(
+        cls,
+        model: str | os.PathLike[str] | bytes,
+        batch_size: int | None = None,
+        *,
+        num_cores: int | None = None,
+        num_streams: int | None = None,
+        scheduler: Scheduler | str | None = None,
+        input_shapes: object = None,
+        threads: int | None = None,
+    ) -> "Engine":
+        """Open a graph; the same as `Engine(model, ...)`."""
+        return cls(
+            model,
+            batch_size,
+            num_cores=num_cores,
+            num_streams=num_streams,
+            scheduler=scheduler,
+            input_shapes=input_shapes,
+            threads=threads,
+        )
+
+    @property
+    def batch_size(self) -> int | None:
+        """The rows that every run must have. None: any number."""
+        return self._batch_size
+
+    @property
+    def num_cores(self) -> int:
+        """Threads of one run."""
+        return self._threads
+
+    @property
+    def input_names(self) -> list[str]:
+        """The inputs' names, in the graph's order."""
+        return [tensor.name for tensor in self.inputs]
+
+    @property
+    def output_names(self) -> list[str]:
+        """The outputs' names, in the graph's order."""
+        return [tensor.name for tensor in self.outputs]
+
+    @property
+    def providers(self) -> list[str]:
+        """The execution providers that really run the graph."""
+        return list(self._alive().get_providers())
+
+    def run(self, inputs: Mapping[str, Array] | Sequence[Array], *, outputs: Sequence[str] | None = None) -> list[Array]:
+        """Run the graph once.
+
+        Args:
+            inputs: arrays by name, or in the order of `self.inputs`.
+            outputs: names of the outputs wanted. None: all, in the graph's order.
+
+        Raises:
+            TypeError: `inputs` is neither a mapping nor a list, or holds something that is no array.
+            ValueError: inputs are missing, unknown, or of a rank, size or dtype other than the graph's; their sizes
+                contradict each other; or the runtime refused their values (an id outside the vocabulary, a text over
+                the last position).
+            RuntimeError: the engine is closed.
+        """
+        session = self._alive()
+        feed = self._named(inputs)
+        try:
+            with self._native:
+                return list(session.run(None if outputs is None else list(outputs), feed))
+        except _failures() as error:
+            raise ValueError(f"The graph refused its inputs: {_why(_first_line(error), feed)}") from error
+
+    def __call__(self, inputs: Mapping[str, Array] | Sequence[Array]) -> list[Array]:
+        """Run the graph once; the same as `run(inputs)`."""
+        return self.run(inputs)
+
+    def mapped_run(self, inputs: Mapping[str, Array] | Sequence[Array]) -> dict[str, Array]:
+        """Run the graph once and give its outputs by name."""
+        return dict(zip(self.output_names, self.run(inputs), strict=True))
+
+    def close(self) -> None:
+        """Free the session. Calling again does nothing; running afterwards raises RuntimeError."""
+        self._session = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def _alive(self) -> "onnxruntime.InferenceSession":
+        if self._session is None:
+            raise RuntimeError("The engine is closed; open a new one.")
+        if self._pid != os.getpid():
+            # A fork leaves the session's threads behind: a run, and even freeing the session, would wait for them for
+            # ever. So the child opens its own, and what it inherited is never freed: one more reference sees to that.
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._session))
+            self._session = self._open()
+            self._pid = os.getpid()
+        return self._session
+
+    def _open(self) -> "onnxruntime.InferenceSession":
+        import onnxruntime  # noqa: PLC0415 - 0.1 s that `import penult` does not pay
+
+        wrong = [name for name in self._providers if name not in onnxruntime.get_available_providers()]
+        if wrong:
+            raise ValueError(
+                f"Provider {wrong[0]!r} is not in this onnxruntime; it has "
+                f"{', '.join(onnxruntime.get_available_providers())}. Install the matching build, or choose another."
+            )
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = self._threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 4  # what goes wrong is raised; said on standard error too, it would stand in every log
+        # A spinning thread burns a core that a neighbour needs, and an idle server shows 100 % of a CPU.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        if self._data_folder is not None:
+            options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(self._data_folder))
+        model = self._model
+        if not isinstance(model, bytes):
+            if not Path(model).is_file():
+                raise FileNotFoundError(f"No graph at {os.fspath(model)!r}.")
+            # Given as bytes, a graph finds its external data in the folder named above and not beside itself.
+            model = Path(model).read_bytes() if self._data_folder is not None else os.fspath(model)
+        try:
+            return onnxruntime.InferenceSession(model, options, providers=self._providers, disabled_optimizers=list(_SLOW))
+        except _failures() as error:
+            name = "the given bytes" if isinstance(self._model, bytes) else repr(os.fspath(self._model))
+            raise ValueError(f"ONNX Runtime cannot open {name}: {_first_line(error)}") from error
+
+    def _named(self, inputs: Mapping[str, Array] | Sequence[Array]) -> dict[str, Array]:
+        names = self.input_names
+        if not isinstance(inputs, Mapping):
+            if not isinstance(inputs, list | tuple):
+                raise TypeError(
+                    f"inputs is a {type(inputs).__name__}; give a list of arrays in the order {', '.join(names)}, or a dict."
+                )
+            if len(inputs) != len(names):
+                raise ValueError(f"{len(inputs)} inputs were given; the graph takes {len(names)}: {', '.join(names)}.")
+            inputs = dict(zip(names, inputs, strict=True))
+        missing, unknown = set(names) - set(inputs), set(inputs) - set(names)
+        if missing or unknown:
+            raise ValueError(
+                f"The graph takes {', '.join(names)}; missing: {', '.join(sorted(missing)) or 'none'}, "
+                f"unknown: {', '.join(sorted(unknown)) or 'none'}."
+            )
+        sizes: dict[str, tuple[int, str]] = {}
+        for tensor in self.inputs:
+            _check(tensor, inputs[tensor.name], sizes, self._batch_size)
+        return dict(inputs)
+
+
+def fuse(model: Path, target: Path) -> None:
+    """Write a graph with the runtime's own fusions to `target`, external data beside it.
+
+    Those that this project finds slower on a CPU than their parts are left out.
+
+    Raises:
+        ValueError: not a graph that ONNX Runtime can run.
+    """
+    import onnxruntime  # noqa: PLC0415 - as in `Engine`
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    options.optimized_model_filepath = os.fspath(target)
+    options.add_session_config_entry("session.optimized_model_external_initializers_file_name", f"{target.name}.data")
+    without = [*_SLOW, "AttentionFusion", "EmbedLayerNormFusion"]
+    try:
+        onnxruntime.InferenceSession(os.fspath(model), options, providers=["CPUExecutionProvider"], disabled_optimizers=without)
+    except _failures() as error:
+        raise ValueError(f"ONNX Runtime cannot open {os.fspath(model)!r}: {_first_line(error)}") from error
+
+
+def default_threads() -> int:
+    """Count the threads this process may really use, at least 1.
+
+    The smallest of the physical cores, the CPUs of its affinity mask and the quota of its control group;
+    the environment variable PENULT_THREADS overrides.
+
+    Raises:
+        ValueError: PENULT_THREADS is set and not a positive whole number.
+    """
+    if wanted := os.environ.get("PENULT_THREADS"):
+        if not wanted.isdecimal() or int(wanted) < 1:
+            raise ValueError(f"PENULT_THREADS is {wanted!r}; it must be a whole number of at least 1.")
+        return int(wanted)
+    cpus = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
+    return max(1, min(_physical_cores(cpus), _quota(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup"))))
+
+
+def _physical_cores(cpus: Iterable[int]) -> int:
+    """Count cores, two hyperthreads of one core once."""
+    cores = set()
+    for cpu in cpus:
+        siblings = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
+        cores.add(siblings.read_text().strip() if siblings.exists() else str(cpu))
+    return len(cores)
+
+
+def _quota(membership: Path, mount: Path) -> int:
+    """Read the CPU quota of the control group and of all above it (v2 `cpu.max`, v1 `cpu.cfs_quota_us`), in whole CPUs."""
+    quotas = [os.cpu_count() or 1]
+    lines = membership.read_text().splitlines() if membership.exists() else []
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        for root in (mount, mount / "cpu", mount / "cpu,cpuacct") if "cpu" in controllers else (mount,):
+            group = root / path.lstrip("/")
+            for folder in (group, *group.parents):
+                if not folder.is_relative_to(root):
+                    break
+                quotas.extend(_quota_of(folder))
+    return max(1, min(quotas))
+
+
+def _quota_of(folder: Path) -> list[int]:
+    if (folder / "cpu.max").is_file():
+        quota, period = (folder / "cpu.max").read_text().split()
+        return [] if quota == "max" else [int(quota) // int(period)]
+    if (folder / "cpu.cfs_quota_us").is_file():
+        quota, period = ((folder / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
+        return [] if int(quota) < 0 else [int(quota) // int(period)]
+    return []
+
+
+def _tensor(node: Any) -> Tensor:  # noqa: ANN401 - onnxruntime has no types
+    dtype = _DTYPES.get(node.type)
+    if dtype is None:
+        raise ValueError(
+            f"The graph's {node.name!r} is a {node.type}; penult feeds and reads numbers. A graph that takes strings "
+            "carries its own tokenizer: export the transformer alone."
+        )
+    return Tensor(node.name, np.dtype(dtype), tuple(node.shape))
+
+
+def _check(tensor: Tensor, array: Array, sizes: dict[str, tuple[int, str]], rows: int | None) -> None:
+    """Refuse an array that the graph would refuse later or, worse, would broadcast or read from the end in silence.
+
+    `sizes` holds the size of each named axis met so far and the input it was met in.
+    """
+    if not isinstance(array, np.ndarray):
+        raise TypeError(f"{tensor.name!r} was given as a {type(array).__name__}; give a NumPy array of {tensor.dtype}.")
+    if wrong := _wrong(tensor, array, sizes, rows):
+        raise ValueError(f"{tensor.name!r} was given as {array.dtype} {array.shape}{wrong}")
+
+
+def _wrong(tensor: Tensor, array: Array, sizes: dict[str, tuple[int, str]], rows: int | None) -> str:
+    """Say what is wrong with an array; empty where nothing is. It runs before every run, so no words are made in advance."""
+    if array.dtype != tensor.dtype:
+        return f"; the graph takes {tensor.dtype}. Convert it with .astype({str(tensor.dtype)!r})."
+    if len(array.shape) != len(tensor.shape):
+        return f"; the graph takes the shape {tensor.shape}."
+    for want, have in zip(tensor.shape, array.shape, strict=True):
+        if isinstance(want, int) and want != have:
+            return f"; the graph takes the shape {tensor.shape}."
+        # A size of 0 is a cache of no tokens, whatever the exporter called its axis.
+        if isinstance(want, str) and have and (known := sizes.setdefault(want, (have, tensor.name)))[0] != have:
+            return f"; its {want!r} axis is {known[0]} in {known[1]!r}, and both must be the same."
+    if rows is not None and array.shape[:1] not in {(), (rows,)}:
+        return f"; the engine was opened with batch_size={rows}. Open it without to run any number of rows."
+    if tensor.name.endswith("_ids") and array.dtype.kind in "iu" and array.size and array.min() < 0:
+        return f" with the id {array.min()}; ids start at 0 (a graph reads a negative one from the end)."
+    return ""
+
+
+def _why(said: str, feed: Mapping[str, Array]) -> str:
+    """Put the runtime's two common refusals into words about the inputs; all others are given as they are."""
+    if found := re.search(r"idx=(\d+) must be within the inclusive range \[-?\d+,(\d+)\]", said):
+        value, last = int(found[1]), int(found[2])
+        holders = [name for name, array in feed.items() if (array == value).any()]
+        return f"{' or '.join(map(repr, holders)) or 'an input'} holds the id {value}, and the graph knows 0 to {last}."
+    if found := re.search(r"dimension other than 1\. (\d+) by (\d+)", said):
+        sizes = {size for array in feed.values() for size in array.shape}
+        one, other = int(found[1]), int(found[2])
+        if (one in sizes) != (other in sizes):
+            mine, theirs = (one, other) if one in sizes else (other, one)
+            return f"they have an axis of {mine} where the graph has {theirs}: for tokens, the positions of the model."
+    return said
+
+
+def _failures() -> tuple[type[Exception], ...]:
+    from onnxruntime.capi import onnxruntime_pybind11_state as state  # noqa: PLC0415
+
+    names = ("Fail", "InvalidArgument", "InvalidGraph", "InvalidProtobuf", "NoSuchFile", "NotImplemented",
+             "RuntimeException", "EPFail", "ModelLoaded", "NoModel")  # fmt: skip
+    return tuple(getattr(state, name) for name in names if hasattr(state, name))
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return text.rpartition(" : ")[2] if text.startswith("[ONNXRuntimeError]") else text

@@ -1,0 +1,269 @@
+"""Export a folder without an ONNX file, as `SentenceTransformer.save` leaves it, through torch in a child process.
+
+This file finds the transformers of a folder, copies all other files and starts `export_worker.py`; it never imports torch. An
+exported folder is complete: `onnx/model.onnx` beside each transformer's config.json, and everything else the model consists of
+but the weights that went into the graph.
+"""
+
+import contextlib
+import hashlib
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Mapping
+from pathlib import Path, PurePath
+from typing import Any
+
+from penult.core.config.config_json import read_json, read_object
+from penult.core.prepare import hash_files
+
+# What an export was made of and with; beside the configuration of the exported folder.
+RECORD = "penult_export.json"
+_FORMAT = 1  # raise when exports of an older penult must not be used any more
+_WORKER = Path(__file__).with_name("export_worker.py")
+_SECONDS = 3600.0  # a child that takes longer is ended
+_WEIGHTS = ("model.safetensors", "model-*.safetensors", "pytorch_model.bin", "pytorch_model-*.bin")
+# Files of weights and graphs; of a folder with a transformer they are not copied, other modules keep theirs.
+_WEIGHT_SUFFIXES = frozenset(
+    (
+        *(".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".ot", ".gguf", ".npz", ".pkl"),
+        *(".onnx", ".onnx_data", ".data", ".tflite", ".mlmodel"),
+    )
+)
+_MODULE_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+_NO_KEY = frozenset((".md", ".png", ".jpg", ".csv", ".log"))  # files that decide no vector
+
+
+def torch_available() -> bool:
+    """Return whether torch is installed, without importing it."""
+    return importlib.util.find_spec("torch") is not None
+
+
+def exportable(folder: Path) -> bool:
+    """Return whether a folder holds a transformer with weights that `export` reads."""
+    return bool(_transformers(folder))
+
+
+def export(folder: Path, out: Path, *, python: str = sys.executable, progress: bool = True) -> Path:
+    """Export a model folder to ONNX, and return the new folder.
+
+    Args:
+        folder: a folder with config.json, weights (safetensors or pytorch_model.bin) and a tokenizer, or with such folders
+            as modules.
+        out: the new folder; it must not exist or be empty.
+        python: the interpreter that has torch, transformers and onnxruntime.
+        progress: print what is done on standard error.
+
+    Raises:
+        FileNotFoundError: the folder has no transformer with weights, or torch is not installed.
+        FileExistsError: `out` is not empty.
+        ValueError: the model cannot be exported; the message says why and what to do.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise FileExistsError(f"{out} exists and is not an empty folder. Pass a new folder.")
+    return _export(folder, out, python, progress=progress)
+
+
+def exported(folder: Path, cache: Path, *, python: str = sys.executable, progress: bool = True) -> Path:
+    """Return the exported form of a folder from the cache; it is made by the first call.
+
+    Args:
+        folder: as in `export`.
+        cache: penult's cache folder.
+        python: as in `export`.
+        progress: as in `export`.
+
+    Raises:
+        FileNotFoundError: as in `export`.
+        ValueError: as in `export`.
+    """
+    out = cache / "exports" / source_sha256(folder)[:32]
+    if (out / RECORD).exists() and all(any((out / name / "onnx").glob("*.onnx")) for name in _transformers(folder)):
+        return out
+    shutil.rmtree(out, ignore_errors=True)  # somebody took a part of it away
+    return _export(folder, out, python, progress=progress)
+
+
+def source_sha256(folder: Path) -> str:
+    """Return the sha256 of all files that decide what an export of a folder gives: configurations, tokenizer, weights."""
+    _check_exportable(folder)
+    names = sorted({path.as_posix() for path in _copied(folder) if path.suffix not in _NO_KEY} | set(_weights(folder)))
+    digests = [(name, hash_files([folder / name])) for name in names]
+    return hashlib.sha256(json.dumps([_FORMAT, digests]).encode()).hexdigest()
+
+
+def _export(folder: Path, out: Path, python: str, *, progress: bool) -> Path:
+    _check_exportable(folder)
+    if python == sys.executable and not torch_available():
+        raise FileNotFoundError(_without_torch(str(folder)))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(prefix=".exporting-", dir=out.parent))
+    try:
+        made = {}
+        for name in _transformers(folder):
+            graphs = aside / name / "onnx"
+            graphs.mkdir(parents=True)
+            made[name] = _run(folder / name, graphs, python, progress=progress)
+        for path in _copied(folder):
+            (aside / path).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(folder / path, aside / path)
+        record = {"format": _FORMAT, "source_sha256": source_sha256(folder), "transformers": made}
+        (aside / RECORD).write_text(json.dumps(record, indent=2), encoding="utf-8")
+        aside.chmod(0o755)  # a temporary folder is its owner's alone, and this one is made to be copied
+        _rename(aside, out)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return out
+
+
+def _without_torch(name: str) -> str:
+    return (
+        f"{name} has weights but no ONNX file, and torch is not installed to make one. Install the extra here "
+        '(pip install "penult[export]"), or run `penult export MODEL OUT` or `optimum-cli export onnx --task '
+        "feature-extraction -m MODEL OUT` on another machine and copy the folder OUT."
+    )
+
+
+def _check_exportable(folder: Path) -> None:
+    names = _transformers(folder)
+    if not names:
+        raise FileNotFoundError(
+            f"{folder} holds no transformer to export: config.json with a model_type, and model.safetensors or "
+            "pytorch_model.bin beside it. Name the folder that SentenceTransformer.save or save_pretrained wrote."
+        )
+    for name in _weights(folder):
+        with (folder / name).open("rb") as file:
+            if file.read(40).startswith(b"version https://git-lfs"):
+                raise ValueError(
+                    f"{folder / name} is a git-LFS pointer, not the weights. Run `git lfs pull` in its repository."
+                )
+
+
+def _transformers(folder: Path) -> list[str]:
+    """Return the folders of transformers with weights, relative; "" is the folder itself."""
+    return [name for name in _module_folders(folder) if _is_transformer(folder / name)]
+
+
+def _is_transformer(folder: Path) -> bool:
+    return "model_type" in read_object(folder / "config.json") and any(any(folder.glob(pattern)) for pattern in _WEIGHTS)
+
+
+def _module_folders(folder: Path) -> list[str]:
+    """Return the folders of all modules, relative, those inside a Router or an Asym included; "" comes first."""
+    listed = read_json(folder / "modules.json") or []
+    paths = [module.get("path") for module in listed if isinstance(module, dict)] if isinstance(listed, list) else []
+    names = ["", *(path for path in paths if isinstance(path, str))]
+    for name in tuple(names):
+        for file in ("router_config.json", "config.json"):
+            types = read_object(folder / name / file).get("types")
+            names += [str(PurePath(name) / sub) for sub in types] if isinstance(types, dict) else []
+    for name in names:
+        if PurePath(name).is_absolute() or ".." in PurePath(name).parts or "\0" in name or len(name) > 255:
+            raise ValueError(f"{folder} names the module folder {name[:80]!r}, outside its own. Put the module inside.")
+    return list(dict.fromkeys("" if name == "." else name for name in names))
+
+
+def _weights(folder: Path) -> list[str]:
+    """Return the files of the transformers' weights, relative."""
+    found = [path for name in _transformers(folder) for pattern in _WEIGHTS for path in (folder / name).glob(pattern)]
+    return sorted(path.relative_to(folder).as_posix() for path in found)
+
+
+def _copied(folder: Path) -> list[PurePath]:
+    """Return the files that an exported folder takes over, relative: all of the modules but weights that went into a graph."""
+    found: list[PurePath] = []
+    for name in _module_folders(folder):
+        own = not _is_transformer(folder / name)
+        for path in sorted((folder / name).glob("*")):
+            weights = path.suffix in _WEIGHT_SUFFIXES or path.name.endswith(".index.json")
+            if path.name.startswith(".") or path.name == RECORD or (weights and not (own and path.name in _MODULE_WEIGHTS)):
+                continue
+            if path.is_file():
+                found.append(path.relative_to(folder))
+    return found
+
+
+def _rename(aside: Path, out: Path) -> None:
+    with contextlib.suppress(OSError):
+        out.rmdir()  # an empty folder; only POSIX renames over one
+    try:
+        aside.rename(out)
+    except OSError:
+        if not (out / RECORD).exists():  # another process that was faster is fine, anything else is not
+            raise
+
+
+def _run(folder: Path, out: Path, python: str, *, progress: bool) -> Mapping[str, Any]:
+    """Export one transformer in a child process, and return what it says about the export.
+
+    Raises:
+        ValueError: it cannot be exported, or the child ended without an answer.
+    """
+    env = os.environ | {"ORT_DISABLE_TELEMETRY": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as log:
+        process = subprocess.Popen(  # noqa: S603 - the interpreter is the caller's own choice
+            # -P: a script's folder comes first on sys.path, and penult/types.py would stand for Python's own
+            [python, "-P", str(_WORKER), str(folder.resolve()), str(out.resolve())],
+            stdin=subprocess.PIPE,  # held open: the child ends when this process does
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+            encoding="utf-8",
+            env=env,
+        )
+        clock = threading.Timer(_SECONDS, process.kill)
+        clock.daemon = True
+        clock.start()
+        try:
+            answer = _listen(process, progress=progress)
+            process.wait()
+        finally:
+            in_time = clock.is_alive()
+            clock.cancel()
+            process.kill()
+            process.wait()
+            for pipe in (process.stdin, process.stdout):
+                if pipe is not None:
+                    pipe.close()
+        log.seek(0)
+        if "done" in answer:
+            return dict(answer["done"])
+        raise ValueError(answer.get("error") or _why(folder, python, process.returncode, log.read(), in_time=in_time))
+
+
+def _listen(process: "subprocess.Popen[str]", *, progress: bool) -> Mapping[str, Any]:
+    """Read the child's lines up to its answer; {} where it ends without one."""
+    for line in process.stdout or ():
+        try:
+            message = json.loads(line)
+        except ValueError:
+            continue  # a library that writes to the descriptor itself
+        if "progress" not in message:
+            return dict(message)
+        if progress:
+            sys.stderr.write(f"penult: {message['progress']}\n")
+            sys.stderr.flush()
+    return {}
+
+
+def _why(folder: Path, python: str, status: int, log: str, *, in_time: bool) -> str:
+    if not in_time:
+        return (
+            f"The export of {folder} took longer than {_SECONDS / 60:.0f} minutes and was ended. Export it on a faster machine."
+        )
+    if status < 0:
+        size = sum(path.stat().st_size for pattern in _WEIGHTS for path in folder.glob(pattern))
+        return (
+            f"The export of {folder} was ended by signal {-status}, most likely because memory ran out: it takes up to eight "
+            f"times the {size / 1e9:.1f} GB of the weights. Export it on a larger machine."
+        )
+    lines = [line.strip() for line in log.splitlines() if line.strip()]
+    last = lines[-1][:300] if lines else f"status {status}"
+    if "No module named" in last:
+        return f'{python} cannot export: {last}. Install the extra there (pip install "penult[export]").'
+    return f"The export of {folder} failed: {last}"

@@ -1,0 +1,77 @@
+"""Carry out what `graph/calibrate.py` asks for: sessions that run the calibration texts, and the processor's limit.
+
+It composes the tokenizer, the engine and the graph changes, for `prepare` alone.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from penult.core.engine import Engine, fuse
+from penult.core.loading import tokenizer_of
+from penult.core.model_inputs import Meaning, feed
+from penult.core.recipe import Recipe
+from penult.core.source import Source
+from penult.graph.int8.calibrate import Outcome, make_int8
+from penult.graph.int8.int8_support import weight_limit
+from penult.graph.rewrite.standalone import write_standalone
+
+_TOKENS = "token_embeddings"
+_LEAST_MEAN = 0.95  # far below what any trained model keeps (0.998 is the goal), far above what a broken one does
+_LONG = 4  # texts of the full length, joined from the short ones
+
+
+def measure_limit() -> int:
+    """Find the largest 8-bit weight that is safe on this processor, 127 or 64."""
+    return weight_limit(lambda model, inputs: Engine(model, threads=1).run(inputs))
+
+
+def convert(graph: Path, data_folder: Path | None, source: Source, recipe: Recipe, *, texts: Sequence[str], limit: int,
+            work: Path) -> Outcome:  # fmt: skip
+    """Replace a prepared fp32 graph by its 8-bit form.
+
+    Args:
+        graph: the file; it is replaced.
+        data_folder: where its external data lie, if not beside it.
+        source: the model, for its tokenizer.
+        recipe: how texts are read.
+        texts: the calibration texts.
+        limit: as `measure_limit` finds.
+        work: an empty folder for files in between.
+
+    Raises:
+        ValueError: the graph has no layer that can be made 8 bits wide, its vectors would be other ones, or there are no texts.
+    """
+    if not texts:
+        raise ValueError("calibration is empty; give some texts like those to embed, or leave it out.")
+    tokenizer = tokenizer_of(source, recipe)
+    tasks: list[int | None] = [*sorted(set(recipe.tasks.values()))] or [None]  # each has ranges of its own
+    joined = [" ".join(texts[start::_LONG]) for start in range(_LONG)]
+    encoded = tokenizer.encode([*texts, *joined], recipe.prompts["document"])
+    plain = work / "fp32.onnx"
+    write_standalone(graph, data_folder or graph.parent, plain)
+
+    def run(path: Path, outputs: Sequence[str]) -> Iterator[Mapping[str, NDArray[Any]]]:
+        engine = Engine(path)
+        shape = next((tensor.shape for tensor in engine.inputs if tensor.name == "input_ids"), ())
+        rows, length = (size if isinstance(size, int) else None for size in (*shape, None, None)[:2])
+        for row, ids in enumerate(encoded.ids):
+            if length is not None and len(ids) > length:
+                continue
+            padded = tokenizer.pad(encoded, [row] * (rows or 1), length or max(1, len(ids)), pool_prompt=recipe.include_prompt)
+            for task in tasks:
+                meaning = Meaning(position_offset=recipe.position_offset, task=task)
+                found = engine.run(feed(engine.inputs, padded, meaning=meaning), outputs=outputs)
+                yield {name: np.asarray(array[: len(array) // (rows or 1)]) for name, array in zip(outputs, found, strict=True)}
+
+    outcome = make_int8(plain, graph, fuse=fuse, run=run, limit=limit, before=_TOKENS)
+    if outcome.mean < _LEAST_MEAN:
+        raise ValueError(
+            f"int8 does not suit this model: on the calibration texts its vectors have a mean cosine of {outcome.mean:.2f} to "
+            f"those of fp32, and below {_LEAST_MEAN} a search finds other texts. Pass texts like yours as calibration=, or "
+            "load it with precision='fp32'."
+        )
+    return outcome

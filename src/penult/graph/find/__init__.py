@@ -1,0 +1,1 @@
+"""Find things in a graph by its structure, never by a model family's names."""

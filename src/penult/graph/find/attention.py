@@ -1,0 +1,256 @@
+"""Find attention in a graph: where the scores of queries and keys are masked and mix the values.
+
+    q --> Transpose --.
+    k --> Transpose --+--> MatMul --> scale --> Add(mask) --> Softmax --> MatMul --> Transpose
+    v --> Transpose --'
+
+It knows attention by its operators and shapes, no names. Scales may stand before or after the product, and the transposes may
+be one or several or missing. A mask that takes something away although no text is padded, as a causal one or a bias of
+positions does, makes it another kind of attention, which is not found.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, helper
+from onnx.reference import ReferenceEvaluator
+
+from penult.graph.find.flow import ACTIVE, operator, read_by, subgraphs, trace
+from penult.graph.find.graph_index import Links, kind
+from penult.graph.find.skeleton import Type, shapes, skeleton
+from penult.graph.rewrite.opsets import opset_of
+from penult.graph.rewrite.prune import drop_unread
+
+_HEADS_INSIDE, _KEYS_LAST = (0, 2, 1, 3), (0, 2, 3, 1)  # from (B, T, N, H) to what the two products read
+_SWAPPED = (0, 1, 3, 2)
+AS_IT_IS = (0, 1, 2, 3)
+_LEAST = 1e-6  # a scale below it is none that attention uses, and a mask divided by it might be no number any more
+_TOKENS = 160  # of a text that a mask is tried on: more than those that local attention sees, 64 to each side in ModernBERT
+_TURNED = ("transA", "transBatchA", "transBatchB")
+
+Axes = tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Operand:
+    """A tensor whose axes in this order are (B, T, N, H), its heads and channels; the same as (B, T, N H) if there is one."""
+
+    tensor: str
+    order: Axes
+    heads: int
+    width: int
+    flat: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Attention:
+    """One attention.
+
+    Attributes:
+        query: what asks.
+        key: what is asked.
+        value: what is mixed.
+        scale: the factor of the scores.
+        mask: the tensor (B, 1 or N, 1 or T, T) that is added to them.
+        level: whether the mask surely is the same for all heads and queries.
+        last: the position of the node whose output is the mix (B, T, N, H).
+    """
+
+    query: Operand
+    key: Operand
+    value: Operand
+    scale: float
+    mask: str
+    level: bool
+    last: int
+
+
+def find_attention(model: ModelProto) -> list[Attention]:
+    """List the attention of a graph, in its order.
+
+    Args:
+        model: may be loaded without its external data.
+    """
+    links = Links(model)
+    if not any(operator(node) == "Softmax" for node in links.nodes) or not links.whole:
+        return []  # of a broken graph the runtime says more
+    search = _Search(model, links)
+    every = [found for i in range(len(links.nodes)) if (found := search.around(i)) is not None]
+    idle = {mask for mask in dict.fromkeys(found.mask for found in every) if search.is_idle(mask)}
+    return [found for found in every if found.mask in idle]
+
+
+class _Search:
+    """Finds attention in a graph."""
+
+    def __init__(self, model: ModelProto, links: Links) -> None:
+        self._model = model
+        self._opset = opset_of(model)
+        self._nodes = links.nodes
+        self._links = links
+        self._bits = trace(model.graph).bits
+        self._known = shapes(skeleton(model))
+
+    def around(self, softmax: int) -> Attention | None:
+        """Give the attention that a node is the Softmax of."""
+        node = self._nodes[softmax]
+        if operator(node) != "Softmax" or _said(node).get("axis", -1 if self._opset >= 13 else 1) not in {-1, 3}:
+            return None
+        mix = self._links.after(softmax)
+        if mix is None or operator(self._nodes[mix]) != "MatMul" or self._nodes[mix].input[0] != node.output[0]:
+            return None
+        add = self._links.before(node.input[0])
+        if add is None or operator(self._nodes[add]) != "Add":
+            return None
+        scores, mask = sorted(self._nodes[add].input, key=self._is_active, reverse=True)
+        scale, product = self._links.scaled(scores)
+        made = self._links.before(product)
+        said = _said(self._nodes[made]) if made is not None else {}
+        if made is None or kind(self._nodes[made]) != "MatMul" or any(said.get(key) for key in _TURNED):
+            return None
+        scale *= said.get("alpha", 1.0)
+        left, right = self._nodes[made].input
+        (a, query), (b, key) = self._operand(left, _HEADS_INSIDE), self._operand(right, _KEYS_LAST, turned=said.get("transB"))
+        one, value = self._operand(self._nodes[mix].input[1], _HEADS_INSIDE)
+        scale *= a * b
+        if query is None or key is None or value is None or one != 1 or not _LEAST < scale < 1 / _LEAST:
+            return None
+        if (query.heads, query.width, query.heads) != (key.heads, key.width, value.heads) or not self._is_mask(mask):
+            return None
+        last = self._links.after(self._reshaped(mix, query))
+        if last is None or operator(self._nodes[last]) != "Transpose" or _perm(self._nodes[last]) != _HEADS_INSIDE:
+            return None
+        level = self._dims(mask)[1:3] == (1, 1)
+        return Attention(query, key, value, scale, mask, level, last)
+
+    def _reshaped(self, mix: int, query: Operand) -> int:
+        """Give the node that a mix (B, N, T, H) leaves by: itself, or a Reshape to the sizes that it has anyway.
+
+        Of four sizes three are compared: a Reshape keeps their product.
+        """
+        mixed = self._nodes[mix].output[0]
+        shaped = next((i for i in self._links.read.get(mixed, ()) if i >= 0 and operator(self._nodes[i]) == "Reshape"), None)
+        if shaped is None:
+            return mix
+        before, after = self._dims(mixed), self._dims(self._nodes[shaped].output[0])
+        tokens = self._dims(query.tensor)[query.order[1]]
+        same = len(before) == len(after) == 4 and before[::3] == after[::3] and after[2] == tokens
+        return shaped if same and None not in after and self._feeds_alone(mix, shaped) else mix
+
+    def _feeds_alone(self, node: int, target: int) -> bool:
+        """Say whether all that is made of a node's output goes into another node, directly or by way of sizes."""
+        waiting, seen = [node], {target}
+        while waiting:
+            readers = {i for name in self._nodes[waiting.pop()].output for i in self._links.read.get(name, ())} - seen
+            if any(i < 0 or self._is_active(self._nodes[i].output[0]) for i in readers):
+                return False
+            seen |= readers
+            waiting.extend(readers)
+        return True
+
+    def _operand(self, tensor: str, wanted: Axes, *, turned: object = False) -> tuple[float, Operand | None]:
+        """Follow an operand of a product back through scales and transposes to where it has the axes (B, T, N, H)."""
+        perm: Axes = _SWAPPED if turned else AS_IT_IS
+        scale = 1.0
+        while _order(perm, wanted) != AS_IT_IS:
+            factor, below = self._links.scaled(tensor)
+            turn = self._turn(below)
+            if turn is None:
+                break
+            scale, (tensor, own) = scale * factor, turn
+            perm = tuple(own[axis] for axis in perm)
+        order = _order(perm, wanted)
+        kind, dims = self._known.get(tensor, (0, None))
+        if kind != TensorProto.FLOAT or dims is None or len(dims) != 4 or not self._is_active(tensor):
+            return 0.0, None
+        *first, heads, width = (dims[axis] for axis in order)
+        flat = self._unsplit(tensor, first) if order == AS_IT_IS else None
+        hidden = self._dims(flat)[-1] if flat else None
+        if not isinstance(heads, int) and isinstance(hidden, int) and isinstance(width, int):
+            heads = hidden // width
+        if not isinstance(heads, int) or not isinstance(width, int):
+            return 0.0, None
+        return scale, Operand(tensor, order, heads, width, flat)
+
+    def _turn(self, tensor: str) -> tuple[str, Axes] | None:
+        """Give what a tensor of four axes is a transpose of, and how; some exporters swap the last two in three axes."""
+        node = self._links.maker(tensor)
+        if operator(node) == "Transpose":
+            return (node.input[0], _perm(node)) if len(_perm(node)) == 4 else None
+        flat = self._links.maker(node.input[0]) if operator(node) == "Reshape" else NodeProto()
+        merge = self._links.maker(flat.input[0]) if operator(flat) == "Transpose" and _perm(flat) == (0, 2, 1) else NodeProto()
+        if operator(merge) != "Reshape":
+            return None
+        before, merged, swapped, after = map(self._dims, (merge.input[0], flat.input[0], flat.output[0], tensor))
+        same = len(before) == len(after) == 4 and None not in before and before[:2] == after[:2]
+        return (merge.input[0], _SWAPPED) if same and merged[1:] == before[2:] and swapped[1:] == after[2:] else None
+
+    def _dims(self, tensor: str) -> tuple[int | str | None, ...]:
+        """Give the shape of a tensor, as far as it is known; of no axes if nothing is."""
+        return self._known.get(tensor, (0, None))[1] or ()
+
+    def _unsplit(self, tensor: str, first: Sequence[int | str | None]) -> str | None:
+        """Give the tensor (B, T, N H) that (B, T, N, H) was reshaped from, if both surely have the same rows and tokens."""
+        node = self._links.maker(tensor)
+        dims = self._dims(node.input[0]) if operator(node) == "Reshape" else ()
+        return node.input[0] if len(dims) == 3 and None not in first and list(dims[:2]) == first else None
+
+    def _is_mask(self, tensor: str) -> bool:
+        """Say whether a tensor of (B, N or 1, T or 1, T) carries no token data."""
+        kind, dims = self._known.get(tensor, (0, None))
+        if kind != TensorProto.FLOAT or dims is None or len(dims) != 4 or self._is_active(tensor):
+            return False
+        return dims[3] != 1 and (dims[2] != 1 or dims[1] == 1)
+
+    def is_idle(self, mask: str) -> bool:
+        """Say whether a mask takes nothing away where no text is padded, by computing it for two texts."""
+        part = ModelProto()
+        part.CopyFrom(self._model)
+        del part.graph.output[:], part.graph.node[:]
+        part.graph.node.extend(node for node in self._nodes if not any(map(self._is_active, node.output)))
+        part.graph.output.append(helper.make_tensor_value_info(mask, TensorProto.FLOAT, None))
+        drop_unread(part.graph)
+        if any(any(subgraphs(node)) for node in part.graph.node):
+            return False  # a loop may have no end
+        # Weights that are not loaded: a mask needs their shape, a bias of positions their values, which must not look idle.
+        stubs = [tensor for tensor in part.graph.initializer if tensor.data_location == TensorProto.EXTERNAL]
+        for tensor in stubs:
+            part.graph.initializer.remove(tensor)
+        there = {tensor.name for tensor in part.graph.initializer} | {name for node in part.graph.node for name in node.output}
+        read = {name for node in part.graph.node for name in read_by(node)} - there
+        wanted = {name: self._known.get(name, (0, None)) for name in read}
+        wanted |= {tensor.name: (tensor.data_type, tuple(tensor.dims)) for tensor in stubs}
+        try:
+            found = ReferenceEvaluator(part).run([mask], {name: _ones(kind) for name, kind in wanted.items()})[0]
+        except Exception:  # noqa: BLE001 - an operator that it lacks, a shape of its own: each with errors of its own
+            return False
+        return not np.any(found)
+
+    def _is_active(self, tensor: str) -> bool:
+        """Say whether a tensor carries token data."""
+        return bool(self._bits.get(tensor, 0) & ACTIVE)
+
+
+def _said(node: NodeProto) -> dict[str, float]:
+    """Give a node's attributes that are one number; an attribute of another type is none that these operators have."""
+    numbers = {AttributeProto.INT: "i", AttributeProto.FLOAT: "f"}
+    return {a.name: getattr(a, numbers[a.type]) for a in node.attribute if a.type in numbers}
+
+
+def _perm(node: NodeProto) -> Axes:
+    return tuple(next((a.ints for a in node.attribute if a.name == "perm"), ()))
+
+
+def _order(perm: Axes, wanted: Axes) -> Axes:
+    """Say how axes have to be put in order so that `wanted` gives what `perm` gives without."""
+    return tuple(perm[wanted.index(axis)] for axis in range(len(perm)))
+
+
+def _ones(kind: Type) -> NDArray[Any]:
+    """Give ones of a type, two rows and `_TOKENS` where it does not say how many, in hardly any memory."""
+    sizes = iter((2, _TOKENS, _TOKENS, _TOKENS))
+    one = np.ones((), dtype=helper.tensor_dtype_to_np_dtype(kind[0]))
+    return np.broadcast_to(one, tuple(size if isinstance(size, int) else next(sizes) for size in kind[1] or ()))

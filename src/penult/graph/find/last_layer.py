@@ -1,0 +1,116 @@
+"""Where the last layer of a stream ends, which is where its head begins.
+
+It knows that layers of one model resemble each other: what follows the last residual block of the others, a norm or a scale,
+follows that of the last too. What comes after, a matrix first of all, is the head.
+"""
+
+from collections import Counter
+
+from penult.graph.find.flow import Flow, is_matrix, is_vector
+from penult.graph.find.residual_stream import Stream, one_norm, trims
+
+
+def finish(flow: Flow, stream: Stream) -> tuple[int, str]:
+    """Find the position of a stream at which its last layer ends, and why."""
+    joins = [i + 1 for i, s in enumerate(stream.segments) if s.residual]
+    starts = stream.starts
+    end = _blocks(flow, stream, joins)[-1]
+    why = "the end of the last residual block"
+    if len(starts) > 1:
+        before = max(j for j in joins if j <= starts[-1])
+        tail = range(before, starts[-1])
+        if all(_alike(flow, stream, i, end + i - before) for i in tail):
+            end += len(tail)
+            if any(stream.segments[i].norm for i in tail) or all(one_norm(flow, stream.nodes[i]) for i in (before, end)):
+                return end, f"{why} and its norm; what follows is the head"
+    if _halved(flow, stream, end):
+        end += 1
+    normed = _normed(flow, stream, end)
+    if normed is not None:
+        return normed, f"{why} and the final norm; what follows is the head"
+    return end, f"{why}; what follows is the head"
+
+
+def _blocks(flow: Flow, stream: Stream, joins: list[int]) -> list[int]:
+    """List where the residual blocks of the last layer end: a head may have some too, but it comes after.
+
+    1. A layer has at most as many blocks as the earlier ones whose first block is made of the same operators.
+    2. Where none is like it, it ends with one feed-forward block, and at all events before a choice or a mean of tokens
+       or a matrix with nothing around it.
+    """
+    *earlier, last = starts = stream.starts
+    first = _operators(flow, stream, last)
+    like = [(i, after) for i, after in zip(earlier, starts[1:], strict=True) if _operators(flow, stream, i) == first]
+    found = [j for j in joins if j > last]
+    if like:
+        return found[: max(sum(i < j <= after for j in joins) for i, after in like)]
+    for position in range(last + 1, len(stream.segments)):
+        segment = stream.segments[position]
+        if segment.residual and not (segment.mixing or segment.local):
+            return [j for j in found if j <= position + 1]
+        if not (segment.residual or segment.norm or segment.plain or trims(flow, stream.nodes[position + 1])):
+            return [j for j in found if j <= position]
+    return found
+
+
+def _halved(flow: Flow, stream: Stream, position: int) -> bool:
+    """Say whether data that went around a position is put beside it next, as the two halves of a reversible model are."""
+    if position + 1 >= len(stream.nodes) or flow.op[node := stream.nodes[position + 1]] != "Concat":
+        return False
+    shared = flow.common_dominator(flow.feeders[node])
+    return shared is not None and shared < stream.nodes[position]
+
+
+def _operators(flow: Flow, stream: Stream, position: int) -> Counter[str]:
+    return Counter(flow.nodes[n].op_type for n in flow.between(stream.nodes[position], stream.nodes[position + 1]))
+
+
+def _alike(flow: Flow, stream: Stream, one: int, other: int) -> bool:
+    """Say whether the segments at two positions do the same with the same operator; matrices are of one shape."""
+    return max(one, other) < len(stream.segments) and _kind(flow, stream, one) == _kind(flow, stream, other)
+
+
+def _kind(flow: Flow, stream: Stream, position: int) -> tuple[bool, bool, str, str, list[tuple[int, ...]]]:
+    """Tell what the segment at a position does, and with which operator and matrices it ends."""
+    segment, end = stream.segments[position], stream.nodes[position + 1]
+    node, matrices = flow.nodes[end], [d for d in flow.constants(end) if is_matrix(d)]
+    return segment.norm, segment.plain, node.op_type, node.domain, matrices
+
+
+def _normed(flow: Flow, stream: Stream, position: int) -> int | None:
+    """Move past the one norm that follows a position with nothing but element-wise operators and the end of padding between.
+
+    None if none does.
+    """
+    if one_norm(flow, stream.nodes[position]):
+        return position
+    for segment in stream.segments[position:]:
+        node = stream.nodes[position + 1]
+        if not segment.norm and not segment.plain and not trims(flow, node):
+            return None
+        position += 1
+        if segment.norm and flow.op[node] != "Sub":  # a Sub only centres: the norm's division follows
+            return position if one_norm(flow, node) else _scaled(flow, stream, position)
+    return None
+
+
+def _scaled(flow: Flow, stream: Stream, position: int) -> int:
+    """Move past a norm's own scale and shift: at most one Mul and one Add with a vector of parameters.
+
+    Where there is none, its scale may be a number.
+    """
+    found, left, scaled = position, ["Mul", "Add"], position
+    for later in range(position + 1, len(stream.nodes)):
+        node = stream.nodes[later]
+        constants = flow.constants(node)
+        if len(flow.feeders[node]) != 1 or any(map(is_matrix, constants)):
+            break
+        vector = any(map(is_vector, constants))
+        if vector and flow.op[node] in left:
+            left.remove(flow.op[node])
+            found = later
+        elif vector or flow.op[node] not in {"Cast", "CastLike", "Identity", "Mul", "Div"}:
+            break
+        elif flow.op[node] == "Mul" and scaled == position:
+            scaled = later
+    return found if found > position else scaled

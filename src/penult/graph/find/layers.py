@@ -1,0 +1,227 @@
+"""Find a transformer's hidden states in its graph by what flows where, never by what anything is called.
+
+1. A layer starts at every segment of the stream that is residual and mixing (`Stream.starts`), or a block or two before it
+   (`Stream.layers`). The stream's tensor there is the hidden state before it; the first one is the embedding output.
+2. The last layer ends where the earlier ones do: after the last residual segment (its feed-forward block, or the
+   attention itself) and what follows that segment in the layer before. If no norm is part of that, one norm that follows
+   directly is the model's final norm and counts too. What comes after, a matrix first of all, is the head (`ending`).
+3. A stream fed by layers off the stream is a decoder; then the stream that feeds it, the encoder, is the one searched.
+
+See `stream` for the words, and `flow` for what each tensor depends on.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import onnx
+
+from penult.graph.find.flow import TRANSPARENT, VALUE, Flow, is_vector, trace
+from penult.graph.find.last_layer import finish
+from penult.graph.find.residual_stream import Segment, Stream, feeding, follow, learned
+from penult.graph.find.skeleton import Type, shapes, skeleton
+
+
+class NotATransformerError(ValueError):
+    """A graph in which no transformer layer is found; the message says what was found instead."""
+
+
+@dataclass(frozen=True, slots=True)
+class HiddenState:
+    """A tensor that carries one vector per token between two layers.
+
+    Attributes:
+        index: 0 is the embedding output, n the output of layer n (the last after the final norm), as in transformers.
+        tensor: its name in the graph, local functions inlined.
+        hidden_size: H, None if the graph does not say.
+        why: one clause for people.
+        axes: the order of its axes, "BTH" in most graphs; "TBH" or "BHT" where a model is transposed inside, "NH" where
+            the rows of all texts are one after the other (N = B T). `cut` turns each into (B, T, H).
+    """
+
+    index: int
+    tensor: str
+    hidden_size: int | None
+    why: str
+    axes: str = "BTH"
+
+
+def hidden_states(model: onnx.ModelProto) -> list[HiddenState]:
+    """List the hidden states of a transformer in order, the embedding output first.
+
+    Args:
+        model: may be loaded without its external data; weights are not read. It is not changed.
+
+    Raises:
+        NotATransformerError: no layer is found: no token ids, or tokens that never attend to each other.
+    """
+    bare = skeleton(model)
+    flow = trace(bare.graph)
+    stream = _find(flow, bare.graph)
+    types = shapes(bare)
+    axes = _axes(flow, stream, types)
+    *starts, last = [*stream.layers, len(stream.nodes) - 1]
+    end, why = finish(flow, stream)
+    places = [(_made(flow, stream, s), s) for s in starts] + [(_made(flow, stream, end), _carried(flow, stream, end))]
+    taken = [next((p for p in range(first, final + 1) if axes[p] == "BTH"), first) for first, final in places]
+    tensors = [stream.segments[p].tensor if p < last else _output(flow, stream, bare.graph) for p in taken]
+    widths = [_width(flow, types, stream.nodes[p], t, axes[p]) for p, t in zip(taken, tensors, strict=True)]
+    usual = next(iter({w for w in widths if w}), None)  # blocks add to the stream, so that its width rarely changes
+    reasons = [f"what attention {i + 1} and its residual both read" for i in range(len(starts))] + [why]
+    return [
+        HiddenState(i, tensor, width or usual, reason, axes[place])
+        for i, (place, tensor, width, reason) in enumerate(zip(taken, tensors, widths, reasons, strict=True))
+    ]
+
+
+def select(states: Sequence[HiddenState], layer: int | str) -> HiddenState:
+    """Pick a hidden state: 0 the embedding output, n the output of layer n, -1 the last, or one by its tensor name.
+
+    Raises:
+        ValueError: there is no such state; the message lists those that exist.
+    """
+    listed = ", ".join(f"{s.index} {s.tensor!r}" for s in states)
+    if isinstance(layer, str):
+        for state in states:
+            if state.tensor == layer:
+                return state
+        raise ValueError(f"tensor {layer!r} is no hidden state of this model; it has {listed}")
+    if isinstance(layer, bool) or not -len(states) <= layer < len(states):
+        raise ValueError(
+            f"layer {layer!r} does not exist: give 0 (embedding output) to {len(states) - 1}, or -1 (last) to "
+            f"{-len(states)}, or a tensor name; this model has {listed}"
+        )
+    return states[layer]
+
+
+def _find(flow: Flow, graph: onnx.GraphProto) -> Stream:
+    """Walk back from every output, keep the stream with most layers, and move on to its encoder if it has one."""
+    made = dict.fromkeys(flow.producer[o.name] for o in graph.output if o.name in flow.producer)
+    sinks = [s for s in made if flow.feeders[s] or s in flow.sources]
+    if not sinks:
+        raise NotATransformerError(_no_tokens(graph))
+    known: dict[tuple[int, int, int], Segment] = {}
+    streams = [_deepest(flow, follow(flow, [s], known), known) for s in sinks]
+    best = max(streams, key=lambda s: (len(s.starts), flow.before[s.nodes[-1]].bit_count()))
+    while feeders := feeding(flow, best):
+        outside = follow(flow, feeders, known)
+        if not outside.starts:
+            break
+        best = outside
+    if not best.starts:
+        raise NotATransformerError(_no_attention(flow, sinks))
+    return best
+
+
+def _deepest(flow: Flow, stream: Stream, known: dict[tuple[int, int, int], Segment]) -> Stream:
+    """Move on to the last of several hidden states, where a head adds them up or puts them side by side.
+
+    h1 ---> layer ---> h2 ---> + --->    seems to be one more block around a layer, and is none
+      `------------------------^
+    """
+    while True:
+        first = max(stream.starts, default=0)
+        ends = [i + 1 for i, s in enumerate(stream.segments) if i >= first and s.mixing]
+        for end in ends:
+            inner = [follow(flow, [f], known) for f in flow.feeders[stream.nodes[end]]]
+            deepest = max(inner, key=_depth)
+            if _depth(deepest) > _depth(Stream(stream.nodes[: end + 1], stream.segments[:end])):
+                stream = deepest
+                break
+        else:
+            return stream
+
+
+def _depth(stream: Stream) -> tuple[int, int]:
+    return len(stream.starts), sum(s.residual for s in stream.segments)
+
+
+def _made(flow: Flow, stream: Stream, position: int) -> int:
+    """Move back over nodes that only rename, retype or quantise, to the node that made the values."""
+    while position > 0 and flow.op[node := stream.nodes[position]] in TRANSPARENT:
+        if flow.op[node] == "DequantizeLinear" and flow.op[stream.nodes[position - 1]] != "QuantizeLinear":
+            break  # what it reads are integers
+        position -= 1
+    return position
+
+
+def _carried(flow: Flow, stream: Stream, position: int) -> int:
+    """Move on over nodes that only rename, retype or reorder."""
+    while position + 1 < len(stream.nodes) and flow.op[stream.nodes[position + 1]] in TRANSPARENT:
+        position += 1
+    return position
+
+
+def _axes(flow: Flow, stream: Stream, types: dict[str, Type]) -> list[str]:
+    """Follow the order of axes along the stream, from the lookup through every Transpose and Reshape on the way."""
+    axes = "TBH" if _transposed_ids(flow, stream.nodes[0]) else "BTH"
+    whole, found = axes, []
+    ways = [(stream.nodes[0],), *(s.around or (n,) for s, n in zip(stream.segments, stream.nodes[1:], strict=True))]
+    for way in ways:
+        for node in way:
+            dims = _dims(types, flow.nodes[node].output[0])
+            perm = next((a.ints for a in flow.nodes[node].attribute if a.name == "perm"), ())
+            if flow.op[node] == "Transpose" and len(perm) == 3 == len(axes):
+                axes = whole = "".join(axes[p] for p in perm)
+            elif flow.op[node] in {"Conv", "ConvInteger"}:
+                axes = whole = "BHT"  # the order that the operator demands
+            elif dims is not None and len(dims) == 2:
+                axes = "NH"
+            elif dims is not None and len(dims) == 3:
+                axes = whole
+        found.append(axes)
+    return found
+
+
+def _transposed_ids(flow: Flow, lookup: int) -> bool:
+    """Say whether the ids are turned from (B, T) to (T, B) on their way to the lookup."""
+    turned, node = False, lookup
+    while True:
+        match [flow.producer.get(t) for t in flow.reads[node] if flow.bits.get(t) == VALUE]:
+            case [int(node)]:
+                turned ^= flow.op[node] == "Transpose"
+            case _:  # an input of the graph, or several tensors
+                return turned
+
+
+def _output(flow: Flow, stream: Stream, graph: onnx.GraphProto) -> str:
+    """Name the output of the stream's last node: one the graph gives out, or the first."""
+    outputs = [str(o) for o in flow.nodes[stream.nodes[-1]].output if o]
+    given = {o.name for o in graph.output}
+    return next((o for o in outputs if o in given), outputs[0])
+
+
+def _width(flow: Flow, types: dict[str, Type], node: int, tensor: str, axes: str) -> int | None:
+    """Tell H from the tensor's shape, or from the vector of parameters applied to it last."""
+    dims = _dims(types, tensor)
+    if dims and len(dims) == len(axes) and isinstance(size := dims[axes.index("H")], int):
+        return size
+    return next((max(d) for d in flow.constants(node) if is_vector(d)), None)
+
+
+def _dims(types: dict[str, Type], tensor: str) -> tuple[int | str | None, ...] | None:
+    return types[tensor][1] if tensor in types else None
+
+
+def _no_tokens(graph: onnx.GraphProto) -> str:
+    inputs = ", ".join(_described(i) for i in graph.input) or "none"
+    return (
+        "not a transformer over tokens: no integer input selects rows of an embedding table and no input is (B, T, H) "
+        f"floats; its inputs are {inputs}"
+    )
+
+
+def _described(value: onnx.ValueInfoProto) -> str:
+    kind = value.type.tensor_type
+    dims = ", ".join(str(d.dim_param or d.dim_value) for d in kind.shape.dim)
+    return f"{value.name} {onnx.TensorProto.DataType.Name(kind.elem_type).lower()} ({dims})"
+
+
+def _no_attention(flow: Flow, sinks: list[int]) -> str:
+    seen = Counter(
+        flow.nodes[n].op_type
+        for n in range(len(flow.nodes))
+        if n not in flow.sources and learned(flow, n) and flow.feeders[n] and any(flow.depends(s, n) for s in sinks)
+    )
+    found = ", ".join(f"{count} {op}" for op, count in seen.most_common()) or "none"
+    return f"not a transformer: no residual block in which tokens attend to each other; its learned operators are {found}"

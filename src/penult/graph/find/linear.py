@@ -1,0 +1,128 @@
+"""Find the linear layers of a graph: token data times a matrix of parameters, plus the bias that follows.
+
+It knows the operators that multiply by a constant matrix, ONNX's and ONNX Runtime's; it knows nothing of what comes before or
+after, and no names. A layer whose weight is computed, shared along the batch, or of another type than float32 is none.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import NodeProto, TensorProto, helper, numpy_helper
+
+from penult.graph.find.flow import ancestors, read_by
+
+Floats = NDArray[np.float32]
+
+# Below this many rows or columns a matrix costs nothing, and its calls would.
+_SMALLEST = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Linear:
+    """y = x W + b.
+
+    Attributes:
+        input: the tensor x, (..., K).
+        output: the tensor y, (..., N).
+        weight: (K, N).
+        bias: (N,), or None.
+        nodes: positions of the nodes that do it, in order.
+    """
+
+    input: str
+    output: str
+    weight: Floats
+    bias: Floats | None
+    nodes: tuple[int, ...]
+
+
+def constants(graph: onnx.GraphProto) -> dict[str, TensorProto]:
+    """Give the tensors that are constants: initialisers, and what Constant nodes hold."""
+    found = {tensor.name: tensor for tensor in graph.initializer}
+    for node in graph.node:
+        if node.op_type == "Constant" and node.attribute and node.attribute[0].name == "value":
+            found[node.output[0]] = node.attribute[0].t
+    return found
+
+
+def readers(graph: onnx.GraphProto) -> dict[str, list[int]]:
+    """Give the positions of the nodes that read each tensor, in a subgraph too; -1 stands for the graph's outputs."""
+    found: dict[str, list[int]] = {}
+    for i, node in enumerate(graph.node):
+        for name in read_by(node):
+            found.setdefault(name, []).append(i)
+    for output in graph.output:
+        found.setdefault(output.name, []).append(-1)
+    return found
+
+
+def find_linears(model: onnx.ModelProto, before: str) -> list[Linear]:
+    """List the linear layers that `before` depends on, in the graph's order.
+
+    Args:
+        model: loaded with its data.
+        before: a tensor; a layer behind it (a dense layer on the pooled vector) is not listed.
+    """
+    graph, fixed, read = model.graph, constants(model.graph), readers(model.graph)
+    wanted = set(ancestors(graph.node, [before]))
+    found = []
+    for i, node in enumerate(graph.node):
+        if i not in wanted or not node.input or node.input[0] in fixed:
+            continue
+        matrix = _matrix(node, fixed)
+        if matrix is None or min(matrix[0].shape) < _SMALLEST:
+            continue
+        weight, bias = matrix
+        add = sole_reader(read, node.output[0]) if bias is None else None
+        if add is not None and (more := _bias(graph.node[add], node.output[0], fixed, weight.shape[1])) is not None:
+            found.append(Linear(node.input[0], graph.node[add].output[0], weight, more, (i, add)))
+        else:
+            found.append(Linear(node.input[0], node.output[0], weight, bias, (i,)))
+    return found
+
+
+def _matrix(node: NodeProto, fixed: Mapping[str, TensorProto]) -> tuple[Floats, Floats | None] | None:
+    """Give (K, N) and the bias of a node that multiplies by a constant matrix; None for any other node."""
+    kind = (node.domain.replace("ai.onnx", ""), node.op_type)
+    if kind not in {("", "MatMul"), ("", "Gemm"), ("com.microsoft", "FusedMatMul")}:
+        return None
+    tensor = fixed.get(node.input[1])
+    if tensor is None or len(tensor.dims) != 2 or tensor.data_type != TensorProto.FLOAT:
+        return None
+    said = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+    if said.get("transA") or said.get("transBatchA") or said.get("transBatchB"):
+        return None
+    weight = _floats(tensor)
+    weight = np.ascontiguousarray(weight.T if said.get("transB") else weight) * np.float32(said.get("alpha", 1.0))
+    if node.op_type != "Gemm" or len(node.input) < 3 or not node.input[2]:
+        return weight, None
+    bias = _channels(fixed.get(node.input[2]), weight.shape[1])
+    return None if bias is None else (weight, bias * np.float32(said.get("beta", 1.0)))
+
+
+def _bias(node: NodeProto, product: str, fixed: Mapping[str, TensorProto], width: int) -> Floats | None:
+    """Give the bias (N,) that an Add adds to `product`; None for any other node."""
+    if node.op_type != "Add" or node.domain not in {"", "ai.onnx"}:
+        return None
+    return _channels(fixed.get(node.input[1] if node.input[0] == product else node.input[0]), width)
+
+
+def _channels(tensor: TensorProto | None, width: int) -> Floats | None:
+    """Give the values of a constant that has one for each channel, along its last axis; None for any other."""
+    if tensor is None or tensor.dims[-1:] != [width] or prod(tensor.dims) != width:
+        return None
+    return _floats(tensor).reshape(-1)
+
+
+def _floats(tensor: TensorProto) -> Floats:
+    return np.asarray(numpy_helper.to_array(tensor), dtype=np.float32)
+
+
+def sole_reader(read: Mapping[str, list[int]], tensor: str) -> int | None:
+    """Give the position of the node that alone reads a tensor; `read` is what `readers` gives."""
+    found = read.get(tensor, [])
+    return found[0] if len(found) == 1 and found[0] >= 0 else None

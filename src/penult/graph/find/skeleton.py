@@ -1,0 +1,160 @@
+"""A model without its weights: small enough to be copied, inlined and shape-inferred, whatever the model weighs.
+
+It knows where a ModelProto keeps bulk bytes (initialisers, Constant nodes, subgraphs) and how to put the wanted ones back.
+It also opens what hides the nodes that matter: local functions, and an If that a graph input decides, with which an exporter
+puts a decoder with and one without a cache into one file.
+It must never read those bytes: `len(tensor.raw_data)` alone would copy them, and so would `tensor.ByteSize()`.
+"""
+
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from math import prod
+
+import onnx
+import onnx.inliner
+import onnx.shape_inference
+from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, SparseTensorProto, TensorProto
+
+from penult.graph.find.flow import read_by, subgraphs
+
+# Beside its own error, onnx lets through what its C++ raises over an operator that lacks inputs, a Loop without any for one.
+_NOT_INFERRED = (onnx.shape_inference.InferenceError, ValueError, IndexError, MemoryError, RuntimeError)
+_SMALL = 512  # elements; shapes, axes and scalars are far below, weights far above
+Type = tuple[int, tuple[int | str | None, ...] | None]
+
+
+def skeleton(model: ModelProto) -> ModelProto:
+    """Copy a model without its weights, its local functions inlined.
+
+    An If on a graph input is replaced by the branch that reads fewer graph inputs, which is the one without a cache.
+    Top-level tensor names stay as they are; `restore` puts the weights of the nodes that remain back.
+    """
+    bare = ModelProto(ir_version=model.ir_version, opset_import=model.opset_import, functions=model.functions)
+    bare.graph.CopyFrom(_bare_graph(model.graph, deep=not model.functions, top=True))
+    return onnx.inliner.inline_local_functions(bare) if model.functions else bare
+
+
+def shapes(bare: ModelProto, *, strict: bool = False) -> dict[str, Type]:
+    """Infer (element type, shape) of the tensors of a skeleton as far as ONNX knows its operators.
+
+    A dimension is a number, a symbol or None; a shape of unknown rank is None. A graph whose annotations contradict each
+    other gives what it states; if `strict`, nothing.
+    """
+    inferred = None
+    if not _has_broken_scan(bare.graph):
+        with suppress(*_NOT_INFERRED):
+            inferred = onnx.shape_inference.infer_shapes(bare, data_prop=True, strict_mode=strict)
+    if inferred is None and strict:
+        return {}
+    bare = inferred or bare
+    known: dict[str, Type] = {}
+    for value in (*bare.graph.input, *bare.graph.value_info, *bare.graph.output):
+        kind = value.type.tensor_type
+        dims = None
+        if kind.HasField("shape"):
+            dims = tuple(d.dim_value if d.HasField("dim_value") else d.dim_param or None for d in kind.shape.dim)
+        known[value.name] = kind.elem_type, dims
+    return known
+
+
+def _has_broken_scan(graph: GraphProto) -> bool:
+    """Say whether there is a Scan without its body or the inputs it runs over, over which onnx 1.17 ends the process."""
+    return any(
+        (node.op_type == "Scan" and not _is_whole_scan(node)) or any(map(_has_broken_scan, subgraphs(node)))
+        for node in graph.node
+    )
+
+
+def _is_whole_scan(node: NodeProto) -> bool:
+    over = next((a.i for a in node.attribute if a.name == "num_scan_inputs"), 0)
+    return any(subgraphs(node)) and 0 < over <= len(node.input)
+
+
+def restore(nodes: Iterable[NodeProto], model: ModelProto) -> list[NodeProto]:
+    """Replace the emptied nodes of a skeleton by those of its model."""
+    bulky = {tuple(n.output): n for n in _nodes(model.graph) if _is_bulky(n, deep=not model.functions)}
+    return [bulky.get(tuple(n.output), n) for n in nodes]
+
+
+def weights(model: ModelProto) -> Iterator[TensorProto | SparseTensorProto]:
+    """Yield the initialisers a skeleton's nodes may read, with their bytes."""
+    for graph in (model.graph, *_branches(model.graph).values()):
+        yield from graph.initializer
+        yield from graph.sparse_initializer
+
+
+def _branches(graph: GraphProto) -> dict[int, GraphProto]:
+    """Give the branch to take of every If that an input of the graph decides, by the position of its node.
+
+    One that uses a name of what is outside, or of another branch, stays shut: opened, its nodes could run in a circle.
+    ONNX Runtime refuses such a graph in a clear sentence.
+    """
+    inputs = {i.name for i in graph.input}
+    made = inputs | {i.name for i in graph.initializer} | {o for node in graph.node for o in node.output}
+    found = {}
+    for place, node in enumerate(graph.node):
+        if _decided(node, inputs):
+            branch = min((a.g for a in node.attribute if a.HasField("g")), key=lambda g: len(inputs & _read(g)))
+            own = {i.name for i in branch.initializer} | {o for inner in branch.node for o in inner.output if o}
+            if made.isdisjoint(own):
+                made |= own
+                found[place] = branch
+    return found
+
+
+def _decided(node: NodeProto, inputs: set[str]) -> bool:
+    """Say whether a node is an If with branches that an input of the graph decides; a broken one may lack either."""
+    return node.op_type == "If" and not inputs.isdisjoint(node.input[:1]) and any(a.HasField("g") for a in node.attribute)
+
+
+def _read(graph: GraphProto) -> set[str]:
+    return {name for node in graph.node for name in read_by(node)}
+
+
+def _nodes(graph: GraphProto) -> Iterator[NodeProto]:
+    """Yield the nodes of a graph, those of the branch to take in the place of an If that an input decides."""
+    branches = _branches(graph)
+    for place, node in enumerate(graph.node):
+        if (branch := branches.get(place)) is not None:
+            yield from branch.node
+            for inner, outer in zip(branch.output, node.output, strict=False):
+                yield NodeProto(op_type="Identity", input=[inner.name], output=[outer])
+        else:
+            yield node
+
+
+def _is_bulky(node: NodeProto, *, deep: bool) -> bool:
+    """Say whether a node may hold weights: a large Constant, or with `deep` one with subgraphs."""
+    if node.op_type == "Constant":
+        return any(prod(a.t.dims) > _SMALL for a in node.attribute)
+    return deep and any(a.HasField("g") or a.graphs for a in node.attribute)
+
+
+def _bare_graph(graph: GraphProto, *, deep: bool, top: bool = False) -> GraphProto:
+    bare = GraphProto(name=graph.name, input=graph.input, output=graph.output)
+    for part in (graph, *(_branches(graph).values() if top else ())):
+        bare.initializer.extend(_stub(i) for i in part.initializer)
+        bare.sparse_initializer.extend(part.sparse_initializer)
+        bare.value_info.extend(part.value_info)
+    nodes = _nodes(graph) if top else graph.node
+    bare.node.extend(_bare_node(n, deep=deep) if _is_bulky(n, deep=deep) else n for n in nodes)
+    return bare
+
+
+def _bare_node(node: NodeProto, *, deep: bool) -> NodeProto:
+    bare = NodeProto(op_type=node.op_type, domain=node.domain, name=node.name, input=node.input, output=node.output)
+    for attribute in node.attribute:
+        if attribute.HasField("t"):
+            bare.attribute.append(AttributeProto(name=attribute.name, type=attribute.type, t=_stub(attribute.t)))
+        elif attribute.HasField("g"):
+            inner = _bare_graph(attribute.g, deep=deep)
+            bare.attribute.append(AttributeProto(name=attribute.name, type=attribute.type, g=inner))
+        else:
+            bare.attribute.append(attribute)
+    return bare
+
+
+def _stub(tensor: TensorProto) -> TensorProto:
+    if prod(tensor.dims) <= _SMALL:
+        return tensor
+    return TensorProto(name=tensor.name, dims=tensor.dims, data_type=tensor.data_type)

@@ -1,0 +1,1 @@
+"""8-bit graphs: activation scales, GPTQ rounding, calibration."""

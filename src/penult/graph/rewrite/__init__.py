@@ -1,0 +1,1 @@
+"""Change a graph: cut, append the reducer, free axes, fuse attention, clean up."""

@@ -1,0 +1,64 @@
+"""Free the batch and token axes that an export, or an engine that rewrites its models, froze to numbers.
+
+It knows the shapes that a graph states and what shape inference makes of them. Frozen axes cost dearly: every text runs
+alone and at full length. Often only the inputs' shapes say so, and the nodes between would take any size.
+"""
+
+import onnx
+from onnx import ModelProto
+
+from penult.graph.find.skeleton import Type, shapes, skeleton
+
+_NAMES = ("batch", "sequence")
+_PROBE = (7, 11)  # rows and tokens that no model was exported with; their product is no usual size either
+
+
+def free_axes(model: ModelProto, tensor: str, axes: str = "BTH") -> ModelProto:
+    """Give a copy whose inputs take any number of rows and tokens, or the model itself if they do, or if nothing else fits.
+
+        input_ids (1, 128) --> ... --> tensor (1, 128, H)   becomes   input_ids (batch, sequence) --> ... --> (?, ?, H)
+
+    1. Inputs of two axes, the ids and masks, get free ones; what the graph states of the tensors between is forgotten.
+    2. Shape inference tries it with 7 rows of 11 tokens. If that contradicts a size built into the nodes, or `tensor` comes
+       out with another number of rows or tokens, the model stays as it is.
+
+    Args:
+        model: may be loaded without its external data. It is not changed.
+        tensor: where the graph will be cut.
+        axes: the order of its axes, as `HiddenState.axes` says.
+    """
+    if not any(dim.HasField("dim_value") for node in model.graph.input for dim in _pair(node)):
+        return model
+    freed = ModelProto()
+    freed.CopyFrom(model)
+    weights = {tensor.name for tensor in freed.graph.initializer}
+    for value in (*freed.graph.value_info, *freed.graph.output):
+        if value.name not in weights:
+            value.type.tensor_type.ClearField("shape")
+    probe = skeleton(freed)
+    for node in probe.graph.input:
+        for dim, size in zip(_pair(node), _PROBE, strict=False):
+            dim.dim_value = size
+    if not _fits(shapes(probe, strict=True).get(tensor, (0, None)), axes):
+        return model
+    for node in freed.graph.input:
+        for dim, name in zip(_pair(node), _NAMES, strict=False):
+            dim.dim_param = name
+    return freed
+
+
+def _fits(found: Type, axes: str) -> bool:
+    """Say whether rows and tokens came out as they went in, as far as inference could see."""
+    _, sizes = found
+    if sizes is None:
+        return False
+    order = axes if len(axes) == len(sizes) else "B" * (len(sizes) - 1) + "H"
+    rows, tokens = _PROBE
+    counted = [size for axis, size in zip(order, sizes, strict=True) if axis != "H"]
+    return all(size in {rows, tokens, rows * tokens} for size in counted if isinstance(size, int))
+
+
+def _pair(node: onnx.ValueInfoProto) -> list[onnx.TensorShapeProto.Dimension]:
+    """Give the two axes of an input that has two, nothing for another input."""
+    dims = node.type.tensor_type.shape.dim
+    return list(dims) if len(dims) == 2 else []

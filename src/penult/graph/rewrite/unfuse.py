@@ -1,0 +1,97 @@
+"""Turn fused operators whose kernels are slow on a CPU back into the plain ones they were made of.
+
+    SkipLayerNormalization(x, skip, gain, shift, bias)  ->  Add, Add, LayerNormalization
+    BiasGelu(x, bias)                                   ->  Add, Gelu
+    Attention(x, W, b, mask)                            ->  MatMul, Add, Split, MultiHeadAttention
+
+The numbers stay the same but for rounding. SkipLayerNormalization takes 1.17 ms for 512 rows of 384 values where the three
+plain operators take 0.25 (ONNX Runtime 1.32, one core with AVX2): its kernel is not vectorised. The other two come apart so
+that `linear` finds the matrix and the bias in them.
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import onnx
+from onnx import NodeProto, helper, numpy_helper
+
+from penult.graph.find.linear import constants
+from penult.graph.rewrite.opsets import opset_of
+
+_PREFIX = "penult/plain/"
+
+
+def unfuse(model: onnx.ModelProto, only: frozenset[str] | None = None) -> onnx.ModelProto:
+    """Give a copy in which those operators are plain, or the model itself if there are none.
+
+    Args:
+        model: may be loaded without its external data. It is not changed.
+        only: the operators to take apart. None: all three. One of a form that is not known here stays.
+    """
+    wanted = _PLAIN.keys() if only is None else only
+    if not any(node.op_type in wanted and node.domain == "com.microsoft" for node in model.graph.node):
+        return model
+    out = onnx.ModelProto()
+    out.CopyFrom(model)
+    del out.graph.node[:]
+    for i, node in enumerate(model.graph.node):
+        make = _PLAIN.get(node.op_type) if node.op_type in wanted and node.domain == "com.microsoft" else None
+        made = make(node, f"{_PREFIX}{i}/", model, out) if make else None
+        out.graph.node.extend([node] if made is None else made)
+    return out
+
+
+def _skip_norm(node: NodeProto, prefix: str, _: onnx.ModelProto, __: onnx.ModelProto) -> list[NodeProto] | None:
+    """Inputs: x, skip, gain, shift, bias; outputs: the norm, two statistics, the sum."""
+    inputs = [*node.input, "", "", ""][:5]
+    outputs = [*node.output, "", "", ""][:4]
+    if any(outputs[1:3]):
+        return None
+    total = outputs[3] or f"{prefix}sum"
+    first = f"{prefix}biased" if inputs[4] else total
+    made = [helper.make_node("Add", inputs[:2], [first])]
+    if inputs[4]:
+        made.append(helper.make_node("Add", [first, inputs[4]], [total]))
+    epsilon = next((a.f for a in node.attribute if a.name == "epsilon"), 1e-12)
+    norm = [total, *inputs[2:4]] if inputs[3] else [total, inputs[2]]
+    return [*made, helper.make_node("LayerNormalization", norm, [outputs[0]], axis=-1, epsilon=epsilon)]
+
+
+def _bias_gelu(node: NodeProto, prefix: str, _: onnx.ModelProto, __: onnx.ModelProto) -> list[NodeProto]:
+    return [
+        helper.make_node("Add", list(node.input), [f"{prefix}sum"]),
+        helper.make_node("Gelu", [f"{prefix}sum"], list(node.output), domain="com.microsoft"),
+    ]
+
+
+def _attention(node: NodeProto, prefix: str, model: onnx.ModelProto, out: onnx.ModelProto) -> list[NodeProto] | None:
+    """Inputs: x, W (K, 3 H), b (3 H,), mask, past, bias of the scores, past length."""
+    inputs = [*node.input, *[""] * 7][:7]
+    said = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+    known = {"num_heads", "scale", "mask_filter_value", "unidirectional", "qkv_hidden_sizes"}
+    weight = constants(model.graph).get(inputs[1])
+    if inputs[4] or inputs[6] or set(said) - known or weight is None or len([o for o in node.output if o]) > 1:
+        return None
+    sizes = said.pop("qkv_hidden_sizes", None) or [weight.dims[1] // 3] * 3
+    split = f"{prefix}sizes"
+    made = [helper.make_node("MatMul", inputs[:2], [f"{prefix}product"])]
+    if inputs[2]:
+        made.append(helper.make_node("Add", [f"{prefix}product", inputs[2]], [f"{prefix}sum"]))
+    parts = [f"{prefix}{name}" for name in "qkv"]
+    made.append(_split(made[-1].output[0], parts, split, sizes, out))
+    reads = [*parts, "", inputs[3], inputs[5]]
+    while not reads[-1]:
+        reads.pop()
+    made.append(helper.make_node("MultiHeadAttention", reads, list(node.output), domain="com.microsoft", **said))
+    return made
+
+
+def _split(x: str, parts: Sequence[str], name: str, sizes: Sequence[int], out: onnx.ModelProto) -> NodeProto:
+    if opset_of(out) < 13:
+        return helper.make_node("Split", [x], list(parts), axis=2, split=list(sizes))
+    out.graph.initializer.append(numpy_helper.from_array(np.asarray(sizes, dtype=np.int64), name))
+    return helper.make_node("Split", [x, name], list(parts), axis=2)
+
+
+_Maker = Callable[[NodeProto, str, onnx.ModelProto, onnx.ModelProto], list[NodeProto] | None]
+_PLAIN: dict[str, _Maker] = {"SkipLayerNormalization": _skip_norm, "BiasGelu": _bias_gelu, "Attention": _attention}

@@ -1,0 +1,149 @@
+"""Refuse a file whose graph is not whole, or would never end, before anything else reads it.
+
+It knows what may be missing or wrong in a ModelProto that parses: whoever wrote the file may be careless or hostile. It must
+not read weights, and it knows nothing of transformers. What ONNX Runtime refuses is left to it.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto
+
+from penult.graph.find.flow import every_node, read_by
+
+# The largest export known, 80 layers of operators one by one, has some 16 thousand. What depends on what is kept as bits, a
+# square of this number: 50 thousand take 0.4 GB.
+_MOST_NODES = 50_000
+_Key = tuple[str, str]
+
+
+def check_whole(model: ModelProto, path: Path, real: Mapping[str, Path]) -> None:
+    """Refuse a model that parses and is no whole graph of numbers.
+
+    Args:
+        model: loaded without its external data.
+        path: its file, for the error.
+        real: the real file of each name under which the graph keeps external data.
+
+    Raises:
+        ValueError: a part is missing, a name is no text, nodes need each other in a circle or make the same tensor, there are
+            more of them than any transformer has, or external data are not where the graph says.
+    """
+    graph = model.graph
+    if not graph.node or not graph.output:
+        raise ValueError(f"{path} holds no graph; fetch it again, or name another file.")
+    if not any(opset.domain in ("", "ai.onnx") for opset in model.opset_import):
+        raise ValueError(f"{path} does not say which version of ONNX's operators it is for; fetch it again.")
+    texts = [node.name for node in graph.input if node.type.tensor_type.elem_type == TensorProto.STRING]
+    if texts:
+        raise ValueError(
+            f"{path} takes text itself (input {texts[0]!r} is a string); export the transformer without its tokenizer."
+        )
+    if not all(isinstance(name, str) for name in _names(model)):
+        raise ValueError(f"{path} holds a name that is not UTF-8; fetch it again.")
+    if (size := _nodes(model, path)) > _MOST_NODES:
+        raise ValueError(f"{path} has {size:,} nodes; penult reads a graph of at most {_MOST_NODES:,}.")
+    _check_order(graph, path)
+    for tensor in graph.initializer:
+        if tensor.data_location == TensorProto.EXTERNAL:
+            _check_data(tensor, path, real)
+
+
+def check_inner(model: ModelProto, path: Path) -> None:
+    """Refuse external data anywhere but in the graph's own initialisers: they would be read from no checked place.
+
+    Raises:
+        ValueError: a constant, a sparse tensor or an inner graph has its data in another file.
+    """
+    for tensor in _inner_tensors(model.graph):
+        if tensor.data_location == TensorProto.EXTERNAL:
+            raise ValueError(
+                f"{path} keeps the data of {tensor.name!r}, a constant or a part of an inner graph, in another file; save it "
+                "with only the graph's own weights in external data."
+            )
+
+
+def _names(model: ModelProto) -> Iterator[object]:
+    graph = model.graph
+    for value in (*graph.input, *graph.output, *graph.value_info):
+        yield value.name
+        yield from (dim.dim_param for dim in value.type.tensor_type.shape.dim)
+    for tensor in graph.initializer:
+        yield tensor.name
+        yield from (text for entry in tensor.external_data for text in (entry.key, entry.value))
+    yield from (opset.domain for opset in model.opset_import)
+    for function in model.functions:
+        yield from (function.name, function.domain, *function.input, *function.output)
+    bodies = [graph.node, *(function.node for function in model.functions)]
+    for node in (inner for body in bodies for inner in every_node(body)):
+        yield from (node.name, node.op_type, node.domain, *node.input, *node.output)
+        yield from (attribute.name for attribute in node.attribute)
+
+
+def _nodes(model: ModelProto, path: Path) -> int:
+    """Count the nodes there will be once every local function stands where it is called."""
+    bodies: dict[_Key, list[NodeProto]] = {}
+    for function in model.functions:
+        bodies.setdefault((function.domain, function.name), []).extend(every_node(function.node))
+    calls = {key: Counter(_key(node) for node in nodes) for key, nodes in bodies.items()}
+    try:
+        order = list(TopologicalSorter({key: bodies.keys() & called for key, called in calls.items()}).static_order())
+    except CycleError as error:
+        raise ValueError(f"{path} has a local function that calls itself; fetch it again.") from error
+    sizes: dict[_Key, int] = {}
+    for key in order:
+        sizes[key] = sum(count * sizes.get(called, 1) for called, count in calls[key].items())
+    return sum(sizes.get(_key(node), 1) for node in every_node(model.graph.node))
+
+
+def _key(node: NodeProto) -> _Key:
+    return node.domain, node.op_type
+
+
+def _check_order(graph: GraphProto, path: Path) -> None:
+    made = Counter({value.name for value in (*graph.input, *graph.initializer)})
+    made.update(output for node in graph.node for output in node.output if output)
+    if twice := [name for name, count in made.items() if count > 1]:
+        raise ValueError(f"{path} makes the tensor {twice[0]!r} more than once; fetch it again.")
+    made_by = {output: i for i, node in enumerate(graph.node) for output in node.output if output}
+    needs = {i: {made_by[name] for name in read_by(node) if name in made_by} for i, node in enumerate(graph.node)}
+    try:
+        TopologicalSorter(needs).prepare()
+    except CycleError as error:
+        node = graph.node[error.args[1][0]]
+        raise ValueError(
+            f"{path} has a node, {node.op_type} {node.name!r}, that needs its own output; fetch it again."
+        ) from error
+
+
+def _check_data(tensor: TensorProto, path: Path, real: Mapping[str, Path]) -> None:
+    entries = {entry.key: entry.value for entry in tensor.external_data}
+    place = real.get(entries.get("location", ""))
+    start, length = entries.get("offset", "0"), entries.get("length", "0")
+    if place is None or not (start.isdecimal() and length.isdecimal()):
+        raise ValueError(f"{path} does not say where the weights {tensor.name!r} lie; fetch it again.")
+    size = place.stat().st_size
+    if int(start) + int(length) > size:
+        raise ValueError(
+            f"{place} ends at byte {size}, before the weights {tensor.name!r} of {path}; it was not fetched to the end, "
+            "fetch it again."
+        )
+
+
+def _inner_tensors(graph: GraphProto, *, outermost: bool = True) -> Iterator[TensorProto]:
+    if not outermost:
+        yield from graph.initializer
+    for sparse in graph.sparse_initializer:
+        yield from (sparse.values, sparse.indices)
+    for attribute in (attribute for node in graph.node for attribute in node.attribute):
+        yield from _attribute_tensors(attribute)
+
+
+def _attribute_tensors(attribute: AttributeProto) -> Iterator[TensorProto]:
+    yield from (attribute.t, *attribute.tensors)
+    for sparse in (attribute.sparse_tensor, *attribute.sparse_tensors):
+        yield from (sparse.values, sparse.indices)
+    for graph in (attribute.g, *attribute.graphs):
+        yield from _inner_tensors(graph, outermost=False)
