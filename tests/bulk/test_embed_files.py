@@ -33,7 +33,7 @@ def test_columns_vectors_and_metadata(job, embedder, tmp_path):
     assert np.abs(vectors(table) - embedder.embed([row["text"] for row in rows])).max() <= 1e-6
     metadata = {key.decode(): value.decode() for key, value in table.schema.metadata.items()}
     assert metadata["penult.fingerprint"] == embedder.fingerprint
-    assert json.loads(metadata["penult.core.recipe"])["pooling"] == "mean"
+    assert json.loads(metadata["penult.recipe"])["pooling"] == "mean"
     assert metadata["penult.role"] == "document"
     assert (done.totals.rows, done.totals.rejected, done.totals.taken) == (50, 0, 0)
     assert done.totals.tokens == embedder.count_tokens([row["text"] for row in rows]).sum()

@@ -55,7 +55,7 @@ class Facts:
         return {key: value for key, value in self.metadata.items() if key in _KEPT}
 
 
-_KEPT = ("penult.fingerprint", "penult.role", "penult.model", "penult.core.recipe")
+_KEPT = ("penult.fingerprint", "penult.role", "penult.model", "penult.recipe")
 
 
 @dataclass(frozen=True, slots=True)

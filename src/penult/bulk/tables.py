@@ -100,7 +100,7 @@ def metadata_of(embedder: Embedder, model: str, role: Role) -> dict[str, str]:
     recipe = json.dumps(embedder.recipe.as_dict(), sort_keys=True)
     return {
         "penult.fingerprint": embedder.fingerprint,
-        "penult.core.recipe": recipe,
+        "penult.recipe": recipe,
         "penult.model": model,
         "penult.role": role,
     }
