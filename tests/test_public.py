@@ -48,7 +48,7 @@ FENCE = {
     "typer": {"cli.py", "bulk/commands.py"},
     "torch": {"core/export_worker.py", "core/config/module_weights.py"},
 }
-LEAVES = ("source", "recipe", "engine", "tokenizer", "batching", "model_inputs", "shutdown_guard")
+LEAVES = ("source", "recipe", "engine", "tokenizer", "tokenized", "batching", "model_inputs", "shutdown_guard", "threads")
 
 
 def imports_of(path: Path) -> set[str]:
@@ -105,11 +105,13 @@ def test_each_third_party_package_has_one_home():
 def test_leaves_import_no_leaf():
     """Leaves of core/ share `types`, the readers of config/, `model_inputs` and `shutdown_guard`, and know no other leaf."""
     core = ROOT / "src" / "penult" / "core"
-    shared = ("penult.types", "penult.core.config", "penult.core.model_inputs", "penult.core.shutdown_guard", "penult.core.hub")
+    shared = tuple(f"penult.{name}" for name in ("types", *(f"core.{name}" for name in (
+        "config", "model_inputs", "shutdown_guard", "hub", "threads", "tokenized",
+    ))))  # fmt: skip
     for leaf in LEAVES:
         own = {name for name in imports_of(core / f"{leaf}.py") if name.startswith("penult.")} - {"penult.core"}
         own = {name for name in own if not name.startswith(shared)}
-        assert {name for name in own if not name.startswith("penult.deepsparse")} == set(), leaf
+        assert own == set(), leaf
 
 
 def _hidden(path: Path) -> bool:

@@ -25,7 +25,7 @@ import numpy as np
 
 from penult import protocols as dialects
 from penult.protocols import Call, Reply, Server, Talk
-from penult.types import Role, TextError, Vectors
+from penult.types import Role, TextError, TruncationWarning, Vectors
 
 Result = TypeVar("Result")
 _BUSY = (429, 502, 503, 504)
@@ -249,7 +249,6 @@ class RemoteEmbedder:
         cut = sum(truncated for _, truncated in found)
         if cut and not self._said_truncated:
             self._said_truncated = True
-            from penult.core.embedder import TruncationWarning  # noqa: PLC0415 - what a remote client else never needs
 
             warnings.warn(
                 f"{cut} of {count} texts had more tokens than the server's model takes, and were cut there. Split them. "
