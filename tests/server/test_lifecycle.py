@@ -19,17 +19,17 @@ from penult.server import EndpointConfig, Limits
 def slow(running, seconds: float) -> list[int]:
     """Make every call of the engine take so long; give the list that will hold the number of texts of each."""
     endpoint = running.app.state.service.endpoints[0].config
-    face = running.app.state.service.models.embedder(endpoint)
+    embedder = running.app.state.service.models.embedder(endpoint).embedder
     calls: list[int] = []
 
-    embed = face.embedder.embed
+    run = embedder.run
 
-    def slowly(texts, *arguments, **options):
-        calls.append(len(texts))
+    def slowly(tokenized):
+        calls.append(len(tokenized))
         time.sleep(seconds)
-        return embed(texts, *arguments, **options)
+        return run(tokenized)
 
-    face.embedder.embed = slowly
+    embedder.run = slowly
     return calls
 
 
@@ -149,7 +149,7 @@ def test_health_answers_while_the_engine_works(running):
 def test_a_dead_engine_is_not_healthy(running):
     """When a queue is served no more, the health routes say so with 503."""
     running.post("/embed", {"inputs": "a"})
-    running.app.state.service.models.embedder(running.app.state.service.endpoints[0].config).batcher.close()
+    running.app.state.service.models.embedder(running.app.state.service.endpoints[0].config).queue.close()
     assert running.get("/health").status_code == 503
     assert running.get("/v2/health/live").status_code == 503
 

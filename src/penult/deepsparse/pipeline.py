@@ -5,7 +5,7 @@ computes, `Embedder` computes; nothing here touches a graph or a session. Where 
 """
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Any, Self, cast
@@ -19,6 +19,7 @@ from penult.core.loading import identified
 from penult.core.recipe import Recipe, Rows
 from penult.core.runner import Runtime
 from penult.core.source import Source
+from penult.core.tokenized import Tokenized
 from penult.core.tokenizer import Tokenizer
 from penult.deepsparse.arguments import (
     TASK,
@@ -188,17 +189,30 @@ class Pipeline:
             ValueError: nothing was given, both were, or something is no text. A list that holds something else than
                 texts raises `TextError`, whose `rows` says which.
         """
-        given = _texts(texts, inputs)
-        if not given:
+        listed = _texts(texts, inputs)
+        if not listed:
             return EmbeddingExtractionOutput([])
-        vectors = self._vectors(given)  # (N, H) or (N, T H)
-        return EmbeddingExtractionOutput(list(vectors) if self.settings.return_numpy else vectors.tolist())
+        items = self.run(self.tokenize(listed))  # (N, H) or (N, T H)
+        return EmbeddingExtractionOutput(list(items) if self.settings.return_numpy else items.tolist())
 
-    def _vectors(self, texts: list[str]) -> NDArray[np.float32]:
+    def tokenize(self, texts: Sequence[str]) -> Tokenized:
+        """Return N texts as token ids, ready for `run`.
+
+        Raises:
+            TextError: some rows are no text; the error's `rows` says which and why.
+        """
+        return self.embedder.tokenize(texts)
+
+    def run(self, tokenized: Tokenized) -> NDArray[np.float32]:
+        """Return the items of N texts that `tokenize` has read: (N, H) float32, or (N, T H) with "per_token"."""
         if self.settings.extraction_strategy != "per_token" or not self._has_tokens:
-            return self.embedder.embed(texts)
-        rows = self.embedder.embed_padded(texts)  # (N, T, H)
-        return rows.reshape(len(texts), -1)
+            return self.embedder.run(tokenized)
+        return self.embedder.run_padded(tokenized).reshape(len(tokenized), -1)  # (N, T, H) -> (N, T H)
+
+    @property
+    def dimension(self) -> int:
+        """H, the size of one row."""
+        return self.embedder.dimension
 
     @property
     def task(self) -> str:

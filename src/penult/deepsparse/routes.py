@@ -15,10 +15,10 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from penult.deepsparse import config_file as configfile
 from penult.deepsparse import yaml_file as yamlfile
+from penult.deepsparse.queued_pipeline import QueuedPipeline
 from penult.server.config import TASK, ConfigError, EndpointConfig
 from penult.server.errors import Refusal
 from penult.server.health import Ready
-from penult.server.queued_models import PipelineFace
 from penult.server.request_log import facts
 from penult.server.requests import Texts, body_of, check, read, respond, while_there
 from penult.server.service import Endpoint, Service
@@ -177,16 +177,19 @@ def _infer(service: Service, endpoint: Endpoint) -> Callable[[Request], Awaitabl
     async def infer(request: Request) -> Response:
         asked = await read(request, EmbeddingExtractionInput)
         check(asked.inputs, service.config.limits, "inputs")
-        face = await service.models.pipeline_for(endpoint.config)
-        return await while_there(request, _answer(request, face, asked.inputs))
+        model = await service.models.pipeline_for(endpoint.config)
+        return await while_there(request, _answer(request, model, asked.inputs))
 
     return infer
 
 
-async def _answer(request: Request, face: PipelineFace, texts: list[str]) -> Response:
-    facts(request).texts = len(texts)
-    found = await face.embeddings(texts)
-    return await respond({"embeddings": list(found.rows)}, sum(row.size for row in found.rows))
+async def _answer(request: Request, model: QueuedPipeline, texts: list[str]) -> Response:
+    numbers = facts(request)
+    numbers.texts = len(texts)
+    tokenized = await model.tokenize(texts)
+    numbers.tokens, numbers.truncated = int(tokenized.counts.sum()), len(tokenized.truncated)
+    items = await model.items(tokenized)
+    return await respond({"embeddings": items}, sum(item.size for item in items))
 
 
 def _config(service: Service) -> dict[str, Any]:

@@ -11,10 +11,11 @@ from collections.abc import Mapping
 from penult.core.embedder import Embedder
 from penult.core.recipe import Recipe
 from penult.deepsparse.pipeline import Pipeline
+from penult.deepsparse.queued_pipeline import QueuedPipeline
 from penult.server.config import TASK, EndpointConfig, Limits
 from penult.server.errors import Refusal
 from penult.server.metrics import Metrics
-from penult.server.queued_models import EmbedderFace, PipelineFace
+from penult.server.queued_models import QueuedEmbedder
 from penult.types import Pooling
 
 _LOGGER = logging.getLogger(__name__)
@@ -22,10 +23,10 @@ _POOLINGS: Mapping[str, Pooling] = {"reduce_mean": "mean", "reduce_max": "max", 
 
 
 class Models:
-    """All faces that are open.
+    """All models that are open.
 
     Args:
-        limits: of each face.
+        limits: of each model.
         metrics: what they count.
         threads: of each engine. None: the physical cores this process may use.
     """
@@ -34,27 +35,28 @@ class Models:
         self._limits = limits
         self._metrics = metrics
         self._threads = threads
-        self._embedders: dict[tuple[object, ...], EmbedderFace] = {}
-        self._pipelines: dict[tuple[object, ...], PipelineFace] = {}
+        self._embedders: dict[tuple[object, ...], QueuedEmbedder] = {}
+        self._pipelines: dict[tuple[object, ...], QueuedPipeline] = {}
         self._opening = threading.Lock()
 
     @property
     def alive(self) -> bool:
         """Whether every queue is served."""
-        return all(face.batcher.alive for face in (*self._embedders.values(), *self._pipelines.values()))
+        queues = [model.queue for model in self._embedders.values()] + [model.queue for model in self._pipelines.values()]
+        return all(queue.alive for queue in queues)
 
     @property
     def dimensions(self) -> list[int]:
         """D of each model that is open."""
-        pipelines = [face.pipeline.embedder.dimension for face in self._pipelines.values()]
-        return pipelines + [face.embedder.dimension for face in self._embedders.values()]
+        pipelines = [model.pipeline.dimension for model in self._pipelines.values()]
+        return pipelines + [model.embedder.dimension for model in self._embedders.values()]
 
     @property
     def recipes(self) -> list[Recipe]:
         """The recipe of each model that is open for the routes of OpenAI and TEI."""
-        return [face.embedder.recipe for face in self._embedders.values()]
+        return [model.embedder.recipe for model in self._embedders.values()]
 
-    def embedder(self, endpoint: EndpointConfig) -> EmbedderFace:
+    def embedder(self, endpoint: EndpointConfig) -> QueuedEmbedder:
         """Open what the routes of OpenAI and TEI need.
 
         Raises:
@@ -65,10 +67,10 @@ class Models:
         with self._opening:
             if key not in self._embedders:
                 opened = self._load(endpoint)
-                self._embedders[key] = EmbedderFace(opened, endpoint.model, self._limits, self._metrics)
+                self._embedders[key] = QueuedEmbedder(opened, endpoint.model, self._limits, self._metrics)
             return self._embedders[key]
 
-    def pipeline(self, endpoint: EndpointConfig) -> PipelineFace:
+    def pipeline(self, endpoint: EndpointConfig) -> QueuedPipeline:
         """Open what DeepSparse's routes need.
 
         Raises:
@@ -94,11 +96,11 @@ class Models:
                     num_cores=self._threads,
                 )
                 _LOGGER.info("%s is open for the routes of DeepSparse: %s", endpoint.model, opened)
-                self._pipelines[key] = PipelineFace(opened, endpoint.model, self._limits, self._metrics)
+                self._pipelines[key] = QueuedPipeline(opened, endpoint.model, self._limits, self._metrics)
             return self._pipelines[key]
 
-    async def embedder_for(self, endpoint: EndpointConfig) -> EmbedderFace:
-        """Give the face, opened in a thread where it is not open yet; what cannot be opened is refused in words."""
+    async def embedder_for(self, endpoint: EndpointConfig) -> QueuedEmbedder:
+        """Return the model behind its queue, opened in a thread where it is not open yet; a failure is a refusal."""
         if (found := self._embedders.get(_embedder_key(endpoint))) is not None:
             return found
         try:
@@ -106,8 +108,8 @@ class Models:
         except (OSError, TypeError, ValueError) as error:
             raise Refusal("unable", f"{endpoint.model} cannot be opened for this route: {error}") from error
 
-    async def pipeline_for(self, endpoint: EndpointConfig) -> PipelineFace:
-        """Give the face, opened in a thread where it is not open yet; what cannot be opened is refused in words."""
+    async def pipeline_for(self, endpoint: EndpointConfig) -> QueuedPipeline:
+        """Return the model behind its queue, opened in a thread where it is not open yet; a failure is a refusal."""
         if (found := self._pipelines.get(_pipeline_key(endpoint))) is not None:
             return found
         try:
@@ -117,12 +119,10 @@ class Models:
 
     def close(self) -> None:
         """Finish what waits, then free every model."""
-        for embedder_face in self._embedders.values():
-            embedder_face.batcher.close()
-            embedder_face.embedder.close()
-        for pipeline_face in self._pipelines.values():
-            pipeline_face.batcher.close()
-            pipeline_face.pipeline.close()
+        for embedder in self._embedders.values():
+            embedder.close()
+        for pipeline in self._pipelines.values():
+            pipeline.close()
 
     def _load(self, endpoint: EndpointConfig) -> Embedder:
         layer = endpoint.emb_extraction_layer

@@ -16,12 +16,12 @@ from penult.server.requests import (
     Texts,
     body_of,
     check,
-    embed,
     headers_of,
     purpose_of,
     read,
     respond,
     shorten,
+    tokenize,
     while_there,
 )
 from penult.server.service import Endpoint, Service
@@ -141,18 +141,20 @@ def add(app: FastAPI, service: Service) -> None:
 
 
 async def _answer(request: Request, service: Service, endpoint: Endpoint, asked: EmbeddingsRequest) -> Response:
-    face = await service.models.embedder_for(endpoint.config)
-    purpose = purpose_of(asked, face.embedder.recipe)
-    found = await embed(request, face, asked.input, purpose)
+    model = await service.models.embedder_for(endpoint.config)
+    purpose = purpose_of(asked, model.embedder.recipe)
+    tokenized = await tokenize(request, model, asked.input, purpose)
+    vectors = await model.vectors(tokenized)
     own = asked.dimensions is None
-    normalize = face.recipe(purpose.role).ends_normalized  # as `dimensions=` does where the model is loaded
-    vectors = found.rows if own else shorten(found.rows, asked.dimensions, normalize=normalize)
+    if not own:  # as `dimensions=` does where the model is loaded
+        vectors = shorten(vectors, asked.dimensions, normalize=model.recipe(purpose.role).ends_normalized)
     as_text = asked.encoding_format == "base64"
     items = [base64.b64encode(row.tobytes()).decode() for row in vectors] if as_text else vectors
     data = [{"object": "embedding", "index": i, "embedding": item} for i, item in enumerate(items)]
-    usage = {"prompt_tokens": found.tokens, "total_tokens": found.tokens}
+    tokens = int(tokenized.counts.sum())
+    usage = {"prompt_tokens": tokens, "total_tokens": tokens}
     content = {"object": "list", "data": data, "model": endpoint.model_id, "usage": usage}
-    return await respond(content, 0 if as_text else len(vectors) * face.embedder.dimension, headers_of(face, found, own=own))
+    return await respond(content, 0 if as_text else vectors.size, headers_of(model, tokenized, own=own))
 
 
 def _card(endpoint: Endpoint) -> ModelCard:

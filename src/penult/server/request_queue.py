@@ -1,8 +1,8 @@
-"""Micro-batching: what waits for the same engine runs together, one call at a time.
+"""The request queue: dynamic batching of requests that wait for one model, within a budget of tokens.
 
-It knows texts, their sizes, one thread and a bounded queue; it knows nothing of HTTP or of models. A request that finds the
-engine idle runs at once. Those that arrive meanwhile are merged into the next call, and a large request gives way to small
-ones: each call ("tick") shares its budget of tokens among all that wait.
+A request that finds the model idle runs at once. Those that arrive meanwhile are merged into the next call, and a large
+request gives way to small ones: each call shares its token budget among all that wait. What is queued is `Tokenized`, so that
+sizes are counted and not guessed. It knows nothing of HTTP or of models.
 """
 
 import asyncio
@@ -17,14 +17,16 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from penult.core.tokenized import Tokenized
+
 _LOGGER = logging.getLogger(__name__)
 
 Rows = Sequence[NDArray[Any]] | NDArray[Any]
-Run = Callable[[list[str]], Rows]
+Run = Callable[[Tokenized], Rows]
 
 
 class Watcher(Protocol):
-    """Who is told what the queue does."""
+    """Told what the queue does."""
 
     def waiting(self, change: int) -> None:
         """So many requests more, or fewer, are in the queue."""
@@ -33,7 +35,7 @@ class Watcher(Protocol):
         """A request left the queue for the engine."""
 
     def ran(self, texts: int, tokens: int, seconds: float) -> None:
-        """A tick has run."""
+        """A call has run."""
 
 
 class QueueFull(Exception):  # noqa: N818 - a state of the queue
@@ -42,13 +44,15 @@ class QueueFull(Exception):  # noqa: N818 - a state of the queue
     def __init__(self, waiting: int, retry_after: int) -> None:
         self.waiting = waiting
         self.retry_after = retry_after
-        super().__init__(f"{waiting} requests are waiting already, that is the most; come back in {retry_after} s.")
+        super().__init__(f"The queue is full ({waiting} requests). Retry in {retry_after} s.")
 
 
 @dataclass(slots=True, eq=False)
 class _Job:
-    texts: list[str]
-    sizes: list[int]
+    """A request in the queue."""
+
+    tokenized: Tokenized
+    costs: list[int]
     run: Run
     mergeable: bool
     future: "asyncio.Future[Rows]"
@@ -57,51 +61,60 @@ class _Job:
     parts: list[tuple[list[int], Rows]] = field(default_factory=list)
     tokens_left: int = 0
 
+    @property
+    def kind(self) -> tuple[object, ...]:
+        """What requests must share to run in one call."""
+        return (self.run, self.tokenized.role, self.tokenized.fingerprint)
+
     def take(self, budget: int) -> list[int]:
         """Take texts for at most `budget` tokens, but at least one."""
         if not self.mergeable or self.tokens_left <= budget:
             taken, self.left, self.tokens_left = list(self.left), deque(), 0
             return taken
         taken = []
-        while self.left and (not taken or self.sizes[self.left[0]] <= budget):
+        while self.left and (not taken or self.costs[self.left[0]] <= budget):
             taken.append(self.left.popleft())
-            budget -= self.sizes[taken[-1]]
-            self.tokens_left -= self.sizes[taken[-1]]
+            budget -= self.costs[taken[-1]]
+            self.tokens_left -= self.costs[taken[-1]]
         return taken
+
+    def selected(self, rows: list[int]) -> Tokenized:
+        """Return the texts of some rows."""
+        return self.tokenized if len(rows) == len(self.tokenized) and not self.parts else self.tokenized.select(rows)
 
     def result(self) -> Rows:
         if len(self.parts) == 1:
             return self.parts[0][1]
         if all(isinstance(values, np.ndarray) for _, values in self.parts):
             first = self.parts[0][1]
-            out = np.empty((len(self.texts), *np.shape(first)[1:]), np.asarray(first).dtype)
+            out = np.empty((len(self.tokenized), *np.shape(first)[1:]), np.asarray(first).dtype)
             for rows, values in self.parts:
                 out[rows] = values
             return out
-        found: dict[int, NDArray[Any]] = {}
+        by_row: dict[int, NDArray[Any]] = {}
         for rows, values in self.parts:
-            found.update(zip(rows, values, strict=True))
-        return [found[row] for row in range(len(self.texts))]
+            by_row.update(zip(rows, values, strict=True))
+        return [by_row[row] for row in range(len(self.tokenized))]
 
 
-class Batcher:
-    """One engine's queue and the thread that empties it.
+class RequestQueue:
+    """The requests that wait for one model, and the thread that runs them.
 
     Args:
         name: of the thread.
-        max_requests: that may wait or run.
-        max_tick_tokens: of one call.
-        watcher: who is told.
+        max_requests: maximum requests that wait or run.
+        max_run_tokens: maximum tokens of one call. A single text of more runs alone.
+        watcher: told of what the queue does.
     """
 
-    def __init__(self, name: str, *, max_requests: int, max_tick_tokens: int, watcher: Watcher) -> None:
+    def __init__(self, name: str, *, max_requests: int, max_run_tokens: int, watcher: Watcher) -> None:
         self._max_requests = max_requests
-        self._max_tick_tokens = max_tick_tokens
+        self._max_run_tokens = max_run_tokens
         self._watcher = watcher
         self._jobs: deque[_Job] = deque()
         self._wake = threading.Condition()
         self._closing = False
-        self._tokens_per_second = 5000.0  # a guess, until the first ticks have run
+        self._tokens_per_second = 5000.0  # a guess, until the first calls have run
         self._thread = threading.Thread(target=self._work, name=name, daemon=True)
         self._thread.start()
 
@@ -110,13 +123,13 @@ class Batcher:
         """Whether the thread still runs."""
         return self._thread.is_alive() and not self._closing
 
-    async def rows(self, texts: list[str], sizes: list[int], run: Run, *, mergeable: bool = True) -> Rows:
-        """Run texts with those of others; the rows come in the order of the texts.
+    async def rows(self, tokenized: Tokenized, run: Run, *, costs: Sequence[int] | None = None, mergeable: bool = True) -> Rows:
+        """Run texts with those of other requests; the rows come in the order of the texts.
 
         Args:
-            texts: N texts, at least one.
-            sizes: what each costs, in tokens.
-            run: what to call with the texts of a tick. Only requests of an equal one are merged.
+            tokenized: N texts, at least one.
+            run: what to call with the texts of several requests. Only requests of an equal one, a role and an embedder merge.
+            costs: tokens of each text as it runs. None: its own.
             mergeable: False: these texts run in one call of their own.
 
         Raises:
@@ -124,10 +137,11 @@ class Batcher:
             Exception: what `run` raised for these texts.
         """
         future: asyncio.Future[Rows] = asyncio.get_running_loop().create_future()
-        order = range(len(texts))
-        if mergeable and sum(sizes) > self._max_tick_tokens:  # like lengths together, as they will run in several ticks
-            order = sorted(order, key=lambda row: -sizes[row])  # type: ignore[assignment]
-        job = _Job(texts, sizes, run, mergeable, future, time.monotonic(), deque(order), tokens_left=sum(sizes))
+        costs = tokenized.counts.tolist() if costs is None else list(costs)
+        total, order = sum(costs), range(len(costs))
+        if mergeable and total > self._max_run_tokens:  # like lengths together, as they will run in several calls
+            order = sorted(order, key=lambda row: -costs[row])  # type: ignore[assignment]
+        job = _Job(tokenized, costs, run, mergeable, future, time.monotonic(), deque(order), tokens_left=total)
         with self._wake:
             self._check_room()
             self._jobs.append(job)
@@ -155,9 +169,9 @@ class Batcher:
                 self._drop_cancelled()
                 if not self._jobs and self._closing:
                     return
-                tick = self._take()
-            if tick:
-                self._run(tick)
+                taken = self._take()
+            if taken:
+                self._run(taken)
 
     def _drop_cancelled(self) -> None:
         kept = deque(job for job in self._jobs if not job.future.cancelled())
@@ -165,42 +179,43 @@ class Batcher:
         self._jobs = kept
 
     def _take(self) -> list[tuple[_Job, list[int]]]:
-        """Share a tick's budget: small requests go in whole, large ones divide what is left."""
+        """Share the budget of one call: small requests go in whole, large ones divide what is left."""
         if not self._jobs:
             return []
         first = self._jobs[0]
-        mates = [job for job in self._jobs if job.run == first.run and job.mergeable] if first.mergeable else [first]
-        now, budget, tick = time.monotonic(), self._max_tick_tokens, []
-        for turn, job in enumerate(sorted(mates, key=lambda job: job.tokens_left)):
+        same = [job for job in self._jobs if job.mergeable and job.kind == first.kind] if first.mergeable else [first]
+        now, budget, taken = time.monotonic(), self._max_run_tokens, []
+        for turn, job in enumerate(sorted(same, key=lambda job: job.tokens_left)):
             if budget <= 0:
                 break
             if not job.parts:
                 self._watcher.waited(now - job.queued)
-            rows = job.take(max(1, budget // (len(mates) - turn)))
-            budget -= sum(job.sizes[row] for row in rows)
-            tick.append((job, rows))
+            rows = job.take(max(1, budget // (len(same) - turn)))
+            budget -= sum(job.costs[row] for row in rows)
+            taken.append((job, rows))
         # What these leave over comes after all that could not run with them.
-        self._jobs = deque([job for job in self._jobs if job not in mates] + mates)
-        return tick
+        merged = {id(job) for job in same}
+        self._jobs = deque([job for job in self._jobs if id(job) not in merged] + same)
+        return taken
 
-    def _run(self, tick: list[tuple[_Job, list[int]]]) -> None:
-        texts = [job.texts[row] for job, rows in tick for row in rows]
-        tokens = sum(job.sizes[row] for job, rows in tick for row in rows)
+    def _run(self, taken: list[tuple[_Job, list[int]]]) -> None:
+        tokenized = Tokenized.join([job.selected(rows) for job, rows in taken])
+        tokens = sum(job.costs[row] for job, rows in taken for row in rows)
         started = time.monotonic()
         try:
-            values = tick[0][0].run(texts)
+            values = taken[0][0].run(tokenized)
         except Exception as error:  # noqa: BLE001 - the thread serves others, and must live on
-            if len(tick) == 1:
-                self._finish(tick[0][0], error)
+            if len(taken) == 1:
+                self._finish(taken[0][0], error)
             else:  # one of them is at fault: each alone, so that only that one hears of it
-                for part in tick:
+                for part in taken:
                     self._run([part])
             return
         seconds = time.monotonic() - started
         self._tokens_per_second += 0.2 * (tokens / max(seconds, 1e-6) - self._tokens_per_second)
-        self._watcher.ran(len(texts), tokens, seconds)
+        self._watcher.ran(len(tokenized), tokens, seconds)
         start = 0
-        for job, rows in tick:
+        for job, rows in taken:
             job.parts.append((rows, values[start : start + len(rows)]))
             start += len(rows)
             if not job.left:

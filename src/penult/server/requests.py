@@ -13,9 +13,10 @@ from fastapi import Request, Response
 from pydantic import BaseModel, BeforeValidator, FailFast, Field, ValidationError, WithJsonSchema
 
 from penult.core.recipe import Recipe
+from penult.core.tokenized import Tokenized
 from penult.server.config import Limits
 from penult.server.errors import Gone, Refusal
-from penult.server.queued_models import Answer, EmbedderFace, Purpose
+from penult.server.queued_models import Purpose, QueuedEmbedder
 from penult.server.request_log import facts
 from penult.types import Role, Vectors
 
@@ -199,19 +200,20 @@ async def while_there(request: Request, work: Coroutine[Any, Any, Result]) -> Re
         leaving.cancel()
 
 
-async def embed(request: Request, face: EmbedderFace, texts: list[str], purpose: Purpose) -> Answer[Vectors]:
-    """Turn N texts into (N, D) vectors, and note their numbers for the log."""
-    noted = facts(request)
-    noted.texts = len(texts)
-    measured = await face.measure(texts, purpose)
-    noted.tokens, noted.truncated = sum(measured.sizes), len(measured.cut)
-    return await face.vectors(texts, purpose, measured)
+async def tokenize(request: Request, model: QueuedEmbedder, texts: list[str], purpose: Purpose) -> Tokenized:
+    """Return N texts as token ids, and note their numbers for the log."""
+    numbers = facts(request)
+    numbers.texts = len(texts)
+    tokenized = await model.tokenize(texts, purpose)
+    numbers.tokens, numbers.truncated = int(tokenized.counts.sum()), len(tokenized.truncated)
+    return tokenized
 
 
-def headers_of(face: EmbedderFace, found: Answer[Any], *, own: bool) -> dict[str, str]:
-    """Say how many texts were cut, and by its fingerprint whose vectors these are, where they are the recipe's own."""
-    headers = {"x-penult-truncated": str(found.truncated)} if found.truncated else {}
-    return headers | ({"x-penult-fingerprint": face.fingerprint} if own else {})
+def headers_of(model: QueuedEmbedder, tokenized: Tokenized, *, own: bool) -> dict[str, str]:
+    """Return how many texts were cut, and the fingerprint of the vectors where they are the recipe's own."""
+    truncated = len(tokenized.truncated)
+    headers = {"x-penult-truncated": str(truncated)} if truncated else {}
+    return headers | ({"x-penult-fingerprint": model.embedder.fingerprint} if own else {})
 
 
 async def _left(request: Request) -> None:

@@ -10,10 +10,10 @@ from fastapi import FastAPI, Request, Response
 from pydantic import BaseModel, Field, StrictBool
 
 from penult._version import __version__
+from penult.core.tokenized import Tokenized
 from penult.server import metrics
 from penult.server.errors import Refusal
-from penult.server.queued_models import EmbedderFace, Measured, Purpose
-from penult.server.request_log import facts
+from penult.server.queued_models import Purpose, QueuedEmbedder
 from penult.server.requests import (
     MAX_PROMPT_CHARS,
     Dimensions,
@@ -27,6 +27,7 @@ from penult.server.requests import (
     read,
     respond,
     shorten,
+    tokenize,
     while_there,
 )
 from penult.server.service import Endpoint, Service
@@ -149,59 +150,59 @@ def add(app: FastAPI, service: Service) -> None:
 
 
 async def _embed(request: Request, service: Service, asked: EmbedRequest) -> Response:
-    face, purpose = await _open(service, asked)
-    if asked.normalize is False and face.recipe(purpose.role).unit_length:  # the same model without its last step
-        face = await service.models.embedder_for(replace(_endpoint(service, asked.model).config, normalize=False))
-    measured = await _measured(request, face, asked, purpose)
-    found = await face.vectors(asked.inputs, purpose, measured)
-    lengthen = asked.normalize is not False and not face.recipe(purpose.role).unit_length
-    own = asked.dimensions is None and not lengthen
-    vectors = found.rows if own else shorten(found.rows, asked.dimensions, normalize=asked.normalize is not False)
-    return await respond(vectors, vectors.size, headers_of(face, found, own=own))
+    model, purpose = await _open(service, asked)
+    if asked.normalize is False and model.recipe(purpose.role).unit_length:  # the same model without its last step
+        model = await service.models.embedder_for(replace(_endpoint(service, asked.model).config, normalize=False))
+    tokenized = await _tokenize(request, model, asked, purpose)
+    vectors = await model.vectors(tokenized)
+    normalize = asked.normalize is not False
+    own = asked.dimensions is None and (not normalize or model.recipe(purpose.role).unit_length)
+    vectors = vectors if own else shorten(vectors, asked.dimensions, normalize=normalize)
+    return await respond(vectors, vectors.size, headers_of(model, tokenized, own=own))
 
 
 async def _embed_all(request: Request, service: Service, asked: EmbedAllRequest) -> Response:
-    face, purpose = await _open(service, asked)
-    found = await face.tokens(asked.inputs, purpose, await _measured(request, face, asked, purpose))
-    return await respond(list(found.rows), found.tokens * face.embedder.dimension, headers_of(face, found, own=False))
+    model, purpose = await _open(service, asked)
+    tokenized = await _tokenize(request, model, asked, purpose)
+    rows = await model.tokens(tokenized)
+    return await respond(list(rows), sum(row.size for row in rows), headers_of(model, tokenized, own=False))
 
 
-async def _open(service: Service, asked: EmbedAllRequest) -> tuple[EmbedderFace, Purpose]:
+async def _open(service: Service, asked: EmbedAllRequest) -> tuple[QueuedEmbedder, Purpose]:
     endpoint = _endpoint(service, asked.model)
     check(asked.inputs, service.config.limits, "inputs")
-    face = await service.models.embedder_for(endpoint.config)
-    return face, purpose_of(asked, face.embedder.recipe)
+    model = await service.models.embedder_for(endpoint.config)
+    return model, purpose_of(asked, model.embedder.recipe)
 
 
-async def _measured(request: Request, face: EmbedderFace, asked: EmbedAllRequest, purpose: Purpose) -> Measured:
-    noted = facts(request)
-    noted.texts = len(asked.inputs)
-    measured = await face.measure(asked.inputs, purpose)
-    noted.tokens, noted.truncated = sum(measured.sizes), len(measured.cut)
-    recipe = face.recipe(purpose.role)
-    longest = face.embedder.recipe.longest(purpose.role)
-    if measured.cut and asked.truncate is False:
+async def _tokenize(request: Request, model: QueuedEmbedder, asked: EmbedAllRequest, purpose: Purpose) -> Tokenized:
+    tokenized = await tokenize(request, model, asked.inputs, purpose)
+    if not len(tokenized.truncated):
+        return tokenized
+    row, recipe = tokenized.truncated[0], model.recipe(purpose.role)
+    if asked.truncate is False:
+        longest = model.embedder.recipe.longest(purpose.role)
         raise Refusal(
             "text",
-            f"`inputs` must have at most {longest} tokens; text {measured.cut[0]} has more, and `truncate` is false.",
+            f"`inputs` must have at most {longest} tokens; text {row} has more, and `truncate` is false.",
             param="inputs",
         )
-    if measured.cut and (asked.truncation_direction or recipe.side).lower() != recipe.side:
+    if (asked.truncation_direction or recipe.side).lower() != recipe.side:
         raise Refusal(
             "invalid",
-            f"`truncation_direction` is {asked.truncation_direction!r}, text {measured.cut[0]} is too long, and this server "
-            f"cuts on the {recipe.side}; cut it before.",
+            f"`truncation_direction` is {asked.truncation_direction!r}, text {row} is too long, and this server cuts on the "
+            f"{recipe.side}; cut it before.",
             param="truncation_direction",
         )
-    return measured
+    return tokenized
 
 
 def _endpoint(service: Service, model: str | None) -> Endpoint:
     return service.first if model is None else service.find(model)
 
 
-def _info(service: Service, endpoint: Endpoint, face: EmbedderFace) -> Info:
-    recipe, limits = face.embedder.recipe, service.config.limits
+def _info(service: Service, endpoint: Endpoint, model: QueuedEmbedder) -> Info:
+    recipe, limits = model.embedder.recipe, service.config.limits
     return Info(
         model_id=endpoint.config.model,
         model_sha=recipe.graph_sha256,
@@ -219,8 +220,8 @@ def _info(service: Service, endpoint: Endpoint, face: EmbedderFace) -> Info:
         sha=None,
         docker_label=None,
         server="penult",
-        fingerprint=face.fingerprint,
-        dimension=face.embedder.dimension,
+        fingerprint=model.embedder.fingerprint,
+        dimension=model.embedder.dimension,
         normalized=recipe.unit_length,
         prompts={str(role): prompt for role, prompt in recipe.prompts.items()},
         prompt_names=prompt_names(recipe),

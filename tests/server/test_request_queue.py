@@ -7,7 +7,13 @@ import time
 import numpy as np
 import pytest
 
-from penult.server.request_queue import Batcher, QueueFull
+from penult.core.tokenized import Tokenized
+from penult.server.request_queue import QueueFull, RequestQueue
+
+
+def read(tokenized: Tokenized) -> list[str]:
+    """Return the texts of which each letter is a token."""
+    return [bytes(ids).decode() for ids in tokenized.ids]
 
 
 class Engine:
@@ -19,8 +25,9 @@ class Engine:
         self.free.set()
         self.entered = threading.Event()
 
-    def run(self, texts: list[str]) -> np.ndarray:
-        self.calls.append(list(texts))
+    def run(self, tokenized: Tokenized) -> np.ndarray:
+        texts = read(tokenized)
+        self.calls.append(texts)
         self.entered.set()
         assert self.free.wait(10)
         if "bad" in texts:
@@ -55,14 +62,15 @@ def watcher():
 
 @pytest.fixture
 def batcher(watcher):
-    made = Batcher("test", max_requests=40, max_tick_tokens=100, watcher=watcher)
+    made = RequestQueue("test", max_requests=40, max_run_tokens=100, watcher=watcher)
     yield made
     made.close()
     assert watcher.in_queue == 0
 
 
 def ask(batcher, run, texts, **options):
-    return asyncio.ensure_future(batcher.rows(texts, [len(text) for text in texts], run, **options))
+    tokenized = Tokenized.of([list(text.encode()) for text in texts], None, [0] * len(texts), 0)
+    return asyncio.ensure_future(batcher.rows(tokenized, run, **options))
 
 
 async def held(batcher, engine) -> asyncio.Future:
@@ -113,7 +121,8 @@ async def test_rows_of_unlike_sizes_come_in_order(batcher):
     """A request of many ticks whose answers are one array per text, as those of tokens are, has them in its order."""
     calls = []
 
-    def tokens(texts):
+    def tokens(tokenized):
+        texts = read(tokenized)
         calls.append(texts)
         return [np.full(len(text), int(text.rstrip("x"))) for text in texts]
 
@@ -191,7 +200,7 @@ async def test_cancelled_work_is_dropped(batcher, engine):
 
 async def test_closing_finishes_what_waits(watcher, engine):
     """close() answers every request that is in the queue."""
-    batcher = Batcher("test", max_requests=40, max_tick_tokens=10, watcher=watcher)
+    batcher = RequestQueue("test", max_requests=40, max_run_tokens=10, watcher=watcher)
     first = await held(batcher, engine)
     waiting = [ask(batcher, engine.run, ["x" * 9]) for _ in range(5)]
     await asyncio.sleep(0)
