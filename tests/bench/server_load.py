@@ -1,17 +1,21 @@
-"""What many small requests cost: 32 clients with one text each against one client that sends batches, in one run.
+"""What HTTP and many small requests cost: one client that sends batches, and 32 clients with one text each, against `embed`.
 
-usage: server_load.py MODEL [--texts FILE] [--seconds 5] [--rounds 3] [--clients 32] [--batch 64] [--route openai|predict]
+usage: server_load.py MODEL [--texts FILE] [--seconds 5] [--rounds 5] [--clients 32] [--batch 64] [--route openai|predict]
 
-It starts a server of its own on a free port of this machine, takes turns between the two kinds of load, and prints tokens
-a second of each, their ratio, and the latencies of the small requests (p50 and p99, in ms). Texts: the lines of FILE, or
-sentences of 5 to 40 words.
+It starts a server of its own on a free port of this machine. Each round runs the three in turn, so that noise of the machine
+affects all alike: `Embedder.embed` of 512 texts at once in this process, the batching client, the small clients. It prints the
+median tokens per second of each and their ratios, CPU seconds of the server per 1,000 tokens, and the latencies of the small
+requests (p50 and p99, in ms). Clients send bytes that were made before and read no JSON, so that they take little of the CPU
+that they share with the server. Texts: the lines of FILE, or sentences of 5 to 40 words.
 """
 
 import argparse
-import http.client
 import json
+import os
+import platform
 import random
 import re
+import socket
 import statistics
 import subprocess
 import sys
@@ -20,75 +24,102 @@ import time
 from pathlib import Path
 
 SERVE = "import sys; from penult.server import main; main(sys.argv[1:])"
+LENGTH = re.compile(rb"content-length: (\d+)", re.IGNORECASE)
 
 
 def start(model: str, route: str, more: list[str]) -> tuple[subprocess.Popen[str], int]:
+    """Start a server and return it with its port."""
     task = ["--task", "transformers_embedding_extraction"] if route == "predict" else []
     command = [sys.executable, "-c", SERVE, "--model_path", model, "--host", "127.0.0.1", "--port", "0", *task, *more]
     server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     assert server.stderr is not None
     for line in server.stderr:
-        found = re.search(r"running on http://127\.0\.0\.1:(\d+)", line)
-        if found:
+        if match := re.search(r"running on http://127\.0\.0\.1:(\d+)", line):
             threading.Thread(target=server.stderr.read, daemon=True).start()
-            return server, int(found[1])
+            return server, int(match[1])
     raise SystemExit("the server did not start")
+
+
+def request(route: str, texts: list[str]) -> bytes:
+    """Return the bytes of a request."""
+    openai = route == "openai"
+    body = json.dumps({"input": texts, "encoding_format": "base64"} if openai else {"inputs": texts}).encode()
+    path = "/v1/embeddings" if openai else "/predict"
+    head = f"POST {path} HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
+    return head.encode() + body
 
 
 class Client:
     """One client with one connection that it keeps."""
 
-    def __init__(self, port: int, route: str) -> None:
-        self.connection = http.client.HTTPConnection("127.0.0.1", port)
-        self.openai = route == "openai"
+    def __init__(self, port: int) -> None:
+        self.socket = socket.create_connection(("127.0.0.1", port))
+        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.tokens = 0
         self.latencies: list[float] = []
 
-    def ask(self, texts: list[str], tokens: int) -> None:
-        body = {"input": texts, "encoding_format": "base64"} if self.openai else {"inputs": texts}
+    def ask(self, message: bytes, tokens: int) -> None:
+        """Send a request and read its answer to the end."""
         started = time.perf_counter()
-        self.connection.request("POST", "/v1/embeddings" if self.openai else "/predict", json.dumps(body))
-        answer = self.connection.getresponse()
-        read = json.loads(answer.read())
-        assert answer.status == 200, read
+        self.socket.sendall(message)
+        data = self.socket.recv(1 << 20)
+        while (end := data.find(b"\r\n\r\n")) < 0:
+            data += self.socket.recv(1 << 20)
+        assert data.startswith(b"HTTP/1.1 200"), data[:500]
+        match = LENGTH.search(data, 0, end)
+        assert match is not None
+        left = int(match[1]) - (len(data) - end - 4)
+        while left > 0:
+            left -= len(self.socket.recv(1 << 20))
         self.latencies.append(time.perf_counter() - started)
-        assert len(read["data"] if self.openai else read["embeddings"]) == len(texts)
         self.tokens += tokens
 
-    def run(self, batches: list[tuple[list[str], int]], until: float) -> None:
+    def run(self, requests: list[tuple[bytes, int]], until: float) -> None:
+        """Send requests one after the other until the time is over."""
         while time.perf_counter() < until:
-            for texts, tokens in batches:
-                self.ask(texts, tokens)
+            for message, tokens in requests:
+                self.ask(message, tokens)
                 if time.perf_counter() >= until:
                     break
+        self.socket.close()
 
 
-def load(port: int, route: str, texts: list[str], clients: int, batch: int, seconds: float) -> tuple[float, list[float]]:
-    made = [Client(port, route) for _ in range(clients)]
-    groups = [texts[i : i + batch] for i in range(0, len(texts) - batch + 1, batch)]
-    batches = [(group, sum(COUNTS[text] for text in group)) for group in groups]
+def load(port: int, requests: list[tuple[bytes, int]], clients: int, seconds: float) -> tuple[float, int, list[float]]:
+    """Let clients ask for so long; return tokens per second, tokens and latencies."""
+    made = [Client(port) for _ in range(clients)]
     started = time.perf_counter()
     threads = [
-        threading.Thread(target=client.run, args=(batches[i::clients] or batches, started + seconds))
+        threading.Thread(target=client.run, args=(requests[i::clients] or requests, started + seconds))
         for i, client in enumerate(made)
     ]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    took = time.perf_counter() - started
-    return sum(client.tokens for client in made) / took, [x for client in made for x in client.latencies]
+    tokens = sum(client.tokens for client in made)
+    return tokens / (time.perf_counter() - started), tokens, [x for client in made for x in client.latencies]
 
 
-COUNTS: dict[str, int] = {}
+def cpu_seconds(pid: int) -> float:
+    """Return the CPU seconds of a process, user and system."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def processor() -> str:
+    """Return the name of the processor."""
+    info = Path("/proc/cpuinfo")
+    names = re.findall(r"model name\s*: (.*)", info.read_text()) if info.exists() else []
+    return f"{len(names)} x {names[0]}" if names else platform.processor()
 
 
 def main() -> None:
+    """Measure, and print the medians."""
     parser = argparse.ArgumentParser()
     parser.add_argument("model")
     parser.add_argument("--texts", type=Path)
     parser.add_argument("--seconds", type=float, default=5)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--clients", type=int, default=32)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--route", choices=["openai", "predict"], default="openai")
@@ -99,30 +130,49 @@ def main() -> None:
     texts = [line for line in options.texts.read_text().splitlines() if line.strip()][:2048] if options.texts else made
     from penult import Embedder
 
-    with Embedder.load(options.model, truncate="right") as embedder:
-        COUNTS.update(zip(texts, embedder.count_tokens(texts).tolist(), strict=True))
-        started = time.perf_counter()
-        embedder.embed(texts[:512])
-        local = sum(COUNTS[text] for text in texts[:512]) / (time.perf_counter() - started)
+    embedder = Embedder.load(options.model, truncate="right")
+    counts = embedder.count_tokens(texts).tolist()
+    size = options.batch
+    large = [
+        (request(options.route, texts[i : i + size]), sum(counts[i : i + size])) for i in range(0, len(texts) - size + 1, size)
+    ]
+    small = [(request(options.route, [text]), count) for text, count in zip(texts, counts, strict=True)]
+    embedder.embed(texts[:512])
     server, port = start(options.model, options.route, more)
+    rates: dict[str, list[float]] = {"local": [], "large": [], "small": []}
+    cpu: dict[str, list[float]] = {"local": [], "large": [], "small": []}
+    latencies: list[float] = []
     try:
-        load(port, options.route, texts, 1, options.batch, 1)
-        large, small, latencies = [], [], []
+        load(port, large, 1, 1)
+        load(port, small, options.clients, 1)
         for _ in range(options.rounds):
-            large.append(load(port, options.route, texts, 1, options.batch, options.seconds)[0])
-            rate, seen = load(port, options.route, texts, options.clients, 1, options.seconds)
-            small.append(rate)
-            latencies += seen
+            began, used, tokens = time.perf_counter(), time.process_time(), 0
+            while time.perf_counter() - began < options.seconds:
+                embedder.embed(texts[:512])
+                tokens += sum(counts[:512])
+            rates["local"].append(tokens / (time.perf_counter() - began))
+            cpu["local"].append(1000 * (time.process_time() - used) / tokens)
+            for kind, requests, clients in (("large", large, 1), ("small", small, options.clients)):
+                used = cpu_seconds(server.pid)
+                rate, tokens, seen = load(port, requests, clients, options.seconds)
+                rates[kind].append(rate)
+                cpu[kind].append(1000 * (cpu_seconds(server.pid) - used) / tokens)
+                latencies += seen if kind == "small" else []
     finally:
         server.terminate()
         server.wait()
     latencies.sort()
-    print(f"texts of {statistics.mean(COUNTS.values()):.1f} tokens; in-process, 512 texts at once: {local:.0f} tokens/s")
-    print(f"one client, batches of {options.batch}: {' '.join(f'{x:.0f}' for x in large)} tokens/s")
-    print(f"{options.clients} clients, one text each: {' '.join(f'{x:.0f}' for x in small)} tokens/s")
-    print(f"ratio {statistics.median(small) / statistics.median(large):.2f} "
-          f"p50 {latencies[len(latencies) // 2] * 1000:.0f} ms p99 {latencies[int(len(latencies) * 0.99)] * 1000:.0f} ms "
-          f"({len(latencies)} requests)")  # fmt: skip
+    rate = {kind: statistics.median(values) for kind, values in rates.items()}
+    used = {kind: statistics.median(values) for kind, values in cpu.items()}
+    print(f"{processor()}; texts of {statistics.mean(counts):.1f} tokens; medians of {options.rounds} rounds")
+    names = {"local": "in-process, 512 texts at once", "large": f"one client, batches of {size}",
+             "small": f"{options.clients} clients, one text each"}  # fmt: skip
+    for kind, name in names.items():
+        print(f"{name}: {rate[kind]:.0f} tokens/s, {used[kind]:.3f} CPU s per 1,000 tokens")
+    print(f"small / batching client {rate['small'] / rate['large']:.2f} (CPU {used['large'] / used['small']:.2f}), "
+          f"batching client / in-process {rate['large'] / rate['local']:.2f} (CPU {used['local'] / used['large']:.2f})")  # fmt: skip
+    print(f"p50 {latencies[len(latencies) // 2] * 1000:.0f} ms, p99 {latencies[int(len(latencies) * 0.99)] * 1000:.0f} ms, "
+          f"{len(latencies)} requests")  # fmt: skip
 
 
 if __name__ == "__main__":
