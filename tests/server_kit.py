@@ -48,9 +48,9 @@ class Running:
 
 
 @contextmanager
-def serving(*endpoints: EndpointConfig, **options) -> Iterator[Running]:
+def serving(*endpoints: EndpointConfig, kind: type[ServerConfig] = ServerConfig, **options) -> Iterator[Running]:
     """Serve endpoints on a free port of 127.0.0.1."""
-    running = Running(ServerConfig(endpoints=endpoints, **{"host": "127.0.0.1", "threads": 1, **options}))
+    running = Running(kind(endpoints=endpoints, **{"host": "127.0.0.1", "threads": 1, **options}))
     try:
         yield running
     finally:

@@ -71,7 +71,9 @@ def test_who_may_change_endpoints(tiny, guarded):
         assert guarded.post("/v2/models/more/infer", {"inputs": "a"}, headers=headers).status_code == status
     answer = guarded.client.request("DELETE", "/endpoints", json={**body, "task": "qa"}, headers=headers)
     assert answer.status_code == 422
-    assert answer.json()["detail"][0]["msg"].startswith("This is no endpoint: the body: task is refused: task is 'qa'")
+    assert answer.json()["detail"][0]["msg"].startswith(
+        "This is no endpoint: the body: task is 'qa'; it must be transformers_embedding_extraction"
+    )
 
 
 def test_the_most_endpoints(tiny):

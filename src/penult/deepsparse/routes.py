@@ -13,9 +13,9 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from penult.deepsparse import config_file as configfile
-from penult.deepsparse import yaml_file as yamlfile
-from penult.server.config import TASK, ConfigError, EndpointConfig
+from penult.deepsparse.arguments import TASK
+from penult.deepsparse.config_file import DeepSparseEndpoint, read_endpoint
+from penult.server.config import ConfigError
 from penult.server.errors import Refusal
 from penult.server.health import Ready
 from penult.server.queued_models import PipelineFace
@@ -143,7 +143,7 @@ async def _benchmark() -> None:
     raise Refusal("invalid", "A server in use is no place to measure; `penult bench` measures the model.")  # DeepSparse: 500
 
 
-def _old_paths(service: Service, endpoint: EndpointConfig) -> list[str]:
+def _old_paths(service: Service, endpoint: DeepSparseEndpoint) -> list[str]:
     """List where DeepSparse up to 1.5 served an endpoint: at its route, or at /predict where no other has that."""
     if endpoint.route is not None:
         return ["/" + endpoint.route.strip("/")]
@@ -167,7 +167,7 @@ def _add_infer(app: FastAPI, path: str, infer: Callable[[Request], Awaitable[Res
     )
 
 
-def _check_free(app: FastAPI, path: str, config: EndpointConfig) -> None:
+def _check_free(app: FastAPI, path: str, config: DeepSparseEndpoint) -> None:
     if any(getattr(route, "path", None) == path for route in app.routes):
         place = f"{config.place}: " if config.place else ""
         raise ConfigError(f"{place}The route {path} is taken already; give the endpoint another.")
@@ -191,17 +191,14 @@ async def _answer(request: Request, face: PipelineFace, texts: list[str]) -> Res
 
 def _config(service: Service) -> dict[str, Any]:
     """Give the configuration under DeepSparse's keys."""
-    written = service.config.as_written
+    written = service.config.model_dump(exclude_unset=True)
     loggers: Any = written.get("loggers") or {}
-    integration = service.config.integration
-    if integration == "local":  # DeepSparse said null where a file did not say
-        integration = written.get("integration", integration)
     logging_of: Any = written.get("system_logging") or {}
     parts = {name: {**_OFF, **(logging_of.get(name) or {})} for name in ("request_details", "resource_utilization")}
     return {
         "num_cores": written.get("num_cores"),
         "num_workers": written.get("num_workers"),
-        "integration": integration,
+        "integration": service.config.integration,
         "engine_thread_pinning": written.get("engine_thread_pinning", "core"),
         "pytorch_num_threads": written.get("pytorch_num_threads", 1),
         "endpoints": [_endpoint_config(number, endpoint) for number, endpoint in enumerate(service.endpoints)],
@@ -211,7 +208,8 @@ def _config(service: Service) -> dict[str, Any]:
 
 
 def _endpoint_config(number: int, endpoint: Endpoint) -> dict[str, Any]:
-    written, config = endpoint.config.as_written, endpoint.config
+    config = endpoint.config
+    written = config.model_dump(exclude_unset=True)
     return {
         "name": config.name or (endpoint.name if config.route is None else f"{TASK}-{number}"),
         "route": config.route,
@@ -224,6 +222,11 @@ def _endpoint_config(number: int, endpoint: Endpoint) -> dict[str, Any]:
         "middlewares": written.get("middlewares"),
         "kwargs": written.get("kwargs") or {},
         **{key: value for key in _OWN if (value := getattr(config, key)) is not None},
+        **(
+            {"layer": config.layer}
+            if "emb_extraction_layer" not in config.kwargs.model_fields_set and "layer" in written
+            else {}
+        ),
     }
 
 
@@ -252,7 +255,7 @@ async def _add(app: FastAPI, service: Service, body: bytes) -> JSONResponse:
     if len(service.endpoints) >= _MOST_ENDPOINTS:
         raise Refusal("invalid", f"There are {_MOST_ENDPOINTS} endpoints already, that is the most; remove one.")
     try:
-        config = configfile.read_endpoint(yamlfile.of(given.model_dump(), "the body", ConfigError))
+        config = read_endpoint(given.model_dump())
         for path in _old_paths(service, config):
             _check_free(app, path, config)
         add_endpoint(app, service, await asyncio.to_thread(service.add, config))
@@ -266,7 +269,7 @@ def _delete(app: FastAPI, service: Service, body: bytes) -> bool:
     """Remove an endpoint by its name, its route or a path of its; where none is left of that name, that is well too."""
     try:
         given = EndpointBody.model_validate_json(body)
-        config = configfile.read_endpoint(yamlfile.of(given.model_dump(), "the body", ConfigError))
+        config = read_endpoint(given.model_dump())
     except ValueError as error:
         raise Refusal("invalid", f"This is no endpoint: {error}") from error
     named = (config.route or config.name or "").strip("/")

@@ -6,19 +6,19 @@ It reads an endpoint's keys into `Embedder.load` and `Pipeline.create`; it knows
 import asyncio
 import logging
 import threading
-from collections.abc import Mapping
 
 from penult.core.embedder import Embedder
 from penult.core.recipe import Recipe
+from penult.deepsparse.arguments import TASK
+from penult.deepsparse.config_file import DeepSparseEndpoint
 from penult.deepsparse.pipeline import Pipeline
-from penult.server.config import TASK, EndpointConfig, Limits
+from penult.server.config import EndpointConfig, Limits
 from penult.server.errors import Refusal
 from penult.server.metrics import Metrics
 from penult.server.queued_models import EmbedderFace, PipelineFace
 from penult.types import Pooling
 
 _LOGGER = logging.getLogger(__name__)
-_POOLINGS: Mapping[str, Pooling] = {"reduce_mean": "mean", "reduce_max": "max", "cls_token": "cls"}
 
 
 class Models:
@@ -68,7 +68,7 @@ class Models:
                 self._embedders[key] = EmbedderFace(opened, endpoint.model, self._limits, self._metrics)
             return self._embedders[key]
 
-    def pipeline(self, endpoint: EndpointConfig) -> PipelineFace:
+    def pipeline(self, endpoint: DeepSparseEndpoint) -> PipelineFace:
         """Open what DeepSparse's routes need.
 
         Raises:
@@ -88,7 +88,7 @@ class Models:
                     TASK,
                     endpoint.model,
                     emb_extraction_layer=endpoint.emb_extraction_layer,
-                    extraction_strategy=endpoint.extraction_strategy,  # type: ignore[arg-type] # Pipeline checks it
+                    extraction_strategy=endpoint.extraction_strategy,
                     sequence_length=list(lengths) if isinstance(lengths, tuple) else lengths,
                     return_numpy=True,
                     num_cores=self._threads,
@@ -106,7 +106,7 @@ class Models:
         except (OSError, TypeError, ValueError) as error:
             raise Refusal("unable", f"{endpoint.model} cannot be opened for this route: {error}") from error
 
-    async def pipeline_for(self, endpoint: EndpointConfig) -> PipelineFace:
+    async def pipeline_for(self, endpoint: DeepSparseEndpoint) -> PipelineFace:
         """Give the face, opened in a thread where it is not open yet; what cannot be opened is refused in words."""
         if (found := self._pipelines.get(_pipeline_key(endpoint))) is not None:
             return found
@@ -125,12 +125,10 @@ class Models:
             pipeline_face.pipeline.close()
 
     def _load(self, endpoint: EndpointConfig) -> Embedder:
-        layer = endpoint.emb_extraction_layer
-
         def load(pooling: Pooling | tuple[Pooling, ...] | None) -> Embedder:
             return Embedder.load(
                 endpoint.model,
-                layer=layer + 1 if isinstance(layer, int) and layer >= 0 else layer,  # DeepSparse's 0 is the first layer
+                layer=endpoint.layer,
                 pooling=pooling,
                 precision=endpoint.precision,
                 max_length=endpoint.max_length,
@@ -147,10 +145,9 @@ class Models:
         try:
             found = load(endpoint.pooling)
         except ValueError:
-            stated = _POOLINGS.get(endpoint.extraction_strategy)
-            if endpoint.pooling is not None or stated is None:
+            if endpoint.pooling is not None or endpoint.fallback_pooling is None:
                 raise
-            found = load(stated)  # the model's files do not say; the strategy of the endpoint does
+            found = load(endpoint.fallback_pooling)
         origin = found.recipe.origin.get("prompts", "")
         _LOGGER.info(
             "%s is open for the routes of OpenAI and TEI: %d values, pooling %s, prompts %s, fingerprint %s",
@@ -170,12 +167,12 @@ class Models:
 
 
 def _embedder_key(endpoint: EndpointConfig) -> tuple[object, ...]:
-    pooling = (endpoint.pooling, None if endpoint.pooling else _POOLINGS.get(endpoint.extraction_strategy))
+    pooling = (endpoint.pooling, None if endpoint.pooling else endpoint.fallback_pooling)
     prompts = None if endpoint.prompts is None else tuple(sorted(endpoint.prompts.items()))
     rest = (endpoint.precision, endpoint.max_length, endpoint.dimensions, endpoint.normalize, endpoint.layer_norm, prompts)
     files = (endpoint.files_from, endpoint.model_file, endpoint.model_task)
-    return (endpoint.model, endpoint.emb_extraction_layer, *pooling, *rest, *files)
+    return (endpoint.model, endpoint.layer, *pooling, *rest, *files)
 
 
-def _pipeline_key(endpoint: EndpointConfig) -> tuple[object, ...]:
-    return (endpoint.model, endpoint.emb_extraction_layer, endpoint.extraction_strategy, endpoint.sequence_length)
+def _pipeline_key(endpoint: DeepSparseEndpoint) -> tuple[object, ...]:
+    return (endpoint.model, endpoint.layer, endpoint.extraction_strategy, endpoint.sequence_length)

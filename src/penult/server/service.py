@@ -5,7 +5,9 @@ It knows configurations, models and limits; it knows no routes.
 
 from dataclasses import dataclass
 
-from penult.server.config import TASK, ConfigError, EndpointConfig, ServerConfig
+from penult.deepsparse.arguments import TASK
+from penult.deepsparse.config_file import DeepSparseEndpoint, extend
+from penult.server.config import ConfigError, ServerConfig
 from penult.server.errors import Refusal
 from penult.server.metrics import Metrics
 from penult.server.models import Models
@@ -23,7 +25,7 @@ class Endpoint:
         model_id: its name on the OpenAI routes.
     """
 
-    config: EndpointConfig
+    config: DeepSparseEndpoint
     name: str
     aliases: tuple[str, ...]
     model_id: str
@@ -39,14 +41,14 @@ class Service:
     """
 
     def __init__(self, config: ServerConfig) -> None:
-        self.config = config
+        self.config = extend(config)
         self.metrics = Metrics()
         self.models = Models(config.limits, self.metrics, config.threads)
         self.endpoints: list[Endpoint] = []
-        for endpoint in config.endpoints:
+        for endpoint in self.config.endpoints:
             self.add(endpoint, alone=len(config.endpoints) == 1)
 
-    def add(self, config: EndpointConfig, *, alone: bool = False) -> Endpoint:
+    def add(self, config: DeepSparseEndpoint, *, alone: bool = False) -> Endpoint:
         """Open an endpoint: the face of the routes it was written for, now; the other one, when it is first asked for."""
         try:
             return self._open(config, alone=alone)
@@ -55,7 +57,7 @@ class Service:
                 raise
             raise ConfigError(f"{config.place}: {error}") from error
 
-    def _open(self, config: EndpointConfig, *, alone: bool) -> Endpoint:
+    def _open(self, config: DeepSparseEndpoint, *, alone: bool) -> Endpoint:
         number = len(self.endpoints)
         route = (config.route or "").strip("/")
         name = route or config.name or f"{TASK}-{number}"
@@ -71,7 +73,7 @@ class Service:
         model_id = config.model if config.name in (None, TASK) else config.name
         if model_id in {endpoint.model_id for endpoint in self.endpoints}:  # the same model, served in another way
             model_id = name
-        if config.task is None or config.chooses_files:
+        if config.open_at_start:
             self.models.embedder(config)
         else:
             self.models.pipeline(config)
@@ -91,6 +93,9 @@ class Service:
         for way in zip(*known, strict=True):  # all ids first, so that another's model does not stand before them
             if model in way:
                 return self.endpoints[way.index(model)]
+        for endpoint in self.endpoints:
+            if model in endpoint.config.aliases:
+                return endpoint
         names = ", ".join(endpoint.model_id for endpoint in self.endpoints)
         what = "No model is named" if model is None else f"The model {model[:100]!r} is not served"
         raise Refusal("missing", f"{what}; `model` must be one of {names}.", param="model")

@@ -3,7 +3,6 @@
 It knows TEI's JSON. TEI serves one model; here that is the first endpoint, or the one that `model` names.
 """
 
-from dataclasses import replace
 from typing import Any, Literal
 
 from fastapi import FastAPI, Request, Response
@@ -151,7 +150,7 @@ def add(app: FastAPI, service: Service) -> None:
 async def _embed(request: Request, service: Service, asked: EmbedRequest) -> Response:
     face, purpose = await _open(service, asked)
     if asked.normalize is False and face.recipe(purpose.role).unit_length:  # the same model without its last step
-        face = await service.models.embedder_for(replace(_endpoint(service, asked.model).config, normalize=False))
+        face = await service.models.embedder_for(_endpoint(service, asked.model).config.model_copy(update={"normalize": False}))
     measured = await _measured(request, face, asked, purpose)
     found = await face.vectors(asked.inputs, purpose, measured)
     lengthen = asked.normalize is not False and not face.recipe(purpose.role).unit_length
