@@ -33,7 +33,7 @@ def test_the_options_of_a_server():
     shown = run("serve", "--help").stdout
     assert max(map(len, shown.splitlines())) <= 80
     for name, field in Limits.model_fields.items():
-        assert re.search(rf"--{name.replace('_', '-')} N\s[^-]*\s{field.default}\.", shown), name
+        assert re.search(rf"--{name.replace('_', '-')} \S+\s[^-]*\s{field.default}\.", shown), name
     code = "import sys; from penult.cli import app; app(sys.argv[1:], standalone_mode=False); print(' '.join(sys.modules))"
     for words in (["--help"], ["serve", "--help"]):
         loaded = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=True).stdout.split()

@@ -2,6 +2,7 @@
 
 import logging
 import re
+import sys
 
 import pytest
 import typer
@@ -503,6 +504,17 @@ def test_penults_own_command_line(tmp_path, capsys):
     with pytest.raises(SystemExit):
         app(["m", "--task", TASK])
     assert "No such option" in capsys.readouterr().err
+
+
+def test_the_extra_is_named(monkeypatch, capsys):
+    """Without the server's packages, the command says how to install them."""
+    monkeypatch.setitem(sys.modules, "yaml", None)
+    monkeypatch.delitem(sys.modules, "penult.server.config_file")
+    monkeypatch.delattr("penult.server.config_file")
+    with pytest.raises(SystemExit) as end:
+        main(["m"])
+    assert end.value.code == 2
+    assert re.fullmatch(r"penult\.server: .*yaml.*\. Install penult\[server\]\.\n", capsys.readouterr().err)
 
 
 def test_a_file_is_overridden(tmp_path):

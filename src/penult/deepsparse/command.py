@@ -1,6 +1,5 @@
 """DeepSparse's command line: its spellings and options, over those of `penult serve`."""
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,22 +22,16 @@ class Options(command.Options):
     """The options of `penult serve` and of `penult.server`; None: not given."""
 
     config: Annotated[
-        Path | None,
-        typer.Option(
-            "--config", "--config-file", metavar="FILE", help="YAML file with endpoints, in place of MODEL, also DeepSparse's."
-        ),
+        Path | None, typer.Option("--config", "--config-file", help="A YAML file with endpoints, in place of MODEL.")
     ] = None
     threads: Annotated[
-        int | None,
-        typer.Option("--threads", "--num-cores", metavar="N", help="Threads of each model. Default: the physical cores."),
+        int | None, typer.Option("--threads", "--num-cores", help="Threads of each model. Default: the physical cores.")
     ] = None
-    model_path: Annotated[str | None, typer.Option(metavar="MODEL", help="DeepSparse's way to pass MODEL.")] = None
-    task: Annotated[str | None, typer.Option(metavar="TASK", help=f"{TASK}: load the model for DeepSparse's routes first.")] = (
-        None
-    )
+    model_path: Annotated[str | None, typer.Option(help="The same as MODEL.")] = None
+    task: Annotated[str | None, typer.Option(help=f"{TASK}: load the model for DeepSparse's routes first.")] = None
     integration: Annotated[
         Literal["local", "sagemaker", "openai"] | None,
-        typer.Option(metavar="NAME", help="sagemaker: inference under /invocations. local and openai: the default routes."),
+        typer.Option(help="sagemaker: inference under /invocations. local, openai: the usual routes, which are the same."),
     ] = None
     batch_size: Annotated[str | None, typer.Option(hidden=True)] = None
     num_workers: Annotated[str | None, typer.Option(hidden=True)] = None
@@ -92,10 +85,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Raises:
         SystemExit: the command line is wrong, or the server does not start.
     """
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
-    add(app)
-    try:
-        app(sys.argv[1:] if arguments is None else list(arguments), prog_name="penult.server")
-    except SystemExit as end:
-        if end.code:
-            raise
+    command.main(arguments, Options)

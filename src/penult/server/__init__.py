@@ -6,7 +6,7 @@ The names below are imported when they are first used, so that the command line 
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from penult.deepsparse.command import main
+    from penult.server.command import main
     from penult.server.config import ConfigError, EndpointConfig, Limits, ServerConfig
 
 __all__ = ["ConfigError", "EndpointConfig", "Limits", "ServerConfig", "main", "serve"]

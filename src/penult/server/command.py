@@ -4,6 +4,8 @@ Typer makes the options from the fields of a dataclass, so that another command 
 """
 
 import os
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -24,54 +26,32 @@ class Options:
     model: Annotated[
         str | None, typer.Argument(metavar="MODEL", help="A folder, an .onnx file, a Hub id or package:NAME[/folder].")
     ] = None
-    config: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="YAML file with endpoints, in place of MODEL. Options override it.")
-    ] = None
-    host: Annotated[
-        str | None, typer.Option(metavar="ADDRESS", help="Default: 0.0.0.0, every network. 127.0.0.1: this machine alone.")
-    ] = None
-    port: Annotated[int | None, typer.Option(metavar="N", help="Default: 5543. 0: any that is free.")] = None
+    config: Annotated[Path | None, typer.Option(help="A YAML file with endpoints, in place of MODEL.")] = None
+    host: Annotated[str | None, typer.Option(help="Default: 0.0.0.0, every network. 127.0.0.1: this machine alone.")] = None
+    port: Annotated[int | None, typer.Option(help="Default: 5543. 0: any that is free.")] = None
     api_key: Annotated[
-        str | None,
-        typer.Option(metavar="KEY", help="Clients send it as `Authorization: Bearer KEY`. Default: PENULT_API_KEY, if set."),
+        str | None, typer.Option(help="Clients send it as `Authorization: Bearer KEY`. Default: PENULT_API_KEY, if set.")
     ] = None
     log_json: Annotated[bool, typer.Option("--log-json", help="Write the log as JSON lines.")] = False
-    threads: Annotated[int | None, typer.Option(metavar="N", help="Threads of each model. Default: the physical cores.")] = None
+    threads: Annotated[int | None, typer.Option(help="Threads of each model. Default: the physical cores.")] = None
     pooling: Annotated[
-        str | None, typer.Option(metavar="NAME", help="mean, max, cls, ... (several with commas). Default: as the files say.")
+        str | None, typer.Option(help="mean, max, cls, ... (several with commas). Default: as the model's files say.")
     ] = None
-    prompt_query: Annotated[
-        str | None, typer.Option(metavar="TEXT", help="Prompt of queries. Default: as the model's files say.")
-    ] = None
-    prompt_document: Annotated[
-        str | None, typer.Option(metavar="TEXT", help="Prompt of documents. Default: as the model's files say.")
-    ] = None
-    model_file: Annotated[
-        str | None, typer.Option(metavar="FILE", help="The .onnx file, of several in the folder or on the Hub.")
-    ] = None
+    prompt_query: Annotated[str | None, typer.Option(help="Prompt of queries. Default: as the model's files say.")] = None
+    prompt_document: Annotated[str | None, typer.Option(help="Prompt of documents. Default: as the model's files say.")] = None
+    model_file: Annotated[str | None, typer.Option(help="The .onnx file, of several in the folder or on the Hub.")] = None
     files_from: Annotated[
-        str | None,
-        typer.Option(metavar="MODEL", help="Folder or Hub id with tokenizer and configuration, for a model without them."),
+        str | None, typer.Option(help="Folder or Hub id with tokenizer and configuration, for a model without them.")
     ] = None
-    model_task: Annotated[str | None, typer.Option(metavar="TASK", help="The task of a model that has several.")] = None
-    max_body_bytes: Annotated[int | None, typer.Option(metavar="N", help="Limit: bytes of a request. Default: 33554432.")] = (
-        None
-    )
-    max_client_batch_size: Annotated[
-        int | None, typer.Option(metavar="N", help="Limit: texts of a request. Default: 2048.")
-    ] = None
-    max_text_chars: Annotated[int | None, typer.Option(metavar="N", help="Limit: characters of a text. Default: 1000000.")] = (
-        None
-    )
+    model_task: Annotated[str | None, typer.Option(help="The task of a model that has several.")] = None
+    max_body_bytes: Annotated[int | None, typer.Option(help="Limit: bytes of a request. Default: 33554432.")] = None
+    max_client_batch_size: Annotated[int | None, typer.Option(help="Limit: texts of a request. Default: 2048.")] = None
+    max_text_chars: Annotated[int | None, typer.Option(help="Limit: characters of a text. Default: 1000000.")] = None
     max_concurrent_requests: Annotated[
-        int | None, typer.Option(metavar="N", help="Limit: requests that run or wait, for each model. Default: 512.")
+        int | None, typer.Option(help="Limit: requests that run or wait, for each model. Default: 512.")
     ] = None
-    max_tick_tokens: Annotated[
-        int | None, typer.Option(metavar="N", help="Limit: tokens of a merged batch. Default: 4096.")
-    ] = None
-    max_answer_values: Annotated[
-        int | None, typer.Option(metavar="N", help="Limit: numbers of an answer. Default: 16777216.")
-    ] = None
+    max_tick_tokens: Annotated[int | None, typer.Option(help="Limit: tokens of a merged batch. Default: 4096.")] = None
+    max_answer_values: Annotated[int | None, typer.Option(help="Limit: numbers of an answer. Default: 16777216.")] = None
 
     def configuration(self) -> "ServerConfig":
         """Return the configuration of the file or of the one model, overridden by the other options.
@@ -153,7 +133,8 @@ class Serve(TyperCommand):
 
             serve(options.configuration())
         except (ValueError, OSError, ModuleNotFoundError) as error:
-            typer.echo(f"{ctx.command_path}: {error}", err=True)
+            missing = isinstance(error, ModuleNotFoundError) and error.name is not None
+            typer.echo(f"{ctx.command_path}: {error}{'. Install penult[server].' if missing else ''}", err=True)
             raise typer.Exit(_FAILED) from error
 
 
@@ -165,3 +146,22 @@ def add(app: typer.Typer, options: type[Options] = Options) -> None:
         help="Serve embeddings over HTTP. Dashes and underscores in options are the same.",
         context_settings={"token_normalize_func": lambda name: name.replace("_", "-")},
     )(options)
+
+
+def main(arguments: Sequence[str] | None = None, options: type[Options] = Options) -> None:
+    """Run `penult.server`: serve as the command line says.
+
+    Args:
+        arguments: the command line. None: this process's.
+        options: the options that it may have.
+
+    Raises:
+        SystemExit: the command line is wrong, or the server does not start.
+    """
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+    add(app, options)
+    try:
+        app(sys.argv[1:] if arguments is None else list(arguments), prog_name="penult.server")
+    except SystemExit as end:
+        if end.code:  # a program that calls this goes on after the server has ended
+            raise
