@@ -13,6 +13,7 @@ from contextlib import contextmanager
 import httpx
 import uvicorn
 
+from penult.deepsparse.config_file import DeepSparseEndpoint, DeepSparseServer
 from penult.server import EndpointConfig, ServerConfig
 from penult.server.app import create_app
 
@@ -48,9 +49,14 @@ class Running:
 
 
 @contextmanager
-def serving(*endpoints: EndpointConfig, **options) -> Iterator[Running]:
-    """Serve endpoints on a free port of 127.0.0.1."""
-    running = Running(ServerConfig(endpoints=endpoints, **{"host": "127.0.0.1", "threads": 1, **options}))
+def serving(*endpoints: EndpointConfig, kind: type[ServerConfig] = DeepSparseServer, **options) -> Iterator[Running]:
+    """Serve endpoints on a free port of 127.0.0.1; with DeepSparse's routes, unless `kind` says otherwise."""
+    if kind is DeepSparseServer:
+        endpoints = tuple(
+            DeepSparseEndpoint(**{name: getattr(one, name) for name in one.model_fields_set}) for one in endpoints
+        )
+        options = {"integration": "local", **options}
+    running = Running(kind(endpoints=endpoints, **{"host": "127.0.0.1", "threads": 1, **options}))
     try:
         yield running
     finally:
@@ -61,7 +67,7 @@ class Process:
     """`penult.server` in a process of its own; `lines` is what it has logged."""
 
     def __init__(self, *arguments: str, port: int = 0, before: str = "") -> None:
-        command = [sys.executable, "-c", f"{before}\nfrom penult.server import main; main()", *arguments]
+        command = [sys.executable, "-c", f"{before}\nfrom penult.deepsparse.command import main; main()", *arguments]
         self.lines: list[str] = []
         self.process = subprocess.Popen(
             [*command, "--host", "127.0.0.1", "--port", str(port), "--num_cores", "1"],

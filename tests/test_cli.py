@@ -1,6 +1,7 @@
 """The command line as a user sees it: in a process of its own."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -12,6 +13,7 @@ import reference
 from models import tiny_model
 
 from penult import Embedder, __version__
+from penult.server import Limits
 
 
 def run(*arguments):
@@ -24,6 +26,19 @@ def test_version_and_help():
     for command in ("inspect", "cut"):
         assert command in run("--help").stdout
         assert run(command, "--help").returncode == 0
+
+
+def test_the_options_of_a_server():
+    """`penult serve --help` fits 80 columns and names the default of every limit; neither help loads the server's packages."""
+    shown = run("serve", "--help").stdout
+    assert max(map(len, shown.splitlines())) <= 80
+    for name, field in Limits.model_fields.items():
+        assert re.search(rf"--{name.replace('_', '-')} \S+\s[^-]*\s{field.default}\.", shown), name
+    code = "import sys; from penult.cli import app; app(sys.argv[1:], standalone_mode=False); print(' '.join(sys.modules))"
+    for words in (["--help"], ["serve", "--help"]):
+        loaded = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=True).stdout.split()
+        assert "penult.server.command" in loaded
+        assert not {"penult.server.config", "yaml", "fastapi", "onnx", "onnxruntime"} & set(loaded)
 
 
 def test_inspect_prints_json(tmp_path):

@@ -44,8 +44,8 @@ FENCE = {
     "fastapi": {"server/", "deepsparse/"},
     "uvicorn": {"server/"},
     "prometheus_client": {"server/"},
-    "yaml": {"deepsparse/"},
-    "typer": {"cli.py", "bulk/commands.py"},
+    "yaml": {"server/config_file.py"},
+    "typer": {"cli.py", "bulk/commands.py", "server/command.py", "deepsparse/command.py"},
     "torch": {"core/export_worker.py", "core/config/module_weights.py"},
 }
 LEAVES = ("source", "recipe", "engine", "tokenizer", "tokenized", "batching", "model_inputs", "shutdown_guard", "threads")

@@ -15,8 +15,9 @@ import pytest
 from server_kit import Process, serving
 
 from penult import Embedder, Pipeline, RemoteEmbedder, TextEmbedder, TextError
+from penult.deepsparse.arguments import TASK
+from penult.deepsparse.config_file import DeepSparseEndpoint
 from penult.server import EndpointConfig, Limits
-from penult.server.config import TASK, single
 from penult.types import TruncationWarning
 
 TEXTS = ["the cat sat", "a dog on the mat", "", "the moon"]
@@ -464,7 +465,7 @@ async def test_busy_is_tried_again_when_awaited(monkeypatch):
 
 @pytest.fixture(scope="module")
 def running(tiny):
-    with serving(single(str(tiny)), limits=Limits(max_client_batch_size=20)) as made:
+    with serving(EndpointConfig(model=str(tiny)), limits=Limits(max_client_batch_size=20)) as made:
         yield made
 
 
@@ -503,7 +504,11 @@ def test_roles_reach_the_model(tmp_path):
     from models import tiny_model
 
     folder = tiny_model(tmp_path / "m", prompts={"query": "query: ", "document": "passage: "})
-    with serving(single(str(folder))) as made, RemoteEmbedder(made.url) as remote, Embedder.load(folder, threads=1) as local:
+    with (
+        serving(EndpointConfig(model=str(folder))) as made,
+        RemoteEmbedder(made.url) as remote,
+        Embedder.load(folder, threads=1) as local,
+    ):
         for role in ("query", "document"):
             np.testing.assert_array_equal(remote.embed(TEXTS, role), local.embed(TEXTS, role))
 
@@ -513,7 +518,7 @@ def test_prompts_reach_the_model(tmp_path):
     from models import tiny_model
 
     folder = tiny_model(tmp_path / "m", prompts={"query": "query: ", "document": "passage: "})
-    with serving(single(str(folder))) as made, Embedder.load(folder, threads=1) as local:
+    with serving(EndpointConfig(model=str(folder))) as made, Embedder.load(folder, threads=1) as local:
         with RemoteEmbedder(made.url, prompts={"query": "fish "}) as remote:
             np.testing.assert_array_equal(remote.embed(TEXTS, "query"), local.embed(TEXTS, "query", prompt="fish "))
             np.testing.assert_array_equal(remote.embed(TEXTS), local.embed(TEXTS))
@@ -606,7 +611,7 @@ def test_truncation_is_said_once(running):
 
 def test_penults_routes_of_deepsparse(tiny):
     """A server that can only answer as DeepSparse does is used so, with DeepSparse's numbers."""
-    endpoint = EndpointConfig(model=str(tiny), task=TASK, name="one", extraction_strategy="reduce_mean")
+    endpoint = DeepSparseEndpoint(model=str(tiny), task=TASK, name="one", kwargs={"extraction_strategy": "reduce_mean"})
     pipeline = Pipeline.create(TASK, str(tiny), extraction_strategy="reduce_mean", sequence_length=128, return_numpy=True)
     with serving(endpoint) as made, RemoteEmbedder(f"{made.url}/v2/models/one/infer") as remote, pipeline:
         np.testing.assert_array_equal(remote.embed(TEXTS), np.stack(pipeline(TEXTS).embeddings))

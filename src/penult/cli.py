@@ -15,6 +15,8 @@ import typer
 
 from penult._version import __version__
 from penult.bulk import commands as bulk
+from penult.deepsparse import command as deepsparse_command
+from penult.server import command as server_command
 
 app = typer.Typer(
     name="penult",
@@ -216,15 +218,8 @@ def quality(
     typer.echo(json.dumps(dataclasses.asdict(found), indent=1) if as_json else compare.table(found, read))
 
 
-@app.command(
-    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
-    add_help_option=False,
-)
-def serve(context: typer.Context) -> None:
-    """Serve embeddings over HTTP: OpenAI's, TEI's and DeepSparse's routes. `penult serve --help` lists its options."""
-    from penult import server  # noqa: PLC0415
-
-    server.main(context.args)
+server_command.add(app)
+deepsparse_command.add(app)  # the same command, with DeepSparse's options; goes with the folder deepsparse/
 
 
 def _layer(text: str) -> int | str | None:

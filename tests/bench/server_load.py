@@ -23,14 +23,26 @@ import threading
 import time
 from pathlib import Path
 
-SERVE = "import sys; from penult.server import main; main(sys.argv[1:])"
 LENGTH = re.compile(rb"content-length: (\d+)", re.IGNORECASE)
 
 
 def start(model: str, route: str, more: list[str]) -> tuple[subprocess.Popen[str], int]:
     """Start a server and return it with its port."""
     task = ["--task", "transformers_embedding_extraction"] if route == "predict" else []
-    command = [sys.executable, "-c", SERVE, "--model_path", model, "--host", "127.0.0.1", "--port", "0", *task, *more]
+    command = [
+        sys.executable,
+        "-m",
+        "penult",
+        "serve",
+        "--model_path",
+        model,
+        "--host",
+        "127.0.0.1",
+        "--port",
+        "0",
+        *task,
+        *more,
+    ]
     server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     assert server.stderr is not None
     for line in server.stderr:

@@ -10,7 +10,8 @@ import httpx
 from draw import Draw, altered
 from models import tiny_model
 
-from penult.server import EndpointConfig, Limits, ServerConfig
+from penult.deepsparse.config_file import DeepSparseEndpoint
+from penult.server import Limits, ServerConfig
 from penult.server.app import create_app
 from penult.types import TruncationWarning
 
@@ -28,7 +29,7 @@ LOOP = asyncio.new_event_loop()
 MODEL = tiny_model(Path(tempfile.mkdtemp()) / "tiny")
 APP = create_app(
     ServerConfig(
-        endpoints=(EndpointConfig(model=str(MODEL), extraction_strategy="reduce_mean"),),
+        endpoints=(DeepSparseEndpoint(model=str(MODEL), kwargs={"extraction_strategy": "reduce_mean"}),),
         threads=1,
         limits=Limits(max_body_bytes=10_000, max_client_batch_size=20, max_text_chars=1000),
     )

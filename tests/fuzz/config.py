@@ -35,6 +35,7 @@ endpoints:
     max_length: 0x20
     middlewares: []
 """,
+    b"threads: 1\nendpoints:\n  - {model: m, layer: 0, aliases: [n], prompts: {query: q, document: }, open_at_start: no}\n",
     b"a: !!int x\nb: !!bool y\nc: !!timestamp 2\nd: !!float e\nf: !!binary =\ng: !!set {a}\nh: 2001-13-40\ni: 1:90\nj: 0b\n",
     b"? [a, b]\n: *c\n--- \n{}\n",
 ]

@@ -8,7 +8,8 @@ import pytest
 from models import tiny_model
 from server_kit import serving
 
-from penult.server import EndpointConfig, Limits
+from penult.deepsparse.config_file import DeepSparseEndpoint
+from penult.server import Limits
 from penult.types import TruncationWarning
 
 
@@ -16,7 +17,7 @@ from penult.types import TruncationWarning
 def served(tiny):
     """The tiny model behind every route; small limits, so that tests can pass them."""
     limits = Limits(max_body_bytes=200_000, max_client_batch_size=100, max_text_chars=5_000)
-    with serving(EndpointConfig(model=str(tiny), extraction_strategy="reduce_mean"), limits=limits) as running:
+    with serving(DeepSparseEndpoint(model=str(tiny), kwargs={"extraction_strategy": "reduce_mean"}), limits=limits) as running:
         yield running
 
 

@@ -1,18 +1,23 @@
 """The configuration file, the command line, and what each says of a mistake."""
 
 import logging
-from dataclasses import replace
+import re
+import sys
 
 import pytest
+import typer
 from models import tiny_model
+from pydantic import ValidationError
 from server_kit import serving
 
 from penult import Embedder
-from penult.deepsparse import config_file as configfile
-from penult.deepsparse.command import parse
-from penult.server import ConfigError, EndpointConfig, Limits, ServerConfig, main
+from penult.deepsparse import config_file
+from penult.deepsparse.arguments import TASK
+from penult.deepsparse.command import main
+from penult.deepsparse.config_file import DeepSparseEndpoint, Kwargs
+from penult.server import ConfigError, EndpointConfig, Limits, ServerConfig, command
 from penult.server.app import create_app
-from penult.server.config import TASK
+from penult.server.config_file import load
 from penult.server.service import Service
 
 PAGE = """\
@@ -29,7 +34,23 @@ endpoints:
 def read(tmp_path, text: str) -> ServerConfig:
     file = tmp_path / "config.yaml"
     file.write_text(text)
-    return configfile.read(file)
+    return config_file.read(file)
+
+
+def read_own(tmp_path, text: str) -> ServerConfig:
+    """Read a file in penult's own words, as without the wing of DeepSparse."""
+    file = tmp_path / "config.yaml"
+    file.write_text(text)
+    return load(file, ServerConfig)[0]
+
+
+def parse(words: list[str]) -> ServerConfig:
+    """What a command line asks to serve."""
+    configs = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("penult.server.run.run", configs.append)
+        main(words)
+    return configs[0]
 
 
 def test_the_pages_file(tmp_path):
@@ -73,38 +94,68 @@ endpoints:
         (13, "endpoints[0].batch_size"),
         (18, "endpoints[0].kwargs.return_numpy"),
     ):
-        assert len([one for one in said if f"line {line}: {key} has no meaning here" in one]) == 1
+        assert len([one for one in said if f"line {line}: {key} is ignored: it has no effect in penult" in one]) == 1
     assert not [one for one in said if "data_logging" in one]  # null says nothing
 
 
 @pytest.mark.parametrize(
     ("old", "new", "line", "words"),
     [
-        ("reduce_mean", "mean", 7, "endpoints[0].kwargs.extraction_strategy is 'mean'; it must be one of per_token"),
+        ("reduce_mean", "mean", 7, "endpoints[0].kwargs.extraction_strategy is 'mean'; it must be 'per_token', 'reduce_mean'"),
         ("64", "[16, 0]", 6, "endpoints[0].kwargs.sequence_length is [16, 0]"),
-        ("64", "many", 6, "sequence_length is 'many'; it must be a whole number"),
+        ("64", "many", 6, "sequence_length is 'many'; it must be an integer"),
         ("64", "true", 6, "sequence_length is True"),
-        ("extraction_strategy", "strategy", 7, "endpoints[0].kwargs.strategy is not known here; known are"),
-        ("    model: some/model\n", "", 3, "endpoints[0] lacks model"),
-        ("model: some/model", "model: 5", 4, "endpoints[0].model is 5; it must be a text"),
-        ("task: transformers_embedding_extraction", "task: question_answering", 3, "endpoints[0].task is refused"),
-        ("num_cores: 2", "num_cores: -1", 1, "num_cores is -1; it must be a whole number of at least 0"),
-        ("num_cores: 2", "num_core: 2", 1, "num_core is not known here"),
+        (
+            "extraction_strategy",
+            "strategy",
+            7,
+            "endpoints[0].kwargs.strategy is not a known key. Did you mean extraction_strategy? Known keys: alias",
+        ),
+        ("    model: some/model\n", "", 3, "endpoints[0].model is missing"),
+        ("model: some/model", "model: 5", 4, "endpoints[0].model is 5; it must be a valid string"),
+        (
+            "task: transformers_embedding_extraction",
+            "task: question_answering",
+            3,
+            "endpoints[0].task is 'question_answering'; it must be transformers_",
+        ),
+        ("num_cores: 2", "num_cores: -1", 1, "num_cores is -1; it must be greater than or equal to 0"),
+        ("num_cores: 2", "num_core: 2", 1, "num_core is not a known key. Did you mean num_cores? Known keys: "),
         ("num_cores: 2", "api_key: x", 1, "api_key is a secret"),
-        ("num_cores: 2", "integration: azure", 1, "integration is 'azure'; it must be one of local, sagemaker"),
+        ("num_cores: 2", "integration: azure", 1, "integration is 'azure'; it must be 'local', 'sagemaker' or 'openai'"),
         ("num_cores: 2", "limits: {max_body_bytes: 0}", 1, "limits.max_body_bytes is 0"),
-        ("num_cores: 2", "limits: {max_bodies: 1}", 1, "limits.max_bodies is not known here; known are max_answer_values"),
-        ("num_cores: 2", "num_cores: 2\nnum_cores: 3", 2, "num_cores stands there twice"),
-        ("num_cores: 2", "num_cores: [2", 2, "no YAML"),
-        ("num_cores: 2", "num_cores: !!python/object:os.system 2", 1, "no YAML"),
+        (
+            "num_cores: 2",
+            "limits: {max_bodies: 1}",
+            1,
+            "limits.max_bodies is not a known key. Did you mean max_body_bytes? Known keys: max_answer_values",
+        ),
+        ("num_cores: 2", "num_cores: 2\nnum_cores: 3", 2, "num_cores is given twice"),
+        ("num_cores: 2", "num_cores: [2", 2, "not valid YAML"),
+        ("num_cores: 2", "num_cores: !!python/object:os.system 2", 1, "not valid YAML"),
         ("num_cores: 2", "port: 2020-99-01", 1, "port is '2020-99-01', which cannot be read (month must be in 1..12"),
         ("num_cores: 2", "num_cores: !!int x", 1, "num_cores is 'x', which cannot be read"),
         ("num_cores: 2", "<<: [{num_cores: -1}]", 1, "num_cores is -1"),
-        ("num_cores: 2", "<<: 5", 1, "merges by `<<` what is no mapping"),
-        ("sequence_length: 64", "emb_extraction_layer: [1]", 6, "emb_extraction_layer is [1]; it must be a whole number"),
-        ("    kwargs:", "    middlewares: [a]\n    kwargs:", 5, "middlewares names code"),
-        ("    kwargs:", "    bucketing: {lengths: [1]}\n    kwargs:", 5, "lengths is not known here"),
-        ("    kwargs:", "    bucketing: {sequence_lengths: 16}\n    kwargs:", 5, "needs a list `sequence_lengths:`"),
+        ("num_cores: 2", "<<: 5", 1, "<< merges something else than a mapping"),
+        (
+            "sequence_length: 64",
+            "emb_extraction_layer: [1]",
+            6,
+            "emb_extraction_layer is [1]; it must be an integer, a string or null",
+        ),
+        ("    kwargs:", "    middlewares: [a]\n    kwargs:", 5, "middlewares is ['a']; it names code"),
+        (
+            "    kwargs:",
+            "    bucketing: {lengths: [1]}\n    kwargs:",
+            5,
+            "lengths is not a known key. Did you mean sequence_lengths?",
+        ),
+        (
+            "    kwargs:",
+            "    bucketing: {sequence_lengths: 16}\n    kwargs:",
+            5,
+            "bucketing.sequence_lengths is 16; it must be a list",
+        ),
         ("    kwargs:", "    pooling: median\n    kwargs:", 5, "pooling is 'median'; it must be one of mean, max, cls, last"),
         ("    kwargs:", "    pooling: [mean, median]\n    kwargs:", 5, "pooling is ['mean', 'median']; it must be one of mean"),
         ("    kwargs:", "    pooling: []\n    kwargs:", 5, "pooling is []; it must be one of mean"),
@@ -112,12 +163,12 @@ endpoints:
             "    kwargs:",
             "    prompts: {passage: p}\n    kwargs:",
             5,
-            "prompts.passage is not known here; known are document, query",
+            "prompts.passage is not a known key. Known keys: document, query",
         ),
-        ("    kwargs:", "    prompts: {query: 5}\n    kwargs:", 5, "prompts.query is 5; it must be a text"),
+        ("    kwargs:", "    prompts: {query: 5}\n    kwargs:", 5, "prompts.query is 5; it must be a valid string"),
         ("    kwargs:", "    prompts: 'query: '\n    kwargs:", 5, "prompts is 'query: '; it must be a mapping"),
-        ("    kwargs:", "    model_file: 5\n    kwargs:", 5, "model_file is 5; it must be a text"),
-        ("    kwargs:", "    model_task: 1.5\n    kwargs:", 5, "model_task is 1.5; it must be a text or a whole number"),
+        ("    kwargs:", "    model_file: 5\n    kwargs:", 5, "model_file is 5; it must be a valid string"),
+        ("    kwargs:", "    model_task: 1.5\n    kwargs:", 5, "model_task is 1.5; it must be an integer, a string or null"),
     ],
 )
 def test_a_mistake_names_line_and_key(tmp_path, old, new, line, words):
@@ -127,6 +178,136 @@ def test_a_mistake_names_line_and_key(tmp_path, old, new, line, words):
         read(tmp_path, PAGE.replace(old, new))
     assert f"line {line}:" in str(error.value)
     assert words in str(error.value)
+
+
+OWN = """\
+threads: 2
+endpoints:
+  - model: some/model
+    layer: 0
+    aliases: [text-embedding-3-small]
+    pooling: cls
+    fallback_pooling: mean
+    open_at_start: false
+    prompts:
+      query: "query: "
+"""
+
+
+def test_penults_own_file(tmp_path):
+    """A file in penult's own words is read alike with DeepSparse's keys and without; `layer` is as in `Embedder.load`."""
+    for config in (read_own(tmp_path, OWN), read(tmp_path, OWN)):
+        (endpoint,) = config.endpoints
+        assert (config.threads, endpoint.model, endpoint.layer, endpoint.aliases) == (
+            2,
+            "some/model",
+            0,
+            ("text-embedding-3-small",),
+        )
+        assert (endpoint.pooling, endpoint.fallback_pooling, endpoint.open_at_start) == ("cls", "mean", False)
+        assert endpoint.prompts == {"query": "query: "}
+        assert re.search(r"config\.yaml, line 3: endpoints\[0\]$", endpoint.place)
+    with pytest.raises(ConfigError, match=r"line 3: endpoints\[0\].task is not a known key"):
+        read_own(tmp_path, PAGE.replace("num_cores", "threads"))
+
+
+@pytest.mark.parametrize("reader", [read_own, read])
+@pytest.mark.parametrize(
+    ("old", "new", "line", "words"),
+    [
+        ("threads: 2", "thread: 2", 1, "thread is not a known key. Did you mean threads? Known keys: endpoints"),
+        ("layer: 0", "layers: 0", 4, "endpoints[0].layers is not a known key. Did you mean layer? Known keys: aliases"),
+        ("layer: 0", "place: x", 4, "endpoints[0].place is not a known key"),
+        ("threads: 2", "threads: two", 1, "threads is 'two'; it must be a valid integer"),
+        ("threads: 2", "threads: 0", 1, "threads is 0; it must be greater than or equal to 1"),
+        ("threads: 2", "port: 70000", 1, "port is 70000; it must be less than or equal to 65535"),
+        ("threads: 2", "log_json: 1", 1, "log_json is 1; it must be a valid boolean"),
+        ("threads: 2", "api_key: s3cret", 1, "api_key is a secret and does not belong in this file"),
+        ("layer: 0", "layer: 1.5", 4, "endpoints[0].layer is 1.5; it must be an integer, a string or null"),
+        ("layer: 0", "layer: 0\n    layer: 1", 5, "endpoints[0].layer is given twice"),
+        ("layer: 0", "max_length: true", 4, "endpoints[0].max_length is True; it must be a valid integer"),
+        ("cls", "avg", 6, "endpoints[0].pooling is 'avg'; it must be one of mean, max, cls"),
+        (
+            "fallback_pooling: mean",
+            "fallback_pooling: avg",
+            7,
+            "endpoints[0].fallback_pooling is 'avg'; it must be 'mean', 'max'",
+        ),
+        ("[text-embedding-3-small]", "text-embedding-3-small", 5, "aliases is 'text-embedding-3-small'; it must be a list"),
+        ('query: "', 'search: "', 10, "endpoints[0].prompts.search is not a known key. Known keys: document, query"),
+        ('\n      query: "query: "', " [a]", 9, "endpoints[0].prompts is ['a']; it must be a mapping"),
+        ("model: some/model", "model:", 3, "endpoints[0].model is missing"),
+        ("\n    prompts", "\n  - model\n  - prompts", 9, "endpoints[1] is 'model'; it must be a mapping"),
+        (
+            "\n    prompts",
+            "\n  - {model: m, name: text-embedding-3-small}\n  - prompts",
+            9,
+            "as in endpoints[0]; each endpoint needs",
+        ),
+    ],
+)
+def test_a_mistake_in_penults_own_file(tmp_path, reader, old, new, line, words):
+    """The same in penult's own words, which are checked alike with DeepSparse's keys and without."""
+    assert old in OWN
+    with pytest.raises(ConfigError, match=r"config\.yaml") as error:
+        reader(tmp_path, OWN.replace(old, new, 1).replace("  - prompts", "  - model: x\n    prompts"))
+    assert f"line {line}:" in str(error.value)
+    assert words in str(error.value)
+    assert "s3cret" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"poolings": "mean"}, "poolings is not a known key. Did you mean pooling"),
+        ({"pooling": "avg"}, "pooling\n  Value error, it must be one of mean"),
+        ({"precision": "fp16"}, "precision\n  Input should be 'fp32' or 'int8'"),
+        ({"layer": True}, "it must be an integer, a string or null"),
+        ({"max_length": "9"}, "max_length\n  Input should be a valid integer"),
+        ({"prompts": {"passage": "p"}}, "is not a known key. Known keys: document, query"),
+        ({"prompts": "p"}, "prompts\n  Input should be a valid dictionary"),
+        ({"name": None, "model": None}, "model\n  Input should be a valid string"),
+    ],
+)
+def test_a_mistake_in_a_program(options, words):
+    """An endpoint that a program makes is checked like one of a file, and cannot be changed."""
+    with pytest.raises(ValidationError) as error:
+        EndpointConfig(**{"model": "m", **options})
+    assert words in str(error.value)
+    with pytest.raises(ValidationError, match="Instance is frozen"):
+        EndpointConfig(model="m").model = "n"
+
+
+def test_deepsparses_words_become_penults(tmp_path):
+    """DeepSparse counts layers from the first, penult from the embedding output; a strategy is a fallback for pooling."""
+    for layer, own in ((0, 1), (3, 4), (-1, -1), ("node", "node"), ("null", None)):
+        (endpoint,) = read(tmp_path, PAGE.replace("sequence_length: 64", f"emb_extraction_layer: {layer}")).endpoints
+        assert (endpoint.layer, endpoint.emb_extraction_layer) == (own, None if layer == "null" else layer)
+    for strategy, pooling in (("per_token", None), ("reduce_mean", "mean"), ("reduce_max", "max"), ("cls_token", "cls")):
+        (endpoint,) = read(tmp_path, PAGE.replace("reduce_mean", strategy)).endpoints
+        assert (endpoint.pooling, endpoint.fallback_pooling, endpoint.open_at_start) == (None, pooling, False)
+    assert read(tmp_path, PAGE.replace("    kwargs:", "    model_file: f\n    kwargs:")).endpoints[0].open_at_start
+    assert DeepSparseEndpoint(model="m", kwargs=Kwargs(emb_extraction_layer=0)).layer == 1
+    differ = PAGE.replace("    kwargs:", "    layer: 2\n    kwargs:").replace("sequence_length: 64", "emb_extraction_layer: 2")
+    with pytest.raises(
+        ConfigError, match=r"line 3: endpoints\[0\] has layer and kwargs.emb_extraction_layer, which differ; remove"
+    ):
+        read(tmp_path, differ)
+    (endpoint,) = read(tmp_path, differ.replace("layer: 2", "layer: 0", 1).replace("emb_extraction_layer: 2", "")).endpoints
+    with pytest.raises(ValueError, match=r"layer 0, the embedding output, is not available on DeepSparse's routes"):
+        endpoint.emb_extraction_layer  # noqa: B018
+
+
+def test_aliases_lead_to_their_endpoint(tiny):
+    """Clients may send an alias as `model`; it is not listed."""
+    one, other = (
+        EndpointConfig(model=str(tiny), name="a"),
+        EndpointConfig(model=str(tiny), name="b", layer=1, aliases=("c", "d")),
+    )
+    with serving(one, other) as running:
+        a, b, d = (running.post("/v1/embeddings", {"input": "cat", "model": name}).json()["data"][0] for name in "abd")
+        assert [card["id"] for card in running.get("/v1/models").json()["data"]] == ["a", "b"]
+    assert b == d != a
 
 
 @pytest.mark.parametrize("text", ["", "endpoints: []", "endpoints: x", "- a", "a: &x [*x]", "5", "\x00"])
@@ -168,7 +349,9 @@ def test_options_of_a_model_reach_it(monkeypatch, tiny):
     monkeypatch.setattr(Embedder, "load", loaded)
     own = {"prompts": {"query": "q"}, "files_from": "f", "model_file": "m", "pooling": ("mean", "max")}
     one = EndpointConfig(model=str(tiny), model_task="t", **own)
-    service = Service(ServerConfig(endpoints=(one, replace(one, prompts={"query": "p"}, name="other")), threads=1))
+    service = Service(
+        ServerConfig(endpoints=(one, one.model_copy(update={"prompts": {"query": "p"}, "name": "other"})), threads=1)
+    )
     service.models.close()
     assert asked == [{"model": str(tiny), "task": "t", **own, "prompts": {"query": prompt}} for prompt in ("q", "p")]
 
@@ -190,7 +373,7 @@ def test_prompts_that_no_file_states_are_said(tiny, tmp_path, caplog):
 
 def test_deepsparses_routes_take_no_chosen_file(tiny):
     """An endpoint that chooses its graph is served on the other routes; DeepSparse's say so instead of another graph's numbers."""
-    endpoint = EndpointConfig(model=str(tiny), task=TASK, name="one", model_file="onnx/model.onnx")
+    endpoint = DeepSparseEndpoint(model=str(tiny), task=TASK, name="one", model_file="onnx/model.onnx")
     with serving(endpoint) as running:
         assert running.post("/v1/embeddings", {"input": "a"}).status_code == 200
         answer = running.post("/predict", {"inputs": "a"})
@@ -202,23 +385,30 @@ def test_names_must_differ(tmp_path):
     """Two endpoints of one name, or of one route, are refused."""
     twice = PAGE.replace("kwargs:", "name: a\n    kwargs:")
     twice += twice.split("endpoints:\n")[1]
-    with pytest.raises(ConfigError, match=r"line 11: endpoints\[1\].name is 'a', as in line 5; each endpoint needs its own"):
+    with pytest.raises(
+        ConfigError, match=r"line 11: endpoints\[1\].name is 'a', as in endpoints\[0\]; each endpoint needs its own"
+    ):
         read(tmp_path, twice)
-    with pytest.raises(ConfigError, match="Two endpoints have the name 'a'"):
+    with pytest.raises(ConfigError, match=r"line 11: endpoints\[1\].route is 'a', as in endpoints\[0\]; each"):
+        read(tmp_path, twice.replace("name: a", "route: a"))
+    with pytest.raises(ValidationError, match=r"endpoints\n  1.name is 'a', as in endpoints\[0\]; each endpoint needs its own"):
         ServerConfig(endpoints=(EndpointConfig(model="m", name="a"), EndpointConfig(model="n", name="a")))
 
 
 @pytest.mark.parametrize("value", [0, -1, True, "9", 1.5, None])
 def test_a_limit_is_a_whole_number(value):
     """Limits that a program gives are held to the same as those of a file, and named."""
-    with pytest.raises(ConfigError, match=rf"^max_text_chars is {value!r}; it must be a whole number of at least 1\.$"):
+    with pytest.raises(
+        ValidationError, match=r"max_text_chars\n  Input should be (a valid integer|greater than or equal to 1)"
+    ):
         Limits(max_text_chars=value)
 
 
 def test_a_server_needs_a_model():
-    """A configuration that a program makes without an endpoint says how to name a model."""
-    with pytest.raises(ConfigError, match=r"^No model is named; give --model_path or --config_file\.$"):
-        ServerConfig(endpoints=())
+    """A configuration that a program makes without an endpoint is refused; the error does not show its key."""
+    with pytest.raises(ValidationError, match=r"endpoints\n  is empty; name at least one model") as error:
+        ServerConfig(endpoints=(), api_key="s3cret")
+    assert "s3cret" not in str(error.value)
 
 
 def test_anchors_and_merges_are_read(tmp_path):
@@ -286,7 +476,7 @@ def test_command_line(tmp_path, monkeypatch, capsys):
     assert "k" not in repr(parse(["m", "--api-key", "kkk"])).replace("api_key", "").split("endpoints")[0]
     assert parse(["m", "--integration", "openai"]).integration == "local"  # its routes are always there
     assert parse(["m", "--batch-size", "4", "--hot-reload-config"]).endpoints[0].model == "m"
-    assert capsys.readouterr().err.count("has no meaning here") == 2
+    assert capsys.readouterr().err.count("is ignored: it has no effect in penult") == 2
     own = "--prompt-query=q: --prompt-document d --model-file f.onnx --files-from x --model-task 3 --pooling mean,max".split()
     (endpoint,) = parse(["m", *own]).endpoints
     assert (endpoint.prompts, endpoint.pooling) == ({"query": "q:", "document": "d"}, ("mean", "max"))
@@ -298,21 +488,65 @@ def test_command_line(tmp_path, monkeypatch, capsys):
     assert (config.port, config.endpoints[0].sequence_length, config.threads) == (7, 64, 2)
 
 
+def test_penults_own_command_line(tmp_path, capsys):
+    """Without the wing of DeepSparse, `penult serve` has penult's options alone."""
+    app = typer.Typer(rich_markup_mode=None)
+    command.add(app)
+    (tmp_path / "config.yaml").write_text(OWN)
+    configs = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("penult.server.run.run", configs.append)
+        for words in (["m", "--threads", "3", "--max_text_chars=9"], ["--config", str(tmp_path / "config.yaml"), "--log_json"]):
+            app(words, standalone_mode=False)
+    one, other = configs
+    assert (type(one), type(one.endpoints[0])) == (ServerConfig, EndpointConfig)
+    assert (one.endpoints[0].model, one.threads, one.limits) == ("m", 3, Limits(max_text_chars=9))
+    assert (other.endpoints[0].layer, other.threads, other.log_json, other.limits) == (0, 2, True, Limits())
+    with pytest.raises(SystemExit):
+        app(["m", "--task", TASK])
+    assert "No such option" in capsys.readouterr().err
+
+
+def test_the_extra_is_named(monkeypatch, capsys):
+    """Without the server's packages, the command says how to install them."""
+    monkeypatch.setitem(sys.modules, "yaml", None)
+    monkeypatch.delitem(sys.modules, "penult.server.config_file")
+    monkeypatch.delattr("penult.server.config_file")
+    with pytest.raises(SystemExit) as end:
+        main(["m"])
+    assert end.value.code == 2
+    assert re.fullmatch(r"penult\.server: .*yaml.*\. Install penult\[server\]\.\n", capsys.readouterr().err)
+
+
+def test_a_file_is_overridden(tmp_path):
+    """What the command line states overrides the file; what it does not state stays as the file has it."""
+    (tmp_path / "config.yaml").write_text(PAGE + "integration: sagemaker\nlimits: {max_text_chars: 5, max_tick_tokens: 6}\n")
+    file = ["--config", str(tmp_path / "config.yaml")]
+    assert parse([*file, "--integration", "openai"]).integration == "sagemaker"
+    config = parse([*file, "--num_cores", "3", "--integration", "local", "--max-text-chars", "7"])
+    assert (config.threads, config.integration, config.limits) == (3, "local", Limits(max_text_chars=7, max_tick_tokens=6))
+    assert config.endpoints[0].place.endswith("line 3: endpoints[0]")
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ([], "--model_path"),
-        (["--task", "transformers_embedding_extraction"], "--model_path"),
+        ([], "No model is named. Pass MODEL or --config FILE."),
+        (["--task", "transformers_embedding_extraction"], "No model is named"),
         (["--task", "qa", "--model_path", "m"], "task is 'qa'"),
         (["--config_file", "/nowhere/c.yaml"], "/nowhere/c.yaml"),
-        (["--config_file", "c.yaml", "--model_path", "m"], "--config_file"),
+        (["--config_file", "c.yaml", "--model_path", "m"], "state model there"),
         (
             ["--config_file", "c.yaml", "--pooling", "cls", "--prompt-query", "q"],
-            "--pooling, --prompt_query given with --config_file",
+            "--config names the models and their options; state pooling, prompts there",
         ),
-        (["m", "--pooling", "mean,median"], "'median' is none of mean, max, cls"),
+        (["m", "--pooling", "mean,median"], "pooling is ['mean', 'median']; it must be one of mean, max, cls"),
         (["--model_path", "/nowhere/model"], "/nowhere/model"),
-        (["--model_path", "m", "--port", "70000"], "port is 70000"),
+        (["--model_path", "m", "--port", "70000"], "port is 70000; it must be less than"),
+        (["m", "--max-tick-tokens", "0"], "max_tick_tokens is 0; it must be greater"),
+        (["m", "--num-cores", "-1"], "threads is -1; it must be greater"),
+        (["m", "--integration", "azure"], "azure"),
+        (["m", "--sequence_length", "5"], "No such option: --sequence-length"),
     ],
 )
 def test_a_wrong_command_line_is_one_line(words, said, capsys, monkeypatch):
@@ -334,7 +568,7 @@ def test_a_wrong_command_line_is_one_line(words, said, capsys, monkeypatch):
         ('!!int ""', "'', which cannot be read"),
         ("!!float e", "'e', which cannot be read"),
         ("2001-13-40", "'2001-13-40', which cannot be read"),
-        ("0x" + "f" * 5000, "a number of 20000 bits"),
+        ("0x" + "f" * 5000, "an integer of 20000 bits"),
         ("1" * 5000, "'1{199}, which cannot be read"),
     ],
 )
@@ -342,7 +576,7 @@ def test_what_a_fuzzer_found_in_values(tmp_path, value, words):
     """A text that its tag calls something it is not, and a number that Python would not print, as a value and as a key."""
     with pytest.raises(ConfigError, match=rf"config\.yaml, line 2: port is {words}"):
         read(tmp_path, f"host: x\nport: {value}\n")
-    with pytest.raises(ConfigError, match=rf"config\.yaml, line 2: the whole is {words}"):
+    with pytest.raises(ConfigError, match=rf"config\.yaml, line 2 is {words}"):
         read(tmp_path, f"host: x\n? {value}\n: 1\n")
 
 

@@ -71,7 +71,9 @@ def test_who_may_change_endpoints(tiny, guarded):
         assert guarded.post("/v2/models/more/infer", {"inputs": "a"}, headers=headers).status_code == status
     answer = guarded.client.request("DELETE", "/endpoints", json={**body, "task": "qa"}, headers=headers)
     assert answer.status_code == 422
-    assert answer.json()["detail"][0]["msg"].startswith("This is no endpoint: the body: task is refused: task is 'qa'")
+    assert answer.json()["detail"][0]["msg"].startswith(
+        "This is no endpoint: the body: task is 'qa'; it must be transformers_embedding_extraction"
+    )
 
 
 def test_the_most_endpoints(tiny):
@@ -203,8 +205,8 @@ def test_a_failure_shows_no_stack(tiny, log):
     """When the engine fails, the client gets a sentence and the log the stack; the server goes on."""
     with serving(EndpointConfig(model=str(tiny))) as running:
         assert running.post("/embed", {"inputs": "a"}).status_code == 200
-        (face,) = running.app.state.service.models._embedders.values()
-        face.embedder.close()
+        (model,) = running.app.state.service.models._models.values()
+        model.embedder.close()
         for path, body, key in (("/embed", {"inputs": "a"}, "error"), ("/v1/embeddings", {"input": "a"}, "error")):
             answer = running.post(path, body)
             assert answer.status_code in (424, 500)

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import httpx
 import pytest
-from server_kit import serving
+from server_kit import Running, serving
 
-from penult.deepsparse import config_file as configfile
-from penult.server.config import TASK, single
+from penult.deepsparse.arguments import TASK
+from penult.deepsparse.config_file import DeepSparseEndpoint, DeepSparseServer, read
+from penult.server.config_file import override
 
 # Routes that DeepSparse 1.8.0 had not: those of its own older versions, and of contracts that it never spoke.
 NEW = {"/predict", "/ping", "/health", "/healthcheck", "/metrics", "/v1/models", "/v1/embeddings", "/invocations"}
@@ -102,14 +103,21 @@ def from_file(transcript: Path, model: str, folder: Path, integration: str = "")
     text = transcript.read_text().split("$ deepsparse.server")[0].removeprefix("$ cat config.yaml\n")
     file = folder / "config.yaml"
     file.write_text(re.sub(r"scratch/srv\S*", model, text) + integration)
-    config = configfile.read(file)
-    with serving(*config.endpoints, integration=config.integration, as_written=config.as_written) as running:
+    running = Running(override(read(file), {"host": "127.0.0.1", "threads": 1}))
+    try:
         yield running
+    finally:
+        running.stop()
+
+
+def task(model: Path) -> DeepSparseEndpoint:
+    """The endpoint of `penult.server --task TASK --model_path MODEL`."""
+    return DeepSparseEndpoint(model=str(model), task=TASK, name=TASK)
 
 
 def test_task_on_the_command_line(golden, tiny):
     """A server of one task answers as DeepSparse's did, and 422 with a reason where that said 500."""
-    with serving(single(str(tiny), TASK)) as running:
+    with serving(task(tiny)) as running:
         assert replay(running, golden / "01_task_cli.txt", str(tiny)) == 34
 
 
@@ -128,7 +136,7 @@ def test_configuration_file(golden, tiny, tmp_path):
 
 def test_sagemaker(golden, tiny):
     """With integration sagemaker, inference is under /invocations, and nowhere else."""
-    with serving(single(str(tiny), TASK), integration="sagemaker") as running:
+    with serving(task(tiny), kind=DeepSparseServer, integration="sagemaker") as running:
         assert replay(running, golden / "03_sagemaker.txt", str(tiny)) == 8
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from server_kit import Process, serving
 
+from penult.deepsparse.served_pipeline import QueuedPipeline
 from penult.server import EndpointConfig, Limits
 
 
@@ -159,7 +160,7 @@ def test_a_port_that_is_taken_is_one_line(tiny):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        command = [sys.executable, "-c", "from penult.server import main; main()", "--model_path", str(tiny), "--host", "127.0.0.1",
+        command = [sys.executable, "-c", "from penult.deepsparse.command import main; main()", "--model_path", str(tiny), "--host", "127.0.0.1",
                    "--port", str(taken.getsockname()[1])]  # fmt: skip
         done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode != 0
@@ -175,4 +176,4 @@ def test_many_threads_open_a_model_once(tiny):
             thread.start()
         for thread in threads:
             thread.join()
-        assert len(running.app.state.service.models._pipelines) == 1
+        assert sum(isinstance(model, QueuedPipeline) for model in running.app.state.service.models._models.values()) == 1

@@ -8,8 +8,9 @@ import pytest
 from server_kit import serving
 
 from penult import Embedder
+from penult.deepsparse.arguments import TASK
+from penult.deepsparse.config_file import DeepSparseEndpoint
 from penult.server import EndpointConfig
-from penult.server.config import TASK
 
 TEXTS = ["the cat sat", "a dog on the mat", ""]
 
@@ -122,8 +123,8 @@ def test_several_models_are_told_apart_by_name(tiny, embedder, models_folder):
 
 def test_a_model_served_in_two_ways_has_two_names(tiny):
     """Each listed id leads to its own endpoint, also where one model is served from two layers."""
-    named = EndpointConfig(model=str(tiny), task=TASK, name="last")
-    first, again = (EndpointConfig(model=str(tiny), task=TASK, emb_extraction_layer=0) for _ in range(2))
+    named = DeepSparseEndpoint(model=str(tiny), task=TASK, name="last")
+    first, again = (DeepSparseEndpoint(model=str(tiny), task=TASK, kwargs={"emb_extraction_layer": 0}) for _ in range(2))
     with serving(named, first, again) as running:
         ids = [card["id"] for card in running.get("/v1/models").json()["data"]]
         assert ids == ["last", str(tiny), f"{TASK}-2"]
@@ -248,11 +249,11 @@ def test_the_document_names_the_prompts(prompted):
 def test_a_model_that_does_not_say_how_it_pools(models_folder):
     """Where neither the files nor the endpoint say how to pool, OpenAI's route names the key, and DeepSparse's work."""
     folder = models_folder("unsaid", pooling=None)
-    with serving(EndpointConfig(model=str(folder), task="transformers_embedding_extraction")) as running:
+    with serving(DeepSparseEndpoint(model=str(folder), task=TASK)) as running:
         answer = running.post("/v1/embeddings", {"input": "a"})
         assert answer.status_code == 501
         assert "pooling" in answer.json()["error"]["message"]
         assert running.post("/predict", {"inputs": "a"}).status_code == 200
-    endpoint = EndpointConfig(model=str(folder), extraction_strategy="cls_token")
+    endpoint = DeepSparseEndpoint(model=str(folder), kwargs={"extraction_strategy": "cls_token"})
     with serving(endpoint) as running, Embedder.load(folder, pooling="cls", threads=1) as local:
         np.testing.assert_array_equal(vectors(running.post("/v1/embeddings", {"input": "a cat"})), local.embed(["a cat"]))

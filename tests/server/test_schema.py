@@ -6,14 +6,13 @@ import sys
 
 from server_kit import serving
 
-from penult.server import EndpointConfig
+from penult.deepsparse.arguments import TASK
+from penult.deepsparse.config_file import DeepSparseEndpoint
 
 
 def test_requests_made_from_the_document(tiny, tmp_path):
     """Whatever the document allows is answered as it says, and what it does not allow is refused as it says."""
-    with serving(
-        EndpointConfig(model=str(tiny), task="transformers_embedding_extraction", extraction_strategy="cls_token")
-    ) as running:
+    with serving(DeepSparseEndpoint(model=str(tiny), task=TASK, kwargs={"extraction_strategy": "cls_token"})) as running:
         command = [
             sys.executable,
             "-c",

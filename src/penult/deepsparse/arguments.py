@@ -16,7 +16,7 @@ Strategy: TypeAlias = Literal["per_token", "reduce_mean", "reduce_max", "cls_tok
 TASK = "transformers_embedding_extraction"
 
 _LOGGER = logging.getLogger(__name__)
-_TASKS = (TASK, "transformer_embedding_extraction")  # the second: as DeepSparse's page spelled it and its code refused it
+TASKS = (TASK, "transformer_embedding_extraction")  # the second: as DeepSparse's page spelled it and its code refused it
 _ENGINES = ("deepsparse", "onnxruntime")
 _SCHEDULERS = ("sync", "single", "single_stream", "async", "multi", "multi_stream", "elastic")
 
@@ -89,7 +89,7 @@ def check_words(task: str, strategy: str, engine_type: str) -> None:
     Raises:
         ValueError: one of them is none of the allowed ones.
     """
-    if not isinstance(task, str) or task.lower().replace("-", "_") not in _TASKS:
+    if not isinstance(task, str) or task.lower().replace("-", "_") not in TASKS:
         raise ValueError(f"task is {task!r}; penult has one, {TASK!r}.")
     if strategy not in get_args(Strategy):
         raise ValueError(f"extraction_strategy is {strategy!r}; it must be one of {', '.join(get_args(Strategy))}.")

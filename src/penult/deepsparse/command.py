@@ -1,128 +1,88 @@
-"""`penult.server`: DeepSparse's command line, with what penult adds to it.
+"""DeepSparse's command line: its spellings and options, over those of `penult serve`."""
 
-It knows options; dashes and underscores are the same.
-"""
-
-import argparse
-import os
-import sys
 from collections.abc import Sequence
-from dataclasses import fields, replace
-from typing import cast, get_args
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from penult.deepsparse import config_file as configfile
-from penult.server.config import ConfigError, Limits, ServerConfig, single
-from penult.types import Pooling, Role
+import typer
 
-_ROLES: tuple[str, ...] = get_args(Role)
-_OF_MODEL = ("pooling", "files_from", "model_file", "model_task", "prompt_query", "prompt_document")
+from penult.deepsparse.arguments import TASK
+from penult.server import command
 
+if TYPE_CHECKING:
+    from penult.deepsparse.config_file import DeepSparseServer
+    from penult.server.config import Limits, ServerConfig
 
-def command(arguments: Sequence[str] | None = None) -> None:
-    """Serve as the command line says; a configuration that cannot be served is one line and exit status 2."""
-    try:
-        config = parse(sys.argv[1:] if arguments is None else arguments)
-        from penult.server import serve  # noqa: PLC0415 - it imports this package
-
-        serve(config)
-    except (ValueError, OSError, ModuleNotFoundError) as error:
-        print(f"penult.server: {error}", file=sys.stderr)  # noqa: T201 - a command's own words
-        raise SystemExit(2) from None
+_IGNORED = ("batch_size", "num_workers", "log_level", "hot_reload_config")
 
 
-def parse(arguments: Sequence[str]) -> ServerConfig:
-    """Read a command line; what is given there stands above the file.
+@dataclass(frozen=True, kw_only=True)
+class Options(command.Options):
+    """The options of `penult serve` and of `penult.server`; None: not given."""
+
+    config: Annotated[
+        Path | None, typer.Option("--config", "--config-file", help="A YAML file with endpoints, in place of MODEL.")
+    ] = None
+    threads: Annotated[
+        int | None, typer.Option("--threads", "--num-cores", help="Threads of each model. Default: the physical cores.")
+    ] = None
+    model_path: Annotated[str | None, typer.Option(help="The same as MODEL.")] = None
+    task: Annotated[str | None, typer.Option(help=f"{TASK}: load the model for DeepSparse's routes first.")] = None
+    integration: Annotated[
+        Literal["local", "sagemaker", "openai"] | None,
+        typer.Option(help="sagemaker: inference under /invocations. local, openai: the usual routes, which are the same."),
+    ] = None
+    batch_size: Annotated[str | None, typer.Option(hidden=True)] = None
+    num_workers: Annotated[str | None, typer.Option(hidden=True)] = None
+    log_level: Annotated[str | None, typer.Option(hidden=True)] = None
+    hot_reload_config: Annotated[bool, typer.Option("--hot-reload-config", hidden=True)] = False
+
+    def configuration(self) -> "ServerConfig":
+        """Return the configuration, and say on standard error which options have no effect."""
+        config = super().configuration()
+        for name in _IGNORED:
+            if getattr(self, name):
+                typer.echo(f"--{name.replace('_', '-')} is ignored: it has no effect in penult", err=True)
+        return config
+
+    def endpoint(self) -> dict[str, Any]:
+        """Return what the options state of the model, under the keys of a configuration file."""
+        values = {"model": self.model_path, "task": self.task}
+        return super().endpoint() | {key: value for key, value in values.items() if value is not None}
+
+    def from_model(self, endpoint: dict[str, Any]) -> "DeepSparseServer":
+        """Return the configuration of a server with this one endpoint, which DeepSparse named after its task."""
+        from penult.deepsparse.config_file import DeepSparseEndpoint, DeepSparseServer  # noqa: PLC0415
+        from penult.server.config_file import Document  # noqa: PLC0415
+
+        only = Document("", {"name": TASK, **endpoint}).validate(DeepSparseEndpoint)
+        return DeepSparseServer(endpoints=(only,), integration="local")
+
+    def from_file(self, path: Path) -> "DeepSparseServer":
+        """Return the configuration in a file."""
+        from penult.deepsparse.config_file import read  # noqa: PLC0415
+
+        return read(path)
+
+    def overrides(self, limits: "Limits") -> dict[str, Any]:
+        """Return the fields of a server's configuration that the options state; openai's routes are always there."""
+        integration = {} if self.integration in (None, "openai") else {"integration": self.integration}
+        return super().overrides(limits) | integration
+
+
+def add(app: typer.Typer) -> None:
+    """Add the command `serve` with DeepSparse's options to a command line, in place of penult's own."""
+    command.add(app, Options)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run `penult.server`: serve as the command line says.
+
+    Args:
+        arguments: the command line. None: this process's.
 
     Raises:
-        FileNotFoundError: there is no such configuration file.
-        ValueError: it says what cannot be served.
-        SystemExit: it has an option that does not exist.
+        SystemExit: the command line is wrong, or the server does not start.
     """
-    options = _parser().parse_args([_underscored(word) for word in arguments])
-    model = options.model_path or options.model
-    prompts = {role: prompt for role in _ROLES if (prompt := getattr(options, f"prompt_{role}")) is not None}
-    if options.config_file is not None:
-        if model is not None or options.task is not None:
-            raise ConfigError("--config_file names models and tasks itself; leave out --task and --model_path, or the file.")
-        given = [f"--{name}" for name in _OF_MODEL if getattr(options, name) is not None]
-        if given:
-            raise ConfigError(f"{', '.join(given)} given with --config_file; write it into the endpoint that it is for.")
-        config = configfile.read(options.config_file)
-    elif model is not None:
-        endpoint = replace(
-            single(model, options.task),
-            pooling=options.pooling,
-            prompts=prompts or None,
-            files_from=options.files_from,
-            model_file=options.model_file,
-            model_task=options.model_task,
-        )
-        config = ServerConfig(endpoints=(endpoint,))
-    else:
-        raise ConfigError("No model is named; give --model_path MODEL or --config_file FILE.")
-    for name in ("batch_size", "num_workers", "log_level", "hot_reload_config"):
-        if getattr(options, name):
-            print(f"penult.server: --{name} is accepted and has no meaning here", file=sys.stderr)  # noqa: T201
-    limits = {field.name: value for field in fields(Limits) if (value := getattr(options, field.name)) is not None}
-    host, port = options.host or config.host, config.port if options.port is None else options.port
-    return replace(
-        config,
-        host=host,
-        port=port,
-        api_key=options.api_key or os.environ.get("PENULT_API_KEY") or None,
-        log_json=options.log_json or config.log_json,
-        threads=options.num_cores or config.threads,
-        integration=config.integration if options.integration in (None, "openai") else options.integration,
-        limits=replace(config.limits, **limits),
-    )
-
-
-def _underscored(word: str) -> str:
-    name, sign, value = word.partition("=")
-    return name.replace("-", "_").replace("__", "--", 1) + sign + value if word.startswith("--") and len(word) > 2 else word
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="penult.server",
-        description="Serve embeddings over HTTP: the routes of DeepSparse, OpenAI and Text Embeddings Inference.",
-        epilog="Dashes and underscores in options are the same. The key may also stand in PENULT_API_KEY.",
-    )
-    parser.add_argument("model", nargs="?", help="the same as --model_path")
-    parser.add_argument("--model_path", help="folder, .onnx file, Hub id, package:NAME or zoo: stub")
-    parser.add_argument("--task", help="transformers_embedding_extraction: open the model for DeepSparse's routes first")
-    parser.add_argument("--config_file", help="a YAML file with endpoints, as DeepSparse reads it")
-    parser.add_argument("--host", help="0.0.0.0 unless told; 127.0.0.1: this machine alone")
-    parser.add_argument("--port", type=int, help="5543 unless told; 0: any that is free")
-    parser.add_argument("--api_key", help="clients must send it as `Authorization: Bearer KEY`")
-    parser.add_argument("--log_json", action="store_true", help="log lines are JSON objects")
-    names = ", ".join(get_args(Pooling))
-    parser.add_argument("--pooling", type=_pooling, help=f"for a model whose files do not say: {names}; several with commas")
-    parser.add_argument("--prompt_query", metavar="TEXT", help="put before queries; as the model's files say unless told")
-    parser.add_argument("--prompt_document", metavar="TEXT", help="put before documents; as the model's files say unless told")
-    parser.add_argument("--model_file", help="the .onnx file, of several in the folder or on the Hub")
-    parser.add_argument("--files_from", help="folder or Hub id with tokenizer and configuration, for a model without them")
-    parser.add_argument("--model_task", type=_task, help="the task of a model that has several")
-    parser.add_argument("--num_cores", type=int, help="threads of a model; the physical cores unless told")
-    parser.add_argument(
-        "--integration", choices=["local", "sagemaker", "openai"], help="as DeepSparse's; openai is always there"
-    )
-    for name in ("batch_size", "num_workers", "log_level"):
-        parser.add_argument(f"--{name}", help=argparse.SUPPRESS)
-    parser.add_argument("--hot_reload_config", action="store_true", help=argparse.SUPPRESS)
-    limits = parser.add_argument_group("limits")
-    for field in fields(Limits):
-        limits.add_argument(f"--{field.name}", type=int, help=f"{field.default} unless told")
-    return parser
-
-
-def _pooling(text: str) -> Pooling | tuple[Pooling, ...]:
-    names = text.split(",")
-    wrong = [name for name in names if name not in get_args(Pooling)]
-    if wrong:
-        raise argparse.ArgumentTypeError(f"{wrong[0]!r} is none of {', '.join(get_args(Pooling))}")
-    return cast("Pooling", text) if len(names) == 1 else tuple(cast("list[Pooling]", names))
-
-
-def _task(text: str) -> str | int:
-    return int(text) if text.isdecimal() else text
+    command.main(arguments, Options)

@@ -7,22 +7,23 @@ Up to 1.5: POST /predict, or the endpoint's own `route`. From 1.6: POST /v2/mode
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, cast
 
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from penult.deepsparse import config_file as configfile
-from penult.deepsparse import yaml_file as yamlfile
-from penult.deepsparse.queued_pipeline import QueuedPipeline
-from penult.server.config import TASK, ConfigError, EndpointConfig
+from penult.deepsparse.arguments import TASK
+from penult.deepsparse.config_file import DeepSparseEndpoint, DeepSparseServer, read_endpoint
+from penult.deepsparse.served_pipeline import QueuedPipeline, pipeline, pipeline_for
+from penult.server.config import ConfigError
 from penult.server.errors import Refusal
-from penult.server.health import Ready
+from penult.server.health import Ready, say
 from penult.server.request_log import facts
 from penult.server.requests import Texts, body_of, check, read, respond, while_there
 from penult.server.service import Endpoint, Service
 
+_ABOUT = "Those of DeepSparse (`/predict`, `/v2/models/NAME/infer`) give DeepSparse's numbers."
 _MOST_ENDPOINTS = 16
 _OWN = ("pooling", "prompts", "files_from", "model_file", "model_task")  # penult's keys, shown where an endpoint has them
 _OFF: dict[str, Any] = {"enable": False, "target_loggers": []}
@@ -81,9 +82,17 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 
 
 def add(app: FastAPI, service: Service) -> None:
-    """Give an application the routes."""
+    """Give an application the routes, and open the models of endpoints that are DeepSparse's first.
+
+    Raises:
+        ConfigError: two endpoints would have one path, or a model cannot be used as its endpoint says.
+    """
+    app.description += f" {_ABOUT}"
     for endpoint in service.endpoints:
+        _open(service, _endpoint_of(endpoint))
         add_endpoint(app, service, endpoint)
+    if _config_of(service).integration == "sagemaker":
+        _add_ping(app, service)
 
     async def config() -> JSONResponse:
         return JSONResponse(_config(service))
@@ -106,6 +115,37 @@ def add(app: FastAPI, service: Service) -> None:
     app.add_api_route("/endpoints", delete_one, methods=["DELETE"], include_in_schema=False)
 
 
+def _open(service: Service, config: DeepSparseEndpoint) -> None:
+    """Open an endpoint's pipeline now, where its embedder waits for its first request."""
+    if config.open_at_start:
+        return
+    try:
+        pipeline(service.models, config)
+    except (OSError, TypeError, ValueError) as error:
+        if not config.place:
+            raise
+        raise ConfigError(f"{config.place}: {error}") from error
+
+
+def _add_ping(app: FastAPI, service: Service) -> None:
+    """Answer SageMaker's question as DeepSparse did there, in the newer way."""
+
+    async def ping() -> JSONResponse:
+        return say(service, content={"status": "OK"})
+
+    responses: dict[int | str, dict[str, Any]] = {503: {"description": "A model does not answer any more."}}
+    app.add_api_route("/ping", ping, tags=["health"], summary="Check health", response_model=Ready, responses=responses)
+
+
+def _config_of(service: Service) -> DeepSparseServer:
+    """Return the configuration, which brought these routes along."""
+    return cast("DeepSparseServer", service.config)
+
+
+def _endpoint_of(endpoint: Endpoint) -> DeepSparseEndpoint:
+    return cast("DeepSparseEndpoint", endpoint.config)
+
+
 def add_endpoint(app: FastAPI, service: Service, endpoint: Endpoint) -> None:
     """Add the routes of one endpoint."""
     base = _base(service)
@@ -118,10 +158,10 @@ def add_endpoint(app: FastAPI, service: Service, endpoint: Endpoint) -> None:
         return Ready(status="OK")
 
     key: dict[int | str, dict[str, Any]] = {401: ERRORS[401]}
-    paths = {f"{base}/{name}": name for name in (endpoint.name, *endpoint.aliases)}
+    paths = {f"{base}/{name}": name for name in endpoint.names}
     for path, name in paths.items():
-        shown = name == endpoint.name
-        _check_free(app, f"{path}/infer", endpoint.config)
+        shown = name == endpoint.names[0]
+        _check_free(app, f"{path}/infer", _endpoint_of(endpoint))
         _add_infer(app, f"{path}/infer", infer, shown=shown)
         app.add_api_route(
             path, meta, tags=["DeepSparse"], summary="Where the model came from", include_in_schema=shown, responses=key
@@ -130,28 +170,28 @@ def add_endpoint(app: FastAPI, service: Service, endpoint: Endpoint) -> None:
             f"{path}/ready", ready, tags=["DeepSparse"], summary="Check health", include_in_schema=shown, responses=key
         )
         app.add_api_route(f"/v2/models/{name}/benchmark", _benchmark, methods=["POST"], include_in_schema=False)
-    for path in _old_paths(service, endpoint.config):
-        _check_free(app, path, endpoint.config)
+    for path in _old_paths(service, _endpoint_of(endpoint)):
+        _check_free(app, path, _endpoint_of(endpoint))
         _add_infer(app, path, infer, shown=True)
 
 
 def _base(service: Service) -> str:
-    return "/invocations" if service.config.integration == "sagemaker" else "/v2/models"
+    return "/invocations" if _config_of(service).integration == "sagemaker" else "/v2/models"
 
 
 async def _benchmark() -> None:
     raise Refusal("invalid", "A server in use is no place to measure; `penult bench` measures the model.")  # DeepSparse: 500
 
 
-def _old_paths(service: Service, endpoint: EndpointConfig) -> list[str]:
+def _old_paths(service: Service, endpoint: DeepSparseEndpoint) -> list[str]:
     """List where DeepSparse up to 1.5 served an endpoint: at its route, or at /predict where no other has that."""
     if endpoint.route is not None:
         return ["/" + endpoint.route.strip("/")]
-    without = [one for one in service.config.endpoints if one.route is None]
-    taken = any((one.route or "").strip("/") == "predict" for one in service.config.endpoints)
+    without = [one for one in _config_of(service).endpoints if one.route is None]
+    taken = any((one.route or "").strip("/") == "predict" for one in _config_of(service).endpoints)
     if len(without) > 1 or taken or endpoint not in without:
         return []
-    return ["/predict", "/invocations"] if service.config.integration == "sagemaker" else ["/predict"]
+    return ["/predict", "/invocations"] if _config_of(service).integration == "sagemaker" else ["/predict"]
 
 
 def _add_infer(app: FastAPI, path: str, infer: Callable[[Request], Awaitable[Response]], *, shown: bool) -> None:
@@ -167,7 +207,7 @@ def _add_infer(app: FastAPI, path: str, infer: Callable[[Request], Awaitable[Res
     )
 
 
-def _check_free(app: FastAPI, path: str, config: EndpointConfig) -> None:
+def _check_free(app: FastAPI, path: str, config: DeepSparseEndpoint) -> None:
     if any(getattr(route, "path", None) == path for route in app.routes):
         place = f"{config.place}: " if config.place else ""
         raise ConfigError(f"{place}The route {path} is taken already; give the endpoint another.")
@@ -177,7 +217,7 @@ def _infer(service: Service, endpoint: Endpoint) -> Callable[[Request], Awaitabl
     async def infer(request: Request) -> Response:
         asked = await read(request, EmbeddingExtractionInput)
         check(asked.inputs, service.config.limits, "inputs")
-        model = await service.models.pipeline_for(endpoint.config)
+        model = await pipeline_for(service.models, _endpoint_of(endpoint))
         return await while_there(request, _answer(request, model, asked.inputs))
 
     return infer
@@ -194,17 +234,14 @@ async def _answer(request: Request, model: QueuedPipeline, texts: list[str]) -> 
 
 def _config(service: Service) -> dict[str, Any]:
     """Give the configuration under DeepSparse's keys."""
-    written = service.config.as_written
+    written = service.config.model_dump(exclude_unset=True)
     loggers: Any = written.get("loggers") or {}
-    integration = service.config.integration
-    if integration == "local":  # DeepSparse said null where a file did not say
-        integration = written.get("integration", integration)
     logging_of: Any = written.get("system_logging") or {}
     parts = {name: {**_OFF, **(logging_of.get(name) or {})} for name in ("request_details", "resource_utilization")}
     return {
         "num_cores": written.get("num_cores"),
         "num_workers": written.get("num_workers"),
-        "integration": integration,
+        "integration": _config_of(service).integration,
         "engine_thread_pinning": written.get("engine_thread_pinning", "core"),
         "pytorch_num_threads": written.get("pytorch_num_threads", 1),
         "endpoints": [_endpoint_config(number, endpoint) for number, endpoint in enumerate(service.endpoints)],
@@ -214,9 +251,10 @@ def _config(service: Service) -> dict[str, Any]:
 
 
 def _endpoint_config(number: int, endpoint: Endpoint) -> dict[str, Any]:
-    written, config = endpoint.config.as_written, endpoint.config
+    config = _endpoint_of(endpoint)
+    written = config.model_dump(exclude_unset=True)
     return {
-        "name": config.name or (endpoint.name if config.route is None else f"{TASK}-{number}"),
+        "name": config.name or (endpoint.names[0] if config.route is None else f"{TASK}-{number}"),
         "route": config.route,
         "task": config.task or TASK,
         "model": config.model,
@@ -227,6 +265,11 @@ def _endpoint_config(number: int, endpoint: Endpoint) -> dict[str, Any]:
         "middlewares": written.get("middlewares"),
         "kwargs": written.get("kwargs") or {},
         **{key: value for key in _OWN if (value := getattr(config, key)) is not None},
+        **(
+            {"layer": config.layer}
+            if "emb_extraction_layer" not in config.kwargs.model_fields_set and "layer" in written
+            else {}
+        ),
     }
 
 
@@ -255,9 +298,10 @@ async def _add(app: FastAPI, service: Service, body: bytes) -> JSONResponse:
     if len(service.endpoints) >= _MOST_ENDPOINTS:
         raise Refusal("invalid", f"There are {_MOST_ENDPOINTS} endpoints already, that is the most; remove one.")
     try:
-        config = configfile.read_endpoint(yamlfile.of(given.model_dump(), "the body", ConfigError))
+        config = read_endpoint(given.model_dump())
         for path in _old_paths(service, config):
             _check_free(app, path, config)
+        await asyncio.to_thread(_open, service, config)
         add_endpoint(app, service, await asyncio.to_thread(service.add, config))
     except (OSError, TypeError, ValueError) as error:
         raise Refusal("invalid", f"The endpoint cannot be added: {error}") from error
@@ -269,17 +313,17 @@ def _delete(app: FastAPI, service: Service, body: bytes) -> bool:
     """Remove an endpoint by its name, its route or a path of its; where none is left of that name, that is well too."""
     try:
         given = EndpointBody.model_validate_json(body)
-        config = configfile.read_endpoint(yamlfile.of(given.model_dump(), "the body", ConfigError))
+        config = read_endpoint(given.model_dump())
     except ValueError as error:
         raise Refusal("invalid", f"This is no endpoint: {error}") from error
     named = (config.route or config.name or "").strip("/")
     named = named.removeprefix("v2/models/").removesuffix("/infer")
-    for endpoint in [one for one in service.endpoints if named in (one.name, *one.aliases)]:
+    for endpoint in [one for one in service.endpoints if named in one.names]:
         service.endpoints.remove(endpoint)
         base = _base(service)
-        names = (endpoint.name, *endpoint.aliases)
+        names = endpoint.names
         paths = {f"{base}/{name}{end}" for name in names for end in ("", "/ready", "/infer")}
-        paths |= {f"/v2/models/{name}/benchmark" for name in names} | set(_old_paths(service, endpoint.config))
+        paths |= {f"/v2/models/{name}/benchmark" for name in names} | set(_old_paths(service, _endpoint_of(endpoint)))
         app.router.routes[:] = [route for route in app.router.routes if getattr(route, "path", None) not in paths]
         app.openapi_schema = None
     return True

@@ -1,21 +1,24 @@
-"""The server: `penult serve`, and `penult.server` under DeepSparse's own options.
+"""The HTTP server: its configuration, and `serve`.
 
-Importing this costs no web framework; `serve` and `main` import it when they are called.
+The names below are imported when they are first used, so that the command line starts without pydantic and a web framework.
 """
 
-from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from penult.server.config import ConfigError, EndpointConfig, Limits, ServerConfig
+if TYPE_CHECKING:
+    from penult.server.command import main
+    from penult.server.config import ConfigError, EndpointConfig, Limits, ServerConfig
 
 __all__ = ["ConfigError", "EndpointConfig", "Limits", "ServerConfig", "main", "serve"]
+_HOMES = {"main": "command"}
 
 
-def serve(config: ServerConfig) -> None:
-    """Open the models and answer requests until the process is told to end; then finish what was begun.
+def serve(config: "ServerConfig") -> None:
+    """Load the models and answer requests until SIGTERM or SIGINT; then finish those that have begun.
 
     Raises:
-        FileNotFoundError: a model is not there.
-        ValueError: the configuration cannot be served; the message says why.
+        FileNotFoundError: a model is missing.
+        ValueError: the configuration cannot be served.
         ModuleNotFoundError: the packages of penult[server] are not installed.
     """
     from penult.server.run import run  # noqa: PLC0415 - a web framework, half a second
@@ -23,8 +26,9 @@ def serve(config: ServerConfig) -> None:
     run(config)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Serve as the command line says, with DeepSparse's options."""
-    from penult.deepsparse.command import command  # noqa: PLC0415
+def __getattr__(name: str) -> object:
+    if name not in __all__:
+        raise AttributeError(f"module 'penult.server' has no attribute {name!r}")
+    from importlib import import_module  # noqa: PLC0415
 
-    command(arguments)
+    return getattr(import_module(f"penult.server.{_HOMES.get(name, 'config')}"), name)

@@ -10,16 +10,14 @@ from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 
 from penult._version import __version__
-from penult.deepsparse import routes as deepsparse
 from penult.server import docs, health, openai, tei
 from penult.server.config import ServerConfig
 from penult.server.errors import no_route
 from penult.server.middleware import Gate
 from penult.server.service import Service
 
-_ABOUT = """Text to vectors on the CPU. The routes of three contracts: OpenAI (`/v1/embeddings`) and Text Embeddings Inference
-(`/embed`) give penult's vectors, as the model's own files say; those of DeepSparse (`/predict`, `/v2/models/NAME/infer`)
-give DeepSparse's numbers."""
+_ABOUT = """Text to vectors on the CPU. The routes of OpenAI (`/v1/embeddings`) and of Text Embeddings Inference (`/embed`) give
+penult's vectors, as the model's own files say."""
 
 
 def create_app(config: ServerConfig) -> FastAPI:
@@ -44,8 +42,10 @@ def create_app(config: ServerConfig) -> FastAPI:
         redoc_url=None,
         lifespan=lifespan,
     )
-    for part in (openai, tei, deepsparse, health):
-        part.add(app, service)
+    openai.add(app, service)
+    tei.add(app, service)
+    config.extend(app, service)
+    health.add(app, service)
     docs.add(app)
     app.add_exception_handler(HTTPException, no_route)
     app.state.service = service

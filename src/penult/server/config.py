@@ -1,148 +1,234 @@
-"""What is served: the values that a server is made of.
+"""The configuration of a server, in penult's words: pydantic models, checked when they are made.
 
-It knows no file, no web framework and no model. `configfile` reads these values from YAML.
+This file knows no file format, no web framework and no model. `config_file` reads these models from YAML.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+from types import NoneType
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
-from penult.types import Pooling, Precision
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    PrivateAttr,
+    StrictBool,
+    StrictInt,
+    StrictStr,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
 
-HOST, PORT = "0.0.0.0", 5543  # noqa: S104 - DeepSparse's, and those of the page that its users followed
-TASK = "transformers_embedding_extraction"
-_TASKS = (TASK, "transformer_embedding_extraction")
+from penult.types import Pooling, Precision, Role
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+    from penult.server.service import Service
+
+HOST, PORT = "0.0.0.0", 5543  # noqa: S104 - DeepSparse's defaults, which its clients use
+
+
+_SECRETS = {"api_key"}  # fields that a file must not state
 
 
 class ConfigError(ValueError):
     """A configuration that cannot be served; the message says where and why."""
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
+def error_at(*keys: str | int, message: str) -> PydanticCustomError:
+    """Return an error that a model's validator raises about a key below that model."""
+    words = " ".join([".".join(map(str, keys)), message]).strip()
+    return PydanticCustomError("at_key", "{words}", {"words": words, "message": message, "at": keys})
+
+
+class Settings(BaseModel):
+    """What all sections of a configuration share: they are immutable, and refuse unknown keys.
+
+    Validated with a context (by `config_file`), they are the sections of a file, in which a key without a value is absent.
+    """
+
+    # An error of the whole server would show its key.
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True, protected_namespaces=())
+
+    @model_validator(mode="before")
+    @classmethod
+    def _check_keys(cls, values: Any, info: ValidationInfo) -> Any:  # noqa: ANN401 - pydantic passes any input
+        if not isinstance(values, dict):
+            return values
+        fields = cls.model_fields
+        for name in values:
+            if name not in fields:
+                near = get_close_matches(str(name), fields, 1, 0.5)
+                hint = f" Did you mean {near[0]}?" if near else ""
+                raise error_at(
+                    str(name), message=f"is not a known key.{hint} Known keys: {', '.join(sorted(set(fields) - _SECRETS))}"
+                )
+        if not info.context:
+            return values
+        nullable = {name for name, field in fields.items() if NoneType in get_args(field.annotation)}
+        return {name: value for name, value in values.items() if value is not None or name in nullable}
+
+
+def _check_poolings(value: object) -> object:
+    names = value if isinstance(value, list | tuple) else (value,)
+    if value is None or (names and all(name in get_args(Pooling) for name in names)):
+        return tuple(names) if names is value else value
+    raise ValueError(f"it must be one of {', '.join(get_args(Pooling))}, or a list of them")
+
+
+def _check_integer_or_text(value: object) -> object:
+    if isinstance(value, bool) or not isinstance(value, int | str | None):
+        raise ValueError("it must be an integer, a string or null")  # noqa: TRY004 - pydantic reports ValueErrors
+    return value
+
+
+def _check_roles(value: object) -> object:
+    if not isinstance(value, Mapping):
+        return value
+    for name in value:
+        if name not in get_args(Role):
+            raise error_at(str(name), message=f"is not a known key. Known keys: {', '.join(get_args(Role))}")
+    return {role: prompt for role, prompt in value.items() if prompt is not None}
+
+
+Count = Annotated[StrictInt, Field(ge=1)]
+Poolings = Annotated[Pooling | tuple[Pooling, ...] | None, PlainValidator(_check_poolings)]
+IntegerOrText = Annotated[int | str | None, BeforeValidator(_check_integer_or_text)]
+Prompts = Annotated[Mapping[str, StrictStr] | None, BeforeValidator(_check_roles)]
+
+
+class Limits(Settings):
     """What one client may ask for, and how much may wait.
 
     Attributes:
-        max_body_bytes: of one request.
+        max_body_bytes: bytes of one request's body.
         max_client_batch_size: texts of one request.
         max_text_chars: characters of one text.
-        max_concurrent_requests: requests that are answered or wait, for each model; more are sent away with 429.
-        max_tick_tokens: the most tokens that run between two looks at the queue: it bounds the wait of a small request
-            behind a large one.
-        max_answer_values: the most numbers of one answer; `per_token` and /embed_all have thousands of them for a text.
+        max_concurrent_requests: requests that run or wait, for each model; more are answered with 429.
+        max_tick_tokens: tokens of one merged batch; it bounds how long a small request waits behind a large one.
+        max_answer_values: numbers of one answer; `per_token` and /embed_all have thousands of them for a text.
     """
 
-    max_body_bytes: int = 32 * 1024 * 1024
-    max_client_batch_size: int = 2048
-    max_text_chars: int = 1_000_000
-    max_concurrent_requests: int = 512
-    max_tick_tokens: int = 4096
-    max_answer_values: int = 16 * 1024 * 1024
-
-    def __post_init__(self) -> None:
-        for name in self.__slots__:
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ConfigError(f"{name} is {value!r}; it must be a whole number of at least 1.")
+    max_body_bytes: Count = 32 * 1024 * 1024
+    max_client_batch_size: Count = 2048
+    max_text_chars: Count = 1_000_000
+    max_concurrent_requests: Count = 512
+    max_tick_tokens: Count = 4096
+    max_answer_values: Count = 16 * 1024 * 1024
 
 
-@dataclass(frozen=True, slots=True)
-class EndpointConfig:
+class EndpointConfig(Settings):
     """One model and how it is served.
 
     Attributes:
         model: folder, .onnx file, Hub id, `package:` or `zoo:` stub.
-        task: DeepSparse's; None: not named, so the model is opened for the OpenAI and TEI routes first.
-        name: as DeepSparse's `name`; it is the model's name on the OpenAI routes too.
-        route: as DeepSparse's `route`.
-        sequence_length: the DeepSparse routes' padded lengths; `bucketing.sequence_lengths` of a file.
-        extraction_strategy: of the DeepSparse routes.
-        emb_extraction_layer: in DeepSparse's count, 0 the first layer.
-        pooling: of the OpenAI and TEI routes, as are all that follow; several are concatenated. None: as the model's files
-            say, and where they say nothing, what `extraction_strategy` means (`per_token` means none: then those routes
-            answer with an error).
-        precision: see `Embedder.load`, as for the next three.
-        max_length: None: as the model's files say.
-        dimensions: None: all.
-        normalize: None: as the model's files say.
+        name: the model's name on the routes. None: `model`.
+        aliases: further names that clients may send as `model`.
+        layer: see `Embedder.load`.
+        pooling: see `Embedder.load`; several are concatenated. None: as the model's files say.
+        fallback_pooling: pooling where neither `pooling` nor the model's files state one. None: then loading fails.
+        precision: see `Embedder.load`.
+        max_length: tokens of a text. None: as the model's files say.
+        dimensions: leading values of a vector that are kept. None: all.
+        normalize: whether vectors get length 1. None: as the model's files say.
         layer_norm: whether a layer norm without weights comes before `dimensions` are kept.
-        prompts: put before the texts of a role instead of the model's own prompt. None: as the model's files say.
-        files_from: the folder or Hub id of the recipe's files, for a model that lacks them. None: the model's own.
+        prompts: prompt of each role, in place of the model's own. None: as the model's files say.
+        files_from: folder or Hub id with tokenizer and configuration, for a model that lacks them. None: the model's own.
         model_file: the .onnx file, of several in a folder or on the Hub. None: as `Embedder.load` chooses.
-        model_task: the task of models that have several; DeepSparse's `task` is another word.
-        as_written: the endpoint as its file has it, for GET /config.
-        place: where it stands in its file, for errors; empty where there is none.
+        model_task: the task, of a model that has several.
+        open_at_start: whether the model is loaded before the server listens. No: when a client first asks for it.
     """
 
-    model: str
-    task: str | None = None
-    name: str | None = None
-    route: str | None = None
-    sequence_length: int | tuple[int, ...] = 128
-    extraction_strategy: str = "per_token"
-    emb_extraction_layer: int | str | None = -1
-    pooling: Pooling | tuple[Pooling, ...] | None = None
+    model: StrictStr
+    name: StrictStr | None = None
+    aliases: tuple[StrictStr, ...] = ()
+    layer: IntegerOrText = -1
+    pooling: Poolings = None
+    fallback_pooling: Pooling | None = None
     precision: Precision = "fp32"
-    max_length: int | None = None
-    dimensions: int | None = None
-    normalize: bool | None = None
-    layer_norm: bool = False
-    prompts: Mapping[str, str] | None = None
-    files_from: str | None = None
-    model_file: str | None = None
-    model_task: str | int | None = None
-    as_written: Mapping[str, Any] = field(default_factory=dict)
-    place: str = ""
+    max_length: Count | None = None
+    dimensions: Count | None = None
+    normalize: StrictBool | None = None
+    layer_norm: StrictBool = False
+    prompts: Prompts = None
+    files_from: StrictStr | None = None
+    model_file: StrictStr | None = None
+    model_task: IntegerOrText = None
+    open_at_start: StrictBool = True
+    _place: str = PrivateAttr("")
+
+    @property
+    def place(self) -> str:
+        """Where the endpoint is written, for errors: file, line and key; empty where there is no file."""
+        return self._place
+
+    def set_place(self, place: str) -> None:
+        """Note where the endpoint is written. It is not a field, so that no file can state it."""
+        self._place = place
+
+    @property
+    def model_id(self) -> str:
+        """The model's name on the routes."""
+        return self.name or self.model
 
     @property
     def chooses_files(self) -> bool:
-        """Whether it takes other files than those that the model's reference means, which DeepSparse's routes cannot."""
+        """Whether it takes other files than those that `model` alone refers to."""
         return self.files_from is not None or self.model_file is not None
 
 
-@dataclass(frozen=True, slots=True)
-class ServerConfig:
+def check_unique(endpoints: Sequence[EndpointConfig], *fields: str) -> None:
+    """Raise an error at the second of two endpoints that have the same value in one of these fields."""
+    first: dict[str, int] = {}
+    for number, endpoint in enumerate(endpoints):
+        for field in fields:
+            value = getattr(endpoint, field)
+            for one in value if isinstance(value, tuple) else (value,):
+                if one is not None and first.setdefault(one, number) != number:
+                    raise error_at(
+                        number, field, message=f"is {one!r}, as in endpoints[{first[one]}]; each endpoint needs its own"
+                    )
+
+
+class ServerConfig(Settings):
     """A whole server.
 
     Attributes:
         endpoints: what it serves, at least one.
-        host: 0.0.0.0 as DeepSparse listens; 127.0.0.1 for this machine alone.
-        api_key: None: everybody may ask. Else clients send `Authorization: Bearer KEY`, but for the health routes.
-        log_json: the log's lines are JSON objects.
-        threads: of each model. None: the physical cores this process may use.
-        integration: "local", or "sagemaker": inference is under /invocations, as DeepSparse moved it.
-        as_written: the server's part of the file, for GET /config.
+        host: address to listen on: 0.0.0.0 for every network, 127.0.0.1 for this machine alone.
+        port: port to listen on; 0: any that is free.
+        api_key: key that clients send as `Authorization: Bearer KEY`, but for the health routes. None: everybody may ask.
+        log_json: whether the log's lines are JSON objects.
+        threads: intra-op threads of each model. None: the physical cores this process may use.
+        limits: what one client may ask for.
     """
 
     endpoints: tuple[EndpointConfig, ...]
-    host: str = HOST
-    port: int = PORT
-    api_key: str | None = field(default=None, repr=False)
-    log_json: bool = False
-    threads: int | None = None
-    integration: str = "local"
-    limits: Limits = field(default_factory=Limits)
-    as_written: Mapping[str, Any] = field(default_factory=dict)
+    host: StrictStr = HOST
+    port: Annotated[StrictInt, Field(ge=0, le=65535)] = PORT
+    api_key: Annotated[StrictStr | None, Field(repr=False)] = None
+    log_json: StrictBool = False
+    threads: Count | None = None
+    limits: Limits = Field(default_factory=Limits)
 
-    def __post_init__(self) -> None:
-        if not self.endpoints:
-            raise ConfigError("No model is named; give --model_path or --config_file.")
-        if not 0 <= self.port <= 65535:
-            raise ConfigError(f"port is {self.port}; it must be from 0 to 65535.")
-        for what in ("name", "route"):
-            given = [getattr(endpoint, what) for endpoint in self.endpoints if getattr(endpoint, what) is not None]
-            twice = sorted({value for value in given if given.count(value) > 1})
-            if twice:
-                raise ConfigError(f"Two endpoints have the {what} {twice[0]!r}; each needs its own.")
+    @field_validator("endpoints")
+    @classmethod
+    def _check_names(cls, endpoints: tuple[EndpointConfig, ...]) -> tuple[EndpointConfig, ...]:
+        if not endpoints:
+            raise error_at(message="is empty; name at least one model")
+        check_unique(endpoints, "name", "aliases")
+        return endpoints
 
+    def names_of(self, endpoint: EndpointConfig, number: int) -> tuple[str, ...]:
+        """Return the further names of an endpoint, the `number`-th that is served; the first must be its own."""
+        del number  # the names of an extension may count
+        return endpoint.aliases
 
-def check_task(task: str) -> str:
-    """Give a task under its one name; DeepSparse read it in any case and with `-` for `_`."""
-    if task.lower().replace("-", "_") not in _TASKS:
-        raise ConfigError(f"task is {task!r}; penult has one, {TASK!r}.")
-    return TASK
-
-
-def single(model: str, task: str | None = None) -> EndpointConfig:
-    """Make the endpoint of a server that was given a model and no file; DeepSparse named it after its task."""
-    return EndpointConfig(model=model, task=None if task is None else check_task(task), name=TASK)
+    def extend(self, app: "FastAPI", service: "Service") -> None:
+        """Add routes of its own to an application; a subclass may have some."""

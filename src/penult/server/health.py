@@ -20,25 +20,23 @@ class Ready(BaseModel):
 
 def add(app: FastAPI, service: Service) -> None:
     """Give an application the routes."""
-    sagemaker = service.config.integration == "sagemaker"
     trouble: dict[int | str, dict[str, Any]] = {503: {"description": "A model does not answer any more."}}
 
     async def old() -> JSONResponse:
-        return _say(service, content=True)
+        return say(service, content=True)
 
     async def new() -> JSONResponse:
-        return _say(service, content={"status": "OK"})
+        return say(service, content={"status": "OK"})
 
-    for path in ("/ping", "/health", "/healthcheck", "/status"):
-        if sagemaker and path == "/ping":  # what SageMaker asks, DeepSparse answered in the newer way
-            app.add_api_route(path, new, tags=["health"], summary="Check health", response_model=Ready, responses=trouble)
-        else:
-            app.add_api_route(path, old, tags=["health"], summary="Check health", response_model=bool, responses=trouble)
+    taken = {getattr(route, "path", None) for route in app.routes}  # an extension may answer in its own way
+    for path in [path for path in ("/ping", "/health", "/healthcheck", "/status") if path not in taken]:
+        app.add_api_route(path, old, tags=["health"], summary="Check health", response_model=bool, responses=trouble)
     for path in ("/v2/health/live", "/v2/health/ready"):
         app.add_api_route(path, new, tags=["health"], summary="Check health", response_model=Ready, responses=trouble)
 
 
-def _say(service: Service, *, content: object) -> JSONResponse:
+def say(service: Service, *, content: object) -> JSONResponse:
+    """Return an answer where every model is served, else 503."""
     if service.models.alive:
         return JSONResponse(content)
     return JSONResponse({"detail": "A model does not answer any more; restart the server."}, 503)

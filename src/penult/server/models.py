@@ -1,60 +1,71 @@
 """The models of a server: each is opened once, when a route first needs it, and shared by all endpoints that ask the same.
 
-It reads an endpoint's keys into `Embedder.load` and `Pipeline.create`; it knows no HTTP but the reason for a refusal.
+It reads an endpoint's keys into `Embedder.load`; of HTTP it knows the reason for a refusal.
 """
 
 import asyncio
 import logging
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable
+from typing import Protocol, TypeVar, cast
 
 from penult.core.embedder import Embedder
 from penult.core.recipe import Recipe
-from penult.deepsparse.pipeline import Pipeline
-from penult.deepsparse.queued_pipeline import QueuedPipeline
-from penult.server.config import TASK, EndpointConfig, Limits
+from penult.server.config import EndpointConfig, Limits
 from penult.server.errors import Refusal
 from penult.server.metrics import Metrics
-from penult.server.queued_models import QueuedEmbedder
+from penult.server.queued_models import ModelQueue, QueuedEmbedder
 from penult.types import Pooling
 
 _LOGGER = logging.getLogger(__name__)
-_POOLINGS: Mapping[str, Pooling] = {"reduce_mean": "mean", "reduce_max": "max", "cls_token": "cls"}
+
+
+class Queued(Protocol):
+    """A model behind its queue."""
+
+    queue: ModelQueue
+
+    @property
+    def dimension(self) -> int:
+        """D, the number of values in a vector."""
+
+    def close(self) -> None:
+        """Finish what waits, then free the model."""
+
+
+Kind = TypeVar("Kind", bound=Queued)
 
 
 class Models:
     """All models that are open.
 
     Args:
-        limits: of each model.
+        limits: of each model's requests.
         metrics: what they count.
-        threads: of each engine. None: the physical cores this process may use.
+        threads: intra-op threads of each model. None: the physical cores this process may use.
     """
 
     def __init__(self, limits: Limits, metrics: Metrics, threads: int | None) -> None:
-        self._limits = limits
-        self._metrics = metrics
-        self._threads = threads
-        self._embedders: dict[tuple[object, ...], QueuedEmbedder] = {}
-        self._pipelines: dict[tuple[object, ...], QueuedPipeline] = {}
-        self._opening = threading.Lock()
+        self.limits = limits
+        self.metrics = metrics
+        self.threads = threads
+        self._models: dict[tuple[object, ...], Queued] = {}
+        self._opening = threading.RLock()
 
     @property
     def alive(self) -> bool:
         """Whether every queue is served."""
-        queues = [model.queue for model in self._embedders.values()] + [model.queue for model in self._pipelines.values()]
-        return all(queue.alive for queue in queues)
+        return all(model.queue.alive for model in self._models.values())
 
     @property
     def dimensions(self) -> list[int]:
         """D of each model that is open."""
-        pipelines = [model.pipeline.dimension for model in self._pipelines.values()]
-        return pipelines + [model.embedder.dimension for model in self._embedders.values()]
+        return [model.dimension for model in self._models.values()]
 
     @property
     def recipes(self) -> list[Recipe]:
-        """The recipe of each model that is open for the routes of OpenAI and TEI."""
-        return [model.embedder.recipe for model in self._embedders.values()]
+        """The recipe of each embedder that is open."""
+        return [model.embedder.recipe for model in self._models.values() if isinstance(model, QueuedEmbedder)]
 
     def embedder(self, endpoint: EndpointConfig) -> QueuedEmbedder:
         """Open what the routes of OpenAI and TEI need.
@@ -63,74 +74,45 @@ class Models:
             FileNotFoundError: no model there.
             ValueError: the model cannot be used so; the message says what to add to the endpoint.
         """
-        key = _embedder_key(endpoint)
-        with self._opening:
-            if key not in self._embedders:
-                opened = self._load(endpoint)
-                self._embedders[key] = QueuedEmbedder(opened, endpoint.model, self._limits, self._metrics)
-            return self._embedders[key]
-
-    def pipeline(self, endpoint: EndpointConfig) -> QueuedPipeline:
-        """Open what DeepSparse's routes need.
-
-        Raises:
-            FileNotFoundError: no model there.
-            TypeError: a key is of a type that it cannot have.
-            ValueError: a key is none of the allowed values or not for these routes, or the model has no such layer or length.
-        """
-        if endpoint.chooses_files:
-            raise ValueError(
-                "model_file and files_from are for the routes of OpenAI and TEI. For DeepSparse's, name the file in model: "
-                "FOLDER/FILE.onnx, its tokenizer beside it."
-            )
-        key, lengths = _pipeline_key(endpoint), endpoint.sequence_length
-        with self._opening:
-            if key not in self._pipelines:
-                opened = Pipeline.create(
-                    TASK,
-                    endpoint.model,
-                    emb_extraction_layer=endpoint.emb_extraction_layer,
-                    extraction_strategy=endpoint.extraction_strategy,  # type: ignore[arg-type] # Pipeline checks it
-                    sequence_length=list(lengths) if isinstance(lengths, tuple) else lengths,
-                    return_numpy=True,
-                    num_cores=self._threads,
-                )
-                _LOGGER.info("%s is open for the routes of DeepSparse: %s", endpoint.model, opened)
-                self._pipelines[key] = QueuedPipeline(opened, endpoint.model, self._limits, self._metrics)
-            return self._pipelines[key]
+        return self.opened(embedder_key(endpoint), lambda: self._open(endpoint))
 
     async def embedder_for(self, endpoint: EndpointConfig) -> QueuedEmbedder:
-        """Return the model behind its queue, opened in a thread where it is not open yet; a failure is a refusal."""
-        if (found := self._embedders.get(_embedder_key(endpoint))) is not None:
-            return found
-        try:
-            return await asyncio.to_thread(self.embedder, endpoint)
-        except (OSError, TypeError, ValueError) as error:
-            raise Refusal("unable", f"{endpoint.model} cannot be opened for this route: {error}") from error
+        """Return the same without blocking the event loop; a failure is a refusal."""
+        return await self.opened_for(endpoint, embedder_key(endpoint), lambda: self._open(endpoint))
 
-    async def pipeline_for(self, endpoint: EndpointConfig) -> QueuedPipeline:
-        """Return the model behind its queue, opened in a thread where it is not open yet; a failure is a refusal."""
-        if (found := self._pipelines.get(_pipeline_key(endpoint))) is not None:
-            return found
+    def opened(self, key: tuple[object, ...], open_model: Callable[[], Kind]) -> Kind:
+        """Return the model of a key, opened at the first call, once however many threads ask."""
+        with self._opening:
+            if key not in self._models:
+                self._models[key] = open_model()
+            return cast("Kind", self._models[key])
+
+    async def opened_for(self, endpoint: EndpointConfig, key: tuple[object, ...], open_model: Callable[[], Kind]) -> Kind:
+        """Return the same, opened in a thread where it is not open yet.
+
+        Raises:
+            Refusal: it cannot be opened.
+        """
+        if (model := self._models.get(key)) is not None:
+            return cast("Kind", model)
         try:
-            return await asyncio.to_thread(self.pipeline, endpoint)
+            return await asyncio.to_thread(self.opened, key, open_model)
         except (OSError, TypeError, ValueError) as error:
             raise Refusal("unable", f"{endpoint.model} cannot be opened for this route: {error}") from error
 
     def close(self) -> None:
         """Finish what waits, then free every model."""
-        for embedder in self._embedders.values():
-            embedder.close()
-        for pipeline in self._pipelines.values():
-            pipeline.close()
+        for model in self._models.values():
+            model.close()
+
+    def _open(self, endpoint: EndpointConfig) -> QueuedEmbedder:
+        return QueuedEmbedder(self._load(endpoint), endpoint.model, self.limits, self.metrics)
 
     def _load(self, endpoint: EndpointConfig) -> Embedder:
-        layer = endpoint.emb_extraction_layer
-
         def load(pooling: Pooling | tuple[Pooling, ...] | None) -> Embedder:
             return Embedder.load(
                 endpoint.model,
-                layer=layer + 1 if isinstance(layer, int) and layer >= 0 else layer,  # DeepSparse's 0 is the first layer
+                layer=endpoint.layer,
                 pooling=pooling,
                 precision=endpoint.precision,
                 max_length=endpoint.max_length,
@@ -141,16 +123,15 @@ class Models:
                 files_from=endpoint.files_from,
                 model_file=endpoint.model_file,
                 task=endpoint.model_task,
-                threads=self._threads,
+                threads=self.threads,
             )
 
         try:
             found = load(endpoint.pooling)
         except ValueError:
-            stated = _POOLINGS.get(endpoint.extraction_strategy)
-            if endpoint.pooling is not None or stated is None:
+            if endpoint.pooling is not None or endpoint.fallback_pooling is None:
                 raise
-            found = load(stated)  # the model's files do not say; the strategy of the endpoint does
+            found = load(endpoint.fallback_pooling)
         origin = found.recipe.origin.get("prompts", "")
         _LOGGER.info(
             "%s is open for the routes of OpenAI and TEI: %d values, pooling %s, prompts %s, fingerprint %s",
@@ -169,13 +150,10 @@ class Models:
         return found
 
 
-def _embedder_key(endpoint: EndpointConfig) -> tuple[object, ...]:
-    pooling = (endpoint.pooling, None if endpoint.pooling else _POOLINGS.get(endpoint.extraction_strategy))
+def embedder_key(endpoint: EndpointConfig) -> tuple[object, ...]:
+    """Return all of an endpoint that decides its embedder."""
+    pooling = (endpoint.pooling, None if endpoint.pooling else endpoint.fallback_pooling)
     prompts = None if endpoint.prompts is None else tuple(sorted(endpoint.prompts.items()))
     rest = (endpoint.precision, endpoint.max_length, endpoint.dimensions, endpoint.normalize, endpoint.layer_norm, prompts)
     files = (endpoint.files_from, endpoint.model_file, endpoint.model_task)
-    return (endpoint.model, endpoint.emb_extraction_layer, *pooling, *rest, *files)
-
-
-def _pipeline_key(endpoint: EndpointConfig) -> tuple[object, ...]:
-    return (endpoint.model, endpoint.emb_extraction_layer, endpoint.extraction_strategy, endpoint.sequence_length)
+    return (endpoint.model, endpoint.layer, *pooling, *rest, *files)

@@ -110,6 +110,11 @@ class QueuedEmbedder:
         self.queue = ModelQueue(f"embed {reference}", limits, metrics)
         self.embedder = embedder
 
+    @property
+    def dimension(self) -> int:
+        """D, the number of values in a vector."""
+        return self.embedder.dimension
+
     def recipe(self, role: Role) -> Recipe:
         """Return what decides the vectors of a role: models with a part for queries alone have a recipe for it."""
         recipe = self.embedder.recipe

@@ -5,7 +5,7 @@ It knows configurations, models and limits; it knows no routes.
 
 from dataclasses import dataclass
 
-from penult.server.config import TASK, ConfigError, EndpointConfig, ServerConfig
+from penult.server.config import ConfigError, EndpointConfig, ServerConfig
 from penult.server.errors import Refusal
 from penult.server.metrics import Metrics
 from penult.server.models import Models
@@ -18,15 +18,13 @@ class Endpoint:
 
     Attributes:
         config: what it was made from.
-        name: DeepSparse's name of it, in /v2/models/NAME/infer.
-        aliases: further names that lead to it.
-        model_id: its name on the OpenAI routes.
+        model_id: its name on the routes.
+        names: further names that clients may send; the first is no other endpoint's.
     """
 
     config: EndpointConfig
-    name: str
-    aliases: tuple[str, ...]
     model_id: str
+    names: tuple[str, ...]
 
 
 class Service:
@@ -44,38 +42,30 @@ class Service:
         self.models = Models(config.limits, self.metrics, config.threads)
         self.endpoints: list[Endpoint] = []
         for endpoint in config.endpoints:
-            self.add(endpoint, alone=len(config.endpoints) == 1)
+            self.add(endpoint)
 
-    def add(self, config: EndpointConfig, *, alone: bool = False) -> Endpoint:
-        """Open an endpoint: the face of the routes it was written for, now; the other one, when it is first asked for."""
+    def add(self, config: EndpointConfig) -> Endpoint:
+        """Add an endpoint, and open its model where the configuration does not put that off."""
         try:
-            return self._open(config, alone=alone)
+            return self._add(config)
         except (OSError, TypeError, ValueError) as error:
             if not config.place:
                 raise
             raise ConfigError(f"{config.place}: {error}") from error
 
-    def _open(self, config: EndpointConfig, *, alone: bool) -> Endpoint:
-        number = len(self.endpoints)
-        route = (config.route or "").strip("/")
-        name = route or config.name or f"{TASK}-{number}"
-        # DeepSparse called its only endpoint by the task alone when it came from the command line, and with a number
-        # when it came from a file; clients of either go on working.
-        unnamed = not route and config.name in (None, TASK)
-        aliases = (TASK, f"{TASK}-{number}") if alone and unnamed else ()
-        taken = {taken for endpoint in self.endpoints for taken in (endpoint.name, *endpoint.aliases)}
-        if name in taken:
-            raise ConfigError(f"An endpoint is named {name!r} already; give this one another name.")
-        if set("{}?#%") & set(name):
-            raise ConfigError(f"The endpoint's name {name!r} cannot stand in a path; leave out the signs {{ }} ? # %.")
-        model_id = config.model if config.name in (None, TASK) else config.name
+    def _add(self, config: EndpointConfig) -> Endpoint:
+        names = self.config.names_of(config, len(self.endpoints))
+        taken = {name for endpoint in self.endpoints for name in endpoint.names}
+        if names and names[0] in taken:
+            raise ConfigError(f"An endpoint is named {names[0]!r} already; give this one another name.")
+        model_id = config.model_id
         if model_id in {endpoint.model_id for endpoint in self.endpoints}:  # the same model, served in another way
-            model_id = name
-        if config.task is None or config.chooses_files:
+            if not names:
+                raise ConfigError(f"An endpoint is named {model_id!r} already; give this one a name.")
+            model_id = names[0]
+        if config.open_at_start:
             self.models.embedder(config)
-        else:
-            self.models.pipeline(config)
-        endpoint = Endpoint(config, name, tuple(alias for alias in aliases if alias != name), str(model_id))
+        endpoint = Endpoint(config, model_id, names)
         self.endpoints.append(endpoint)
         return endpoint
 
@@ -87,10 +77,14 @@ class Service:
         """
         if len(self.endpoints) == 1:
             return self.endpoints[0]
-        known = [(one.model_id, one.name, one.config.model) for one in self.endpoints]
-        for way in zip(*known, strict=True):  # all ids first, so that another's model does not stand before them
-            if model in way:
-                return self.endpoints[way.index(model)]
+        # All ids first, so that another endpoint's model does not stand before them.
+        for match in (
+            next((one for one in self.endpoints if model == one.model_id), None),
+            next((one for one in self.endpoints if model in one.names), None),
+            next((one for one in self.endpoints if model == one.config.model), None),
+        ):
+            if match is not None:
+                return match
         names = ", ".join(endpoint.model_id for endpoint in self.endpoints)
         what = "No model is named" if model is None else f"The model {model[:100]!r} is not served"
         raise Refusal("missing", f"{what}; `model` must be one of {names}.", param="model")

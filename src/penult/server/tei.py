@@ -3,7 +3,6 @@
 It knows TEI's JSON. TEI serves one model; here that is the first endpoint, or the one that `model` names.
 """
 
-from dataclasses import replace
 from typing import Any, Literal
 
 from fastapi import FastAPI, Request, Response
@@ -152,7 +151,9 @@ def add(app: FastAPI, service: Service) -> None:
 async def _embed(request: Request, service: Service, asked: EmbedRequest) -> Response:
     model, purpose = await _open(service, asked)
     if asked.normalize is False and model.recipe(purpose.role).unit_length:  # the same model without its last step
-        model = await service.models.embedder_for(replace(_endpoint(service, asked.model).config, normalize=False))
+        model = await service.models.embedder_for(
+            _endpoint(service, asked.model).config.model_copy(update={"normalize": False})
+        )
     tokenized = await _tokenize(request, model, asked, purpose)
     vectors = await model.vectors(tokenized)
     normalize = asked.normalize is not False

@@ -1,0 +1,98 @@
+"""A pipeline behind a request queue, with DeepSparse's numbers, for DeepSparse's routes; opened as an endpoint says."""
+
+import logging
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
+
+from penult.core.tokenized import Tokenized
+from penult.deepsparse.arguments import TASK
+from penult.deepsparse.config_file import DeepSparseEndpoint
+from penult.deepsparse.pipeline import Pipeline
+from penult.server.config import Limits
+from penult.server.metrics import Metrics
+from penult.server.models import Models
+from penult.server.queued_models import ModelQueue
+
+_LOGGER = logging.getLogger(__name__)
+
+
+class QueuedPipeline:
+    """A pipeline behind its queue."""
+
+    def __init__(self, pipeline: Pipeline, reference: str, limits: Limits, metrics: Metrics) -> None:
+        self.queue = ModelQueue(f"pipeline {reference}", limits, metrics)
+        self.pipeline = pipeline
+        settings = pipeline.settings
+        self._longest = max(settings.sequence_lengths)
+        self._per_token = settings.extraction_strategy == "per_token"
+        # With per_token and buckets, the length of an item depends on the other texts of its request.
+        self._mergeable = not (self._per_token and len(settings.sequence_lengths) > 1)
+
+    @property
+    def dimension(self) -> int:
+        """H, the size of one row."""
+        return self.pipeline.dimension
+
+    async def tokenize(self, texts: list[str]) -> Tokenized:
+        """Return N texts as token ids."""
+        return await self.queue.tokenize(texts, self.pipeline.tokenize)
+
+    async def items(self, tokenized: Tokenized) -> list[NDArray[np.float32]]:
+        """Return the items of N texts, as `Pipeline` does."""
+        count = len(tokenized)
+        width = self.pipeline.dimension * (self._longest if self._per_token else 1)
+        rows = await self.queue.rows(
+            tokenized,
+            self.pipeline.run,
+            values=count * width,
+            costs=[self._longest] * count if self._per_token else None,
+            mergeable=self._mergeable,
+        )
+        return list(rows)
+
+    def close(self) -> None:
+        """Finish what waits, then free the model."""
+        self.queue.close()
+        self.pipeline.close()
+
+
+def pipeline(models: Models, endpoint: DeepSparseEndpoint) -> QueuedPipeline:
+    """Open what DeepSparse's routes need of an endpoint.
+
+    Raises:
+        FileNotFoundError: no model there.
+        TypeError: a key is of a type that it cannot have.
+        ValueError: a key is none of the allowed values or not for these routes, or the model has no such layer or length.
+    """
+    return models.opened(_key(endpoint), partial(_open, models, endpoint))
+
+
+async def pipeline_for(models: Models, endpoint: DeepSparseEndpoint) -> QueuedPipeline:
+    """Return the same without blocking the event loop; a failure is a refusal."""
+    return await models.opened_for(endpoint, _key(endpoint), partial(_open, models, endpoint))
+
+
+def _open(models: Models, endpoint: DeepSparseEndpoint) -> QueuedPipeline:
+    if endpoint.chooses_files:
+        raise ValueError(
+            "model_file and files_from are for the routes of OpenAI and TEI. For DeepSparse's, name the file in model: "
+            "FOLDER/FILE.onnx, its tokenizer beside it."
+        )
+    lengths = endpoint.sequence_length
+    opened = Pipeline.create(
+        TASK,
+        endpoint.model,
+        emb_extraction_layer=endpoint.emb_extraction_layer,
+        extraction_strategy=endpoint.extraction_strategy,
+        sequence_length=list(lengths) if isinstance(lengths, tuple) else lengths,
+        return_numpy=True,
+        num_cores=models.threads,
+    )
+    _LOGGER.info("%s is open for the routes of DeepSparse: %s", endpoint.model, opened)
+    return QueuedPipeline(opened, endpoint.model, models.limits, models.metrics)
+
+
+def _key(endpoint: DeepSparseEndpoint) -> tuple[object, ...]:
+    return ("deepsparse", endpoint.model, endpoint.layer, endpoint.extraction_strategy, endpoint.sequence_length)

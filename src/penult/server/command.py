@@ -1,0 +1,167 @@
+"""`penult serve`: a server's options on the command line.
+
+Typer makes the options from the fields of a dataclass, so that another command can add its own to them.
+"""
+
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperCommand
+
+if TYPE_CHECKING:
+    from penult.server.config import Limits, ServerConfig
+
+_FAILED = 2  # exit status where the server does not start
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """The options of `penult serve`; None: not given."""
+
+    model: Annotated[
+        str | None, typer.Argument(metavar="MODEL", help="A folder, an .onnx file, a Hub id or package:NAME[/folder].")
+    ] = None
+    config: Annotated[Path | None, typer.Option(help="A YAML file with endpoints, in place of MODEL.")] = None
+    host: Annotated[str | None, typer.Option(help="Default: 0.0.0.0, every network. 127.0.0.1: this machine alone.")] = None
+    port: Annotated[int | None, typer.Option(help="Default: 5543. 0: any that is free.")] = None
+    api_key: Annotated[
+        str | None, typer.Option(help="Clients send it as `Authorization: Bearer KEY`. Default: PENULT_API_KEY, if set.")
+    ] = None
+    log_json: Annotated[bool, typer.Option("--log-json", help="Write the log as JSON lines.")] = False
+    threads: Annotated[int | None, typer.Option(help="Threads of each model. Default: the physical cores.")] = None
+    pooling: Annotated[
+        str | None, typer.Option(help="mean, max, cls, ... (several with commas). Default: as the model's files say.")
+    ] = None
+    prompt_query: Annotated[str | None, typer.Option(help="Prompt of queries. Default: as the model's files say.")] = None
+    prompt_document: Annotated[str | None, typer.Option(help="Prompt of documents. Default: as the model's files say.")] = None
+    model_file: Annotated[str | None, typer.Option(help="The .onnx file, of several in the folder or on the Hub.")] = None
+    files_from: Annotated[
+        str | None, typer.Option(help="Folder or Hub id with tokenizer and configuration, for a model without them.")
+    ] = None
+    model_task: Annotated[str | None, typer.Option(help="The task of a model that has several.")] = None
+    max_body_bytes: Annotated[int | None, typer.Option(help="Limit: bytes of a request. Default: 33554432.")] = None
+    max_client_batch_size: Annotated[int | None, typer.Option(help="Limit: texts of a request. Default: 2048.")] = None
+    max_text_chars: Annotated[int | None, typer.Option(help="Limit: characters of a text. Default: 1000000.")] = None
+    max_concurrent_requests: Annotated[
+        int | None, typer.Option(help="Limit: requests that run or wait, for each model. Default: 512.")
+    ] = None
+    max_tick_tokens: Annotated[int | None, typer.Option(help="Limit: tokens of a merged batch. Default: 4096.")] = None
+    max_answer_values: Annotated[int | None, typer.Option(help="Limit: numbers of an answer. Default: 16777216.")] = None
+
+    def configuration(self) -> "ServerConfig":
+        """Return the configuration of the file or of the one model, overridden by the other options.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ConfigError: the configuration cannot be served.
+        """
+        from penult.server.config import ConfigError  # noqa: PLC0415 - `penult --help` needs no pydantic, here and below
+        from penult.server.config_file import override  # noqa: PLC0415
+
+        endpoint = self.endpoint()
+        if self.config is None:
+            if "model" not in endpoint:
+                raise ConfigError("No model is named. Pass MODEL or --config FILE.")
+            config = self.from_model(endpoint)
+        elif endpoint:
+            names = ", ".join(endpoint)
+            raise ConfigError(
+                f"--config names the models and their options; state {names} there instead of on the command line."
+            )
+        else:
+            config = self.from_file(self.config)
+        return override(config, self.overrides(config.limits))
+
+    def endpoint(self) -> dict[str, Any]:
+        """Return what the options state of the model, under the keys of a configuration file."""
+        poolings = (self.pooling or "").split(",")
+        prompts = {"query": self.prompt_query, "document": self.prompt_document}
+        task = self.model_task
+        values = {
+            "model": self.model,
+            "pooling": self.pooling if len(poolings) == 1 else poolings,
+            "prompts": {role: prompt for role, prompt in prompts.items() if prompt is not None} or None,
+            "files_from": self.files_from,
+            "model_file": self.model_file,
+            "model_task": int(task) if task is not None and task.isdecimal() else task,
+        }
+        return {key: value for key, value in values.items() if value is not None}
+
+    def from_model(self, endpoint: dict[str, Any]) -> "ServerConfig":
+        """Return the configuration of a server with this one endpoint."""
+        from penult.server.config import EndpointConfig, ServerConfig  # noqa: PLC0415
+        from penult.server.config_file import Document  # noqa: PLC0415
+
+        return ServerConfig(endpoints=(Document("", endpoint).validate(EndpointConfig),))
+
+    def from_file(self, path: Path) -> "ServerConfig":
+        """Return the configuration in a file."""
+        from penult.server.config import ServerConfig  # noqa: PLC0415
+        from penult.server.config_file import load  # noqa: PLC0415
+
+        config, _ = load(path, ServerConfig)
+        return config
+
+    def overrides(self, limits: "Limits") -> dict[str, Any]:
+        """Return the fields of a server's configuration that the options state; `limits` are those without them."""
+        from penult.server.config_file import override  # noqa: PLC0415
+
+        values = {
+            "host": self.host or None,
+            "port": self.port,
+            "api_key": self.api_key or os.environ.get("PENULT_API_KEY") or None,
+            "log_json": self.log_json or None,
+            "threads": self.threads or None,
+            "limits": override(limits, {name: getattr(self, name) for name in type(limits).model_fields}),
+        }
+        return {key: value for key, value in values.items() if value is not None}
+
+
+class Serve(TyperCommand):
+    """A command that reads `Options` and serves; a configuration that cannot be served is one line and exit status 2."""
+
+    def invoke(self, ctx: Any) -> None:  # noqa: ANN401 - click's context, which newer typers bring along
+        """Serve until the process is told to end."""
+        options: Options = super().invoke(ctx)
+        try:
+            from penult.server import serve  # noqa: PLC0415
+
+            serve(options.configuration())
+        except (ValueError, OSError, ModuleNotFoundError) as error:
+            missing = isinstance(error, ModuleNotFoundError) and error.name is not None
+            typer.echo(f"{ctx.command_path}: {error}{'. Install penult[server].' if missing else ''}", err=True)
+            raise typer.Exit(_FAILED) from error
+
+
+def add(app: typer.Typer, options: type[Options] = Options) -> None:
+    """Add the command `serve` with these options to a command line, in place of one it has."""
+    app.command(
+        "serve",
+        cls=Serve,
+        help="Serve embeddings over HTTP. Dashes and underscores in options are the same.",
+        context_settings={"token_normalize_func": lambda name: name.replace("_", "-")},
+    )(options)
+
+
+def main(arguments: Sequence[str] | None = None, options: type[Options] = Options) -> None:
+    """Run `penult.server`: serve as the command line says.
+
+    Args:
+        arguments: the command line. None: this process's.
+        options: the options that it may have.
+
+    Raises:
+        SystemExit: the command line is wrong, or the server does not start.
+    """
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+    add(app, options)
+    try:
+        app(sys.argv[1:] if arguments is None else list(arguments), prog_name="penult.server")
+    except SystemExit as end:
+        if end.code:  # a program that calls this goes on after the server has ended
+            raise
