@@ -89,6 +89,7 @@ FILES = {
     "bulk/input/sources.py": ["tests/bulk/test_jsonl.py", "tests/bulk/test_columns.py", "tests/bulk/test_embed_files.py"],
     "bulk/tables.py": ["tests/bulk/test_tables.py", "tests/bulk/test_batch.py"],
     "bulk/job/reuse.py": ["tests/bulk/test_takeover.py", "tests/bulk/test_going_on.py"],
+    "bulk/stores/base.py": ["tests/bulk/test_ingest.py"],
     "bulk/stores/lancedb.py": ["tests/bulk/test_ingest.py"],
     "bulk/stores/pgvector.py": ["tests/bulk/test_ingest.py"],
     "bulk/stores/qdrant.py": ["tests/bulk/test_ingest.py"],

@@ -4,6 +4,7 @@ import ast
 import re
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -126,3 +127,62 @@ def test_one_version_for_all_three():
     major, minor, _ = penult.__version__.split(".")
     for project in (ROOT / "integrations").glob("*/pyproject.toml"):
         assert f'"penult>={major}.{minor},<{major}.{int(minor) + 1}"' in project.read_text()
+
+
+# Folders and files of src/penult by rank: a module imports nothing of a higher one. What is named nowhere stands above core.
+RANKS = {"_version": 0, "types": 0, "data": 0, "fork": 0, "graph": 1, "core": 2}
+# Imports that are about to go: (importing module or folder, imported one).
+KNOWN_EXCEPTIONS = {("penult.core.engine", "penult.deepsparse.arguments"), ("penult.server", "penult.deepsparse")}
+
+
+def _under(module: str, place: str) -> bool:
+    return module == place or module.startswith(f"{place}.")
+
+
+def _module_of(path: Path) -> str:
+    parts = path.relative_to(ROOT / "src").with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def _running(node: ast.AST) -> list[ast.Import | ast.ImportFrom]:
+    """List the imports that run, those inside functions too; what stands under `if TYPE_CHECKING` never runs."""
+    if isinstance(node, ast.Import | ast.ImportFrom):
+        return [node]
+    children = list(ast.iter_child_nodes(node))
+    if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+        children = list(node.orelse)
+    return [found for child in children for found in _running(child)]
+
+
+def _import_graph() -> dict[str, set[str]]:
+    """Map each module of penult to those of penult that it imports; a name of a package is its submodule where it has one."""
+    trees = {_module_of(path): ast.parse(path.read_text()) for path in (ROOT / "src" / "penult").rglob("*.py")}
+    graph: dict[str, set[str]] = {}
+    for module, tree in trees.items():
+        names = set()
+        for node in _running(tree):
+            if isinstance(node, ast.Import):
+                names |= {alias.name for alias in node.names}
+            else:
+                assert node.level == 0, f"{module} has a relative import"
+                full = {f"{node.module}.{alias.name}" for alias in node.names}
+                names |= {name if name in trees else node.module for name in full}
+        graph[module] = names & set(trees) - {module}
+    return graph
+
+
+def test_imports_run_down_only():
+    """No module imports one of a higher rank, the server knows no DeepSparse, and nothing imports itself in a circle."""
+    graph = _import_graph()
+    assert {"penult.core.prepare", "penult.core.source"} <= graph["penult.core.loading"]
+    assert "penult.core.assemble" in graph["penult.core.prepare"], "an import inside a function"
+    above = max(RANKS.values()) + 1
+    wrong = set()
+    for module, imported in graph.items():
+        rank = {name: RANKS.get(name.split(".")[1], above) for name in imported | {module} if name != "penult"}
+        wrong |= {(module, name) for name in imported if rank.get(name, above) > rank.get(module, above)}
+        wrong |= {(module, name) for name in imported if _under(module, "penult.server") and _under(name, "penult.deepsparse")}
+    excused = {(a, b) for a, b in wrong if any(_under(a, up) and _under(b, down) for up, down in KNOWN_EXCEPTIONS)}
+    assert wrong - excused == set()
+    kept = {module: {name for name in imported if (module, name) not in excused} for module, imported in graph.items()}
+    TopologicalSorter(kept).prepare()  # a CycleError names the circle

@@ -13,7 +13,7 @@ from bulk.jobs import run
 from bulk.postgres import server
 
 from penult import RemoteEmbedder
-from penult.bulk.ingest import Entries, Facts
+from penult.bulk.stores.base import Entries, VectorSpec
 
 TEXT, PASSWORD, KEY = "moonlight sonata", "hunter2", "s3cret"
 
@@ -119,7 +119,7 @@ def test_a_database_that_refuses_a_row():
     rows = pa.table({"text": [TEXT]})
     kept = {"penult.fingerprint": "f", "penult.role": "document"}
     with server() as dsn:
-        store = PgVector(dsn, "t", Facts(2, kept, rows.schema))
+        store = PgVector(dsn, "t", VectorSpec(2, kept, rows.schema))
         with psycopg.connect(dsn, autocommit=True) as connection:
             connection.execute("ALTER TABLE t ADD CONSTRAINT no_moon CHECK (row->>'text' NOT LIKE 'moon%')")
         with pytest.raises(OSError, match="no_moon") as caught:

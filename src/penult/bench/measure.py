@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from penult.bench import worker
 from penult.core import prepare, recipe, source
-from penult.core.loading import tokenizer_of
+from penult.core.model_tokenizer import tokenizer_of
 from penult.data import calibration_texts
 
 PEERS = ("onnxruntime", "openvino", "openvino-bf16", "sentence-transformers", "fastembed", "deepsparse")

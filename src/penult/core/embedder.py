@@ -21,8 +21,9 @@ from penult.core import prepare
 from penult.core.batching import Batch, plan
 from penult.core.engine import Engine
 from penult.core.executor import Sessions
-from penult.core.loading import as_found, frozen, may_copy, read, tokenizer_of
+from penult.core.loading import as_found, frozen, may_copy, read
 from penult.core.model_inputs import Meaning, feed
+from penult.core.model_tokenizer import tokenizer_of
 from penult.core.padding_check import reaches_tokens
 from penult.core.recipe import NOT_STATED, Recipe, Wishes
 from penult.core.source import Source

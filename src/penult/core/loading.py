@@ -18,7 +18,6 @@ from penult.core.export import exported
 from penult.core.model_inputs import TASKS
 from penult.core.recipe import Recipe, Wishes
 from penult.core.source import NoGraphError, Source
-from penult.core.tokenizer import Tokenizer
 from penult.types import Role
 
 
@@ -186,19 +185,6 @@ def _fitted(read: Recipe, prepared: prepare.Prepared, length: int | None) -> Rec
         lengths = {role: min(value, limit) for role, value in read.lengths.items()}
         read = replace(read, max_length=limit, lengths=lengths, origin={**read.origin, "max_length": where})
     return read
-
-
-def tokenizer_of(found: Source, read: Recipe) -> Tokenizer:
-    """Open the tokenizer as the recipe says."""
-    return Tokenizer(
-        found.tokenizer,
-        max_length=read.max_length,
-        side=read.side,
-        settings=read.tokenizer,
-        lowercase=read.lowercase,
-        add_special_tokens=read.special_tokens,
-        alone=read.static,
-    )
 
 
 def may_copy(prepared: prepare.Prepared, providers: Sequence[str] | None, most_bytes: int) -> bool:
