@@ -332,8 +332,8 @@ def test_the_order_of_options_is_kept():
     """A pipeline's cache hashes the text of `to_dict`: another order of the same options would embed everything again."""
     names = list(PenultEmbedding(model_name="m").to_dict())
     assert names[names.index("base_url") :] == [
-        "base_url", "layer", "pooling", "precision", "max_length", "truncate", "dimensions", "normalize", "layer_norm", "prompts",
-        "query_instruction", "text_instruction", "files_from", "model_file", "task", "class_name",
+        "base_url", "layer", "pooling", "precision", "max_length", "truncate", "dimensions", "normalize", "layer_norm",
+        "prompts", "query_instruction", "text_instruction", "files_from", "model_file", "task", "class_name",
     ]  # fmt: skip
 
 
