@@ -93,7 +93,8 @@ def test_another_process_has_the_password(said):
     sent = []
     talks(200, {"embeddings": [[1.0]]}, sent=sent)
     again = pickle.loads(pickle.dumps(RemoteEmbedder(f"http://ann:{PASSWORD}@127.0.0.1")))
-    assert again._headers["Authorization"] == "Basic " + base64.b64encode(f"ann:{PASSWORD}".encode()).decode()
+    (request,) = again._options["auth"].sync_auth_flow(httpx.Request("GET", "http://127.0.0.1"))
+    assert request.headers["Authorization"] == "Basic " + base64.b64encode(f"ann:{PASSWORD}".encode()).decode()
     assert PASSWORD not in repr(again) + said()
 
 
