@@ -51,7 +51,7 @@ FILES = {
     "graph/find/layers.py": ["tests/graph/test_stream.py", "tests/graph/test_ending.py", "tests/graph/test_layers.py"],
     "graph/find/linear.py": ["tests/graph/test_linear.py"],
     "graph/find/graph_index.py": ["tests/graph/test_guards.py", "tests/graph/test_attention.py"],
-    "graph/matmul.py": ["tests/graph/test_matmul.py"],
+    "bench/matmul.py": ["tests/test_matmul.py"],
     "graph/rewrite/opsets.py": ["tests/graph/test_attention.py"],
     "graph/picture.py": ["tests/graph/test_describe.py"],
     "graph/rewrite/unfuse.py": ["tests/graph/test_plain.py"],
