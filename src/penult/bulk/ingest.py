@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from penult.bulk import tables
-from penult.bulk.output import model_metadata
+from penult.bulk.output import output_files
 from penult.bulk.output.writers import as_text
 from penult.bulk.stores.base import Entries, Store, VectorSpec
 
@@ -84,11 +83,11 @@ def _open(to: str, collection: str, spec: VectorSpec) -> Store:
 def _spec(source: Path) -> VectorSpec:
     if source.suffix not in (".parquet", ".lance"):
         raise ValueError(f"{source} ends in neither .parquet nor .lance; embed into one of them first.")
-    metadata = model_metadata.metadata(source)
+    metadata = output_files.metadata(source)
     if metadata is None:
         raise FileNotFoundError(f"No file at {source}.")
     column = metadata.get("penult.vector_column")
-    schema = model_metadata.schema(source)
+    schema = output_files.schema(source)
     if column is None or "penult.fingerprint" not in metadata:
         raise ValueError(f"{source} does not say which model made its vectors; write it with `penult embed`.")
     plain = schema.remove(schema.get_field_index(column)).remove_metadata()
@@ -97,7 +96,7 @@ def _spec(source: Path) -> VectorSpec:
 
 def _entries(source: Path, spec: VectorSpec, id_column: str | None, count: int) -> Iterator[Entries]:
     done = 0
-    for batch in _batches(source, count):
+    for batch in output_files.batches(source, rows=count):
         table = pa.Table.from_batches([batch])
         rows = table.select(spec.schema.names)
         ids = _ids(rows, id_column, source, done)
@@ -112,13 +111,3 @@ def _ids(rows: pa.Table, id_column: str | None, source: Path, before: int) -> li
             f"Row {before + list(values).index(None) + 1} of {source} has no {id_column!r}; every entry needs one."
         )
     return [entry_id(value) for value in values]
-
-
-def _batches(source: Path, count: int) -> Iterator[pa.RecordBatch]:
-    if source.suffix == ".lance":
-        from penult.bulk import lance_files  # noqa: PLC0415 - an extra
-
-        yield from lance_files.read(source, batch_rows=count)
-        return
-    with pq.ParquetFile(source) as file:
-        yield from file.iter_batches(count)

@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 import pyarrow as pa
 
-from penult.bulk.output.model_metadata import OTHER_FINGERPRINT
+from penult.bulk.output.output_files import OTHER_FINGERPRINT
 from penult.bulk.output.writers import as_text
 from penult.types import Vectors
 

@@ -5,7 +5,7 @@ from typing import Any
 import pyarrow as pa
 
 from penult.bulk import tables
-from penult.bulk.output import model_metadata
+from penult.bulk.output import output_files
 from penult.bulk.stores.base import Entries, VectorSpec
 
 _ID, _VECTOR = "penult_id", "vector"
@@ -36,7 +36,7 @@ class LanceDB:
         if collection in database.list_tables(limit=1_000_000).tables:
             self._table = database.open_table(collection)
             found = self._table.schema
-            spec.check_same_model(model_metadata.named(found), f"The table {collection!r} in {place}")
+            spec.check_same_model(output_files.named(found), f"The table {collection!r} in {place}")
             if found.names != self._schema.names:
                 raise ValueError(
                     f"The table {collection!r} in {place} has the columns {', '.join(found.names)}, the rows "
