@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import pickle
 import threading
 import time
@@ -686,6 +687,24 @@ def test_a_server_that_stays_away(tiny):
     with pytest.raises(ConnectionError, match="cannot be reached"):
         remote.embed(many(300))
     remote.close()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this platform has no fork")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+def test_a_fork_opens_its_own_connections(running, embedder):
+    """A forked child sends over sockets of its own, and the parent goes on with the first ones."""
+    with RemoteEmbedder(running.url) as remote:
+        expected = embedder.embed(TEXTS)
+        np.testing.assert_array_equal(remote.embed(TEXTS), expected)
+        inherited = remote._client.get()
+        if not (pid := os.fork()):
+            try:
+                os._exit(0 if np.array_equal(remote.embed(TEXTS), expected) and remote._client.get() is not inherited else 1)
+            finally:
+                os._exit(2)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+        assert remote._client.get() is inherited
+        np.testing.assert_array_equal(remote.embed(TEXTS), expected)
 
 
 def test_it_travels(running, embedder):

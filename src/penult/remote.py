@@ -24,7 +24,7 @@ from penult import protocols
 from penult.fork import PerProcess
 from penult.progress_bar import progress_bar
 from penult.protocols import Call, Reply, Server, Talk
-from penult.types import Role, TextError, Vectors
+from penult.types import Role, Vectors, checked_texts, unencodable
 
 Result = TypeVar("Result")
 _BUSY = (429, 502, 503, 504)
@@ -411,13 +411,7 @@ def _retry_after(headers: Mapping[str, str]) -> float:
 def _checked(texts: Iterable[str], role: Role) -> list[str]:
     if role not in ("document", "query"):
         raise ValueError(f"role is {role!r}; it must be 'document' or 'query'.")
-    if isinstance(texts, str | bytes) or not isinstance(texts, Iterable):
-        raise TypeError(f"texts is a {type(texts).__name__}; give a list or another iterable of texts, for example [text].")
-    listed = list(texts)  # once: an iterator is empty the second time
-    rows = {row: why for row, text in enumerate(listed) if (why := _unsendable(text)) is not None}
-    if rows:
-        raise TextError(rows, len(listed))
-    return listed
+    return checked_texts(texts)
 
 
 def _checked_prompts(prompts: Mapping[str, str] | None) -> dict[str, str]:
@@ -439,16 +433,6 @@ def _checked_prompts(prompts: Mapping[str, str] | None) -> dict[str, str]:
 
 
 def _check_prompt(name: str, prompt: object) -> None:
-    why = _unsendable(prompt)
+    why = unencodable(prompt)
     if why is not None:
         raise (ValueError if isinstance(prompt, str) else TypeError)(f"{name} {why}; give a str.")
-
-
-def _unsendable(text: object) -> str | None:
-    if not isinstance(text, str):
-        return f"is a {type(text).__name__}, not a str"
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        return f"is not valid Unicode: a lone surrogate U+{ord(text[error.start]):04X} at character {error.start}"
-    return None

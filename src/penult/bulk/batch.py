@@ -78,11 +78,11 @@ class BatchEmbedder:
             raise ValueError(f"prompts has the key {unknown[0]!r}; its keys are the roles 'query' and 'document'.")
         self._model = Model(
             model,
-            precision,
-            dimensions,
-            max_length,
-            truncate,
-            max_batch_tokens,
+            precision=precision,
+            dimensions=dimensions,
+            max_length=max_length,
+            truncate=truncate,
+            max_batch_tokens=max_batch_tokens,
             pooling=pooling if pooling is None or isinstance(pooling, str) else tuple(pooling),
             query_prompt=given.get("query"),
             document_prompt=given.get("document"),
