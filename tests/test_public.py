@@ -42,6 +42,7 @@ FENCE = {
     "qdrant_client": {"bulk/stores/qdrant.py"},
     "lancedb": {"bulk/stores/lancedb.py"},
     "psycopg": {"bulk/stores/pgvector.py"},
+    "pydantic": {"adapters.py", "server/", "deepsparse/"},
     "fastapi": {"server/", "deepsparse/"},
     "uvicorn": {"server/"},
     "prometheus_client": {"server/"},

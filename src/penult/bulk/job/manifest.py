@@ -177,7 +177,7 @@ class Job:
         sync_folder(self.folder)
         for path in self.folder.iterdir():
             if path.is_dir():
-                shutil.rmtree(path, ignore_errors=True)
+                shutil.rmtree(path, ignore_errors=True)  # a worker of an older job, still dying, may write there
             elif path.name != _LOCK:
                 path.unlink()
 

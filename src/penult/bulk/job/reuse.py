@@ -79,6 +79,7 @@ class Old:
 
     def __init__(self, folder: Path, dimension: int) -> None:
         uri = f"{(folder / _INDEX).absolute().as_uri()}?mode=ro&immutable=1"
+        # Ray may make an actor in one thread and use it in another.
         self._index = sqlite3.connect(uri, uri=True, check_same_thread=False)
         path = folder / _VECTORS
         rows = path.stat().st_size // (4 * dimension)

@@ -45,7 +45,7 @@ class Ready:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """Something that another try would not mend. `user_error`: by the user, so its sentence is enough."""
+    """An error that another try would not fix. `user_error`: the user can, so the message is enough."""
 
     message: str
     user_error: bool
