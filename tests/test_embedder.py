@@ -139,13 +139,14 @@ def test_truncation_is_counted_and_said_once(tiny):
 
 
 def test_what_was_read_is_counted_with_the_vectors(tiny, embedder):
-    """embed_counted gives the vectors of embed, the tokens read and, for each text, the tokens cut off."""
+    """run(tokenize()) gives the vectors of embed; the tokens read and, for each text, the tokens cut off are known before."""
     long = "a " * 70
-    counted = embedder.embed_counted(["a cat", long, ""])
-    assert np.array_equal(counted.vectors, embedder.embed(["a cat", long, ""]))
-    assert counted.tokens.tolist() == [4, 64, 2]
-    assert counted.dropped.tolist() == [0, 8, 0]
-    assert embedder.embed_counted([]).vectors.shape == (0, 32)
+    tokenized = embedder.tokenize(["a cat", long, ""])
+    assert np.array_equal(embedder.run(tokenized), embedder.embed(["a cat", long, ""]))
+    assert tokenized.counts.tolist() == [4, 64, 2]
+    assert tokenized.dropped.tolist() == [0, 8, 0]
+    assert tokenized.truncated.tolist() == [1]
+    assert embedder.run(embedder.tokenize([])).shape == (0, 32)
 
 
 def test_truncation_can_be_refused_or_silent(tiny):

@@ -17,7 +17,7 @@ from penult.bulk import embed as bulk
 from penult.cli import app
 from penult.server import EndpointConfig
 
-pytestmark = pytest.mark.filterwarnings("ignore::penult.core.embedder.TruncationWarning")  # some texts are meant to be cut
+pytestmark = pytest.mark.filterwarnings("ignore::penult.types.TruncationWarning")  # some texts are meant to be cut
 
 CASES = (
     "default-prompt-passage", "do-lower-case-cased", "e5-mistral", "embeddinggemma2", "instructor-t5", "matryoshka-mpnet",

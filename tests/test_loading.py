@@ -385,8 +385,8 @@ def test_a_prompt_of_one_call(folder, embedder):
         assert difference(e.embed(["cat"], "query", prompt=""), embedder.embed(["cat"])) <= 1e-6
         assert difference(e.embed(["cat"], "query"), embedder.embed(["search cat"])) <= 1e-6
         assert e.count_tokens(["cat"], "query", prompt="a a a ").tolist() == [6]
-        assert e.measure(["cat"], prompt="a ") == ([4], [0])
-        assert e.embed_counted(["cat"], prompt="a a ").tokens.tolist() == [5]
+        assert e.tokenize(["cat"], prompt="a ").counts.tolist() == [4]
+        assert e.tokenize(["cat"], prompt="a a ").counts.tolist() == [5]
         assert e.embed_tokens(["cat"], "query", prompt="")[0].shape == (3, 32)
         assert e.embed_padded(["cat"], "query", prompt="a ").shape == (1, 4, 32)
         assert difference(next(e.embed_stream(["cat"], prompt="fish ")), embedder.embed(["fish cat"])) <= 1e-6
@@ -1011,7 +1011,7 @@ def test_any_value_of_any_key(place, name):
         write_json(path, whole | changed)
         try:
             found, read = loading.read(place, Wishes())
-            tokenizer_of(found, replace(read, max_length=min(read.max_length, 64))).encode(["a cat"])
+            tokenizer_of(found, replace(read, max_length=min(read.max_length, 64))).tokenize(["a cat"])
         except (ValueError, FileNotFoundError) as error:
             assert str(place) in str(error) or "tokenizer setting" in str(error) or "special tokens" in str(error)  # noqa: PT017
 

@@ -16,9 +16,9 @@ import pytest
 from server_kit import Process, serving
 
 from penult import Embedder, Pipeline, RemoteEmbedder, TextEmbedder, TextError
-from penult.core.embedder import TruncationWarning
 from penult.server import EndpointConfig, Limits
 from penult.server.config import TASK, single
+from penult.types import TruncationWarning
 
 TEXTS = ["the cat sat", "a dog on the mat", "", "the moon"]
 INFER = f"/v2/models/{TASK}/infer"

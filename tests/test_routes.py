@@ -80,14 +80,13 @@ def test_every_call_takes_the_route(folder, routes, role):
     texts = [*TEXTS, LONG]
     vectors = routes.embed(texts, role)
     assert difference(np.concatenate(list(routes.embed_stream(iter(texts), role, window=3))), vectors) <= 1e-6
-    counted = routes.embed_counted(texts, role)
-    assert difference(counted.vectors, vectors) <= 1e-6
+    tokenized = routes.tokenize(texts, role)
+    assert difference(routes.run(tokenized), vectors) <= 1e-6
     ids = [reference.read_ids(home(folder, role), PROMPTS[role] + text, 10_000) for text in texts]
     longest = {"document": 40, "query": 12}[role]
     lengths = [min(len(row), longest) for row in ids]
-    assert counted.tokens.tolist() == lengths == routes.count_tokens(texts, role).tolist()
-    assert counted.dropped.tolist() == [len(row) - kept for row, kept in zip(ids, lengths, strict=True)]
-    assert routes.measure(texts, role) == (lengths, counted.dropped.tolist())
+    assert tokenized.counts.tolist() == lengths == routes.count_tokens(texts, role).tolist()
+    assert tokenized.dropped.tolist() == [len(row) - kept for row, kept in zip(ids, lengths, strict=True)]
     tokens = routes.embed_tokens(texts, role)
     padded = routes.embed_padded(texts, role)
     assert padded.shape == (len(texts), longest, 32)
@@ -101,7 +100,7 @@ def test_no_texts_of_either_role(routes):
     """No texts give no rows, by either route."""
     for role in ROLES:
         assert routes.embed([], role).shape == (0, 32)
-        assert routes.embed_counted([], role).vectors.shape == (0, 32)
+        assert routes.run(routes.tokenize([], role)).shape == (0, 32)
         assert routes.embed_tokens([], role) == []
         assert routes.count_tokens([], role).shape == (0,)
 
@@ -422,15 +421,15 @@ def test_any_iterable(routes, kind, role):
     whole = routes.embed(WORDS, role)
     assert difference(routes.embed(make(), role), whole) <= 1e-6
     assert difference(np.concatenate(list(routes.embed_stream(make(), role, window=2))), whole) <= 1e-6
-    assert difference(routes.embed_counted(make(), role).vectors, whole) <= 1e-6
+    assert difference(routes.run(routes.tokenize(make(), role)), whole) <= 1e-6
     assert routes.count_tokens(make(), role).tolist() == routes.count_tokens(WORDS, role).tolist()
-    assert routes.measure(make(), role) == routes.measure(WORDS, role)
+    assert routes.tokenize(make(), role) == routes.tokenize(WORDS, role)
     for found, wanted in zip(routes.embed_tokens(make(), role), routes.embed_tokens(WORDS, role), strict=True):
         assert difference(found, wanted) <= 1e-6
     assert difference(routes.embed_padded(make(), role), routes.embed_padded(WORDS, role)) <= 1e-6
 
 
-CALLS = ("embed", "embed_counted", "count_tokens", "measure", "embed_tokens", "embed_padded")
+CALLS = ("embed", "tokenize", "count_tokens", "embed_tokens", "embed_padded")
 
 
 @pytest.mark.parametrize("call", CALLS)

@@ -2,24 +2,24 @@
 
 import pytest
 
-from penult.core import engine
+from penult.core import threads
 
 
 def test_the_variable_overrides(monkeypatch):
     """PENULT_THREADS is taken as it is, and refused when it is no count."""
     monkeypatch.setenv("PENULT_THREADS", "3")
-    assert engine.default_threads() == 3
+    assert threads.default_threads() == 3
     for wrong in ("0", "two", "-1"):
         monkeypatch.setenv("PENULT_THREADS", wrong)
         with pytest.raises(ValueError, match=f"PENULT_THREADS is '{wrong}'"):
-            engine.default_threads()
+            threads.default_threads()
 
 
 def test_the_affinity_mask_counts(monkeypatch):
     """A process bound to one CPU takes one thread."""
     monkeypatch.delenv("PENULT_THREADS", raising=False)
-    monkeypatch.setattr(engine.os, "sched_getaffinity", lambda _: {0}, raising=False)
-    assert engine.default_threads() == 1
+    monkeypatch.setattr(threads.os, "sched_getaffinity", lambda _: {0}, raising=False)
+    assert threads.default_threads() == 1
 
 
 @pytest.mark.parametrize(
@@ -36,10 +36,10 @@ def test_the_affinity_mask_counts(monkeypatch):
 )
 def test_the_quota_of_the_control_group_counts(tmp_path, monkeypatch, membership, files, cpus):
     """The smallest quota of the group and of all above it, rounded down, at least one."""
-    monkeypatch.setattr(engine.os, "cpu_count", lambda: 64)
+    monkeypatch.setattr(threads.os, "cpu_count", lambda: 64)
     (tmp_path / "membership").write_text(membership)
     for name, content in files.items():
         path = tmp_path / "fs" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(content)
-    assert engine._quota(tmp_path / "membership", tmp_path / "fs") == cpus
+    assert threads._quota(tmp_path / "membership", tmp_path / "fs") == cpus

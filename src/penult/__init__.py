@@ -13,17 +13,18 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 from penult._version import __version__
 
 if TYPE_CHECKING:
-    from penult.core.embedder import Embedder, TruncationWarning
-    from penult.core.engine import Engine
+    from penult.core.embedder import Embedder
+    from penult.core.tokenized import Tokenized
     from penult.deepsparse.arguments import Context, Scheduler
+    from penult.deepsparse.engine import Engine
     from penult.deepsparse.pipeline import Pipeline
     from penult.remote import RemoteEmbedder
-    from penult.types import Pooling, Role, TextEmbedder, TextError, Vectors
+    from penult.types import Pooling, Role, TextEmbedder, TextError, TruncationWarning, Vectors
 
 _HOMES = {
     "Context": "deepsparse.arguments",
     "Embedder": "core.embedder",
-    "Engine": "core.engine",
+    "Engine": "deepsparse.engine",
     "Pipeline": "deepsparse.pipeline",
     "Pooling": "types",
     "RemoteEmbedder": "remote",
@@ -31,7 +32,8 @@ _HOMES = {
     "Scheduler": "deepsparse.arguments",
     "TextEmbedder": "types",
     "TextError": "types",
-    "TruncationWarning": "core.embedder",
+    "Tokenized": "core.tokenized",
+    "TruncationWarning": "types",
     "Vectors": "types",
 }
 
@@ -46,6 +48,7 @@ __all__ = [
     "Scheduler",
     "TextEmbedder",
     "TextError",
+    "Tokenized",
     "TruncationWarning",
     "Vectors",
     "__version__",

@@ -24,7 +24,7 @@ from penult import protocols
 from penult.fork import PerProcess
 from penult.progress_bar import progress_bar
 from penult.protocols import Call, Reply, Server, Talk
-from penult.types import Role, Vectors, checked_texts, unencodable
+from penult.types import Role, TruncationWarning, Vectors, checked_texts, unencodable
 
 Result = TypeVar("Result")
 _BUSY = (429, 502, 503, 504)
@@ -257,7 +257,6 @@ class RemoteEmbedder:
         cut = sum(truncated for _, truncated in found)
         if cut and not self._said_truncated:
             self._said_truncated = True
-            from penult.core.embedder import TruncationWarning  # noqa: PLC0415 - what a remote client else never needs
 
             warnings.warn(
                 f"{cut} of {count} texts had more tokens than the server's model takes, and were cut there. Split them. "

@@ -26,6 +26,10 @@ Truncate: TypeAlias = Literal["error", "warn", "right", "left"]
 Precision: TypeAlias = Literal["fp32", "int8"]
 
 
+class TruncationWarning(UserWarning):
+    """Some texts were longer than the model takes, and were cut."""
+
+
 class TextError(ValueError):
     """Some texts cannot be embedded; `rows` says which and why, so that a caller can go on with the others."""
 

@@ -87,7 +87,7 @@ def test_what_a_worker_says_of_an_error(error, said):
 
 def test_workers_share_the_threads_of_the_machine(monkeypatch):
     """One has what the engine takes by itself, several have even parts of it, and each has one at least."""
-    monkeypatch.setattr("penult.core.engine.default_threads", lambda: 8)
+    monkeypatch.setattr("penult.bulk.job.worker.default_threads", lambda: 8)
     assert [worker._threads(workers) for workers in (1, 2, 3, 8, 16)] == [None, 4, 2, 1, 1]
 
 

@@ -5,7 +5,7 @@ import pyarrow as pa
 import pytest
 
 from penult.bulk.tables import embed_texts, texts_of, vectors_of, with_vectors
-from penult.core.embedder import Counted
+from penult.core.tokenized import Tokenized
 from penult.types import TextError
 
 
@@ -28,16 +28,19 @@ class Shaky:
         self.alone = alone
 
     def embed(self, texts, role="document"):
-        return self.embed_counted(texts, role).vectors
+        return self.run(self.tokenize(texts, role))
 
-    def embed_counted(self, texts, role):
+    def tokenize(self, texts, role):
         rows = {row: "is a int, not a str" for row, text in enumerate(texts) if not isinstance(text, str)}
         if rows:
             raise TextError(rows, len(texts))
-        if "inf" in texts and (self.alone or len(texts) > 1):
+        ids = [list(text.encode()) for text in texts]
+        return Tokenized.of(ids, None, [max(len(row) - 5, 0) for row in ids], 0)
+
+    def run(self, tokenized):
+        if list(b"inf") in tokenized.ids and (self.alone or len(tokenized) > 1):
             raise ArithmeticError("The model gave NaN")
-        lengths = np.array([len(text) for text in texts])
-        return Counted(lengths[:, None].astype(np.float32), lengths, np.maximum(lengths - 5, 0))
+        return tokenized.counts[:, None].astype(np.float32)
 
 
 def test_rows_that_overflow():

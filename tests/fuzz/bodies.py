@@ -10,9 +10,9 @@ import httpx
 from draw import Draw, altered
 from models import tiny_model
 
-from penult.core.embedder import TruncationWarning
 from penult.server import EndpointConfig, Limits, ServerConfig
 from penult.server.app import create_app
+from penult.types import TruncationWarning
 
 ROUTES = {
     "/v1/embeddings": {"input": ["the cat"], "model": "m", "encoding_format": "base64", "dimensions": 4, "input_type": "query"},

@@ -8,8 +8,8 @@ import pytest
 from models import tiny_model
 from server_kit import serving
 
-from penult.core.embedder import TruncationWarning
 from penult.server import EndpointConfig, Limits
+from penult.types import TruncationWarning
 
 
 @pytest.fixture(scope="session")

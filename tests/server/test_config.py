@@ -63,7 +63,7 @@ endpoints:
     middlewares: null
     kwargs: {emb_extraction_layer: 3, engine_type: onnxruntime, return_numpy: true, num_cores: 1}
 """
-    with caplog.at_level(logging.INFO, "penult.server"):
+    with caplog.at_level(logging.INFO, "penult"):
         (endpoint,) = read(tmp_path, text).endpoints
     assert (endpoint.sequence_length, endpoint.emb_extraction_layer, endpoint.route) == ((16, 64), 3, "/r")
     said = [record.getMessage() for record in caplog.records]
@@ -182,7 +182,7 @@ def test_prompts_that_no_file_states_are_said(tiny, tmp_path, caplog):
         (EndpointConfig(model=str(tiny), prompts={"query": "q"}), "prompts of the endpoint", False),
     ):
         caplog.clear()
-        with caplog.at_level(logging.INFO, "penult.server"):
+        with caplog.at_level(logging.INFO, "penult"):
             Service(ServerConfig(endpoints=(endpoint,), threads=1)).models.close()
         assert words in caplog.text
         assert ("set them with prompts: in the endpoint" in caplog.text) == said

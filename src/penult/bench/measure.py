@@ -193,7 +193,7 @@ def measure(
         raise ValueError(f"{model!r} has a model for queries and one for documents; name the folder of one of them.")
     if read.pooling not in ("mean", "cls"):
         raise ValueError(f"The pooling is {read.pooling!r}; a benchmark compares 'mean' or 'cls', give one with --pooling.")
-    ids = tokenizer_of(found, read).encode(texts).ids
+    ids = tokenizer_of(found, read).tokenize(texts).ids
     with tempfile.TemporaryDirectory() as folder:
         int8_graph = Path(folder) / "int8.onnx"
         job: dict[str, object] = {

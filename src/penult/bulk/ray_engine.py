@@ -21,7 +21,8 @@ from penult.bulk.job.reuse import Old
 from penult.bulk.job.shard import Record, make_shard
 from penult.bulk.job.worker import failed
 from penult.bulk.options import Columns, Model
-from penult.core.embedder import Embedder, TruncationWarning
+from penult.core.embedder import Embedder
+from penult.types import TruncationWarning
 
 _FORMATS = ("parquet", "lance")
 _TRIES = 3  # of a shard whose actor dies; Ray itself would try for ever

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from penult.core.embedder import Counted, Embedder
+from penult.core.embedder import Embedder
 from penult.types import Role, TextError, Vectors
 
 
@@ -40,7 +40,8 @@ def embed_texts(embedder: Embedder, texts: Sequence[Any], role: Role) -> Outcome
     bad: dict[int, str] = {}
     while True:
         try:
-            counted = embedder.embed_counted([texts[row] for row in good], role)
+            tokenized = embedder.tokenize([texts[row] for row in good], role)
+            vectors = embedder.run(tokenized)
             break
         except TextError as error:
             found = {good[row]: why for row, why in error.rows.items()}
@@ -50,7 +51,7 @@ def embed_texts(embedder: Embedder, texts: Sequence[Any], role: Role) -> Outcome
                 raise
         bad |= found
         good = [row for row in good if row not in found]
-    return Outcome(counted.vectors, good, bad, int(counted.tokens.sum()), _cut(counted))
+    return Outcome(vectors, good, bad, int(tokenized.counts.sum()), len(tokenized.truncated))
 
 
 def texts_of(column: pa.ChunkedArray) -> list[Any]:
@@ -104,10 +105,6 @@ def metadata_of(embedder: Embedder, model: str, role: Role) -> dict[str, str]:
         "penult.model": model,
         "penult.role": role,
     }
-
-
-def _cut(counted: Counted) -> int:
-    return int((counted.dropped > 0).sum())
 
 
 def _value(scalar: pa.Scalar) -> str | None:

@@ -6,7 +6,7 @@ It knows threads, providers and inputs; it knows nothing of text, pooling or mod
 import ctypes
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from penult.core.model_inputs import Tensor
 from penult.core.shutdown_guard import Native
-from penult.deepsparse.arguments import Scheduler, check_streams, cores, say_ignored, whole
+from penult.core.threads import default_threads
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -45,44 +45,32 @@ class Engine:
 
     Args:
         model: an .onnx file, or its bytes.
-        batch_size: the rows that every run must have, as a promise that is checked. None or below 1: any number.
-        num_cores: DeepSparse's word for `threads`. None or 0: as `threads` says.
-        num_streams: accepted and said to mean nothing here, as `scheduler` and `input_shapes`.
-        scheduler: a `Scheduler` or its name.
-        input_shapes: shapes that DeepSparse would have frozen the graph to; here its axes stay free.
-        threads: threads of one run. None: as `default_threads` finds.
+        threads: intra-op threads per run. None: as `threads.default_threads` counts.
         providers: ONNX Runtime's execution providers, in order. None: the CPU.
         data_folder: where the graph's external data lie, if not beside it.
 
+    Attributes:
+        threads: intra-op threads per run.
+        inputs: the graph's inputs, in its order.
+        outputs: the graph's outputs, in its order.
+
     Raises:
         FileNotFoundError: no such file.
-        TypeError: `batch_size` or a number of cores or streams is no whole number.
-        ValueError: not a graph that ONNX Runtime can run, a provider that this machine does not have, or a number or a
-            name that is none of the allowed ones.
+        ValueError: not a graph that ONNX Runtime can run, or a provider that this machine does not have.
     """
 
     def __init__(
         self,
         model: str | os.PathLike[str] | bytes,
-        batch_size: int | None = None,
         *,
-        num_cores: int | None = None,
-        num_streams: int | None = None,
-        scheduler: Scheduler | str | None = None,
-        input_shapes: object = None,
         threads: int | None = None,
         providers: Sequence[str] | None = None,
         data_folder: Path | None = None,
     ) -> None:
         self._model = model
-        self._batch_size = batch_size if whole(batch_size, "batch_size") and batch_size > 0 else None
-        if threads is None:
-            threads = cores(num_cores)
-        self._threads = default_threads() if threads is None else threads
-        if self._threads < 1:
+        self.threads = default_threads() if threads is None else threads
+        if self.threads < 1:
             raise ValueError(f"threads is {threads}; it must be at least 1.")
-        check_streams(num_streams, scheduler)
-        say_ignored("Engine", {"num_streams": num_streams, "scheduler": scheduler, "input_shapes": input_shapes})
         self._providers = ["CPUExecutionProvider"] if providers is None else list(providers)
         self._data_folder = data_folder
         self._native = Native()
@@ -90,39 +78,6 @@ class Engine:
         self._pid = os.getpid()
         self.inputs = tuple(_tensor(node) for node in self._session.get_inputs())
         self.outputs = tuple(_tensor(node) for node in self._session.get_outputs())
-
-    @classmethod
-    def compile(
-        cls,
-        model: str | os.PathLike[str] | bytes,
-        batch_size: int | None = None,
-        *,
-        num_cores: int | None = None,
-        num_streams: int | None = None,
-        scheduler: Scheduler | str | None = None,
-        input_shapes: object = None,
-        threads: int | None = None,
-    ) -> "Engine":
-        """Open a graph; the same as `Engine(model, ...)`."""
-        return cls(
-            model,
-            batch_size,
-            num_cores=num_cores,
-            num_streams=num_streams,
-            scheduler=scheduler,
-            input_shapes=input_shapes,
-            threads=threads,
-        )
-
-    @property
-    def batch_size(self) -> int | None:
-        """The rows that every run must have. None: any number."""
-        return self._batch_size
-
-    @property
-    def num_cores(self) -> int:
-        """Threads of one run."""
-        return self._threads
 
     @property
     def input_names(self) -> list[str]:
@@ -161,14 +116,6 @@ class Engine:
         except _failures() as error:
             raise ValueError(f"The graph refused its inputs: {_why(_first_line(error), feed)}") from error
 
-    def __call__(self, inputs: Mapping[str, Array] | Sequence[Array]) -> list[Array]:
-        """Run the graph once; the same as `run(inputs)`."""
-        return self.run(inputs)
-
-    def mapped_run(self, inputs: Mapping[str, Array] | Sequence[Array]) -> dict[str, Array]:
-        """Run the graph once and give its outputs by name."""
-        return dict(zip(self.output_names, self.run(inputs), strict=True))
-
     def close(self) -> None:
         """Free the session. Calling again does nothing; running afterwards raises RuntimeError."""
         self._session = None
@@ -200,7 +147,7 @@ class Engine:
                 f"{', '.join(onnxruntime.get_available_providers())}. Install the matching build, or choose another."
             )
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = self._threads
+        options.intra_op_num_threads = self.threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 4  # what goes wrong is raised; said on standard error too, it would stand in every log
         # A spinning thread burns a core that a neighbour needs, and an idle server shows 100 % of a CPU.
@@ -237,7 +184,7 @@ class Engine:
             )
         sizes: dict[str, tuple[int, str]] = {}
         for tensor in self.inputs:
-            _check(tensor, inputs[tensor.name], sizes, self._batch_size)
+            _check(tensor, inputs[tensor.name], sizes)
         return dict(inputs)
 
 
@@ -263,57 +210,6 @@ def fuse(model: Path, target: Path) -> None:
         raise ValueError(f"ONNX Runtime cannot open {os.fspath(model)!r}: {_first_line(error)}") from error
 
 
-def default_threads() -> int:
-    """Count the threads this process may really use, at least 1.
-
-    The smallest of the physical cores, the CPUs of its affinity mask and the quota of its control group;
-    the environment variable PENULT_THREADS overrides.
-
-    Raises:
-        ValueError: PENULT_THREADS is set and not a positive whole number.
-    """
-    if wanted := os.environ.get("PENULT_THREADS"):
-        if not wanted.isdecimal() or int(wanted) < 1:
-            raise ValueError(f"PENULT_THREADS is {wanted!r}; it must be a whole number of at least 1.")
-        return int(wanted)
-    cpus = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
-    return max(1, min(_physical_cores(cpus), _quota(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup"))))
-
-
-def _physical_cores(cpus: Iterable[int]) -> int:
-    """Count cores, two hyperthreads of one core once."""
-    cores = set()
-    for cpu in cpus:
-        siblings = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
-        cores.add(siblings.read_text().strip() if siblings.exists() else str(cpu))
-    return len(cores)
-
-
-def _quota(membership: Path, mount: Path) -> int:
-    """Read the CPU quota of the control group and of all above it (v2 `cpu.max`, v1 `cpu.cfs_quota_us`), in whole CPUs."""
-    quotas = [os.cpu_count() or 1]
-    lines = membership.read_text().splitlines() if membership.exists() else []
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        for root in (mount, mount / "cpu", mount / "cpu,cpuacct") if "cpu" in controllers else (mount,):
-            group = root / path.lstrip("/")
-            for folder in (group, *group.parents):
-                if not folder.is_relative_to(root):
-                    break
-                quotas.extend(_quota_of(folder))
-    return max(1, min(quotas))
-
-
-def _quota_of(folder: Path) -> list[int]:
-    if (folder / "cpu.max").is_file():
-        quota, period = (folder / "cpu.max").read_text().split()
-        return [] if quota == "max" else [int(quota) // int(period)]
-    if (folder / "cpu.cfs_quota_us").is_file():
-        quota, period = ((folder / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
-        return [] if int(quota) < 0 else [int(quota) // int(period)]
-    return []
-
-
 def _tensor(node: Any) -> Tensor:  # noqa: ANN401 - onnxruntime has no types
     dtype = _DTYPES.get(node.type)
     if dtype is None:
@@ -324,18 +220,18 @@ def _tensor(node: Any) -> Tensor:  # noqa: ANN401 - onnxruntime has no types
     return Tensor(node.name, np.dtype(dtype), tuple(node.shape))
 
 
-def _check(tensor: Tensor, array: Array, sizes: dict[str, tuple[int, str]], rows: int | None) -> None:
+def _check(tensor: Tensor, array: Array, sizes: dict[str, tuple[int, str]]) -> None:
     """Refuse an array that the graph would refuse later or, worse, would broadcast or read from the end in silence.
 
     `sizes` holds the size of each named axis met so far and the input it was met in.
     """
     if not isinstance(array, np.ndarray):
         raise TypeError(f"{tensor.name!r} was given as a {type(array).__name__}; give a NumPy array of {tensor.dtype}.")
-    if wrong := _wrong(tensor, array, sizes, rows):
+    if wrong := _wrong(tensor, array, sizes):
         raise ValueError(f"{tensor.name!r} was given as {array.dtype} {array.shape}{wrong}")
 
 
-def _wrong(tensor: Tensor, array: Array, sizes: dict[str, tuple[int, str]], rows: int | None) -> str:
+def _wrong(tensor: Tensor, array: Array, sizes: dict[str, tuple[int, str]]) -> str:
     """Say what is wrong with an array; empty where nothing is. It runs before every run, so no words are made in advance."""
     if array.dtype != tensor.dtype:
         return f"; the graph takes {tensor.dtype}. Convert it with .astype({str(tensor.dtype)!r})."
@@ -347,8 +243,6 @@ def _wrong(tensor: Tensor, array: Array, sizes: dict[str, tuple[int, str]], rows
         # A size of 0 is a cache of no tokens, whatever the exporter called its axis.
         if isinstance(want, str) and have and (known := sizes.setdefault(want, (have, tensor.name)))[0] != have:
             return f"; its {want!r} axis is {known[0]} in {known[1]!r}, and both must be the same."
-    if rows is not None and array.shape[:1] not in {(), (rows,)}:
-        return f"; the engine was opened with batch_size={rows}. Open it without to run any number of rows."
     if tensor.name.endswith("_ids") and array.dtype.kind in "iu" and array.size and array.min() < 0:
         return f" with the id {array.min()}; ids start at 0 (a graph reads a negative one from the end)."
     return ""

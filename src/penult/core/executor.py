@@ -1,4 +1,4 @@
-"""The sessions of one graph and the gate that all callers pass: which batch runs when, and on how many threads.
+"""Which batch runs when, and on how many threads: the sessions of one graph behind one lock for all callers.
 
 A batch that comes alone is divided among all threads of one session. Of many batches, as many as there are threads run side
 by side, each on one thread of a second session: threads that share a batch wait for each other at every operator, which costs
@@ -8,7 +8,7 @@ by side, each on one thread of a second session: threads that share a batch wait
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any
 
 from numpy.typing import NDArray
@@ -19,7 +19,7 @@ Feed = Callable[[], Mapping[str, NDArray[Any]]]
 """Makes the arrays of one batch, where it runs: no more batches are held than run."""
 
 
-class Sessions:
+class Executor:
     """One graph, opened for lone batches at once and for many batches at the first call that has them.
 
     Safe to call from several threads: what runs at a time is one lone batch, or as many batches as the engine has threads.
@@ -32,33 +32,33 @@ class Sessions:
     def __init__(self, open_engine: Callable[[int | None], Engine], *, second: bool) -> None:
         self.engine = open_engine(None)
         self._open = open_engine
-        self._second = second and self.engine.num_cores > 1
+        self._second = second and self.engine.threads > 1
         self._single: Engine | None = None
-        self._gate = threading.Lock()
-        self._pid = os.getpid()
+        self._lock, self._pid = threading.Lock(), os.getpid()
+        self._pool: ThreadPoolExecutor | None = None
 
     def run(self, feed: Feed, output: str) -> NDArray[Any]:
-        """Run one batch and give one of its outputs.
+        """Run one batch and return one of its outputs.
 
         Raises:
             ValueError: the graph refused its inputs.
             RuntimeError: the sessions are closed.
         """
-        with self._own_gate():
+        with self._lock_of_process():
             return _run(self.engine, feed, output)
 
     def run_many(self, feeds: Sequence[Feed], output: str) -> Iterator[NDArray[Any]]:
-        """Run batches, and give one output of each in order. Other callers may come in between; for errors see `run`."""
-        team = self.engine.num_cores
+        """Run batches, and yield one output of each in order. Other callers may come in between; for errors see `run`."""
+        team = self.engine.threads
         many = len(feeds) >= 2 * team
         for start in range(0, len(feeds), team):
             wave = feeds[start : start + team]
             if many and self._second:
-                with self._own_gate():
+                with self._lock_of_process():
                     if self._single is None:
                         self._single = self._open(1)
-                    found = _side_by_side([_Job(self._single, feed, output) for feed in wave])
-                yield from found
+                    results = self._side_by_side(self._single, wave, output)
+                yield from results
             else:
                 yield from (self.run(feed, output) for feed in wave)
 
@@ -68,42 +68,37 @@ class Sessions:
         self._second = False
         if self._single is not None:
             self._single.close()
+        if self._pool is not None and self._pid == os.getpid():
+            self._pool.shutdown(wait=False)
 
-    def _own_gate(self) -> threading.Lock:
-        if self._pid != os.getpid():  # a fork may have copied a gate that a thread of the parent held
-            self._gate, self._pid = threading.Lock(), os.getpid()
-        return self._gate
+    def _side_by_side(self, engine: Engine, feeds: Sequence[Feed], output: str) -> list[NDArray[Any]]:
+        """Run the first batch here and the others in threads; all have ended when this returns or raises."""
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(self.engine.threads - 1, thread_name_prefix="penult-batch")
+        futures = []
+        for feed in feeds[1:]:
+            try:
+                futures.append(self._pool.submit(_run, engine, feed, output))
+            except RuntimeError:  # the interpreter is ending and starts no more work: this thread does it
+                futures.append(_done(engine, feed, output))
+        first = _done(engine, feeds[0], output)
+        wait(futures)
+        return [future.result() for future in (first, *futures)]
 
-
-class _Job:
-    """One batch of those that run side by side, and its answer."""
-
-    def __init__(self, engine: Engine, feed: Feed, output: str) -> None:
-        self._work = engine, feed, output
-        self.answer: Future[NDArray[Any]] = Future()
-
-    def start(self) -> None:
-        """Begin in a thread of its own; at the interpreter's end, when none can be started, do it at once."""
-        try:
-            threading.Thread(target=self.do, name="penult-batch", daemon=True).start()
-        except RuntimeError:
-            self.do()
-
-    def do(self) -> None:
-        try:
-            self.answer.set_result(_run(*self._work))
-        except BaseException as error:  # noqa: BLE001 - it is raised in the caller's thread
-            self.answer.set_exception(error)
+    def _lock_of_process(self) -> threading.Lock:
+        if self._pid != os.getpid():  # a fork may have copied a lock that a thread of the parent held, and has no threads
+            self._lock, self._pool, self._pid = threading.Lock(), None, os.getpid()
+        return self._lock
 
 
-def _side_by_side(jobs: Sequence[_Job]) -> list[NDArray[Any]]:
-    """Do the first job here and the others in threads; all have ended when this returns or raises."""
-    for job in jobs[1:]:
-        job.start()
-    jobs[0].do()
-    answers = [job.answer for job in jobs]
-    wait(answers)
-    return [answer.result() for answer in answers]
+def _done(engine: Engine, feed: Feed, output: str) -> "Future[NDArray[Any]]":
+    """Run a batch in this thread and return a future that is done."""
+    future: Future[NDArray[Any]] = Future()
+    try:
+        future.set_result(_run(engine, feed, output))
+    except BaseException as error:  # noqa: BLE001 - it is raised once the other batches have ended
+        future.set_exception(error)
+    return future
 
 
 def _run(engine: Engine, feed: Feed, output: str) -> NDArray[Any]:

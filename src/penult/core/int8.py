@@ -50,7 +50,7 @@ def convert(graph: Path, data_folder: Path | None, source: Source, recipe: Recip
     tokenizer = tokenizer_of(source, recipe)
     tasks: list[int | None] = [*sorted(set(recipe.tasks.values()))] or [None]  # each has ranges of its own
     joined = [" ".join(texts[start::_LONG]) for start in range(_LONG)]
-    encoded = tokenizer.encode([*texts, *joined], recipe.prompts["document"])
+    tokenized = tokenizer.tokenize([*texts, *joined], recipe.prompts["document"])
     plain = work / "fp32.onnx"
     write_standalone(graph, data_folder or graph.parent, plain)
 
@@ -58,10 +58,12 @@ def convert(graph: Path, data_folder: Path | None, source: Source, recipe: Recip
         engine = Engine(path)
         shape = next((tensor.shape for tensor in engine.inputs if tensor.name == "input_ids"), ())
         rows, length = (size if isinstance(size, int) else None for size in (*shape, None, None)[:2])
-        for row, ids in enumerate(encoded.ids):
+        for row, ids in enumerate(tokenized.ids):
             if length is not None and len(ids) > length:
                 continue
-            padded = tokenizer.pad(encoded, [row] * (rows or 1), length or max(1, len(ids)), pool_prompt=recipe.include_prompt)
+            padded = tokenizer.pad(
+                tokenized, [row] * (rows or 1), length or max(1, len(ids)), pool_prompt=recipe.include_prompt
+            )
             for task in tasks:
                 meaning = Meaning(position_offset=recipe.position_offset, task=task)
                 found = engine.run(feed(engine.inputs, padded, meaning=meaning), outputs=outputs)

@@ -1,38 +1,17 @@
-"""From a reference to the parts of an `Embedder`: files, recipe, prepared graph, tokenizer.
-
-It composes `source`, `recipe`, `prepare` and `tokenizer`; what is known only once the graph is open (frozen sizes, the table of
-positions, what the inputs ask for) is laid over the recipe here, so that the recipe says what is really done.
-"""
+"""From a reference to files and a recipe; `model.open_model` goes on from there."""
 
 import os
-from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from penult.core import prepare, recipe, source
 from penult.core.config.config_json import check_size
 from penult.core.config.tokenizer_config import decisive_files
-from penult.core.engine import Engine
 from penult.core.export import exported
-from penult.core.model_inputs import TASKS
 from penult.core.recipe import Recipe, Wishes
 from penult.core.source import NoGraphError, Source
 from penult.types import Role
-
-
-@dataclass(frozen=True, slots=True)
-class Frozen:
-    """The sizes that an export has frozen into its graph: B and T of every run. None: free."""
-
-    rows: int | None = None
-    length: int | None = None
-
-
-def frozen(engine: Engine) -> Frozen:
-    """Read the frozen sizes off the graph's token ids."""
-    shape = next((tensor.shape for tensor in engine.inputs if tensor.name == "input_ids" and len(tensor.shape) == 2), ())
-    return Frozen(*(size if isinstance(size, int) else None for size in shape))
 
 
 def read(
@@ -126,69 +105,3 @@ def identified(found: Source, read: Recipe) -> Recipe:
         tokenizer_sha256=prepare.hash_files(tokenizer),
         query=query,
     )
-
-
-def as_found(read: Recipe, prepared: prepare.Prepared, engine: Engine, *, alone: bool) -> Recipe:
-    """Return the recipe with what only the graph can say.
-
-    Raises:
-        ValueError: the caller asked for longer texts than the graph takes.
-    """
-    origin = dict(read.origin)
-    if prepared.int8:
-        origin["precision"] = f"{origin.get('precision', 'default')}: {prepared.int8}"
-    if prepared.batch_dependent:
-        why = "argument: texts run one by one" if alone else (
-            "the graph's own 8-bit scales are measured on each batch, so a vector depends on the other texts of its batch; "
-            "batch_invariant=True runs texts one by one"
-        )  # fmt: skip
-        origin["batch_invariant"] = why
-    if prepared.made_unit and origin.get("normalize") == "argument" and not (read.steps and read.steps[-1] == "normalize"):
-        raise ValueError(
-            "normalize is False, and the graph normalizes its vectors inside. Leave normalize out, or export the model without "
-            "its last module."
-        )
-    names = {tensor.name for tensor in engine.inputs}
-    tasks = read.tasks if names & TASKS else {}
-    if origin.get("tasks") == "argument" and not tasks:
-        raise ValueError(
-            f"task was given, and the graph has no input for it; it has {', '.join(sorted(names))}. Leave task out."
-        )
-    if not tasks:
-        origin.pop("tasks", None)
-    read = replace(
-        read,
-        batch_invariant=alone or not prepared.batch_dependent,
-        position_offset=prepared.position_offset,
-        made_unit=prepared.made_unit,
-        own_tokens=prepared.own_tokens,
-        tasks=tasks,
-        special_tokens=read.special_tokens and "offsets" not in names,
-        static=read.static or "offsets" in names,
-        origin=origin,
-    )
-    return _fitted(read, prepared, frozen(engine).length)
-
-
-def _fitted(read: Recipe, prepared: prepare.Prepared, length: int | None) -> Recipe:
-    """Return the recipe with a length that the graph can run."""
-    for limit, what, where in (
-        (prepared.positions, f"the model's {prepared.positions} positions", "the graph's table of positions"),
-        (length, f"the {length} tokens of every row that this graph was exported for", "the graph's frozen shape"),
-    ):
-        if limit is None or read.max_length <= limit:
-            continue
-        first, _, name = read.origin.get("max_length", "").partition(" ")
-        if first == "argument":
-            name = name or "max_length"
-            raise ValueError(f"{name}={read.max_length} exceeds {what}. Pass {name}<={limit}.")
-        lengths = {role: min(value, limit) for role, value in read.lengths.items()}
-        read = replace(read, max_length=limit, lengths=lengths, origin={**read.origin, "max_length": where})
-    return read
-
-
-def may_copy(prepared: prepare.Prepared, providers: Sequence[str] | None, most_bytes: int) -> bool:
-    """Return whether a second session, with its own copy of the weights, is worth its memory."""
-    home = prepared.data_folder or prepared.graph.parent
-    files = [prepared.graph, *(home / name for name in source.data_files(prepared.graph))]
-    return providers is None and sum(file.stat().st_size for file in files) <= most_bytes

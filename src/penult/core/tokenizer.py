@@ -32,26 +32,10 @@ from penult.core.config.tokenizer_config import (
 )
 from penult.core.model_inputs import Padded
 from penult.core.shutdown_guard import Native
+from penult.core.tokenized import Tokenized
 
 BARE = TokenizerConfig(Path(), None, {}, {}, (), {}, {})  # tokenizer.json alone, as a static embedding reads it
 BEYOND_FILE = ("RoFormerTokenizer",)  # classes with a step that tokenizer.json cannot hold: jieba's words
-
-
-@dataclass(frozen=True, slots=True)
-class Encoded:
-    """N texts as ids.
-
-    Attributes:
-        ids: token ids of each text, specials included, at most max_length of them.
-        types: segment ids, of the same lengths.
-        dropped: how many tokens of each text did not fit.
-        prompt_tokens: how many leading tokens of each text belong to the prompt.
-    """
-
-    ids: list[list[int]]
-    types: list[list[int]]
-    dropped: list[int]
-    prompt_tokens: int
 
 
 class Tokenizer:
@@ -120,13 +104,13 @@ class Tokenizer:
         self._side = side
         self._tokenizer.enable_truncation(max_length, direction=side)
 
-    def encode(self, texts: Sequence[str], prompt: str = "", limit: int | None = None) -> Encoded:
-        """Turn texts into ids, the prompt put before each.
+    def tokenize(self, texts: Sequence[str], prompt: str = "", limit: int | None = None) -> Tokenized:
+        """Return texts as token ids, the prompt put before each.
 
         Args:
             texts: the texts.
             prompt: put before each of them.
-            limit: the most tokens of each of these texts, where it is less than `max_length`.
+            limit: maximum tokens of each of these texts, where it is less than `max_length`.
 
         Raises:
             TypeError: a text is no str, or holds a lone surrogate; see `unencodable`.
@@ -135,18 +119,15 @@ class Tokenizer:
         """
         if limit is not None:
             self._check_length("limit", limit)
-        whole = [prompt + text for text in texts] if prompt else list(texts)
-        batch = self._encode(whole)
+        batch = self._encode([prompt + text for text in texts] if prompt else list(texts))
+        ids = [encoding.ids for encoding in batch]
+        types = [encoding.type_ids for encoding in batch] if self._typed else None
         specials = self.special_tokens
-        encoded = Encoded(
-            ids=[encoding.ids for encoding in batch],
-            types=[encoding.type_ids if self._typed else [0] * len(encoding.ids) for encoding in batch],
-            dropped=[sum(len(over.ids) - specials for over in encoding.overflowing) for encoding in batch],
-            prompt_tokens=self._prompt_tokens(prompt, self.max_length if limit is None else limit) if prompt else 0,
-        )
+        dropped = [sum(len(over.ids) - specials for over in encoding.overflowing) for encoding in batch]
         if limit is not None and limit < self.max_length:
-            self._cut(encoded, batch, limit)
-        return encoded
+            self._cut(ids, types, dropped, batch, limit)
+        prompt_tokens = self._prompt_tokens(prompt, self.max_length if limit is None else limit) if prompt else 0
+        return Tokenized.of(ids, types, dropped, prompt_tokens)
 
     def token_id(self, token: str) -> int | None:
         """Look up the id of a token, None where the vocabulary has no such token."""
@@ -154,13 +135,13 @@ class Tokenizer:
         return found
 
     def pad(
-        self, encoded: Encoded, rows: Sequence[int], length: int, *, pool_prompt: bool = True, side: str | None = None
+        self, tokenized: Tokenized, rows: Sequence[int], length: int, *, pool_prompt: bool = True, side: str | None = None
     ) -> Padded:
-        """Lay B texts side by side in a rectangle of (B, `length`).
+        """Return B texts side by side in a rectangle of (B, `length`).
 
         Args:
-            encoded: what `encode` gave.
-            rows: which of its texts.
+            tokenized: texts that this tokenizer has read.
+            rows: which of them.
             length: T; no row may be longer.
             pool_prompt: False leaves the prompt's tokens out of the pooling mask.
             side: where the padding goes, "right" or "left". None: as the model's files say.
@@ -169,28 +150,36 @@ class Tokenizer:
         ids, mask, types = np.full(shape, self.pad_id, np.int64), np.zeros(shape, np.int64), np.zeros(shape, np.int64)
         pooling: NDArray[np.int64] | None = None if pool_prompt else np.zeros(shape, np.int64)
         for b, row in enumerate(rows):
-            count = len(encoded.ids[row])
+            begin, end = tokenized.starts[row], tokenized.starts[row + 1]
+            count = end - begin
             start = length - count if (side or self.pad_side) == "left" else 0
-            ids[b, start : start + count] = encoded.ids[row]
-            types[b, start : start + count] = encoded.types[row]
+            ids[b, start : start + count] = tokenized.flat_ids[begin:end]
+            types[b, start : start + count] = tokenized.flat_types[begin:end]
             mask[b, start : start + count] = 1
             if pooling is not None:
-                pooling[b, start + min(encoded.prompt_tokens, count) : start + count] = 1
+                pooling[b, start + min(tokenized.prompt_tokens[row], count) : start + count] = 1
         return Padded(ids, mask, types, pooling)
 
     def _check_length(self, name: str, length: int) -> None:
         if length < max(1, self.special_tokens):
             raise ValueError(f"{name} is {length}, and every text has {self.special_tokens} special tokens; it must be larger.")
 
-    def _cut(self, encoded: Encoded, batch: "Sequence[Encoding] | Sequence[_SlowEncoding]", limit: int) -> None:
+    def _cut(
+        self,
+        ids: list[list[int]],
+        types: list[list[int]] | None,
+        dropped: list[int],
+        batch: "Sequence[Encoding] | Sequence[_SlowEncoding]",
+        limit: int,
+    ) -> None:
         """Shorten texts to `limit` tokens as truncation would have: the text is cut, the special tokens around it stay."""
-        for row, ids in enumerate(encoded.ids):
-            if (over := len(ids) - limit) > 0:
+        for row, tokens in enumerate(ids):
+            if (over := len(tokens) - limit) > 0:
                 before, after = _around(batch[row].special_tokens_mask)
-                start = before if self._side == "left" else len(ids) - after - over
-                for values in (ids, encoded.types[row]):
+                start = before if self._side == "left" else len(tokens) - after - over
+                for values in (tokens, *([] if types is None else [types[row]])):
                     del values[start : start + over]
-                encoded.dropped[row] += over
+                dropped[row] += over
 
     def _encode(self, texts: Sequence[str]) -> "list[Encoding] | list[_SlowEncoding]":
         try:

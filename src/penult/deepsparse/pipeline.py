@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from penult.core import prepare, source
-from penult.core.embedder import Embedder, Runtime
-from penult.core.engine import Engine
+from penult.core.embedder import Embedder
 from penult.core.loading import identified
 from penult.core.recipe import Recipe, Rows
+from penult.core.runner import Runtime
 from penult.core.source import Source
 from penult.core.tokenizer import Tokenizer
 from penult.deepsparse.arguments import (
@@ -32,6 +32,7 @@ from penult.deepsparse.arguments import (
     say_ignored,
     threads_of,
 )
+from penult.deepsparse.engine import Engine
 from penult.types import Pooling
 
 _DEFAULT_MODEL = "zoo:bert-large-wikipedia_bookcorpus-pruned90"
@@ -237,7 +238,7 @@ class Pipeline:
     @property
     def engine(self) -> Engine:
         """The one session that all buckets share."""
-        return self.embedder.engine
+        return Engine.around(self.embedder.engine)
 
     def close(self) -> None:
         """Free the model. Calling again does nothing."""

@@ -136,8 +136,8 @@ class EmbedderFace(_Face):
         return measured
 
     def _measure(self, texts: list[str], purpose: Purpose) -> Measured:
-        sizes, dropped = self.embedder.measure(texts, purpose.role, prompt=purpose.prompt)
-        return Measured(sizes, [row for row, count in enumerate(dropped) if count])
+        tokenized = self.embedder.tokenize(texts, purpose.role, prompt=purpose.prompt)
+        return Measured(tokenized.counts.tolist(), tokenized.truncated.tolist())
 
 
 class PipelineFace(_Face):

@@ -9,10 +9,10 @@ import warnings
 
 import uvicorn
 
-from penult.core.embedder import TruncationWarning
 from penult.server.app import create_app
 from penult.server.config import ServerConfig
 from penult.server.middleware import Json, Plain
+from penult.types import TruncationWarning
 
 _ANY = ("0.0.0.0", "::")  # noqa: S104 - named to warn of it
 # That the end of a server waits for what was begun: the largest request allowed takes some three minutes on two cores. A client

@@ -17,8 +17,8 @@ from penult.bulk.job.reuse import Old
 from penult.bulk.job.shard import Record, make_shard
 from penult.bulk.options import Columns, Model
 from penult.bulk.tables import metadata_of
-from penult.core.embedder import TruncationWarning
-from penult.types import Role
+from penult.core.threads import default_threads
+from penult.types import Role, TruncationWarning
 
 AT_ONCE = 2
 """Shards a worker has in hand: while one is in the model, the other is tokenised, or written and synced."""
@@ -93,8 +93,6 @@ def serve(pipe: "connection.Connection[Ready | Record | Failed, Task]", model: M
 
 
 def _threads(share: int) -> int | None:
-    from penult.core.engine import default_threads  # noqa: PLC0415 - the runtime's import, in the worker alone
-
     return None if share == 1 else max(1, default_threads() // share)
 
 

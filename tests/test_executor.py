@@ -8,7 +8,7 @@ import pytest
 
 from penult import Embedder
 from penult.core.engine import Engine
-from penult.core.executor import Sessions
+from penult.core.executor import Executor
 
 SECONDS = 30
 
@@ -20,7 +20,7 @@ class Fake:
     lock = threading.Lock()
 
     def __init__(self, threads, together=None):
-        self.num_cores, self.together, self.closed = threads or 3, together, False
+        self.threads, self.together, self.closed = threads or 3, together, False
         Fake.opened.append(self)
 
     def run(self, inputs, *, outputs):
@@ -53,23 +53,23 @@ def feeds(*values):
 def test_many_batches_run_side_by_side_in_order():
     """Of six batches three run at once, each on an engine of one thread; the answers come in order."""
     together = threading.Barrier(3)  # it lets nobody through until three are there
-    sessions = Sessions(lambda threads: Fake(threads, together if threads else None), second=True)
+    sessions = Executor(lambda threads: Fake(threads, together if threads else None), second=True)
     assert [int(v) for v in sessions.run_many(feeds(*range(6)), "y")] == [0, 2, 4, 6, 8, 10]
-    assert [fake.num_cores for fake in Fake.opened] == [3, 1]
+    assert [fake.threads for fake in Fake.opened] == [3, 1]
     assert Fake.most == 3
 
 
 @pytest.mark.parametrize(("second", "count"), [(False, 20), (True, 5)])
 def test_few_batches_share_all_threads(second, count):
     """Fewer than two batches a thread, or no leave to copy the weights: one after the other, on the one engine."""
-    sessions = Sessions(Fake, second=second)
+    sessions = Executor(Fake, second=second)
     assert [int(v) for v in sessions.run_many(feeds(*range(count)), "y")] == [2 * i for i in range(count)]
     assert (len(Fake.opened), Fake.most) == (1, 1)
 
 
 def test_one_gate_for_all_callers():
     """Callers with one batch and callers with many never run more at once than the engine has threads."""
-    sessions = Sessions(Fake, second=True)
+    sessions = Executor(Fake, second=True)
     with ThreadPoolExecutor(8) as pool:
         many = [pool.submit(lambda: list(sessions.run_many(feeds(*range(30)), "y"))) for _ in range(4)]
         lone = [pool.submit(sessions.run, feeds(i)[0], "y") for i in range(200)]
@@ -81,7 +81,7 @@ def test_one_gate_for_all_callers():
 
 def test_a_failure_among_many_is_the_callers():
     """What one of the batches raises is raised; the gate is open for the next caller."""
-    sessions = Sessions(Fake, second=True)
+    sessions = Executor(Fake, second=True)
     with pytest.raises(ValueError, match="y of -1"):
         list(sessions.run_many(feeds(0, 1, 2, 3, -1, 5), "y"))
     assert int(sessions.run(feeds(4)[0], "y")) == 8
@@ -89,7 +89,7 @@ def test_a_failure_among_many_is_the_callers():
 
 def test_closed():
     """Both engines are closed, and a call afterwards says so."""
-    sessions = Sessions(Fake, second=True)
+    sessions = Executor(Fake, second=True)
     list(sessions.run_many(feeds(*range(6)), "y"))
     sessions.close()
     assert all(fake.closed for fake in Fake.opened)
@@ -115,7 +115,8 @@ def test_repeated_texts_run_once(tiny, monkeypatch):
     with Embedder.load(tiny, threads=1) as e:
         alone = e.embed(["the cat", "a dog sat", "moon"])
         monkeypatch.setattr(Engine, "run", counted)
-        found = e.embed_counted(["moon", "the cat", "moon", "a dog sat", "the cat", "moon"])
+        tokenized = e.tokenize(["moon", "the cat", "moon", "a dog sat", "the cat", "moon"])
+        vectors = e.run(tokenized)
     assert sum(rows) == 3
-    assert np.abs(found.vectors - alone[[2, 0, 2, 1, 0, 2]]).max() <= 1e-6
-    assert found.tokens[0] == found.tokens[2] == found.tokens[5]
+    assert np.abs(vectors - alone[[2, 0, 2, 1, 0, 2]]).max() <= 1e-6
+    assert tokenized.counts[0] == tokenized.counts[2] == tokenized.counts[5]

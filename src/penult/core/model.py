@@ -1,0 +1,263 @@
+"""An open model: the graph prepared and opened, its recipe completed with what only the graph can say, both probed.
+
+Recipe -> prepare -> Executor -> Runner -> probes
+"""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from penult.core import prepare
+from penult.core.engine import Engine
+from penult.core.executor import Executor
+from penult.core.model_inputs import TASKS
+from penult.core.model_tokenizer import tokenizer_of
+from penult.core.padding_check import reaches_tokens
+from penult.core.prepare import Prepared
+from penult.core.recipe import NOT_STATED, Recipe
+from penult.core.runner import TOKENS, VECTORS, FrozenShape, Runner, Runtime, any_role
+from penult.core.source import Source, data_files
+from penult.core.tokenizer import Tokenizer
+
+_LOGGER = logging.getLogger(__name__)
+# Maximum bytes of weights that a process may hold twice, for batches that run side by side.
+_COPY_BYTES = 256 * 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """An open model.
+
+    Attributes:
+        source: its files.
+        recipe: all that decides a vector.
+        runtime: all that decides only time and memory.
+        calibration: texts that the scales of int8 were found on. None: those that ship with penult.
+        tokenizer: reads texts.
+        runner: runs what it has read.
+        dimension: D.
+    """
+
+    source: Source
+    recipe: Recipe
+    runtime: Runtime
+    calibration: tuple[str, ...] | None
+    tokenizer: Tokenizer
+    runner: Runner
+    dimension: int
+
+
+def open_model(
+    source: Source,
+    recipe: Recipe,
+    runtime: Runtime,
+    *,
+    tokenizer: Tokenizer | None = None,
+    calibration: tuple[str, ...] | None = None,
+) -> Model:
+    """Prepare a graph or take it from the cache, open it, and find out what only running it can tell.
+
+    Args:
+        source: the files.
+        recipe: how they are used.
+        runtime: how the recipe is carried out.
+        tokenizer: one that is open. None: it is opened as the recipe says.
+        calibration: texts for the scales of int8. None: those that ship with penult.
+
+    Raises:
+        ValueError: the graph, the tokenizer or a size cannot be used; the message says what to do.
+    """
+    longest_bucket = max(runtime.buckets, default=0) if runtime.buckets is not None else recipe.max_length
+    if recipe.max_length > longest_bucket:
+        raise ValueError(
+            f"The longest bucket is {longest_bucket}, texts may have {recipe.max_length} tokens; add a longer bucket, or lower "
+            "max_length."
+        )
+    prepared = prepare.prepare(source, recipe, calibration=calibration)
+    executor = Executor(partial(_open, source, prepared, runtime), second=_may_copy(prepared, runtime.providers))
+    recipe = _completed(recipe, prepared, executor.engine, alone=runtime.alone)
+    if tokenizer is None or tokenizer.max_length != recipe.max_length:
+        tokenizer = tokenizer_of(source, recipe)
+    if tokenizer.overridden:
+        recipe = replace(recipe, tokenizer_rules=tokenizer.overridden)
+    runner = Runner(executor, tokenizer, recipe, runtime, prepared.batch_dependent, FrozenShape.of(executor.engine))
+    try:
+        dimension = _dimension(runner, source)
+    except (ArithmeticError, ValueError) as error:
+        raise ValueError(f"{source.model} cannot embed even an empty text: {error}") from error
+    recipe = _checked_dimensions(recipe, dimension)
+    runner = replace(runner, recipe=recipe)
+    if not runtime.pads and _padding_matters(runner, prepared, source):
+        reason = "padding reaches real tokens in this graph: only texts of one length share a batch"
+        recipe = replace(recipe, padding=False, origin={**recipe.origin, "padding": reason})
+        runner = replace(runner, recipe=recipe)
+    if recipe.origin.get("prompts") == NOT_STATED:
+        _LOGGER.info(
+            "%s: no file states a prompt for queries or documents; if the model's card gives some, pass prompts=",
+            source.reference,
+        )
+    return Model(source, recipe, runtime, calibration, tokenizer, runner, dimension)
+
+
+def _completed(recipe: Recipe, prepared: Prepared, engine: Engine, *, alone: bool) -> Recipe:
+    """Return the recipe with what only the graph can say.
+
+    Raises:
+        ValueError: the caller asked for longer texts than the graph takes.
+    """
+    origin = dict(recipe.origin)
+    if prepared.int8:
+        origin["precision"] = f"{origin.get('precision', 'default')}: {prepared.int8}"
+    if prepared.batch_dependent:
+        why = "argument: texts run one by one" if alone else (
+            "the graph's own 8-bit scales are measured on each batch, so a vector depends on the other texts of its batch; "
+            "batch_invariant=True runs texts one by one"
+        )  # fmt: skip
+        origin["batch_invariant"] = why
+    if prepared.made_unit and origin.get("normalize") == "argument" and not (recipe.steps and recipe.steps[-1] == "normalize"):
+        raise ValueError(
+            "normalize is False, and the graph normalizes its vectors inside. Leave normalize out, or export the model without "
+            "its last module."
+        )
+    names = {tensor.name for tensor in engine.inputs}
+    tasks = recipe.tasks if names & TASKS else {}
+    if origin.get("tasks") == "argument" and not tasks:
+        raise ValueError(
+            f"task was given, and the graph has no input for it; it has {', '.join(sorted(names))}. Leave task out."
+        )
+    if not tasks:
+        origin.pop("tasks", None)
+    recipe = replace(
+        recipe,
+        batch_invariant=alone or not prepared.batch_dependent,
+        position_offset=prepared.position_offset,
+        made_unit=prepared.made_unit,
+        own_tokens=prepared.own_tokens,
+        tasks=tasks,
+        special_tokens=recipe.special_tokens and "offsets" not in names,
+        static=recipe.static or "offsets" in names,
+        origin=origin,
+    )
+    return _fitted(recipe, prepared, FrozenShape.of(engine).length)
+
+
+def _fitted(recipe: Recipe, prepared: Prepared, length: int | None) -> Recipe:
+    """Return the recipe with a length that the graph can run."""
+    for limit, what, where in (
+        (prepared.positions, f"the model's {prepared.positions} positions", "the graph's table of positions"),
+        (length, f"the {length} tokens of every row that this graph was exported for", "the graph's frozen shape"),
+    ):
+        if limit is None or recipe.max_length <= limit:
+            continue
+        first, _, name = recipe.origin.get("max_length", "").partition(" ")
+        if first == "argument":
+            name = name or "max_length"
+            raise ValueError(f"{name}={recipe.max_length} exceeds {what}. Pass {name}<={limit}.")
+        lengths = {role: min(value, limit) for role, value in recipe.lengths.items()}
+        recipe = replace(recipe, max_length=limit, lengths=lengths, origin={**recipe.origin, "max_length": where})
+    return recipe
+
+
+def _dimension(runner: Runner, source: Source) -> int:
+    """Embed an empty text and return D.
+
+    Raises:
+        ValueError: the graph gives vectors of another size than the files state.
+    """
+    recipe = runner.recipe
+    tokenized = replace(runner.tokenizer.tokenize([""]), role=any_role(recipe))
+    dimension = int(runner.batch(tokenized, [0], output=VECTORS).shape[1])
+    if runner.has_tokens and recipe.width is not None and recipe.layer == -1 and not recipe.token_steps:
+        width = int(runner.batch(tokenized, [0], output=TOKENS).shape[2])
+        if width != recipe.width:
+            raise ValueError(
+                f"the modules of {source.reference!r} expect token embeddings of {recipe.width} values, and this graph gives "
+                f"{width}. Name another file, or the right tensor with layer=."
+            )
+    return dimension
+
+
+def _checked_dimensions(recipe: Recipe, dimension: int) -> Recipe:
+    """Return the recipe; a file that states more values than there are cuts nothing.
+
+    Raises:
+        ValueError: the caller asks for more values than there are.
+    """
+    if recipe.dimensions is None or recipe.dimensions <= dimension:
+        return recipe
+    if recipe.origin.get("dimensions", "").startswith("argument"):
+        raise ValueError(
+            f"dimensions={recipe.dimensions} exceeds the model's {dimension} values. Pass dimensions<={dimension}."
+        )
+    return replace(recipe, dimensions=None, renormalize=True)
+
+
+def _padding_matters(runner: Runner, prepared: Prepared, source: Source) -> bool:
+    """Return whether padding changes the vectors of real tokens.
+
+    Raises:
+        ValueError: it does, and every text would be padded.
+    """
+    frozen, buckets = runner.frozen.length, runner.runtime.buckets
+    longest = frozen or runner.recipe.max_length
+    states = partial(_states, runner)
+    if not reaches_tokens(prepared.graph, states, longest=longest, exact=prepared.exact, dynamic=prepared.batch_dependent):
+        return False
+    if frozen is not None:
+        raise ValueError(
+            f"Every text is padded to the {longest} tokens of {source.model}, and this graph lets padding change the vectors "
+            "of real tokens: it does not read attention_mask. Export it with that input."
+        )
+    if buckets:
+        raise ValueError(
+            f"buckets={list(buckets)} pads texts, and in {source.model} padding changes the vectors of real tokens. Leave "
+            "buckets out."
+        )
+    return True
+
+
+def _states(runner: Runner, length: int, padding: int) -> NDArray[Any] | None:
+    """Return what the graph gives for one text of about `length` tokens with so much padding; None if that is too long.
+
+    Of a graph that takes one length alone, what stands in the padding changes instead of how much there is.
+    """
+    recipe, fixed = runner.recipe, runner.frozen.length
+    text = "the quick brown fox " * length
+    tokenized = replace(runner.tokenizer.tokenize([text], limit=min(length, recipe.max_length)), role=any_role(recipe))
+    count = int(tokenized.counts[0])
+    if count == 0 or count + padding > (fixed or recipe.max_length):
+        return None
+    output = TOKENS if runner.has_tokens else VECTORS
+    inputs = runner.inputs(tokenized, [0], fixed or count + padding)
+    if fixed and padding:
+        inputs["input_ids"] = ids = inputs["input_ids"].copy()
+        ids[:, slice(fixed - count) if runner.side == "left" else slice(count, None)] = tokenized.flat_ids[count // 2]
+    values: NDArray[Any] = runner.executor.run(lambda: inputs, output)[0].astype(np.float32)
+    if not np.isfinite(values).all():
+        raise ArithmeticError("The model gave NaN or infinite values.")
+    if output == VECTORS:
+        return values
+    return values[-count:] if runner.side == "left" else values[:count]  # (T, H)
+
+
+def _open(source: Source, prepared: Prepared, runtime: Runtime, threads: int | None) -> Engine:
+    """Open a prepared graph; where it cannot run, the error names the model and not our copy of it."""
+    graph, data = prepared.graph, prepared.data_folder
+    try:
+        return Engine(graph, threads=threads or runtime.threads, providers=runtime.providers, data_folder=data)
+    except ValueError as error:
+        if str(graph) not in str(error):
+            raise
+        raise ValueError(f"{source.model}, cut at {prepared.tensor!r}: {error}") from error
+
+
+def _may_copy(prepared: Prepared, providers: Sequence[str] | None) -> bool:
+    """Return whether a second session, with its own copy of the weights, is worth its memory."""
+    home = prepared.data_folder or prepared.graph.parent
+    files = [prepared.graph, *(home / name for name in data_files(prepared.graph))]
+    return providers is None and sum(file.stat().st_size for file in files) <= _COPY_BYTES

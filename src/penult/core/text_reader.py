@@ -1,0 +1,115 @@
+"""From texts to `Tokenized`: checks, prompts and truncation, for the embedder of one role.
+
+texts -> checked -> prompt + text -> Tokenizer -> Tokenized, window by window
+"""
+
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from penult.core.recipe import Recipe
+from penult.core.runner import WINDOW
+from penult.core.tokenized import Tokenized
+from penult.core.tokenizer import Tokenizer, unencodable
+from penult.types import Role, TextError, Truncate, TruncationWarning
+
+
+class TextReader:
+    """Reads texts as a recipe says.
+
+    Args:
+        tokenizer: of the model.
+        recipe: prompts and lengths of each role.
+        truncate: what happens to a text over the recipe's length.
+        fingerprint: stands in each `Tokenized`, so that no other model runs it.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, recipe: Recipe, truncate: Truncate, fingerprint: str) -> None:
+        self._tokenizer = tokenizer
+        self._recipe = recipe
+        self._truncate = truncate
+        self._fingerprint = fingerprint
+        self._warned = False
+
+    def windows(self, texts: Sequence[str], role: Role, prompt: str | None) -> Iterator[Tokenized]:
+        """Tokenize window by window, at least one; a text that is too long is an error or a warning.
+
+        Raises:
+            TextError: with truncate="error", some texts are too long; it comes before the first window.
+            TypeError: `prompt` is no text.
+            ValueError: `role` or `prompt` is not one of those allowed.
+        """
+        prompt = self._prompt(role, prompt)
+        longest = self._recipe.longest(role)
+        limit = longest if longest < self._recipe.max_length else None
+        windows = (
+            replace(
+                self._tokenizer.tokenize(texts[start : start + WINDOW], prompt, limit),
+                role=role,
+                fingerprint=self._fingerprint,
+            )
+            for start in range(0, max(len(texts), 1), WINDOW)
+        )
+        truncated = 0
+        for tokenized in windows if self._truncate != "error" else _untruncated([*windows], longest):
+            truncated += len(tokenized.truncated)
+            yield tokenized
+        if truncated and self._truncate == "warn" and not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"{truncated} of {len(texts)} texts had more than {longest} tokens and were cut on the "
+                f"{self._recipe.side}. Split them, or choose truncate='error', 'right' or 'left'. Said once.",
+                TruncationWarning,
+                stacklevel=3,
+            )
+
+    def _prompt(self, role: Role, prompt: str | None) -> str:
+        """Return what is put before each text."""
+        if not isinstance(role, str) or role not in self._recipe.prompts:
+            raise ValueError(f"role is {role!r}; it must be 'document' or 'query'.")
+        if prompt is None:
+            return self._recipe.prompts[role]
+        if (reason := unencodable(prompt)) is not None:
+            raise TypeError(f"prompt {reason}. Pass a str.")
+        if prompt and self._recipe.named_prompts.get(prompt):
+            raise ValueError(
+                f"prompt={prompt!r} is the name of a prompt of this model, not its text. Pass "
+                f"prompt=embedder.recipe.named_prompts[{prompt!r}]."
+            )
+        return prompt
+
+
+def checked(texts: Iterable[str]) -> list[str]:
+    """Return the texts as a list.
+
+    Raises:
+        TypeError: they are one text, or nothing that can be run through.
+        TextError: some are not texts.
+    """
+    if isinstance(texts, str | bytes):
+        raise TypeError(f"texts is a {type(texts).__name__}; give a list of texts, for example [text].")
+    if not isinstance(texts, Iterable):
+        raise TypeError(f"texts is a {type(texts).__name__}; give a list of texts, or any other iterable of them.")
+    listed = list(texts)  # once: an iterator gives its texts only once
+    rows = {row: why for row, text in enumerate(listed) if (why := unencodable(text)) is not None}
+    if rows:
+        raise TextError(rows, len(listed))
+    return listed
+
+
+def _untruncated(windows: list[Tokenized], longest: int) -> list[Tokenized]:
+    """Return windows of texts none of which was cut.
+
+    Raises:
+        TextError: some were; it names all of them.
+    """
+    dropped = np.concatenate([window.dropped for window in windows])
+    counts = np.concatenate([window.counts for window in windows])
+    rows = np.flatnonzero(dropped).tolist()
+    if rows:
+        raise TextError(
+            {row: f"has {counts[row] + dropped[row]} tokens, the model takes {longest}" for row in rows}, len(counts)
+        )
+    return windows

@@ -1,0 +1,56 @@
+"""Count the threads this process may use: CPU affinity, physical cores and the quota of its control group."""
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+
+def default_threads() -> int:
+    """Count the threads this process may really use, at least 1.
+
+    The smallest of the physical cores, the CPUs of its affinity mask and the quota of its control group;
+    the environment variable PENULT_THREADS overrides.
+
+    Raises:
+        ValueError: PENULT_THREADS is set and not a positive whole number.
+    """
+    if wanted := os.environ.get("PENULT_THREADS"):
+        if not wanted.isdecimal() or int(wanted) < 1:
+            raise ValueError(f"PENULT_THREADS is {wanted!r}; it must be a whole number of at least 1.")
+        return int(wanted)
+    cpus = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
+    return max(1, min(_physical_cores(cpus), _quota(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup"))))
+
+
+def _physical_cores(cpus: Iterable[int]) -> int:
+    """Count cores, two hyperthreads of one core once."""
+    cores = set()
+    for cpu in cpus:
+        siblings = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
+        cores.add(siblings.read_text().strip() if siblings.exists() else str(cpu))
+    return len(cores)
+
+
+def _quota(membership: Path, mount: Path) -> int:
+    """Read the CPU quota of the control group and of all above it (v2 `cpu.max`, v1 `cpu.cfs_quota_us`), in whole CPUs."""
+    quotas = [os.cpu_count() or 1]
+    lines = membership.read_text().splitlines() if membership.exists() else []
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        for root in (mount, mount / "cpu", mount / "cpu,cpuacct") if "cpu" in controllers else (mount,):
+            group = root / path.lstrip("/")
+            for folder in (group, *group.parents):
+                if not folder.is_relative_to(root):
+                    break
+                quotas.extend(_quota_of(folder))
+    return max(1, min(quotas))
+
+
+def _quota_of(folder: Path) -> list[int]:
+    if (folder / "cpu.max").is_file():
+        quota, period = (folder / "cpu.max").read_text().split()
+        return [] if quota == "max" else [int(quota) // int(period)]
+    if (folder / "cpu.cfs_quota_us").is_file():
+        quota, period = ((folder / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
+        return [] if int(quota) < 0 else [int(quota) // int(period)]
+    return []

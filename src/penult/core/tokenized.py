@@ -1,0 +1,126 @@
+"""Tokenized: N texts as token ids, the one form of text behind `Embedder.tokenize`.
+
+Nothing that takes a `Tokenized` sees text: the server queues it, merges it with those of other requests and splits it again.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain
+
+import numpy as np
+from numpy.typing import NDArray
+
+from penult.types import Role
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Tokenized:
+    """N texts as token ids: `Embedder.tokenize` returns it and `Embedder.run` takes it.
+
+    The ids of all texts lie in one array: 8 bytes a token with the segment ids, where lists of Python numbers take 50.
+
+    Attributes:
+        flat_ids: (sum of `counts`,) int32, the token ids of all texts one after the other, special tokens included.
+        flat_types: segment ids, of the same shape.
+        starts: (N + 1,) int64, where each text begins in the two; the last is their length.
+        dropped: (N,) int64, the tokens of each text that exceeded the limit and were cut off.
+        prompt_tokens: (N,) int64, how many leading tokens of each text belong to the prompt.
+        role: what the texts are for.
+        fingerprint: of the embedder that tokenized them. Another embedder refuses them. Empty: not checked.
+    """
+
+    flat_ids: NDArray[np.int32]
+    flat_types: NDArray[np.int32]
+    starts: NDArray[np.int64]
+    dropped: NDArray[np.int64]
+    prompt_tokens: NDArray[np.int64]
+    role: Role = "document"
+    fingerprint: str = ""
+
+    @classmethod
+    def of(
+        cls, ids: Sequence[Sequence[int]], types: Sequence[Sequence[int]] | None, dropped: Sequence[int], prompt_tokens: int
+    ) -> "Tokenized":
+        """Return N texts from lists of ids and segment ids (None: all 0); all have the same prompt."""
+        starts = np.zeros(len(ids) + 1, np.int64)
+        np.cumsum([len(row) for row in ids], out=starts[1:])
+        return cls(
+            _flat(ids, int(starts[-1])),
+            np.zeros(starts[-1], np.int32) if types is None else _flat(types, int(starts[-1])),
+            starts,
+            np.asarray(dropped, np.int64),
+            np.full(len(ids), prompt_tokens, np.int64),
+        )
+
+    @classmethod
+    def join(cls, parts: Sequence["Tokenized"]) -> "Tokenized":
+        """Return the texts of several, in order. All must have one role and one fingerprint.
+
+        Raises:
+            ValueError: there is none, or they differ in role or fingerprint.
+        """
+        if len({(part.role, part.fingerprint) for part in parts}) != 1:
+            raise ValueError("Only texts tokenized for one role by one embedder can be joined, at least one Tokenized of them.")
+        if len(parts) == 1:
+            return parts[0]
+        counts = np.concatenate([part.counts for part in parts])
+        return cls(
+            np.concatenate([part.flat_ids for part in parts]),
+            np.concatenate([part.flat_types for part in parts]),
+            np.concatenate([[0], np.cumsum(counts)]),
+            np.concatenate([part.dropped for part in parts]),
+            np.concatenate([part.prompt_tokens for part in parts]),
+            parts[0].role,
+            parts[0].fingerprint,
+        )
+
+    def select(self, rows: Sequence[int]) -> "Tokenized":
+        """Return some of the texts, in the order of `rows`."""
+        places = [slice(self.starts[row], self.starts[row + 1]) for row in rows]
+        index = np.asarray(rows, np.int64)
+        empty = np.empty(0, np.int32)
+        return Tokenized(
+            np.concatenate([self.flat_ids[place] for place in places] or [empty]),
+            np.concatenate([self.flat_types[place] for place in places] or [empty]),
+            np.concatenate([[0], np.cumsum(self.counts[index])]),
+            self.dropped[index],
+            self.prompt_tokens[index],
+            self.role,
+            self.fingerprint,
+        )
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Tokenized):
+            return NotImplemented
+        names = ("starts", "flat_ids", "flat_types", "dropped", "prompt_tokens")
+        same = all(np.array_equal(getattr(self, name), getattr(other, name)) for name in names)
+        return same and (self.role, self.fingerprint) == (other.role, other.fingerprint)
+
+    __hash__ = None  # type: ignore[assignment] # it holds arrays
+
+    def __len__(self) -> int:
+        return len(self.starts) - 1
+
+    @property
+    def ids(self) -> list[list[int]]:
+        """The token ids of each text, as lists."""
+        return [self.flat_ids[start:end].tolist() for start, end in zip(self.starts, self.starts[1:], strict=False)]
+
+    @property
+    def types(self) -> list[list[int]]:
+        """The segment ids of each text, as lists."""
+        return [self.flat_types[start:end].tolist() for start, end in zip(self.starts, self.starts[1:], strict=False)]
+
+    @property
+    def counts(self) -> NDArray[np.int64]:
+        """(N,) int64, the tokens of each text that the model reads, prompt and special tokens included."""
+        return np.diff(self.starts)
+
+    @property
+    def truncated(self) -> NDArray[np.int64]:
+        """The rows of the texts of which something was cut off."""
+        return np.flatnonzero(self.dropped)
+
+
+def _flat(rows: Sequence[Sequence[int]], size: int) -> NDArray[np.int32]:
+    return np.fromiter(chain.from_iterable(rows), np.int32, size)

@@ -1,0 +1,162 @@
+"""Engine: DeepSparse's interface of a compiled graph, over penult's own.
+
+`batch_size` is a promise that is checked; the schedulers, streams and frozen shapes of DeepSparse have no effect here.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from penult.core import engine
+from penult.core.model_inputs import Tensor
+from penult.deepsparse.arguments import Scheduler, check_streams, cores, say_ignored, whole
+
+Array = NDArray[Any]
+
+
+class Engine:
+    """A compiled graph. Safe to call from several threads.
+
+    Args:
+        model: an .onnx file, or its bytes.
+        batch_size: rows that every run must have. None or below 1: any number.
+        num_cores: DeepSparse's name of `threads`. None or 0: as `threads` says.
+        num_streams: ignored: has no effect in penult, as `scheduler` and `input_shapes`.
+        scheduler: a `Scheduler` or its name.
+        input_shapes: shapes that DeepSparse would have frozen the graph to; here its axes stay free.
+        threads: intra-op threads per run. None: the physical cores this process may use.
+        providers: ONNX Runtime's execution providers, in order. None: the CPU.
+        data_folder: where the graph's external data lie, if not beside it.
+
+    Raises:
+        FileNotFoundError: no such file.
+        TypeError: `batch_size` or a number of cores or streams is no whole number.
+        ValueError: not a graph that ONNX Runtime can run, a provider that this machine does not have, or a number or a
+            name that is not allowed.
+    """
+
+    def __init__(
+        self,
+        model: str | os.PathLike[str] | bytes,
+        batch_size: int | None = None,
+        *,
+        num_cores: int | None = None,
+        num_streams: int | None = None,
+        scheduler: Scheduler | str | None = None,
+        input_shapes: object = None,
+        threads: int | None = None,
+        providers: Sequence[str] | None = None,
+        data_folder: Path | None = None,
+    ) -> None:
+        self._batch_size = batch_size if whole(batch_size, "batch_size") and batch_size > 0 else None
+        check_streams(num_streams, scheduler)
+        say_ignored("Engine", {"num_streams": num_streams, "scheduler": scheduler, "input_shapes": input_shapes})
+        threads = cores(num_cores) if threads is None else threads
+        self._engine = engine.Engine(model, threads=threads, providers=providers, data_folder=data_folder)
+
+    @classmethod
+    def compile(
+        cls,
+        model: str | os.PathLike[str] | bytes,
+        batch_size: int | None = None,
+        *,
+        num_cores: int | None = None,
+        num_streams: int | None = None,
+        scheduler: Scheduler | str | None = None,
+        input_shapes: object = None,
+        threads: int | None = None,
+    ) -> "Engine":
+        """Open a graph; the same as `Engine(model, ...)`."""
+        return cls(
+            model,
+            batch_size,
+            num_cores=num_cores,
+            num_streams=num_streams,
+            scheduler=scheduler,
+            input_shapes=input_shapes,
+            threads=threads,
+        )
+
+    @classmethod
+    def around(cls, opened: engine.Engine) -> "Engine":
+        """Return DeepSparse's interface of an engine that is open."""
+        wrapped = cls.__new__(cls)
+        wrapped._batch_size = None
+        wrapped._engine = opened
+        return wrapped
+
+    @property
+    def batch_size(self) -> int | None:
+        """Rows that every run must have. None: any number."""
+        return self._batch_size
+
+    @property
+    def num_cores(self) -> int:
+        """Intra-op threads per run."""
+        return self._engine.threads
+
+    @property
+    def inputs(self) -> tuple[Tensor, ...]:
+        """The inputs, in the graph's order."""
+        return self._engine.inputs
+
+    @property
+    def outputs(self) -> tuple[Tensor, ...]:
+        """The outputs, in the graph's order."""
+        return self._engine.outputs
+
+    @property
+    def input_names(self) -> list[str]:
+        """The inputs' names, in the graph's order."""
+        return self._engine.input_names
+
+    @property
+    def output_names(self) -> list[str]:
+        """The outputs' names, in the graph's order."""
+        return self._engine.output_names
+
+    @property
+    def providers(self) -> list[str]:
+        """The execution providers that really run the graph."""
+        return self._engine.providers
+
+    def run(self, inputs: Mapping[str, Array] | Sequence[Array], *, outputs: Sequence[str] | None = None) -> list[Array]:
+        """Run the graph once; see `penult.core.engine.Engine.run`.
+
+        Raises:
+            ValueError: as there, or an input does not have `batch_size` rows.
+        """
+        if self._batch_size is not None:
+            self._check_rows(inputs, self._batch_size)
+        return self._engine.run(inputs, outputs=outputs)
+
+    def __call__(self, inputs: Mapping[str, Array] | Sequence[Array]) -> list[Array]:
+        """Run the graph once; the same as `run(inputs)`."""
+        return self.run(inputs)
+
+    def mapped_run(self, inputs: Mapping[str, Array] | Sequence[Array]) -> dict[str, Array]:
+        """Run the graph once and return its outputs by name."""
+        return dict(zip(self.output_names, self.run(inputs), strict=True))
+
+    def close(self) -> None:
+        """Free the session. Calling again does nothing; running afterwards raises RuntimeError."""
+        self._engine.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def _check_rows(self, inputs: Mapping[str, Array] | Sequence[Array], rows: int) -> None:
+        named = inputs.items() if isinstance(inputs, Mapping) else zip(self.input_names, inputs, strict=False)
+        for name, array in named:
+            if isinstance(array, np.ndarray) and array.shape[:1] not in {(), (rows,)}:
+                raise ValueError(
+                    f"{name!r} was given as {array.dtype} {array.shape}; the engine was opened with batch_size={rows}. Open it "
+                    "without to run any number of rows."
+                )
