@@ -89,6 +89,5 @@ bench-model: .bench/all-MiniLM-L6-v2/onnx/model.onnx
 bench-peers: bench-model
 	test -d .bench/peers || $(PYTHON) -m venv .bench/peers
 	.bench/peers/bin/python -m pip install -q torch==2.13.0
-	.bench/peers/bin/python -m pip install -q sentence-transformers fastembed openvino onnxruntime
-	@$(BIN)/penult bench .bench/all-MiniLM-L6-v2 --peer-python .bench/peers/bin/python \
-		--against onnxruntime,openvino,openvino-bf16,sentence-transformers,fastembed $(BENCH)
+	.bench/peers/bin/python -m pip install -q sentence-transformers fastembed openvino
+	@$(BIN)/python tests/bench/peers.py .bench/all-MiniLM-L6-v2 --peer-python .bench/peers/bin/python $(BENCH)

@@ -1,20 +1,23 @@
-"""`penult bench`: figures of a real run on a tiny model; a peer that cannot run is said, not hidden."""
+"""`penult bench`: figures of a real run on a tiny model; a library that cannot run is reported, not hidden."""
 
 import json
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
+from pathlib import Path
 
 import pytest
 
 from penult.bench import measure, report
 
+PEER_WORKER = Path(__file__).parent / "bench" / "peer_worker.py"
 TEXTS = ["the cat sat on the mat", "a dog", "bright moon on the river"] * 4
 
 
 def test_a_run_has_the_figures(tiny):
     """Penult at both precisions and plain ONNX Runtime: rates, ratios, memory, and vectors that agree."""
-    result = measure.measure(str(tiny), TEXTS, against=["onnxruntime", "deepsparse"], rounds=2)
+    peers = measure.Peers(sys.executable, PEER_WORKER, ("deepsparse",))
+    result = measure.measure(str(tiny), TEXTS, against=["onnxruntime"], peers=peers, rounds=2)
     rows = {row.system: row for row in result.rows}
     assert list(rows) == ["penult", "penult-int8", "onnxruntime", "deepsparse"]
     assert rows["penult"].penult_is == 1
@@ -33,9 +36,9 @@ def test_a_run_has_the_figures(tiny):
 
 
 def test_wrong_wishes_are_named(tiny, tmp_path):
-    """An unknown peer, no texts, a pooling no peer has: one sentence."""
-    with pytest.raises(ValueError, match="'torch' is no peer"):
-        measure.measure(str(tiny), TEXTS, against=["torch"])
+    """A system that is not in the wheel, no texts, a pooling the others do not have: one sentence."""
+    with pytest.raises(ValueError, match=r"'openvino'; it must be onnxruntime\. .*run `make bench-peers`"):
+        measure.measure(str(tiny), TEXTS, against=["openvino"])
     with pytest.raises(ValueError, match="no texts"):
         measure.measure(str(tiny), [])
     with pytest.raises(ValueError, match="pooling is 'max'"):

@@ -33,6 +33,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from penult import Embedder
 from penult.core import export, loading, prepare
+from penult.core.model_tokenizer import tokenizer_of
 from penult.core.recipe import Recipe, Wishes
 from penult.core.recipe import read as read_recipe
 
@@ -1010,7 +1011,7 @@ def test_any_value_of_any_key(place, name):
         write_json(path, whole | changed)
         try:
             found, read = loading.read(place, Wishes())
-            loading.tokenizer_of(found, replace(read, max_length=min(read.max_length, 64))).tokenize(["a cat"])
+            tokenizer_of(found, replace(read, max_length=min(read.max_length, 64))).tokenize(["a cat"])
         except (ValueError, FileNotFoundError) as error:
             assert str(place) in str(error) or "tokenizer setting" in str(error) or "special tokens" in str(error)  # noqa: PT017
 

@@ -4,6 +4,7 @@ import ast
 import re
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -26,21 +27,22 @@ HEAVY = {
 }
 # Each third-party package, and the only places that may import it.
 FENCE = {
-    "onnx": {"graph/", "core/assemble.py", "core/prepare.py", "core/export_worker.py"},
+    "onnx": {"graph/", "core/assemble.py", "core/prepare.py", "core/export_worker.py", "bench/matmul.py"},
     "safetensors": {"core/config/module_weights.py"},
-    "onnxruntime": {"core/engine.py", "core/export_worker.py"},
-    "tokenizers": {"core/tokenizer.py"},
+    "onnxruntime": {"core/engine.py", "core/export_worker.py", "bench/worker.py"},
+    "tokenizers": {"core/tokenizer.py", "bench/worker.py"},
     "transformers": {"core/tokenizer.py", "core/export_worker.py"},
     "huggingface_hub": {"core/hub_client.py"},
     "httpx": {"remote.py"},
     "platformdirs": {"core/prepare.py"},
-    "tqdm": {"core/embedder.py", "remote.py", "bulk/job/progress.py"},
+    "tqdm": {"core/embedder.py", "progress_bar.py", "bulk/job/progress.py"},
     "pyarrow": {"bulk/"},
     "lance": {"bulk/lance_files.py"},
     "ray": {"bulk/ray_engine.py"},
     "qdrant_client": {"bulk/stores/qdrant.py"},
     "lancedb": {"bulk/stores/lancedb.py"},
     "psycopg": {"bulk/stores/pgvector.py"},
+    "pydantic": {"adapters.py", "server/", "deepsparse/"},
     "fastapi": {"server/", "deepsparse/"},
     "uvicorn": {"server/"},
     "prometheus_client": {"server/"},
@@ -96,7 +98,7 @@ def test_every_exported_name_exists():
 def test_each_third_party_package_has_one_home():
     """The import fence holds, whatever the linter was told."""
     source = ROOT / "src" / "penult"
-    for path in set(source.rglob("*.py")) - {source / "bench" / "worker.py"}:  # runs in the peers' environments
+    for path in source.rglob("*.py"):
         place = path.relative_to(source).as_posix()
         for package in {name.partition(".")[0] for name in imports_of(path)} & set(FENCE):
             assert any(place.startswith(home) for home in FENCE[package]), f"{place} imports {package}"
@@ -128,3 +130,62 @@ def test_one_version_for_all_three():
     major, minor, _ = penult.__version__.split(".")
     for project in (ROOT / "integrations").glob("*/pyproject.toml"):
         assert f'"penult>={major}.{minor},<{major}.{int(minor) + 1}"' in project.read_text()
+
+
+# Folders and files of src/penult by rank: a module imports nothing of a higher one. What is named nowhere stands above core.
+RANKS = {"_version": 0, "types": 0, "data": 0, "fork": 0, "progress_bar": 0, "graph": 1, "core": 2}
+# Imports that are about to go: (importing module or folder, imported one).
+KNOWN_EXCEPTIONS = {("penult.server", "penult.deepsparse")}
+
+
+def _under(module: str, place: str) -> bool:
+    return module == place or module.startswith(f"{place}.")
+
+
+def _module_of(path: Path) -> str:
+    parts = path.relative_to(ROOT / "src").with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def _running(node: ast.AST) -> list[ast.Import | ast.ImportFrom]:
+    """List the imports that run, those inside functions too; what stands under `if TYPE_CHECKING` never runs."""
+    if isinstance(node, ast.Import | ast.ImportFrom):
+        return [node]
+    children = list(ast.iter_child_nodes(node))
+    if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+        children = list(node.orelse)
+    return [found for child in children for found in _running(child)]
+
+
+def _import_graph() -> dict[str, set[str]]:
+    """Map each module of penult to those of penult that it imports; a name of a package is its submodule where it has one."""
+    trees = {_module_of(path): ast.parse(path.read_text()) for path in (ROOT / "src" / "penult").rglob("*.py")}
+    graph: dict[str, set[str]] = {}
+    for module, tree in trees.items():
+        names = set()
+        for node in _running(tree):
+            if isinstance(node, ast.Import):
+                names |= {alias.name for alias in node.names}
+            else:
+                assert node.level == 0, f"{module} has a relative import"
+                full = {f"{node.module}.{alias.name}" for alias in node.names}
+                names |= {name if name in trees else node.module for name in full}
+        graph[module] = names & set(trees) - {module}
+    return graph
+
+
+def test_imports_run_down_only():
+    """No module imports one of a higher rank, the server knows no DeepSparse, and nothing imports itself in a circle."""
+    graph = _import_graph()
+    assert {"penult.core.prepare", "penult.core.source"} <= graph["penult.core.loading"]
+    assert "penult.core.assemble" in graph["penult.core.prepare"], "an import inside a function"
+    above = max(RANKS.values()) + 1
+    wrong = set()
+    for module, imported in graph.items():
+        rank = {name: RANKS.get(name.split(".")[1], above) for name in imported | {module} if name != "penult"}
+        wrong |= {(module, name) for name in imported if rank.get(name, above) > rank.get(module, above)}
+        wrong |= {(module, name) for name in imported if _under(module, "penult.server") and _under(name, "penult.deepsparse")}
+    excused = {(a, b) for a, b in wrong if any(_under(a, up) and _under(b, down) for up, down in KNOWN_EXCEPTIONS)}
+    assert wrong - excused == set()
+    kept = {module: {name for name in imported if (module, name) not in excused} for module, imported in graph.items()}
+    TopologicalSorter(kept).prepare()  # a CycleError names the circle

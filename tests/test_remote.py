@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import pickle
 import threading
 import time
@@ -360,11 +361,34 @@ def test_it_gives_up(failure, error, attempts, waits):
 # The face
 
 
-@pytest.mark.parametrize("url", ["localhost:5543", "", "ftp://x", 5])
+@pytest.mark.parametrize("url", ["localhost:5543", "", "ftp://x", 5, "http://", "http://h:port", "http://ann:s3/cret@h"])
 def test_a_url_that_is_none(url):
-    """A base URL without http is refused at once."""
-    with pytest.raises(ValueError, match="must be a URL"):
+    """A base URL that is not one of http is refused at once, and no message shows a password."""
+    with pytest.raises(ValueError, match="must be a URL") as caught:
         RemoteEmbedder(url)
+    assert "s3" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "server", "path"),
+    [
+        ("http://h/v1/", "http://h", "/info"),
+        ("http://v1", "http://v1", "/info"),
+        ("http://[::1]:5543/x/", "http://[::1]:5543", "/x/info"),
+        ("https://ann:s3cret@h:443/deep/predict", "https://h", "/config"),
+    ],
+)
+def test_the_parts_of_a_url(url, server, path):
+    """The path before /v1 is the server's; a route of DeepSparse is taken off it; user and password stand in neither."""
+    asked = []
+
+    def answer(request):
+        asked.append(str(request.url))
+        return httpx.Response(404)
+
+    with RemoteEmbedder(url, transport=httpx.MockTransport(answer)) as remote, pytest.raises(ValueError, match="404"):
+        remote.embed(["a"])
+    assert asked[0] == server + path
 
 
 @pytest.mark.parametrize("options", [{"timeout": 0}, {"concurrency": 0}, {"retries": -1}])
@@ -668,6 +692,24 @@ def test_a_server_that_stays_away(tiny):
     with pytest.raises(ConnectionError, match="cannot be reached"):
         remote.embed(many(300))
     remote.close()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this platform has no fork")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+def test_a_fork_opens_its_own_connections(running, embedder):
+    """A forked child sends over sockets of its own, and the parent goes on with the first ones."""
+    with RemoteEmbedder(running.url) as remote:
+        expected = embedder.embed(TEXTS)
+        np.testing.assert_array_equal(remote.embed(TEXTS), expected)
+        inherited = remote._client.get()
+        if not (pid := os.fork()):
+            try:
+                os._exit(0 if np.array_equal(remote.embed(TEXTS), expected) and remote._client.get() is not inherited else 1)
+            finally:
+                os._exit(2)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+        assert remote._client.get() is inherited
+        np.testing.assert_array_equal(remote.embed(TEXTS), expected)
 
 
 def test_it_travels(running, embedder):

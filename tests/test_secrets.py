@@ -13,7 +13,7 @@ from bulk.jobs import run
 from bulk.postgres import server
 
 from penult import RemoteEmbedder
-from penult.bulk.ingest import Entries, Facts
+from penult.bulk.stores.base import Entries, VectorSpec
 
 TEXT, PASSWORD, KEY = "moonlight sonata", "hunter2", "s3cret"
 
@@ -93,7 +93,8 @@ def test_another_process_has_the_password(said):
     sent = []
     talks(200, {"embeddings": [[1.0]]}, sent=sent)
     again = pickle.loads(pickle.dumps(RemoteEmbedder(f"http://ann:{PASSWORD}@127.0.0.1")))
-    assert again._headers["Authorization"] == "Basic " + base64.b64encode(f"ann:{PASSWORD}".encode()).decode()
+    (request,) = again._options["auth"].sync_auth_flow(httpx.Request("GET", "http://127.0.0.1"))
+    assert request.headers["Authorization"] == "Basic " + base64.b64encode(f"ann:{PASSWORD}".encode()).decode()
     assert PASSWORD not in repr(again) + said()
 
 
@@ -119,7 +120,7 @@ def test_a_database_that_refuses_a_row():
     rows = pa.table({"text": [TEXT]})
     kept = {"penult.fingerprint": "f", "penult.role": "document"}
     with server() as dsn:
-        store = PgVector(dsn, "t", Facts(2, kept, rows.schema))
+        store = PgVector(dsn, "t", VectorSpec(2, kept, rows.schema))
         with psycopg.connect(dsn, autocommit=True) as connection:
             connection.execute("ALTER TABLE t ADD CONSTRAINT no_moon CHECK (row->>'text' NOT LIKE 'moon%')")
         with pytest.raises(OSError, match="no_moon") as caught:

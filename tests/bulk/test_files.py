@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from penult.bulk.atomic_files import sync_all, sync_folder, written_whole
+from penult.bulk.atomic_files import atomic_write, sync_all, sync_folder
 
 
 def open_files():
@@ -22,7 +22,7 @@ def test_a_file_appears_when_it_is_complete(tmp_path):
     """Until then what was there before is read, and another name holds what is written."""
     path = tmp_path / "out"
     path.write_bytes(b"before")
-    with written_whole(path, "7.part") as file:
+    with atomic_write(path, "7.part") as file:
         file.write(b"after")
         assert path.read_bytes() == b"before"
         assert names(tmp_path) == [".out.7.part", "out"]
@@ -37,7 +37,7 @@ def test_an_error_leaves_what_was_there(tmp_path, error):
     path.write_bytes(b"before")
 
     def write():
-        with written_whole(path) as file:
+        with atomic_write(path) as file:
             file.write(b"after")
             raise error
 
@@ -50,7 +50,7 @@ def test_an_error_leaves_what_was_there(tmp_path, error):
 def test_what_a_crash_left_aside_is_written_over(tmp_path):
     """Its end, if it was longer, is none of the new file."""
     (tmp_path / ".out.part").write_bytes(b"longer than what comes now")
-    with written_whole(tmp_path / "out") as file:
+    with atomic_write(tmp_path / "out") as file:
         file.write(b"now")
     assert (tmp_path / "out").read_bytes() == b"now"
 
@@ -73,7 +73,7 @@ def test_everything_is_synced(tmp_path, monkeypatch):
     assert sorted(synced) == sorted(path.stat().st_ino for path in everything)
     synced.clear()
     sync_folder(tmp_path)
-    with written_whole(tmp_path / "out") as file:
+    with atomic_write(tmp_path / "out") as file:
         file.write(b"x")
     assert synced[0] == synced[2] == tmp_path.stat().st_ino
     assert synced[1] == (tmp_path / "out").stat().st_ino

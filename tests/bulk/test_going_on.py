@@ -12,7 +12,7 @@ import pytest
 from bulk.jobs import corpus, half_done, vectors
 from models import tiny_model
 
-from penult.bulk.atomic_files import written_whole
+from penult.bulk.atomic_files import atomic_write
 from penult.bulk.embed import StoppedError
 from penult.bulk.input import input_files
 from penult.bulk.job.manifest import Job
@@ -43,7 +43,7 @@ def test_an_old_output_is_not_taken_for_the_new_one(job, tmp_path, monkeypatch, 
     job(corpus(tmp_path / "old.jsonl", 20, seed=1), out=out)
     source = corpus(tmp_path / "in.jsonl", 40)
     with monkeypatch.context() as patched:
-        stop_before(patched, writers, "written_whole", out)
+        stop_before(patched, writers, "atomic_write", out)
         with pytest.raises(Stopped):
             job(source, out=out, overwrite=True)
     assert job(source, out=out).totals.rows == 40
@@ -133,13 +133,13 @@ def test_no_room_for_the_index_of_an_older_output(job, tmp_path, monkeypatch):
     source = corpus(tmp_path / "in.jsonl", 40)
     job(source, out="old.parquet")
     with monkeypatch.context() as patched:
-        patched.setattr("penult.bulk.job.reuse._batches", full_disk)
+        patched.setattr("penult.bulk.output.output_files.batches", full_disk)
         with pytest.raises(StoppedError, match=r"the index of .*old\.parquet cannot be written to .*disk is full"):
             job(source, old=tmp_path / "old.parquet")
     assert job(source, old=tmp_path / "old.parquet").totals.taken == 40
 
 
-def full_disk(*_):
+def full_disk(*_, **__):
     raise sqlite3.OperationalError("database or disk is full")
 
 
@@ -195,7 +195,7 @@ def test_a_pipe_that_cannot_be_read_again(job, tmp_path, monkeypatch):
 def test_no_room_for_what_comes_over_a_pipe(job, tmp_path, monkeypatch):
     """A disk that is too full for it is a sentence, and nothing is left behind."""
     monkeypatch.setattr(sys, "stdin", Pipe(b'{"text": "a"}\n'))
-    monkeypatch.setattr(input_files, "written_whole", full)
+    monkeypatch.setattr(input_files, "atomic_write", full)
     with pytest.raises(OSError, match=r"Standard input cannot be copied to .*out\.parquet\.job: No space left on device"):
         job("-")
     assert list(tmp_path.iterdir()) == []
@@ -233,7 +233,7 @@ def refused(*_):
 
 
 def half_written(path):
-    with written_whole(path) as file:
+    with atomic_write(path) as file:
         file.write(b"half")
         raise Stopped
 

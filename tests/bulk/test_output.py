@@ -5,12 +5,12 @@ from dataclasses import replace
 import pyarrow as pa
 import pytest
 
+from penult.bulk.embed import check_format, is_finished, output_schema
 from penult.bulk.input.readers import Scanned
 from penult.bulk.job.manifest import Identity, Manifest
 from penult.bulk.job.progress import Totals
 from penult.bulk.job.worker import Ready
 from penult.bulk.options import Columns
-from penult.bulk.output.output_files import is_there, schema, try_out
 
 IDENTITY = Identity(("h1",), "f", "document", "text", "v", None, "warn", None)
 COLUMNS = Columns("text", "v", "document")
@@ -19,7 +19,7 @@ COLUMNS = Columns("text", "v", "document")
 def made(*, columns=("text", "id"), identity=IDENTITY):
     """Give the schema of an output whose input has these columns."""
     scanned = Scanned(pa.schema([(name, pa.string()) for name in columns], metadata={"mine": "kept"}), (4,), 2)
-    return schema(COLUMNS, scanned, Ready(3, 64, {"penult.fingerprint": "f"}), identity, Totals(7, 2))
+    return output_schema(COLUMNS, scanned, Ready(3, 64, {"penult.fingerprint": "f"}), identity, Totals(7, 2))
 
 
 def test_its_columns_and_what_it_says():
@@ -46,13 +46,13 @@ def test_what_names_a_row(columns, asked, names_a_row):
 
 def test_a_format_is_tried_before_the_work(tmp_path):
     """What it cannot hold is said of the output, and the trial stands in the other folder."""
-    try_out(tmp_path / "out.parquet", tmp_path, made(), "v")
+    check_format(tmp_path / "out.parquet", tmp_path, made(), "v")
     assert [path.name for path in tmp_path.iterdir()] == ["none.parquet"]
     unholdable = made().append(pa.field("n", pa.month_day_nano_interval()))
     with pytest.raises(ValueError, match=r"out\.parquet cannot be written: .*interval"):
-        try_out(tmp_path / "out.parquet", tmp_path, unholdable, "v")
+        check_format(tmp_path / "out.parquet", tmp_path, unholdable, "v")
     with pytest.raises(ValueError, match=r"out\.parquet cannot be written: .*No such file"):
-        try_out(tmp_path / "out.parquet", tmp_path / "nowhere", made(), "v")
+        check_format(tmp_path / "out.parquet", tmp_path / "nowhere", made(), "v")
 
 
 NEXT = replace(IDENTITY, takes_over="of an older output")
@@ -73,8 +73,8 @@ NEXT = replace(IDENTITY, takes_over="of an older output")
         (".parquet", IDENTITY, replace(IDENTITY, role="query"), IDENTITY, False),
     ],
 )
-def test_whether_it_is_there(tmp_path, ending, said, identity, began, there):
+def test_whether_it_is_finished(tmp_path, ending, said, identity, began, there):
     """With no job under way, if it says so; with one, if its own file does, whatever output this run takes over."""
     manifest = began and Manifest(began, Scanned(pa.schema([]), (1,), 1), ())
     metadata = {} if said is None else {"penult.job": said.digest}
-    assert is_there(tmp_path / f"out{ending}", metadata, identity, manifest) is there
+    assert is_finished(tmp_path / f"out{ending}", metadata, identity, manifest) is there

@@ -73,10 +73,10 @@ def test_how_a_worker_died(code, said):
 @pytest.mark.parametrize(
     ("error", "said"),
     [
-        (OSError("full"), Failed("full", mendable=True)),
-        (ValueError("bad"), Failed("bad", mendable=True)),
-        (ImportError("none"), Failed("none", mendable=True)),
-        (KeyError("key"), Failed("KeyError: 'key'", mendable=False)),
+        (OSError("full"), Failed("full", user_error=True)),
+        (ValueError("bad"), Failed("bad", user_error=True)),
+        (ImportError("none"), Failed("none", user_error=True)),
+        (KeyError("key"), Failed("KeyError: 'key'", user_error=False)),
     ],
     ids=lambda value: type(value).__name__,
 )

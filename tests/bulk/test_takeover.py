@@ -36,9 +36,9 @@ def test_texts_are_found_and_vectors_woven(tmp_path):
     asked = ["new", texts[2], "text 8999", None, 7, "", texts[2], "\ud800", *texts[100:1300]]
     found = old.find(asked)
     assert found == {1: 2, 2: 8999, 5: 7000, 6: 2} | {8 + i: 100 + i for i in range(1200)}
-    woven = old.woven([0, 1, 2, 6], found, np.full((1, 3), -1, np.float32))
-    np.testing.assert_array_equal(woven, [[-1, -1, -1], [2, 2.5, 3], [8999, 8999.5, 9000], [2, 2.5, 3]])
-    assert woven.dtype == np.float32
+    merge = old.merge([0, 1, 2, 6], found, np.full((1, 3), -1, np.float32))
+    np.testing.assert_array_equal(merge, [[-1, -1, -1], [2, 2.5, 3], [8999, 8999.5, 9000], [2, 2.5, 3]])
+    assert merge.dtype == np.float32
 
 
 def test_an_older_dataset(tmp_path):
@@ -56,7 +56,7 @@ def test_nothing_to_take_over(tmp_path):
     old = indexed(tmp_path, pa.array([], pa.string()))
     assert old.find(["a", "b"]) == {}
     fresh = np.ones((2, 2), np.float32)
-    np.testing.assert_array_equal(old.woven([0, 1], {}, fresh), fresh)
+    np.testing.assert_array_equal(old.merge([0, 1], {}, fresh), fresh)
 
 
 def test_an_index_is_made_once(tmp_path):

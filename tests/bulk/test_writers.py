@@ -12,7 +12,7 @@ import pytest
 
 from penult.bulk import lance_files, tables
 from penult.bulk.job.shard import opened_shard, rejected_path, shard_path
-from penult.bulk.output import model_metadata, writers
+from penult.bulk.output import output_files, writers
 
 
 @pytest.mark.parametrize("together", [3, 1024])
@@ -123,7 +123,7 @@ def test_every_format_holds_the_rows(tmp_path, ending):
     writers.write(out, tmp_path, schema, range(3), vector_column="vector")
     rows = whole.to_pylist()
     if ending == ".npy":
-        found = json_lines(model_metadata.rows_file(out))
+        found = json_lines(output_files.rows_file(out))
         np.testing.assert_array_equal(np.load(out), tables.vectors_of(whole.column("vector")))
         rows = [{"text": row["text"]} for row in rows]
     elif ending == ".jsonl":
@@ -133,7 +133,7 @@ def test_every_format_holds_the_rows(tmp_path, ending):
     else:
         found = (pq.read_table(out) if ending == ".parquet" else table_of_dataset(out)).to_pylist()
     assert found == rows
-    assert model_metadata.rejected_file(out).read_text() == "of shard 0\nof shard 2\n"
+    assert output_files.rejected_file(out).read_text() == "of shard 0\nof shard 2\n"
 
 
 def json_lines(path):
@@ -168,9 +168,9 @@ def test_an_output_of_no_rows(tmp_path, ending):
         pytest.importorskip("lance", reason="the extra `lance` is not installed")
     schema, _ = shards(tmp_path, [0])
     out = tmp_path / f"out{ending}"
-    model_metadata.rejected_file(out).write_text("of an older output")
+    output_files.rejected_file(out).write_text("of an older output")
     writers.write(out, tmp_path, schema.with_metadata({"penult.role": "query"}), [0], vector_column="vector")
-    assert model_metadata.metadata(out) == {"penult.role": "query"}
-    assert not model_metadata.rejected_file(out).exists()
+    assert output_files.metadata(out) == {"penult.role": "query"}
+    assert not output_files.rejected_file(out).exists()
     if ending == ".npy":
         assert np.load(out).shape == (0, 3)

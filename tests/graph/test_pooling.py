@@ -9,7 +9,7 @@ import reference
 from onnx import TensorProto, helper
 
 from penult import Engine
-from penult.core.config.activations import ACTIVATIONS
+from penult.graph.activations import ACTIVATIONS
 from penult.graph.rewrite.pooling import OUTPUT, Dense, LayerNorm, Reducer, append_reducer
 from penult.graph.rewrite.steps import BUILT
 

@@ -1,4 +1,5 @@
-"""Benchmarks: the same texts through penult and its peers, interleaved, each in a process of its own.
+"""Benchmarks: the same texts through penult and plain ONNX Runtime, interleaved, each in a process of its own.
 
-`measure` runs them, `worker` is what runs in each process, `report` writes what came out.
+`measure` runs them, `worker` is what runs in each process, `report` writes what came out. Other libraries are added by
+tests/bench/peers.py.
 """

@@ -1,4 +1,4 @@
-"""Run the systems side by side: a process each, one at a time, in turn, so that the machine's moods hit all alike.
+"""Run the systems interleaved, in a process each, so that machine noise affects all systems equally.
 
 Figures are medians over rounds; ratios are taken round by round, which is what holds on a shared machine.
 """
@@ -19,13 +19,28 @@ from numpy.typing import NDArray
 
 from penult.bench import worker
 from penult.core import prepare, recipe, source
-from penult.core.loading import tokenizer_of
+from penult.core.model_tokenizer import tokenizer_of
 from penult.data import calibration_texts
 
-PEERS = ("onnxruntime", "openvino", "openvino-bf16", "sentence-transformers", "fastembed", "deepsparse")
+AGAINST = ("onnxruntime",)
 _OURS = ("penult", "penult-int8")
 _CUBE = 2048
 _LEAVING_SECONDS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Peers:
+    """Other libraries to measure, in an environment of their own; see tests/bench/peers.py.
+
+    Attributes:
+        python: the interpreter of the environment.
+        script: what runs there, once for each peer: a worker such as `penult.bench.worker`.
+        names: the peers, as the script names them.
+    """
+
+    python: str
+    script: Path
+    names: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +86,7 @@ class Result:
 class _Process:
     """A system in a process of its own."""
 
-    def __init__(self, job: dict[str, Any], python: str, folder: Path) -> None:
+    def __init__(self, job: dict[str, Any], python: str, script: str, folder: Path) -> None:
         self.system = str(job["system"])
         self._vectors = folder / f"{self.system}.npy"
         self._errors = (folder / f"{self.system}.log").open("w+")
@@ -79,7 +94,7 @@ class _Process:
         env = os.environ | {name + tail: str(job["threads"]) for name, tail in counts.items()}
         env |= {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
         self._process = subprocess.Popen(  # noqa: S603 - the interpreter is the caller's own choice
-            [python, worker.__file__],
+            [python, script],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
@@ -145,26 +160,29 @@ def measure(
     max_length: int | None = None,
     threads: int = 1,
     rounds: int = 5,
-    python: str | None = None,
+    peers: Peers | None = None,
 ) -> Result:
-    """Measure penult at fp32 and int8, and peers, on the same texts.
+    """Measure penult at fp32 and int8, and other systems, on the same texts.
 
     Args:
         model: a reference, as `Embedder.load` takes it.
         texts: what is embedded, each round all of it.
-        against: names of `PEERS`; one that cannot run is reported with its reason.
+        against: names of `AGAINST`.
         pooling: "mean" or "cls", where the model's files do not say.
         max_length: the most tokens of a text. None: as the model's files say.
-        threads: of each system.
+        threads: threads of each system.
         rounds: how often each system takes its turn.
-        python: the interpreter of the peers' environment. None: this one.
+        peers: other libraries; one that cannot run is reported with its reason.
 
     Raises:
-        ValueError: a peer that is unknown, a pooling that the peers do not have, or no texts.
+        ValueError: a system that is unknown, a pooling that the others do not have, or no texts.
     """
-    unknown = [name for name in against if name not in PEERS]
+    unknown = [name for name in against if name not in AGAINST]
     if unknown:
-        raise ValueError(f"{unknown[0]!r} is no peer; there are {', '.join(PEERS)}.")
+        raise ValueError(
+            f"--against is {unknown[0]!r}; it must be {', '.join(AGAINST)}. For other libraries, run `make bench-peers` in a "
+            "checkout of penult."
+        )
     if not texts:
         raise ValueError("There are no texts to embed; give a file with one a line.")
     found = source.resolve(model)
@@ -182,18 +200,18 @@ def measure(
             "model": model, "graph": str(found.model), "folder": str(found.folder), "pooling": read.pooling,
             "max_length": read.max_length, "threads": threads, "cube": _CUBE, "int8_graph": str(int8_graph),
         }  # fmt: skip
+        from penult.bench.matmul import flops, write_int8_matmul  # noqa: PLC0415
         from penult.graph.describe import describe  # noqa: PLC0415 - the import of onnx
-        from penult.graph.matmul import flops, write_int8_matmul  # noqa: PLC0415
 
         graph = prepare.read_graph(found)
         described = describe(graph)
         a_token = flops(graph, [len(row) for row in ids], len(described.layers) - 1, described.cut.hidden_size or 0)
         write_int8_matmul(int8_graph, _CUBE)
-        names = [*_OURS, *against, "matmul-fp32", "matmul-int8"]
-        processes = [
-            _Process(job | {"system": name}, (python or sys.executable) if name in against else sys.executable, Path(folder))
-            for name in names
-        ]
+        others = () if peers is None else peers.names
+        processes = []
+        for name in (*_OURS, *against, *others, "matmul-fp32", "matmul-int8"):
+            python, script = (peers.python, peers.script) if peers and name in others else (sys.executable, worker.__file__)
+            processes.append(_Process(job | {"system": name}, python, str(script), Path(folder)))
         try:
             for _ in range(rounds):
                 for process in processes:

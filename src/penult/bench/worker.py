@@ -1,8 +1,10 @@
 """What runs in the process of one system: read a job a line, embed its texts, answer with what it cost.
 
-It stands alone: a peer's interpreter may have no penult, so nothing of it is imported but by the functions that measure it.
-Each line of standard input is a JSON list of texts; each answer is {"cpu", "wall", "peak_bytes", "vectors"}, the seconds of
-the process and of the clock, the peak of memory so far, and a file with the (N, D) vectors.
+Nothing of penult is imported but by the functions that measure it: tests/bench/peer_worker.py uses the others in an
+environment without penult.
+
+Each line of standard input is a JSON list of texts; each answer is {"cpu", "wall", "peak_bytes"}, the seconds of the process
+and of the clock, and the peak of memory so far. The (N, D) vectors go to the file that the job names.
 """
 
 import json
@@ -10,7 +12,7 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -40,67 +42,14 @@ def onnxruntime_naive(job: dict[str, Any]) -> Run:
     options.intra_op_num_threads, options.inter_op_num_threads = job["threads"], 1
     session = onnxruntime.InferenceSession(job["graph"], options, providers=["CPUExecutionProvider"])
     names = [node.name for node in session.get_inputs()]
-    return _padded(job, lambda feeds: session.run(None, {name: feeds[name] for name in names})[0], rows=32)
+    return padded(job, lambda feeds: session.run(None, {name: feeds[name] for name in names})[0], rows=32)
 
 
-def openvino_fp32(job: dict[str, Any]) -> Run:
-    return _openvino(job, "f32")
+def padded(job: dict[str, Any], run: Callable[[dict[str, Any]], Any], *, rows: int = 0, tokens: int = 0) -> Run:
+    """Return a function that embeds as a plain script would.
 
-
-def openvino_bf16(job: dict[str, Any]) -> Run:
-    return _openvino(job, "bf16")
-
-
-def _openvino(job: dict[str, Any], precision: str) -> Run:
-    import openvino
-
-    settings = {"INFERENCE_NUM_THREADS": job["threads"], "INFERENCE_PRECISION_HINT": precision}
-    compiled = openvino.Core().compile_model(job["graph"], "CPU", settings)
-    names = [port.any_name for port in compiled.inputs]
-    return _padded(job, lambda feeds: compiled({name: feeds[name] for name in names})[0], tokens=1024)
-
-
-def sentence_transformers(job: dict[str, Any]) -> Run:
-    import torch
-    from sentence_transformers import SentenceTransformer
-
-    torch.set_num_threads(job["threads"])
-    model = SentenceTransformer(job["folder"], device="cpu")
-    model.max_seq_length = job["max_length"]
-    return lambda texts: model.encode(list(texts), batch_size=32, normalize_embeddings=True)
-
-
-def fastembed(job: dict[str, Any]) -> Run:
-    from fastembed import TextEmbedding
-    from fastembed.common.model_description import ModelSource, PoolingType
-
-    kind = {"mean": PoolingType.MEAN, "cls": PoolingType.CLS}[job["pooling"]]
-    graph = os.path.relpath(job["graph"], job["folder"])
-    TextEmbedding.add_custom_model(
-        model="bench/model", pooling=kind, normalization=True, sources=ModelSource(hf="bench/model"), dim=1, model_file=graph
-    )
-    model = TextEmbedding("bench/model", specific_model_path=job["folder"], threads=job["threads"])
-    return lambda texts: list(model.embed(list(texts)))
-
-
-def deepsparse(job: dict[str, Any]) -> Run:
-    from deepsparse import Pipeline
-
-    pipeline = Pipeline.create(
-        task="transformers_embedding_extraction",
-        model_path=job["graph"],
-        emb_extraction_layer=None,
-        extraction_strategy="reduce_mean",
-        sequence_length=job["max_length"],
-        batch_size=1,
-        num_cores=job["threads"],
-        return_numpy=True,
-    )
-    return lambda texts: pipeline(list(texts)).embeddings
-
-
-def _padded(job: dict[str, Any], run: Callable[[dict[str, Any]], Any], *, rows: int = 0, tokens: int = 0) -> Run:
-    """Embed as a plain script would: batches of `rows` texts as they come, or sorted ones of `tokens` padded tokens."""
+    Its batches are of `rows` texts in their order, or of texts sorted by length, `tokens` padded tokens each.
+    """
     import numpy as np
     from tokenizers import Tokenizer
 
@@ -157,22 +106,17 @@ SYSTEMS: dict[str, Callable[[dict[str, Any]], Run]] = {
     "penult": penult_fp32,
     "penult-int8": penult_int8,
     "onnxruntime": onnxruntime_naive,
-    "openvino": openvino_fp32,
-    "openvino-bf16": openvino_bf16,
-    "sentence-transformers": sentence_transformers,
-    "fastembed": fastembed,
-    "deepsparse": deepsparse,
     "matmul-fp32": matmul_fp32,
     "matmul-int8": matmul_int8,
 }
 
 
-def main() -> None:
+def main(systems: Mapping[str, Callable[[dict[str, Any]], Run]]) -> None:
     """Open the system that the first line names, say that it is ready, then answer job after job."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what a library prints must not stand among the answers
     job = json.loads(sys.stdin.readline())
-    run = SYSTEMS[job["system"]](job)
+    run = systems[job["system"]](job)
     import numpy as np
 
     for line in chain([json.dumps(["ready"])], sys.stdin):
@@ -186,4 +130,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(SYSTEMS)

@@ -11,7 +11,7 @@ from typing import BinaryIO
 
 
 @contextmanager
-def written_whole(path: Path, suffix: str = "part") -> Iterator[BinaryIO]:
+def atomic_write(path: Path, suffix: str = "part") -> Iterator[BinaryIO]:
     """Open a file that appears under its name only when it is complete and on the disk.
 
     What was under the name before stays until then; an error leaves nothing aside, and what a crash leaves there the next

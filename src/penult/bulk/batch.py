@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 import numpy as np
 
 from penult.bulk.options import Model
-from penult.process_cache import Held
+from penult.fork import PerProcess
 from penult.types import Pooling, Precision, Role, TextError, Truncate
 
 if TYPE_CHECKING:
@@ -78,11 +78,11 @@ class BatchEmbedder:
             raise ValueError(f"prompts has the key {unknown[0]!r}; its keys are the roles 'query' and 'document'.")
         self._model = Model(
             model,
-            precision,
-            dimensions,
-            max_length,
-            truncate,
-            max_batch_tokens,
+            precision=precision,
+            dimensions=dimensions,
+            max_length=max_length,
+            truncate=truncate,
+            max_batch_tokens=max_batch_tokens,
             pooling=pooling if pooling is None or isinstance(pooling, str) else tuple(pooling),
             query_prompt=given.get("query"),
             document_prompt=given.get("document"),
@@ -92,14 +92,13 @@ class BatchEmbedder:
             normalize=normalize,
             layer_norm=layer_norm,
         )
-        self._threads = threads
-        self._fixed_size, self._held = fixed_size, Held()
+        self._fixed_size = fixed_size
+        self._embedder = PerProcess(partial(Model.load, self._model, threads))
 
     @property
     def embedder(self) -> "Embedder":
         """The model of this process, opened at first use."""
-        opened: Any = self._held.embedder(partial(Model.load, self._model, self._threads))
-        return opened  # type: ignore[no-any-return]
+        return self._embedder.get()
 
     def __call__(self, batch: Batch) -> Batch:
         """Append the vectors of N texts to a batch.

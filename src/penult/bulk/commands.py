@@ -84,15 +84,36 @@ def embed(
 
     try:
         prompts = _prompts(role, prompt, {"query": prompt_query, "document": prompt_document})
-        opened = Model(
-            model, precision, dimensions, max_length, truncate, batch_tokens, _pooling(pooling), prompts["query"],
-            prompts["document"], files_from, model_file, int(task) if task is not None and task.isdecimal() else task,
-            normalize, layer_norm,
-        )  # fmt: skip
         request = Request(
-            tuple(inputs), out, opened, Columns(text_column, vector_column, role), id_column, format_, from_, shard_rows,
-            workers, not resume, progress, engine, address,
-        )  # fmt: skip
+            inputs=tuple(inputs),
+            out=out,
+            model=Model(
+                model,
+                precision=precision,
+                dimensions=dimensions,
+                max_length=max_length,
+                truncate=truncate,
+                max_batch_tokens=batch_tokens,
+                pooling=_pooling(pooling),
+                query_prompt=prompts["query"],
+                document_prompt=prompts["document"],
+                files_from=files_from,
+                model_file=model_file,
+                task=int(task) if task is not None and task.isdecimal() else task,
+                normalize=normalize,
+                layer_norm=layer_norm,
+            ),
+            columns=Columns(text_column, vector_column, role),
+            id_column=id_column,
+            format=format_,
+            old=from_,
+            shard_rows=shard_rows,
+            workers=workers,
+            overwrite=not resume,
+            shown=progress,
+            engine=engine,
+            address=address,
+        )
         summary = embed_files(request)
     except (StoppedError, WorkError, ValueError, OSError, ImportError) as error:
         _end({"event": "failed", "message": str(error)}, str(error), json_=progress == "json")

@@ -6,12 +6,13 @@ It composes the other files of this folder and owns the one decision none of the
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 import pyarrow as pa
 
+from penult.bulk import tables
 from penult.bulk.input import input_files, readers
 from penult.bulk.input.input_files import STDIN, Format, Input
 from penult.bulk.input.readers import Scanned
@@ -22,8 +23,8 @@ from penult.bulk.job.progress import Progress, Shown, Totals, say
 from penult.bulk.job.shard import Record
 from penult.bulk.job.worker import Ready, Task
 from penult.bulk.options import Columns, Model
-from penult.bulk.output import model_metadata, output_files, writers
-from penult.bulk.output.model_metadata import OTHER_FINGERPRINT
+from penult.bulk.output import output_files, writers
+from penult.bulk.output.output_files import OTHER_FINGERPRINT
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,8 +112,8 @@ def embed_files(request: Request) -> Summary:
 
 def _run(request: Request, job: Job, files: tuple[Input, ...], pool: Pool) -> Summary:
     identity, manifest = _identity(request, files, pool.facts), job.manifest
-    finished = None if request.overwrite else model_metadata.metadata(request.out)
-    if finished is not None and output_files.is_there(request.out, finished, identity, manifest):
+    finished = None if request.overwrite else output_files.metadata(request.out)
+    if finished is not None and is_finished(request.out, finished, identity, manifest):
         job.clear()
         totals = Totals(rows=int(finished["penult.rows"]), rejected=int(finished["penult.rejected"]))
         return Summary(totals, pool.facts.max_length, None)
@@ -125,8 +126,8 @@ def _run(request: Request, job: Job, files: tuple[Input, ...], pool: Pool) -> Su
                 f"--overwrite --from {request.out} keeps the vectors of texts that did not change."
             )
         scanned = _scan(request, files)
-        schema = output_files.schema(request.columns, scanned, pool.facts, identity, Totals())
-        output_files.try_out(request.out, job.scratch, schema, request.columns.vector)
+        schema = output_schema(request.columns, scanned, pool.facts, identity, Totals())
+        check_format(request.out, job.scratch, schema, request.columns.vector)
         manifest = Manifest(identity, scanned, tuple(file.stamp for file in files))
         job.begin(manifest)
     elif reasons := manifest.identity.differences(identity) + _changed(manifest, files):
@@ -158,7 +159,7 @@ def _carry_out(request: Request, job: Job, files: tuple[Input, ...], pool: Pool,
         pool.close()  # the model's memory is the merge's from here on
         for file in files:
             file.check_unchanged()
-        schema = output_files.schema(request.columns, scanned, pool.facts, identity, progress.totals)
+        schema = output_schema(request.columns, scanned, pool.facts, identity, progress.totals)
         shards = range(readers.count_shards(scanned))
         writers.write(request.out, job.shards(identity), schema, shards, vector_column=request.columns.vector)
     except (OSError, ValueError, WorkError, pa.ArrowException, KeyboardInterrupt) as error:
@@ -202,7 +203,7 @@ def _inputs(request: Request, job: Job) -> tuple[Input, ...]:
     manifest = job.manifest
     known = {} if manifest is None else manifest.hashes()
     given = [name for name in request.inputs if name != STDIN]
-    found = input_files.find(given, request.format, without=model_metadata.beside(request.out)) if given else []
+    found = input_files.find(given, request.format, without=output_files.files_of(request.out)) if given else []
     if STDIN in request.inputs:
         try:
             found.append(input_files.spool(job.folder))
@@ -251,3 +252,43 @@ def _scan(request: Request, files: tuple[Input, ...]) -> Scanned:
     if request.id_column is not None and request.id_column not in names:
         raise ValueError(f"The column {request.id_column!r} is not in the input; it has {', '.join(names)}.")
     return scanned
+
+
+def output_schema(columns: Columns, scanned: Scanned, model: Ready, identity: Identity, totals: Totals) -> pa.Schema:
+    """Return the schema of the output: all columns of the input, the vectors, and in its metadata what made them."""
+    id_column = identity.id_column or ("id" if "id" in scanned.schema.names else "")
+    metadata = (scanned.schema.metadata or {}) | model.metadata | {
+        "penult.text_column": columns.text,
+        "penult.vector_column": columns.vector,
+        "penult.id_column": id_column,
+        "penult.job": identity.digest,
+        "penult.rows": str(totals.rows),
+        "penult.rejected": str(totals.rejected),
+    }  # fmt: skip
+    return scanned.schema.append(tables.vector_field(columns.vector, model.dimension)).with_metadata(metadata)
+
+
+def check_format(out: Path, scratch: Path, schema: pa.Schema, vector_column: str) -> None:
+    """Write an output of no rows to another folder, so that a column its format cannot hold fails before hours of work.
+
+    Raises:
+        ValueError: it cannot hold these columns, or the disk is full.
+    """
+    try:
+        writers.write(scratch / f"none{out.suffix}", scratch, schema, (), vector_column=vector_column)
+    except (ValueError, OSError, pa.ArrowException) as error:
+        raise ValueError(f"{out} cannot be written: {error}") from error
+
+
+def is_finished(out: Path, metadata: dict[str, str], identity: Identity, manifest: Manifest | None) -> bool:
+    """Return whether an output is that of this job, to its last byte.
+
+    1. No job is under way: it is, if its metadata name this job.
+    2. One is, and the output's own file has the metadata: a crash came after it was put in place. (--from may name the output
+       that was there before, whose hash is gone.)
+    3. One is, and a file beside the output has them: that was written first, so the output may be an older one.
+    """
+    if manifest is None:
+        return metadata.get("penult.job") == identity.digest
+    same = replace(identity, takes_over=manifest.identity.takes_over) == manifest.identity
+    return same and output_files.has_own_metadata(out) and metadata.get("penult.job") == manifest.identity.digest

@@ -1,7 +1,7 @@
-"""`penult ingest`: an embedded file into a vector store, as often as one likes.
+"""`penult ingest`: write an embedded file into a vector store; running it again changes nothing.
 
-An entry's id is a function of its row's id alone, so a second run writes over what the first wrote. Knows files and ids;
-each store stands in a file of its own.
+An entry's id is a function of its row's id alone, so a second run replaces what the first wrote. Each store has a file of its
+own in stores/.
 """
 
 import json
@@ -9,82 +9,17 @@ import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from penult.bulk import tables
-from penult.bulk.output import model_metadata
-from penult.bulk.output.model_metadata import OTHER_FINGERPRINT
+from penult.bulk.output import output_files
 from penult.bulk.output.writers import as_text
-from penult.types import Vectors
+from penult.bulk.stores.base import Entries, Store, VectorSpec
 
 _NAMESPACE = uuid.UUID("8d0f3a52-6c1e-5b7e-9b0e-2f4f6b1c9a10")  # of our ids: drawn once, never to be changed
 STORES = ("qdrant", "lancedb", "pgvector")
-
-
-@dataclass(frozen=True, slots=True)
-class Facts:
-    """What a store must know of the vectors before the first one comes.
-
-    Attributes:
-        dimension: D.
-        metadata: penult's entries of the file's metadata, the fingerprint among them.
-        schema: of the rows without their vectors.
-    """
-
-    dimension: int
-    metadata: dict[str, str]
-    schema: pa.Schema
-
-    def same_model(self, found: dict[str, Any], place: str) -> None:
-        """Raise ValueError unless a collection that exists already holds vectors of this model, made for this role."""
-        for key in ("penult.fingerprint", "penult.role"):
-            if found.get(key) != self.metadata[key]:
-                name = key.removeprefix("penult.")
-                why = f" ({OTHER_FINGERPRINT})" if key == "penult.fingerprint" else ""
-                raise ValueError(
-                    f"{place} exists and its {name} is {found.get(key)!r}; the file's is {self.metadata[key]!r}{why}. Their "
-                    "vectors must not be mixed: name another --collection."
-                )
-
-    @property
-    def kept(self) -> dict[str, str]:
-        """What a collection carries of the metadata."""
-        return {key: value for key, value in self.metadata.items() if key in _KEPT}
-
-
-_KEPT = ("penult.fingerprint", "penult.role", "penult.model", "penult.recipe")
-
-
-@dataclass(frozen=True, slots=True)
-class Entries:
-    """N entries: ids, (N, D) vectors, and the rows' other columns, as Arrow."""
-
-    ids: list[str]
-    vectors: Vectors
-    rows: pa.Table
-
-    def payloads(self) -> list[dict[str, Any]]:
-        """Give the rows as values of JSON; what JSON does not have is text."""
-        plain: list[dict[str, Any]] = json.loads(json.dumps(self.rows.to_pylist(), default=as_text))
-        return plain
-
-
-class Store(Protocol):
-    """An open collection."""
-
-    batch_rows: int
-
-    def upsert(self, entries: Entries) -> None:
-        """Write entries over those of equal ids."""
-
-    def count(self) -> int:
-        """Count the entries of the collection."""
-
-    def close(self) -> None:
-        """Close it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,14 +43,14 @@ def ingest(source: Path, to: str, collection: str, *, id_column: str | None = No
         ValueError: the file has no vectors of penult, the store holds vectors of another model, or an id is null.
         OSError: file or store cannot be reached.
     """
-    facts = _facts(source)
-    id_column = id_column or facts.metadata.get("penult.id_column") or None
-    if id_column is not None and id_column not in facts.schema.names:
-        raise ValueError(f"The column {id_column!r} is not in {source}; it has {', '.join(facts.schema.names)}.")
-    store = _open(to, collection, facts)
+    spec = _spec(source)
+    id_column = id_column or spec.metadata.get("penult.id_column") or None
+    if id_column is not None and id_column not in spec.schema.names:
+        raise ValueError(f"The column {id_column!r} is not in {source}; it has {', '.join(spec.schema.names)}.")
+    store = _open(to, collection, spec)
     rows = 0
     try:
-        for entries in _entries(source, facts, id_column, store.batch_rows):
+        for entries in _entries(source, spec, id_column, store.batch_rows):
             store.upsert(entries)
             rows += len(entries.ids)
         return Ingested(rows, store.count())
@@ -124,48 +59,48 @@ def ingest(source: Path, to: str, collection: str, *, id_column: str | None = No
 
 
 def entry_id(value: Any) -> str:  # noqa: ANN401 - whatever a column of ids holds
-    """Give the id of an entry for the id of a row: the same everywhere and for ever."""
+    """Return the id of an entry for the id of a row: the same on every machine and in every version."""
     return str(uuid.uuid5(_NAMESPACE, json.dumps(value, sort_keys=True, default=as_text)))
 
 
-def _open(to: str, collection: str, facts: Facts) -> Store:
+def _open(to: str, collection: str, spec: VectorSpec) -> Store:
     kind, _, place = to.partition(":")
     if kind not in STORES or not place:
         raise ValueError(f"--to is {to!r}; it must be qdrant:PATH|URL, lancedb:PATH or pgvector:DSN.")
     if kind == "qdrant":
-        from penult.bulk.stores import qdrant as to_qdrant  # noqa: PLC0415 - an extra
+        from penult.bulk.stores.qdrant import Qdrant  # noqa: PLC0415 - an extra
 
-        return to_qdrant.Qdrant(place, collection, facts)
+        return Qdrant(place, collection, spec)
     if kind == "lancedb":
-        from penult.bulk.stores import lancedb as to_lancedb  # noqa: PLC0415 - an extra
+        from penult.bulk.stores.lancedb import LanceDB  # noqa: PLC0415 - an extra
 
-        return to_lancedb.LanceDB(place, collection, facts)
-    from penult.bulk.stores import pgvector as to_pgvector  # noqa: PLC0415 - an extra
+        return LanceDB(place, collection, spec)
+    from penult.bulk.stores.pgvector import PgVector  # noqa: PLC0415 - an extra
 
-    return to_pgvector.PgVector(place, collection, facts)
+    return PgVector(place, collection, spec)
 
 
-def _facts(source: Path) -> Facts:
+def _spec(source: Path) -> VectorSpec:
     if source.suffix not in (".parquet", ".lance"):
         raise ValueError(f"{source} ends in neither .parquet nor .lance; embed into one of them first.")
-    metadata = model_metadata.metadata(source)
+    metadata = output_files.metadata(source)
     if metadata is None:
         raise FileNotFoundError(f"No file at {source}.")
     column = metadata.get("penult.vector_column")
-    schema = model_metadata.schema(source)
+    schema = output_files.schema(source)
     if column is None or "penult.fingerprint" not in metadata:
         raise ValueError(f"{source} does not say which model made its vectors; write it with `penult embed`.")
     plain = schema.remove(schema.get_field_index(column)).remove_metadata()
-    return Facts(schema.field(column).type.list_size, metadata, plain)
+    return VectorSpec(schema.field(column).type.list_size, metadata, plain)
 
 
-def _entries(source: Path, facts: Facts, id_column: str | None, count: int) -> Iterator[Entries]:
+def _entries(source: Path, spec: VectorSpec, id_column: str | None, count: int) -> Iterator[Entries]:
     done = 0
-    for batch in _batches(source, count):
+    for batch in output_files.batches(source, rows=count):
         table = pa.Table.from_batches([batch])
-        rows = table.select(facts.schema.names)
+        rows = table.select(spec.schema.names)
         ids = _ids(rows, id_column, source, done)
-        yield Entries(ids, tables.vectors_of(table.column(facts.metadata["penult.vector_column"])), rows)
+        yield Entries(ids, tables.vectors_of(table.column(spec.metadata["penult.vector_column"])), rows)
         done += len(ids)
 
 
@@ -176,13 +111,3 @@ def _ids(rows: pa.Table, id_column: str | None, source: Path, before: int) -> li
             f"Row {before + list(values).index(None) + 1} of {source} has no {id_column!r}; every entry needs one."
         )
     return [entry_id(value) for value in values]
-
-
-def _batches(source: Path, count: int) -> Iterator[pa.RecordBatch]:
-    if source.suffix == ".lance":
-        from penult.bulk import lance_files  # noqa: PLC0415 - an extra
-
-        yield from lance_files.read(source, batch_rows=count)
-        return
-    with pq.ParquetFile(source) as file:
-        yield from file.iter_batches(count)

@@ -23,6 +23,7 @@ def look(path: Path) -> tuple[pa.Schema, int]:
 
 def read(path: Path, skip: int = 0, columns: list[str] | None = None, batch_rows: int = 4096) -> Iterator[pa.RecordBatch]:
     """Read a dataset in its order, from the row `skip` on."""
+    # Without scan_in_order, batches come in the order in which the disk delivers them.
     yield from _opened(path).scanner(columns=columns, offset=skip, batch_size=batch_rows, scan_in_order=True).to_batches()
 
 

@@ -146,7 +146,7 @@ def run(setup: Setup, numbers: Sequence[int], *, workers: int, address: str | No
 
 def _record(answer: dict[str, Any]) -> Record:
     if "message" in answer:
-        raise (ValueError if answer["mendable"] else WorkError)(answer["message"])
+        raise (ValueError if answer["user_error"] else WorkError)(answer["message"])
     return Record(**answer)
 
 

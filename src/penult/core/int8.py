@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from penult.core.engine import Engine, fuse
-from penult.core.loading import tokenizer_of
 from penult.core.model_inputs import Meaning, feed
+from penult.core.model_tokenizer import tokenizer_of
 from penult.core.recipe import Recipe
 from penult.core.source import Source
 from penult.graph.int8.calibrate import Outcome, make_int8

@@ -11,7 +11,6 @@ from penult.core.config.tokenizer_config import decisive_files
 from penult.core.export import exported
 from penult.core.recipe import Recipe, Wishes
 from penult.core.source import NoGraphError, Source
-from penult.core.tokenizer import Tokenizer
 from penult.types import Role
 
 
@@ -105,17 +104,4 @@ def identified(found: Source, read: Recipe) -> Recipe:
         graph_sha256=prepare.hash_model(found, read),
         tokenizer_sha256=prepare.hash_files(tokenizer),
         query=query,
-    )
-
-
-def tokenizer_of(found: Source, read: Recipe) -> Tokenizer:
-    """Open the tokenizer as the recipe says."""
-    return Tokenizer(
-        found.tokenizer,
-        max_length=read.max_length,
-        side=read.side,
-        settings=read.tokenizer,
-        lowercase=read.lowercase,
-        add_special_tokens=read.special_tokens,
-        alone=read.static,
     )

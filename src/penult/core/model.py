@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from penult.core import prepare
 from penult.core.engine import Engine
 from penult.core.executor import Executor
-from penult.core.loading import tokenizer_of
 from penult.core.model_inputs import TASKS
+from penult.core.model_tokenizer import tokenizer_of
 from penult.core.padding_check import reaches_tokens
 from penult.core.prepare import Prepared
 from penult.core.recipe import NOT_STATED, Recipe

@@ -49,6 +49,8 @@ def test_the_key_is_read_from_the_environment_and_never_dumped(served, monkeypat
     assert len(remote.embed_query("a")) == 32
     assert "s3cret" not in repr(remote) + remote.model_dump_json()
     assert len(pickle.loads(pickle.dumps(remote)).embed_query("a")) == 32
+    monkeypatch.setenv("PENULT_API_KEY", "")
+    assert PenultEmbeddings(base_url=served.url).api_key is None
 
 
 def test_a_wrong_key_is_said(served):

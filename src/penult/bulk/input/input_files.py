@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias, get_args
 
-from penult.bulk.atomic_files import written_whole
+from penult.bulk.atomic_files import atomic_write
 
 Format: TypeAlias = Literal["parquet", "lance", "jsonl", "csv", "text"]
 _ENDINGS: dict[str, Format] = {
@@ -125,7 +125,7 @@ def spool(folder: Path) -> Path:
     before, again = folder / _SPOOLED, folder / _SPOOLED_AGAIN
     if before.exists() and sys.stdin.isatty():
         return before
-    with written_whole(again) as file:
+    with atomic_write(again) as file:
         while block := sys.stdin.buffer.read(1 << 20):
             file.write(block)
     if before.exists():

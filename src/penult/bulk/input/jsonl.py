@@ -40,7 +40,7 @@ def table(block: Sequence[bytes], schema: pa.Schema) -> pa.Table | None:
     try:
         whole.decode("utf-8")  # Arrow does not look
         parsing = pj.ParseOptions(explicit_schema=schema, unexpected_field_behavior="error")
-        reading = pj.ReadOptions(use_threads=False, block_size=len(whole))
+        reading = pj.ReadOptions(use_threads=False, block_size=len(whole))  # threads only parse several blocks side by side
         found = pa.table(pj.read_json(pa.BufferReader(whole), reading, parsing).columns, schema=schema)
     except (pa.ArrowException, ValueError, OverflowError):
         return None

@@ -18,10 +18,10 @@ from typing import Any, BinaryIO, Self
 
 import pyarrow as pa
 
-from penult.bulk.atomic_files import sync_folder, written_whole
+from penult.bulk.atomic_files import atomic_write, sync_folder
 from penult.bulk.input.readers import Scanned
 from penult.bulk.job.shard import Record, shard_path
-from penult.bulk.output.model_metadata import OTHER_FINGERPRINT
+from penult.bulk.output.output_files import OTHER_FINGERPRINT
 
 _FORMAT = 1  # raise when shards of an older penult must not be gone on with
 _JOB, _RECORDS, _LOCK = "job.json", "done.jsonl", "lock"
@@ -138,7 +138,7 @@ class Job:
     def begin(self, manifest: Manifest) -> None:
         """Note what the job is."""
         self.shards(manifest.identity).mkdir(exist_ok=True)
-        with written_whole(self.folder / _JOB) as file:
+        with atomic_write(self.folder / _JOB) as file:
             file.write(manifest.as_json().encode())
 
     def recorded(self, identity: Identity) -> dict[int, Record]:
@@ -177,7 +177,7 @@ class Job:
         sync_folder(self.folder)
         for path in self.folder.iterdir():
             if path.is_dir():
-                shutil.rmtree(path, ignore_errors=True)
+                shutil.rmtree(path, ignore_errors=True)  # a worker of an older job, still dying, may write there
             elif path.name != _LOCK:
                 path.unlink()
 

@@ -112,7 +112,7 @@ class Pool:
             self._died(worker)
             return
         if isinstance(answer, Failed):
-            raise (ValueError if answer.mendable else WorkError)(answer.message)
+            raise (ValueError if answer.user_error else WorkError)(answer.message)
         if isinstance(answer, Ready):
             worker.ready = answer
         else:

@@ -7,18 +7,16 @@ give equal vectors, so a row's id does not matter.
 import hashlib
 import os
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from penult.bulk import tables
 from penult.bulk.atomic_files import sync_folder
-from penult.bulk.output import model_metadata
-from penult.bulk.output.model_metadata import OTHER_FINGERPRINT
+from penult.bulk.output import output_files
+from penult.bulk.output.output_files import OTHER_FINGERPRINT
 from penult.types import Vectors
 
 _INDEX, _VECTORS, _AT_ONCE = "old.sqlite", "old.f32", 500
@@ -63,7 +61,7 @@ def _build(old: Path, folder: Path, text_column: str) -> None:
     index.execute("CREATE TABLE place (text BLOB PRIMARY KEY, row INTEGER) WITHOUT ROWID")
     row = 0
     with (folder / _VECTORS).open("wb") as file:
-        for batch in _batches(old, [text_column, vector_column]):
+        for batch in output_files.batches(old, columns=[text_column, vector_column]):
             vectors = tables.vectors_of(batch.column(1))
             keys = [_key(text) for text in tables.texts_of(batch.column(0))]
             index.executemany("INSERT OR IGNORE INTO place VALUES (?, ?)", zip(keys, range(row, row + len(keys)), strict=True))
@@ -81,6 +79,7 @@ class Old:
 
     def __init__(self, folder: Path, dimension: int) -> None:
         uri = f"{(folder / _INDEX).absolute().as_uri()}?mode=ro&immutable=1"
+        # Ray may make an actor in one thread and use it in another.
         self._index = sqlite3.connect(uri, uri=True, check_same_thread=False)
         path = folder / _VECTORS
         rows = path.stat().st_size // (4 * dimension)
@@ -98,8 +97,8 @@ class Old:
             places.update(self._index.execute(f"SELECT text, row FROM place WHERE text IN ({marks})", some))  # noqa: S608 - marks only
         return {row: places[key] for row, key in keys.items() if key in places}
 
-    def woven(self, good: Sequence[int], taken: dict[int, int], fresh: Vectors) -> Vectors:
-        """Lay older and new vectors in the order of the good rows: (len(good), D) float32."""
+    def merge(self, good: Sequence[int], taken: dict[int, int], fresh: Vectors) -> Vectors:
+        """Merge reused and new vectors in the order of the good rows: (len(good), D) float32."""
         vectors = np.empty((len(good), self._dimension), np.float32)
         old = [at for at, row in enumerate(good) if row in taken]
         new = [at for at, row in enumerate(good) if row not in taken]
@@ -113,17 +112,7 @@ def _metadata(path: Path) -> dict[str, str]:
         raise ValueError(
             f"{path} is no older output with texts and vectors; give a .parquet file or a .lance folder to --from."
         )
-    return model_metadata.metadata(path) or {}
-
-
-def _batches(path: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:
-    if path.suffix == ".lance":
-        from penult.bulk import lance_files  # noqa: PLC0415 - an extra
-
-        yield from lance_files.read(path, columns=columns)
-        return
-    with pq.ParquetFile(path) as file:
-        yield from file.iter_batches(4096, columns=columns)
+    return output_files.metadata(path) or {}
 
 
 def _key(text: str | None) -> bytes:

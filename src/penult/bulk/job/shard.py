@@ -12,7 +12,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from penult.bulk import tables
-from penult.bulk.atomic_files import written_whole
+from penult.bulk.atomic_files import atomic_write
 from penult.bulk.input.rows import Rejected
 from penult.bulk.input.sources import Shard
 from penult.bulk.job.reuse import Old
@@ -67,17 +67,17 @@ def make_shard(embedder: Embedder, shard: Shard, folder: Path, columns: Columns,
     good = [row for row in range(len(texts)) if row not in bad]
     vectors = outcome.vectors
     if old is not None:
-        vectors = old.woven(good, taken, outcome.vectors)
+        vectors = old.merge(good, taken, outcome.vectors)
     table = shard.table if not bad else _without(shard.table, sorted(bad))
     made = tables.with_vectors(table, columns.vector, vectors, {})
     rejected = [_rejected(shard, row, why) for row, why in bad.items()] + shard.rejected
     own = f"{os.getpid()}.part"  # a worker that is dying may write the same shard
     if rejected:
-        with written_whole(rejected_path(folder, shard.number), own) as file:
+        with atomic_write(rejected_path(folder, shard.number), own) as file:
             order = sorted(rejected, key=lambda row: (row.file, row.line))
             file.writelines(f"{row.as_json()}\n".encode() for row in order)
     path = shard_path(folder, shard.number)
-    with written_whole(path, own) as file, pa.ipc.new_file(file, made.schema) as writer:
+    with atomic_write(path, own) as file, pa.ipc.new_file(file, made.schema) as writer:
         writer.write_table(made.unify_dictionaries().combine_chunks())
     return Record(shard.number, len(good), len(rejected), outcome.cut, len(taken), outcome.tokens, path.stat().st_size)
 

@@ -45,10 +45,10 @@ class Ready:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """Something that another try would not mend. `mendable`: by the user, so its sentence is enough."""
+    """An error that another try would not fix. `user_error`: the user can, so the message is enough."""
 
     message: str
-    mendable: bool
+    user_error: bool
 
 
 def serve(pipe: "connection.Connection[Ready | Record | Failed, Task]", model: Model, role: Role, share: int) -> None:
@@ -98,8 +98,8 @@ def _threads(share: int) -> int | None:
 
 def failed(error: Exception) -> Failed:
     """Turn an exception into what can be sent."""
-    mendable = isinstance(error, OSError | ValueError | ImportError)
-    return Failed(str(error) if mendable else f"{type(error).__name__}: {error}", mendable)
+    user_error = isinstance(error, OSError | ValueError | ImportError)
+    return Failed(str(error) if user_error else f"{type(error).__name__}: {error}", user_error)
 
 
 def _die_with_parent() -> None:

@@ -1,57 +1,87 @@
-"""The output of a job before and after it is written: its columns, whether its format holds them, whether it is there.
+"""The files of an output: their names, their rows, and the metadata that names the model behind the vectors."""
 
-Knows identities and schemas, nothing of shards or workers.
-"""
-
-from dataclasses import replace
+import json
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
-from penult.bulk import tables
-from penult.bulk.input.readers import Scanned
-from penult.bulk.job.manifest import Identity, Manifest
-from penult.bulk.job.progress import Totals
-from penult.bulk.job.worker import Ready
-from penult.bulk.options import Columns
-from penult.bulk.output import model_metadata, writers
+OTHER_FINGERPRINT = "made by another version of penult, or with another model or other options"
+"""Why two fingerprints differ. A version changes them too, once, where it learns what else decides a vector."""
 
 
-def schema(columns: Columns, scanned: Scanned, facts: Ready, identity: Identity, totals: Totals) -> pa.Schema:
-    """Give the schema of the output: all columns of the input, the vectors, and in its metadata what made them."""
-    id_column = identity.id_column or ("id" if "id" in scanned.schema.names else "")
-    metadata = (scanned.schema.metadata or {}) | facts.metadata | {
-        "penult.text_column": columns.text,
-        "penult.vector_column": columns.vector,
-        "penult.id_column": id_column,
-        "penult.job": identity.digest,
-        "penult.rows": str(totals.rows),
-        "penult.rejected": str(totals.rejected),
-    }  # fmt: skip
-    return scanned.schema.append(tables.vector_field(columns.vector, facts.dimension)).with_metadata(metadata)
+def files_of(out: Path) -> list[Path]:
+    """Return the paths of all files that an output may consist of, itself first."""
+    return [out, rejected_file(out), metadata_file(out), rows_file(out)]
 
 
-def try_out(out: Path, folder: Path, made: pa.Schema, vector_column: str) -> None:
-    """Write an output of no rows to another folder, so that what its format cannot hold is said before hours of work.
+def rejected_file(out: Path) -> Path:
+    """Return the path of the rejected rows."""
+    return out.with_name(f"{out.name}.rejected.jsonl")
+
+
+def metadata_file(out: Path) -> Path:
+    """Return the path of the metadata of a .npy or .jsonl; the other formats have them in their schema."""
+    return out.with_name(f"{out.name}.about.json")
+
+
+def rows_file(out: Path) -> Path:
+    """Return the path of the other columns of a .npy."""
+    return out.with_name(f"{out.name}.rows.jsonl")
+
+
+def metadata(out: Path) -> dict[str, str] | None:
+    """Read the metadata of an output; None where there is no output.
 
     Raises:
-        ValueError: it cannot hold these columns, or the disk is full.
+        OSError: it cannot be read.
     """
+    if not out.exists():
+        return None
+    if not has_own_metadata(out):
+        file = metadata_file(out)
+        found: dict[str, str] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+        return found
     try:
-        writers.write(folder / f"none{out.suffix}", folder, made, (), vector_column=vector_column)
-    except (ValueError, OSError, pa.ArrowException) as error:
-        raise ValueError(f"{out} cannot be written: {error}") from error
+        return named(schema(out))
+    except (pa.ArrowException, OSError) as error:
+        raise OSError(f"{out} cannot be read: {error}") from error
 
 
-def is_there(out: Path, said: dict[str, str], identity: Identity, manifest: Manifest | None) -> bool:
-    """Say whether an output is that of this job, to its last byte.
+def has_own_metadata(out: Path) -> bool:
+    """Return whether the metadata are in the output's own file, and not in one beside it."""
+    return out.suffix not in (".npy", ".jsonl")
 
-    1. No job is under way: it is, if it says so.
-    2. One is, and the output says itself what made it: a crash came after it was put in place. (--from may name the output
-       that was there before, whose hash is gone.)
-    3. One is, and a file beside the output says it: that was written first, so the output may be an older one.
+
+def named(columns: pa.Schema) -> dict[str, str]:
+    """Return penult's own entries of a schema's metadata."""
+    found = columns.metadata or {}
+    return {key.decode(): value.decode() for key, value in found.items() if key.startswith(b"penult.")}
+
+
+def schema(out: Path) -> pa.Schema:
+    """Read the columns of a .parquet or .lance output."""
+    if out.suffix == ".lance":
+        from penult.bulk import lance_files  # noqa: PLC0415 - an extra
+
+        return lance_files.look(out)[0]
+    return pq.read_schema(out)
+
+
+def batches(out: Path, *, rows: int = 4096, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
+    """Read the rows of a .parquet or .lance output in their order.
+
+    Args:
+        out: the output.
+        rows: at most so many at once.
+        columns: their columns. None: all.
     """
-    if manifest is None:
-        return said.get("penult.job") == identity.digest
-    same = replace(identity, takes_over=manifest.identity.takes_over) == manifest.identity
-    return same and model_metadata.says_itself(out) and said.get("penult.job") == manifest.identity.digest
+    names = None if columns is None else list(columns)
+    if out.suffix == ".lance":
+        from penult.bulk import lance_files  # noqa: PLC0415 - an extra
+
+        yield from lance_files.read(out, columns=names, batch_rows=rows)
+        return
+    with pq.ParquetFile(out) as file:
+        yield from file.iter_batches(rows, columns=names)

@@ -15,9 +15,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from penult.bulk import tables
-from penult.bulk.atomic_files import written_whole
+from penult.bulk.atomic_files import atomic_write
 from penult.bulk.job.shard import opened_shard, rejected_path
-from penult.bulk.output import model_metadata
+from penult.bulk.output import output_files
 from penult.types import Vectors
 
 _GROUP_ROWS, _GROUP_BYTES = 65_536, 32 << 20  # of a Parquet row group: large enough to read fast, small enough to hold
@@ -47,13 +47,13 @@ def write(out: Path, folder: Path, schema: pa.Schema, shards: Sequence[int], *, 
     """
     rejected = [path for shard in shards if (path := rejected_path(folder, shard)).exists()]
     if rejected:
-        with written_whole(model_metadata.rejected_file(out)) as file:
+        with atomic_write(output_files.rejected_file(out)) as file:
             file.writelines(path.read_bytes() for path in rejected)
     else:
-        model_metadata.rejected_file(out).unlink(missing_ok=True)
-    if not model_metadata.says_itself(out):
-        with written_whole(model_metadata.about_file(out)) as file:
-            file.write(json.dumps(model_metadata.named(schema), indent=1).encode())
+        output_files.rejected_file(out).unlink(missing_ok=True)
+    if not output_files.has_own_metadata(out):
+        with atomic_write(output_files.metadata_file(out)) as file:
+            file.write(json.dumps(output_files.named(schema), indent=1).encode())
     if out.suffix == ".parquet":
         _write_parquet(out, folder, schema, shards, vector_column)
     elif out.suffix == ".lance":
@@ -63,7 +63,7 @@ def write(out: Path, folder: Path, schema: pa.Schema, shards: Sequence[int], *, 
     elif out.suffix == ".npy":
         _write_npy(out, folder, schema, shards, vector_column)
     else:
-        with written_whole(out) as file:
+        with atomic_write(out) as file:
             for table in _tables(folder, shards):
                 file.writelines(_lines(table, vector_column))
 
@@ -71,7 +71,7 @@ def write(out: Path, folder: Path, schema: pa.Schema, shards: Sequence[int], *, 
 def _write_parquet(out: Path, folder: Path, schema: pa.Schema, shards: Sequence[int], vector_column: str) -> None:
     plain = [name for name in schema.names if name != vector_column]  # vectors repeat no value: a dictionary only costs
     with (
-        written_whole(out) as file,
+        atomic_write(out) as file,
         pq.ParquetWriter(file, schema, compression="zstd", compression_level=1, use_dictionary=plain or False) as writer,
     ):
         waiting: list[pa.Table] = []
@@ -95,7 +95,7 @@ def _write_npy(out: Path, folder: Path, schema: pa.Schema, shards: Sequence[int]
     """Write (N, D) float32, and all other columns as JSON lines beside it, one line a row of the array."""
     dimension = schema.field(vector_column).type.list_size
     count = sum(table.num_rows for table in _tables(folder, shards))
-    with written_whole(model_metadata.rows_file(out)) as rows, written_whole(out) as file:
+    with atomic_write(output_files.rows_file(out)) as rows, atomic_write(out) as file:
         header = {"descr": "<f4", "fortran_order": False, "shape": (count, dimension)}
         np.lib.format.write_array_header_1_0(file, header)
         for table in _tables(folder, shards):

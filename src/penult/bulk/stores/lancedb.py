@@ -5,8 +5,8 @@ from typing import Any
 import pyarrow as pa
 
 from penult.bulk import tables
-from penult.bulk.ingest import Entries, Facts
-from penult.bulk.output import model_metadata
+from penult.bulk.output import output_files
+from penult.bulk.stores.base import Entries, VectorSpec
 
 _ID, _VECTOR = "penult_id", "vector"
 
@@ -17,7 +17,7 @@ class LanceDB:
     Args:
         place: the database's folder.
         collection: the table's name; made where there is none.
-        facts: of the vectors.
+        spec: of the vectors.
 
     Raises:
         ValueError: the table holds vectors of another model, or other columns.
@@ -25,18 +25,18 @@ class LanceDB:
 
     batch_rows = 16_384  # every upsert reads all ids of the table once
 
-    def __init__(self, place: str, collection: str, facts: Facts) -> None:
-        taken = {_ID, _VECTOR} & set(facts.schema.names)
+    def __init__(self, place: str, collection: str, spec: VectorSpec) -> None:
+        taken = {_ID, _VECTOR} & set(spec.schema.names)
         if taken:
             raise ValueError(f"The file has a column {taken.pop()!r}, which the LanceDB table needs for itself; rename it.")
-        vector = tables.vector_field(_VECTOR, facts.dimension)
-        metadata = {key.encode(): value.encode() for key, value in facts.kept.items()}
-        self._schema = pa.schema([pa.field(_ID, pa.string()), *facts.schema, vector], metadata=metadata)
+        vector = tables.vector_field(_VECTOR, spec.dimension)
+        metadata = {key.encode(): value.encode() for key, value in spec.kept.items()}
+        self._schema = pa.schema([pa.field(_ID, pa.string()), *spec.schema, vector], metadata=metadata)
         database = _lancedb().connect(place)
         if collection in database.list_tables(limit=1_000_000).tables:
             self._table = database.open_table(collection)
             found = self._table.schema
-            facts.same_model(model_metadata.named(found), f"The table {collection!r} in {place}")
+            spec.check_same_model(output_files.named(found), f"The table {collection!r} in {place}")
             if found.names != self._schema.names:
                 raise ValueError(
                     f"The table {collection!r} in {place} has the columns {', '.join(found.names)}, the rows "

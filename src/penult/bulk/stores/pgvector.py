@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from penult.bulk.ingest import Entries, Facts
+from penult.bulk.stores.base import Entries, VectorSpec
 
 _UPSERT = """
 INSERT INTO {table} AS old (id, embedding, row) VALUES (%s, %s, %s)
@@ -20,7 +20,7 @@ class PgVector:
     Args:
         place: what libpq takes: a URI or `host=... dbname=...`.
         collection: the table's name; made where there is none, and the extension `vector` too.
-        facts: of the vectors.
+        spec: of the vectors.
 
     Raises:
         ValueError: the table holds vectors of another model, or is not one of penult's.
@@ -29,7 +29,7 @@ class PgVector:
 
     batch_rows = 1000
 
-    def __init__(self, place: str, collection: str, facts: Facts) -> None:
+    def __init__(self, place: str, collection: str, spec: VectorSpec) -> None:
         self._psycopg = _psycopg()
         try:
             self._connection = self._psycopg.connect(place, autocommit=True)
@@ -37,7 +37,7 @@ class PgVector:
             raise OSError(f"PostgreSQL cannot be reached: {str(error).strip()}") from error
         self._table = self._psycopg.sql.Identifier(collection)
         try:
-            self._prepare(collection, facts)
+            self._prepare(collection, spec)
         except self._psycopg.Error as error:
             self._connection.close()
             raise OSError(f"PostgreSQL refuses: {str(error).strip()}") from error
@@ -45,7 +45,7 @@ class PgVector:
             self._connection.close()
             raise
 
-    def _prepare(self, collection: str, facts: Facts) -> None:
+    def _prepare(self, collection: str, spec: VectorSpec) -> None:
         sql = self._psycopg.sql
         with self._connection.transaction():
             self._run("CREATE EXTENSION IF NOT EXISTS vector")
@@ -54,10 +54,10 @@ class PgVector:
             )
             comment, exists = there.fetchone()
             if exists:
-                facts.same_model(_parsed(comment), f"The table {collection!r}")
+                spec.check_same_model(_parsed(comment), f"The table {collection!r}")
                 return
-            self._run(f"CREATE TABLE {{table}} (id uuid PRIMARY KEY, embedding vector({facts.dimension}) NOT NULL, row json)")
-            comment = sql.SQL("COMMENT ON TABLE {} IS {}").format(self._table, sql.Literal(json.dumps(facts.kept)))
+            self._run(f"CREATE TABLE {{table}} (id uuid PRIMARY KEY, embedding vector({spec.dimension}) NOT NULL, row json)")
+            comment = sql.SQL("COMMENT ON TABLE {} IS {}").format(self._table, sql.Literal(json.dumps(spec.kept)))
             self._connection.execute(comment)
 
     def upsert(self, entries: Entries) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from penult.bulk.ingest import Entries, Facts
+from penult.bulk.stores.base import Entries, VectorSpec
 
 
 class Qdrant:
@@ -15,7 +15,7 @@ class Qdrant:
     Args:
         place: a folder, or an http(s) address; QDRANT_API_KEY is sent to an address.
         collection: its name; made where there is none.
-        facts: of the vectors.
+        spec: of the vectors.
 
     Raises:
         ValueError: the collection holds vectors of another model.
@@ -24,27 +24,27 @@ class Qdrant:
 
     batch_rows = 256
 
-    def __init__(self, place: str, collection: str, facts: Facts) -> None:
+    def __init__(self, place: str, collection: str, spec: VectorSpec) -> None:
         self._models, client = _qdrant()
         remote = place.startswith(("http://", "https://"))
-        with _said():
+        with _os_errors():
             self._client = client(url=place, api_key=os.environ.get("QDRANT_API_KEY")) if remote else client(path=place)
         self._collection = collection
         try:
-            with _said():
-                self._prepare(f"The collection {collection!r} in {place}", facts)
+            with _os_errors():
+                self._prepare(f"The collection {collection!r} in {place}", spec)
         except BaseException:
             self._client.close()
             raise
 
-    def _prepare(self, name: str, facts: Facts) -> None:
+    def _prepare(self, name: str, spec: VectorSpec) -> None:
         if self._client.collection_exists(self._collection):
-            facts.same_model(self._client.get_collection(self._collection).config.metadata or {}, name)
+            spec.check_same_model(self._client.get_collection(self._collection).config.metadata or {}, name)
             return
         self._client.create_collection(
             self._collection,
-            vectors_config=self._models.VectorParams(size=facts.dimension, distance=self._models.Distance.COSINE),
-            metadata=facts.kept,
+            vectors_config=self._models.VectorParams(size=spec.dimension, distance=self._models.Distance.COSINE),
+            metadata=spec.kept,
         )
 
     def upsert(self, entries: Entries) -> None:
@@ -53,12 +53,12 @@ class Qdrant:
             self._models.PointStruct(id=id_, vector=vector.tolist(), payload=payload)
             for id_, vector, payload in zip(entries.ids, entries.vectors, entries.payloads(), strict=True)
         ]
-        with _said():
+        with _os_errors():
             self._client.upsert(self._collection, points, wait=True)
 
     def count(self) -> int:
         """Count the entries of the collection."""
-        with _said():
+        with _os_errors():
             return int(self._client.count(self._collection, exact=True).count)
 
     def close(self) -> None:
@@ -67,7 +67,7 @@ class Qdrant:
 
 
 @contextmanager
-def _said() -> Iterator[None]:
+def _os_errors() -> Iterator[None]:
     """Raise what goes wrong in the client as OSError: its own errors are of three unlike families."""
     from qdrant_client.http.exceptions import ApiException  # noqa: PLC0415 - an extra
 

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from penult.core.config.activations import ACTIVATIONS
 from penult.core.config.config_json import read_object, value_of
 from penult.core.config.modules import LATE_INTERACTION, Module
+from penult.graph.activations import ACTIVATIONS
 from penult.types import Pooling
 
 TOKENS, SENTENCE = "token_embeddings", "sentence_embedding"

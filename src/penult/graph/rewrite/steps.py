@@ -11,7 +11,7 @@ from typing import Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from penult.core.config.activations import ACTIVATIONS
+from penult.graph.activations import ACTIVATIONS
 from penult.graph.rewrite.builder import Builder
 
 
@@ -22,7 +22,7 @@ class Dense:
     Attributes:
         weight: W, (H, D).
         bias: b, (D,), or None.
-        activation: one of `penult.core.config.activations.ACTIVATIONS`.
+        activation: one of `penult.graph.activations.ACTIVATIONS`.
         residual: None, "same" for y + x (then H = D), or R, (H, D).
     """
 
@@ -163,4 +163,4 @@ _COMPOSED: Mapping[str, Callable[[Builder, str], str]] = {
     "Tanhshrink": _tanh_shrink,
 }
 BUILT: tuple[str, ...] = (*_SINGLE, *_COMPOSED)
-"""The names of the activations that can be built: those of `penult.core.config.activations.ACTIVATIONS`, in another order."""
+"""The names of the activations that can be built: those of `penult.graph.activations.ACTIVATIONS`, in another order."""

@@ -6,7 +6,7 @@ import pytest
 from graph_kit import Draft, session
 from onnx import helper
 
-from penult.graph.matmul import flops, write_int8_matmul
+from penult.bench.matmul import flops, write_int8_matmul
 
 
 def test_an_8_bit_product_is_right(tmp_path):

@@ -1,7 +1,7 @@
 """The names of the activations a dense layer may have, for code that must not import onnx.
 
 They are the classes of torch.nn that have no parameters and do one thing element by element, with their default arguments, in
-evaluation mode. `graph/steps.py` builds them; it has one entry for each name here.
+evaluation mode. `graph/rewrite/steps.py` builds them; it has one entry for each name here.
 """
 
 ACTIVATIONS: tuple[str, ...] = (

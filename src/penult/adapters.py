@@ -1,0 +1,218 @@
+"""What the adapters of LangChain and LlamaIndex have in common: options, their checks, and the embedder behind them.
+
+An adapter is a pydantic model of its framework that also inherits from `AdapterOptions`. This file imports pydantic, which
+both frameworks bring, and neither framework. Models load at the first text, not when an adapter is built.
+"""
+
+import asyncio
+import os
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
+from functools import partial
+from pathlib import Path
+from threading import Lock
+from typing import Any, ClassVar, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, SecretStr, SkipValidation
+
+import penult
+from penult.fork import PerProcess
+from penult.types import Pooling, Precision, Role, TextEmbedder, Truncate
+
+T = TypeVar("T")
+
+_ASYNC_THREADS = 4
+"""Awaited calls of one adapter that wait in penult at once. Penult runs a bounded number of batches itself, so more threads
+would only wait there, and the event loop's own executor, which name look-ups need too, stays free."""
+
+_LOADING = ("layer", "pooling", "precision", "max_length", "truncate", "dimensions", "normalize", "layer_norm", "files_from",
+            "model_file", "task", "threads")  # fmt: skip
+"""The options that only matter while a model is loaded."""
+
+
+def _key_of_environment() -> SecretStr | None:
+    key = os.environ.get("PENULT_API_KEY")
+    return SecretStr(key) if key else None
+
+
+class _Opened:
+    """The embedders that an adapter has opened in this process, and the threads that its awaited calls run on."""
+
+    def __init__(self) -> None:
+        self.lock = Lock()
+        self.embedders: dict[object, Any] = {}
+        self.threads = ThreadPoolExecutor(_ASYNC_THREADS, thread_name_prefix="penult")
+
+
+class AdapterOptions(BaseModel):
+    """The options of an adapter. Its own class adds the field that names the model, and the second spelling of the prompts."""
+
+    model_config = ConfigDict(extra="forbid", protected_namespaces=(), arbitrary_types_allowed=True)
+
+    model_field: ClassVar[str]
+    """The adapter's field that names the model."""
+
+    instruction_fields: ClassVar[Mapping[Role, str]]
+    """The adapter's fields that are a second spelling of `prompts`, by role."""
+
+    base_url: str | None = None
+    """A server that embeds, such as `http://localhost:5543`. None: this machine does."""
+
+    api_key: SecretStr | None = Field(default_factory=_key_of_environment, exclude=True)
+    """The server's key, in no dump. Unless given it is read from PENULT_API_KEY; it is sent to `base_url` alone."""
+
+    embedder: SkipValidation[TextEmbedder | None] = Field(default=None, exclude=True, repr=False)
+    """A ready object to embed with, instead of a model; it is not part of a dump."""
+
+    layer: int | str | None = -1
+    """Which hidden state: 0 is the embedding layer's, -1 the last; a tensor's name; None for the graph's own output."""
+
+    pooling: Pooling | tuple[Pooling, ...] | None = None
+    """How token vectors become one; several are concatenated. None: as the model's own files say."""
+
+    precision: Precision = "fp32"
+    """Arithmetic precision."""
+
+    max_length: int | None = None
+    """Most tokens of a text that count. None: as the model's own files say."""
+
+    truncate: Truncate = "warn"
+    """What happens to a text over `max_length`: refused, cut with a warning, or cut on that side."""
+
+    dimensions: int | None = None
+    """Keep the first so many values of a vector. None: all."""
+
+    normalize: bool | None = None
+    """Whether vectors have length 1. None: as the model's own files say."""
+
+    layer_norm: bool = False
+    """Whether a layer norm without weights comes before `dimensions` are kept, as some models' cards ask for."""
+
+    prompts: dict[Role, str] | None = None
+    """What is put before a text as it stands, by role: "query" and "document". A role that is not named keeps the prompt of the
+    model's own files. The model's card says whether it needs one."""
+
+    query_instruction: str | None = None
+    """The same as `prompts["query"]`, by the name that the framework's own adapters have."""
+
+    files_from: str | Path | None = None
+    """A folder or Hub id whose tokenizer and configuration are used, for a model that holds the graph alone."""
+
+    model_file: str | None = None
+    """Which .onnx file, where a folder or a Hub id holds several."""
+
+    task: str | int | None = None
+    """The task of models that have several. None: by role, as the model's own files say."""
+
+    threads: int | None = None
+    """Threads of one forward pass. None: what this process may use."""
+
+    show_progress: bool = False
+    """Whether embedding texts shows a progress bar."""
+
+    _opened: PerProcess[_Opened] = PrivateAttr(default_factory=partial(PerProcess, _Opened))
+
+    @property
+    def cache_namespace(self) -> str:
+        """Name of all that decides a vector (loads the model, or asks the server): equal names, comparable vectors."""
+        return self._embedder().fingerprint
+
+    def _check_embedder(self) -> None:
+        """Check that the object given as `embedder` can embed.
+
+        Raises:
+            TypeError: it has no method `embed`.
+        """
+        if not callable(getattr(self.embedder, "embed", None)):
+            raise TypeError(
+                "embedder must have embed, dimension and fingerprint (penult.types.TextEmbedder), given: "
+                f"{type(self.embedder).__name__}; pass a folder or a Hub id as {self.model_field}="
+            )
+
+    def _check_unused(self) -> None:
+        """Check that no option is given that a server or a loaded embedder would ignore.
+
+        Raises:
+            ValueError: some are; the message names them.
+        """
+        names = _LOADING if self.embedder is None else (*_LOADING, "prompts", *self.instruction_fields.values())
+        unused = [name for name in names if getattr(self, name) != type(self).model_fields[name].default]
+        if unused:
+            what = "a server" if self.embedder is None else "a loaded embedder"
+            raise ValueError(f"{', '.join(unused)} given with {what}, which has its own: set them where it is loaded")
+
+    def _merged_prompts(self) -> dict[str, str] | None:
+        """Return the prompts of both spellings; None where there are none.
+
+        Raises:
+            ValueError: the two differ.
+        """
+        prompts: dict[str, str] = {str(role): prompt for role, prompt in (self.prompts or {}).items()}
+        for role, field in self.instruction_fields.items():
+            prompt = getattr(self, field)
+            if prompt is not None and prompts.setdefault(role, prompt) != prompt:
+                raise ValueError(f"prompts[{role!r}] and {field} are both given and differ: pass one of the two")
+        return prompts or None
+
+    def _embedder(self) -> TextEmbedder:
+        """Return the object that embeds: the ready one, the server's client, or the model, loaded once in a process."""
+        if self.embedder is not None:
+            return self.embedder
+        if self.base_url is not None:
+            return self._remote(self.base_url)
+        reference = getattr(self, self.model_field)
+        if not reference:
+            raise ValueError(f"neither {self.model_field} nor embedder is set any more: set one of the two")
+        load = partial(
+            penult.Embedder.load,
+            reference,
+            layer=self.layer,
+            pooling=self.pooling,
+            precision=self.precision,
+            max_length=self.max_length,
+            truncate=self.truncate,
+            dimensions=self.dimensions,
+            normalize=self.normalize,
+            layer_norm=self.layer_norm,
+            prompts=self._merged_prompts(),
+            files_from=self.files_from,
+            model_file=self.model_file,
+            task=self.task,
+            threads=self.threads,
+        )
+        return self._once(load)
+
+    def _remote(self, base_url: str) -> "penult.RemoteEmbedder":
+        key = None if self.api_key is None else self.api_key.get_secret_value()
+        reference = getattr(self, self.model_field)
+        model = str(reference) if reference else None
+        return self._once(partial(penult.RemoteEmbedder, base_url, key, model=model, prompts=self._merged_prompts()))
+
+    def _once(self, load: partial[T]) -> T:
+        """Return what `load` makes: made once however many threads ask, and again when one of its arguments changed."""
+        opened = self._opened.get()
+        key = (*load.args, *((name, _hashable(value)) for name, value in load.keywords.items()))
+        with opened.lock:
+            if key not in opened.embedders:
+                opened.embedders[key] = load()
+            embedder: T = opened.embedders[key]
+        return embedder
+
+    def _embed(self, texts: list[str], role: Role, *, progress: bool) -> list[list[float]]:
+        vectors: list[list[float]] = self._embedder().embed(texts, role=role, progress=progress).tolist()
+        return vectors
+
+    async def _aembed(self, texts: list[str], role: Role, *, progress: bool) -> list[list[float]]:
+        if self.embedder is None and self.base_url is not None:
+            vectors: list[list[float]] = (await self._remote(self.base_url).aembed(texts, role)).tolist()
+            return vectors
+        work = partial(copy_context().run, partial(self._embed, texts, role, progress=progress))
+        return await asyncio.get_running_loop().run_in_executor(self._opened.get().threads, work)
+
+
+def _hashable(value: object) -> object:
+    """Return an argument as it is now, in a form that two calls can be compared by: options may be dicts and lists."""
+    if isinstance(value, Mapping):
+        return frozenset((key, _hashable(item)) for key, item in value.items())
+    return tuple(map(_hashable, value)) if isinstance(value, list | tuple) else value
