@@ -13,6 +13,7 @@ from contextlib import contextmanager
 import httpx
 import uvicorn
 
+from penult.deepsparse import routes
 from penult.deepsparse.config_file import DeepSparseEndpoint, DeepSparseServer
 from penult.server import EndpointConfig, ServerConfig
 from penult.server.app import create_app
@@ -22,7 +23,7 @@ class Running:
     """A server in a thread; `app` is its application."""
 
     def __init__(self, config: ServerConfig) -> None:
-        self.app = create_app(config)
+        self.app = create_app(config, routes.add if isinstance(config, DeepSparseServer) else None)
         settings = uvicorn.Config(self.app, host="127.0.0.1", port=0, log_config=None, access_log=False)
         self._server = uvicorn.Server(settings)
         self._thread = threading.Thread(target=lambda: asyncio.run(self._server._serve()), daemon=True)

@@ -292,18 +292,18 @@ class Runs:
 
     def __init__(self, monkeypatch):
         self.shapes, self.sessions = [], 0
-        run, opened = engine.Engine.run, engine.Engine._open
+        run, opened = engine.Engine.run, engine._open
 
         def recorded(engine, inputs, **options):
             self.shapes.append(inputs["input_ids"].shape)
             return run(engine, inputs, **options)
 
-        def counted(engine):
+        def counted(*arguments):
             self.sessions += 1
-            return opened(engine)
+            return opened(*arguments)
 
         monkeypatch.setattr(engine.Engine, "run", recorded)
-        monkeypatch.setattr(engine.Engine, "_open", counted)
+        monkeypatch.setattr(engine, "_open", counted)
 
 
 def test_each_text_runs_in_the_smallest_bucket_that_holds_it(tiny, monkeypatch):

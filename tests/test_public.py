@@ -35,7 +35,7 @@ FENCE = {
     "huggingface_hub": {"core/hub_client.py"},
     "httpx": {"remote.py"},
     "platformdirs": {"core/prepare.py"},
-    "tqdm": {"core/embedder.py", "progress_bar.py", "bulk/job/progress.py"},
+    "tqdm": {"progress_bar.py", "bulk/job/progress.py"},
     "pyarrow": {"bulk/"},
     "lance": {"bulk/lance_files.py"},
     "ray": {"bulk/ray_engine.py"},
@@ -107,7 +107,7 @@ def test_each_third_party_package_has_one_home():
 def test_leaves_import_no_leaf():
     """Leaves of core/ share `types`, the readers of config/, `model_inputs` and `shutdown_guard`, and know no other leaf."""
     core = ROOT / "src" / "penult" / "core"
-    shared = tuple(f"penult.{name}" for name in ("types", *(f"core.{name}" for name in (
+    shared = tuple(f"penult.{name}" for name in ("types", "fork", *(f"core.{name}" for name in (
         "config", "model_inputs", "shutdown_guard", "hub", "threads", "tokenized",
     ))))  # fmt: skip
     for leaf in LEAVES:
@@ -134,8 +134,6 @@ def test_one_version_for_all_three():
 
 # Folders and files of src/penult by rank: a module imports nothing of a higher one. What is named nowhere stands above core.
 RANKS = {"_version": 0, "types": 0, "data": 0, "fork": 0, "progress_bar": 0, "graph": 1, "core": 2}
-# Imports that are about to go: (importing module or folder, imported one).
-KNOWN_EXCEPTIONS = {("penult.server", "penult.deepsparse")}
 
 
 def _under(module: str, place: str) -> bool:
@@ -185,7 +183,5 @@ def test_imports_run_down_only():
         rank = {name: RANKS.get(name.split(".")[1], above) for name in imported | {module} if name != "penult"}
         wrong |= {(module, name) for name in imported if rank.get(name, above) > rank.get(module, above)}
         wrong |= {(module, name) for name in imported if _under(module, "penult.server") and _under(name, "penult.deepsparse")}
-    excused = {(a, b) for a, b in wrong if any(_under(a, up) and _under(b, down) for up, down in KNOWN_EXCEPTIONS)}
-    assert wrong - excused == set()
-    kept = {module: {name for name in imported if (module, name) not in excused} for module, imported in graph.items()}
-    TopologicalSorter(kept).prepare()  # a CycleError names the circle
+    assert wrong == set()
+    TopologicalSorter(graph).prepare()  # a CycleError names the circle

@@ -401,7 +401,7 @@ def test_int8_vectors_are_near_fp32(int8, embedder):
     cosines = (int8.embed(TEXTS) * embedder.embed(TEXTS)).sum(axis=1)
     assert cosines.min() > 0.995
     assert (int8.embed(TEXTS) != embedder.embed(TEXTS)).any()
-    integer = sum(node.op_type == "MatMulIntegerToFloat" for node in onnx.load(int8.engine._model).graph.node)
+    integer = sum(node.op_type == "MatMulIntegerToFloat" for node in onnx.load(int8.engine.model).graph.node)
     assert integer == 12
 
 

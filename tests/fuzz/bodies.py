@@ -10,8 +10,9 @@ import httpx
 from draw import Draw, altered
 from models import tiny_model
 
-from penult.deepsparse.config_file import DeepSparseEndpoint
-from penult.server import Limits, ServerConfig
+from penult.deepsparse import routes
+from penult.deepsparse.config_file import DeepSparseEndpoint, DeepSparseServer
+from penult.server import Limits
 from penult.server.app import create_app
 from penult.types import TruncationWarning
 
@@ -28,11 +29,12 @@ warnings.simplefilter("ignore", TruncationWarning)
 LOOP = asyncio.new_event_loop()
 MODEL = tiny_model(Path(tempfile.mkdtemp()) / "tiny")
 APP = create_app(
-    ServerConfig(
+    DeepSparseServer(
         endpoints=(DeepSparseEndpoint(model=str(MODEL), kwargs={"extraction_strategy": "reduce_mean"}),),
         threads=1,
         limits=Limits(max_body_bytes=10_000, max_client_batch_size=20, max_text_chars=1000),
-    )
+    ),
+    routes.add,
 )
 LIFE = APP.router.lifespan_context(APP)
 LOOP.run_until_complete(LIFE.__aenter__())

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from server_kit import serving
 
 from penult import Embedder
-from penult.deepsparse import config_file
+from penult.deepsparse import config_file, routes
 from penult.deepsparse.arguments import TASK
 from penult.deepsparse.command import main
 from penult.deepsparse.config_file import DeepSparseEndpoint, Kwargs
@@ -48,7 +48,7 @@ def parse(words: list[str]) -> ServerConfig:
     """What a command line asks to serve."""
     configs = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("penult.server.run.run", configs.append)
+        patch.setattr("penult.server.run.run", lambda config, _: configs.append(config))
         main(words)
     return configs[0]
 
@@ -449,7 +449,7 @@ def test_what_only_the_model_shows_names_the_line_too(tmp_path, tiny, old, new, 
     """An endpoint whose model cannot be opened as it says is named with its line."""
     text = PAGE.replace("some/model", "MODEL").replace(old, new).replace("MODEL", str(tiny))
     with pytest.raises(ConfigError, match=r"config\.yaml, line 3: endpoints\[0\]: ") as error:
-        create_app(read(tmp_path, text))
+        create_app(read(tmp_path, text), routes.add)
     assert words in str(error.value)
 
 
@@ -495,7 +495,7 @@ def test_penults_own_command_line(tmp_path, capsys):
     (tmp_path / "config.yaml").write_text(OWN)
     configs = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("penult.server.run.run", configs.append)
+        patch.setattr("penult.server.run.run", lambda config, _: configs.append(config))
         for words in (["m", "--threads", "3", "--max_text_chars=9"], ["--config", str(tmp_path / "config.yaml"), "--log_json"]):
             app(words, standalone_mode=False)
     one, other = configs

@@ -5,8 +5,7 @@ embed:  texts -> tokenize -> Tokenized -> run -> (N, D)
 
 import os
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import islice
@@ -21,10 +20,11 @@ from penult.core.model import Model, open_model
 from penult.core.recipe import Recipe, Wishes
 from penult.core.runner import WINDOW, Runner, Runtime
 from penult.core.source import Source
-from penult.core.text_reader import TextReader, checked
+from penult.core.text_reader import TextReader
 from penult.core.tokenized import Tokenized
 from penult.core.tokenizer import Tokenizer
-from penult.types import Pooling, Precision, Role, TextError, Truncate, Vectors
+from penult.progress_bar import progress_bar
+from penult.types import Pooling, Precision, Role, TextError, Truncate, Vectors, checked_texts
 
 
 class Embedder:
@@ -147,7 +147,7 @@ class Embedder:
             max_batch_tokens=max_batch_tokens,
             alone=batch_invariant,
         )
-        texts = None if calibration is None else tuple(checked(calibration))
+        texts = None if calibration is None else tuple(checked_texts(calibration))
         embedder = cls(*read(model, wishes, texts, model_file=model_file, files_from=files_from), runtime, calibration=texts)
         cut = embedder.recipe.origin.get("dimensions") == "argument" and normalize is None and not layer_norm
         if cut and not embedder.recipe.unit_length:
@@ -204,7 +204,7 @@ class Embedder:
             TypeError: `texts` is a str (a str is a sequence of one-letter texts, which nobody means), or not iterable.
             TextError: some rows are no text, or too long with truncate="error"; the error's `rows` says which and why.
         """
-        texts = checked(texts)
+        texts = checked_texts(texts)
         return Tokenized.join([*self._for(role)._reader.windows(texts, role, prompt)])
 
     def run(self, tokenized: Tokenized) -> Vectors:
@@ -263,9 +263,9 @@ class Embedder:
             TypeError: as in `tokenize`.
             TextError: as in `tokenize`.
         """
-        texts, start = checked(texts), 0
+        texts, start = checked_texts(texts), 0
         out = np.empty((len(texts), self.dimension), dtype=np.float32)
-        with _bar(len(texts)) if progress else nullcontext() as step:
+        with progress_bar(len(texts), shown=progress) as step:
             for tokenized in self._for(role)._reader.windows(texts, role, prompt):
                 vectors = self._runner_of(tokenized).vectors(tokenized, self.dimension, step)
                 out[start : start + len(tokenized)] = vectors
@@ -375,12 +375,3 @@ def _with_tokens(runner: Runner) -> Runner:
     if not runner.has_tokens:
         raise ValueError("This graph gives one vector a text and no token embeddings; load it with layer=-1.")
     return runner
-
-
-@contextmanager
-def _bar(total: int) -> Iterator[Callable[[int], object]]:
-    """Draw a progress bar of N texts."""
-    from tqdm.auto import tqdm  # noqa: PLC0415 - 0.07 s that calls without a bar do not pay
-
-    with tqdm(total=total, unit="text", desc="embedding") as bar:
-        yield bar.update

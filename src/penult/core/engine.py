@@ -3,10 +3,10 @@
 It knows threads, providers and inputs; it knows nothing of text, pooling or models. The only file that imports onnxruntime.
 """
 
-import ctypes
 import os
 import re
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from penult.core.model_inputs import Tensor
 from penult.core.shutdown_guard import Native
 from penult.core.threads import default_threads
+from penult.fork import PerProcess
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -50,6 +51,7 @@ class Engine:
         data_folder: where the graph's external data lie, if not beside it.
 
     Attributes:
+        model: as it was given.
         threads: intra-op threads per run.
         inputs: the graph's inputs, in its order.
         outputs: the graph's outputs, in its order.
@@ -67,17 +69,19 @@ class Engine:
         providers: Sequence[str] | None = None,
         data_folder: Path | None = None,
     ) -> None:
-        self._model = model
+        self.model = model
         self.threads = default_threads() if threads is None else threads
         if self.threads < 1:
             raise ValueError(f"threads is {threads}; it must be at least 1.")
-        self._providers = ["CPUExecutionProvider"] if providers is None else list(providers)
-        self._data_folder = data_folder
+        providers = ["CPUExecutionProvider"] if providers is None else list(providers)
         self._native = Native()
-        self._session = self._open()
-        self._pid = os.getpid()
-        self.inputs = tuple(_tensor(node) for node in self._session.get_inputs())
-        self.outputs = tuple(_tensor(node) for node in self._session.get_outputs())
+        # A fork leaves the session's threads behind: a run, and even freeing the session, would wait for them for ever.
+        self._sessions: PerProcess[onnxruntime.InferenceSession] | None = PerProcess(
+            partial(_open, model, self.threads, providers, data_folder)
+        )
+        session = self._sessions.get()
+        self.inputs = tuple(_tensor(node) for node in session.get_inputs())
+        self.outputs = tuple(_tensor(node) for node in session.get_outputs())
 
     @property
     def input_names(self) -> list[str]:
@@ -118,7 +122,7 @@ class Engine:
 
     def close(self) -> None:
         """Free the session. Calling again does nothing; running afterwards raises RuntimeError."""
-        self._session = None
+        self._sessions = None
 
     def __enter__(self) -> Self:
         return self
@@ -127,44 +131,9 @@ class Engine:
         self.close()
 
     def _alive(self) -> "onnxruntime.InferenceSession":
-        if self._session is None:
+        if self._sessions is None:
             raise RuntimeError("The engine is closed; open a new one.")
-        if self._pid != os.getpid():
-            # A fork leaves the session's threads behind: a run, and even freeing the session, would wait for them for
-            # ever. So the child opens its own, and what it inherited is never freed: one more reference sees to that.
-            ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._session))
-            self._session = self._open()
-            self._pid = os.getpid()
-        return self._session
-
-    def _open(self) -> "onnxruntime.InferenceSession":
-        import onnxruntime  # noqa: PLC0415 - 0.1 s that `import penult` does not pay
-
-        wrong = [name for name in self._providers if name not in onnxruntime.get_available_providers()]
-        if wrong:
-            raise ValueError(
-                f"Provider {wrong[0]!r} is not in this onnxruntime; it has "
-                f"{', '.join(onnxruntime.get_available_providers())}. Install the matching build, or choose another."
-            )
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = self.threads
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 4  # what goes wrong is raised; said on standard error too, it would stand in every log
-        # A spinning thread burns a core that a neighbour needs, and an idle server shows 100 % of a CPU.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        if self._data_folder is not None:
-            options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(self._data_folder))
-        model = self._model
-        if not isinstance(model, bytes):
-            if not Path(model).is_file():
-                raise FileNotFoundError(f"No graph at {os.fspath(model)!r}.")
-            # Given as bytes, a graph finds its external data in the folder named above and not beside itself.
-            model = Path(model).read_bytes() if self._data_folder is not None else os.fspath(model)
-        try:
-            return onnxruntime.InferenceSession(model, options, providers=self._providers, disabled_optimizers=list(_SLOW))
-        except _failures() as error:
-            name = "the given bytes" if isinstance(self._model, bytes) else repr(os.fspath(self._model))
-            raise ValueError(f"ONNX Runtime cannot open {name}: {_first_line(error)}") from error
+        return self._sessions.get()
 
     def _named(self, inputs: Mapping[str, Array] | Sequence[Array]) -> dict[str, Array]:
         names = self.input_names
@@ -186,6 +155,38 @@ class Engine:
         for tensor in self.inputs:
             _check(tensor, inputs[tensor.name], sizes)
         return dict(inputs)
+
+
+def _open(
+    model: str | os.PathLike[str] | bytes, threads: int, providers: Sequence[str], data_folder: Path | None
+) -> "onnxruntime.InferenceSession":
+    import onnxruntime  # noqa: PLC0415 - 0.1 s that `import penult` does not pay
+
+    wrong = [name for name in providers if name not in onnxruntime.get_available_providers()]
+    if wrong:
+        raise ValueError(
+            f"Provider {wrong[0]!r} is not in this onnxruntime; it has "
+            f"{', '.join(onnxruntime.get_available_providers())}. Install the matching build, or choose another."
+        )
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 4  # what goes wrong is raised; said on standard error too, it would stand in every log
+    # A spinning thread burns a core that a neighbour needs, and an idle server shows 100 % of a CPU.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if data_folder is not None:
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(data_folder))
+    graph = model
+    if not isinstance(model, bytes):
+        if not Path(model).is_file():
+            raise FileNotFoundError(f"No graph at {os.fspath(model)!r}.")
+        # Given as bytes, a graph finds its external data in the folder named above and not beside itself.
+        graph = Path(model).read_bytes() if data_folder is not None else os.fspath(model)
+    try:
+        return onnxruntime.InferenceSession(graph, options, providers=providers, disabled_optimizers=list(_SLOW))
+    except _failures() as error:
+        name = "the given bytes" if isinstance(model, bytes) else repr(os.fspath(model))
+        raise ValueError(f"ONNX Runtime cannot open {name}: {_first_line(error)}") from error
 
 
 def fuse(model: Path, target: Path) -> None:

@@ -5,15 +5,16 @@ by side, each on one thread of a second session: threads that share a batch wait
 11 to 14 % more CPU (all-MiniLM-L6-v2, int8 and fp32, two threads, ONNX Runtime 1.32). It knows no text and no model.
 """
 
-import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from functools import partial
 from typing import Any
 
 from numpy.typing import NDArray
 
 from penult.core.engine import Engine
+from penult.fork import PerProcess
 
 Feed = Callable[[], Mapping[str, NDArray[Any]]]
 """Makes the arrays of one batch, where it runs: no more batches are held than run."""
@@ -34,8 +35,9 @@ class Executor:
         self._open = open_engine
         self._second = second and self.engine.threads > 1
         self._single: Engine | None = None
-        self._lock, self._pid = threading.Lock(), os.getpid()
-        self._pool: ThreadPoolExecutor | None = None
+        # A fork may copy a lock that a thread of the parent holds, and has none of its threads.
+        self._lock = PerProcess(threading.Lock)
+        self._pool = PerProcess(partial(ThreadPoolExecutor, max(1, self.engine.threads - 1), "penult-batch"))
 
     def run(self, feed: Feed, output: str) -> NDArray[Any]:
         """Run one batch and return one of its outputs.
@@ -44,7 +46,7 @@ class Executor:
             ValueError: the graph refused its inputs.
             RuntimeError: the sessions are closed.
         """
-        with self._lock_of_process():
+        with self._lock.get():
             return _run(self.engine, feed, output)
 
     def run_many(self, feeds: Sequence[Feed], output: str) -> Iterator[NDArray[Any]]:
@@ -54,7 +56,7 @@ class Executor:
         for start in range(0, len(feeds), team):
             wave = feeds[start : start + team]
             if many and self._second:
-                with self._lock_of_process():
+                with self._lock.get():
                     if self._single is None:
                         self._single = self._open(1)
                     results = self._side_by_side(self._single, wave, output)
@@ -68,27 +70,20 @@ class Executor:
         self._second = False
         if self._single is not None:
             self._single.close()
-        if self._pool is not None and self._pid == os.getpid():
-            self._pool.shutdown(wait=False)
+        if (pool := self._pool.pop()) is not None:
+            pool.shutdown(wait=False)
 
     def _side_by_side(self, engine: Engine, feeds: Sequence[Feed], output: str) -> list[NDArray[Any]]:
         """Run the first batch here and the others in threads; all have ended when this returns or raises."""
-        if self._pool is None:
-            self._pool = ThreadPoolExecutor(self.engine.threads - 1, thread_name_prefix="penult-batch")
-        futures = []
+        pool, futures = self._pool.get(), []
         for feed in feeds[1:]:
             try:
-                futures.append(self._pool.submit(_run, engine, feed, output))
+                futures.append(pool.submit(_run, engine, feed, output))
             except RuntimeError:  # the interpreter is ending and starts no more work: this thread does it
                 futures.append(_done(engine, feed, output))
         first = _done(engine, feeds[0], output)
         wait(futures)
         return [future.result() for future in (first, *futures)]
-
-    def _lock_of_process(self) -> threading.Lock:
-        if self._pid != os.getpid():  # a fork may have copied a lock that a thread of the parent held, and has no threads
-            self._lock, self._pool, self._pid = threading.Lock(), None, os.getpid()
-        return self._lock
 
 
 def _done(engine: Engine, feed: Feed, output: str) -> "Future[NDArray[Any]]":

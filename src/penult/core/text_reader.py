@@ -4,7 +4,7 @@ texts -> checked -> prompt + text -> Tokenizer -> Tokenized, window by window
 """
 
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -12,8 +12,8 @@ import numpy as np
 from penult.core.recipe import Recipe
 from penult.core.runner import WINDOW
 from penult.core.tokenized import Tokenized
-from penult.core.tokenizer import Tokenizer, unencodable
-from penult.types import Role, TextError, Truncate, TruncationWarning
+from penult.core.tokenizer import Tokenizer
+from penult.types import Role, TextError, Truncate, TruncationWarning, unencodable
 
 
 class TextReader:
@@ -79,24 +79,6 @@ class TextReader:
                 f"prompt=embedder.recipe.named_prompts[{prompt!r}]."
             )
         return prompt
-
-
-def checked(texts: Iterable[str]) -> list[str]:
-    """Return the texts as a list.
-
-    Raises:
-        TypeError: they are one text, or nothing that can be run through.
-        TextError: some are not texts.
-    """
-    if isinstance(texts, str | bytes):
-        raise TypeError(f"texts is a {type(texts).__name__}; give a list of texts, for example [text].")
-    if not isinstance(texts, Iterable):
-        raise TypeError(f"texts is a {type(texts).__name__}; give a list of texts, or any other iterable of them.")
-    listed = list(texts)  # once: an iterator gives its texts only once
-    rows = {row: why for row, text in enumerate(listed) if (why := unencodable(text)) is not None}
-    if rows:
-        raise TextError(rows, len(listed))
-    return listed
 
 
 def _untruncated(windows: list[Tokenized], longest: int) -> list[Tokenized]:

@@ -209,18 +209,6 @@ class Tokenizer:
         return length - (after or int(encoding.ids[-1] in self._special_ids))
 
 
-def unencodable(text: object) -> str | None:
-    """Say why a text cannot be embedded; None where it can."""
-    if not isinstance(text, str):
-        return f"is a {type(text).__name__}, not a str"
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        code = ord(text[error.start])
-        return f"is not valid Unicode: a lone surrogate U+{code:04X} at character {error.start}"
-    return None
-
-
 def _load(
     folder: Path, config: TokenizerConfig, settings: Mapping[str, object], *, lowercase: bool
 ) -> tuple["FastTokenizer | _Slow", str]:

@@ -12,6 +12,7 @@ from penult.server import command
 
 if TYPE_CHECKING:
     from penult.deepsparse.config_file import DeepSparseServer
+    from penult.server.app import Extend
     from penult.server.config import Limits, ServerConfig
 
 _IGNORED = ("batch_size", "num_workers", "log_level", "hot_reload_config")
@@ -45,6 +46,12 @@ class Options(command.Options):
             if getattr(self, name):
                 typer.echo(f"--{name.replace('_', '-')} is ignored: it has no effect in penult", err=True)
         return config
+
+    def extend(self) -> "Extend":
+        """Return what adds DeepSparse's routes to the server."""
+        from penult.deepsparse import routes  # noqa: PLC0415 - a web framework, half a second
+
+        return routes.add
 
     def endpoint(self) -> dict[str, Any]:
         """Return what the options state of the model, under the keys of a configuration file."""

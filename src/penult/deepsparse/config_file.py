@@ -8,7 +8,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
@@ -35,11 +35,6 @@ from penult.server.config import (
 )
 from penult.server.config_file import Document, Location
 from penult.types import Pooling
-
-if TYPE_CHECKING:
-    from fastapi import FastAPI
-
-    from penult.server.service import Service
 
 _LOGGER = logging.getLogger(__name__)
 _POOLINGS: Mapping[str, Pooling] = {"reduce_mean": "mean", "reduce_max": "max", "cls_token": "cls"}
@@ -223,12 +218,6 @@ class DeepSparseServer(ServerConfig):
         unnamed = not route and endpoint.name in (None, TASK)
         more = (TASK, f"{TASK}-{number}") if alone and unnamed else ()
         return (name, *(other for other in (*more, *endpoint.aliases) if other != name))
-
-    def extend(self, app: "FastAPI", service: "Service") -> None:
-        """Add DeepSparse's routes to an application."""
-        from penult.deepsparse import routes  # noqa: PLC0415 - a web framework, which reading a file does not need
-
-        routes.add(app, service)
 
 
 def read(path: str | Path) -> DeepSparseServer:

@@ -6,6 +6,7 @@ The names below are imported when they are first used, so that the command line 
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from penult.server.app import Extend
     from penult.server.command import main
     from penult.server.config import ConfigError, EndpointConfig, Limits, ServerConfig
 
@@ -13,8 +14,12 @@ __all__ = ["ConfigError", "EndpointConfig", "Limits", "ServerConfig", "main", "s
 _HOMES = {"main": "command"}
 
 
-def serve(config: "ServerConfig") -> None:
+def serve(config: "ServerConfig", extend: "Extend | None" = None) -> None:
     """Load the models and answer requests until SIGTERM or SIGINT; then finish those that have begun.
+
+    Args:
+        config: what is served.
+        extend: adds further routes; `penult.deepsparse.routes.add` those of DeepSparse, for a `DeepSparseServer`.
 
     Raises:
         FileNotFoundError: a model is missing.
@@ -23,7 +28,7 @@ def serve(config: "ServerConfig") -> None:
     """
     from penult.server.run import run  # noqa: PLC0415 - a web framework, half a second
 
-    run(config)
+    run(config, extend)
 
 
 def __getattr__(name: str) -> object:

@@ -3,7 +3,7 @@
 It composes; it knows no contract's words itself.
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
@@ -20,8 +20,15 @@ _ABOUT = """Text to vectors on the CPU. The routes of OpenAI (`/v1/embeddings`) 
 penult's vectors, as the model's own files say."""
 
 
-def create_app(config: ServerConfig) -> FastAPI:
+Extend = Callable[[FastAPI, Service], None]
+
+
+def create_app(config: ServerConfig, extend: Extend | None = None) -> FastAPI:
     """Open the models and make the application.
+
+    Args:
+        config: what is served.
+        extend: adds further routes.
 
     Raises:
         FileNotFoundError: a model is not there.
@@ -44,7 +51,8 @@ def create_app(config: ServerConfig) -> FastAPI:
     )
     openai.add(app, service)
     tei.add(app, service)
-    config.extend(app, service)
+    if extend is not None:
+        extend(app, service)
     health.add(app, service)
     docs.add(app)
     app.add_exception_handler(HTTPException, no_route)

@@ -14,6 +14,7 @@ import typer
 from typer.core import TyperCommand
 
 if TYPE_CHECKING:
+    from penult.server.app import Extend
     from penult.server.config import Limits, ServerConfig
 
 _FAILED = 2  # exit status where the server does not start
@@ -77,6 +78,10 @@ class Options:
             config = self.from_file(self.config)
         return override(config, self.overrides(config.limits))
 
+    def extend(self) -> "Extend | None":
+        """Return what adds further routes to the server."""
+        return None
+
     def endpoint(self) -> dict[str, Any]:
         """Return what the options state of the model, under the keys of a configuration file."""
         poolings = (self.pooling or "").split(",")
@@ -131,7 +136,7 @@ class Serve(TyperCommand):
         try:
             from penult.server import serve  # noqa: PLC0415
 
-            serve(options.configuration())
+            serve(options.configuration(), options.extend())
         except (ValueError, OSError, ModuleNotFoundError) as error:
             missing = isinstance(error, ModuleNotFoundError) and error.name is not None
             typer.echo(f"{ctx.command_path}: {error}{'. Install penult[server].' if missing else ''}", err=True)

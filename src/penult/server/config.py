@@ -6,7 +6,7 @@ This file knows no file format, no web framework and no model. `config_file` rea
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from types import NoneType
-from typing import TYPE_CHECKING, Annotated, Any, get_args
+from typing import Annotated, Any, get_args
 
 from pydantic import (
     BaseModel,
@@ -25,11 +25,6 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from penult.types import Pooling, Precision, Role
-
-if TYPE_CHECKING:
-    from fastapi import FastAPI
-
-    from penult.server.service import Service
 
 HOST, PORT = "0.0.0.0", 5543  # noqa: S104 - DeepSparse's defaults, which its clients use
 
@@ -229,6 +224,3 @@ class ServerConfig(Settings):
         """Return the further names of an endpoint, the `number`-th that is served; the first must be its own."""
         del number  # the names of an extension may count
         return endpoint.aliases
-
-    def extend(self, app: "FastAPI", service: "Service") -> None:
-        """Add routes of its own to an application; a subclass may have some."""

@@ -9,7 +9,7 @@ import warnings
 
 import uvicorn
 
-from penult.server.app import create_app
+from penult.server.app import Extend, create_app
 from penult.server.config import ServerConfig
 from penult.server.middleware import Json, Plain
 from penult.types import TruncationWarning
@@ -20,8 +20,13 @@ _ANY = ("0.0.0.0", "::")  # noqa: S104 - named to warn of it
 _ENDING_SECONDS = 300
 
 
-def run(config: ServerConfig) -> None:
-    """Open the models, then answer until SIGTERM or Ctrl-C; what was begun is finished."""
+def run(config: ServerConfig, extend: Extend | None = None) -> None:
+    """Open the models, then answer until SIGTERM or Ctrl-C; what was begun is finished.
+
+    Args:
+        config: what is served.
+        extend: see `create_app`.
+    """
     say(json=config.log_json)
     warnings.filterwarnings("ignore", category=TruncationWarning)  # each answer says how many of its texts were cut
     if config.api_key is None and config.host in _ANY:
@@ -29,7 +34,7 @@ def run(config: ServerConfig) -> None:
             "Listening on %s without a key: everybody on the network may ask. --host 127.0.0.1 or --api-key changes that.",
             config.host,
         )
-    app = create_app(config)
+    app = create_app(config, extend)
     uvicorn.run(
         app,
         host=config.host,
