@@ -32,6 +32,9 @@ class Embedder:
 
     Safe to call from several threads: the batches of all callers pass one lock, so that memory stays that of one batch per
     thread.
+
+    Attributes:
+        model: its parts: files, tokenizer, session.
     """
 
     def __init__(
@@ -43,8 +46,8 @@ class Embedder:
         tokenizer: Tokenizer | None = None,
         calibration: tuple[str, ...] | None = None,
     ) -> None:
-        self._model: Model = open_model(source, recipe, runtime, tokenizer=tokenizer, calibration=calibration)
-        self._recipe = self._model.recipe
+        self.model: Model = open_model(source, recipe, runtime, tokenizer=tokenizer, calibration=calibration)
+        self._recipe = self.model.recipe
         self._query: Embedder | None = None  # the model of queries, where there is one of their own
         if self._recipe.query is not None and source.query is not None:
             self._query = Embedder(source.query, self._recipe.query, runtime, calibration=calibration)
@@ -55,7 +58,7 @@ class Embedder:
                     "vectors cannot be compared. Load the folder of one of them."
                 )
         self._fingerprint = self._recipe.fingerprint
-        self._reader = TextReader(self._model.tokenizer, self._recipe, runtime.truncate, self._fingerprint)
+        self._reader = TextReader(self.model.tokenizer, self._recipe, runtime.truncate, self._fingerprint)
 
     @classmethod
     def load(
@@ -170,7 +173,7 @@ class Embedder:
     @property
     def dimension(self) -> int:
         """D, the number of values in a vector."""
-        return self._model.dimension
+        return self.model.dimension
 
     @property
     def recipe(self) -> Recipe:
@@ -185,7 +188,7 @@ class Embedder:
     @property
     def engine(self) -> Engine:
         """The session under it: raw tensors in, `sentence_embedding` and, where there is one, `token_embeddings` out."""
-        return self._model.runner.engine
+        return self.model.runner.engine
 
     @property
     def providers(self) -> list[str]:
@@ -240,7 +243,7 @@ class Embedder:
         runner = _with_tokens(self._runner_of(tokenized))
         if not runner.recipe.padding:
             raise ValueError(
-                f"In {self._model.source.model} padding changes the vectors of real tokens; call run_tokens or embed_tokens "
+                f"In {self.model.source.model} padding changes the vectors of real tokens; call run_tokens or embed_tokens "
                 "instead."
             )
         return runner.padded(tokenized)
@@ -335,11 +338,11 @@ class Embedder:
 
     def gives_tokens(self, role: Role = "document") -> bool:
         """Return whether the model has vectors of tokens for a role; one that pools inside, or a static one, has none."""
-        return self._for(role)._model.runner.has_tokens
+        return self._for(role).model.runner.has_tokens
 
     def close(self) -> None:
         """Free the model. Calling again does nothing; embedding afterwards raises RuntimeError."""
-        self._model.runner.executor.close()
+        self.model.runner.executor.close()
         if self._query is not None:
             self._query.close()
 
@@ -351,11 +354,11 @@ class Embedder:
 
     def __reduce__(self) -> tuple[partial["Embedder"], tuple[Source, Recipe, Runtime]]:
         # A session cannot be pickled; the receiver opens its own.
-        model = self._model
+        model = self.model
         return partial(type(self), calibration=model.calibration), (model.source, self._recipe, model.runtime)
 
     def __repr__(self) -> str:
-        return f"Embedder({self._model.source.reference!r}, dimension={self.dimension}, fingerprint={self.fingerprint!r})"
+        return f"Embedder({self.model.source.reference!r}, dimension={self.dimension}, fingerprint={self.fingerprint!r})"
 
     def _for(self, role: Role) -> "Embedder":
         """Return the embedder of a role."""
@@ -368,7 +371,7 @@ class Embedder:
                 f"These texts were tokenized by an embedder with the fingerprint {tokenized.fingerprint!r}, and this one has "
                 f"{embedder.fingerprint!r}: the ids may mean other tokens. Pass what this embedder's tokenize() returns."
             )
-        return embedder._model.runner
+        return embedder.model.runner
 
 
 def _with_tokens(runner: Runner) -> Runner:

@@ -41,6 +41,7 @@ class Model:
         tokenizer: reads texts.
         runner: runs what it has read.
         dimension: D.
+        positions: tokens of a text that the graph's table of positions serves. None: it has none.
     """
 
     source: Source
@@ -50,6 +51,7 @@ class Model:
     tokenizer: Tokenizer
     runner: Runner
     dimension: int
+    positions: int | None
 
 
 def open_model(
@@ -101,7 +103,7 @@ def open_model(
             "%s: no file states a prompt for queries or documents; if the model's card gives some, pass prompts=",
             source.reference,
         )
-    return Model(source, recipe, runtime, calibration, tokenizer, runner, dimension)
+    return Model(source, recipe, runtime, calibration, tokenizer, runner, dimension, prepared.positions)
 
 
 def _completed(recipe: Recipe, prepared: Prepared, engine: Engine, *, alone: bool) -> Recipe:

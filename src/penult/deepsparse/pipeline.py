@@ -34,6 +34,7 @@ from penult.deepsparse.arguments import (
     threads_of,
 )
 from penult.deepsparse.engine import Engine
+from penult.deepsparse.shared_rows import SharedRows, shareable
 from penult.types import Pooling
 
 _DEFAULT_MODEL = "zoo:bert-large-wikipedia_bookcorpus-pruned90"
@@ -80,7 +81,7 @@ class Pipeline:
     Safe to call from several threads.
     """
 
-    def __init__(self, embedder: Embedder, settings: Settings) -> None:
+    def __init__(self, embedder: Embedder | SharedRows, settings: Settings) -> None:
         self.embedder = embedder
         self.settings = settings
 
@@ -109,6 +110,7 @@ class Pipeline:
         config: object = None,
         tokenizer: object = None,
         trust_remote_code: bool = False,
+        share: Embedder | None = None,
     ) -> "Pipeline":
         """Open a model as DeepSparse did, the file itself left as it is.
 
@@ -138,6 +140,8 @@ class Pipeline:
             config: a configuration; the model's folder has it.
             tokenizer: a tokenizer; the model's folder has it.
             trust_remote_code: no code of a model is ever run.
+            share: an open embedder of the same model, whose session serves where it has the same token vectors; it must stay
+                open. None: the pipeline opens a session of its own.
 
         Raises:
             FileNotFoundError: no model there, or a part of it is missing.
@@ -176,7 +180,8 @@ class Pipeline:
             return_numpy=return_numpy,
             engine_type=engine_type,
         )
-        return cls(_embedder(settings, threads_of(num_cores, context), bucketed=isinstance(sequence_length, list)), settings)
+        threads, bucketed = threads_of(num_cores, context), isinstance(sequence_length, list)
+        return cls(_embedder(settings, threads, bucketed=bucketed, share=share), settings)
 
     def __call__(self, *texts: str | Iterable[str], inputs: str | Iterable[str] | None = None) -> EmbeddingExtractionOutput:
         """Embed a text, a list of texts, or several texts.
@@ -205,7 +210,7 @@ class Pipeline:
 
     def run(self, tokenized: Tokenized) -> NDArray[np.float32]:
         """Return the items of N texts that `tokenize` has read: (N, H) float32, or (N, T H) with "per_token"."""
-        if self.settings.extraction_strategy != "per_token" or not self._has_tokens:
+        if isinstance(self.embedder, Embedder) and (self.settings.extraction_strategy != "per_token" or not self._has_tokens):
             return self.embedder.run(tokenized)
         return self.embedder.run_padded(tokenized).reshape(len(tokenized), -1)  # (N, T, H) -> (N, T H)
 
@@ -290,7 +295,7 @@ def _texts(texts: tuple[str | Iterable[str], ...], inputs: str | Iterable[str] |
     return cast("list[str]", read)  # what is no text, the embedder refuses with its row
 
 
-def _embedder(settings: Settings, threads: int | None, *, bucketed: bool) -> Embedder:
+def _embedder(settings: Settings, threads: int | None, *, bucketed: bool, share: Embedder | None) -> Embedder | SharedRows:
     """Open the model with the recipe that is DeepSparse's."""
     lengths = settings.sequence_lengths
     found = source.resolve(settings.model_path)
@@ -311,6 +316,8 @@ def _embedder(settings: Settings, threads: int | None, *, bucketed: bool) -> Emb
     # Padding decides no reduced vector, so where no buckets were asked for each text runs at its own length.
     padded = bucketed or settings.extraction_strategy == "per_token"
     runtime = Runtime(truncate="right", buckets=lengths if padded else None, threads=threads, pads=padded)
+    if share is not None and settings.extraction_strategy == "per_token" and shareable(share, found, read):
+        return SharedRows(share, read, runtime, tokenizer)
     opened = Embedder(found, identified(found, read), runtime, tokenizer=tokenizer)
     if settings.extraction_strategy != "per_token" and "token_embeddings" not in opened.engine.output_names:
         raise ValueError(

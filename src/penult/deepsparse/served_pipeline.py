@@ -6,6 +6,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
+from penult.core.embedder import Embedder
 from penult.core.tokenized import Tokenized
 from penult.deepsparse.arguments import TASK
 from penult.deepsparse.config_file import DeepSparseEndpoint
@@ -89,9 +90,20 @@ def _open(models: Models, endpoint: DeepSparseEndpoint) -> QueuedPipeline:
         sequence_length=list(lengths) if isinstance(lengths, tuple) else lengths,
         return_numpy=True,
         num_cores=models.threads,
+        share=_open_embedder(models, endpoint),
     )
     _LOGGER.info("%s is open for the routes of DeepSparse: %s", endpoint.model, opened)
     return QueuedPipeline(opened, endpoint.model, models.limits, models.metrics)
+
+
+def _open_embedder(models: Models, endpoint: DeepSparseEndpoint) -> Embedder | None:
+    """Return the embedder of the same endpoint, so that one session may serve both; None where the model has none."""
+    if endpoint.extraction_strategy != "per_token":
+        return None
+    try:
+        return models.embedder(endpoint).embedder
+    except (OSError, TypeError, ValueError):  # its own routes will say why; the files may state no pooling, for example
+        return None
 
 
 def _key(endpoint: DeepSparseEndpoint) -> tuple[object, ...]:
