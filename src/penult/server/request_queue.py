@@ -21,6 +21,9 @@ from penult.core.tokenized import Tokenized
 
 _LOGGER = logging.getLogger(__name__)
 
+_MANY = 4  # requests in the queue and just answered, from which on more are waited for
+_LINGER, _LINGER_SECONDS = 0.1, 0.01  # for at most a tenth of the last call's time, and 10 ms
+
 Rows = Sequence[NDArray[Any]] | NDArray[Any]
 Run = Callable[[Tokenized], Rows]
 
@@ -114,6 +117,7 @@ class RequestQueue:
         self._jobs: deque[_Job] = deque()
         self._wake = threading.Condition()
         self._closing = False
+        self._answered, self._seconds = 0, 0.0  # requests that the last call answered, and how long it took
         self._tokens_per_second = 5000.0  # a guess, until the first calls have run
         self._thread = threading.Thread(target=self._work, name=name, daemon=True)
         self._thread.start()
@@ -165,13 +169,27 @@ class RequestQueue:
         while True:
             with self._wake:
                 while not self._jobs and not self._closing:
+                    self._answered = 0  # the model is idle: whoever comes next runs at once
                     self._wake.wait()
+                self._linger()
                 self._drop_cancelled()
                 if not self._jobs and self._closing:
                     return
                 taken = self._take()
             if taken:
                 self._run(taken)
+
+    def _linger(self) -> None:
+        """Wait a moment for the requests of clients whose last ones have just been answered, to run them with those that wait.
+
+        Many clients of one text each would else fall into two groups that run in turn, each half as large: a call of 16 short
+        texts takes 13 % more CPU per token than one of 32 (all-MiniLM-L6-v2, fp32, 24 tokens per text, AMD EPYC).
+        """
+        if self._answered + len(self._jobs) < _MANY:
+            return
+        everyone, until = self._answered + len(self._jobs), time.monotonic() + min(_LINGER * self._seconds, _LINGER_SECONDS)
+        while len(self._jobs) < everyone and not self._closing and (left := until - time.monotonic()) > 0:
+            self._wake.wait(left)
 
     def _drop_cancelled(self) -> None:
         kept = deque(job for job in self._jobs if not job.future.cancelled())
@@ -211,14 +229,15 @@ class RequestQueue:
                 for part in taken:
                     self._run([part])
             return
-        seconds = time.monotonic() - started
+        self._seconds = seconds = time.monotonic() - started
         self._tokens_per_second += 0.2 * (tokens / max(seconds, 1e-6) - self._tokens_per_second)
         self._watcher.ran(len(tokenized), tokens, seconds)
-        start = 0
+        start, self._answered = 0, 0
         for job, rows in taken:
             job.parts.append((rows, values[start : start + len(rows)]))
             start += len(rows)
             if not job.left:
+                self._answered += 1
                 self._finish(job, None)
 
     def _finish(self, job: _Job, error: Exception | None) -> None:
