@@ -6,8 +6,10 @@ by side, each on one thread of a second session: threads that share a batch wait
 """
 
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -18,6 +20,7 @@ from penult.fork import PerProcess
 
 Feed = Callable[[], Mapping[str, NDArray[Any]]]
 """Makes the arrays of one batch, where it runs: no more batches are held than run."""
+_TURN = 8  # batches of each thread before another caller may come in
 
 
 class Executor:
@@ -52,17 +55,15 @@ class Executor:
     def run_many(self, feeds: Sequence[Feed], output: str) -> Iterator[NDArray[Any]]:
         """Run batches, and yield one output of each in order. Other callers may come in between; for errors see `run`."""
         team = self.engine.threads
-        many = len(feeds) >= 2 * team
-        for start in range(0, len(feeds), team):
-            wave = feeds[start : start + team]
-            if many and self._second:
-                with self._lock.get():
-                    if self._single is None:
-                        self._single = self._open(1)
-                    results = self._side_by_side(self._single, wave, output)
-                yield from results
-            else:
-                yield from (self.run(feed, output) for feed in wave)
+        if not self._second or len(feeds) < 2 * team:
+            yield from (self.run(feed, output) for feed in feeds)
+            return
+        for start in range(0, len(feeds), _TURN * team):
+            with self._lock.get():
+                if self._single is None:
+                    self._single = self._open(1)
+                results = self._side_by_side(self._single, feeds[start : start + _TURN * team], output)
+            yield from results
 
     def close(self) -> None:
         """Free the sessions. Calling again does nothing; running afterwards raises RuntimeError."""
@@ -74,26 +75,39 @@ class Executor:
             pool.shutdown(wait=False)
 
     def _side_by_side(self, engine: Engine, feeds: Sequence[Feed], output: str) -> list[NDArray[Any]]:
-        """Run the first batch here and the others in threads; all have ended when this returns or raises."""
-        pool, futures = self._pool.get(), []
-        for feed in feeds[1:]:
+        """Run batches in as many threads as there are, this one among them; all have ended when this returns or raises.
+
+        Each thread takes the next batch when it is free, so that none waits for a longer one.
+        """
+        pending, results = deque(enumerate(feeds)), dict[int, NDArray[Any]]()
+
+        def work() -> None:
             try:
-                futures.append(pool.submit(_run, engine, feed, output))
-            except RuntimeError:  # the interpreter is ending and starts no more work: this thread does it
-                futures.append(_done(engine, feed, output))
-        first = _done(engine, feeds[0], output)
-        wait(futures)
-        return [future.result() for future in (first, *futures)]
+                while (taken := _next(pending)) is not None:
+                    number, feed = taken
+                    results[number] = _run(engine, feed, output)
+            finally:
+                pending.clear()  # after an error the others stop too
+
+        futures: list[Future[None]] = []
+        with suppress(RuntimeError):  # the interpreter is ending and starts no more work: this thread does all of it
+            for _ in feeds[1 : self.engine.threads]:
+                futures.append(self._pool.get().submit(work))  # noqa: PERF401 - what was submitted is waited for
+        try:
+            work()
+        finally:
+            wait(futures)
+        for future in futures:
+            future.result()
+        return [results[number] for number in range(len(feeds))]
 
 
-def _done(engine: Engine, feed: Feed, output: str) -> "Future[NDArray[Any]]":
-    """Run a batch in this thread and return a future that is done."""
-    future: Future[NDArray[Any]] = Future()
+def _next(pending: deque[tuple[int, Feed]]) -> tuple[int, Feed] | None:
+    """Take the next batch; None where another thread took the last."""
     try:
-        future.set_result(_run(engine, feed, output))
-    except BaseException as error:  # noqa: BLE001 - it is raised once the other batches have ended
-        future.set_exception(error)
-    return future
+        return pending.popleft()
+    except IndexError:
+        return None
 
 
 def _run(engine: Engine, feed: Feed, output: str) -> NDArray[Any]:
