@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 from google.protobuf.message import DecodeError
+from numpy.typing import NDArray
 
 from penult.core import recipe as recipes
 from penult.core.config.module_weights import PICKLE, SAFETENSORS, dense_weights, layer_norm_weights, static_table
@@ -22,6 +23,7 @@ from penult.graph.find.positions import position_offset, position_table
 from penult.graph.find.unit_length import ends_in_normalize
 from penult.graph.int8.fp16 import has_half
 from penult.graph.int8.int8_support import Scales, scales_of
+from penult.graph.model_file import OWN, location_of, read_model, read_values
 from penult.graph.rewrite.blockwise import fuse_attention
 from penult.graph.rewrite.constants import hoist_constants
 from penult.graph.rewrite.cut import cut
@@ -74,12 +76,14 @@ def assemble(source: Source, recipe: Recipe, real: Mapping[str, Path], target: P
         source: the original.
         recipe: what to do with it.
         real: the real file of each name under which the graph keeps external data.
-        target: the new file; weights that were inside the original are written beside it, external ones stay where they are.
+        target: the new file; it points to the weights in the original's files. New ones are in it, or beside it where the original
+            has none to point to.
 
     Raises:
         ValueError: no whole ONNX graph, no transformer, or nothing says how to pool.
     """
     model = read(source.model, real)
+    real = {**real, OWN: source.model.resolve()}
     name_inputs(model)
     state = _choose(model, recipe, source)
     short = cut(free_axes(model, state.tensor, state.axes), state.tensor, axes=state.axes)
@@ -95,10 +99,10 @@ def assemble(source: Source, recipe: Recipe, real: Mapping[str, Path], target: P
     most, offset = _positions(short, recipe, source, real)
     if not has_half(reduced.graph):  # there other operators would round differently
         reduced = unfuse(reduced, only=frozenset(("SkipLayerNormalization",)))
-        reduced = fuse_attention(drop_guards(reduced))
+        reduced = fuse_attention(drop_guards(reduced), real[OWN])
     home = _point_to(reduced, real)
     if home is None:
-        # Beside the graph, ONNX Runtime maps the weights; inside it, they are parsed and copied.
+        # All weights are small, or not in a form that can be mapped where they are.
         save(reduced, target)
     else:
         target.write_bytes(reduced.SerializeToString())
@@ -276,14 +280,9 @@ def _positions(model: onnx.ModelProto, recipe: Recipe, source: Source, real: Map
     if not table.asked:
         return table.rows - table.first if table.first is not None else usable_rows(table.rows), 0
 
-    def read_tensor(tensor: onnx.TensorProto) -> np.ndarray | None:
-        entries = {entry.key: entry.value for entry in tensor.external_data}
-        place = real.get(entries.get("location", ""))
-        if place is None:
-            return None
-        dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
-        start = int(entries.get("offset", "0"))
-        return np.memmap(place, dtype=dtype, mode="r", offset=start, shape=tuple(tensor.dims))
+    def read_tensor(tensor: onnx.TensorProto) -> NDArray[np.generic] | None:
+        file = real.get(location_of(tensor))
+        return None if file is None else read_values(tensor, file)
 
     offset = position_offset(
         model,
@@ -352,7 +351,7 @@ def _step(root: Path, step: Step) -> Dense | LayerNorm | str:
 
 
 def read(path: Path, real: Mapping[str, Path]) -> onnx.ModelProto:
-    """Read a graph without its external data, which are only checked to be there to their last byte.
+    """Read a graph; its weights stay in its files, and are only checked to be there to their last byte.
 
     Raises:
         ValueError: no whole ONNX graph of numbers (`whole` says what is missing), or its data end too early.
@@ -360,26 +359,22 @@ def read(path: Path, real: Mapping[str, Path]) -> onnx.ModelProto:
     if path.name == STATIC_TABLE:
         return static_graph(static_table(path.parent))
     try:
-        model = onnx.load(path, load_external_data=False)
+        model = read_model(path)
     except DecodeError as error:
         raise ValueError(f"{path} is not a whole ONNX file ({error}); fetch it again.") from error
     hoist_constants(model)
-    check_whole(model, path, real)
+    check_whole(model, path, {**real, OWN: path})
     return model
 
 
 def _point_to(model: onnx.ModelProto, real: Mapping[str, Path]) -> Path | None:
     """Rewrite the places of external data to real files; give the folder they are relative to, None if there are none."""
-    tensors = list(_external(model))
+    tensors = [tensor for tensor in model.graph.initializer if location_of(tensor)]
     if not tensors:
         return None
-    home = Path(os.path.commonpath([path.parent for path in real.values()]))
+    home = Path(os.path.commonpath([real[name].parent for name in {location_of(tensor) for tensor in tensors}]))
     for tensor in tensors:
         for entry in tensor.external_data:
             if entry.key == "location":
                 entry.value = real[entry.value].relative_to(home).as_posix()
     return home
-
-
-def _external(model: onnx.ModelProto) -> list[onnx.TensorProto]:
-    return [tensor for tensor in model.graph.initializer if tensor.data_location == onnx.TensorProto.EXTERNAL]

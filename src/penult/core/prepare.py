@@ -2,7 +2,7 @@
 
 It knows the cache's layout and what names an entry; what is done to the graph stands in `graph/assemble.py`, which is
 imported only when an entry has to be made. An entry is written aside and renamed, so a killed process leaves nothing
-half-made. The user's folder is only read; weights in external data stay where they are, the prepared graph points there.
+half-made. The user's folder is only read; weights stay where they are, the prepared graph points there.
 """
 
 import hashlib
@@ -28,7 +28,7 @@ from penult.data import calibration_texts
 if TYPE_CHECKING:
     import onnx
 
-_FORMAT = 8  # raise when a prepared graph of an older penult must not be used any more
+_FORMAT = 9  # raise when a prepared graph of an older penult must not be used any more
 _GRAPH, _META = "model.onnx", "meta.json"
 
 
@@ -117,7 +117,7 @@ def prepare(source: Source, recipe: Recipe, *, calibration: Sequence[str] | None
     """
     real = _real_data(source)
     limit = _weight_limit() if recipe.precision == "int8" else None
-    key = _key(recipe, source.home, real.values(), limit)
+    key = _key(recipe, source.home, [source.model.resolve(), *real.values()], limit)
     folder = cache_folder() / "graphs" / key
     if not (folder / _META).exists():
         _check_contained(source, real)

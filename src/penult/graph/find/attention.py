@@ -11,6 +11,7 @@ positions does, makes it another kind of attention, which is not found.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from onnx.reference import ReferenceEvaluator
 from penult.graph.find.flow import ACTIVE, operator, read_by, subgraphs, trace
 from penult.graph.find.graph_index import Links, kind
 from penult.graph.find.skeleton import Type, shapes, skeleton
+from penult.graph.model_file import OWN, location_of, with_values
 from penult.graph.rewrite.opsets import opset_of
 from penult.graph.rewrite.prune import drop_unread
 
@@ -68,18 +70,19 @@ class Attention:
     last: int
 
 
-def find_attention(model: ModelProto) -> list[Attention]:
+def find_attention(model: ModelProto, file: Path | None = None) -> list[Attention]:
     """List the attention of a graph, in its order.
 
     Args:
         model: may be loaded without its external data.
+        file: its own file, where some of its weights have been left there.
     """
     links = Links(model)
     if not any(operator(node) == "Softmax" for node in links.nodes) or not links.whole:
         return []  # of a broken graph the runtime says more
     search = _Search(model, links)
     every = [found for i in range(len(links.nodes)) if (found := search.around(i)) is not None]
-    idle = {mask for mask in dict.fromkeys(found.mask for found in every) if search.is_idle(mask)}
+    idle = {mask for mask in dict.fromkeys(found.mask for found in every) if search.is_idle(mask, file)}
     return [found for found in every if found.mask in idle]
 
 
@@ -205,7 +208,7 @@ class _Search:
             return False
         return dims[3] != 1 and (dims[2] != 1 or dims[1] == 1)
 
-    def is_idle(self, mask: str) -> bool:
+    def is_idle(self, mask: str, file: Path | None) -> bool:
         """Say whether a mask takes nothing away where no text is padded, by computing it for two texts."""
         part = ModelProto()
         part.CopyFrom(self._model)
@@ -215,6 +218,10 @@ class _Search:
         drop_unread(part.graph)
         if any(any(subgraphs(node)) for node in part.graph.node):
             return False  # a loop may have no end
+        if file is not None:
+            for tensor in part.graph.initializer:
+                if location_of(tensor) == OWN:
+                    tensor.CopyFrom(with_values(tensor, file))
         # Weights that are not loaded: a mask needs their shape, a bias of positions their values, which must not look idle.
         stubs = [tensor for tensor in part.graph.initializer if tensor.data_location == TensorProto.EXTERNAL]
         for tensor in stubs:

@@ -19,6 +19,7 @@ Which of the three it is, the graph asks its mask in every run, so nothing rests
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,13 +35,14 @@ _OLDEST = 11  # the first opset whose Pad takes its sizes as an input
 _MULTIPLE = 4  # channels; a row that does not end there is slower to multiply
 
 
-def fuse_attention(model: ModelProto) -> ModelProto:
+def fuse_attention(model: ModelProto, file: Path | None = None) -> ModelProto:
     """Give a copy in which attention is one operator, or the model itself if none has this form.
 
     Args:
         model: may be loaded without its external data. It is not changed.
+        file: as in `find_attention`.
     """
-    found = {attention.last: attention for attention in find_attention(model)} if opset_of(model) >= _OLDEST else {}
+    found = {attention.last: attention for attention in find_attention(model, file)} if opset_of(model) >= _OLDEST else {}
     if not found:
         return model
     out = ModelProto()
