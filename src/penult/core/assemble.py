@@ -76,8 +76,8 @@ def assemble(source: Source, recipe: Recipe, real: Mapping[str, Path], target: P
         source: the original.
         recipe: what to do with it.
         real: the real file of each name under which the graph keeps external data.
-        target: the new file; it points to the weights in the original's files. New ones are in it, or beside it where the original
-            has none to point to.
+        target: the new file. It points to the weights in the original's files; others are in it, or beside it where it points
+            to none.
 
     Raises:
         ValueError: no whole ONNX graph, no transformer, or nothing says how to pool.
