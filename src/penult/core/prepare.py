@@ -155,9 +155,10 @@ def count_layers(source: Source) -> int:
     """
 
     def count() -> int:
-        from penult.graph.find.layers import hidden_states  # noqa: PLC0415 - as in `_make`
+        from penult.graph.find.graph_index import GraphIndex  # noqa: PLC0415 - as in `_make`
+        from penult.graph.find.layers import hidden_states  # noqa: PLC0415
 
-        return len(hidden_states(read_graph(source))) - 1
+        return len(hidden_states(GraphIndex(read_graph(source)))) - 1
 
     return remembered(cache_folder() / "layers" / f"{_FORMAT}-{hash_model(source)}", count)
 

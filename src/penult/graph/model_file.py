@@ -53,6 +53,13 @@ def location_of(tensor: TensorProto) -> str:
     return next((str(entry.value) for entry in tensor.external_data if entry.key == "location"), "")
 
 
+def refer(tensor: TensorProto, location: str, offset: int, length: int) -> None:
+    """Make a tensor point to its data."""
+    tensor.data_location = TensorProto.EXTERNAL
+    for key, value in (("location", location), ("offset", offset), ("length", length)):
+        tensor.external_data.add(key=key, value=str(value))
+
+
 def read_values(tensor: TensorProto, file: Path) -> NDArray[np.generic]:
     """Map the values of a tensor whose data are in `file`."""
     info = ExternalDataInfo(tensor)
@@ -88,8 +95,5 @@ def _reference(data: mmap.mmap, weight: Weight) -> TensorProto | None:
     length = raw.end - raw.value
     if length != prod(tensor.dims) * helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize:
         return None  # ONNX Runtime says so
-    tensor.data_location = TensorProto.EXTERNAL
-    for key, number in (("offset", raw.value), ("length", length)):
-        tensor.external_data.add(key=key, value=str(number))
-    tensor.external_data.add(key="location", value=OWN)
+    refer(tensor, OWN, raw.value, length)
     return tensor
