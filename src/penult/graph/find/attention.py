@@ -92,6 +92,7 @@ class _Search:
     def around(self, softmax: int) -> Attention | None:
         """Give the attention that a node is the Softmax of."""
         node = self._nodes[softmax]
+        # Before opset 13, Softmax runs over all axes from one on, the second if none is stated.
         if operator(node) != "Softmax" or _said(node).get("axis", -1 if self._opset >= 13 else 1) not in {-1, 3}:
             return None
         mix = self._links.after(softmax)

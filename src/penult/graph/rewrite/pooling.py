@@ -180,7 +180,7 @@ def _sum(build: Builder, x: str, column: str, *, weights: str) -> str:
 
 def _quotient(build: Builder, total: str, count: str, *, root: bool = False) -> str:
     """Divide a sum (B, 1, H) by the rows' count or weight, or by its square root; zeros where no row is chosen."""
-    divisor = build.op("Max", count, build.float(1e-9))
+    divisor = build.op("Max", count, build.float(1e-9))  # a count is 0 or at least 1
     divisor = build.op("Sqrt", divisor) if root else divisor
     return build.op("Squeeze1", build.op("Div", total, divisor))  # (B, 1, H) -> (B, H)
 

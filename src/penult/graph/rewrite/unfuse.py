@@ -41,7 +41,7 @@ def unfuse(graph: GraphIndex, only: frozenset[str] | None = None) -> None:
 
 def _skip_norm(node: NodeProto, prefix: str, _: GraphIndex) -> list[NodeProto] | None:
     """Inputs: x, skip, gain, shift, bias; outputs: the norm, two statistics, the sum."""
-    inputs = [*node.input, "", "", ""][:5]
+    inputs = [*node.input, "", "", ""][:5]  # an input without a name is left out, as one behind the last is
     outputs = [*node.output, "", "", ""][:4]
     if any(outputs[1:3]):
         return None
