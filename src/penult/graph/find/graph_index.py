@@ -122,27 +122,29 @@ class GraphIndex:
         """The data flow of `bare`."""
         return trace(self.bare.graph)
 
-    @cached_property
+    @property
     def types(self) -> dict[str, Type]:
         """Element type and shape of the tensors of `bare`, as far as they are known."""
-        return stated_types(self._inferred or self.bare)
+        return self._types[0]
 
     @cached_property
-    def _inferred(self) -> ModelProto | None:
-        return infer(self.bare)
+    def _types(self) -> tuple[dict[str, Type], bool]:
+        """The types, and whether they could be inferred; else they are what the graph states."""
+        inferred = infer(self.bare)
+        return stated_types(inferred or self.bare), inferred is not None
 
     def changed(self, renamed: Mapping[str, str] | None = None) -> None:
         """Forget what was worked out.
 
         Args:
-            renamed: tensor before -> now, by a pass that has taken nodes away and added some that nobody asks about: what is
-                known of the types of all others stays. None: anything may have changed.
+            renamed: tensor before -> now, by a pass that has taken nodes away and added some that nobody asks about: the types
+                of all others stay, if they were inferred. None: anything may have changed.
         """
-        known = self.types if renamed is not None and vars(self).get("_inferred") is not None else None
-        for name in ("links", "bare", "flow", "types", "_inferred"):
+        types, inferred = vars(self).get("_types", ({}, False))
+        for name in ("links", "bare", "flow", "_types"):
             vars(self).pop(name, None)
-        if known is not None and renamed is not None:
-            vars(self)["types"] = {renamed.get(name, name): kind for name, kind in known.items()}
+        if inferred and renamed is not None:
+            vars(self)["_types"] = {renamed.get(name, name): kind for name, kind in types.items()}, True
 
 
 def kind(node: NodeProto) -> str:
