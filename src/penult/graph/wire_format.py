@@ -10,7 +10,7 @@ from dataclasses import dataclass
 LARGE = 2**16
 """Bytes of a weight that is found."""
 
-_MOST_FIELDS = 1_000_000  # of one message; protobuf itself is faster on more
+_MOST_FIELDS = 1_000_000  # that are walked, a second's work; real files have some ten thousand
 # Numbers of fields in onnx.proto: ModelProto.graph, GraphProto.initializer, TensorProto.raw_data.
 _GRAPH, _INITIALIZER, _RAW_DATA = 7, 5, 9
 _VARINT, _EIGHT_BYTES, _SIZED, _FOUR_BYTES = 0, 1, 2, 5  # wire types
@@ -44,12 +44,16 @@ class Layout:
 
 
 def layout(data: mmap.mmap) -> Layout | None:
-    """Return where an ONNX file has its weights; None for a file that is not plain messages, or a graph in parts."""
+    """Return where an ONNX file has its weights.
+
+    None for a file that is not plain messages, that has its graph in parts or more fields than any model.
+    """
+    budget = iter(range(_MOST_FIELDS))
     try:
-        graphs = [field for field in _fields(data, 0, len(data)) if field.number == _GRAPH and field.wire == _SIZED]
+        graphs = [field for field in _fields(data, 0, len(data), budget) if field.number == _GRAPH and field.wire == _SIZED]
         if len(graphs) != 1:
             return None
-        return Layout(graphs[0], tuple(_weights(data, graphs[0])))
+        return Layout(graphs[0], tuple(_weights(data, graphs[0], budget)))
     except _UnusualError:
         return None
 
@@ -68,18 +72,18 @@ class _UnusualError(ValueError):
     pass
 
 
-def _weights(data: mmap.mmap, graph: Field) -> Iterator[Weight]:
-    for tensor in _fields(data, graph.value, graph.end):
+def _weights(data: mmap.mmap, graph: Field, budget: Iterator[int]) -> Iterator[Weight]:
+    for tensor in _fields(data, graph.value, graph.end, budget):
         if tensor.number == _INITIALIZER and tensor.wire == _SIZED and tensor.end - tensor.value >= LARGE:
-            fields = _fields(data, tensor.value, tensor.end)
+            fields = _fields(data, tensor.value, tensor.end, budget)
             raw = [field for field in fields if field.number == _RAW_DATA and field.wire == _SIZED]
             if len(raw) == 1 and raw[0].end - raw[0].value >= LARGE:
                 yield Weight(tensor, raw[0])
 
 
-def _fields(data: mmap.mmap, start: int, end: int) -> Iterator[Field]:
-    """Yield the fields of a message."""
-    for _ in range(_MOST_FIELDS):
+def _fields(data: mmap.mmap, start: int, end: int, budget: Iterator[int]) -> Iterator[Field]:
+    """Yield the fields of a message, as long as the budget of the whole file lasts."""
+    for _ in budget:
         if start == end:
             return
         tag, value = _varint(data, start, end)
