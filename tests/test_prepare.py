@@ -12,7 +12,9 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from models import Size, bert_graph, bert_weights, tiny_model
+from folder_kit import static_model
+from models import VOCABULARY, Size, bert_graph, bert_weights, tiny_model
+from safetensors.numpy import save_file
 
 from penult import Embedder, Engine
 from penult.core.loading import read
@@ -114,6 +116,24 @@ def test_weights_inside_the_graph_are_not_copied(tmp_path, cache, monkeypatch):
         assert np.array_equal(e.embed(["the cat", "a dog sat on the mat"]), vectors)
     (copied,) = (tmp_path / "another cache" / "graphs").iterdir()
     assert (copied / "model.onnx.data").stat().st_size > graph.stat().st_size / 2
+
+
+@pytest.mark.parametrize("form", ["as it is", "in half precision", "with weights"])
+def test_a_static_table_is_copied_only_where_it_changes(tmp_path, cache, form):
+    """Rows in float32 stay in the model's own file; what is converted or multiplied is written to the cache."""
+    table = static_model(tmp_path / "model", dimension=256)
+    file = tmp_path / "model" / "0_StaticEmbedding" / "model.safetensors"
+    if form == "in half precision":
+        table = table.astype(np.float16)
+        save_file({"embedding.weight": table}, file)
+    elif form == "with weights":
+        save_file({"embeddings": table, "weights": np.full(len(table), 2, np.float32)}, file)
+    with Embedder.load(tmp_path / "model") as e:
+        vectors = e.embed(["the cat"])
+    expected = table[[VOCABULARY.index("the"), VOCABULARY.index("cat")]].astype(np.float32).mean(0)
+    assert np.abs(vectors[0] - expected * (1 + (form == "with weights"))).max() < 1e-6
+    stored = sum(path.stat().st_size for path in (cache / "graphs").rglob("*") if path.is_file())
+    assert (stored > table.size * 4) == (form != "as it is")
 
 
 def test_a_moved_graph_is_found_again(tmp_path, cache):

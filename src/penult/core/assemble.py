@@ -15,7 +15,7 @@ from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
 from penult.core import recipe as recipes
-from penult.core.config.module_weights import PICKLE, SAFETENSORS, dense_weights, layer_norm_weights, static_table
+from penult.core.config.module_weights import PICKLE, SAFETENSORS, dense_weights, layer_norm_weights, static_table, stored_table
 from penult.core.recipe import Recipe, Rows, Step, usable_rows
 from penult.core.source import STATIC_TABLE, Source
 from penult.graph.find.graph_index import GraphIndex
@@ -24,7 +24,7 @@ from penult.graph.find.positions import position_offset, position_table
 from penult.graph.find.unit_length import ends_in_normalize
 from penult.graph.int8.fp16 import has_half
 from penult.graph.int8.int8_support import Scales, scales_of
-from penult.graph.model_file import OWN, location_of, read_model, read_values
+from penult.graph.model_file import OWN, location_of, read_model, read_values, refer
 from penult.graph.rewrite.blockwise import fuse_attention
 from penult.graph.rewrite.constants import hoist_constants
 from penult.graph.rewrite.cut import cut
@@ -36,6 +36,7 @@ from penult.graph.rewrite.pooling import OUTPUT, Dense, LayerNorm, Reducer, appe
 from penult.graph.rewrite.static_embedding import static_graph
 from penult.graph.rewrite.unfuse import unfuse
 from penult.graph.rewrite.validate import check_inner, check_whole
+from penult.graph.wire_format import LARGE
 
 TOKENS = "token_embeddings"
 _MOVES = frozenset(("Identity", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Cast", "CastLike"))
@@ -358,7 +359,7 @@ def read(path: Path, real: Mapping[str, Path]) -> onnx.ModelProto:
         ValueError: no whole ONNX graph of numbers (`whole` says what is missing), or its data end too early.
     """
     if path.name == STATIC_TABLE:
-        return static_graph(static_table(path.parent))
+        return static_graph(_table(path.parent))
     try:
         model = read_model(path)
     except DecodeError as error:
@@ -366,6 +367,17 @@ def read(path: Path, real: Mapping[str, Path]) -> onnx.ModelProto:
     hoist_constants(model)
     check_whole(model, path, {**real, OWN: path})
     return model
+
+
+def _table(folder: Path) -> onnx.TensorProto:
+    """Return the table of a static embedding; its data stay in its file where they can be mapped there."""
+    table = static_table(folder)
+    place = stored_table(folder)
+    if place is None or table.nbytes < LARGE:
+        return onnx.numpy_helper.from_array(table)
+    tensor = onnx.TensorProto(data_type=onnx.TensorProto.FLOAT, dims=table.shape)
+    refer(tensor, OWN, *place)
+    return tensor
 
 
 def _point_to(model: onnx.ModelProto, real: Mapping[str, Path]) -> Path | None:
