@@ -10,7 +10,23 @@ import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 
 from penult import Engine
+from penult.graph.find import attention as _attention
+from penult.graph.find import layers as _layers
+from penult.graph.find import linear as _linear
+from penult.graph.find import positions as _positions
+from penult.graph.find import unit_length as _unit_length
 from penult.graph.find.flow import read_by
+from penult.graph.find.graph_index import GraphIndex
+from penult.graph.find.skeleton import infer, stated_types
+from penult.graph.int8 import fp16
+from penult.graph.int8 import quantize as _quantize
+from penult.graph.rewrite import blockwise as _blockwise
+from penult.graph.rewrite import cut as _cut
+from penult.graph.rewrite import dynamic_axes as _dynamic_axes
+from penult.graph.rewrite import input_names as _input_names
+from penult.graph.rewrite import nan_guards as _nan_guards
+from penult.graph.rewrite import pooling as _pooling
+from penult.graph.rewrite import unfuse as _unfuse
 
 HERE = Path(__file__).parent
 SHARED = HERE.parents[1] / "shared"
@@ -222,3 +238,48 @@ class Draft:
             helper.make_opsetid("strange", 1),
         ]
         return helper.make_model(graph, opset_imports=opsets, ir_version=8)
+
+
+def changed(change, model, *args, **kwargs):
+    """Make a change that is made in place on a copy; give the copy, or the model itself where nothing has changed."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    change(copy, *args, **kwargs)
+    return model if copy.SerializeToString(deterministic=True) == model.SerializeToString(deterministic=True) else copy
+
+
+def by_index(work):
+    """Give a function of a model from one of its index."""
+    return lambda model, *args, **kwargs: work(GraphIndex(model), *args, **kwargs)
+
+
+def on_a_copy(change):
+    """Give a function that returns a changed copy of a model from a change in place to what it indexes."""
+    return lambda model, *args, **kwargs: changed(by_index(change), model, *args, **kwargs)
+
+
+hidden_states = by_index(_layers.hidden_states)
+find_attention = by_index(_attention.find_attention)
+find_linears = by_index(_linear.find_linears)
+ends_in_normalize = by_index(_unit_length.ends_in_normalize)
+position_table = by_index(_positions.position_table)
+position_offset = by_index(_positions.position_offset)
+quantize = by_index(_quantize.quantize)
+name_inputs = by_index(_input_names.name_inputs)
+cut = on_a_copy(_cut.cut)
+free_axes = on_a_copy(_dynamic_axes.free_axes)
+append_reducer = on_a_copy(_pooling.append_reducer)
+unfuse = on_a_copy(_unfuse.unfuse)
+drop_guards = on_a_copy(_nan_guards.drop_guards)
+fuse_attention = on_a_copy(_blockwise.fuse_attention)
+
+
+def widen(model):
+    """Give a copy in single precision."""
+    return changed(fp16.widen, model)
+
+
+def shapes(bare, *, strict=False):
+    """Give (element type, shape) of the tensors of a skeleton."""
+    inferred = infer(bare, strict=strict)
+    return {} if inferred is None and strict else stated_types(inferred or bare)

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from graph_kit import cut, hidden_states
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import bert_graph, bert_weights, tiny_model, write_json
@@ -22,8 +23,7 @@ from penult import Embedder, Engine
 from penult.core.config.config_json import read_object
 from penult.core.recipe import Wishes, read
 from penult.core.tokenizer import Tokenizer
-from penult.graph.find.layers import NotATransformerError, hidden_states
-from penult.graph.rewrite.cut import cut
+from penult.graph.find.layers import NotATransformerError
 
 SECONDS, MEMORY = 30, 6 * 2**30
 

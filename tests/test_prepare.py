@@ -12,9 +12,15 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from models import bert_graph, bert_weights, tiny_model
+from folder_kit import static_model
+from models import VOCABULARY, Size, bert_graph, bert_weights, tiny_model
+from safetensors.numpy import save_file
 
-from penult import Embedder
+from penult import Embedder, Engine
+from penult.core.loading import read
+from penult.core.prepare import prepare
+from penult.core.recipe import Wishes
+from penult.graph.rewrite.standalone import write_standalone
 
 
 @pytest.fixture
@@ -85,6 +91,83 @@ def test_weights_beside_the_graph_are_not_copied(tmp_path, cache):
         e.embed(["a"])
     stored = sum(path.stat().st_size for path in cache.rglob("*") if path.is_file())
     assert stored < (folder / "onnx" / "weights.bin").stat().st_size
+
+
+def inline_model(folder):
+    """Write a model whose graph holds weights of more than 64 KiB."""
+    return tiny_model(folder, size=Size(hidden=128))
+
+
+def test_weights_inside_the_graph_are_not_copied(tmp_path, cache, monkeypatch):
+    """The prepared graph points into the model's own file, and gives the vectors, to the last bit, that a copy of them gives."""
+    folder = inline_model(tmp_path / "model")
+    graph = folder / "onnx" / "model.onnx"
+    with Embedder.load(folder) as e:
+        vectors = e.embed(["the cat", "a dog sat on the mat"])
+    (prepared,) = (cache / "graphs").iterdir()
+    assert sum(path.stat().st_size for path in prepared.iterdir()) < graph.stat().st_size / 4
+    tensors = onnx.load(prepared / "model.onnx", load_external_data=False).graph.initializer
+    pointed = [tensor for tensor in tensors if tensor.external_data]
+    assert {entry.value for tensor in pointed for entry in tensor.external_data if entry.key == "location"} == {"model.onnx"}
+    assert len(pointed) >= 4
+    monkeypatch.setenv("PENULT_CACHE", str(tmp_path / "another cache"))
+    monkeypatch.setattr("penult.graph.wire_format.LARGE", 2**40)
+    with Embedder.load(folder) as e:
+        assert np.array_equal(e.embed(["the cat", "a dog sat on the mat"]), vectors)
+    (copied,) = (tmp_path / "another cache" / "graphs").iterdir()
+    assert (copied / "model.onnx.data").stat().st_size > graph.stat().st_size / 2
+
+
+@pytest.mark.parametrize("form", ["as it is", "in half precision", "with weights"])
+def test_a_static_table_is_copied_only_where_it_changes(tmp_path, cache, form):
+    """Rows in float32 stay in the model's own file; what is converted or multiplied is written to the cache."""
+    table = static_model(tmp_path / "model", dimension=256)
+    file = tmp_path / "model" / "0_StaticEmbedding" / "model.safetensors"
+    if form == "in half precision":
+        table = table.astype(np.float16)
+        save_file({"embedding.weight": table}, file)
+    elif form == "with weights":
+        save_file({"embeddings": table, "weights": np.full(len(table), 2, np.float32)}, file)
+    with Embedder.load(tmp_path / "model") as e:
+        vectors = e.embed(["the cat"])
+    expected = table[[VOCABULARY.index("the"), VOCABULARY.index("cat")]].astype(np.float32).mean(0)
+    assert np.abs(vectors[0] - expected * (1 + (form == "with weights"))).max() < 1e-6
+    stored = sum(path.stat().st_size for path in (cache / "graphs").rglob("*") if path.is_file())
+    assert (stored > table.size * 4) == (form != "as it is")
+
+
+def test_a_moved_graph_is_found_again(tmp_path, cache):
+    """A model with its weights inside that moves keeps its fingerprint and its vectors; its former place may be gone."""
+    folder = inline_model(tmp_path / "model")
+    with Embedder.load(folder) as e:
+        first, name = e.embed(["the cat"]), e.fingerprint
+    moved = Path(shutil.move(folder, tmp_path / "elsewhere"))
+    with Embedder.load(moved) as e:
+        assert np.array_equal(e.embed(["the cat"]), first)
+        assert e.fingerprint == name
+
+
+def test_a_graph_behind_a_link(tmp_path, cache):
+    """Where the graph is a link, as in the Hub's cache, the prepared one points to the file behind it."""
+    folder = inline_model(tmp_path / "model")
+    with Embedder.load(folder) as e:
+        first = e.embed(["the cat"])
+    graph = folder / "onnx" / "model.onnx"
+    graph.symlink_to(graph.rename(tmp_path / "blob"))
+    with Embedder.load(folder) as e:
+        assert np.array_equal(e.embed(["the cat"]), first)
+
+
+def test_a_graph_cut_by_penult_is_whole(tmp_path, cache):
+    """`penult cut` writes the weights that the prepared graph points to into the one file."""
+    folder = inline_model(tmp_path / "model")
+    prepared = prepare(*read(folder, Wishes()))
+    assert write_standalone(prepared.graph, prepared.data_folder, tmp_path / "cut.onnx") == [tmp_path / "cut.onnx"]
+    assert not any(tensor.external_data for tensor in onnx.load(tmp_path / "cut.onnx").graph.initializer)
+    ids = np.array([[2, 30, 3]])
+    feed = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
+    with Engine(prepared.graph, data_folder=prepared.data_folder) as ours, Engine(tmp_path / "cut.onnx") as theirs:
+        assert all(np.array_equal(a, b) for a, b in zip(ours.run(feed), theirs.run(feed), strict=True))
 
 
 def test_moved_weights_are_found_again(tmp_path, cache):

@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import pytest
 from folder_kit import bert, change, replace_graph, with_task_id
-from graph_kit import model_of, running
+from graph_kit import find_linears, model_of, quantize, running, widen
 from models import bert_graph, bert_weights, tiny_model
 from onnx import TensorProto, helper, numpy_helper
 
@@ -18,13 +18,11 @@ from penult import Embedder, Engine
 from penult.core import int8 as int8_module
 from penult.core.engine import fuse
 from penult.data import calibration_texts
-from penult.graph.find.linear import find_linears
 from penult.graph.int8.activation_scales import Choice, Seen, apply, choices, error_of
 from penult.graph.int8.calibrate import Goal, Outcome, make_int8
-from penult.graph.int8.fp16 import widen
 from penult.graph.int8.gptq import closest, nearest, what_follows
 from penult.graph.int8.int8_support import scales_of, weight_limit
-from penult.graph.int8.quantize import grouped, quantize
+from penult.graph.int8.quantize import grouped
 
 TEXTS = ["the cat sat on the mat", "a dog", "bright moon over the stone, and fish", "", "eats", "query passage " * 15]
 RNG = np.random.default_rng(0)

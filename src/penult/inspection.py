@@ -16,6 +16,7 @@ from penult.core.embedder import Embedder
 from penult.core.recipe import Recipe
 from penult.core.source import Source
 from penult.graph.describe import Description, describe
+from penult.graph.find.graph_index import GraphIndex
 from penult.graph.picture import megabytes
 from penult.types import Pooling, Role
 
@@ -65,7 +66,7 @@ def inspect(
     except (OSError, ValueError) as problem:
         error = str(problem)
     try:
-        chosen = choose(graph, read, found)
+        chosen = choose(GraphIndex(graph), read, found)
     except ValueError:
         chosen = None
     described = describe(graph, -1 if layer is None else layer, chosen=chosen)

@@ -9,7 +9,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from penult.core import hub, prepare, source
+from penult.core import cache, hub, source
 
 # Lists what a folder holds that `pull` wrote, so that a later pull may replace it and nothing else.
 _MARK = ".penult-pull.json"
@@ -45,7 +45,7 @@ def pull(reference: str | os.PathLike[str], *, to: Path | None = None, model_fil
         data_files=source.data_files,
     )
     for name in snapshot.names:
-        prepare.hash_files([snapshot.folder / name])  # against the sha256 that the Hub names large files by
+        cache.hash_files([snapshot.folder / name])  # against the sha256 that the Hub names large files by
     if to is None:
         return snapshot.folder
     _write(snapshot, to, hub_id.repo)

@@ -26,11 +26,12 @@ def write_dense_int8(graph, target, ids):
     import onnxruntime
     from onnx import TensorProto, helper, numpy_helper
 
+    from penult.graph.find.graph_index import GraphIndex
     from penult.graph.find.linear import find_linears
     from penult.graph.rewrite.prune import drop_unread
 
     model = onnx.load(graph)
-    linears = find_linears(model, model.graph.output[0].name)
+    linears = find_linears(GraphIndex(model), model.graph.output[0].name)
     watched = onnx.ModelProto()
     watched.CopyFrom(model)
     inputs = sorted({linear.input for linear in linears})

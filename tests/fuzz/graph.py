@@ -5,14 +5,12 @@ from pathlib import Path
 
 import onnx
 from draw import Draw
+from graph_kit import cut, drop_guards, fuse_attention, hidden_states
 from models import Size, bert_graph, bert_weights
 from onnx import ModelProto, TensorProto
 
 from penult.core.assemble import read
-from penult.graph.find.layers import NotATransformerError, hidden_states
-from penult.graph.rewrite.blockwise import fuse_attention
-from penult.graph.rewrite.cut import cut
-from penult.graph.rewrite.nan_guards import drop_guards
+from penult.graph.find.layers import NotATransformerError
 
 PATH = Path(tempfile.mkdtemp()) / "model.onnx"
 WHOLE = bert_graph(bert_weights(Size(8, 1, 2, 16)), 2, mlm_head=True).SerializeToString()

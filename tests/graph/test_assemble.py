@@ -336,6 +336,17 @@ def test_frozen_axes_are_freed(tmp_path):
     assert run(tmp_path / "made.onnx")["sentence_embedding"].shape == (2, 8)
 
 
+def test_shapes_are_inferred_once(tmp_path, monkeypatch):
+    """For the layers, the cut and the attention alike; once more only where sizes are freed or operators taken apart."""
+    calls = []
+    infer = onnx.shape_inference.infer_shapes
+    monkeypatch.setattr("onnx.shape_inference.infer_shapes", lambda *given, **said: calls.append(1) or infer(*given, **said))
+    made(tmp_path, bert_graph(bert_weights(), 4))
+    assert len(calls) == 1
+    kinds = [node.op_type for node in onnx.load(tmp_path / "made.onnx", load_external_data=False).graph.node]
+    assert "Softmax" not in kinds
+
+
 def test_8_bit_scales_are_told(tmp_path):
     """A graph that measures its scales on each batch is said to."""
     d, states, _ = layered()

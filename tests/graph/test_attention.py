@@ -6,15 +6,11 @@ from math import prod
 import numpy as np
 import pytest
 from attention_kit import MASKS, WINDOW, attention, ids, operators
-from graph_kit import GRAPHS, ZOO, load, session, stored
+from graph_kit import GRAPHS, ZOO, drop_guards, find_attention, fuse_attention, load, session, stored
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import bert_graph, bert_weights
 from onnx import TensorProto, helper, numpy_helper
-
-from penult.graph.find.attention import find_attention
-from penult.graph.rewrite.blockwise import fuse_attention
-from penult.graph.rewrite.nan_guards import drop_guards
 
 
 def both(model, given, fused=None):

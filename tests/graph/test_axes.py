@@ -3,12 +3,11 @@
 import numpy as np
 import onnx
 import pytest
-from graph_kit import Draft, session
+from graph_kit import Draft, free_axes, session
 from models import bert_graph, bert_weights
 from onnx import TensorProto, helper, numpy_helper
 
 from penult import Engine
-from penult.graph.rewrite.dynamic_axes import free_axes
 
 IDS = np.array([[2, 5, 6, 3], [2, 7, 3, 0]])
 INPUTS = [IDS, (IDS > 0).astype(np.int64), np.zeros_like(IDS)]

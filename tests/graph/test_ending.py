@@ -2,10 +2,8 @@
 
 import numpy as np
 import pytest
-from graph_kit import Draft
+from graph_kit import Draft, hidden_states
 from onnx import helper
-
-from penult.graph.find.layers import hidden_states
 
 BLOCK, NORM, FINAL = (
     f"the end of the last residual block{how}; what follows is the head" for how in ("", " and its norm", " and the final norm")

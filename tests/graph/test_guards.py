@@ -3,11 +3,8 @@
 import numpy as np
 import pytest
 from attention_kit import LOWEST, MASKS, attention, ids, operators
-from graph_kit import session
+from graph_kit import drop_guards, find_attention, session
 from onnx import TensorProto, helper, numpy_helper
-
-from penult.graph.find.attention import find_attention
-from penult.graph.rewrite.nan_guards import drop_guards
 
 
 def node_of(model, kind):

@@ -4,11 +4,10 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
-from graph_kit import GRAPHS, Draft, outlined, stored
+from graph_kit import GRAPHS, Draft, name_inputs, outlined, stored
 from models import Size, bert_graph, bert_weights
 from onnx import TensorProto, helper, numpy_helper
 
-from penult.graph.rewrite.input_names import name_inputs, reads_mask
 from penult.graph.rewrite.validate import check_whole
 
 IDS = np.array([[2, 5, 6, 3], [2, 7, 3, 0]])
@@ -328,29 +327,6 @@ def test_broken_constants_are_no_numbers():
     model = d.attended(d.op("Sub", d.op("Cast", d.input("x"), to=1)))  # one operand too few
     name_inputs(model)
     assert [value.name for value in model.graph.input] == ["input_ids", "x"]
-
-
-def test_whether_the_mask_is_read():
-    """Its values count, not its size, and only on the way to an output."""
-    assert reads_mask(bert())
-    assert reads_mask(outlined(bert()))
-    d = Small()
-    mask = d.input("attention_mask")
-    x = d.op("Expand", d.constant(np.float32(1)), d.op("Shape", mask))
-    d.op("Neg", mask)
-    assert not reads_mask(d.model(d.op("CastLike", x, mask)))
-    d = Small()
-    assert not reads_mask(d.model(d.op("Neg", d.embed())))
-    assert reads_mask(d.model(d.op("Cast", d.input("attention_mask"), to=1)))
-
-
-@pytest.mark.parametrize(
-    ("case", "read"),
-    [("02-vector-depends-on-neighbours/case-P01-mask-input-not-used", False), ("03-roberta-position-ids-input/case-M13c-roberta-control", True)],
-)  # fmt: skip
-def test_reports_of_masks(shared, case, read):
-    """bugcases/02: an input for the mask that no node reads."""
-    assert reads_mask(onnx.load(shared / "bugcases" / case / "model" / "onnx" / "model.onnx")) is read
 
 
 @pytest.mark.parametrize(

@@ -6,13 +6,12 @@ from itertools import pairwise
 import numpy as np
 import onnx
 import pytest
-from graph_kit import GRAPHS, SHARED, ZOO, ZOO_FILES, Draft, outlined, run, shuffled, stored
+from graph_kit import GRAPHS, SHARED, ZOO, ZOO_FILES, Draft, cut, hidden_states, outlined, run, shuffled, stored
 from onnx import TensorProto, helper
 
 from penult.graph.find.flow import trace
-from penult.graph.find.layers import HiddenState, NotATransformerError, hidden_states, select
+from penult.graph.find.layers import HiddenState, NotATransformerError, select
 from penult.graph.find.skeleton import skeleton
-from penult.graph.rewrite.cut import cut
 
 ANY = {"input_ids": np.array([[3, 1, 4, 1, 5], [9, 2, 6, 5, 3]])}
 

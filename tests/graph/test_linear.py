@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
-from graph_kit import model_of
+from graph_kit import find_linears, model_of
 from onnx import helper, numpy_helper
 
-from penult.graph.find.linear import find_linears, readers
+from penult.graph.find.graph_index import Links
 
 RNG = np.random.default_rng(0)
 X = {"x": [16, 16]}
@@ -152,7 +152,7 @@ def test_a_product_that_others_read_keeps_its_bias_apart():
     assert found(nodes[:1], outputs=("p",), before="p", **weights) == [apart]
     others = [nodes[0], helper.make_node("Neg", ["x"], ["q"]), helper.make_node("Add", ["b", "q"], ["out"])]
     assert found(others, outputs=("out", "p"), before="p", **weights) == [apart]
-    assert readers(model_of(nodes, X, ("out", "p"), weights).graph)["p"] == [1, -1]
+    assert Links(model_of(nodes, X, ("out", "p"), weights).graph).read["p"] == [1, -1]
 
 
 def test_nodes_that_hold_other_things():

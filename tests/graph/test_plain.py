@@ -5,11 +5,8 @@ import itertools
 import numpy as np
 import onnx
 import pytest
-from graph_kit import model_of, session
+from graph_kit import find_linears, model_of, session, unfuse
 from onnx import TensorProto, helper
-
-from penult.graph.find.linear import find_linears
-from penult.graph.rewrite.unfuse import unfuse
 
 RNG = np.random.default_rng(0)
 MICROSOFT = {"domain": "com.microsoft"}

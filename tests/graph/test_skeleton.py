@@ -3,11 +3,10 @@
 import numpy as np
 import onnx
 import pytest
-from graph_kit import Draft, outlined, run, session
+from graph_kit import Draft, cut, outlined, run, session, shapes
 from onnx import TensorProto, helper, numpy_helper
 
-from penult.graph.find.skeleton import restore, shapes, skeleton
-from penult.graph.rewrite.cut import cut
+from penult.graph.find.skeleton import restore, skeleton
 
 IDS = {"input_ids": np.array([[3, 1, 4], [9, 2, 6]])}
 FLOATS = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)

@@ -5,17 +5,20 @@ import json
 import numpy as np
 import onnx
 import pytest
+from graph_kit import append_reducer, cut
 from tokenizers import Tokenizer
 
 from penult import Engine
 from penult.core.config.module_weights import static_table
 from penult.graph.rewrite import static_embedding as static
-from penult.graph.rewrite.cut import cut
-from penult.graph.rewrite.pooling import OUTPUT, Reducer, append_reducer
-from penult.graph.rewrite.static_embedding import static_graph
+from penult.graph.rewrite.pooling import OUTPUT, Reducer
 
 RNG = np.random.default_rng(0)
 TABLE = RNG.normal(size=(50, 6)).astype(np.float32)
+
+
+def static_graph(table):
+    return static.static_graph(onnx.numpy_helper.from_array(table))
 
 
 def embedded(model, ids, mask):

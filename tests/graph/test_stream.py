@@ -4,15 +4,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from graph_kit import Draft, run, run_uncut
+from graph_kit import Draft, cut, hidden_states, run, run_uncut
 from onnx import TensorProto, helper, numpy_helper
 
 from penult import Engine
 from penult.graph.find.flow import trace
-from penult.graph.find.layers import NotATransformerError, hidden_states
+from penult.graph.find.layers import NotATransformerError
 from penult.graph.find.residual_stream import Stream, feeding, follow, learned, one_norm, trims
 from penult.graph.find.skeleton import skeleton
-from penult.graph.rewrite.cut import cut
 
 
 def tensors(model):

@@ -3,11 +3,8 @@
 import numpy as np
 import onnx
 import pytest
-from graph_kit import Draft, run
+from graph_kit import Draft, cut, ends_in_normalize, run
 from onnx import TensorProto, helper, numpy_helper
-
-from penult.graph.find.unit_length import ends_in_normalize
-from penult.graph.rewrite.cut import cut
 
 IDS = np.random.default_rng(0).integers(0, 20, (4, 6))
 

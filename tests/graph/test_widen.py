@@ -3,10 +3,10 @@
 import numpy as np
 import onnx
 import pytest
-from graph_kit import session
+from graph_kit import session, widen
 from onnx import TensorProto, helper, numpy_helper
 
-from penult.graph.int8.fp16 import has_half, widen
+from penult.graph.int8.fp16 import has_half
 
 HALF, FULL, INT = TensorProto.FLOAT16, TensorProto.FLOAT, TensorProto.INT64
 WEIGHT = np.array([0.1, -65504, np.inf], np.float16)

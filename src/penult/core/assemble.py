@@ -12,16 +12,19 @@ from pathlib import Path
 import numpy as np
 import onnx
 from google.protobuf.message import DecodeError
+from numpy.typing import NDArray
 
 from penult.core import recipe as recipes
-from penult.core.config.module_weights import PICKLE, SAFETENSORS, dense_weights, layer_norm_weights, static_table
+from penult.core.config.module_weights import PICKLE, SAFETENSORS, dense_weights, layer_norm_weights, static_table, stored_table
 from penult.core.recipe import Recipe, Rows, Step, usable_rows
 from penult.core.source import STATIC_TABLE, Source
+from penult.graph.find.graph_index import GraphIndex
 from penult.graph.find.layers import HiddenState, NotATransformerError, hidden_states, select
 from penult.graph.find.positions import position_offset, position_table
 from penult.graph.find.unit_length import ends_in_normalize
 from penult.graph.int8.fp16 import has_half
 from penult.graph.int8.int8_support import Scales, scales_of
+from penult.graph.model_file import OWN, location_of, read_model, read_values, refer
 from penult.graph.rewrite.blockwise import fuse_attention
 from penult.graph.rewrite.constants import hoist_constants
 from penult.graph.rewrite.cut import cut
@@ -33,6 +36,7 @@ from penult.graph.rewrite.pooling import OUTPUT, Dense, LayerNorm, Reducer, appe
 from penult.graph.rewrite.static_embedding import static_graph
 from penult.graph.rewrite.unfuse import unfuse
 from penult.graph.rewrite.validate import check_inner, check_whole
+from penult.graph.wire_format import LARGE
 
 TOKENS = "token_embeddings"
 _MOVES = frozenset(("Identity", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Cast", "CastLike"))
@@ -74,50 +78,52 @@ def assemble(source: Source, recipe: Recipe, real: Mapping[str, Path], target: P
         source: the original.
         recipe: what to do with it.
         real: the real file of each name under which the graph keeps external data.
-        target: the new file; weights that were inside the original are written beside it, external ones stay where they are.
+        target: the new file. It points to the weights in the original's files; others are in it, or beside it where it points
+            to none.
 
     Raises:
         ValueError: no whole ONNX graph, no transformer, or nothing says how to pool.
     """
-    model = read(source.model, real)
-    name_inputs(model)
-    state = _choose(model, recipe, source)
-    short = cut(free_axes(model, state.tensor, state.axes), state.tensor, axes=state.axes)
-    is_vector = _is_vector(short.graph.output[0], state.tensor)
-    made_unit = is_vector and ends_in_normalize(model, state.tensor)
+    real = {**real, OWN: source.model.resolve()}
+    index = GraphIndex(read(source.model, real), real[OWN])
+    graph = index.model.graph
+    name_inputs(index)
+    state = choose(index, recipe, source)
+    free_axes(index, state.tensor, state.axes)
+    cut(index, state.tensor, axes=state.axes)
+    is_vector = _is_vector(graph.output[0], state.tensor)
+    made_unit = is_vector and ends_in_normalize(index, TOKENS)
+    most, offset = _positions(index, recipe, source, real)
     reducer = _reducer(
         source, recipe, is_vector=is_vector, made_unit=made_unit, inside=state.tensor == OUTPUT and not recipe.static
     )
-    reduced = append_reducer(short, TOKENS, reducer)
+    append_reducer(index, TOKENS, reducer)
     if is_vector:
-        del reduced.graph.output[0]
-    check_inner(reduced, source.model)
-    most, offset = _positions(short, recipe, source, real)
-    if not has_half(reduced.graph):  # there other operators would round differently
-        reduced = unfuse(reduced, only=frozenset(("SkipLayerNormalization",)))
-        reduced = fuse_attention(drop_guards(reduced))
-    home = _point_to(reduced, real)
+        del graph.output[0]
+    check_inner(index.model, source.model)
+    if not has_half(graph):  # there other operators would round differently
+        unfuse(index, only=frozenset(("SkipLayerNormalization",)))
+        drop_guards(index)
+        fuse_attention(index)
+    home = _point_to(index.model, real)
     if home is None:
-        # Beside the graph, ONNX Runtime maps the weights; inside it, they are parsed and copied.
-        save(reduced, target)
+        # All weights are small, or not in a form that can be mapped where they are.
+        save(index.model, target)
     else:
-        target.write_bytes(reduced.SerializeToString())
-    scales = scales_of(reduced)
+        target.write_bytes(index.model.SerializeToString())
+    scales = scales_of(index.model)
     own_tokens = state.tensor if state.why.startswith(_OWN) else None
-    exact = scales == "none" and not has_half(reduced.graph)
+    exact = scales == "none" and not has_half(graph)
     return Assembled(state.tensor, state.why, home, scales, most, offset, made_unit, own_tokens, exact)
 
 
-def choose(model: onnx.ModelProto, recipe: Recipe, source: Source) -> HiddenState:
+def choose(index: GraphIndex, recipe: Recipe, source: Source) -> HiddenState:
     """Return the tensor that is pooled, or that is a vector already.
 
     Raises:
         ValueError: nothing says how to pool, the graph does not have what the files say, or it is not a transformer.
     """
-    return _choose(model, recipe, source)
-
-
-def _choose(model: onnx.ModelProto, recipe: Recipe, source: Source) -> HiddenState:
+    model = index.model
     outputs = {node.name: len(node.type.tensor_type.shape.dim) for node in model.graph.output}
     own, rank = next(iter(outputs.items()))
     _check_vector(outputs, recipe, source)
@@ -129,8 +135,8 @@ def _choose(model: onnx.ModelProto, recipe: Recipe, source: Source) -> HiddenSta
     if recipe.layer is None:
         return _named(own, "the graph's own output, as layer=None asks")
     if isinstance(recipe.layer, str):
-        return _by_name(model, recipe.layer)
-    return _hidden_state(model, recipe, source)
+        return _by_name(index, recipe.layer)
+    return _hidden_state(index, recipe, source)
 
 
 def _own_vector(model: onnx.ModelProto, outputs: Mapping[str, int], recipe: Recipe, source: Source) -> HiddenState | None:
@@ -207,21 +213,22 @@ def _no_pooling(recipe: Recipe, source: Source) -> str:
     )
 
 
-def _hidden_state(model: onnx.ModelProto, recipe: Recipe, source: Source) -> HiddenState:
+def _hidden_state(index: GraphIndex, recipe: Recipe, source: Source) -> HiddenState:
     """Return a hidden state by its number.
 
     For the last one, what the export itself calls its hidden state counts more than the structure of the graph: a projection
     behind the final norm that belongs to the encoder is no head. Its width must be the one that the files state.
     """
+    model = index.model
     own = _own_tokens(model, recipe) if recipe.layer == -1 else None
     try:
-        state = select(hidden_states(model), recipe.layer)  # type: ignore[arg-type] # a number here
+        state = select(hidden_states(index), recipe.layer)  # type: ignore[arg-type] # a number here
     except NotATransformerError as error:
         # Mixers of other kinds (FNet, state spaces) are encoders too, if they take token ids and name their hidden state.
         if own is None or not any(node.name == "input_ids" for node in model.graph.input):
             raise NotATransformerError(f"{source.model} is {error}") from error
         state = HiddenState(-1, own, _width(model, own), f"{_OWN}; no layer is known")
-    if own is not None and not _is_same(model, own, state.tensor):
+    if own is not None and not _is_same(index, own, state.tensor):
         state = HiddenState(-1, own, _width(model, own), _OWN)
     stated = recipe.width
     if recipe.layer == -1 and stated is not None and state.hidden_size not in (None, stated):
@@ -232,14 +239,13 @@ def _hidden_state(model: onnx.ModelProto, recipe: Recipe, source: Source) -> Hid
     return state
 
 
-def _is_same(model: onnx.ModelProto, output: str, tensor: str) -> bool:
+def _is_same(index: GraphIndex, output: str, tensor: str) -> bool:
     """Return whether an output holds a tensor's values, in another shape or order at most."""
-    made_by = {name: node for node in model.graph.node for name in node.output}
     for _ in range(16):  # a few nodes at most stand between
         if output == tensor:
             return True
-        node = made_by.get(output)
-        if node is None or node.op_type not in _MOVES or not node.input:
+        node = index.links.maker(output)
+        if node.op_type not in _MOVES or not node.input:
             return False
         output = node.input[0]
     return False
@@ -268,25 +274,20 @@ def _width(model: onnx.ModelProto, output: str) -> int | None:
     return None
 
 
-def _positions(model: onnx.ModelProto, recipe: Recipe, source: Source, real: Mapping[str, Path]) -> tuple[int | None, int]:
+def _positions(index: GraphIndex, recipe: Recipe, source: Source, real: Mapping[str, Path]) -> tuple[int | None, int]:
     """Return how many tokens of a text the table of positions serves, and where a text begins if positions are an input."""
-    table = position_table(model)
+    table = position_table(index)
     if table is None:
         return None, 0
     if not table.asked:
         return table.rows - table.first if table.first is not None else usable_rows(table.rows), 0
 
-    def read_tensor(tensor: onnx.TensorProto) -> np.ndarray | None:
-        entries = {entry.key: entry.value for entry in tensor.external_data}
-        place = real.get(entries.get("location", ""))
-        if place is None:
-            return None
-        dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
-        start = int(entries.get("offset", "0"))
-        return np.memmap(place, dtype=dtype, mode="r", offset=start, shape=tuple(tensor.dims))
+    def read_tensor(tensor: onnx.TensorProto) -> NDArray[np.generic] | None:
+        file = real.get(location_of(tensor))
+        return None if file is None else read_values(tensor, file)
 
     offset = position_offset(
-        model,
+        index,
         recipes.pad_token_id(source.home),
         stated_rows=recipes.stated_positions(source.home),
         stated_length=recipe.stated_length,
@@ -295,10 +296,10 @@ def _positions(model: onnx.ModelProto, recipe: Recipe, source: Source, real: Map
     return table.rows - (offset or table.first or 0), offset
 
 
-def _by_name(model: onnx.ModelProto, name: str) -> HiddenState:
+def _by_name(index: GraphIndex, name: str) -> HiddenState:
     """Find a hidden state by its tensor, else take any tensor or node of that name as it is."""
     try:
-        states = {state.tensor: state for state in hidden_states(model)}
+        states = {state.tensor: state for state in hidden_states(index)}
     except NotATransformerError:
         states = {}
     return states.get(name) or _named(name, "the tensor or node of that name, as layer= asks")
@@ -352,34 +353,41 @@ def _step(root: Path, step: Step) -> Dense | LayerNorm | str:
 
 
 def read(path: Path, real: Mapping[str, Path]) -> onnx.ModelProto:
-    """Read a graph without its external data, which are only checked to be there to their last byte.
+    """Read a graph; its weights stay in its files, and are only checked to be there to their last byte.
 
     Raises:
         ValueError: no whole ONNX graph of numbers (`whole` says what is missing), or its data end too early.
     """
     if path.name == STATIC_TABLE:
-        return static_graph(static_table(path.parent))
+        return static_graph(_table(path.parent))
     try:
-        model = onnx.load(path, load_external_data=False)
+        model = read_model(path)
     except DecodeError as error:
         raise ValueError(f"{path} is not a whole ONNX file ({error}); fetch it again.") from error
     hoist_constants(model)
-    check_whole(model, path, real)
+    check_whole(model, path, {**real, OWN: path})
     return model
+
+
+def _table(folder: Path) -> onnx.TensorProto:
+    """Return the table of a static embedding; its data stay in its file where they can be mapped there."""
+    table = static_table(folder)
+    place = stored_table(folder)
+    if place is None or table.nbytes < LARGE:
+        return onnx.numpy_helper.from_array(table)
+    tensor = onnx.TensorProto(data_type=onnx.TensorProto.FLOAT, dims=table.shape)
+    refer(tensor, OWN, *place)
+    return tensor
 
 
 def _point_to(model: onnx.ModelProto, real: Mapping[str, Path]) -> Path | None:
     """Rewrite the places of external data to real files; give the folder they are relative to, None if there are none."""
-    tensors = list(_external(model))
+    tensors = [tensor for tensor in model.graph.initializer if location_of(tensor)]
     if not tensors:
         return None
-    home = Path(os.path.commonpath([path.parent for path in real.values()]))
+    home = Path(os.path.commonpath([real[name].parent for name in {location_of(tensor) for tensor in tensors}]))
     for tensor in tensors:
         for entry in tensor.external_data:
             if entry.key == "location":
                 entry.value = real[entry.value].relative_to(home).as_posix()
     return home
-
-
-def _external(model: onnx.ModelProto) -> list[onnx.TensorProto]:
-    return [tensor for tensor in model.graph.initializer if tensor.data_location == onnx.TensorProto.EXTERNAL]

@@ -19,8 +19,8 @@ from collections.abc import Mapping
 from pathlib import Path, PurePath
 from typing import Any
 
+from penult.core.cache import hash_files
 from penult.core.config.config_json import read_json, read_object
-from penult.core.prepare import hash_files
 
 # What an export was made of and with; beside the configuration of the exported folder.
 RECORD = "penult_export.json"

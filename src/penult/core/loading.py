@@ -5,7 +5,7 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from penult.core import prepare, recipe, source
+from penult.core import cache, prepare, recipe, source
 from penult.core.config.config_json import check_size
 from penult.core.config.tokenizer_config import decisive_files
 from penult.core.export import exported
@@ -70,7 +70,7 @@ def files_of(
         if error.folder is None or model_file is not None:
             raise
         check_kind(error.folder)  # before minutes are spent on it
-        folder = exported(error.folder, prepare.cache_folder())
+        folder = exported(error.folder, cache.cache_folder())
     found = source.resolve(folder, files_from=files_from)
     query = None if found.query is None else replace(found.query, reference=os.fspath(model))
     return replace(found, reference=os.fspath(model), query=query)
@@ -102,6 +102,6 @@ def identified(found: Source, read: Recipe) -> Recipe:
     return replace(
         read,
         graph_sha256=prepare.hash_model(found, read),
-        tokenizer_sha256=prepare.hash_files(tokenizer),
+        tokenizer_sha256=cache.hash_files(tokenizer),
         query=query,
     )

@@ -1,25 +1,23 @@
 """From a model's files to a graph that is ready to run, kept in the cache.
 
-It knows the cache's layout and what names an entry; what is done to the graph stands in `graph/assemble.py`, which is
-imported only when an entry has to be made. An entry is written aside and renamed, so a killed process leaves nothing
-half-made. The user's folder is only read; weights in external data stay where they are, the prepared graph points there.
+It knows what names an entry of the cache; what is done to the graph is in `assemble`, which is imported only when an entry has
+to be made. An entry is written aside and renamed, so a killed process leaves nothing half-made. The user's folder is only read;
+weights stay where they are, the prepared graph points there.
 """
 
 import hashlib
 import importlib.metadata
 import json
-import os
 import platform
-import re
 import shutil
 import tempfile
-import threading
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
+from penult.core.cache import cache_folder, hash_files, remembered
 from penult.core.config.module_weights import weights_path
 from penult.core.recipe import Recipe, pad_token_id, stated_positions
 from penult.core.source import Source, data_files
@@ -28,7 +26,7 @@ from penult.data import calibration_texts
 if TYPE_CHECKING:
     import onnx
 
-_FORMAT = 8  # raise when a prepared graph of an older penult must not be used any more
+_FORMAT = 9  # raise when a prepared graph of an older penult must not be used any more
 _GRAPH, _META = "model.onnx", "meta.json"
 
 
@@ -61,23 +59,6 @@ class Prepared:
     made_unit: bool = False
     own_tokens: str | None = None
     exact: bool = True
-
-
-def cache_folder() -> Path:
-    """Name the folder of prepared graphs: PENULT_CACHE, else the platform's cache folder for a user."""
-    from platformdirs import user_cache_path  # noqa: PLC0415
-
-    return Path(os.environ.get("PENULT_CACHE") or user_cache_path("penult", appauthor=False))
-
-
-def hash_files(paths: Iterable[Path]) -> str:
-    """Give the sha256 of files, each read once: a file of the same place, size and time is not read again.
-
-    Raises:
-        ValueError: one is no file, or lies in the Hub's cache and is not what the Hub named.
-    """
-    digests = [_hash_file(path) for path in paths]
-    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
 def hash_texts(texts: Sequence[str] | None) -> str:
@@ -117,7 +98,7 @@ def prepare(source: Source, recipe: Recipe, *, calibration: Sequence[str] | None
     """
     real = _real_data(source)
     limit = _weight_limit() if recipe.precision == "int8" else None
-    key = _key(recipe, source.home, real.values(), limit)
+    key = _key(recipe, source.home, [source.model.resolve(), *real.values()], limit)
     folder = cache_folder() / "graphs" / key
     if not (folder / _META).exists():
         _check_contained(source, real)
@@ -144,15 +125,13 @@ def _weight_limit() -> int:
         cpu.exists()
     ) else platform.processor()  # fmt: skip
     about = "\0".join((platform.machine(), flags, importlib.metadata.version("onnxruntime")))
-    memo = cache_folder() / "processors" / hashlib.sha256(about.encode()).hexdigest()[:32]
-    with suppress(FileNotFoundError):
-        if (known := memo.read_text()).isdecimal():
-            return int(known)
-    from penult.core.int8 import measure_limit  # noqa: PLC0415 - as in `_make`
 
-    found = measure_limit()
-    _write(memo, str(found))
-    return found
+    def measure() -> int:
+        from penult.core.int8 import measure_limit  # noqa: PLC0415 - as in `_make`
+
+        return measure_limit()
+
+    return remembered(cache_folder() / "processors" / hashlib.sha256(about.encode()).hexdigest()[:32], measure)
 
 
 def read_graph(source: Source) -> "onnx.ModelProto":
@@ -174,15 +153,14 @@ def count_layers(source: Source) -> int:
     Raises:
         ValueError: the file is no whole ONNX graph, or no transformer.
     """
-    memo = cache_folder() / "layers" / f"{_FORMAT}-{hash_model(source)}"
-    with suppress(FileNotFoundError):
-        if (known := memo.read_text()).isdecimal():
-            return int(known)
-    from penult.graph.find.layers import hidden_states  # noqa: PLC0415 - as in `_make`
 
-    found = len(hidden_states(read_graph(source))) - 1
-    _write(memo, str(found))
-    return found
+    def count() -> int:
+        from penult.graph.find.graph_index import GraphIndex  # noqa: PLC0415 - as in `_make`
+        from penult.graph.find.layers import hidden_states  # noqa: PLC0415
+
+        return len(hidden_states(GraphIndex(read_graph(source)))) - 1
+
+    return remembered(cache_folder() / "layers" / f"{_FORMAT}-{hash_model(source)}", count)
 
 
 def _real_data(source: Source) -> dict[str, Path]:
@@ -258,38 +236,3 @@ def _check_contained(source: Source, real: Mapping[str, Path]) -> None:
         lexical = PurePosixPath(name)
         if lexical.is_absolute() or ".." in lexical.parts or not any(path.is_relative_to(root) for root in inside):
             raise ValueError(f"{source.model} points to {name!r}, outside its own folder; put the file beside the graph.")
-
-
-def _hash_file(path: Path) -> str:
-    """Give a file's sha256. The cache of the Hub names large files by theirs, and downloading checks no more than the size."""
-    path = path.resolve()
-    digest = _digest(path)
-    if path.parent.name == "blobs" and re.fullmatch("[0-9a-f]{64}", path.name) and digest != path.name:
-        raise ValueError(
-            f"{path} has the sha256 {digest}, not the one that the Hub states and the file is named by; it was damaged or "
-            "changed: delete it, and load the model again where the Hub can be reached."
-        )
-    return digest
-
-
-def _digest(path: Path) -> str:
-    if not path.is_file():
-        raise ValueError(f"{path} is not a file; fetch it again.")  # reading a device or a pipe may never end
-    stat = path.stat()
-    key = hashlib.sha256(f"{path}\0{stat.st_size}\0{stat.st_mtime_ns}\0{stat.st_ino}".encode()).hexdigest()[:32]
-    memo = cache_folder() / "hashes" / key
-    with suppress(FileNotFoundError):
-        if len(known := memo.read_text()) == 64:
-            return known
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    _write(memo, digest)
-    return digest
-
-
-def _write(memo: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    memo.parent.mkdir(parents=True, exist_ok=True)
-    aside = memo.with_name(f".{memo.name}.{os.getpid()}.{threading.get_ident()}")
-    aside.write_text(text)
-    aside.replace(memo)

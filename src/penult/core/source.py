@@ -19,6 +19,7 @@ from penult.core import hub
 from penult.core.config.config_json import value_of
 from penult.core.config.modules import ROLES, Module, read_modules
 from penult.core.config.transformer_config import FILES as TRANSFORMER_FILES
+from penult.graph.wire_format import layout
 
 # Where exporters put the file, in the order of preference; the encoder of an encoder-decoder pair is the embedding.
 _USUAL_FILES = ("onnx/model.onnx", "model.onnx", "onnx/encoder_model.onnx", "encoder_model.onnx")
@@ -169,8 +170,11 @@ def data_files(model: Path) -> list[str]:
     if model.stat().st_size == 0 or model.suffix == ".safetensors":
         return []
     with model.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        names = {data[hit.end() : hit.end() + _size(hit[1])].decode("utf-8", "replace") for hit in _LOCATION.finditer(data)}
-    return sorted(names)
+        found = layout(data)
+        weights = [weight.data for weight in found.weights] if found else []  # most bytes of the file, and none of a name
+        spans = zip([0, *(weight.end for weight in weights)], [*(weight.value for weight in weights), len(data)], strict=True)
+        hits = [hit for span in spans for hit in _LOCATION.finditer(data, *span)]
+        return sorted({data[hit.end() : hit.end() + _size(hit[1])].decode("utf-8", "replace") for hit in hits})
 
 
 def _exists(path: Path) -> bool:

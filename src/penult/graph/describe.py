@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import onnx
 
+from penult.graph.find.graph_index import GraphIndex
 from penult.graph.find.layers import HiddenState, NotATransformerError, hidden_states, select
 from penult.graph.rewrite.cut import cut
 
@@ -55,7 +56,7 @@ class Description:
 
 
 def describe(model: onnx.ModelProto, layer: int | str = -1, *, chosen: HiddenState | None = None) -> Description:
-    """Describe a graph and its cut; external data need not be loaded.
+    """Describe a graph and its cut; external data need not be loaded, and the model is not changed.
 
     Args:
         model: the graph.
@@ -65,8 +66,9 @@ def describe(model: onnx.ModelProto, layer: int | str = -1, *, chosen: HiddenSta
     Raises:
         ValueError: not a transformer, or no such layer.
     """
+    index = GraphIndex(model)
     try:
-        states = hidden_states(model)
+        states = hidden_states(index)
     except NotATransformerError:
         if chosen is None:
             raise
@@ -75,7 +77,8 @@ def describe(model: onnx.ModelProto, layer: int | str = -1, *, chosen: HiddenSta
         chosen = select(states, layer)
     else:
         chosen = next((state for state in states if state.tensor == chosen.tensor), chosen)
-    rest = cut(model, chosen.tensor, axes=chosen.axes)
+    rest = index.bare
+    cut(GraphIndex(rest), chosen.tensor, axes=chosen.axes)
     whole, kept = _size(model.graph), _size(rest.graph)
     weights = {tensor.name for tensor in model.graph.initializer}
     return Description(

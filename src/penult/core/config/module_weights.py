@@ -6,6 +6,7 @@ alone. A key that is missing or that nobody asked for is an error: a weight left
 
 import importlib.metadata
 import importlib.util
+import json
 import pickle
 import re
 from collections.abc import Iterable, Mapping
@@ -138,6 +139,24 @@ def static_table(folder: Path) -> Floats:
     if not np.isfinite(table).all():
         raise ValueError(f"{path} holds embeddings that are not finite numbers. Fetch the file again.")
     return table
+
+
+def stored_table(folder: Path) -> tuple[int, int] | None:
+    """Return offset and length of the table in its file, where that holds it in the form that `static_table` returns.
+
+    Call it after `static_table`, which checks the file.
+    """
+    path = weights_path(folder)
+    if path.name != SAFETENSORS:
+        return None
+    with path.open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+    stored = header.get("embedding.weight") or header.get("embeddings")
+    if stored["dtype"] != "F32" or header.keys() & {"mapping", "weights"}:
+        return None
+    start, end = stored["data_offsets"]
+    return 8 + size + start, end - start
 
 
 def _check_keys(

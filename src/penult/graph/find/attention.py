@@ -18,11 +18,10 @@ from numpy.typing import NDArray
 from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, helper
 from onnx.reference import ReferenceEvaluator
 
-from penult.graph.find.flow import ACTIVE, operator, read_by, subgraphs, trace
-from penult.graph.find.graph_index import Links, kind
-from penult.graph.find.skeleton import Type, shapes, skeleton
-from penult.graph.rewrite.opsets import opset_of
-from penult.graph.rewrite.prune import drop_unread
+from penult.graph.find.flow import ACTIVE, ancestors, operator, read_by, subgraphs
+from penult.graph.find.graph_index import GraphIndex, kind
+from penult.graph.find.skeleton import Type
+from penult.graph.model_file import OWN, location_of, with_values
 
 _HEADS_INSIDE, _KEYS_LAST = (0, 2, 1, 3), (0, 2, 3, 1)  # from (B, T, N, H) to what the two products read
 _SWAPPED = (0, 1, 3, 2)
@@ -68,16 +67,12 @@ class Attention:
     last: int
 
 
-def find_attention(model: ModelProto) -> list[Attention]:
-    """List the attention of a graph, in its order.
-
-    Args:
-        model: may be loaded without its external data.
-    """
-    links = Links(model)
+def find_attention(graph: GraphIndex) -> list[Attention]:
+    """List the attention of a graph, in its order."""
+    links = graph.links
     if not any(operator(node) == "Softmax" for node in links.nodes) or not links.whole:
         return []  # of a broken graph the runtime says more
-    search = _Search(model, links)
+    search = _Search(graph)
     every = [found for i in range(len(links.nodes)) if (found := search.around(i)) is not None]
     idle = {mask for mask in dict.fromkeys(found.mask for found in every) if search.is_idle(mask)}
     return [found for found in every if found.mask in idle]
@@ -86,17 +81,18 @@ def find_attention(model: ModelProto) -> list[Attention]:
 class _Search:
     """Finds attention in a graph."""
 
-    def __init__(self, model: ModelProto, links: Links) -> None:
-        self._model = model
-        self._opset = opset_of(model)
-        self._nodes = links.nodes
-        self._links = links
-        self._bits = trace(model.graph).bits
-        self._known = shapes(skeleton(model))
+    def __init__(self, graph: GraphIndex) -> None:
+        self._model, self._file = graph.model, graph.file
+        self._opset = graph.opset
+        self._links = graph.links
+        self._nodes = graph.links.nodes
+        self._bits = graph.flow.bits
+        self._known = graph.types
 
     def around(self, softmax: int) -> Attention | None:
         """Give the attention that a node is the Softmax of."""
         node = self._nodes[softmax]
+        # Before opset 13, Softmax runs over all axes from one on, the second if none is stated.
         if operator(node) != "Softmax" or _said(node).get("axis", -1 if self._opset >= 13 else 1) not in {-1, 3}:
             return None
         mix = self._links.after(softmax)
@@ -207,18 +203,22 @@ class _Search:
 
     def is_idle(self, mask: str) -> bool:
         """Say whether a mask takes nothing away where no text is padded, by computing it for two texts."""
-        part = ModelProto()
-        part.CopyFrom(self._model)
-        del part.graph.output[:], part.graph.node[:]
-        part.graph.node.extend(node for node in self._nodes if not any(map(self._is_active, node.output)))
+        beside = [node for node in self._nodes if not any(map(self._is_active, node.output))]
+        part = ModelProto(ir_version=self._model.ir_version, opset_import=self._model.opset_import)
+        part.functions.extend(self._model.functions)
+        part.graph.input.extend(self._model.graph.input)
+        part.graph.sparse_initializer.extend(self._model.graph.sparse_initializer)
+        part.graph.node.extend(beside[i] for i in ancestors(beside, [mask]))
         part.graph.output.append(helper.make_tensor_value_info(mask, TensorProto.FLOAT, None))
-        drop_unread(part.graph)
         if any(any(subgraphs(node)) for node in part.graph.node):
             return False  # a loop may have no end
+        read = {mask, *(name for node in part.graph.node for name in read_by(node))}
+        weights = [tensor for tensor in self._model.graph.initializer if tensor.name in read]
+        if self._file is not None:
+            weights = [with_values(tensor, self._file) if location_of(tensor) == OWN else tensor for tensor in weights]
         # Weights that are not loaded: a mask needs their shape, a bias of positions their values, which must not look idle.
-        stubs = [tensor for tensor in part.graph.initializer if tensor.data_location == TensorProto.EXTERNAL]
-        for tensor in stubs:
-            part.graph.initializer.remove(tensor)
+        stubs = [tensor for tensor in weights if tensor.data_location == TensorProto.EXTERNAL]
+        part.graph.initializer.extend(tensor for tensor in weights if tensor.data_location != TensorProto.EXTERNAL)
         there = {tensor.name for tensor in part.graph.initializer} | {name for node in part.graph.node for name in node.output}
         read = {name for node in part.graph.node for name in read_by(node)} - there
         wanted = {name: self._known.get(name, (0, None)) for name in read}

@@ -16,10 +16,11 @@ from dataclasses import dataclass
 
 import onnx
 
-from penult.graph.find.flow import TRANSPARENT, VALUE, Flow, is_vector, trace
+from penult.graph.find.flow import TRANSPARENT, VALUE, Flow, is_vector
+from penult.graph.find.graph_index import GraphIndex
 from penult.graph.find.last_layer import finish
 from penult.graph.find.residual_stream import Segment, Stream, feeding, follow, learned
-from penult.graph.find.skeleton import Type, shapes, skeleton
+from penult.graph.find.skeleton import Type
 
 
 class NotATransformerError(ValueError):
@@ -46,19 +47,15 @@ class HiddenState:
     axes: str = "BTH"
 
 
-def hidden_states(model: onnx.ModelProto) -> list[HiddenState]:
+def hidden_states(graph: GraphIndex) -> list[HiddenState]:
     """List the hidden states of a transformer in order, the embedding output first.
-
-    Args:
-        model: may be loaded without its external data; weights are not read. It is not changed.
 
     Raises:
         NotATransformerError: no layer is found: no token ids, or tokens that never attend to each other.
     """
-    bare = skeleton(model)
-    flow = trace(bare.graph)
+    bare, flow = graph.bare, graph.flow
     stream = _find(flow, bare.graph)
-    types = shapes(bare)
+    types = graph.types
     axes = _axes(flow, stream, types)
     *starts, last = [*stream.layers, len(stream.nodes) - 1]
     end, why = finish(flow, stream)

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from math import prod
 
 import numpy as np
-import onnx
 from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
-from penult.graph.find.flow import ancestors, read_by
+from penult.graph.find.flow import ancestors
+from penult.graph.find.graph_index import GraphIndex
 
 Floats = NDArray[np.float32]
 
@@ -40,46 +40,26 @@ class Linear:
     nodes: tuple[int, ...]
 
 
-def constants(graph: onnx.GraphProto) -> dict[str, TensorProto]:
-    """Give the tensors that are constants: initialisers, and what Constant nodes hold."""
-    found = {tensor.name: tensor for tensor in graph.initializer}
-    for node in graph.node:
-        if node.op_type == "Constant" and node.attribute and node.attribute[0].name == "value":
-            found[node.output[0]] = node.attribute[0].t
-    return found
-
-
-def readers(graph: onnx.GraphProto) -> dict[str, list[int]]:
-    """Give the positions of the nodes that read each tensor, in a subgraph too; -1 stands for the graph's outputs."""
-    found: dict[str, list[int]] = {}
-    for i, node in enumerate(graph.node):
-        for name in read_by(node):
-            found.setdefault(name, []).append(i)
-    for output in graph.output:
-        found.setdefault(output.name, []).append(-1)
-    return found
-
-
-def find_linears(model: onnx.ModelProto, before: str) -> list[Linear]:
+def find_linears(graph: GraphIndex, before: str) -> list[Linear]:
     """List the linear layers that `before` depends on, in the graph's order.
 
     Args:
-        model: loaded with its data.
+        graph: of a model that is loaded with its data.
         before: a tensor; a layer behind it (a dense layer on the pooled vector) is not listed.
     """
-    graph, fixed, read = model.graph, constants(model.graph), readers(model.graph)
-    wanted = set(ancestors(graph.node, [before]))
+    links, fixed = graph.links, graph.links.constants
+    wanted = set(ancestors(links.nodes, [before]))
     found = []
-    for i, node in enumerate(graph.node):
+    for i, node in enumerate(links.nodes):
         if i not in wanted or not node.input or node.input[0] in fixed:
             continue
         matrix = _matrix(node, fixed)
         if matrix is None or min(matrix[0].shape) < _SMALLEST:
             continue
         weight, bias = matrix
-        add = sole_reader(read, node.output[0]) if bias is None else None
-        if add is not None and (more := _bias(graph.node[add], node.output[0], fixed, weight.shape[1])) is not None:
-            found.append(Linear(node.input[0], graph.node[add].output[0], weight, more, (i, add)))
+        add = links.after(i) if bias is None else None
+        if add is not None and (more := _bias(links.nodes[add], node.output[0], fixed, weight.shape[1])) is not None:
+            found.append(Linear(node.input[0], links.nodes[add].output[0], weight, more, (i, add)))
         else:
             found.append(Linear(node.input[0], node.output[0], weight, bias, (i,)))
     return found
@@ -120,9 +100,3 @@ def _channels(tensor: TensorProto | None, width: int) -> Floats | None:
 
 def _floats(tensor: TensorProto) -> Floats:
     return np.asarray(numpy_helper.to_array(tensor), dtype=np.float32)
-
-
-def sole_reader(read: Mapping[str, list[int]], tensor: str) -> int | None:
-    """Give the position of the node that alone reads a tensor; `read` is what `readers` gives."""
-    found = read.get(tensor, [])
-    return found[0] if len(found) == 1 and found[0] >= 0 else None

@@ -14,10 +14,10 @@ from math import prod
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
+from onnx import NodeProto, TensorProto, numpy_helper
 
-from penult.graph.find.flow import FLOATS, MOVEMENT, SHAPE, TRANSPARENT, is_vector, subgraphs, trace
-from penult.graph.find.skeleton import skeleton
+from penult.graph.find.flow import FLOATS, MOVEMENT, SHAPE, TRANSPARENT, is_vector, subgraphs
+from penult.graph.find.graph_index import GraphIndex
 
 Read = Callable[[TensorProto], NDArray[np.generic] | None]
 
@@ -62,23 +62,17 @@ class _Place:
     span: int | None = None
 
 
-def position_rows(model: ModelProto) -> int | None:
-    """Return how many rows the table of positions has; None where none is looked up and added to the tokens."""
-    table = position_table(model)
-    return table.rows if table else None
-
-
-def position_table(model: ModelProto) -> PositionTable | None:
+def position_table(graph: GraphIndex) -> PositionTable | None:
     """Return the table of positions, the shortest if there are several; None where there is none.
 
     Args:
-        model: may be loaded without its external data. Its inputs have the names that `inputs.name_inputs` gives them.
+        graph: its inputs have the names that `name_inputs` gives them.
     """
-    return _Search(model).table()
+    return _Search(graph).table()
 
 
 def position_offset(
-    model: ModelProto,
+    graph: GraphIndex,
     pad_id: int | None,
     *,
     stated_rows: int | None = None,
@@ -91,7 +85,7 @@ def position_offset(
     row count from p + 1. Elsewhere the length of the table tells: a power of two or the stated length, or p + 1 rows more.
 
     Args:
-        model: as in `position_table`.
+        graph: as in `position_table`.
         pad_id: the token id of padding, which numbers the padding row of such tables too.
         stated_rows: how many positions the model's configuration states.
         stated_length: how many tokens of a text the model's files allow.
@@ -100,7 +94,7 @@ def position_offset(
     Raises:
         ValueError: nothing tells, or one thing contradicts another.
     """
-    search = _Search(model)
+    search = _Search(graph)
     table = search.table()
     if table is None or not table.asked or table.first:
         return 0
@@ -165,9 +159,9 @@ def _zero_rows(values: NDArray[np.generic]) -> list[int]:
 class _Search:
     """What each tensor of a graph carries: ids, token data, places, or rows of a table of positions alone."""
 
-    def __init__(self, model: ModelProto) -> None:
-        bare = skeleton(model).graph
-        self._flow = trace(bare)
+    def __init__(self, index: GraphIndex) -> None:
+        bare, model = index.bare.graph, index.model
+        self._flow = index.flow
         self._tensors = {node.output[0]: node.attribute[0].t for node in bare.node if _is_constant(node)}
         self._tensors.update((tensor.name, tensor) for tensor in model.graph.initializer)
         self._tensors.update((node.output[0], node.attribute[0].t) for node in model.graph.node if _is_constant(node))

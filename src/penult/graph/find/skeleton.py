@@ -34,21 +34,21 @@ def skeleton(model: ModelProto) -> ModelProto:
     return onnx.inliner.inline_local_functions(bare) if model.functions else bare
 
 
-def shapes(bare: ModelProto, *, strict: bool = False) -> dict[str, Type]:
-    """Infer (element type, shape) of the tensors of a skeleton as far as ONNX knows its operators.
-
-    A dimension is a number, a symbol or None; a shape of unknown rank is None. A graph whose annotations contradict each
-    other gives what it states; if `strict`, nothing.
-    """
-    inferred = None
+def infer(bare: ModelProto, *, strict: bool = False) -> ModelProto | None:
+    """Infer the types of the tensors of a skeleton as far as ONNX knows its operators; None if the graph contradicts itself."""
     if not _has_broken_scan(bare.graph):
         with suppress(*_NOT_INFERRED):
-            inferred = onnx.shape_inference.infer_shapes(bare, data_prop=True, strict_mode=strict)
-    if inferred is None and strict:
-        return {}
-    bare = inferred or bare
+            return onnx.shape_inference.infer_shapes(bare, data_prop=True, strict_mode=strict)
+    return None
+
+
+def stated_types(model: ModelProto) -> dict[str, Type]:
+    """Return (element type, shape) of the tensors of which a model states them.
+
+    A dimension is a number, a symbol or None; a shape of unknown rank is None.
+    """
     known: dict[str, Type] = {}
-    for value in (*bare.graph.input, *bare.graph.value_info, *bare.graph.output):
+    for value in (*model.graph.input, *model.graph.value_info, *model.graph.output):
         kind = value.type.tensor_type
         dims = None
         if kind.HasField("shape"):
@@ -76,9 +76,9 @@ def restore(nodes: Iterable[NodeProto], model: ModelProto) -> list[NodeProto]:
     return [bulky.get(tuple(n.output), n) for n in nodes]
 
 
-def weights(model: ModelProto) -> Iterator[TensorProto | SparseTensorProto]:
-    """Yield the initialisers a skeleton's nodes may read, with their bytes."""
-    for graph in (model.graph, *_branches(model.graph).values()):
+def inner_weights(model: ModelProto) -> Iterator[TensorProto | SparseTensorProto]:
+    """Yield the initializers of the branches that a skeleton has opened, with their bytes."""
+    for graph in _branches(model.graph).values():
         yield from graph.initializer
         yield from graph.sparse_initializer
 

@@ -11,13 +11,11 @@ counts as not normalized. It reads small constants (axes, exponents, epsilons) a
 from contextlib import suppress
 
 import numpy as np
-import onnx
 from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from penult.graph.find.flow import FLOATS, operator
-from penult.graph.find.linear import constants
-from penult.graph.find.skeleton import shapes, skeleton
+from penult.graph.find.graph_index import GraphIndex, Links
 
 _SMALL = 1e-3  # an epsilon; a larger floor under the norm would change ordinary vectors
 _SAME = frozenset(("Identity", "Cast", "CastLike", "Dropout"))  # the same values
@@ -27,7 +25,7 @@ _LITERALS = frozenset(("value_int", "value_ints", "value_float", "value_floats")
 _MOST_STEPS = 64  # nodes between the division and the output, or inside the norm; real graphs have less than ten
 
 
-def ends_in_normalize(model: onnx.ModelProto, tensor: str) -> bool:
+def ends_in_normalize(index: GraphIndex, tensor: str) -> bool:
     """Return whether a tensor (B, D) has been divided by its Euclidean norm, and not been changed after that.
 
     1. From the tensor back, over what keeps the values of a row (casts, reshapes that keep the last axis, choices of rows).
@@ -35,10 +33,10 @@ def ends_in_normalize(model: onnx.ModelProto, tensor: str) -> bool:
     3. norm(x) is ReduceL2, or the root of the sum of squares, with an epsilon added or as a floor.
 
     Args:
-        model: may be loaded without its external data. It is not changed.
+        index: the model's.
         tensor: the name of an output or of any other tensor; one that does not exist is not normalized.
     """
-    graph = _Graph(model)
+    graph = _Graph(index)
     for _ in range(_MOST_STEPS):
         node = graph.maker(tensor)
         kind = operator(node)
@@ -121,17 +119,13 @@ def _without_epsilon(graph: "_Graph", tensor: str) -> str:
 
 
 class _Graph:
-    """The nodes of a graph by what they make, its constants and the shapes of its tensors; functions are inlined."""
+    """Questions about the nodes, constants and shapes of a graph; functions are inlined."""
 
-    def __init__(self, model: onnx.ModelProto) -> None:
-        bare = skeleton(model)
-        self._makers = {name: node for node in bare.graph.node for name in node.output if name}
-        self._constants = constants(bare.graph)
-        self._shapes = shapes(bare)
-
-    def maker(self, tensor: str) -> NodeProto:
-        """Return the node that makes a tensor, one of no operator if none does."""
-        return self._makers.get(tensor, NodeProto())
+    def __init__(self, index: GraphIndex) -> None:
+        links = Links(index.bare.graph)
+        self.maker = links.maker
+        self._constants = links.constants
+        self._shapes = index.types
 
     def back(self, tensor: str, kinds: frozenset[str]) -> str:
         """Follow a tensor back over nodes of some operators; return where they begin."""

@@ -17,6 +17,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
+from penult.graph.find.graph_index import GraphIndex
 from penult.graph.find.linear import find_linears
 from penult.graph.int8.activation_scales import Choice, Seen, Treatment, apply, choices, error_of
 from penult.graph.int8.fp16 import widen
@@ -83,18 +84,22 @@ def make_int8(graph: Path, target: Path, *, fuse: Fuse, run: Run, limit: int, be
         ValueError: the graph has no linear layer in float32, or gives vectors that are no numbers.
     """
     fused, wide = graph.with_name("fused.onnx"), graph.with_name("wide.onnx")
-    save(widen(onnx.load(graph)), wide)
+    half = onnx.load(graph)
+    widen(half)
+    save(half, wide)
+    del half  # as large as the file
     fuse(wide, fused)
-    model = unfuse(onnx.load(fused))
-    inner = {name for node in model.graph.node for name in node.output}
-    groups = grouped(find_linears(model, before if before in inner else OUTPUT))
+    index = GraphIndex(onnx.load(fused))
+    unfuse(index)
+    inner = {name for node in index.links.nodes for name in node.output}
+    groups = grouped(find_linears(index, before if before in inner else OUTPUT))
     if not groups:
         raise ValueError(
             "This graph has no matrix product of float32 tokens with a constant matrix, so nothing can be made int8; "
             "export it in float32, or load it with precision='fp32'."
         )
     watched = graph.with_name("watched.onnx")
-    save(_watched(model, groups), watched)
+    _save_watched(index.model, groups, watched)
     seen, wanted = _watch(run(watched, [OUTPUT, *(group.input for group in groups)]), groups)
     if bad := int((~np.isfinite(wanted).all(axis=1)).sum()):
         raise ValueError(
@@ -105,7 +110,7 @@ def make_int8(graph: Path, target: Path, *, fuse: Fuse, run: Run, limit: int, be
     for number, treated in enumerate(_attempts(groups, seen, limit)):
         attempt = graph.parent / str(number) / target.name
         attempt.parent.mkdir()
-        save(quantize(model, treated, fast_gelu=limit < _EXACT), attempt)
+        save(quantize(index, treated, fast_gelu=limit < _EXACT), attempt)
         got = np.concatenate([found[OUTPUT] for found in run(attempt, [OUTPUT])])
         outcome = _outcome(groups, treated, _cosines(got, wanted))
         # The distance to the goal, in the goal's own measure: the worse of the two shares of the allowed error.
@@ -125,14 +130,14 @@ def _outcome(groups: Sequence[Group], treated: Mapping[str, tuple[Group, Treatme
     return Outcome(layers, every - layers, float(cosines.mean()), float(cosines.min()))
 
 
-def _watched(model: onnx.ModelProto, groups: Sequence[Group]) -> onnx.ModelProto:
-    out = onnx.ModelProto()
-    out.CopyFrom(model)
-    stated = {output.name for output in out.graph.output}
-    for group in groups:
-        if group.input not in stated:
-            out.graph.output.append(helper.make_tensor_value_info(group.input, TensorProto.FLOAT, None))
-    return out
+def _save_watched(model: onnx.ModelProto, groups: Sequence[Group], path: Path) -> None:
+    """Write a model with what the groups read as more outputs."""
+    outputs = model.graph.output
+    stated = {output.name for output in outputs}
+    more = [group.input for group in groups if group.input not in stated]
+    outputs.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in more)
+    save(model, path)
+    del outputs[len(outputs) - len(more) :]
 
 
 def _watch(runs: Iterable[Mapping[str, NDArray[Any]]], groups: Sequence[Group]) -> tuple[dict[str, Seen], Floats]:

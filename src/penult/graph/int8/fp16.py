@@ -12,21 +12,13 @@ _HALF, _FULL = TensorProto.FLOAT16, TensorProto.FLOAT
 _NAMING = frozenset(("to", "dtype", "output_datatype"))  # attributes whose value is a type
 
 
-def widen(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Give a copy in which every float16 is a float32; the model itself if there is none.
-
-    Args:
-        model: loaded with its data. It is not changed.
-    """
-    if not has_half(model.graph):
-        return model
-    out = onnx.ModelProto()
-    out.CopyFrom(model)
-    _widen(out.graph)
-    for function in out.functions:
-        for node in function.node:
-            _widen_node(node)
-    return out
+def widen(model: onnx.ModelProto) -> None:
+    """Make every float16 of a model, which is loaded with its data, a float32."""
+    if has_half(model.graph):
+        _widen(model.graph)
+        for function in model.functions:
+            for node in function.node:
+                _widen_node(node)
 
 
 def has_half(graph: onnx.GraphProto) -> bool:

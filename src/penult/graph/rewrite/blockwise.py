@@ -20,13 +20,13 @@ Which of the three it is, the graph asks its mask in every run, so nothing rests
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-from numpy.typing import NDArray
-from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx import GraphProto, NodeProto, TensorProto, helper
 
 from penult.graph.find.attention import AS_IT_IS, Attention, Operand, find_attention
+from penult.graph.find.graph_index import GraphIndex
+from penult.graph.opsets import MICROSOFT, allow_microsoft
+from penult.graph.rewrite.builder import Builder
 from penult.graph.rewrite.nan_guards import FLOOR
-from penult.graph.rewrite.opsets import MICROSOFT, allow_microsoft, opset_of
 from penult.graph.rewrite.prune import drop_unread
 
 _PREFIX = "penult/attention/"
@@ -34,27 +34,23 @@ _OLDEST = 11  # the first opset whose Pad takes its sizes as an input
 _MULTIPLE = 4  # channels; a row that does not end there is slower to multiply
 
 
-def fuse_attention(model: ModelProto) -> ModelProto:
-    """Give a copy in which attention is one operator, or the model itself if none has this form.
-
-    Args:
-        model: may be loaded without its external data. It is not changed.
-    """
-    found = {attention.last: attention for attention in find_attention(model)} if opset_of(model) >= _OLDEST else {}
+def fuse_attention(index: GraphIndex) -> None:
+    """Make attention one operator, where it has this form."""
+    found = {attention.last: attention for attention in find_attention(index)} if index.opset >= _OLDEST else {}
     if not found:
-        return model
-    out = ModelProto()
-    out.CopyFrom(model)
-    del out.graph.node[:]
-    write = _Writer(out.graph)
-    for i, node in enumerate(model.graph.node):
+        return
+    graph = index.model.graph
+    nodes = list(graph.node)
+    del graph.node[:]
+    write = _Writer(graph, index.opset)
+    for i, node in enumerate(nodes):
         if i in found:
             write.attention(found[i], node.output[0])
         else:
-            out.graph.node.append(node)
-    drop_unread(out.graph)
-    allow_microsoft(out)
-    return out
+            graph.node.append(node)
+    drop_unread(graph)
+    allow_microsoft(index.model)
+    index.changed()
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,11 +65,11 @@ class _Mask:
 class _Writer:
     """Appends attention to a graph under names that no exporter writes."""
 
-    def __init__(self, graph: GraphProto) -> None:
+    def __init__(self, graph: GraphProto, opset: int) -> None:
         self._graph = graph
+        self._build = Builder(graph, opset, _PREFIX)
         self._masks: dict[str, _Mask] = {}
         self._columns: dict[tuple[object, ...], str] = {}
-        self._constants: dict[tuple[object, ...], str] = {}
 
     def attention(self, what: Attention, output: str) -> None:
         """Append one attention, whose result (B, T, N, H) gets the name of the replaced one."""
@@ -87,28 +83,28 @@ class _Writer:
             padded = [_either(mask.even, padded, biased, f"{prefix}padded")]
         plain = [self._attend(what, parts, f"{prefix}plain")]
         self._graph.node.append(_either(mask.some, padded, plain, f"{prefix}merged"))
-        shape = self._constant(np.array([0, 0, what.value.heads, what.value.width]))
-        self._add("Reshape", [f"{prefix}merged", shape], output)
+        shape = self._build.ints([0, 0, what.value.heads, what.value.width])
+        self._build.node("Reshape", [f"{prefix}merged", shape], output=output)
 
     def _mask(self, mask: str, *, level: bool) -> _Mask:
         """Append what is asked of a mask."""
-        prefix = f"{_PREFIX}{mask}/"
+        build, prefix = self._build, f"{_PREFIX}{mask}/"
         one, even = mask, ""
         if not level:
-            start, end, axes = (self._constant(np.array(pair)) for pair in ((0, 0), (1, 1), (1, 2)))
-            one = self._add("Slice", [mask, start, end, axes], f"{prefix}one")
-            same = self._add("Equal", [mask, one], f"{prefix}same")
-            least = self._add("ReduceMin", [self._cast(same, TensorProto.INT32)], f"{prefix}least", keepdims=0)
+            start, end, axes = (build.ints(pair) for pair in ((0, 0), (1, 1), (1, 2)))
+            one = build.node("Slice", [mask, start, end, axes], output=f"{prefix}one")
+            same = build.node("Equal", [mask, one], output=f"{prefix}same")
+            least = build.node("ReduceMin", [self._cast(same, TensorProto.INT32)], {"keepdims": 0}, output=f"{prefix}least")
             even = self._cast(least, TensorProto.BOOL)
-        low = self._add("Max", [one, self._constant(np.float32(FLOOR))], f"{prefix}low")
-        some = self._cast(self._add("ReduceL1", [one], f"{prefix}sum", keepdims=0), TensorProto.BOOL)
+        low = build.node("Max", [one, build.float(FLOOR)], output=f"{prefix}low")
+        some = self._cast(build.node("ReduceL1", [one], {"keepdims": 0}, output=f"{prefix}sum"), TensorProto.BOOL)
         if even:
-            some = self._add("Or", [some, self._add("Not", [even], f"{prefix}uneven")], f"{prefix}any")
+            some = build.node("Or", [some, build.node("Not", [even], output=f"{prefix}uneven")], output=f"{prefix}any")
         self._masks[mask] = _Mask(low, some, even)
         return self._masks[mask]
 
     def _cast(self, tensor: str, to: int) -> str:
-        return self._add("Cast", [tensor], f"{tensor} as {to}", to=to)
+        return self._build.node("Cast", [tensor], {"to": to}, output=f"{tensor} as {to}")
 
     def _flat(self, operand: Operand, name: str) -> str:
         """Append what gives an operand as (B, T, N H)."""
@@ -116,8 +112,8 @@ class _Writer:
             return operand.flat
         tensor = operand.tensor
         if operand.order != AS_IT_IS:
-            tensor = self._add("Transpose", [tensor], f"{name}/turned", perm=operand.order)
-        return self._add("Reshape", [tensor, self._constant(np.array([0, 0, -1]))], f"{name}/flat")
+            tensor = self._build.node("Transpose", [tensor], {"perm": operand.order}, output=f"{name}/turned")
+        return self._build.node("Reshape", [tensor, self._build.ints([0, 0, -1])], output=f"{name}/flat")
 
     def _attend(self, what: Attention, parts: Sequence[str], output: str) -> NodeProto:
         said = {"num_heads": what.query.heads, "scale": what.scale}
@@ -129,8 +125,8 @@ class _Writer:
         key = what.mask, heads, more, what.scale
         if key not in self._columns:
             prefix = f"{_PREFIX}{what.mask}/{len(self._columns)}"
-            pad, unscale = self._constant(np.array([0] * 7 + [more - 1])), self._constant(np.float32(1 / what.scale))
-            start, end, channels = (self._constant(np.array(numbers)) for numbers in ([0], [2], [heads, more]))
+            pad, unscale = self._build.ints([0] * 7 + [more - 1]), self._build.float(1 / what.scale)
+            start, end, channels = (self._build.ints(numbers) for numbers in ([0], [2], [heads, more]))
             nodes = _steps(prefix, [
                 ("Mul", [mask.low, unscale], "unscaled", {}),
                 ("Transpose", ["unscaled"], "column", {"perm": [0, 3, 1, 2]}),
@@ -141,15 +137,15 @@ class _Writer:
                 ("Expand", ["columns", "wanted"], "all", {}),
             ])  # fmt: skip
             # No constant: ONNX Runtime 1.23 writes one of a branch twice, and cannot read that.
-            nothing = _steps(prefix, [("Slice", [mask.low, start, start, self._constant(np.array([3]))], "none", {})])
+            nothing = _steps(prefix, [("Slice", [mask.low, start, start, self._build.ints([3])], "none", {})])
             self._columns[key] = f"{prefix}/column or none"
             self._graph.node.append(_either(mask.some, nodes, nothing, self._columns[key]))
         return self._columns[key]
 
     def _masked(self, what: Attention, parts: Sequence[str], column: str, prefix: str) -> list[NodeProto]:
         """Give the nodes of attention with padding: a channel of ones in the queries, the mask in the keys."""
-        split, flat = (self._constant(np.array(shape)) for shape in ([0, 0, what.query.heads, what.query.width], [0, 0, -1]))
-        pad, one = self._constant(np.array([0] * 7 + [_more(what)])), self._constant(np.float32(1))
+        split, flat = (self._build.ints(shape) for shape in ([0, 0, what.query.heads, what.query.width], [0, 0, -1]))
+        pad, one = self._build.ints([0] * 7 + [_more(what)]), self._build.float(1.0)
         nodes = _steps(prefix, [
             ("Reshape", [parts[0], split], "q", {}),
             ("Pad", ["q", pad, one], "q+", {}),
@@ -159,17 +155,6 @@ class _Writer:
             ("Reshape", ["k+", flat], "k flat", {}),
         ])  # fmt: skip
         return [*nodes, self._attend(what, [f"{prefix}/q flat", f"{prefix}/k flat", parts[2]], prefix)]
-
-    def _add(self, kind: str, inputs: Sequence[str], output: str, **said: object) -> str:
-        self._graph.node.append(helper.make_node(kind, list(inputs), [output], name=output, **said))
-        return output
-
-    def _constant(self, array: NDArray[np.generic] | np.generic) -> str:
-        key = str(array.dtype), array.shape, array.tobytes()
-        if key not in self._constants:
-            self._constants[key] = f"{_PREFIX}{len(self._constants)}"
-            self._graph.initializer.append(numpy_helper.from_array(np.asarray(array), self._constants[key]))
-        return self._constants[key]
 
 
 def _more(what: Attention) -> int:

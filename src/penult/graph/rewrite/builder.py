@@ -7,21 +7,24 @@ nothing of poolings or layers.
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-import onnx
 from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
+from onnx import GraphProto, TensorProto, helper, numpy_helper
 
 PREFIX = "penult/"  # no exporter writes it, so no name can clash
-Attributes = Mapping[str, int | float | list[int]]
+Attributes = Mapping[str, int | float | Sequence[int]]
+
+_SMALL = 64  # bytes of a constant that is added once for all that want its value
 
 
 class Builder:
     """The nodes that are appended to one graph."""
 
-    def __init__(self, graph: onnx.GraphProto, opset: int) -> None:
+    def __init__(self, graph: GraphProto, opset: int, prefix: str = PREFIX) -> None:
         self._graph = graph
         self._opset = opset
+        self._prefix = prefix
         self._count = 0
+        self._constants: dict[tuple[object, ...], str] = {}
 
     def op(self, kind: str, *inputs: str, output: str = "", to: int | None = None) -> str:
         """Append a node with one output and return its name. `Squeeze1` removes axis 1, in the form that the opset has."""
@@ -31,11 +34,13 @@ class Builder:
             return self.node("Squeeze", inputs, {"axes": [1]}, output=output)
         return self.node(kind, inputs, {} if to is None else {"to": to}, output=output)
 
-    def node(self, kind: str, inputs: Sequence[str], attributes: Attributes, *, output: str = "") -> str:
+    def node(
+        self, kind: str, inputs: Sequence[str], attributes: Attributes | None = None, *, output: str = "", domain: str = ""
+    ) -> str:
         """Append a node with one output and any attributes, and return the output's name."""
         output = output or self._name()
-        node = helper.make_node(kind, list(inputs), [output], name=PREFIX + output)
-        node.attribute.extend(helper.make_attribute(key, value) for key, value in attributes.items())
+        node = helper.make_node(kind, list(inputs), [output], name=f"{self._prefix}{kind}/{output}", domain=domain)
+        node.attribute.extend(helper.make_attribute(key, value) for key, value in (attributes or {}).items())
         self._graph.node.append(node)
         return output
 
@@ -69,12 +74,15 @@ class Builder:
         """Add a float32 constant."""
         return self.constant(np.asarray(value, dtype=np.float32))
 
-    def constant(self, array: NDArray[np.generic]) -> str:
-        """Add an initializer and return its name."""
-        name = self._name()
-        self._graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(array).reshape(array.shape), name))
-        return name
+    def constant(self, array: NDArray[np.generic] | np.generic) -> str:
+        """Add an initializer and return its name; a small one that is there already is not added again."""
+        array = np.ascontiguousarray(array).reshape(np.shape(array))
+        key = str(array.dtype), array.shape, array.tobytes() if array.nbytes <= _SMALL else None
+        if key[-1] is None or key not in self._constants:
+            self._constants[key] = self._name()
+            self._graph.initializer.append(numpy_helper.from_array(array, self._constants[key]))
+        return self._constants[key]
 
     def _name(self) -> str:
         self._count += 1
-        return f"{PREFIX}{self._count}"
+        return f"{self._prefix}{self._count}"

@@ -1,20 +1,22 @@
 """End a graph at one of its tensors and drop all that no longer has a reader.
 
-It knows graphs, not transformers: which tensor to end at is told by the caller (`layers` finds one). Weights that stay
-are copied once, weights in external files not at all: only their references are.
+It knows graphs, not transformers: which tensor to end at is told by the caller (`layers` finds one). No weight is read or
+copied.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 
-from onnx import GraphProto, ModelProto, NodeProto, SparseTensorProto, TensorProto, helper
+from onnx import GraphProto, NodeProto, SparseTensorProto, TensorProto, helper
 
 from penult.graph.find.flow import FLOATS, ancestors, every_node, read_by
-from penult.graph.find.skeleton import Type, restore, shapes, skeleton, weights
+from penult.graph.find.graph_index import GraphIndex
+from penult.graph.find.skeleton import Type, inner_weights, restore
+from penult.graph.rewrite.prune import keep, replace_nodes
 
 
-def cut(model: ModelProto, tensor: str, *, output_name: str = "token_embeddings", axes: str = "BTH") -> ModelProto:
-    """Give a new model whose only output is `tensor`, as float32, under the name `output_name`.
+def cut(graph: GraphIndex, tensor: str, *, output_name: str = "token_embeddings", axes: str = "BTH") -> None:
+    """Make `tensor` the only output of a model, as float32, under the name `output_name`.
 
         ids --> ... --> tensor --> head --> logits      becomes      ids --> ... --> token_embeddings
 
@@ -25,7 +27,7 @@ def cut(model: ModelProto, tensor: str, *, output_name: str = "token_embeddings"
        metadata and references to external data stay.
 
     Args:
-        model: may be loaded without its external data. It is not changed.
+        graph: the model's index.
         tensor: any float tensor of the graph, local functions inlined.
         output_name: a tensor or weight inside that has this name already is renamed.
         axes: the order of the tensor's axes, as `HiddenState.axes` says; "BTH" leaves a tensor of any shape as it is.
@@ -34,32 +36,26 @@ def cut(model: ModelProto, tensor: str, *, output_name: str = "token_embeddings"
         ValueError: no tensor or node has that name, it holds integers that stand for no floats, or an input that it depends on
             is called `output_name`.
     """
-    bare = skeleton(model)
-    types = shapes(bare)
-    name = _float_tensor(bare.graph, _resolve(bare.graph, tensor, types), types)
-    tail = _tail(bare.graph, name, types, axes)
-    last = tail[-1].output[0] if tail else name
-    result = ModelProto(
-        ir_version=max(model.ir_version, 4),  # of 3, initializers must be inputs, which a cut graph's are not
-        opset_import=bare.opset_import,
-        producer_name=model.producer_name,
-        producer_version=model.producer_version,
-        domain=model.domain,
-        model_version=model.model_version,
-        doc_string=model.doc_string,
-        metadata_props=model.metadata_props,
-    )
-    result.graph.name = model.graph.name
-    nodes = (*bare.graph.node, *tail)
-    result.graph.node.extend(restore([nodes[i] for i in ancestors(nodes, [last])], model))
-    renamed = _rename(result.graph, bare.graph, last, output_name)
-    _keep_read(result.graph, bare.graph, model, renamed)
+    bare, types, model = graph.bare, graph.types, graph.model
+    name, added = _float_tensor(bare.graph, _resolve(bare.graph, tensor, types), types)
+    added += _tail(bare.graph, name, types, axes)
+    last = added[-1].output[0] if added else name
+    nodes = [*bare.graph.node, *added]
+    nodes = restore([nodes[i] for i in ancestors(nodes, [last])], model)
+    renamed = _renamed(nodes, bare.graph, last, output_name)
+    inner = list(inner_weights(model))
+    replace_nodes(model.graph, nodes)
+    _rename(model.graph, renamed, last, output_name)
+    _keep_read(model.graph, bare.graph, inner, renamed)
     _, dims = types.get(name, (0, None))
     shape = [dims[axes.index(a)] for a in "BTH"] if dims and sorted(axes) == sorted("BTH") and len(dims) == 3 else dims
-    result.graph.output.append(
+    del model.graph.output[:], model.functions[:], model.opset_import[:]
+    model.graph.output.append(
         helper.make_tensor_value_info(output_name, TensorProto.FLOAT, [None] * 3 if axes == "NH" else shape)
     )
-    return result
+    model.opset_import.extend(bare.opset_import)
+    model.ir_version = max(model.ir_version, 4)  # of 3, initializers must be inputs, which a cut graph's are not
+    graph.changed({**renamed, last: output_name})
 
 
 def _resolve(graph: GraphProto, wanted: str, types: dict[str, Type]) -> str:
@@ -76,19 +72,18 @@ def _resolve(graph: GraphProto, wanted: str, types: dict[str, Type]) -> str:
     raise ValueError(f"no tensor or node of the graph is named {wanted!r} ({len(tensors)} tensors){hint}")
 
 
-def _float_tensor(graph: GraphProto, name: str, types: dict[str, Type]) -> str:
-    """Give the tensor itself if it holds floats, or may; else the floats its integers stand for.
+def _float_tensor(graph: GraphProto, name: str, types: dict[str, Type]) -> tuple[str, list[NodeProto]]:
+    """Return the tensor itself if it holds floats, or may; else the floats its integers stand for, and the node it takes.
 
-    Whoever reads quantised data reads its scale and zero point right after it; whoever quantises has them too. Where no
-    DequantizeLinear reads the tensor, one is added to `graph`.
+    Whoever reads quantized data reads its scale and zero point right after it; whoever quantizes has them too.
     """
     kind = types.get(name, (TensorProto.UNDEFINED, None))[0]
     if kind in FLOATS:
-        return name
+        return name, []
     reads: list[str] = []
     for node in graph.node:
         if node.op_type == "DequantizeLinear" and name in node.input[:1] and any(node.output[:1]):
-            return str(node.output[0])
+            return str(node.output[0]), []
         if node.op_type.startswith("QLinear") and name in node.input:
             reads = list(node.input)[list(node.input).index(name) :][:3]
         elif name in node.output[:1] and node.op_type == "QuantizeLinear":
@@ -97,10 +92,9 @@ def _float_tensor(graph: GraphProto, name: str, types: dict[str, Type]) -> str:
             reads = list(node.output)
     if len(reads) >= 2:
         floats = _free(graph, f"{name}/float")
-        graph.node.append(helper.make_node("DequantizeLinear", reads, [floats]))
-        return floats
+        return floats, [helper.make_node("DequantizeLinear", reads, [floats])]
     if kind == TensorProto.UNDEFINED:
-        return name
+        return name, []
     known = kind in TensorProto.DataType.values()
     held = TensorProto.DataType.Name(kind).lower() if known else f"type {kind}"
     raise ValueError(
@@ -145,35 +139,41 @@ def _free(graph: GraphProto, name: str) -> str:
     return name
 
 
-def _rename(graph: GraphProto, bare: GraphProto, old: str, new: str) -> dict[str, str]:
-    """Give the last tensor of a graph of ours its new name, and whoever had that name another one: name before -> now."""
-    renamed: dict[str, str] = {}
-    if old != new and any(new in (*read_by(n), *n.output) for n in graph.node):
-        if new in _inputs(bare) - {i.name for i in bare.initializer}:
-            raise ValueError(f"an input of the graph is named {new!r}, so the output needs another name: give output_name")
-        renamed[new] = other = _free(bare, f"{new}/inner")
-        for node in every_node(graph.node):
-            node.input[:] = [other if i == new else i for i in node.input]
-            node.output[:] = [other if o == new else o for o in node.output]
+def _renamed(nodes: Sequence[NodeProto], bare: GraphProto, old: str, new: str) -> dict[str, str]:
+    """Return another name for what has the output's new name already: name before -> now."""
+    if old == new or all(new not in (*read_by(n), *n.output) for n in nodes):
+        return {}
+    if new in _inputs(bare) - {i.name for i in bare.initializer}:
+        raise ValueError(f"an input of the graph is named {new!r}, so the output needs another name: give output_name")
+    return {new: _free(bare, f"{new}/inner")}
+
+
+def _rename(graph: GraphProto, renamed: Mapping[str, str], old: str, new: str) -> None:
+    """Give the tensors of a graph their new names, and its last tensor that of the output."""
+    for node in every_node(graph.node) if renamed else ():
+        node.input[:] = [renamed.get(i, i) for i in node.input]
+        node.output[:] = [renamed.get(o, o) for o in node.output]
     for node in graph.node:
-        node.output[:] = [new if o == old else o for o in node.output]
-    return renamed
+        if old in node.output:
+            node.output[:] = [new if o == old else o for o in node.output]
 
 
-def _keep_read(result: GraphProto, bare: GraphProto, model: ModelProto, renamed: Mapping[str, str]) -> None:
-    """Add the inputs, weights and annotations that the nodes of `result` read, under the names they read them by."""
-    read = {name for node in result.node for name in read_by(node)}
-    made = {o for n in result.node for o in n.output}
-    result.input.extend(i for i in bare.input if i.name in read)
-    for weight in weights(model):
-        if isinstance(weight, SparseTensorProto):
-            name = renamed.get(weight.values.name, weight.values.name)
-            if name in read:
-                result.sparse_initializer.append(weight)
-                result.sparse_initializer[-1].values.name = name
-        elif (name := renamed.get(weight.name, weight.name)) in read:
-            result.initializer.append(weight)
-            result.initializer[-1].name = name
-    result.value_info.extend(v for v in bare.value_info if v.name in read & made)
-    noted = model.graph.quantization_annotation
-    result.quantization_annotation.extend(a for a in noted if a.tensor_name in read & made)
+def _keep_read(
+    graph: GraphProto, bare: GraphProto, inner: Sequence[TensorProto | SparseTensorProto], renamed: Mapping[str, str]
+) -> None:
+    """Keep the inputs, weights and annotations that the nodes read; `inner` are the weights of branches that were opened."""
+    graph.initializer.extend(weight for weight in inner if isinstance(weight, TensorProto))
+    graph.sparse_initializer.extend(weight for weight in inner if isinstance(weight, SparseTensorProto))
+    for weight in (*graph.initializer, *(sparse.values for sparse in graph.sparse_initializer)):
+        weight.name = renamed.get(weight.name, weight.name)
+    read = {name for node in graph.node for name in read_by(node)}
+    made = {o for n in graph.node for o in n.output}
+    keep(graph.input, read)
+    keep(graph.initializer, read)
+    for field, kept in (
+        (graph.sparse_initializer, [sparse for sparse in graph.sparse_initializer if sparse.values.name in read]),
+        (graph.value_info, [value for value in bare.value_info if value.name in read & made]),
+        (graph.quantization_annotation, [note for note in graph.quantization_annotation if note.tensor_name in read & made]),
+    ):
+        del field[:]
+        field.extend(kept)

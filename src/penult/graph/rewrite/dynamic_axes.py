@@ -4,17 +4,20 @@ It knows the shapes that a graph states and what shape inference makes of them. 
 alone and at full length. Often only the inputs' shapes say so, and the nodes between would take any size.
 """
 
-import onnx
-from onnx import ModelProto
+from collections.abc import Container
 
-from penult.graph.find.skeleton import Type, shapes, skeleton
+import onnx
+from onnx import GraphProto, ModelProto
+
+from penult.graph.find.graph_index import GraphIndex
+from penult.graph.find.skeleton import Type, infer, stated_types
 
 _NAMES = ("batch", "sequence")
 _PROBE = (7, 11)  # rows and tokens that no model was exported with; their product is no usual size either
 
 
-def free_axes(model: ModelProto, tensor: str, axes: str = "BTH") -> ModelProto:
-    """Give a copy whose inputs take any number of rows and tokens, or the model itself if they do, or if nothing else fits.
+def free_axes(graph: GraphIndex, tensor: str, axes: str = "BTH") -> None:
+    """Let a graph's inputs take any number of rows and tokens, if the rest of the graph does.
 
         input_ids (1, 128) --> ... --> tensor (1, 128, H)   becomes   input_ids (batch, sequence) --> ... --> (?, ?, H)
 
@@ -23,28 +26,35 @@ def free_axes(model: ModelProto, tensor: str, axes: str = "BTH") -> ModelProto:
        out with another number of rows or tokens, the model stays as it is.
 
     Args:
-        model: may be loaded without its external data. It is not changed.
+        graph: the model's index.
         tensor: where the graph will be cut.
         axes: the order of its axes, as `HiddenState.axes` says.
     """
+    model = graph.model
     if not any(dim.HasField("dim_value") for node in model.graph.input for dim in _pair(node)):
-        return model
-    freed = ModelProto()
-    freed.CopyFrom(model)
-    weights = {tensor.name for tensor in freed.graph.initializer}
-    for value in (*freed.graph.value_info, *freed.graph.output):
-        if value.name not in weights:
-            value.type.tensor_type.ClearField("shape")
-    probe = skeleton(freed)
+        return
+    weights = {tensor.name for tensor in model.graph.initializer}
+    stated = {value.name for value in (*model.graph.value_info, *model.graph.output)} - weights
+    probe = ModelProto()
+    probe.CopyFrom(graph.bare)
+    _forget_shapes(probe.graph, stated)
     for node in probe.graph.input:
         for dim, size in zip(_pair(node), _PROBE, strict=False):
             dim.dim_value = size
-    if not _fits(shapes(probe, strict=True).get(tensor, (0, None)), axes):
-        return model
-    for node in freed.graph.input:
+    inferred = infer(probe, strict=True)
+    if inferred is None or not _fits(stated_types(inferred).get(tensor, (0, None)), axes):
+        return
+    _forget_shapes(model.graph, stated)
+    for node in model.graph.input:
         for dim, name in zip(_pair(node), _NAMES, strict=False):
             dim.dim_param = name
-    return freed
+    graph.changed()
+
+
+def _forget_shapes(graph: GraphProto, tensors: Container[str]) -> None:
+    for value in (*graph.value_info, *graph.output):
+        if value.name in tensors:
+            value.type.tensor_type.ClearField("shape")
 
 
 def _fits(found: Type, axes: str) -> bool:

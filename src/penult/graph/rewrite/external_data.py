@@ -5,10 +5,13 @@ of the graph's folder. So a few lines here do it.
 """
 
 from pathlib import Path
+from typing import BinaryIO
 
 import onnx
-from onnx import TensorProto, numpy_helper
-from onnx.external_data_helper import set_external_data
+from google.protobuf.message import Message
+from onnx import GraphProto, ModelProto, TensorProto, numpy_helper
+
+from penult.graph.model_file import refer
 
 _SMALL = 1024  # bytes of a tensor that stays inside the graph
 _LARGE = 2**20  # bytes of a tensor that begins at a whole page, of any system
@@ -16,26 +19,50 @@ _PAGE = 2**16
 
 
 def save(model: onnx.ModelProto, path: Path) -> None:
-    """Write `model` to `path` and its weights to `<path>.data`; both are replaced. The model given keeps its weights.
+    """Write `model` to `path` and its weights to `<path>.data`; both are replaced. The model keeps its weights.
 
     Tensors that are in external files already keep their references.
     """
-    shell = onnx.ModelProto()
-    shell.CopyFrom(model)
+    shell = without_weights(model)
     with data_file(path).open("wb") as data:
-        for tensor in shell.graph.initializer:
-            if tensor.data_location == TensorProto.EXTERNAL or tensor.ByteSize() < _SMALL:
-                continue
-            if not tensor.HasField("raw_data"):
-                tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor), tensor.name))
-            if len(tensor.raw_data) >= _LARGE:
-                data.write(bytes(-data.tell() % _PAGE))
-            set_external_data(tensor, data_file(path).name, offset=data.tell(), length=len(tensor.raw_data))
-            data.write(tensor.raw_data)
-            tensor.ClearField("raw_data")
+        for tensor in model.graph.initializer:
+            small = tensor.data_location == TensorProto.EXTERNAL or tensor.ByteSize() < _SMALL
+            shell.graph.initializer.append(tensor if small else _moved(tensor, data, data_file(path).name))
     path.write_bytes(shell.SerializeToString())
 
 
 def data_file(path: Path) -> Path:
     """Name the file of a graph's weights."""
     return path.with_name(f"{path.name}.data")
+
+
+def without_weights(model: ModelProto) -> ModelProto:
+    """Return a copy of a model without its initializers."""
+    shell = ModelProto()
+    _copy_without("graph", model, shell)
+    _copy_without("initializer", model.graph, shell.graph)
+    return shell
+
+
+def _copy_without(name: str, message: ModelProto | GraphProto, copy: ModelProto | GraphProto) -> None:
+    """Copy the fields of a message but one."""
+    for field, value in message.ListFields():
+        if field.name == name:
+            continue
+        if isinstance(value, Message):
+            getattr(copy, field.name).CopyFrom(value)
+        elif isinstance(value, int | str):
+            setattr(copy, field.name, value)
+        else:
+            getattr(copy, field.name).extend(value)
+
+
+def _moved(tensor: TensorProto, data: BinaryIO, location: str) -> TensorProto:
+    """Write the data of a tensor to a file; return the tensor that points there."""
+    raw = tensor.raw_data if tensor.HasField("raw_data") else numpy_helper.to_array(tensor).tobytes()
+    if len(raw) >= _LARGE:
+        data.write(bytes(-data.tell() % _PAGE))
+    moved = TensorProto(name=tensor.name, dims=tensor.dims, data_type=tensor.data_type)
+    refer(moved, location, data.tell(), len(raw))
+    data.write(raw)
+    return moved

@@ -1,4 +1,4 @@
-"""Give a graph's inputs the names that everything behind it knows, and tell what the graph does with its attention mask.
+"""Give a graph's inputs the names that everything behind it knows.
 
 An input has a role by its name where the name says one, else by what the graph does with it: it looks ids up in a table, it
 adds a mask to attention scores. Where two inputs could have a role, both keep their names, and the feed refuses them by name.
@@ -13,8 +13,8 @@ import numpy as np
 import onnx
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, numpy_helper
 
-from penult.graph.find.flow import ACTIVE, FLOATS, MOVEMENT, TRANSPARENT, Flow, operator, read_by, subgraphs, trace
-from penult.graph.find.skeleton import skeleton
+from penult.graph.find.flow import ACTIVE, FLOATS, MOVEMENT, TRANSPARENT, Flow, subgraphs
+from penult.graph.find.graph_index import GraphIndex
 
 _IDS, _MASK, _TYPES = "input_ids", "attention_mask", "token_type_ids"
 # fmt: off
@@ -47,8 +47,8 @@ _SHIFT = 1e3  # what is added to attention scores to hide a token is larger, wha
 _Pair = tuple[float, float]
 
 
-def name_inputs(model: ModelProto) -> None:
-    """Rename, in place, the inputs of a graph to `input_ids`, `attention_mask`, `token_type_ids`, `position_ids`, `offsets`.
+def name_inputs(index: GraphIndex) -> None:
+    """Rename the inputs of a graph to `input_ids`, `attention_mask`, `token_type_ids`, `position_ids`, `offsets`.
 
     1. `:0`, `serving_default_` and the like around a name go, from inputs of unknown roles too.
     2. A name that says a role gives it: `segment_ids`, `input_mask`. A mask that is 1 on padding has no role.
@@ -59,35 +59,19 @@ def name_inputs(model: ModelProto) -> None:
 
     Inner tensors that have a name already that an input gets are renamed. Outputs of the graph keep their names.
     """
-    graph = model.graph
+    graph = index.model.graph
     weights = {tensor.name for tensor in graph.initializer} | {sparse.values.name for sparse in graph.sparse_initializer}
     inputs = [value for value in graph.input if value.name not in weights]
     outputs = {value.name for value in graph.output}
     taken = {value.name for value in inputs}
-    for old, new in _new_names(model, inputs).items():
+    for old, new in _new_names(index, inputs).items():
         if new not in taken and new not in outputs:
             _rename_input(graph, old, new)
             taken = (taken - {old}) | {new}
+            index.changed()
 
 
-def reads_mask(model: ModelProto) -> bool:
-    """Return whether any output depends on the values of `attention_mask`, not on its size alone."""
-    graph = skeleton(model).graph
-    producer = {output: node for node in graph.node for output in node.output if output}
-    stack = [value.name for value in graph.output]
-    seen = set(stack)
-    while stack:
-        if (name := stack.pop()) == _MASK:
-            return True
-        node = producer.get(name)
-        if node is not None and operator(node) not in {"Shape", "Size"}:
-            reads = read_by(node)[:1] if operator(node) == "CastLike" else read_by(node)  # its second input lends its type
-            stack.extend(new for new in reads if new not in seen)
-            seen.update(reads)
-    return False
-
-
-def _new_names(model: ModelProto, inputs: list[ValueInfoProto]) -> dict[str, str]:
+def _new_names(index: GraphIndex, inputs: list[ValueInfoProto]) -> dict[str, str]:
     """Map each input that gets another name to it."""
     names = {value.name: _plain(value.name) for value in inputs}
     packed = any(_rank(value) == 1 and _matches("offsets", names[value.name]) for value in inputs)
@@ -99,11 +83,11 @@ def _new_names(model: ModelProto, inputs: list[ValueInfoProto]) -> dict[str, str
         if role in {value.name for value in inputs}:
             candidates = [role]
         if role == _MASK:
-            candidates = [name for name in candidates if names[name] == role or _may_be_mask(model, name)]
+            candidates = [name for name in candidates if names[name] == role or _may_be_mask(index, name)]
         if len(candidates) == 1:
             roles[candidates[0]] = role
     claimed = set(roles) | {name for name, plain in names.items() if any(_matches(role, plain) for role in _NAMES)}
-    _add_by_use(model, [value for value in inputs if value.name not in claimed], roles)
+    _add_by_use(index, [value for value in inputs if value.name not in claimed], roles)
     renamed = {old: new for old, new in roles.items() if old != new}
     for name in names:
         base = re.sub(r":\d+$", "", name)
@@ -112,9 +96,9 @@ def _new_names(model: ModelProto, inputs: list[ValueInfoProto]) -> dict[str, str
     return renamed
 
 
-def _may_be_mask(model: ModelProto, name: str) -> bool:
+def _may_be_mask(index: GraphIndex, name: str) -> bool:
     """Return whether a mask is 1 on tokens as far as the graph shows; one named after padding must show it."""
-    kept = _kept_at_one(model, name)
+    kept = _kept_at_one(index, name)
     return kept is True or (kept is None and "pad" not in name.lower())
 
 
@@ -148,7 +132,7 @@ def _rank(value: ValueInfoProto) -> int | None:
     return len(kind.shape.dim) if kind.HasField("shape") else None
 
 
-def _add_by_use(model: ModelProto, rest: list[ValueInfoProto], roles: dict[str, str]) -> None:
+def _add_by_use(index: GraphIndex, rest: list[ValueInfoProto], roles: dict[str, str]) -> None:
     """Add the roles that follow from what the graph does with the inputs that have none by name."""
     pairs = [value.name for value in rest if value.type.tensor_type.elem_type in _INTEGERS and _rank(value) == 2]
     vacant = {_IDS, _MASK, _TYPES} - set(roles.values())
@@ -158,12 +142,12 @@ def _add_by_use(model: ModelProto, rest: list[ValueInfoProto], roles: dict[str, 
     silent = [value.name for value in rest if _rank(value) == 2 and _says_nothing(value.name)]
     if not vacant or not silent:
         return
-    tables = _tables(trace(skeleton(model).graph), {value.name for value in rest})
+    tables = _tables(index.flow, {value.name for value in rest})
     looked_up = [name for name in pairs if tables[name]]
     long = [name for name in looked_up if max(tables[name]) > _MOST_TYPES]
     short = [name for name in looked_up if max(tables[name]) <= _MOST_TYPES]
     unused = [value.name for value in rest if _rank(value) == 2 and value.name not in looked_up]
-    masks = unused if len(unused) == 1 and unused[0] in silent and _kept_at_one(model, unused[0]) else []
+    masks = unused if len(unused) == 1 and unused[0] in silent and _kept_at_one(index, unused[0]) else []
     for role, candidates in ((_IDS, long), (_TYPES, short), (_MASK, masks)):
         if role in vacant and len(candidates) == 1 and candidates[0] in silent:
             roles[candidates[0]] = role
@@ -237,14 +221,14 @@ def _replace_values(values: Iterable[ValueInfoProto | TensorProto], old: str, ne
             value.name = new
 
 
-def _kept_at_one(model: ModelProto, mask: str) -> bool | None:
+def _kept_at_one(index: GraphIndex, mask: str) -> bool | None:
     """Return whether tokens are attended to where a mask is 1 rather than where it is 0; None if the graph does not show it.
 
     The values that a mask of 0 and a mask of 1 lead to are followed through the operators that compute element by element,
     until they meet something else: attention scores, which a large negative value hides tokens from, or what they multiply.
     """
-    flow = trace(skeleton(model).graph)
-    scalars = _scalars(model, flow)
+    flow = index.flow
+    scalars = _scalars(index.model, flow)
     pairs: dict[str, _Pair] = {mask: (0.0, 1.0)}
     for node, op, reads in zip(flow.nodes, flow.op, flow.reads, strict=True):
         if pairs.keys().isdisjoint(reads):

@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from itertools import permutations
 
 import numpy as np
-from onnx import ModelProto, NodeProto, helper, numpy_helper
+from onnx import NodeProto, helper, numpy_helper
 
 from penult.graph.find.flow import operator
-from penult.graph.find.graph_index import Links, kind
-from penult.graph.rewrite.prune import drop_unread
+from penult.graph.find.graph_index import GraphIndex, Links, kind
+from penult.graph.rewrite.prune import drop_unread, replace_nodes
 
 # The most that is taken from a score: nothing is left of its share, and times a scale it is still a number.
 FLOOR = -1e30
@@ -37,21 +37,15 @@ class _Guard:
     mask: str
 
 
-def drop_guards(model: ModelProto) -> ModelProto:
-    """Give a copy whose masks are finite and whose shares are not asked, or the model itself if none are.
-
-    Args:
-        model: may be loaded without its external data. It is not changed.
-    """
-    links = Links(model)
+def drop_guards(graph: GraphIndex) -> None:
+    """Make the masks of guarded attention finite and take the guards out."""
+    links = graph.links
     if not links.whole:
-        return model  # a broken graph, of which the runtime says more
+        return  # a broken graph, of which the runtime says more
     found = [guard for i in range(len(links.nodes)) if (guard := _guard(links, i)) is not None]
     if not found:
-        return model
-    out = ModelProto()
-    out.CopyFrom(model)
-    nodes = out.graph.node
+        return
+    nodes = links.nodes
     first: dict[str, int] = {}  # the first node that reads each mask
     for guard in found:
         first[guard.mask] = min(guard.add, first.get(guard.mask, guard.add))
@@ -63,11 +57,10 @@ def drop_guards(model: ModelProto) -> ModelProto:
         made.extend(helper.make_node("Max", [mask, _FLOOR], [_finite(mask)]) for mask, at in first.items() if at == i)
         if i not in dropped:
             made.append(node)
-    del nodes[:]
-    nodes.extend(made)
-    out.graph.initializer.append(numpy_helper.from_array(np.array(FLOOR, np.float32), _FLOOR))
-    drop_unread(out.graph)
-    return out
+    replace_nodes(graph.model.graph, made)
+    graph.model.graph.initializer.append(numpy_helper.from_array(np.array(FLOOR, np.float32), _FLOOR))
+    drop_unread(graph.model.graph)
+    graph.changed()
 
 
 def _finite(mask: str) -> str:

@@ -15,8 +15,8 @@ import onnx
 from onnx import TensorProto, helper
 
 from penult.graph.find.flow import every_node
+from penult.graph.find.graph_index import GraphIndex
 from penult.graph.rewrite.builder import PREFIX, Builder
-from penult.graph.rewrite.opsets import opset_of
 from penult.graph.rewrite.steps import Dense, LayerNorm, Step, append_step, normalize, width_after
 from penult.types import Pooling
 
@@ -50,13 +50,13 @@ class Reducer:
     renormalize: bool | None = None
 
 
-def append_reducer(model: onnx.ModelProto, source: str, reducer: Reducer) -> onnx.ModelProto:
-    """Return a new model with one more output, `sentence_embedding` (B, D) float32.
+def append_reducer(index: GraphIndex, source: str, reducer: Reducer) -> None:
+    """Give a model one more output, `sentence_embedding` (B, D) float32.
 
     With token steps, an output of the name `source` gives the tokens after these steps, as float32.
 
     Args:
-        model: a graph with the float tensor `source`, (B, T, H), or (B, D) with `reducer.pooling` None. It is not changed.
+        index: of a graph with the float tensor `source`, (B, T, H), or (B, D) with `reducer.pooling` None.
         source: the tensor to reduce; with token steps, the output of a node.
         reducer: how.
 
@@ -64,17 +64,16 @@ def append_reducer(model: onnx.ModelProto, source: str, reducer: Reducer) -> onn
         ValueError: a pooling, a step or an activation that penult does not have, or token steps without tokens.
     """
     _check(reducer)
-    out = onnx.ModelProto()
-    out.CopyFrom(model)
-    build = Builder(out.graph, opset_of(out))
-    width = _declared_width(out.graph, source)
-    inner = _rename(out.graph, source) if reducer.token_steps else source
+    graph = index.model.graph
+    build = Builder(graph, index.opset)
+    width = _declared_width(graph, source)
+    inner = _rename(graph, source) if reducer.token_steps else source
     x = build.op("Cast", inner, to=TensorProto.FLOAT)  # half precision overflows in sums and norms
     if reducer.pooling is not None:
         for step in reducer.token_steps:
             x, width = append_step(build, x, step, axis=2), width_after(step, width)
         if inner != source:
-            _expose(build, out.graph, x, source, width=width)
+            _expose(build, graph, x, source, width=width)
         x = _pool(build, x, reducer)
         width = width and width * len(_poolings(reducer))
     for step in reducer.steps:
@@ -86,8 +85,8 @@ def append_reducer(model: onnx.ModelProto, source: str, reducer: Reducer) -> onn
         x = normalize(build, x, axis=1) if again else x
     build.op("Identity", x, output=OUTPUT)
     kept = reducer.dimensions and min(reducer.dimensions, width or reducer.dimensions)
-    out.graph.output.append(helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, ["batch", kept or "D"]))
-    return out
+    graph.output.append(helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, ["batch", kept or "D"]))
+    index.changed({source: inner})
 
 
 def _check(reducer: Reducer) -> None:
@@ -181,7 +180,7 @@ def _sum(build: Builder, x: str, column: str, *, weights: str) -> str:
 
 def _quotient(build: Builder, total: str, count: str, *, root: bool = False) -> str:
     """Divide a sum (B, 1, H) by the rows' count or weight, or by its square root; zeros where no row is chosen."""
-    divisor = build.op("Max", count, build.float(1e-9))
+    divisor = build.op("Max", count, build.float(1e-9))  # a count is 0 or at least 1
     divisor = build.op("Sqrt", divisor) if root else divisor
     return build.op("Squeeze1", build.op("Div", total, divisor))  # (B, 1, H) -> (B, H)
 

@@ -9,7 +9,6 @@ take a thousand times the memory of its token ids.
 
 import numpy as np
 import onnx
-from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from penult.graph.rewrite.pooling import OUTPUT
@@ -18,20 +17,19 @@ _ROWS = 4096  # tokens of a batch whose rows are in memory at a time: 4 MB with 
 _OPSET, _IR = 17, 8
 
 
-def static_graph(table: NDArray[np.float32]) -> onnx.ModelProto:
+def static_graph(table: TensorProto) -> onnx.ModelProto:
     """Return a graph that gives the mean of the table's rows over each text's tokens, zeros where a text has none.
 
     Its inputs are `input_ids` and `attention_mask`, (B, T) int64, its output is `sentence_embedding`, (B, D) float32.
 
     Args:
-        table: (V, D), one row a token id, of finite numbers.
+        table: (V, D) float32, one row a token id, of finite numbers; its data may be external.
     """
     weights = {
-        "table": np.ascontiguousarray(table, dtype=np.float32),
         "none": np.asarray(0, np.int64),
         "one": np.asarray([1], np.int64),
         "some": np.asarray(_ROWS, np.int64),
-        "width": np.asarray([table.shape[1]], np.int64),
+        "width": np.asarray([table.dims[1]], np.int64),
         "least": np.asarray(1, np.float32),
     }
     nodes = [
@@ -60,10 +58,13 @@ def static_graph(table: NDArray[np.float32]) -> onnx.ModelProto:
         helper.make_tensor_value_info(name, TensorProto.INT64, ["batch", "sequence"])
         for name in ("input_ids", "attention_mask")
     ]
-    output = helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, ["batch", table.shape[1]])
+    output = helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, ["batch", table.dims[1]])
     initializers = [numpy_helper.from_array(array, name) for name, array in weights.items()]
     graph = helper.make_graph(nodes, "static_embedding", inputs, [output], initializers)
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", _OPSET)], ir_version=_IR, producer_name="penult")
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", _OPSET)], ir_version=_IR, producer_name="penult")
+    model.graph.initializer.append(table)  # here, since what makes a graph and a model copies all that is in it
+    model.graph.initializer[-1].name = "table"
+    return model
 
 
 def _add_part() -> onnx.GraphProto:

@@ -12,38 +12,36 @@ that `linear` finds the matrix and the bias in them.
 from collections.abc import Callable, Sequence
 
 import numpy as np
-import onnx
 from onnx import NodeProto, helper, numpy_helper
 
-from penult.graph.find.linear import constants
-from penult.graph.rewrite.opsets import opset_of
+from penult.graph.find.graph_index import GraphIndex
+from penult.graph.opsets import MICROSOFT
+from penult.graph.rewrite.prune import replace_nodes
 
 _PREFIX = "penult/plain/"
 
 
-def unfuse(model: onnx.ModelProto, only: frozenset[str] | None = None) -> onnx.ModelProto:
-    """Give a copy in which those operators are plain, or the model itself if there are none.
+def unfuse(graph: GraphIndex, only: frozenset[str] | None = None) -> None:
+    """Make those operators plain.
 
     Args:
-        model: may be loaded without its external data. It is not changed.
+        graph: the model's index.
         only: the operators to take apart. None: all three. One of a form that is not known here stays.
     """
     wanted = _PLAIN.keys() if only is None else only
-    if not any(node.op_type in wanted and node.domain == "com.microsoft" for node in model.graph.node):
-        return model
-    out = onnx.ModelProto()
-    out.CopyFrom(model)
-    del out.graph.node[:]
-    for i, node in enumerate(model.graph.node):
-        make = _PLAIN.get(node.op_type) if node.op_type in wanted and node.domain == "com.microsoft" else None
-        made = make(node, f"{_PREFIX}{i}/", model, out) if make else None
-        out.graph.node.extend([node] if made is None else made)
-    return out
+    nodes: list[NodeProto] = []
+    for i, node in enumerate(graph.links.nodes):
+        make = _PLAIN.get(node.op_type) if node.op_type in wanted and node.domain == MICROSOFT else None
+        made = make(node, f"{_PREFIX}{i}/", graph) if make else None
+        nodes.extend([node] if made is None else made)
+    if len(nodes) > len(graph.links.nodes):  # each is made of several
+        replace_nodes(graph.model.graph, nodes)
+        graph.changed()
 
 
-def _skip_norm(node: NodeProto, prefix: str, _: onnx.ModelProto, __: onnx.ModelProto) -> list[NodeProto] | None:
+def _skip_norm(node: NodeProto, prefix: str, _: GraphIndex) -> list[NodeProto] | None:
     """Inputs: x, skip, gain, shift, bias; outputs: the norm, two statistics, the sum."""
-    inputs = [*node.input, "", "", ""][:5]
+    inputs = [*node.input, "", "", ""][:5]  # an input without a name is left out, as one behind the last is
     outputs = [*node.output, "", "", ""][:4]
     if any(outputs[1:3]):
         return None
@@ -57,19 +55,19 @@ def _skip_norm(node: NodeProto, prefix: str, _: onnx.ModelProto, __: onnx.ModelP
     return [*made, helper.make_node("LayerNormalization", norm, [outputs[0]], axis=-1, epsilon=epsilon)]
 
 
-def _bias_gelu(node: NodeProto, prefix: str, _: onnx.ModelProto, __: onnx.ModelProto) -> list[NodeProto]:
+def _bias_gelu(node: NodeProto, prefix: str, _: GraphIndex) -> list[NodeProto]:
     return [
         helper.make_node("Add", list(node.input), [f"{prefix}sum"]),
-        helper.make_node("Gelu", [f"{prefix}sum"], list(node.output), domain="com.microsoft"),
+        helper.make_node("Gelu", [f"{prefix}sum"], list(node.output), domain=MICROSOFT),
     ]
 
 
-def _attention(node: NodeProto, prefix: str, model: onnx.ModelProto, out: onnx.ModelProto) -> list[NodeProto] | None:
+def _attention(node: NodeProto, prefix: str, graph: GraphIndex) -> list[NodeProto] | None:
     """Inputs: x, W (K, 3 H), b (3 H,), mask, past, bias of the scores, past length."""
     inputs = [*node.input, *[""] * 7][:7]
     said = {a.name: helper.get_attribute_value(a) for a in node.attribute}
     known = {"num_heads", "scale", "mask_filter_value", "unidirectional", "qkv_hidden_sizes"}
-    weight = constants(model.graph).get(inputs[1])
+    weight = graph.links.constants.get(inputs[1])
     if inputs[4] or inputs[6] or set(said) - known or weight is None or len([o for o in node.output if o]) > 1:
         return None
     sizes = said.pop("qkv_hidden_sizes", None) or [weight.dims[1] // 3] * 3
@@ -78,20 +76,20 @@ def _attention(node: NodeProto, prefix: str, model: onnx.ModelProto, out: onnx.M
     if inputs[2]:
         made.append(helper.make_node("Add", [f"{prefix}product", inputs[2]], [f"{prefix}sum"]))
     parts = [f"{prefix}{name}" for name in "qkv"]
-    made.append(_split(made[-1].output[0], parts, split, sizes, out))
+    made.append(_split(made[-1].output[0], parts, split, sizes, graph))
     reads = [*parts, "", inputs[3], inputs[5]]
     while not reads[-1]:
         reads.pop()
-    made.append(helper.make_node("MultiHeadAttention", reads, list(node.output), domain="com.microsoft", **said))
+    made.append(helper.make_node("MultiHeadAttention", reads, list(node.output), domain=MICROSOFT, **said))
     return made
 
 
-def _split(x: str, parts: Sequence[str], name: str, sizes: Sequence[int], out: onnx.ModelProto) -> NodeProto:
-    if opset_of(out) < 13:
+def _split(x: str, parts: Sequence[str], name: str, sizes: Sequence[int], graph: GraphIndex) -> NodeProto:
+    if graph.opset < 13:
         return helper.make_node("Split", [x], list(parts), axis=2, split=list(sizes))
-    out.graph.initializer.append(numpy_helper.from_array(np.asarray(sizes, dtype=np.int64), name))
+    graph.model.graph.initializer.append(numpy_helper.from_array(np.asarray(sizes, dtype=np.int64), name))
     return helper.make_node("Split", [x, name], list(parts), axis=2)
 
 
-_Maker = Callable[[NodeProto, str, onnx.ModelProto, onnx.ModelProto], list[NodeProto] | None]
+_Maker = Callable[[NodeProto, str, GraphIndex], list[NodeProto] | None]
 _PLAIN: dict[str, _Maker] = {"SkipLayerNormalization": _skip_norm, "BiasGelu": _bias_gelu, "Attention": _attention}

@@ -1,0 +1,71 @@
+"""The cache folder: hashes that are remembered, numbers that are measured once, files that appear whole or not at all."""
+
+import hashlib
+import os
+import re
+import threading
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from pathlib import Path
+
+
+def cache_folder() -> Path:
+    """Return the cache folder: PENULT_CACHE, else the platform's cache folder for a user."""
+    from platformdirs import user_cache_path  # noqa: PLC0415
+
+    return Path(os.environ.get("PENULT_CACHE") or user_cache_path("penult", appauthor=False))
+
+
+def hash_files(paths: Iterable[Path]) -> str:
+    """Return the sha256 of files, each read once: a file of the same place, size and time is not read again.
+
+    Raises:
+        ValueError: one is not a file, or lies in the Hub's cache and is not what the Hub named.
+    """
+    digests = [_hash_file(path) for path in paths]
+    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
+def remembered(memo: Path, measure: Callable[[], int]) -> int:
+    """Return the number that a file holds; if it holds none, measure it and write it there."""
+    with suppress(FileNotFoundError):
+        if (known := memo.read_text()).isdecimal():
+            return int(known)
+    number = measure()
+    write(memo, str(number))
+    return number
+
+
+def write(memo: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    memo.parent.mkdir(parents=True, exist_ok=True)
+    aside = memo.with_name(f".{memo.name}.{os.getpid()}.{threading.get_ident()}")
+    aside.write_text(text)
+    aside.replace(memo)
+
+
+def _hash_file(path: Path) -> str:
+    """Return a file's sha256. In the Hub's cache it must be the file's name, since downloading checks no more than the size."""
+    path = path.resolve()
+    digest = _digest(path)
+    if path.parent.name == "blobs" and re.fullmatch("[0-9a-f]{64}", path.name) and digest != path.name:
+        raise ValueError(
+            f"{path} has the sha256 {digest}, not the one that the Hub states and the file is named by; it was damaged or "
+            "changed: delete it, and load the model again where the Hub can be reached."
+        )
+    return digest
+
+
+def _digest(path: Path) -> str:
+    if not path.is_file():
+        raise ValueError(f"{path} is not a file; fetch it again.")  # reading a device or a pipe may never end
+    stat = path.stat()
+    key = hashlib.sha256(f"{path}\0{stat.st_size}\0{stat.st_mtime_ns}\0{stat.st_ino}".encode()).hexdigest()[:32]
+    memo = cache_folder() / "hashes" / key
+    with suppress(FileNotFoundError):
+        if len(known := memo.read_text()) == 64:
+            return known
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    write(memo, digest)
+    return digest

@@ -1,0 +1,99 @@
+"""Read an ONNX file and leave its weights in it.
+
+A ModelProto that holds its weights costs twice its file: the bytes and the parsed copy. Here the data of each large initializer
+are replaced by a reference to their place in the file itself, in the form of external data, which ONNX Runtime maps.
+"""
+
+import mmap
+import os
+from collections.abc import Iterator
+from math import prod
+from pathlib import Path
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+from onnx.external_data_helper import ExternalDataInfo
+
+from penult.graph.wire_format import Layout, Weight, layout, sized_field
+
+OWN = "."
+"""The location of data that lie in the file of the graph itself; no other file can have this name."""
+
+# Types of weights. Integers and booleans of other types are shapes, positions and masks, which passes read.
+_WEIGHTS = frozenset(
+    (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE, TensorProto.INT8, TensorProto.UINT8)
+)
+
+
+def read_model(path: Path) -> onnx.ModelProto:
+    """Read a graph; the data of its external and of its own large initializers stay in their files.
+
+    The location of the latter is `OWN`.
+
+    Raises:
+        google.protobuf.message.DecodeError: not an ONNX file.
+    """
+    try:
+        os.fspath(path.resolve()).encode()  # what points there is text
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            plan = layout(data)
+            if plan is not None and plan.weights:
+                return onnx.ModelProto.FromString(b"".join(_without_weights(data, plan)))
+    except ValueError:  # a path that is not Unicode; an empty file, which cannot be mapped
+        pass
+    return onnx.load(path, load_external_data=False)
+
+
+def location_of(tensor: TensorProto) -> str:
+    """Return the location of a tensor's external data; empty where they are in the tensor."""
+    if tensor.data_location != TensorProto.EXTERNAL:
+        return ""
+    return next((str(entry.value) for entry in tensor.external_data if entry.key == "location"), "")
+
+
+def refer(tensor: TensorProto, location: str, offset: int, length: int) -> None:
+    """Make a tensor point to its data."""
+    tensor.data_location = TensorProto.EXTERNAL
+    for key, value in (("location", location), ("offset", offset), ("length", length)):
+        tensor.external_data.add(key=key, value=str(value))
+
+
+def read_values(tensor: TensorProto, file: Path) -> NDArray[np.generic]:
+    """Map the values of a tensor whose data are in `file`."""
+    info = ExternalDataInfo(tensor)
+    dtype = helper.tensor_dtype_to_np_dtype(tensor.data_type)
+    return np.memmap(file, dtype=dtype, mode="r", offset=info.offset or 0, shape=tuple(tensor.dims))
+
+
+def with_values(tensor: TensorProto, file: Path) -> TensorProto:
+    """Return a copy of a tensor that holds its data, which are in `file`."""
+    return numpy_helper.from_array(np.array(read_values(tensor, file)), tensor.name)
+
+
+def _without_weights(data: mmap.mmap, plan: Layout) -> Iterator[bytes]:
+    """Yield a ModelProto whose large initializers point to their data."""
+    yield data[: plan.graph.start]
+    parts, end = [], plan.graph.value
+    for weight in plan.weights:
+        parts.append(data[end : weight.tensor.start])
+        tensor = _reference(data, weight)
+        end = weight.tensor.start if tensor is None else weight.tensor.end
+        if tensor is not None:
+            parts.append(sized_field(weight.tensor.number, tensor.SerializeToString()))
+    yield sized_field(plan.graph.number, b"".join((*parts, data[end : plan.graph.end])))
+    yield data[plan.graph.end :]
+
+
+def _reference(data: mmap.mmap, weight: Weight) -> TensorProto | None:
+    """Return a tensor that points to its own data; None where it has to hold them."""
+    raw = weight.data
+    tensor = TensorProto.FromString(data[weight.tensor.value : raw.start] + data[raw.end : weight.tensor.end])
+    if tensor.data_type not in _WEIGHTS or tensor.data_location or tensor.external_data:
+        return None
+    length = raw.end - raw.value
+    if length != prod(tensor.dims) * helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize:
+        return None  # ONNX Runtime says so
+    refer(tensor, OWN, raw.value, length)
+    return tensor
