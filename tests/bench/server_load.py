@@ -10,11 +10,13 @@ that they share with the server. Texts: the lines of FILE, or sentences of 5 to 
 """
 
 import argparse
+import itertools
 import json
 import os
 import platform
 import random
 import re
+import selectors
 import socket
 import statistics
 import subprocess
@@ -64,52 +66,65 @@ def request(route: str, texts: list[str]) -> bytes:
 class Client:
     """One client with one connection that it keeps."""
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, requests: list[tuple[bytes, int]]) -> None:
         self.socket = socket.create_connection(("127.0.0.1", port))
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.requests = itertools.cycle(requests)
         self.tokens = 0
         self.latencies: list[float] = []
+        self.head, self.left, self.asked, self.started = b"", -1, 0, 0.0
 
-    def ask(self, message: bytes, tokens: int) -> None:
-        """Send a request and read its answer to the end."""
-        started = time.perf_counter()
+    def ask(self) -> None:
+        """Send the next request."""
+        message, self.asked = next(self.requests)
+        self.head, self.left, self.started = b"", -1, time.perf_counter()
         self.socket.sendall(message)
-        data = self.socket.recv(1 << 20)
-        while (end := data.find(b"\r\n\r\n")) < 0:
-            data += self.socket.recv(1 << 20)
-        assert data.startswith(b"HTTP/1.1 200"), data[:500]
-        match = LENGTH.search(data, 0, end)
-        assert match is not None
-        left = int(match[1]) - (len(data) - end - 4)
-        while left > 0:
-            left -= len(self.socket.recv(1 << 20))
-        self.latencies.append(time.perf_counter() - started)
-        self.tokens += tokens
 
-    def run(self, requests: list[tuple[bytes, int]], until: float) -> None:
-        """Send requests one after the other until the time is over."""
-        while time.perf_counter() < until:
-            for message, tokens in requests:
-                self.ask(message, tokens)
-                if time.perf_counter() >= until:
-                    break
-        self.socket.close()
+    def read(self) -> bool:
+        """Read what has come of the answer; return whether it is whole."""
+        data = self.socket.recv(1 << 20)
+        assert data, "the server closed the connection"
+        if self.left < 0:
+            self.head += data
+            end = self.head.find(b"\r\n\r\n")
+            if end < 0:
+                return False
+            assert self.head.startswith(b"HTTP/1.1 200"), self.head[:500]
+            match = LENGTH.search(self.head, 0, end)
+            assert match is not None
+            self.left = int(match[1]) - (len(self.head) - end - 4)
+        else:
+            self.left -= len(data)
+        if self.left:
+            return False
+        self.latencies.append(time.perf_counter() - self.started)
+        self.tokens += self.asked
+        return True
 
 
 def load(port: int, requests: list[tuple[bytes, int]], clients: int, seconds: float) -> tuple[float, int, list[float]]:
-    """Let clients ask for so long; return tokens per second, tokens and latencies."""
-    made = [Client(port) for _ in range(clients)]
+    """Let clients ask for so long, each as soon as it has its answer; return tokens per second, tokens and latencies."""
+    made = [Client(port, requests[i::clients] or requests) for i in range(clients)]
     started = time.perf_counter()
-    threads = [
-        threading.Thread(target=client.run, args=(requests[i::clients] or requests, started + seconds))
-        for i, client in enumerate(made)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with selectors.DefaultSelector() as selector:
+        for client in made:
+            selector.register(client.socket, selectors.EVENT_READ, client)
+            client.ask()
+        waiting = len(made)
+        while waiting:
+            for key, _ in selector.select():
+                if not key.data.read():
+                    continue
+                if time.perf_counter() - started < seconds:
+                    key.data.ask()
+                else:
+                    selector.unregister(key.fileobj)
+                    waiting -= 1
+    took = time.perf_counter() - started
+    for client in made:
+        client.socket.close()
     tokens = sum(client.tokens for client in made)
-    return tokens / (time.perf_counter() - started), tokens, [x for client in made for x in client.latencies]
+    return tokens / took, tokens, [x for client in made for x in client.latencies]
 
 
 def cpu_seconds(pid: int) -> float:
