@@ -25,10 +25,10 @@ def slow(running, seconds: float) -> list[int]:
 
     run = embedder.run
 
-    def slowly(tokenized):
+    def slowly(tokenized, **options):
         calls.append(len(tokenized))
         time.sleep(seconds)
-        return run(tokenized)
+        return run(tokenized, **options)
 
     embedder.run = slowly
     return calls

@@ -210,3 +210,59 @@ async def test_closing_finishes_what_waits(watcher, engine):
     await closing
     assert len(await asyncio.gather(first, *waiting)) == 6
     assert not batcher.alive
+
+
+async def test_a_request_is_answered_before_the_others_of_its_call(batcher, engine):
+    """A call that tells which rows are ready answers their requests while the rest still runs; nobody gets another's rows."""
+    first = await held(batcher, engine)
+    free = threading.Event()
+
+    def run(tokenized, done):
+        texts = read(tokenized)
+        values = np.array([[len(text), 1] for text in texts], np.float32)
+        early = [row for row, text in enumerate(texts) if text.startswith("early")]
+        done(early, values[early])
+        assert free.wait(10)
+        return values
+
+    early = ask(batcher, run, ["early", "early one"], streams=True)
+    late = ask(batcher, run, ["late"], streams=True)
+    both = ask(batcher, run, ["early of both", "late of both"], streams=True)
+    await asyncio.sleep(0)
+    engine.free.set()
+    await first
+    assert (await early).tolist() == [[5, 1], [9, 1]]
+    assert not late.done()
+    assert not both.done()
+    free.set()
+    assert (await late).tolist() == [[4, 1]]
+    assert (await both).tolist() == [[13, 1], [12, 1]]
+
+
+async def test_a_failure_after_some_were_answered(batcher, engine):
+    """What was answered stays answered; of the others, each runs alone, and only the one at fault fails."""
+    first = await held(batcher, engine)
+    calls = []
+
+    def run(tokenized, done=None):
+        texts = read(tokenized)
+        calls.append(texts)
+        values = np.array([[len(text), 1] for text in texts], np.float32)
+        if done is not None:
+            row = texts.index("good")
+            done([row], values[[row]])
+        if "bad" in texts:
+            raise ValueError("bad text")
+        return values
+
+    good, bad, fine = (ask(batcher, run, [text], streams=True) for text in ("good", "bad", "fine"))
+    await asyncio.sleep(0)
+    engine.free.set()
+    await first
+    answers = await asyncio.gather(good, bad, fine, return_exceptions=True)
+    assert [str(answer) if isinstance(answer, Exception) else answer.tolist() for answer in answers] == [
+        [[4, 1]],
+        "bad text",
+        [[4, 1]],
+    ]
+    assert sorted(map(len, calls)) == [1, 1, 3]
