@@ -25,10 +25,10 @@ def slow(running, seconds: float) -> list[int]:
 
     run = embedder.run
 
-    def slowly(tokenized, **options):
+    def slowly(tokenized):
         calls.append(len(tokenized))
         time.sleep(seconds)
-        return run(tokenized, **options)
+        return run(tokenized)
 
     embedder.run = slowly
     return calls

@@ -18,7 +18,7 @@ from penult.core.engine import Engine
 from penult.core.loading import read
 from penult.core.model import Model, open_model
 from penult.core.recipe import Recipe, Wishes
-from penult.core.runner import WINDOW, Done, Runner, Runtime
+from penult.core.runner import WINDOW, Runner, Runtime
 from penult.core.source import Source
 from penult.core.text_reader import TextReader
 from penult.core.tokenized import Tokenized
@@ -210,12 +210,8 @@ class Embedder:
         texts = checked_texts(texts)
         return Tokenized.join([*self._for(role)._reader.windows(texts, role, prompt)])
 
-    def run(self, tokenized: Tokenized, *, done: Done | None = None) -> Vectors:
+    def run(self, tokenized: Tokenized) -> Vectors:
         """Return the vectors of N texts that `tokenize` has read.
-
-        Args:
-            tokenized: N texts.
-            done: called after each batch with the rows that have their vectors now, and these vectors. None: nobody is told.
 
         Returns:
             (N, D) float32, in the order of the texts. A text's vector is the same whatever the other texts.
@@ -223,7 +219,7 @@ class Embedder:
         Raises:
             ValueError: another embedder tokenized them.
         """
-        return self._runner_of(tokenized).vectors(tokenized, self.dimension, done)
+        return self._runner_of(tokenized).vectors(tokenized, self.dimension)
 
     def run_tokens(self, tokenized: Tokenized) -> list[NDArray[np.float32]]:
         """Return the vectors of the tokens of N texts: a list of (T_i, H) float32, without padding.
@@ -274,7 +270,7 @@ class Embedder:
         out = np.empty((len(texts), self.dimension), dtype=np.float32)
         with progress_bar(len(texts), shown=progress) as step:
             for tokenized in self._for(role)._reader.windows(texts, role, prompt):
-                vectors = self.run(tokenized, done=lambda rows, _: step(len(rows)))
+                vectors = self._runner_of(tokenized).vectors(tokenized, self.dimension, step)
                 out[start : start + len(tokenized)] = vectors
                 start += len(tokenized)
         return out

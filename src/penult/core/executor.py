@@ -7,7 +7,7 @@ by side, each on one thread of a second session: threads that share a batch wait
 
 import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from functools import partial
@@ -52,21 +52,18 @@ class Executor:
         with self._lock.get():
             return _run(self.engine, feed, output)
 
-    def run_many(self, feeds: Sequence[Feed], output: str) -> Generator[tuple[int, NDArray[Any]], None, None]:
-        """Run batches, and yield the number of each with one of its outputs, as they are finished; for errors see `run`.
-
-        Other callers may come in between. Close the iterator where it is not used up: it holds the lock.
-        """
+    def run_many(self, feeds: Sequence[Feed], output: str) -> Iterator[NDArray[Any]]:
+        """Run batches, and yield one output of each in order. Other callers may come in between; for errors see `run`."""
         team = self.engine.threads
         if not self._second or len(feeds) < 2 * team:
-            yield from ((number, self.run(feed, output)) for number, feed in enumerate(feeds))
+            yield from (self.run(feed, output) for feed in feeds)
             return
-        numbered = list(enumerate(feeds))
         for start in range(0, len(feeds), _TURN * team):
             with self._lock.get():
                 if self._single is None:
                     self._single = self._open(1)
-                yield from self._side_by_side(self._single, numbered[start : start + _TURN * team], output)
+                results = self._side_by_side(self._single, feeds[start : start + _TURN * team], output)
+            yield from results
 
     def close(self) -> None:
         """Free the sessions. Calling again does nothing; running afterwards raises RuntimeError."""
@@ -77,19 +74,18 @@ class Executor:
         if (pool := self._pool.pop()) is not None:
             pool.shutdown(wait=False)
 
-    def _side_by_side(
-        self, engine: Engine, feeds: Sequence[tuple[int, Feed]], output: str
-    ) -> Iterator[tuple[int, NDArray[Any]]]:
+    def _side_by_side(self, engine: Engine, feeds: Sequence[Feed], output: str) -> list[NDArray[Any]]:
         """Run batches in as many threads as there are, this one among them; all have ended when this returns or raises.
 
         Each thread takes the next batch when it is free, so that none waits for a longer one.
         """
-        pending, finished = deque(feeds), deque[tuple[int, NDArray[Any]]]()
+        pending, results = deque(enumerate(feeds)), dict[int, NDArray[Any]]()
 
         def work() -> None:
             try:
                 while (taken := _next(pending)) is not None:
-                    finished.append((taken[0], _run(engine, taken[1], output)))
+                    number, feed = taken
+                    results[number] = _run(engine, feed, output)
             finally:
                 pending.clear()  # after an error the others stop too
 
@@ -98,16 +94,12 @@ class Executor:
             for _ in feeds[1 : self.engine.threads]:
                 futures.append(self._pool.get().submit(work))  # noqa: PERF401 - what was submitted is waited for
         try:
-            while (taken := _next(pending)) is not None:
-                finished.append((taken[0], _run(engine, taken[1], output)))
-                while finished:
-                    yield finished.popleft()
+            work()
         finally:
-            pending.clear()
             wait(futures)
         for future in futures:
             future.result()
-        yield from finished
+        return [results[number] for number in range(len(feeds))]
 
 
 def _next(pending: deque[tuple[int, Feed]]) -> tuple[int, Feed] | None:

@@ -4,7 +4,6 @@ Tokenized -> plan -> [pad -> model inputs -> Executor.run -> rows] -> (N, D)
 """
 
 from collections.abc import Callable, Sequence
-from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -21,8 +20,6 @@ from penult.core.tokenized import Tokenized
 from penult.core.tokenizer import Tokenizer
 from penult.types import Precision, Role, Truncate, Vectors
 
-Done = Callable[[Sequence[int], Vectors], object]
-"""Told which rows of N texts have their vectors now, and these vectors."""
 VECTORS, TOKENS = "sentence_embedding", "token_embeddings"
 WINDOW = 4096
 """Texts that are sorted by length together: enough for full batches of like length, few enough that what a window holds
@@ -126,13 +123,13 @@ class Runner:
         """
         return "right" if self.has_tokens else self.tokenizer.pad_side
 
-    def vectors(self, tokenized: Tokenized, dimension: int, done: Done | None = None) -> Vectors:
+    def vectors(self, tokenized: Tokenized, dimension: int, done: Callable[[int], object] | None = None) -> Vectors:
         """Return (N, D) vectors; rows of equal ids run once.
 
         Args:
             tokenized: N texts.
             dimension: D.
-            done: told after each batch which rows have their vectors now; each row once.
+            done: told after each batch how many rows more have their vector.
 
         Raises:
             ArithmeticError: a value is NaN or infinite.
@@ -142,7 +139,7 @@ class Runner:
             self._window(tokenized, range(start, min(start + WINDOW, len(tokenized))), out, done)
         return out
 
-    def _window(self, tokenized: Tokenized, window: range, out: Vectors, done: Done | None) -> None:
+    def _window(self, tokenized: Tokenized, window: range, out: Vectors, done: Callable[[int], object] | None) -> None:
         first: dict[tuple[bytes, int], int] = {}
         starts, prompts = tokenized.starts.tolist(), tokenized.prompt_tokens.tolist()
         keys = ((tokenized.flat_ids[starts[row] : starts[row + 1]].tobytes(), prompts[row]) for row in window)
@@ -151,17 +148,14 @@ class Runner:
         planned = self.plan([starts[row + 1] - starts[row] for row in rows])
         batches = [[rows[i] for i in batch.indices] for batch in planned]
         feeds = [partial(self.inputs, tokenized, batch, plan.length) for batch, plan in zip(batches, planned, strict=True)]
-        with closing(self.executor.run_many(feeds, VECTORS)) as results:
-            for number, values in results:
-                batch = batches[number]
-                out[batch] = _finite(values, batch)
-                if done is not None:
-                    done(batch, out[batch])
+        for batch, values in zip(batches, self.executor.run_many(feeds, VECTORS), strict=True):
+            out[batch] = _finite(values, batch)
+            if done is not None:
+                done(len(batch))
         if len(rows) < len(same):
             out[window.start : window.stop] = out[same]
             if done is not None:
-                repeated = [row for row, first_row in zip(window, same, strict=True) if row != first_row]
-                done(repeated, out[repeated])
+                done(len(same) - len(rows))
 
     def tokens(self, tokenized: Tokenized) -> list[NDArray[np.float32]]:
         """Return N arrays of (T_i, H), without padding.

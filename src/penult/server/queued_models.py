@@ -73,14 +73,7 @@ class ModelQueue:
         return tokenized
 
     async def rows(
-        self,
-        tokenized: Tokenized,
-        run: Run,
-        *,
-        values: int,
-        costs: Sequence[int] | None = None,
-        mergeable: bool = True,
-        streams: bool = False,
+        self, tokenized: Tokenized, run: Run, *, values: int, costs: Sequence[int] | None = None, mergeable: bool = True
     ) -> Rows:
         """Run texts with those of other requests; see `RequestQueue.rows`.
 
@@ -88,9 +81,8 @@ class ModelQueue:
             tokenized: N texts.
             run: what to call.
             values: how many numbers the answer will have.
-            costs: see `RequestQueue.rows`, as the next two.
+            costs: see `RequestQueue.rows`, as `mergeable`.
             mergeable: see there.
-            streams: see there.
 
         Raises:
             Refusal: the queue is full, the answer would be too large, or a text cannot be embedded.
@@ -102,7 +94,7 @@ class ModelQueue:
             )
         started = time.monotonic()
         try:
-            rows = await self._queue.rows(tokenized, run, costs=costs, mergeable=mergeable, streams=streams)
+            rows = await self._queue.rows(tokenized, run, costs=costs, mergeable=mergeable)
         except QueueFull as full:
             raise Refusal("full", str(full), headers={"Retry-After": str(full.retry_after)}) from full
         except TextError as error:
@@ -137,7 +129,7 @@ class QueuedEmbedder:
     async def vectors(self, tokenized: Tokenized) -> Vectors:
         """Return (N, D) vectors."""
         values = len(tokenized) * self.embedder.dimension
-        return np.asarray(await self.queue.rows(tokenized, self.embedder.run, values=values, streams=True))
+        return np.asarray(await self.queue.rows(tokenized, self.embedder.run, values=values))
 
     async def tokens(self, tokenized: Tokenized) -> Rows:
         """Return N arrays of (T_i, H).

@@ -27,9 +27,7 @@ _WAIT, _WAIT_SECONDS = 0.5, 0.04
 _GAP, _GAP_SECONDS = 0.25, 0.012
 
 Rows = Sequence[NDArray[Any]] | NDArray[Any]
-Ready = Callable[[Sequence[int], Rows], object]
-Run = Callable[..., Rows]
-"""Called with `Tokenized`, and with `done=` a `Ready` where it tells which rows are ready before the others."""
+Run = Callable[[Tokenized], Rows]
 
 
 class Watcher(Protocol):
@@ -62,7 +60,6 @@ class _Job:
     costs: list[int]
     run: Run
     mergeable: bool
-    streams: bool
     future: "asyncio.Future[Rows]"
     queued: float
     left: deque[int]
@@ -105,24 +102,6 @@ class _Job:
         return [by_row[row] for row in range(len(self.tokenized))]
 
 
-class _Part:
-    """The texts of one request in a call, and their values as far as they are there."""
-
-    def __init__(self, job: _Job, rows: list[int]) -> None:
-        self.job = job
-        self.rows = rows
-        self.missing = len(rows)
-        self.values: Rows = ()
-
-    def put(self, place: int, value: NDArray[Any]) -> bool:
-        """Keep the value of a text; return whether all are there."""
-        if not len(self.values):
-            self.values = np.empty((len(self.rows), *value.shape), value.dtype)
-        self.values[place] = value  # type: ignore[index] # an array by now
-        self.missing -= 1
-        return not self.missing
-
-
 class RequestQueue:
     """The requests that wait for one model, and the thread that runs them.
 
@@ -150,15 +129,7 @@ class RequestQueue:
         """Whether the thread still runs."""
         return self._thread.is_alive() and not self._closing
 
-    async def rows(
-        self,
-        tokenized: Tokenized,
-        run: Run,
-        *,
-        costs: Sequence[int] | None = None,
-        mergeable: bool = True,
-        streams: bool = False,
-    ) -> Rows:
+    async def rows(self, tokenized: Tokenized, run: Run, *, costs: Sequence[int] | None = None, mergeable: bool = True) -> Rows:
         """Run texts with those of other requests; the rows come in the order of the texts.
 
         Args:
@@ -166,7 +137,6 @@ class RequestQueue:
             run: what to call with the texts of several requests. Only requests of an equal one, a role and an embedder merge.
             costs: tokens of each text as it runs. None: its own.
             mergeable: False: these texts run in one call of their own.
-            streams: whether `run` takes `done=`, so that a request is answered as soon as its own rows are ready.
 
         Raises:
             QueueFull: there is no room.
@@ -177,7 +147,7 @@ class RequestQueue:
         total, order = sum(costs), range(len(costs))
         if mergeable and total > self._max_run_tokens:  # like lengths together, as they will run in several calls
             order = sorted(order, key=lambda row: -costs[row])  # type: ignore[assignment]
-        job = _Job(tokenized, costs, run, mergeable, streams, future, time.monotonic(), deque(order), tokens_left=total)
+        job = _Job(tokenized, costs, run, mergeable, future, time.monotonic(), deque(order), tokens_left=total)
         with self._wake:
             self._check_room()
             self._jobs.append(job)
@@ -253,49 +223,28 @@ class RequestQueue:
         return taken
 
     def _run(self, taken: list[tuple[_Job, list[int]]]) -> None:
-        parts = [_Part(job, rows) for job, rows in taken]
-        tokenized = Tokenized.join([part.job.selected(part.rows) for part in parts])
-        tokens = sum(part.job.costs[row] for part in parts for row in part.rows)
-        places = [(part, place) for part in parts for place in range(len(part.rows))]
-        started, ends = time.monotonic(), list[float]()
-
-        def ready(rows: Sequence[int], values: Rows) -> None:
-            for row, value in zip(rows, values, strict=True):
-                part, place = places[row]
-                if part.put(place, value) and self._end(part):
-                    ends.append(time.monotonic())
-
-        job = parts[0].job
+        tokenized = Tokenized.join([job.selected(rows) for job, rows in taken])
+        tokens = sum(job.costs[row] for job, rows in taken for row in rows)
+        started = time.monotonic()
         try:
-            values = job.run(tokenized, done=ready) if job.streams and len(parts) > 1 else job.run(tokenized)
+            values = taken[0][0].run(tokenized)
         except Exception as error:  # noqa: BLE001 - the thread serves others, and must live on
-            if len(parts) == 1:
-                self._finish(job, error)
+            if len(taken) == 1:
+                self._finish(taken[0][0], error)
             else:  # one of them is at fault: each alone, so that only that one hears of it
-                for part in parts:
-                    if part.missing:
-                        self._run([(part.job, part.rows)])
+                for part in taken:
+                    self._run([part])
             return
         self._seconds = seconds = time.monotonic() - started
         self._tokens_per_second += 0.2 * (tokens / max(seconds, 1e-6) - self._tokens_per_second)
         self._watcher.ran(len(tokenized), tokens, seconds)
-        start = 0
-        for part in parts:
-            if part.missing:
-                part.values = values[start : start + len(part.rows)]
-                if self._end(part):
-                    ends.append(started + seconds)
-            start += len(part.rows)
-        # Clients that were answered in the first half are back by now.
-        self._answered = sum(end > started + seconds / 2 for end in ends)
-
-    def _end(self, part: "_Part") -> bool:
-        """Keep the values of a part; return whether its request is answered."""
-        part.job.parts.append((part.rows, part.values))
-        if part.job.left:
-            return False
-        self._finish(part.job, None)
-        return True
+        start, self._answered = 0, 0
+        for job, rows in taken:
+            job.parts.append((rows, values[start : start + len(rows)]))
+            start += len(rows)
+            if not job.left:
+                self._answered += 1
+                self._finish(job, None)
 
     def _finish(self, job: _Job, error: Exception | None) -> None:
         with self._wake:
