@@ -21,7 +21,7 @@ from safetensors.numpy import save_file
 
 from penult import Embedder, Engine
 from penult.core.config.config_json import read_object
-from penult.core.recipe import Wishes, read
+from penult.core.recipe import Overrides, read
 from penult.core.tokenizer import Tokenizer
 from penult.graph.find.layers import NotATransformerError
 
@@ -439,7 +439,7 @@ def test_a_value_of_the_wrong_type_is_refused(tmp_path, name, key):
 
 def use(folder):
     """Read a folder's recipe and tokenise with it."""
-    found = read(folder, Wishes())
+    found = read(folder, Overrides())
     return Tokenizer(folder, max_length=max(found.max_length, 2), side=found.side).tokenize(["a"], found.prompts["query"])
 
 

@@ -139,8 +139,8 @@ def cut_(
             raise ValueError(f"{out} does not end in .onnx; name the new file OUT.onnx.")
         if not out.parent.is_dir():
             raise ValueError(f"{out.parent} is not a folder; make it, or name another place for {out.name}.")
-        wishes = recipe.Wishes(layer=_layer(layer), pooling=_listed(pooling), normalize=normalize, dimensions=dimensions)
-        found, read = loading.read(model, wishes, model_file=model_file, files_from=files_from)
+        overrides = recipe.Overrides(layer=_layer(layer), pooling=_listed(pooling), normalize=normalize, dimensions=dimensions)
+        found, read = loading.read(model, overrides, model_file=model_file, files_from=files_from)
         if found.query is not None and read.query is not None:
             typer.echo(f"penult: {model} has a model for queries and one for documents; this is the {role}'s", err=True)
             found, read = (found.query, read.query) if role == "query" else (found, read)

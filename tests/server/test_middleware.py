@@ -10,8 +10,7 @@ import httpx
 import pytest
 from server_kit import serving
 
-from penult.server import EndpointConfig, Limits
-from penult.server import middleware
+from penult.server import EndpointConfig, Limits, middleware
 from penult.server.middleware import Json, Plain
 
 KEY = "s3cret-kéy"

@@ -186,7 +186,7 @@ def measure(
     if not texts:
         raise ValueError("There are no texts to embed; give a file with one a line.")
     found = source.resolve(model)
-    read = recipe.read(found.folder, recipe.Wishes(pooling=pooling, max_length=max_length))  # type: ignore[arg-type]
+    read = recipe.read(found.folder, recipe.Overrides(pooling=pooling, max_length=max_length))  # type: ignore[arg-type]
     if max_length is None and (most := recipe.positions(found.home)) is not None:
         read = replace(read, max_length=min(read.max_length, most))  # the peers do not look into the graph
     if read.query is not None:
