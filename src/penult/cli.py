@@ -100,18 +100,18 @@ def export(
     typer.echo(f"wrote {done}", err=True)
 
 
-@app.command()
-def pull(
+@app.command("pull")
+def pull_(
     model: Annotated[str, typer.Argument(help="A Hub id (org/name[@revision][/file.onnx]) or the URL of a model's page.")],
     *,
     to: Annotated[Path | None, typer.Option(help="Write a plain folder, to copy to a machine without network.")] = None,
     model_file: ModelFile = None,
 ) -> None:
     """Fetch a model's graph, its data, configuration and tokenizer from the Hub; into the Hub's cache by default."""
-    from penult import pull as puller  # noqa: PLC0415
+    from penult.pull import pull  # noqa: PLC0415
 
     with _one_sentence():
-        folder = puller.pull(model, to=to, model_file=model_file)
+        folder = pull(model, to=to, model_file=model_file)
     typer.echo(folder)
 
 

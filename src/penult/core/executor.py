@@ -56,7 +56,7 @@ class Executor:
             return _run(self.engine, feed, output)
 
     def run_many(self, feeds: Sequence[Feed], output: str) -> Iterator[NDArray[Any]]:
-        """Run batches, and yield one output of each in order. Those of other callers may run in between; for errors see `run`."""
+        """Run batches and yield one output of each, in order. Other callers' may run in between; for errors see `run`."""
         team = self.engine.threads
         if not self._second or len(feeds) < 2 * team:
             yield from (self.run(feed, output) for feed in feeds)

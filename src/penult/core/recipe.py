@@ -201,7 +201,7 @@ def _plain(value: object) -> Any:  # noqa: ANN401 - any JSON value
 
 @dataclass(frozen=True, slots=True)
 class Overrides:
-    """What a caller asks for, as in `Embedder.load`; None: as the model's files say."""
+    """Explicit arguments, which override the model's files; see `Embedder.load`. None: as the files say."""
 
     layer: int | str | None = -1
     pooling: Pooling | Sequence[Pooling] | None = None

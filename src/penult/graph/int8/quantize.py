@@ -93,7 +93,7 @@ def _table(node: NodeProto, links: Links) -> NDArray[np.float32] | None:
     tensor = fixed.get(node.input[0])
     if tensor is None or tensor.data_type != TensorProto.FLOAT or len(tensor.dims) != 2 or tensor.dims[0] < _TABLE_ROWS:
         return None
-    return numpy_helper.to_array(tensor) if len(links.read[node.input[0]]) == 1 else None
+    return numpy_helper.to_array(tensor) if len(links.readers[node.input[0]]) == 1 else None
 
 
 class _Writer:
