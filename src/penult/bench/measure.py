@@ -200,8 +200,8 @@ def measure(
             "model": model, "graph": str(found.model), "folder": str(found.folder), "pooling": read.pooling,
             "max_length": read.max_length, "threads": threads, "cube": _CUBE, "int8_graph": str(int8_graph),
         }  # fmt: skip
-        from penult.bench.matmul import flops, write_int8_matmul  # noqa: PLC0415
-        from penult.graph.describe import describe  # noqa: PLC0415 - the import of onnx
+        from penult.bench.matmul import flops, write_int8_matmul  # noqa: PLC0415 - the import of onnx, here and below
+        from penult.graph.describe import describe  # noqa: PLC0415
 
         graph = prepare.read_graph(found)
         described = describe(graph)

@@ -25,7 +25,7 @@ from penult.core.source import Source, data_files
 from penult.core.tokenizer import Tokenizer
 
 _LOGGER = logging.getLogger(__name__)
-# Maximum bytes of weights that a process may hold twice, for batches that run side by side.
+# Maximum bytes of weights that a process may load twice, for batches that run in parallel.
 _COPY_BYTES = 256 * 2**20
 
 

@@ -214,10 +214,10 @@ def _check_free(app: FastAPI, path: str, config: DeepSparseEndpoint) -> None:
 
 def _infer(service: Service, endpoint: Endpoint) -> Callable[[Request], Awaitable[Response]]:
     async def infer(request: Request) -> Response:
-        asked = await read(request, EmbeddingExtractionInput)
-        check(asked.inputs, service.config.limits, "inputs")
+        body = await read(request, EmbeddingExtractionInput)
+        check(body.inputs, service.config.limits, "inputs")
         model = await pipeline_for(service.models, _endpoint_of(endpoint))
-        return await while_there(request, _answer(request, model, asked.inputs))
+        return await while_there(request, _answer(request, model, body.inputs))
 
     return infer
 

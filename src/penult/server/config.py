@@ -1,4 +1,4 @@
-"""The configuration of a server, in penult's words: pydantic models, checked when they are made.
+"""The configuration of a server: pydantic models with penult's own error messages.
 
 This file knows no file format, no web framework and no model. `config_file` reads these models from YAML.
 """

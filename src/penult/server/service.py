@@ -55,8 +55,8 @@ class Service:
 
     def _add(self, config: EndpointConfig) -> Endpoint:
         names = self.config.names_of(config, len(self.endpoints))
-        taken = {name for endpoint in self.endpoints for name in endpoint.names}
-        if names and names[0] in taken:
+        in_use = {name for endpoint in self.endpoints for name in endpoint.names}
+        if names and names[0] in in_use:
             raise ConfigError(f"An endpoint is named {names[0]!r} already; give this one another name.")
         model_id = config.model_id
         if model_id in {endpoint.model_id for endpoint in self.endpoints}:  # the same model with other settings

@@ -6,7 +6,7 @@
     `---> [Gather(split channels) ------------------> MatMul(their rows of W)] -----------------^
 
 Layers that read the same tensor share its quantisation. The word table is kept as 8-bit rows with a scale each.
-How each layer is treated is `scales`' business; this file writes nodes.
+`activation_scales` decides how each layer is quantized; this file writes the nodes.
 """
 
 from collections.abc import Mapping, Sequence
