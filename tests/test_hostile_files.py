@@ -520,7 +520,7 @@ def test_a_pipe_or_a_folder_in_place_of_a_file(tmp_path, name):
 @given(st.lists(st.text(max_size=30), max_size=5), st.text(max_size=12))
 def test_any_text_and_any_prompt(embedder, texts, prompt):
     """Whatever the characters: ids and segment ids of one length, within the limit, and counts that can be."""
-    encoded = embedder.model.tokenizer.tokenize([t.encode("utf-8", "replace").decode() for t in texts], prompt)
+    encoded = embedder.model.runner.tokenizer.tokenize([t.encode("utf-8", "replace").decode() for t in texts], prompt)
     assert [len(ids) for ids in encoded.ids] == [len(types) for types in encoded.types]
     assert all(2 <= len(ids) <= 64 for ids in encoded.ids)
     assert all(dropped >= 0 for dropped in encoded.dropped)

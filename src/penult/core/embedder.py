@@ -42,7 +42,7 @@ class Embedder:
     per thread.
 
     Attributes:
-        model: files, recipe, tokenizer and session of the model.
+        model: files, tokenizer and session of the model.
     """
 
     def __init__(
@@ -55,7 +55,8 @@ class Embedder:
         calibration: tuple[str, ...] | None = None,
     ) -> None:
         self.model: Model = open_model(source, recipe, runtime, tokenizer=tokenizer, calibration=calibration)
-        self._recipe = self.model.recipe
+        runner = self.model.runner
+        self._recipe = runner.recipe
         self._query: Embedder | None = None  # the model of queries, where it is not that of documents
         if self._recipe.query is not None and source.query is not None:
             self._query = Embedder(source.query, self._recipe.query, runtime, calibration=calibration)
@@ -66,7 +67,7 @@ class Embedder:
                     "vectors cannot be compared. Load the folder of one of them."
                 )
         self._fingerprint = self._recipe.fingerprint
-        self._reader = TextReader(self.model.tokenizer, self._recipe, runtime.truncate, self._fingerprint)
+        self._reader = TextReader(runner.tokenizer, self._recipe, runtime.truncate, self._fingerprint)
 
     @classmethod
     def load(
@@ -362,7 +363,7 @@ class Embedder:
     def __reduce__(self) -> tuple[partial["Embedder"], tuple[Source, Recipe, Runtime]]:
         # A session cannot be pickled; the receiver opens its own.
         model = self.model
-        return partial(type(self), calibration=model.calibration), (model.source, self._recipe, model.runtime)
+        return partial(type(self), calibration=model.calibration), (model.source, self._recipe, model.runner.runtime)
 
     def __repr__(self) -> str:
         return f"Embedder({self.model.source.reference!r}, dimension={self.dimension}, fingerprint={self.fingerprint!r})"

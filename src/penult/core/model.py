@@ -35,20 +35,14 @@ class Model:
 
     Attributes:
         source: files of the model.
-        recipe: all that decides a vector.
-        runtime: all that decides only time and memory.
         calibration: calibration texts of int8. None: those that ship with penult.
-        tokenizer: the model's tokenizer.
-        runner: runs tokenized texts.
+        runner: runs tokenized texts; it has the session, the tokenizer, the recipe and the runtime.
         dimension: D.
         positions: maximum tokens of a text by the graph's table of positions. None: it has no table.
     """
 
     source: Source
-    recipe: Recipe
-    runtime: Runtime
     calibration: tuple[str, ...] | None
-    tokenizer: Tokenizer
     runner: Runner
     dimension: int
     positions: int | None
@@ -103,7 +97,7 @@ def open_model(
             "%s: no file states a prompt for queries or documents; if the model's card gives some, pass prompts=",
             source.reference,
         )
-    return Model(source, recipe, runtime, calibration, tokenizer, runner, dimension, prepared.positions)
+    return Model(source, calibration, runner, dimension, prepared.positions)
 
 
 def _completed(recipe: Recipe, prepared: Prepared, engine: Engine, *, alone: bool) -> Recipe:

@@ -60,7 +60,7 @@ class Options(command.Options):
 
     def from_model(self, endpoint: dict[str, Any]) -> "DeepSparseServer":
         """Return the configuration of a server with this one endpoint, which DeepSparse named after its task."""
-        from penult.deepsparse.config_file import DeepSparseEndpoint, DeepSparseServer  # noqa: PLC0415
+        from penult.deepsparse.config_file import DeepSparseEndpoint, DeepSparseServer  # noqa: PLC0415 - pydantic, here and below
         from penult.server.config_file import Document  # noqa: PLC0415
 
         only = Document("", {"name": TASK, **endpoint}).validate(DeepSparseEndpoint)
