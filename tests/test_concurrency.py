@@ -13,7 +13,7 @@ import pytest
 from conftest import hearing
 
 from penult import Embedder
-from penult.core.shutdown_guard import Native
+from penult.core.shutdown_guard import ShutdownGuard
 
 TEXTS = [" ".join(["the cat", "a dog sat", "moon", "river stone eats fish"][i % 4 :]) * (1 + i % 3) for i in range(24)]
 SECONDS = 60
@@ -162,20 +162,20 @@ def test_an_interrupt_in_the_middle(tiny, how):
 
 def test_the_end_waits_for_a_daemon_and_lets_none_in():
     """At the end, who is inside is waited for, a daemon that comes later waits for ever, and the main thread goes in."""
-    native, entered, go, late = Native(), threading.Event(), threading.Event(), threading.Event()
+    guard, entered, go, late = ShutdownGuard(), threading.Event(), threading.Event(), threading.Event()
 
     def inside():
-        with native:
+        with guard:
             entered.set()
             assert go.wait(SECONDS)
 
     def later():
-        with native:
+        with guard:
             late.set()
 
     threading.Thread(target=inside, daemon=True).start()
     assert entered.wait(SECONDS)
-    ending = threading.Thread(target=native._state.end)
+    ending = threading.Thread(target=guard._state.get().end)
     ending.start()
     ending.join(0.2)
     assert ending.is_alive()
@@ -184,7 +184,7 @@ def test_the_end_waits_for_a_daemon_and_lets_none_in():
     ending.join(SECONDS)
     assert not ending.is_alive()
     assert not late.wait(0.2)
-    with native:
+    with guard:
         pass
 
 

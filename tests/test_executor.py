@@ -1,4 +1,4 @@
-"""Which batches run when, on how many threads: one gate, lone batches on all threads, many batches side by side."""
+"""Which batches run when, on how many threads: one lock, lone batches on all threads, many batches side by side."""
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -53,8 +53,8 @@ def feeds(*values):
 def test_many_batches_run_side_by_side_in_order():
     """Of six batches three run at once, each on an engine of one thread; the answers come in order."""
     together = threading.Barrier(3)  # it lets nobody through until three are there
-    sessions = Executor(lambda threads: Fake(threads, together if threads else None), second=True)
-    assert [int(v) for v in sessions.run_many(feeds(*range(6)), "y")] == [0, 2, 4, 6, 8, 10]
+    executor = Executor(lambda threads: Fake(threads, together if threads else None), second=True)
+    assert [int(v) for v in executor.run_many(feeds(*range(6)), "y")] == [0, 2, 4, 6, 8, 10]
     assert [fake.threads for fake in Fake.opened] == [3, 1]
     assert Fake.most == 3
 
@@ -62,17 +62,17 @@ def test_many_batches_run_side_by_side_in_order():
 @pytest.mark.parametrize(("second", "count"), [(False, 20), (True, 5)])
 def test_few_batches_share_all_threads(second, count):
     """Fewer than two batches a thread, or no leave to copy the weights: one after the other, on the one engine."""
-    sessions = Executor(Fake, second=second)
-    assert [int(v) for v in sessions.run_many(feeds(*range(count)), "y")] == [2 * i for i in range(count)]
+    executor = Executor(Fake, second=second)
+    assert [int(v) for v in executor.run_many(feeds(*range(count)), "y")] == [2 * i for i in range(count)]
     assert (len(Fake.opened), Fake.most) == (1, 1)
 
 
-def test_one_gate_for_all_callers():
+def test_one_lock_for_all_callers():
     """Callers with one batch and callers with many never run more at once than the engine has threads."""
-    sessions = Executor(Fake, second=True)
+    executor = Executor(Fake, second=True)
     with ThreadPoolExecutor(8) as pool:
-        many = [pool.submit(lambda: list(sessions.run_many(feeds(*range(30)), "y"))) for _ in range(4)]
-        lone = [pool.submit(sessions.run, feeds(i)[0], "y") for i in range(200)]
+        many = [pool.submit(lambda: list(executor.run_many(feeds(*range(30)), "y"))) for _ in range(4)]
+        lone = [pool.submit(executor.run, feeds(i)[0], "y") for i in range(200)]
         assert [int(f.result(SECONDS)) for f in lone] == [2 * i for i in range(200)]
         assert all([int(v) for v in f.result(SECONDS)] == [2 * i for i in range(30)] for f in many)
     assert len(Fake.opened) == 2
@@ -80,21 +80,21 @@ def test_one_gate_for_all_callers():
 
 
 def test_a_failure_among_many_is_the_callers():
-    """What one of the batches raises is raised; the gate is open for the next caller."""
-    sessions = Executor(Fake, second=True)
+    """What one of the batches raises is raised; the lock is free for the next caller."""
+    executor = Executor(Fake, second=True)
     with pytest.raises(ValueError, match="y of -1"):
-        list(sessions.run_many(feeds(0, 1, 2, 3, -1, 5), "y"))
-    assert int(sessions.run(feeds(4)[0], "y")) == 8
+        list(executor.run_many(feeds(0, 1, 2, 3, -1, 5), "y"))
+    assert int(executor.run(feeds(4)[0], "y")) == 8
 
 
 def test_closed():
     """Both engines are closed, and a call afterwards says so."""
-    sessions = Executor(Fake, second=True)
-    list(sessions.run_many(feeds(*range(6)), "y"))
-    sessions.close()
+    executor = Executor(Fake, second=True)
+    list(executor.run_many(feeds(*range(6)), "y"))
+    executor.close()
     assert all(fake.closed for fake in Fake.opened)
     with pytest.raises(RuntimeError, match="closed"):
-        list(sessions.run_many(feeds(*range(6)), "y"))
+        list(executor.run_many(feeds(*range(6)), "y"))
 
 
 def test_vectors_are_the_same_on_any_number_of_threads(tiny):

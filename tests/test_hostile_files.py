@@ -21,7 +21,7 @@ from safetensors.numpy import save_file
 
 from penult import Embedder, Engine
 from penult.core.config.config_json import read_object
-from penult.core.recipe import Wishes, read
+from penult.core.recipe import Overrides, read
 from penult.core.tokenizer import Tokenizer
 from penult.graph.find.layers import NotATransformerError
 
@@ -439,7 +439,7 @@ def test_a_value_of_the_wrong_type_is_refused(tmp_path, name, key):
 
 def use(folder):
     """Read a folder's recipe and tokenise with it."""
-    found = read(folder, Wishes())
+    found = read(folder, Overrides())
     return Tokenizer(folder, max_length=max(found.max_length, 2), side=found.side).tokenize(["a"], found.prompts["query"])
 
 
@@ -520,7 +520,7 @@ def test_a_pipe_or_a_folder_in_place_of_a_file(tmp_path, name):
 @given(st.lists(st.text(max_size=30), max_size=5), st.text(max_size=12))
 def test_any_text_and_any_prompt(embedder, texts, prompt):
     """Whatever the characters: ids and segment ids of one length, within the limit, and counts that can be."""
-    encoded = embedder.model.tokenizer.tokenize([t.encode("utf-8", "replace").decode() for t in texts], prompt)
+    encoded = embedder.model.runner.tokenizer.tokenize([t.encode("utf-8", "replace").decode() for t in texts], prompt)
     assert [len(ids) for ids in encoded.ids] == [len(types) for types in encoded.types]
     assert all(2 <= len(ids) <= 64 for ids in encoded.ids)
     assert all(dropped >= 0 for dropped in encoded.dropped)

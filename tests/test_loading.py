@@ -34,7 +34,7 @@ from onnx import TensorProto, helper, numpy_helper
 from penult import Embedder
 from penult.core import export, loading, prepare
 from penult.core.model_tokenizer import tokenizer_of
-from penult.core.recipe import Recipe, Wishes
+from penult.core.recipe import Overrides, Recipe
 from penult.core.recipe import read as read_recipe
 
 QUIET = {"threads": 1, "truncate": "right"}
@@ -723,11 +723,11 @@ def test_cache_entries_of_other_padding_ids(folder):
     places = set()
     for pad_id in (0, None, 5):
         change(folder / "config.json", pad_token_id=pad_id)
-        found, read = loading.read(folder, Wishes())
+        found, read = loading.read(folder, Overrides())
         places.add(prepare.prepare(found, read).graph.parent)
     assert len(places) == 3
     change(folder / "config.json", pad_token_id=0, hidden_dropout_prob=0.5)
-    assert prepare.prepare(*loading.read(folder, Wishes())).graph.parent in places
+    assert prepare.prepare(*loading.read(folder, Overrides())).graph.parent in places
 
 
 # --- fingerprints
@@ -860,7 +860,7 @@ def test_the_recipe_is_plain_json(folder):
     """as_dict gives values that JSON has, steps and all."""
     list_modules(folder, ("Transformer", ""), ("Pooling", "1_Pooling"), ("Dense", "2_Dense"), ("Normalize", "3_N"))
     add_dense(folder / "2_Dense", 32, 8)
-    values = read_recipe(folder, Wishes()).as_dict()
+    values = read_recipe(folder, Overrides()).as_dict()
     assert json.loads(json.dumps(values)) == values
     assert values["steps"] == [{"folder": "2_Dense", "activation": "Tanh"}, "normalize"]
 
@@ -1010,7 +1010,7 @@ def test_any_value_of_any_key(place, name):
     def check(changed):
         write_json(path, whole | changed)
         try:
-            found, read = loading.read(place, Wishes())
+            found, read = loading.read(place, Overrides())
             tokenizer_of(found, replace(read, max_length=min(read.max_length, 64))).tokenize(["a cat"])
         except (ValueError, FileNotFoundError) as error:
             assert str(place) in str(error) or "tokenizer setting" in str(error) or "special tokens" in str(error)  # noqa: PT017

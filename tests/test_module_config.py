@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 
 from penult import Embedder
 from penult.core.config.module_config import Dense, LayerNorm
-from penult.core.recipe import Wishes, read
+from penult.core.recipe import Overrides, read
 
 POOLING = {"pooling_mode": "mean", "embedding_dimension": 32}
 TOKENS = {"module_input_name": "token_embeddings", "module_output_name": "token_embeddings"}
@@ -60,13 +60,13 @@ def test_each_module_has_its_keys(tmp_path, kind, config, harmless):
     list_modules(tmp_path, ("Transformer", ""), *others, (kind, "2_X"))
     write_json(tmp_path / "1_Pooling" / "config.json", POOLING)
     write_json(tmp_path / "2_X" / "config.json", config | harmless)
-    assert read(tmp_path, Wishes()).pooling == "mean"
+    assert read(tmp_path, Overrides()).pooling == "mean"
     for key in ("temperature", "pooling_mode_attention", "Bias", "dtype"):
         write_json(tmp_path / "2_X" / "config.json", config | {key: None})
         with pytest.raises(
             ValueError, match=rf"2_X/config\.json states '{key}', which penult does not know.*Known are"
         ) as caught:
-            read(tmp_path, Wishes())
+            read(tmp_path, Overrides())
         assert all(known in str(caught.value) for known in config)
 
 
@@ -77,14 +77,14 @@ def test_a_module_without_its_file(tmp_path, kind):
     list_modules(tmp_path, ("Transformer", ""), *others, (kind, "2_X"))
     write_json(tmp_path / "1_Pooling" / "config.json", POOLING)
     with pytest.raises(FileNotFoundError, match=rf"names the module {kind} in '2_X', and .*2_X/config\.json is missing"):
-        read(tmp_path, Wishes())
+        read(tmp_path, Overrides())
 
 
 def test_modules_that_need_no_file(tmp_path):
     """Normalize and Dropout may have no folder at all; Dropout is no step."""
     list_modules(tmp_path, ("Transformer", ""), ("Pooling", "1_Pooling"), ("Dropout", "2_D"), ("Normalize", "3_N"))
     write_json(tmp_path / "1_Pooling" / "config.json", POOLING)
-    assert read(tmp_path, Wishes()).steps == ("normalize",)
+    assert read(tmp_path, Overrides()).steps == ("normalize",)
 
 
 @pytest.mark.parametrize(
@@ -102,7 +102,7 @@ def test_values_of_a_pooling(folder, config, said):
     """A value that is not one of a pooling is refused by name."""
     write_json(folder / "1_Pooling" / "config.json", config)
     with pytest.raises(ValueError, match=said) as caught:
-        read(folder, Wishes())
+        read(folder, Overrides())
     assert "1_Pooling/config.json" in str(caught.value)
 
 
@@ -128,7 +128,7 @@ def test_values_of_a_dense_layer(folder, config, said):
     list_modules(folder, ("Transformer", ""), ("Pooling", "1_Pooling"), ("Dense", "2_Dense"))
     write_json(folder / "2_Dense" / "config.json", {"in_features": 32, "out_features": 8} | config)
     with pytest.raises(ValueError, match=re.escape(said)) as caught:
-        read(folder, Wishes())
+        read(folder, Overrides())
     assert "2_Dense/config.json" in str(caught.value)
 
 
@@ -146,7 +146,7 @@ def test_the_activation(folder, stated, activation):
     """Without the key a dense layer has Tanh, with null it has none."""
     list_modules(folder, ("Transformer", ""), ("Pooling", "1_Pooling"), ("Dense", "2_Dense"))
     write_json(folder / "2_Dense" / "config.json", {"in_features": 32, "out_features": 8} | stated)
-    assert read(folder, Wishes()).steps == (Dense("2_Dense", activation),)
+    assert read(folder, Overrides()).steps == (Dense("2_Dense", activation),)
 
 
 # --- widths
@@ -178,7 +178,7 @@ def test_modules_that_do_not_fit(folder, pooling, dense, norm, said):
     write_json(folder / "2_Dense" / "config.json", dict(zip(("in_features", "out_features"), dense, strict=True)))
     write_json(folder / "3_LayerNorm" / "config.json", {"dimension": norm})
     with pytest.raises(ValueError, match=said + r"\. Mend the files"):
-        read(folder, Wishes())
+        read(folder, Overrides())
 
 
 def test_widths_that_fit(folder):
@@ -190,7 +190,7 @@ def test_widths_that_fit(folder):
     rng = np.random.default_rng(4)
     weight, bias = rng.standard_normal((2, 8)).astype(np.float32)
     save_file({"norm.weight": weight, "norm.bias": bias}, folder / "3_LayerNorm" / "model.safetensors")
-    found = read(folder, Wishes())
+    found = read(folder, Overrides())
     assert (found.width, found.vector_width, found.pooling) == (32, 8, ("max", "mean"))
     assert found.steps == (Dense("2_Dense", "Tanh", bias=True), LayerNorm("3_LayerNorm"))
 
@@ -207,7 +207,7 @@ def test_another_pooling_than_the_modules_fit(folder):
     list_modules(folder, ("Transformer", ""), ("Pooling", "1_Pooling"), ("Dense", "2_Dense"))
     layer = add_dense(folder / "2_Dense", 32, 8)
     with pytest.raises(ValueError, match=r"expects embeddings of 32 values, and .* gives 64\. Pass another pooling, or none\."):
-        read(folder, Wishes(pooling=["mean", "max"]))
+        read(folder, Overrides(pooling=["mean", "max"]))
     embeds(folder, lambda text: linear(reference.pool(states_of(folder, text), "max"), layer), pooling="max")
 
 
@@ -317,7 +317,7 @@ def test_steps_that_have_no_place(folder, kind, config, place, order):
     list_modules(folder, ("Transformer", ""), *((kind, "2_X"), pooling)[:: 1 if place == "before" else -1])
     write_json(folder / "2_X" / "config.json", config)
     with pytest.raises(ValueError, match=rf"2_X/config\.json: the module changes .* {order} the pooling"):
-        read(folder, Wishes())
+        read(folder, Overrides())
 
 
 def test_two_poolings(folder):
@@ -325,7 +325,7 @@ def test_two_poolings(folder):
     list_modules(folder, ("Transformer", ""), ("Pooling", "1_Pooling"), ("Pooling", "2_P"))
     write_json(folder / "2_P" / "config.json", POOLING)
     with pytest.raises(ValueError, match=r"2_P/config\.json: the embeddings are pooled already"):
-        read(folder, Wishes())
+        read(folder, Overrides())
 
 
 @pytest.mark.parametrize(
@@ -354,8 +354,8 @@ def test_an_explicit_pooling_needs_no_file(tmp_path):
     folder = tiny_model(tmp_path)
     (folder / "1_Pooling" / "config.json").unlink()
     with pytest.raises(FileNotFoundError, match=r"1_Pooling/config\.json is missing"):
-        read(folder, Wishes())
-    assert read(folder, Wishes(pooling="cls")).steps == ("normalize",)
+        read(folder, Overrides())
+    assert read(folder, Overrides(pooling="cls")).steps == ("normalize",)
 
 
 def test_a_folder_with_a_pooling_and_no_list(tmp_path):
@@ -363,7 +363,7 @@ def test_a_folder_with_a_pooling_and_no_list(tmp_path):
     write_json(
         tmp_path / "1_Pooling" / "config.json", {"pooling_mode": "cls", "include_prompt": False, "embedding_dimension": 8}
     )
-    found = read(tmp_path, Wishes())
+    found = read(tmp_path, Overrides())
     assert (found.pooling, found.include_prompt, found.steps, found.width) == ("cls", False, (), 8)
 
 
@@ -404,7 +404,7 @@ def test_any_value_of_any_key(place, name):
             write_json(place / other / "config.json", {})
         write_json(place / name / "config.json", content)
         try:
-            read(place, Wishes())
+            read(place, Overrides())
         except ValueError as error:
             assert f"{name}/config.json" in str(error)  # noqa: PT017 - an error is one of the outcomes
 

@@ -11,7 +11,7 @@ from models import tiny_model, write_json
 from penult import Embedder
 from penult.core.config import modules
 from penult.core.config.modules import Module, read_modules
-from penult.core.recipe import Wishes, read
+from penult.core.recipe import Overrides, read
 
 
 def router(folder, structure, *, types=None, name="router_config.json", **parameters):
@@ -134,7 +134,7 @@ def test_text_is_taken_by_the_first_module_alone(tmp_path, listed, said):
     """One module takes text, and it is the first."""
     list_modules(tmp_path, *listed)
     with pytest.raises(ValueError, match=said):
-        read(tmp_path, Wishes())
+        read(tmp_path, Overrides())
 
 
 # --- models of other kinds

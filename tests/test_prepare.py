@@ -19,7 +19,7 @@ from safetensors.numpy import save_file
 from penult import Embedder, Engine
 from penult.core.loading import read
 from penult.core.prepare import prepare
-from penult.core.recipe import Wishes
+from penult.core.recipe import Overrides
 from penult.graph.rewrite.standalone import write_standalone
 
 
@@ -161,7 +161,7 @@ def test_a_graph_behind_a_link(tmp_path, cache):
 def test_a_graph_cut_by_penult_is_whole(tmp_path, cache):
     """`penult cut` writes the weights that the prepared graph points to into the one file."""
     folder = inline_model(tmp_path / "model")
-    prepared = prepare(*read(folder, Wishes()))
+    prepared = prepare(*read(folder, Overrides()))
     assert write_standalone(prepared.graph, prepared.data_folder, tmp_path / "cut.onnx") == [tmp_path / "cut.onnx"]
     assert not any(tensor.external_data for tensor in onnx.load(tmp_path / "cut.onnx").graph.initializer)
     ids = np.array([[2, 30, 3]])

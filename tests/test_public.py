@@ -1,4 +1,4 @@
-"""The public face: what can be imported, what an import costs, and who may import what."""
+"""The public interface: what can be imported, what an import costs, and who may import what."""
 
 import ast
 import re

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from models import write_json
 
 from penult import Embedder
-from penult.core.recipe import Wishes, read
+from penult.core.recipe import Overrides, read
 
 
 def modules(folder, *kinds):
@@ -37,7 +37,7 @@ def modules(folder, *kinds):
 def test_pooling_is_read(tmp_path, config, pooling):
     """The older flags are read in their fixed order, the newer name overrides them, and no flag means the mean."""
     write_json(tmp_path / "1_Pooling" / "config.json", config)
-    found = read(tmp_path, Wishes())
+    found = read(tmp_path, Overrides())
     assert (found.pooling, found.origin["pooling"]) == (pooling, "1_Pooling/config.json")
 
 
@@ -53,8 +53,8 @@ def test_an_unknown_pooling_is_refused(tmp_path, config, named):
     """A pooling or a key that penult does not have is named, never replaced or left out."""
     write_json(tmp_path / "1_Pooling" / "config.json", config)
     with pytest.raises(ValueError, match=named):
-        read(tmp_path, Wishes())
-    assert read(tmp_path, Wishes(pooling="mean")).origin["pooling"] == "argument"
+        read(tmp_path, Overrides())
+    assert read(tmp_path, Overrides(pooling="mean")).origin["pooling"] == "argument"
 
 
 def test_an_unknown_module_is_refused(tmp_path):
@@ -62,17 +62,17 @@ def test_an_unknown_module_is_refused(tmp_path):
     modules(tmp_path, ("Transformer", ""), ("Pooling", "1_Pooling"), ("LSTM", "2_LSTM"))
     write_json(tmp_path / "1_Pooling" / "config.json", {"pooling_mode": "mean"})
     with pytest.raises(ValueError, match="module 'LSTM'"):
-        read(tmp_path, Wishes())
+        read(tmp_path, Overrides())
 
 
 def test_normalisation_follows_the_modules(tmp_path):
     """Normalize is read; the caller can add it or take it away."""
     modules(tmp_path, ("Transformer", ""), ("Normalize", "2_Normalize"))
-    assert read(tmp_path, Wishes()).normalized
-    assert not read(tmp_path, Wishes(normalize=False)).normalized
+    assert read(tmp_path, Overrides()).normalized
+    assert not read(tmp_path, Overrides(normalize=False)).normalized
     modules(tmp_path, ("Transformer", ""))
-    assert not read(tmp_path, Wishes()).normalized
-    assert read(tmp_path, Wishes(normalize=True)).steps == ("normalize",)
+    assert not read(tmp_path, Overrides()).normalized
+    assert read(tmp_path, Overrides(normalize=True)).steps == ("normalize",)
 
 
 @pytest.mark.parametrize(
@@ -122,7 +122,7 @@ def test_the_longest_text(tmp_path, files, given, length, origin):
     """max_length is the argument, else what the files state; positions of config.json cap only what the tokenizer states."""
     for name, content in files.items():
         write_json(tmp_path / f"{name}.json", content)
-    found = read(tmp_path, Wishes(max_length=given))
+    found = read(tmp_path, Overrides(max_length=given))
     assert (found.max_length, found.origin["max_length"]) == (length, origin)
 
 
@@ -136,12 +136,12 @@ def test_prompts_by_role(tmp_path):
     """A role's prompt is the first of its usual names; the default prompt serves documents alone, and arguments override."""
     config = tmp_path / "config_sentence_transformers.json"
     write_json(config, {"prompts": {"query": "q: ", "passage": "p: "}})
-    assert read(tmp_path, Wishes()).prompts == {"query": "q: ", "document": "p: "}
+    assert read(tmp_path, Overrides()).prompts == {"query": "q: ", "document": "p: "}
     write_json(config, {"prompts": {"query": "", "document": "", "sts": "s: "}, "default_prompt_name": "sts"})
-    assert read(tmp_path, Wishes()).prompts == {"query": "", "document": ""}
+    assert read(tmp_path, Overrides()).prompts == {"query": "", "document": ""}
     write_json(config, {"prompts": {"sts": "s: "}, "default_prompt_name": "sts"})
-    assert read(tmp_path, Wishes()).prompts == {"query": "", "document": "s: "}
-    found = read(tmp_path, Wishes(prompts={"query": "mine: "}))
+    assert read(tmp_path, Overrides()).prompts == {"query": "", "document": "s: "}
+    found = read(tmp_path, Overrides(prompts={"query": "mine: "}))
     assert (found.prompts, found.origin["prompts"]) == ({"query": "mine: ", "document": "s: "}, "argument")
 
 
@@ -161,7 +161,7 @@ def test_wrong_wishes_are_named(tmp_path, wish):
     (name, value), *_ = wish.items()
     said = "prompts has the role 'passage'" if name == "prompts" else f"{name} is {value!r}"
     with pytest.raises(ValueError, match=said):
-        read(tmp_path, Wishes(**wish))
+        read(tmp_path, Overrides(**wish))
 
 
 @given(st.binary(max_size=40))
@@ -173,15 +173,15 @@ def test_broken_json_is_one_clear_error(tmp_path_factory, content):
         json.loads(content.decode())
     except ValueError:
         with pytest.raises(ValueError, match=r"modules\.json is (not (JSON|UTF-8)|a git-LFS pointer)"):
-            read(folder, Wishes())
+            read(folder, Overrides())
 
 
 def test_the_fingerprint_leaves_out_the_origin(tmp_path):
     """The same values from another file are the same recipe."""
-    stated = read(tmp_path, Wishes(pooling="mean", max_length=64))
+    stated = read(tmp_path, Overrides(pooling="mean", max_length=64))
     write_json(tmp_path / "1_Pooling" / "config.json", {"pooling_mode": "mean"})
     write_json(tmp_path / "sentence_bert_config.json", {"max_seq_length": 64})
-    found = read(tmp_path, Wishes())
+    found = read(tmp_path, Overrides())
     assert found.origin != stated.origin
     assert found.fingerprint == stated.fingerprint
     assert len(found.fingerprint) == 32

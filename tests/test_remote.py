@@ -358,7 +358,7 @@ def test_it_gives_up(failure, error, attempts, waits):
     assert len(count) == attempts
 
 
-# The face
+# The interface
 
 
 @pytest.mark.parametrize("url", ["localhost:5543", "", "ftp://x", 5, "http://", "http://h:port", "http://ann:s3/cret@h"])

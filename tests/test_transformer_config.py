@@ -13,7 +13,7 @@ from onnx import TensorProto, helper
 
 from penult import Embedder, TextError
 from penult.core.config.transformer_config import FILES, TransformerConfig, read_transformer
-from penult.core.recipe import Wishes, read
+from penult.core.recipe import Overrides, read
 
 MAIN = FILES[0]
 OLDER = FILES[1:]
@@ -40,7 +40,7 @@ def test_the_older_names(tmp_path, name):
     write_json(tmp_path / name, {"max_seq_length": 77, "do_lower_case": True})
     found = read_transformer(tmp_path)
     assert (found.name, found.max_seq_length, found.lowercase) == (name, 77, True)
-    assert read(tmp_path, Wishes()).origin["max_length"] == name
+    assert read(tmp_path, Overrides()).origin["max_length"] == name
 
 
 def test_there_are_six_older_names():
@@ -169,7 +169,7 @@ def test_models_of_other_kinds(tmp_path, config, said):
 def test_lengths_by_role(tmp_path, config, lengths, longest):
     """A role's own length counts more than the common one, what the tokenizer is called with more than both."""
     write_json(tmp_path / MAIN, config)
-    found = read(tmp_path, Wishes())
+    found = read(tmp_path, Overrides())
     assert found.lengths == lengths
     assert (found.longest("document"), found.longest("query")) == longest
     assert found.max_length == max(longest)
@@ -179,7 +179,7 @@ def test_lengths_by_role(tmp_path, config, lengths, longest):
 def test_a_length_that_the_caller_asks_for(tmp_path):
     """max_length= holds for both roles, over all that the file states."""
     write_json(tmp_path / MAIN, {"query_length": 8, "document_length": 24, "processing_kwargs": {"text": {"max_length": 30}}})
-    found = read(tmp_path, Wishes(max_length=12))
+    found = read(tmp_path, Overrides(max_length=12))
     assert (found.longest("document"), found.longest("query"), found.lengths) == (12, 12, {})
 
 
@@ -257,7 +257,7 @@ def test_the_side_that_is_cut(tmp_path, place):
     """A truncation_side of the call changes nothing, as measured with sentence-transformers 6.2: the tokenizer's own holds."""
     write_json(tmp_path / "tokenizer_config.json", {"truncation_side": "right"})
     write_json(tmp_path / MAIN, {"processing_kwargs": {place: {"truncation_side": "left"}}})
-    assert read(tmp_path, Wishes()).side == "right"
+    assert read(tmp_path, Overrides()).side == "right"
 
 
 @pytest.mark.parametrize("side", ["right", "left"])
@@ -265,11 +265,11 @@ def test_the_side_that_the_tokenizer_is_made_with(tmp_path, side):
     """truncation_side among the tokenizer's arguments counts more than its own file, the caller's more than both."""
     write_json(tmp_path / "tokenizer_config.json", {"truncation_side": "right" if side == "left" else "left"})
     write_json(tmp_path / MAIN, {"tokenizer_args": {"truncation_side": side}})
-    assert read(tmp_path, Wishes()).side == side
-    assert read(tmp_path, Wishes(truncate="right")).side == "right"
+    assert read(tmp_path, Overrides()).side == side
+    assert read(tmp_path, Overrides(truncate="right")).side == "right"
     write_json(tmp_path / MAIN, {"tokenizer_args": {"truncation_side": "both"}})
     with pytest.raises(ValueError, match="truncation_side is 'both'; it must be 'right' or 'left'"):
-        read(tmp_path, Wishes())
+        read(tmp_path, Overrides())
 
 
 def test_what_is_common_counts_more(tmp_path):
@@ -283,7 +283,7 @@ def test_what_is_common_counts_more(tmp_path):
 def test_a_call_without_a_length(tmp_path, place):
     """A max_length of null in the call takes the role's own length away, as measured with sentence-transformers 6.2."""
     write_json(tmp_path / MAIN, {"max_seq_length": 50, "query_length": 6, "processing_kwargs": {place: {"max_length": None}}})
-    assert read(tmp_path, Wishes()).longest("query") == 50
+    assert read(tmp_path, Overrides()).longest("query") == 50
 
 
 @pytest.mark.parametrize("place", ["common", "text"])
@@ -392,7 +392,7 @@ def test_a_vector_of_the_graphs_own(tmp_path):
 def test_a_clip_model_gives_its_projection(tmp_path):
     """A CLIPModel without another word takes the graph's text_embeds."""
     write_json(tmp_path / "modules.json", [{"type": f"{PACKAGE}CLIPModel", "path": "0_CLIPModel"}])
-    assert read(tmp_path, Wishes()).output == "text_embeds"
+    assert read(tmp_path, Overrides()).output == "text_embeds"
 
 
 # --- junk
@@ -442,7 +442,7 @@ def test_any_content(place, content):
     """Whatever the file holds: read, with lengths that are numbers, or one error that names the file."""
     write_json(place / MAIN, content)
     try:
-        found = read(place, Wishes())
+        found = read(place, Overrides())
     except ValueError as error:
         assert MAIN in str(error) or "tokenizer settings" in str(error)  # noqa: PT017 - an error is one of the outcomes
     else:

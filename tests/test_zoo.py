@@ -1,4 +1,4 @@
-"""Every architecture and export of the model zoo through the whole path: tokenizer, cut, feeds, session, padding."""
+"""Every architecture and export of the model zoo through the whole path: tokenizer, cut, inputs, session, padding."""
 
 import numpy as np
 import pytest

@@ -4,6 +4,7 @@ The names below are imported when they are first used: `import penult` costs no 
 """
 
 import os
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 # From 1.29 on, onnxruntime reports usage to its maker and writes a device id into HOME, offline too. Only this variable, set
@@ -58,8 +59,6 @@ __all__ = [
 def __getattr__(name: str) -> object:
     if name not in _HOMES:
         raise AttributeError(f"module 'penult' has no attribute {name!r}")
-    from importlib import import_module  # noqa: PLC0415
-
     return getattr(import_module(f"penult.{_HOMES[name]}"), name)
 
 

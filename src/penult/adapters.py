@@ -1,4 +1,4 @@
-"""What the adapters of LangChain and LlamaIndex have in common: options, their checks, and the embedder behind them.
+"""The base of the adapters of LangChain and LlamaIndex: options, their checks, and the embedder.
 
 An adapter is a pydantic model of its framework that also inherits from `AdapterOptions`. This file imports pydantic, which
 both frameworks bring, and neither framework. Models load at the first text, not when an adapter is built.
@@ -23,12 +23,12 @@ from penult.types import Pooling, Precision, Role, TextEmbedder, Truncate
 T = TypeVar("T")
 
 _ASYNC_THREADS = 4
-"""Awaited calls of one adapter that wait in penult at once. Penult runs a bounded number of batches itself, so more threads
-would only wait there, and the event loop's own executor, which name look-ups need too, stays free."""
+"""Threads for the awaited calls of one adapter. Penult runs a bounded number of batches at a time, so more threads would only
+wait. The event loop's own executor, which name resolution uses too, stays free."""
 
 _LOADING = ("layer", "pooling", "precision", "max_length", "truncate", "dimensions", "normalize", "layer_norm", "files_from",
             "model_file", "task", "threads")  # fmt: skip
-"""The options that only matter while a model is loaded."""
+"""The options that only have an effect when a model is loaded."""
 
 
 def _key_of_environment() -> SecretStr | None:
@@ -37,7 +37,7 @@ def _key_of_environment() -> SecretStr | None:
 
 
 class _Opened:
-    """The embedders that an adapter has opened in this process, and the threads that its awaited calls run on."""
+    """The open embedders of an adapter in this process, and the threads of its awaited calls."""
 
     def __init__(self) -> None:
         self.lock = Lock()
@@ -46,42 +46,45 @@ class _Opened:
 
 
 class AdapterOptions(BaseModel):
-    """The options of an adapter. Its own class adds the field that names the model, and the second spelling of the prompts."""
+    """The options of an adapter. A subclass adds the field that names the model, and its framework's names of the prompts.
+
+    A model is loaded, and a server is contacted, at the first text.
+    """
 
     model_config = ConfigDict(extra="forbid", protected_namespaces=(), arbitrary_types_allowed=True)
 
     model_field: ClassVar[str]
-    """The adapter's field that names the model."""
+    """The field that names the model."""
 
     instruction_fields: ClassVar[Mapping[Role, str]]
-    """The adapter's fields that are a second spelling of `prompts`, by role."""
+    """The framework's names of the entries of `prompts`: role -> field."""
 
     base_url: str | None = None
-    """A server that embeds, such as `http://localhost:5543`. None: this machine does."""
+    """Base URL of an embedding server, such as `http://localhost:5543`. None: embed in this process."""
 
     api_key: SecretStr | None = Field(default_factory=_key_of_environment, exclude=True)
-    """The server's key, in no dump. Unless given it is read from PENULT_API_KEY; it is sent to `base_url` alone."""
+    """API key of the server; never dumped, and sent to `base_url` only. Default: the environment variable PENULT_API_KEY."""
 
     embedder: SkipValidation[TextEmbedder | None] = Field(default=None, exclude=True, repr=False)
-    """A ready object to embed with, instead of a model; it is not part of a dump."""
+    """A loaded embedder, instead of a model; never dumped."""
 
     layer: int | str | None = -1
-    """Which hidden state: 0 is the embedding layer's, -1 the last; a tensor's name; None for the graph's own output."""
+    """Hidden state to pool: 0 is the embedding output, -1 the last layer; a tensor's name; None: the graph's own output."""
 
     pooling: Pooling | tuple[Pooling, ...] | None = None
-    """How token vectors become one; several are concatenated. None: as the model's own files say."""
+    """Pooling of the token vectors; several are concatenated. None: as the model's own files say."""
 
     precision: Precision = "fp32"
     """Arithmetic precision."""
 
     max_length: int | None = None
-    """Most tokens of a text that count. None: as the model's own files say."""
+    """Maximum tokens of a text. None: as the model's own files say."""
 
     truncate: Truncate = "warn"
-    """What happens to a text over `max_length`: refused, cut with a warning, or cut on that side."""
+    """What happens to a text that exceeds `max_length`: an error, truncation with a warning, or truncation on that side."""
 
     dimensions: int | None = None
-    """Keep the first so many values of a vector. None: all."""
+    """Number of leading values of a vector to keep. None: all."""
 
     normalize: bool | None = None
     """Whether vectors have length 1. None: as the model's own files say."""
@@ -90,23 +93,23 @@ class AdapterOptions(BaseModel):
     """Whether a layer norm without weights comes before `dimensions` are kept, as some models' cards ask for."""
 
     prompts: dict[Role, str] | None = None
-    """What is put before a text as it stands, by role: "query" and "document". A role that is not named keeps the prompt of the
+    """Prompt that is put before each text, by role: "query" and "document". A role without an entry keeps the prompt of the
     model's own files. The model's card says whether it needs one."""
 
     query_instruction: str | None = None
-    """The same as `prompts["query"]`, by the name that the framework's own adapters have."""
+    """The same as `prompts["query"]`, under the framework's usual name."""
 
     files_from: str | Path | None = None
-    """A folder or Hub id whose tokenizer and configuration are used, for a model that holds the graph alone."""
+    """Folder or Hub id whose tokenizer and configuration are used, for a model that has only a graph."""
 
     model_file: str | None = None
-    """Which .onnx file, where a folder or a Hub id holds several."""
+    """The .onnx file, of a folder or Hub id that has several."""
 
     task: str | int | None = None
-    """The task of models that have several. None: by role, as the model's own files say."""
+    """Task, of a model that has several. None: by role, as the model's own files say."""
 
     threads: int | None = None
-    """Threads of one forward pass. None: what this process may use."""
+    """Intra-op threads per run. None: the physical cores this process may use."""
 
     show_progress: bool = False
     """Whether embedding texts shows a progress bar."""
@@ -115,7 +118,7 @@ class AdapterOptions(BaseModel):
 
     @property
     def cache_namespace(self) -> str:
-        """Name of all that decides a vector (loads the model, or asks the server): equal names, comparable vectors."""
+        """Name of all that decides a vector: vectors of equal names are comparable. Loads the model, or asks the server."""
         return self._embedder().fingerprint
 
     def _check_embedder(self) -> None:
@@ -131,7 +134,7 @@ class AdapterOptions(BaseModel):
             )
 
     def _check_unused(self) -> None:
-        """Check that no option is given that a server or a loaded embedder would ignore.
+        """Check that no option is set that a server or a loaded embedder would ignore.
 
         Raises:
             ValueError: some are; the message names them.
@@ -143,10 +146,10 @@ class AdapterOptions(BaseModel):
             raise ValueError(f"{', '.join(unused)} given with {what}, which has its own: set them where it is loaded")
 
     def _merged_prompts(self) -> dict[str, str] | None:
-        """Return the prompts of both spellings; None where there are none.
+        """Return `prompts` with the framework's fields merged in; None where there are none.
 
         Raises:
-            ValueError: the two differ.
+            ValueError: two prompts of a role differ.
         """
         prompts: dict[str, str] = {str(role): prompt for role, prompt in (self.prompts or {}).items()}
         for role, field in self.instruction_fields.items():
@@ -156,7 +159,7 @@ class AdapterOptions(BaseModel):
         return prompts or None
 
     def _embedder(self) -> TextEmbedder:
-        """Return the object that embeds: the ready one, the server's client, or the model, loaded once in a process."""
+        """Return the embedder: the loaded one, the client of the server, or the model, loaded once per process."""
         if self.embedder is not None:
             return self.embedder
         if self.base_url is not None:
@@ -190,7 +193,7 @@ class AdapterOptions(BaseModel):
         return self._once(partial(penult.RemoteEmbedder, base_url, key, model=model, prompts=self._merged_prompts()))
 
     def _once(self, load: partial[T]) -> T:
-        """Return what `load` makes: made once however many threads ask, and again when one of its arguments changed."""
+        """Return the result of `load`, called once for all threads, and again after one of its arguments has changed."""
         opened = self._opened.get()
         key = (*load.args, *((name, _hashable(value)) for name, value in load.keywords.items()))
         with opened.lock:
@@ -212,7 +215,7 @@ class AdapterOptions(BaseModel):
 
 
 def _hashable(value: object) -> object:
-    """Return an argument as it is now, in a form that two calls can be compared by: options may be dicts and lists."""
+    """Return a hashable copy of an option, which may be a dict or a list."""
     if isinstance(value, Mapping):
         return frozenset((key, _hashable(item)) for key, item in value.items())
     return tuple(map(_hashable, value)) if isinstance(value, list | tuple) else value

@@ -100,18 +100,18 @@ def export(
     typer.echo(f"wrote {done}", err=True)
 
 
-@app.command()
-def pull(
+@app.command("pull")
+def pull_(
     model: Annotated[str, typer.Argument(help="A Hub id (org/name[@revision][/file.onnx]) or the URL of a model's page.")],
     *,
     to: Annotated[Path | None, typer.Option(help="Write a plain folder, to copy to a machine without network.")] = None,
     model_file: ModelFile = None,
 ) -> None:
     """Fetch a model's graph, its data, configuration and tokenizer from the Hub; into the Hub's cache by default."""
-    from penult import pull as puller  # noqa: PLC0415
+    from penult.pull import pull  # noqa: PLC0415
 
     with _one_sentence():
-        folder = puller.pull(model, to=to, model_file=model_file)
+        folder = pull(model, to=to, model_file=model_file)
     typer.echo(folder)
 
 
@@ -139,8 +139,8 @@ def cut_(
             raise ValueError(f"{out} does not end in .onnx; name the new file OUT.onnx.")
         if not out.parent.is_dir():
             raise ValueError(f"{out.parent} is not a folder; make it, or name another place for {out.name}.")
-        wishes = recipe.Wishes(layer=_layer(layer), pooling=_listed(pooling), normalize=normalize, dimensions=dimensions)
-        found, read = loading.read(model, wishes, model_file=model_file, files_from=files_from)
+        overrides = recipe.Overrides(layer=_layer(layer), pooling=_listed(pooling), normalize=normalize, dimensions=dimensions)
+        found, read = loading.read(model, overrides, model_file=model_file, files_from=files_from)
         if found.query is not None and read.query is not None:
             typer.echo(f"penult: {model} has a model for queries and one for documents; this is the {role}'s", err=True)
             found, read = (found.query, read.query) if role == "query" else (found, read)

@@ -1,4 +1,4 @@
-"""Values that each process makes for itself, so that nothing is shared across a fork."""
+"""Values per process, for objects that must not be shared across a fork."""
 
 import os
 from collections.abc import Callable
@@ -9,17 +9,16 @@ T = TypeVar("T")
 
 
 class PerProcess(Generic[T]):
-    """A value that is made at first use, once in each process. Safe to call from several threads.
+    """A value that each process makes at its first use. Safe to call from several threads.
 
-    A forked child makes its own: a lock may be held, and a thread pool be served, by threads of the parent that do not exist
-    in the child. For the same reason the child never frees what it inherited, once it has called a method of this object:
-    freeing could wait for those threads for ever.
+    A forked child makes its own: threads of the parent that hold a lock or serve a pool do not exist in the child. For the
+    same reason a child that has called a method of this object never frees the inherited value: that could wait for those
+    threads for ever.
 
-    A pickle or a copy holds `make` alone. Two objects with equal `make` are equal, whatever they have made.
+    A pickle or a copy contains only `make`. Two objects with equal `make` are equal.
 
     Args:
-        make: makes the value. It must not refer to the object that this one belongs to, or only the garbage collector frees
-            the two.
+        make: makes the value. It must not refer to the owner of this object: that would be a reference cycle.
     """
 
     def __init__(self, make: Callable[[], T]) -> None:
@@ -27,7 +26,7 @@ class PerProcess(Generic[T]):
         self._slots: dict[int, _Slot[T]] = {}
 
     def get(self) -> T:
-        """Return the value of this process, made at the first call."""
+        """Return the value of this process; the first call makes it."""
         slot = self._slot()
         value = slot.value
         if value is None:
@@ -38,11 +37,11 @@ class PerProcess(Generic[T]):
         return value
 
     def peek(self) -> T | None:
-        """Return the value of this process; None where it was not made."""
+        """Return the value of this process; None before the first `get`."""
         return self._slot().value
 
     def pop(self) -> T | None:
-        """Return the value of this process and forget it, so that the next `get` makes another; None where it was not made."""
+        """Return the value of this process and drop it, so that the next `get` makes another; None if there is none."""
         slot = self._slot()
         with slot.lock:
             value, slot.value = slot.value, None
@@ -72,7 +71,7 @@ class _Slot(Generic[T]):
 
 
 def _never_free(inherited: object) -> None:
-    """Take a reference that is never given back, at the end of the interpreter either."""
-    import ctypes  # noqa: PLC0415 - for forked children alone
+    """Add a reference that is never released, not even at shutdown."""
+    import ctypes  # noqa: PLC0415 - only forked children need it
 
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(inherited))

@@ -57,8 +57,8 @@ def inspect(
         ValueError: a file cannot be read, or the graph has no such layer.
     """
     found = loading.files_of(model, model_file=model_file, files_from=files_from)
-    wishes = recipe.Wishes(layer=layer, pooling=pooling)
-    read, error, dimension = loading.read_files(found, wishes), "", None
+    overrides = recipe.Overrides(layer=layer, pooling=pooling)
+    read, error, dimension = loading.read_files(found, overrides), "", None
     graph = prepare.read_graph(found)
     try:
         with Embedder.load(model, layer=layer, pooling=pooling, model_file=model_file, files_from=files_from) as embedder:

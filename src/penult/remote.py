@@ -171,10 +171,10 @@ class RemoteEmbedder:
         checked, prompt = _checked(texts, role), self._prompt(role, prompt)
         async with _Borrowed(self._awaiting or self._new_async(), keep=self._awaiting is not None) as client:
             server = await self._aknown(client, role, prompt)
-            gate = asyncio.Semaphore(self._concurrency)
+            slots = asyncio.Semaphore(self._concurrency)
 
             async def one(part: list[str]) -> tuple[Vectors, int]:
-                async with gate:
+                async with slots:
                     return await self._atalk(client, protocols.embed(server, part, role, prompt=prompt))
 
             requests = protocols.parts(server, checked or (["a"] if self._dimension is None else []))
@@ -184,7 +184,7 @@ class RemoteEmbedder:
             finally:
                 for task in tasks:
                     task.cancel()
-        joined = self._joined(found, max(len(checked), 1)) if found else np.empty((0, cast("int", self._dimension)), np.float32)
+        joined = self._joined(found, max(len(checked), 1)) if found else np.empty((0, self.dimension), np.float32)
         return joined[: len(checked)]
 
     def close(self) -> None:
@@ -228,19 +228,16 @@ class RemoteEmbedder:
         Raises:
             ValueError: there is a prompt to send along and the server takes none.
         """
-        if self._server is None:
-            self._keep(self._talk(self._finding()))
+        server = self._server or self._keep(self._talk(self._finding()))
         if prompt is not None:
-            protocols.check_prompt(cast("Server", self._server), prompt)
-        server = self._talk(protocols.prompted(cast("Server", self._server), role))
-        return self._keep(server)
+            protocols.check_prompt(server, prompt)
+        return self._keep(self._talk(protocols.prompted(server, role)))
 
     async def _aknown(self, client: httpx.AsyncClient, role: Role, prompt: str | None) -> Server:
-        if self._server is None:
-            self._keep(await self._atalk(client, self._finding()))
+        server = self._server or self._keep(await self._atalk(client, self._finding()))
         if prompt is not None:
-            protocols.check_prompt(cast("Server", self._server), prompt)
-        return self._keep(await self._atalk(client, protocols.prompted(cast("Server", self._server), role)))
+            protocols.check_prompt(server, prompt)
+        return self._keep(await self._atalk(client, protocols.prompted(server, role)))
 
     def _finding(self) -> Talk[Server]:
         return protocols.find(self._model) if self._path is None else protocols.at(self._path)
@@ -257,7 +254,6 @@ class RemoteEmbedder:
         cut = sum(truncated for _, truncated in found)
         if cut and not self._said_truncated:
             self._said_truncated = True
-
             warnings.warn(
                 f"{cut} of {count} texts had more tokens than the server's model takes, and were cut there. Split them. "
                 "Said once.",

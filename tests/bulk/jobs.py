@@ -25,7 +25,7 @@ class InProcess:
 
     def __init__(self, model, role, workers, say):
         self._embedder = model.load(threads=1)
-        self.facts = Ready(self._embedder.dimension, self._embedder.recipe.max_length, metadata_of(self._embedder, "m", role))
+        self.ready = Ready(self._embedder.dimension, self._embedder.recipe.max_length, metadata_of(self._embedder, "m", role))
 
     def run(self, tasks):
         for task in tasks:

@@ -17,7 +17,7 @@ from penult.bulk import embed
 from penult.bulk.embed import Request, embed_files
 from penult.bulk.ingest import entry_id, ingest
 from penult.bulk.options import Columns, Model
-from penult.bulk.stores import qdrant as to_qdrant
+from penult.bulk.stores import qdrant
 
 QUESTIONS = 100
 
@@ -251,7 +251,7 @@ def test_from_a_lance_dataset(source, tmp_path, tiny):
 @pytest.mark.filterwarnings("ignore:Local mode is not recommended")
 def test_a_row_without_an_id(source, tmp_path, monkeypatch):
     """It is named by its number, also in a later batch, and the store is closed: it can be filled at once by another try."""
-    monkeypatch.setattr(to_qdrant.Qdrant, "batch_rows", 8)
+    monkeypatch.setattr(qdrant.Qdrant, "batch_rows", 8)
     table = pq.read_table(source).slice(0, 40)
     ids = [None if row == 30 else f"row {row}" for row in range(40)]
     pq.write_table(table.set_column(0, "key", pa.array(ids)), tmp_path / "in.parquet")
@@ -293,7 +293,7 @@ def test_a_qdrant_server(source, monkeypatch):
         made.append(Server(**options))
         return made[-1]
 
-    monkeypatch.setattr(to_qdrant, "_qdrant", lambda: (qdrant_client.models, client))
+    monkeypatch.setattr(qdrant, "_qdrant", lambda: (qdrant_client.models, client))
     monkeypatch.setenv("QDRANT_API_KEY", "secret")
     for place in ("https://here:6333", "http://here:6333"):
         assert ingest(source, f"qdrant:{place}", "notes").entries == 7

@@ -36,7 +36,7 @@ def test_every_task_is_answered_once(monkeypatch, tmp_path):
             yield task(tmp_path, number)
 
     workers, found = Pool(Model("m"), "document", 2, print), []
-    assert workers.facts == Ready(3, 64, {})
+    assert workers.ready == Ready(3, 64, {})
     for record in workers.run(tasks()):
         found.append(record.shard)
         assert min(len(found) + 1, 20) <= len(read) <= len(found) - 1 + 2 * AT_ONCE, "one is answered while another is in hand"

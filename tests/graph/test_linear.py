@@ -152,7 +152,7 @@ def test_a_product_that_others_read_keeps_its_bias_apart():
     assert found(nodes[:1], outputs=("p",), before="p", **weights) == [apart]
     others = [nodes[0], helper.make_node("Neg", ["x"], ["q"]), helper.make_node("Add", ["b", "q"], ["out"])]
     assert found(others, outputs=("out", "p"), before="p", **weights) == [apart]
-    assert Links(model_of(nodes, X, ("out", "p"), weights).graph).read["p"] == [1, -1]
+    assert Links(model_of(nodes, X, ("out", "p"), weights).graph).readers["p"] == [1, -1]
 
 
 def test_nodes_that_hold_other_things():

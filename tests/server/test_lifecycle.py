@@ -169,7 +169,7 @@ def test_a_port_that_is_taken_is_one_line(tiny):
 
 
 def test_many_threads_open_a_model_once(tiny):
-    """Requests that need a face which is not open yet open it once."""
+    """Requests that need a model that is not open yet open it once."""
     with serving(EndpointConfig(model=str(tiny))) as running:
         threads = [threading.Thread(target=running.post, args=("/predict", {"inputs": "a"})) for _ in range(6)]
         for thread in threads:

@@ -186,7 +186,7 @@ def measure(
     if not texts:
         raise ValueError("There are no texts to embed; give a file with one a line.")
     found = source.resolve(model)
-    read = recipe.read(found.folder, recipe.Wishes(pooling=pooling, max_length=max_length))  # type: ignore[arg-type]
+    read = recipe.read(found.folder, recipe.Overrides(pooling=pooling, max_length=max_length))  # type: ignore[arg-type]
     if max_length is None and (most := recipe.positions(found.home)) is not None:
         read = replace(read, max_length=min(read.max_length, most))  # the peers do not look into the graph
     if read.query is not None:
@@ -200,8 +200,8 @@ def measure(
             "model": model, "graph": str(found.model), "folder": str(found.folder), "pooling": read.pooling,
             "max_length": read.max_length, "threads": threads, "cube": _CUBE, "int8_graph": str(int8_graph),
         }  # fmt: skip
-        from penult.bench.matmul import flops, write_int8_matmul  # noqa: PLC0415
-        from penult.graph.describe import describe  # noqa: PLC0415 - the import of onnx
+        from penult.bench.matmul import flops, write_int8_matmul  # noqa: PLC0415 - the import of onnx, here and below
+        from penult.graph.describe import describe  # noqa: PLC0415
 
         graph = prepare.read_graph(found)
         described = describe(graph)

@@ -1,6 +1,6 @@
-"""Writing that a crash leaves whole or undone: aside, synced, renamed.
+"""Atomic and durable writes: to a temporary file, synced, renamed.
 
-Knows files and folders, nothing of rows or jobs.
+Knows files and folders, nothing of rows or jobs. `core.cache.write` does not sync: what it writes can be computed again.
 """
 
 import os

@@ -111,12 +111,12 @@ def embed_files(request: Request) -> Summary:
 
 
 def _run(request: Request, job: Job, files: tuple[Input, ...], pool: Pool) -> Summary:
-    identity, manifest = _identity(request, files, pool.facts), job.manifest
+    identity, manifest = _identity(request, files, pool.ready), job.manifest
     finished = None if request.overwrite else output_files.metadata(request.out)
     if finished is not None and is_finished(request.out, finished, identity, manifest):
         job.clear()
         totals = Totals(rows=int(finished["penult.rows"]), rejected=int(finished["penult.rejected"]))
-        return Summary(totals, pool.facts.max_length, None)
+        return Summary(totals, pool.ready.max_length, None)
     if request.old is not None:
         reuse.check(request.old, fingerprint=identity.fingerprint, role=identity.role, text_column=identity.text_column)
     if manifest is None:
@@ -126,7 +126,7 @@ def _run(request: Request, job: Job, files: tuple[Input, ...], pool: Pool) -> Su
                 f"--overwrite --from {request.out} keeps the vectors of texts that did not change."
             )
         scanned = _scan(request, files)
-        schema = output_schema(request.columns, scanned, pool.facts, identity, Totals())
+        schema = output_schema(request.columns, scanned, pool.ready, identity, Totals())
         check_format(request.out, job.scratch, schema, request.columns.vector)
         manifest = Manifest(identity, scanned, tuple(file.stamp for file in files))
         job.begin(manifest)
@@ -159,7 +159,7 @@ def _carry_out(request: Request, job: Job, files: tuple[Input, ...], pool: Pool,
         pool.close()  # the model's memory is the merge's from here on
         for file in files:
             file.check_unchanged()
-        schema = output_schema(request.columns, scanned, pool.facts, identity, progress.totals)
+        schema = output_schema(request.columns, scanned, pool.ready, identity, progress.totals)
         shards = range(readers.count_shards(scanned))
         writers.write(request.out, job.shards(identity), schema, shards, vector_column=request.columns.vector)
     except (OSError, ValueError, WorkError, pa.ArrowException, KeyboardInterrupt) as error:
@@ -171,7 +171,7 @@ def _carry_out(request: Request, job: Job, files: tuple[Input, ...], pool: Pool,
     finally:
         progress.close()
     job.clear()
-    return Summary(progress.totals, pool.facts.max_length, progress.rate)
+    return Summary(progress.totals, pool.ready.max_length, progress.rate)
 
 
 def _records(
@@ -215,10 +215,10 @@ def _inputs(request: Request, job: Job) -> tuple[Input, ...]:
     )
 
 
-def _identity(request: Request, files: tuple[Input, ...], facts: Ready) -> Identity:
+def _identity(request: Request, files: tuple[Input, ...], ready: Ready) -> Identity:
     return Identity(
         inputs=tuple(file.sha256 for file in files),
-        fingerprint=facts.metadata["penult.fingerprint"],
+        fingerprint=ready.metadata["penult.fingerprint"],
         role=request.columns.role,
         text_column=request.columns.text,
         vector_column=request.columns.vector,

@@ -15,8 +15,8 @@ class Model:
 
     Attributes:
         reference: the model.
-        query_prompt: of its `prompts`; a str each, so that this is a key of what a process holds.
-        document_prompt: the other one.
+        query_prompt: prompt of queries. None: that of the model's files.
+        document_prompt: prompt of documents. None: that of the model's files.
     """
 
     reference: str

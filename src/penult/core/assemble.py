@@ -1,7 +1,6 @@
 """From an ONNX file to the graph that runs: read, choose the tensor, cut there, append the reducer, write.
 
-The one file that puts the changes of this folder together, and the one that knows where their settings stand in a recipe. The
-original is only read.
+It composes the passes of `graph/` and knows which settings of a recipe each one takes. The original is only read.
 """
 
 import os
@@ -82,7 +81,7 @@ def assemble(source: Source, recipe: Recipe, real: Mapping[str, Path], target: P
             to none.
 
     Raises:
-        ValueError: no whole ONNX graph, no transformer, or nothing says how to pool.
+        ValueError: not a complete ONNX graph, not a transformer, or nothing states how to pool.
     """
     real = {**real, OWN: source.model.resolve()}
     index = GraphIndex(read(source.model, real), real[OWN])
@@ -310,7 +309,7 @@ def _named(name: str, why: str) -> HiddenState:
 
 
 def _is_vector(output: onnx.ValueInfoProto, tensor: str) -> bool:
-    """Say whether a cut graph's output is (B, D) rather than (B, T, H)."""
+    """Return whether a cut graph's output is (B, D) rather than (B, T, H)."""
     kind = output.type.tensor_type
     rank = len(kind.shape.dim) if kind.HasField("shape") else 3
     if rank not in (2, 3):
@@ -356,7 +355,7 @@ def read(path: Path, real: Mapping[str, Path]) -> onnx.ModelProto:
     """Read a graph; its weights stay in its files, and are only checked to be there to their last byte.
 
     Raises:
-        ValueError: no whole ONNX graph of numbers (`whole` says what is missing), or its data end too early.
+        ValueError: not a complete ONNX graph of numbers (see `graph.rewrite.validate`), or its data end too early.
     """
     if path.name == STATIC_TABLE:
         return static_graph(_table(path.parent))
@@ -381,7 +380,7 @@ def _table(folder: Path) -> onnx.TensorProto:
 
 
 def _point_to(model: onnx.ModelProto, real: Mapping[str, Path]) -> Path | None:
-    """Rewrite the places of external data to real files; give the folder they are relative to, None if there are none."""
+    """Rewrite the places of external data to real files; return the folder they are relative to, None if there are none."""
     tensors = [tensor for tensor in model.graph.initializer if location_of(tensor)]
     if not tensors:
         return None

@@ -1,4 +1,4 @@
-"""The cache folder: hashes that are remembered, numbers that are measured once, files that appear whole or not at all."""
+"""The cache folder: hashes of files, numbers that are measured once, and atomic writes of such small files."""
 
 import hashlib
 import os
@@ -8,16 +8,16 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 
+from platformdirs import user_cache_path
+
 
 def cache_folder() -> Path:
     """Return the cache folder: PENULT_CACHE, else the platform's cache folder for a user."""
-    from platformdirs import user_cache_path  # noqa: PLC0415
-
     return Path(os.environ.get("PENULT_CACHE") or user_cache_path("penult", appauthor=False))
 
 
 def hash_files(paths: Iterable[Path]) -> str:
-    """Return the sha256 of files, each read once: a file of the same place, size and time is not read again.
+    """Return the sha256 of files. A file of a known path, size, time and inode is not read again.
 
     Raises:
         ValueError: one is not a file, or lies in the Hub's cache and is not what the Hub named.
@@ -27,21 +27,21 @@ def hash_files(paths: Iterable[Path]) -> str:
 
 
 def remembered(memo: Path, measure: Callable[[], int]) -> int:
-    """Return the number that a file holds; if it holds none, measure it and write it there."""
+    """Return the number in a file; where there is none, measure it and write it there."""
     with suppress(FileNotFoundError):
         if (known := memo.read_text()).isdecimal():
             return int(known)
     number = measure()
+    memo.parent.mkdir(parents=True, exist_ok=True)
     write(memo, str(number))
     return number
 
 
-def write(memo: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    memo.parent.mkdir(parents=True, exist_ok=True)
-    aside = memo.with_name(f".{memo.name}.{os.getpid()}.{threading.get_ident()}")
-    aside.write_text(text)
-    aside.replace(memo)
+def write(path: Path, text: str) -> None:
+    """Write a file atomically, in a folder that exists. It is not synced: a cache that the machine loses is made again."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
+    temporary.write_text(text)
+    temporary.replace(path)
 
 
 def _hash_file(path: Path) -> str:
@@ -67,5 +67,6 @@ def _digest(path: Path) -> str:
             return known
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
+    memo.parent.mkdir(parents=True, exist_ok=True)
     write(memo, digest)
     return digest

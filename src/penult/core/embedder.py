@@ -1,4 +1,4 @@
-"""Embedder: text -> `Tokenized` -> vectors, and the calls made of these two verbs.
+"""Embedder: text -> `Tokenized` -> vectors, and the calls composed of these two.
 
 embed:  texts -> tokenize -> Tokenized -> run -> (N, D)
 """
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from penult.core.engine import Engine
 from penult.core.loading import read
 from penult.core.model import Model, open_model
-from penult.core.recipe import Recipe, Wishes
+from penult.core.recipe import Overrides, Recipe
 from penult.core.runner import WINDOW, Runner, Runtime
 from penult.core.source import Source
 from penult.core.text_reader import TextReader
@@ -28,13 +28,21 @@ from penult.types import Pooling, Precision, Role, TextError, Truncate, Vectors,
 
 
 class Embedder:
-    """A model, ready to turn texts into vectors. Make one with `Embedder.load`.
+    """A model that turns texts into vectors. Load one with `Embedder.load`.
 
-    Safe to call from several threads: the batches of all callers pass one lock, so that memory stays that of one batch per
-    thread.
+    `embed` is two steps, which may also be called apart: to count the tokens first, to merge texts of several callers into one
+    run, or to tokenize in another thread.
+
+        tokenized = embedder.tokenize(texts)  # N texts as token ids: counts, truncation
+        vectors = embedder.run(tokenized)  # (N, D) float32, the same as embedder.embed(texts)
+
+    `embed_stream`, `embed_tokens`, `embed_padded` and `count_tokens` are composed of the same steps.
+
+    Safe to call from several threads: the batches of all callers run under one lock, so that memory is bounded by one batch
+    per thread.
 
     Attributes:
-        model: its parts: files, tokenizer, session.
+        model: files, tokenizer and session of the model.
     """
 
     def __init__(
@@ -47,8 +55,9 @@ class Embedder:
         calibration: tuple[str, ...] | None = None,
     ) -> None:
         self.model: Model = open_model(source, recipe, runtime, tokenizer=tokenizer, calibration=calibration)
-        self._recipe = self.model.recipe
-        self._query: Embedder | None = None  # the model of queries, where there is one of their own
+        runner = self.model.runner
+        self._recipe = runner.recipe
+        self._query: Embedder | None = None  # the model of queries, where it is not that of documents
         if self._recipe.query is not None and source.query is not None:
             self._query = Embedder(source.query, self._recipe.query, runtime, calibration=calibration)
             self._recipe = replace(self._recipe, query=self._query.recipe)
@@ -58,7 +67,7 @@ class Embedder:
                     "vectors cannot be compared. Load the folder of one of them."
                 )
         self._fingerprint = self._recipe.fingerprint
-        self._reader = TextReader(self.model.tokenizer, self._recipe, runtime.truncate, self._fingerprint)
+        self._reader = TextReader(runner.tokenizer, self._recipe, runtime.truncate, self._fingerprint)
 
     @classmethod
     def load(
@@ -85,7 +94,7 @@ class Embedder:
         batch_invariant: bool = False,
         fingerprint: str | None = None,
     ) -> "Embedder":
-        """Open a model. The first time, its graph is cut and kept in the cache; later it is only opened.
+        """Load a model. The first load cuts its graph and keeps it in the cache; later ones open it from there.
 
         Args:
             model: a folder, an .onnx file, a Hub id (`org/name[@revision]`), `package:NAME[/sub/folder]` or `zoo:NAME`.
@@ -95,8 +104,8 @@ class Embedder:
                 concatenated. None: as the model's own files say, and an error where they say nothing.
             prompts: what is put before the texts of a role: {"query": ..., "document": ...}. A role that is left out keeps the
                 prompt of the model's files. None: as the files say; many models state theirs on their card alone.
-            precision: of the arithmetic. "int8": 8-bit matrix products whose scales are found once, on calibration texts, so
-                that a vector never depends on its batch; a graph that is 8-bit already is taken as it is.
+            precision: arithmetic precision. "int8": 8-bit matrix products whose scales are computed once, on calibration texts,
+                so that a vector never depends on its batch; a graph that is 8-bit already runs as it is.
             max_length: the most tokens of a text, specials included. None: as the model's files say.
             truncate: what happens to a longer text: "error", "warn" (cut and say so once), "right" or "left" (cut there).
             dimensions: keep only the leading values, for models trained so. None: all.
@@ -109,12 +118,11 @@ class Embedder:
             files_from: a folder or Hub id whose files say how the model is used, for a mirror that holds the graph alone, for
                 example "BAAI/bge-small-en-v1.5". None: the model's own files.
             buckets: the only padded lengths allowed. None: any.
-            threads: of one run. None: the physical cores this process may use; PENULT_THREADS overrides.
+            threads: intra-op threads per run. None: the physical cores this process may use; PENULT_THREADS overrides.
             providers: ONNX Runtime's execution providers. None: the CPU.
             max_batch_tokens: the most padded tokens of a batch; it bounds memory. None: 512 in fp32 and 256 in int8, which
                 keeps a small model's activations in the cache of the CPU, where it is fastest.
-            calibration: texts like those to embed, some tens of them, that the scales of int8 are found on. None: the texts
-                that ship with penult.
+            calibration: calibration texts of int8: some tens, like those to embed. None: the texts that ship with penult.
             batch_invariant: run a graph whose own 8-bit scales depend on the batch one text at a time. Every other graph's
                 vectors are free of their batch anyway.
             fingerprint: refuse to load anything else than what had this `fingerprint`: the same bytes of graph, weights
@@ -125,7 +133,7 @@ class Embedder:
             ValueError: an argument or a file of the model cannot be used, or it has another fingerprint; the message says
                 what to do.
         """
-        wishes = Wishes(
+        overrides = Overrides(
             layer=layer,
             pooling=pooling,
             precision=precision,
@@ -151,7 +159,7 @@ class Embedder:
             alone=batch_invariant,
         )
         texts = None if calibration is None else tuple(checked_texts(calibration))
-        embedder = cls(*read(model, wishes, texts, model_file=model_file, files_from=files_from), runtime, calibration=texts)
+        embedder = cls(*read(model, overrides, texts, model_file=model_file, files_from=files_from), runtime, calibration=texts)
         cut = embedder.recipe.origin.get("dimensions") == "argument" and normalize is None and not layer_norm
         if cut and not embedder.recipe.unit_length:
             warnings.warn(
@@ -187,7 +195,7 @@ class Embedder:
 
     @property
     def engine(self) -> Engine:
-        """The session under it: raw tensors in, `sentence_embedding` and, where there is one, `token_embeddings` out."""
+        """The session: raw tensors in, `sentence_embedding` and, where there is one, `token_embeddings` out."""
         return self.model.runner.engine
 
     @property
@@ -199,19 +207,19 @@ class Embedder:
         """Return N texts as token ids, ready for `run`.
 
         Args:
-            texts: N texts, in any iterable; they are never altered. Empty ones are legal.
+            texts: N texts, in any iterable; they are not altered. Empty ones are legal.
             role: "document" or "query": the model's prompt for it is put before each text.
-            prompt: put before each text instead of the role's prompt; not a part of the fingerprint. None: the role's.
+            prompt: put before each text instead of the role's prompt; not part of the fingerprint. None: the role's.
 
         Raises:
             TypeError: `texts` is a str (a str is a sequence of one-letter texts, which nobody means), or not iterable.
-            TextError: some rows are no text, or too long with truncate="error"; the error's `rows` says which and why.
+            TextError: some rows are not texts, or too long with truncate="error"; the error's `rows` says which and why.
         """
         texts = checked_texts(texts)
         return Tokenized.join([*self._for(role)._reader.windows(texts, role, prompt)])
 
     def run(self, tokenized: Tokenized) -> Vectors:
-        """Return the vectors of N texts that `tokenize` has read.
+        """Return the vectors of N texts from `tokenize`, of this embedder or of one with the same fingerprint.
 
         Returns:
             (N, D) float32, in the order of the texts. A text's vector is the same whatever the other texts.
@@ -355,7 +363,7 @@ class Embedder:
     def __reduce__(self) -> tuple[partial["Embedder"], tuple[Source, Recipe, Runtime]]:
         # A session cannot be pickled; the receiver opens its own.
         model = self.model
-        return partial(type(self), calibration=model.calibration), (model.source, self._recipe, model.runtime)
+        return partial(type(self), calibration=model.calibration), (model.source, self._recipe, model.runner.runtime)
 
     def __repr__(self) -> str:
         return f"Embedder({self.model.source.reference!r}, dimension={self.dimension}, fingerprint={self.fingerprint!r})"

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from penult.core.model_inputs import Tensor
-from penult.core.shutdown_guard import Native
+from penult.core.shutdown_guard import ShutdownGuard
 from penult.core.threads import default_threads
 from penult.fork import PerProcess
 
@@ -74,7 +74,7 @@ class Engine:
         if self.threads < 1:
             raise ValueError(f"threads is {threads}; it must be at least 1.")
         providers = ["CPUExecutionProvider"] if providers is None else list(providers)
-        self._native = Native()
+        self._guard = ShutdownGuard()
         # A fork leaves the session's threads behind: a run, and even freeing the session, would wait for them for ever.
         self._sessions: PerProcess[onnxruntime.InferenceSession] | None = PerProcess(
             partial(_open, model, self.threads, providers, data_folder)
@@ -106,7 +106,7 @@ class Engine:
             outputs: names of the outputs wanted. None: all, in the graph's order.
 
         Raises:
-            TypeError: `inputs` is neither a mapping nor a list, or holds something that is no array.
+            TypeError: `inputs` is neither a mapping nor a list, or holds something that is not an array.
             ValueError: inputs are missing, unknown, or of a rank, size or dtype other than the graph's; their sizes
                 contradict each other; or the runtime refused their values (an id outside the vocabulary, a text over
                 the last position).
@@ -115,10 +115,10 @@ class Engine:
         session = self._alive()
         feed = self._named(inputs)
         try:
-            with self._native:
+            with self._guard:
                 return list(session.run(None if outputs is None else list(outputs), feed))
         except _failures() as error:
-            raise ValueError(f"The graph refused its inputs: {_why(_first_line(error), feed)}") from error
+            raise ValueError(f"The graph refused its inputs: {_explained(_first_line(error), feed)}") from error
 
     def close(self) -> None:
         """Free the session. Calling again does nothing; running afterwards raises RuntimeError."""
@@ -171,8 +171,8 @@ def _open(
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    options.log_severity_level = 4  # what goes wrong is raised; said on standard error too, it would stand in every log
-    # A spinning thread burns a core that a neighbour needs, and an idle server shows 100 % of a CPU.
+    options.log_severity_level = 4  # errors are raised; on standard error they would be logged twice
+    # A spinning thread takes a core from other processes, and an idle server would show 100 % of a CPU.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if data_folder is not None:
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(data_folder))
@@ -233,7 +233,7 @@ def _check(tensor: Tensor, array: Array, sizes: dict[str, tuple[int, str]]) -> N
 
 
 def _wrong(tensor: Tensor, array: Array, sizes: dict[str, tuple[int, str]]) -> str:
-    """Say what is wrong with an array; empty where nothing is. It runs before every run, so no words are made in advance."""
+    """Return what is wrong with an array, empty where nothing is. Called before every run, so messages are made only then."""
     if array.dtype != tensor.dtype:
         return f"; the graph takes {tensor.dtype}. Convert it with .astype({str(tensor.dtype)!r})."
     if len(array.shape) != len(tensor.shape):
@@ -249,19 +249,19 @@ def _wrong(tensor: Tensor, array: Array, sizes: dict[str, tuple[int, str]]) -> s
     return ""
 
 
-def _why(said: str, feed: Mapping[str, Array]) -> str:
-    """Put the runtime's two common refusals into words about the inputs; all others are given as they are."""
-    if found := re.search(r"idx=(\d+) must be within the inclusive range \[-?\d+,(\d+)\]", said):
-        value, last = int(found[1]), int(found[2])
+def _explained(message: str, feed: Mapping[str, Array]) -> str:
+    """Return the runtime's message; its two common ones are put in terms of the inputs."""
+    if match := re.search(r"idx=(\d+) must be within the inclusive range \[-?\d+,(\d+)\]", message):
+        value, last = int(match[1]), int(match[2])
         holders = [name for name, array in feed.items() if (array == value).any()]
         return f"{' or '.join(map(repr, holders)) or 'an input'} holds the id {value}, and the graph knows 0 to {last}."
-    if found := re.search(r"dimension other than 1\. (\d+) by (\d+)", said):
+    if match := re.search(r"dimension other than 1\. (\d+) by (\d+)", message):
         sizes = {size for array in feed.values() for size in array.shape}
-        one, other = int(found[1]), int(found[2])
+        one, other = int(match[1]), int(match[2])
         if (one in sizes) != (other in sizes):
             mine, theirs = (one, other) if one in sizes else (other, one)
             return f"they have an axis of {mine} where the graph has {theirs}: for tokens, the positions of the model."
-    return said
+    return message
 
 
 def _failures() -> tuple[type[Exception], ...]:

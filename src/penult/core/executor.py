@@ -1,8 +1,8 @@
-"""Which batch runs when, and on how many threads: the sessions of one graph behind one lock for all callers.
+"""Run batches on the sessions of one graph, under one lock for all callers.
 
-A batch that comes alone is divided among all threads of one session. Of many batches, as many as there are threads run side
-by side, each on one thread of a second session: threads that share a batch wait for each other at every operator, which costs
-11 to 14 % more CPU (all-MiniLM-L6-v2, int8 and fp32, two threads, ONNX Runtime 1.32). It knows no text and no model.
+A single batch runs on all threads of one session. Of many batches, as many as there are threads run in parallel, each on one
+thread of a second session: threads that share a batch wait for each other at every operator, which costs 11 to 14 % more CPU
+(all-MiniLM-L6-v2, int8 and fp32, two threads, ONNX Runtime 1.32).
 """
 
 import threading
@@ -19,18 +19,21 @@ from penult.core.engine import Engine
 from penult.fork import PerProcess
 
 Feed = Callable[[], Mapping[str, NDArray[Any]]]
-"""Makes the arrays of one batch, where it runs: no more batches are held than run."""
-_TURN = 8  # batches of each thread before another caller may come in
+"""Makes the arrays of one batch, in the thread that runs it, so that no more batches are in memory than run."""
+_TURN = 8  # batches per thread after which the lock is released for other callers
 
 
 class Executor:
-    """One graph, opened for lone batches at once and for many batches at the first call that has them.
+    """The sessions of one graph: the first, and for many batches a second, opened at the first call that has them.
 
-    Safe to call from several threads: what runs at a time is one lone batch, or as many batches as the engine has threads.
+    Safe to call from several threads: at any time one single batch runs, or as many batches as the engine has threads.
 
     Args:
-        open_engine: opens the graph with so many threads. None: as many as it was asked for.
-        second: whether a second session may be opened. It has a copy of the weights.
+        open_engine: opens the graph with this number of threads. None: with the caller's number.
+        second: whether a second session may be opened. It has its own copy of the weights.
+
+    Attributes:
+        engine: the first session.
     """
 
     def __init__(self, open_engine: Callable[[int | None], Engine], *, second: bool) -> None:
@@ -53,7 +56,7 @@ class Executor:
             return _run(self.engine, feed, output)
 
     def run_many(self, feeds: Sequence[Feed], output: str) -> Iterator[NDArray[Any]]:
-        """Run batches, and yield one output of each in order. Other callers may come in between; for errors see `run`."""
+        """Run batches and yield one output of each, in order. Other callers' may run in between; for errors see `run`."""
         team = self.engine.threads
         if not self._second or len(feeds) < 2 * team:
             yield from (self.run(feed, output) for feed in feeds)
@@ -62,7 +65,7 @@ class Executor:
             with self._lock.get():
                 if self._single is None:
                     self._single = self._open(1)
-                results = self._side_by_side(self._single, feeds[start : start + _TURN * team], output)
+                results = self._in_parallel(self._single, feeds[start : start + _TURN * team], output)
             yield from results
 
     def close(self) -> None:
@@ -74,23 +77,23 @@ class Executor:
         if (pool := self._pool.pop()) is not None:
             pool.shutdown(wait=False)
 
-    def _side_by_side(self, engine: Engine, feeds: Sequence[Feed], output: str) -> list[NDArray[Any]]:
-        """Run batches in as many threads as there are, this one among them; all have ended when this returns or raises.
+    def _in_parallel(self, engine: Engine, feeds: Sequence[Feed], output: str) -> list[NDArray[Any]]:
+        """Run batches on all threads, this one included; all batches have ended when this returns or raises.
 
-        Each thread takes the next batch when it is free, so that none waits for a longer one.
+        Each thread takes the next batch when it is free, so that none waits for a longer batch.
         """
         pending, results = deque(enumerate(feeds)), dict[int, NDArray[Any]]()
 
         def work() -> None:
             try:
-                while (taken := _next(pending)) is not None:
-                    number, feed = taken
+                while (item := _next(pending)) is not None:
+                    number, feed = item
                     results[number] = _run(engine, feed, output)
             finally:
                 pending.clear()  # after an error the others stop too
 
         futures: list[Future[None]] = []
-        with suppress(RuntimeError):  # the interpreter is ending and starts no more work: this thread does all of it
+        with suppress(RuntimeError):  # at shutdown the pool takes no more work: this thread does all of it
             for _ in feeds[1 : self.engine.threads]:
                 futures.append(self._pool.get().submit(work))  # noqa: PERF401 - what was submitted is waited for
         try:
@@ -103,7 +106,7 @@ class Executor:
 
 
 def _next(pending: deque[tuple[int, Feed]]) -> tuple[int, Feed] | None:
-    """Take the next batch; None where another thread took the last."""
+    """Take the next batch; None where another thread has taken the last."""
     try:
         return pending.popleft()
     except IndexError:

@@ -1,6 +1,6 @@
-"""Carry out what `graph/calibrate.py` asks for: sessions that run the calibration texts, and the processor's limit.
+"""Run the calibration texts for `graph.int8.calibrate`, and measure the largest 8-bit weight that is safe on this processor.
 
-It composes the tokenizer, the engine and the graph changes, for `prepare` alone.
+It composes the tokenizer, the engine and the changes of the graph, for `prepare` alone.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -66,8 +66,10 @@ def convert(graph: Path, data_folder: Path | None, source: Source, recipe: Recip
             )
             for task in tasks:
                 meaning = Meaning(position_offset=recipe.position_offset, task=task)
-                found = engine.run(feed(engine.inputs, padded, meaning=meaning), outputs=outputs)
-                yield {name: np.asarray(array[: len(array) // (rows or 1)]) for name, array in zip(outputs, found, strict=True)}
+                arrays = engine.run(feed(engine.inputs, padded, meaning=meaning), outputs=outputs)
+                yield {
+                    name: np.asarray(array[: len(array) // (rows or 1)]) for name, array in zip(outputs, arrays, strict=True)
+                }
 
     outcome = make_int8(plain, graph, fuse=fuse, run=run, limit=limit, before=_TOKENS)
     if outcome.mean < _LEAST_MEAN:

@@ -1,22 +1,23 @@
-"""From a reference to files and a recipe; `model.open_model` goes on from there."""
+"""From a reference to files and a recipe, which `model.open_model` opens."""
 
 import os
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from penult.core import cache, prepare, recipe, source
+from penult.core import cache, prepare, source
 from penult.core.config.config_json import check_size
 from penult.core.config.tokenizer_config import decisive_files
 from penult.core.export import exported
-from penult.core.recipe import Recipe, Wishes
+from penult.core.recipe import Overrides, Recipe
+from penult.core.recipe import read as read_recipe
 from penult.core.source import NoGraphError, Source
 from penult.types import Role
 
 
 def read(
     model: str | os.PathLike[str],
-    wishes: Wishes,
+    overrides: Overrides,
     calibration: tuple[str, ...] | None = None,
     *,
     model_file: str | None = None,
@@ -28,28 +29,28 @@ def read(
         FileNotFoundError: no model there, or a part of it is missing.
         ValueError: an argument or a file cannot be used; the message says what to do.
     """
-    found = files_of(model, model_file=model_file, files_from=files_from)
-    read = read_files(found, wishes)
-    if read.pooling is None and read.output is None and not read.static and found.revision is not None:
-        # Another program may have fetched the graph alone. Whether the model states a pooling, only the Hub can say.
+    files = files_of(model, model_file=model_file, files_from=files_from)
+    recipe = read_files(files, overrides)
+    if recipe.pooling is None and recipe.output is None and not recipe.static and files.revision is not None:
+        # Another program may have fetched the graph alone; only the Hub can tell whether the model states a pooling.
         with suppress(FileNotFoundError):
-            found = source.resolve(model, model_file=model_file, files_from=files_from, refresh=True)
-            read = read_files(found, wishes)
-    if read.precision == "int8":
-        origin = {**read.origin, "calibration_sha256": "default" if calibration is None else "argument"}
-        read = replace(read, calibration_sha256=prepare.hash_texts(calibration), origin=origin)
-    return found, identified(found, read)
+            files = source.resolve(model, model_file=model_file, files_from=files_from, refresh=True)
+            recipe = read_files(files, overrides)
+    if recipe.precision == "int8":
+        origin = {**recipe.origin, "calibration_sha256": "default" if calibration is None else "argument"}
+        recipe = replace(recipe, calibration_sha256=prepare.hash_texts(calibration), origin=origin)
+    return files, identified(files, recipe)
 
 
-def read_files(found: Source, wishes: Wishes) -> Recipe:
-    """Read how the files that were found are used.
+def read_files(files: Source, overrides: Overrides) -> Recipe:
+    """Read how the files of a model are used; explicit arguments override them.
 
     Raises:
         ValueError: as `recipe.read`.
     """
-    sources: dict[Role, Source] = {"document": found, "query": found.query or found}
-    places = {role: place.tokenizer for role, place in sources.items() if not source.has_tokenizer(place.home)}
-    return recipe.read(found.folder, wishes, places)
+    sources: dict[Role, Source] = {"document": files, "query": files.query or files}
+    tokenizers = {role: one.tokenizer for role, one in sources.items() if not source.has_tokenizer(one.home)}
+    return read_recipe(files.folder, overrides, tokenizers)
 
 
 def files_of(
@@ -69,39 +70,39 @@ def files_of(
     except NoGraphError as error:
         if error.folder is None or model_file is not None:
             raise
-        check_kind(error.folder)  # before minutes are spent on it
+        check_kind(error.folder)  # before an export of minutes
         folder = exported(error.folder, cache.cache_folder())
-    found = source.resolve(folder, files_from=files_from)
-    query = None if found.query is None else replace(found.query, reference=os.fspath(model))
-    return replace(found, reference=os.fspath(model), query=query)
+    files = source.resolve(folder, files_from=files_from)
+    query = None if files.query is None else replace(files.query, reference=os.fspath(model))
+    return replace(files, reference=os.fspath(model), query=query)
 
 
 def check_kind(folder: Path) -> None:
-    """Refuse a folder whose files say that the model has no vector of a text.
+    """Refuse a folder whose files state that the model has no vector of a text.
 
     Raises:
         ValueError: they do.
     """
-    hint = recipe.read(folder, Wishes()).hint
+    hint = read_recipe(folder, Overrides()).hint
     if hint:
         raise ValueError(hint)
 
 
-def identified(found: Source, read: Recipe) -> Recipe:
-    """Return the recipe with the hashes of the files that it is for.
+def identified(files: Source, recipe: Recipe) -> Recipe:
+    """Return the recipe with the hashes of its files.
 
     Raises:
         FileNotFoundError: the tokenizer of a static embedding is missing.
     """
-    if read.static and not (found.tokenizer / "tokenizer.json").exists():
-        raise FileNotFoundError(f"{found.tokenizer} holds no tokenizer.json, which a static embedding needs; fetch it.")
-    tokenizer = [found.tokenizer / "tokenizer.json"] if read.static else decisive_files(found.tokenizer, read.tokenizer)
+    if recipe.static and not (files.tokenizer / "tokenizer.json").exists():
+        raise FileNotFoundError(f"{files.tokenizer} holds no tokenizer.json, which a static embedding needs; fetch it.")
+    tokenizer = [files.tokenizer / "tokenizer.json"] if recipe.static else decisive_files(files.tokenizer, recipe.tokenizer)
     for path in tokenizer:
         check_size(path)
-    query = None if read.query is None or found.query is None else identified(found.query, read.query)
+    query = None if recipe.query is None or files.query is None else identified(files.query, recipe.query)
     return replace(
-        read,
-        graph_sha256=prepare.hash_model(found, read),
+        recipe,
+        graph_sha256=prepare.hash_model(files, recipe),
         tokenizer_sha256=cache.hash_files(tokenizer),
         query=query,
     )

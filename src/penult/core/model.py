@@ -1,4 +1,4 @@
-"""An open model: the graph prepared and opened, its recipe completed with what only the graph can say, both probed.
+"""An open model: prepare and open its graph, complete its recipe from the graph, and probe both.
 
 Recipe -> prepare -> Executor -> Runner -> probes
 """
@@ -25,7 +25,7 @@ from penult.core.source import Source, data_files
 from penult.core.tokenizer import Tokenizer
 
 _LOGGER = logging.getLogger(__name__)
-# Maximum bytes of weights that a process may hold twice, for batches that run side by side.
+# Maximum bytes of weights that a process may load twice, for batches that run in parallel.
 _COPY_BYTES = 256 * 2**20
 
 
@@ -34,21 +34,15 @@ class Model:
     """An open model.
 
     Attributes:
-        source: its files.
-        recipe: all that decides a vector.
-        runtime: all that decides only time and memory.
-        calibration: texts that the scales of int8 were found on. None: those that ship with penult.
-        tokenizer: reads texts.
-        runner: runs what it has read.
+        source: files of the model.
+        calibration: calibration texts of int8. None: those that ship with penult.
+        runner: runs tokenized texts; it has the session, the tokenizer, the recipe and the runtime.
         dimension: D.
-        positions: tokens of a text that the graph's table of positions serves. None: it has none.
+        positions: maximum tokens of a text by the graph's table of positions. None: it has no table.
     """
 
     source: Source
-    recipe: Recipe
-    runtime: Runtime
     calibration: tuple[str, ...] | None
-    tokenizer: Tokenizer
     runner: Runner
     dimension: int
     positions: int | None
@@ -62,14 +56,14 @@ def open_model(
     tokenizer: Tokenizer | None = None,
     calibration: tuple[str, ...] | None = None,
 ) -> Model:
-    """Prepare a graph or take it from the cache, open it, and find out what only running it can tell.
+    """Prepare a graph or take it from the cache, open it, and run it once for each fact that its structure does not show.
 
     Args:
-        source: the files.
+        source: files of the model.
         recipe: how they are used.
-        runtime: how the recipe is carried out.
-        tokenizer: one that is open. None: it is opened as the recipe says.
-        calibration: texts for the scales of int8. None: those that ship with penult.
+        runtime: threads, batches and padded lengths.
+        tokenizer: an open tokenizer. None: it is opened as the recipe says.
+        calibration: calibration texts of int8. None: those that ship with penult.
 
     Raises:
         ValueError: the graph, the tokenizer or a size cannot be used; the message says what to do.
@@ -103,11 +97,11 @@ def open_model(
             "%s: no file states a prompt for queries or documents; if the model's card gives some, pass prompts=",
             source.reference,
         )
-    return Model(source, recipe, runtime, calibration, tokenizer, runner, dimension, prepared.positions)
+    return Model(source, calibration, runner, dimension, prepared.positions)
 
 
 def _completed(recipe: Recipe, prepared: Prepared, engine: Engine, *, alone: bool) -> Recipe:
-    """Return the recipe with what only the graph can say.
+    """Return the recipe completed from the graph.
 
     Raises:
         ValueError: the caller asked for longer texts than the graph takes.
@@ -149,7 +143,7 @@ def _completed(recipe: Recipe, prepared: Prepared, engine: Engine, *, alone: boo
 
 
 def _fitted(recipe: Recipe, prepared: Prepared, length: int | None) -> Recipe:
-    """Return the recipe with a length that the graph can run."""
+    """Return the recipe with lengths that the graph can run."""
     for limit, what, where in (
         (prepared.positions, f"the model's {prepared.positions} positions", "the graph's table of positions"),
         (length, f"the {length} tokens of every row that this graph was exported for", "the graph's frozen shape"),
@@ -185,7 +179,7 @@ def _dimension(runner: Runner, source: Source) -> int:
 
 
 def _checked_dimensions(recipe: Recipe, dimension: int) -> Recipe:
-    """Return the recipe; a file that states more values than there are cuts nothing.
+    """Return the recipe; `dimensions` of a file that the vectors do not have is ignored.
 
     Raises:
         ValueError: the caller asks for more values than there are.
@@ -224,9 +218,9 @@ def _padding_matters(runner: Runner, prepared: Prepared, source: Source) -> bool
 
 
 def _states(runner: Runner, length: int, padding: int) -> NDArray[Any] | None:
-    """Return what the graph gives for one text of about `length` tokens with so much padding; None if that is too long.
+    """Return the graph's output for one text of about `length` tokens with so much padding; None if that is too long.
 
-    Of a graph that takes one length alone, what stands in the padding changes instead of how much there is.
+    For a graph of one fixed length, the ids in the padding change instead of the amount of padding.
     """
     recipe, fixed = runner.recipe, runner.frozen.length
     text = "the quick brown fox " * length
@@ -248,7 +242,7 @@ def _states(runner: Runner, length: int, padding: int) -> NDArray[Any] | None:
 
 
 def _open(source: Source, prepared: Prepared, runtime: Runtime, threads: int | None) -> Engine:
-    """Open a prepared graph; where it cannot run, the error names the model and not our copy of it."""
+    """Open a prepared graph; an error names the model instead of the file in the cache."""
     graph, data = prepared.graph, prepared.data_folder
     try:
         return Engine(graph, threads=threads or runtime.threads, providers=runtime.providers, data_folder=data)
@@ -259,7 +253,7 @@ def _open(source: Source, prepared: Prepared, runtime: Runtime, threads: int | N
 
 
 def _may_copy(prepared: Prepared, providers: Sequence[str] | None) -> bool:
-    """Return whether a second session, with its own copy of the weights, is worth its memory."""
+    """Return whether the weights are small enough for a second session, which has its own copy of them."""
     home = prepared.data_folder or prepared.graph.parent
     files = [prepared.graph, *(home / name for name in data_files(prepared.graph))]
     return providers is None and sum(file.stat().st_size for file in files) <= _COPY_BYTES

@@ -1,6 +1,6 @@
 """The tokenizer of a model, opened as its recipe says.
 
-Apart from `loading`, which imports `prepare` and through it `int8`: that needs a tokenizer too, for its calibration texts.
+It is a file of its own because `model` and `int8` need it, and `model` imports `int8` by way of `prepare`.
 """
 
 from penult.core.recipe import Recipe

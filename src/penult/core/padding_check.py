@@ -4,8 +4,6 @@ A graph may take no attention mask, not use the one it takes, or have convolutio
 text's vector depends on the lengths of the other texts in its batch, and no structure tells all such graphs apart.
 """
 
-import os
-import threading
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
@@ -14,6 +12,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from penult.core.cache import write
 
 States = Callable[[int, int], NDArray[Any] | None]
 """(tokens, padding) -> what the graph gives for a text of so many tokens with so much padding; None if that is too long."""
@@ -52,9 +52,7 @@ def reaches_tokens(graph: Path, states: States, *, longest: int, exact: bool, dy
     differ = _turned if dynamic else partial(_moved, tolerance=_ROUNDING if exact else _COARSE)
     first = next((i for i, (length, padding) in enumerate(tried) if _tells(differ, states, length, padding)), None)
     with suppress(OSError):  # a cache that cannot be written costs the same runs again
-        aside = memo.with_name(f".padding.{os.getpid()}.{threading.get_ident()}")
-        aside.write_text(f"none {len(tried)}" if first is None else f"reaches {first}")
-        aside.replace(memo)
+        write(memo, f"none {len(tried)}" if first is None else f"reaches {first}")
     return first is not None
 
 

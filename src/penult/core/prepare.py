@@ -1,8 +1,8 @@
 """From a model's files to a graph that is ready to run, kept in the cache.
 
-It knows what names an entry of the cache; what is done to the graph is in `assemble`, which is imported only when an entry has
-to be made. An entry is written aside and renamed, so a killed process leaves nothing half-made. The user's folder is only read;
-weights stay where they are, the prepared graph points there.
+It knows the key of an entry in the cache; `assemble` changes the graph, and is imported only where an entry has to be made. An
+entry is written to a temporary folder and renamed, so that a killed process leaves no part of one. The user's folder is only
+read; weights stay in their files, and the prepared graph points there.
 """
 
 import hashlib
@@ -26,7 +26,7 @@ from penult.data import calibration_texts
 if TYPE_CHECKING:
     import onnx
 
-_FORMAT = 9  # raise when a prepared graph of an older penult must not be used any more
+_FORMAT = 9  # increment when prepared graphs of older versions must not be used any more
 _GRAPH, _META = "model.onnx", "meta.json"
 
 
@@ -36,16 +36,16 @@ class Prepared:
 
     Attributes:
         graph: the file; its outputs are `sentence_embedding` (B, D) and, where there is one, `token_embeddings` (B, T, H).
-        data_folder: where its external data lie, if not beside it.
-        tensor: the tensor of the original graph that was taken.
-        why: why it was taken.
-        batch_dependent: whether the graph came with 8-bit scales that it measures on each batch.
-        int8: what was reached where the graph was made int8 here, in words; empty where it was not.
-        positions: how many tokens of a text the graph's table of positions serves. None: it has none.
+        data_folder: folder of its external data. None: the file's own.
+        tensor: tensor of the original graph that is pooled, or that is the vector.
+        why: why it was chosen.
+        batch_dependent: whether the original has 8-bit scales that it measures on each batch.
+        int8: summary of the quantization. Empty: penult did not quantize it.
+        positions: maximum tokens of a text by the graph's table of positions. None: it has no table.
         position_offset: the position at which a text begins, if the graph takes positions as an input.
         made_unit: whether the graph itself normalizes its vectors.
-        own_tokens: the export's own hidden state, where it was taken instead of a layer.
-        exact: whether it computes in fp32 throughout.
+        own_tokens: the export's own hidden state. None: a layer was chosen instead.
+        exact: whether the graph computes in fp32 throughout.
     """
 
     graph: Path
@@ -62,15 +62,15 @@ class Prepared:
 
 
 def hash_texts(texts: Sequence[str] | None) -> str:
-    """Give the sha256 of calibration texts. None: of those that ship with penult."""
+    """Return the sha256 of calibration texts. None: of those that ship with penult."""
     return hashlib.sha256(json.dumps(calibration_texts() if texts is None else list(texts)).encode()).hexdigest()
 
 
 def hash_model(source: Source, recipe: Recipe | None = None) -> str:
-    """Give the sha256 of a graph, of its external data and of the weights of the recipe's dense layers.
+    """Return the sha256 of a graph, its external data and the weights of the recipe's dense layers.
 
     Raises:
-        ValueError: one of them lies outside the model's folder, or is no file.
+        ValueError: one of them lies outside the model's folder, or is not a file.
     """
     steps = () if recipe is None else (*recipe.steps, *recipe.token_steps)
     folders = [step.folder for step in steps if not isinstance(step, str)]
@@ -85,16 +85,16 @@ def hash_model(source: Source, recipe: Recipe | None = None) -> str:
 
 
 def prepare(source: Source, recipe: Recipe, *, calibration: Sequence[str] | None = None) -> Prepared:
-    """Cut the graph, append the reducer and make it int8 if asked for; or take what an earlier call left in the cache.
+    """Cut the graph, append the reducer and quantize it if the recipe says so; or return the result of an earlier call.
 
     Args:
         source: the model.
-        recipe: what to do with it.
-        calibration: texts that an int8 graph is calibrated on. None: those that ship with penult.
+        recipe: how it is used.
+        calibration: calibration texts of int8. None: those that ship with penult.
 
     Raises:
-        ValueError: the file is no whole ONNX graph, no transformer, its data lie outside its folder, nothing says how to
-            pool, or nothing in it can be made int8.
+        ValueError: the file is not a complete ONNX graph or not a transformer, its data lie outside its folder, nothing states
+            how to pool, or it has no layer that can be quantized.
     """
     real = _real_data(source)
     limit = _weight_limit() if recipe.precision == "int8" else None
@@ -112,33 +112,38 @@ def prepare(source: Source, recipe: Recipe, *, calibration: Sequence[str] | None
 
 @dataclass(frozen=True, slots=True)
 class _Int8:
-    """How a graph is made int8: the largest weight, and the texts (None: those that ship with penult)."""
+    """How a graph is quantized.
+
+    Attributes:
+        limit: largest 8-bit weight.
+        texts: calibration texts. None: those that ship with penult.
+    """
 
     limit: int
     texts: Sequence[str] | None
 
 
 def _weight_limit() -> int:
-    """Give the largest 8-bit weight that this processor sums up right; it is measured once for a processor."""
+    """Return the largest 8-bit weight whose products this processor sums without saturating; measured once per processor."""
     cpu = Path("/proc/cpuinfo")
     flags = next((line for line in cpu.read_text().splitlines() if line.startswith(("flags", "Features"))), "") if (
         cpu.exists()
     ) else platform.processor()  # fmt: skip
-    about = "\0".join((platform.machine(), flags, importlib.metadata.version("onnxruntime")))
+    key = "\0".join((platform.machine(), flags, importlib.metadata.version("onnxruntime")))
 
     def measure() -> int:
         from penult.core.int8 import measure_limit  # noqa: PLC0415 - as in `_make`
 
         return measure_limit()
 
-    return remembered(cache_folder() / "processors" / hashlib.sha256(about.encode()).hexdigest()[:32], measure)
+    return remembered(cache_folder() / "processors" / hashlib.sha256(key.encode()).hexdigest()[:32], measure)
 
 
 def read_graph(source: Source) -> "onnx.ModelProto":
-    """Read a graph without its external data, which are only checked to be there.
+    """Read a graph without its external data; only their presence is checked.
 
     Raises:
-        ValueError: the file is no whole ONNX graph, or its data lie outside its folder.
+        ValueError: the file is not a complete ONNX graph, or its data lie outside its folder.
     """
     from penult.core.assemble import read  # noqa: PLC0415 - as in `_make`
 
@@ -148,15 +153,15 @@ def read_graph(source: Source) -> "onnx.ModelProto":
 
 
 def count_layers(source: Source) -> int:
-    """Count the transformer's layers, or remember what an earlier call counted.
+    """Return the number of the transformer's layers, kept in the cache.
 
     Raises:
-        ValueError: the file is no whole ONNX graph, or no transformer.
+        ValueError: the file is not a complete ONNX graph, or not a transformer.
     """
 
     def count() -> int:
         from penult.graph.find.graph_index import GraphIndex  # noqa: PLC0415 - as in `_make`
-        from penult.graph.find.layers import hidden_states  # noqa: PLC0415
+        from penult.graph.find.layers import hidden_states  # noqa: PLC0415 - as in `_make`
 
         return len(hidden_states(GraphIndex(read_graph(source)))) - 1
 
@@ -164,7 +169,7 @@ def count_layers(source: Source) -> int:
 
 
 def _real_data(source: Source) -> dict[str, Path]:
-    """Give the real file behind each name under which the graph keeps external data."""
+    """Return the real file of each location of the graph's external data."""
     return {name: (source.model.parent / name).resolve() for name in data_files(source.model)}
 
 
@@ -176,7 +181,7 @@ def _key(recipe: Recipe, home: Path, data: Iterable[Path], limit: int | None) ->
         pad_token_id(home), stated_positions(home), recipe.stated_length,
     ]  # fmt: skip
     if limit is not None:
-        # The ranges that calibration sees depend on how texts are read.
+        # The ranges of the activations depend on how the calibration texts are tokenized.
         parts += [limit, recipe.calibration_sha256, recipe.tokenizer_sha256, recipe.max_length, recipe.side]
         parts += [recipe.prompts["document"], sorted(recipe.tasks.items()), recipe.lowercase, recipe.special_tokens]
         parts += [sorted(map(str, recipe.tokenizer.items())), recipe.position_offset, sorted(recipe.lengths.items())]
@@ -184,50 +189,50 @@ def _key(recipe: Recipe, home: Path, data: Iterable[Path], limit: int | None) ->
 
 
 def _make(source: Source, recipe: Recipe, real: Mapping[str, Path], folder: Path, int8: _Int8 | None) -> None:
-    from penult.core.assemble import assemble  # noqa: PLC0415 - the import of onnx, 0.3 s, that a warm cache does not pay
+    from penult.core.assemble import assemble  # noqa: PLC0415 - onnx: 0.3 s, which a warm load saves
 
     folder.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=".making-", dir=folder.parent))
+    temporary = Path(tempfile.mkdtemp(prefix=".making-", dir=folder.parent))
     try:
-        made = assemble(source, recipe, real, aside / _GRAPH)
-        meta = {"tensor": made.tensor, "why": made.why, "data_folder": made.data_folder and str(made.data_folder),
-                "scales": made.scales, "int8": "", "positions": made.positions, "position_offset": made.position_offset,
-                "made_unit": made.made_unit, "own_tokens": made.own_tokens,
-                "exact": made.exact and recipe.precision == "fp32"}  # fmt: skip
-        most = recipe.max_length if made.positions is None else min(recipe.max_length, made.positions)
-        recipe = replace(recipe, max_length=most, position_offset=made.position_offset)
-        if int8 is not None and made.scales == "none":
-            meta |= {"data_folder": None, "int8": _convert(aside / _GRAPH, made.data_folder, source, recipe, int8)}
-        (aside / _META).write_text(json.dumps(meta), encoding="utf-8")
-        _rename(aside, folder)
+        graph = assemble(source, recipe, real, temporary / _GRAPH)
+        meta = {"tensor": graph.tensor, "why": graph.why, "data_folder": graph.data_folder and str(graph.data_folder),
+                "scales": graph.scales, "int8": "", "positions": graph.positions, "position_offset": graph.position_offset,
+                "made_unit": graph.made_unit, "own_tokens": graph.own_tokens,
+                "exact": graph.exact and recipe.precision == "fp32"}  # fmt: skip
+        max_length = recipe.max_length if graph.positions is None else min(recipe.max_length, graph.positions)
+        recipe = replace(recipe, max_length=max_length, position_offset=graph.position_offset)
+        if int8 is not None and graph.scales == "none":
+            meta |= {"data_folder": None, "int8": _convert(temporary / _GRAPH, graph.data_folder, source, recipe, int8)}
+        (temporary / _META).write_text(json.dumps(meta), encoding="utf-8")
+        _rename(temporary, folder)
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _convert(graph: Path, data_folder: Path | None, source: Source, recipe: Recipe, how: _Int8) -> str:
-    """Replace a graph by its int8 form; say what was reached."""
+def _convert(graph: Path, data_folder: Path | None, source: Source, recipe: Recipe, int8: _Int8) -> str:
+    """Replace a graph by its int8 form, and return a summary."""
     from penult.core.int8 import convert  # noqa: PLC0415 - as in `_make`
 
-    texts = calibration_texts() if how.texts is None else how.texts
+    texts = calibration_texts() if int8.texts is None else int8.texts
     with tempfile.TemporaryDirectory(dir=graph.parent) as work:
-        got = convert(graph, data_folder, source, recipe, texts=texts, limit=how.limit, work=Path(work))
-    kept = f", {got.kept} kept in fp32" if got.kept else ""
-    reached = f"cosine to fp32 on the calibration texts {got.mean:.4f}, least {got.least:.4f}"
-    return f"{got.layers} linear layers in 8 bits{kept}; {reached}"
+        outcome = convert(graph, data_folder, source, recipe, texts=texts, limit=int8.limit, work=Path(work))
+    kept = f", {outcome.kept} kept in fp32" if outcome.kept else ""
+    cosine = f"cosine to fp32 on the calibration texts {outcome.mean:.4f}, least {outcome.least:.4f}"
+    return f"{outcome.layers} linear layers in 8 bits{kept}; {cosine}"
 
 
-def _rename(aside: Path, folder: Path) -> None:
+def _rename(temporary: Path, folder: Path) -> None:
     try:
-        aside.rename(folder)
+        temporary.rename(folder)
     except OSError:
-        if not (folder / _META).exists():  # another process that was faster is fine, anything else is not
+        if not (folder / _META).exists():  # another process may have been faster
             raise
 
 
 def _check_contained(source: Source, real: Mapping[str, Path]) -> None:
-    """Refuse data outside the model's folder: a graph from elsewhere must not read this machine's other files.
+    """Refuse data outside the model's folder: a graph from the network must not read other files of this machine.
 
-    The files of a Hub snapshot are links into the same cache, so that cache counts as the folder.
+    The files of a Hub snapshot are links into the Hub's cache, which counts as the folder.
     """
     inside = [source.folder.resolve(), source.model.resolve().parent]
     if source.revision is not None:

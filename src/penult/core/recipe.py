@@ -19,7 +19,7 @@ from penult.core.config.tokenizer_config import stated_side
 from penult.core.config.transformer_config import TransformerConfig, as_length, read_transformer
 from penult.types import Pooling, Precision, Role, Truncate
 
-__all__ = ["Dense", "LayerNorm", "Recipe", "Rows", "Step", "Wishes", "positions", "read"]
+__all__ = ["Dense", "LayerNorm", "Overrides", "Recipe", "Rows", "Step", "positions", "read"]
 
 Origin = Mapping[str, str]
 NOT_STATED = "not stated by any file"
@@ -200,8 +200,8 @@ def _plain(value: object) -> Any:  # noqa: ANN401 - any JSON value
 
 
 @dataclass(frozen=True, slots=True)
-class Wishes:
-    """What a caller asks for, as in `Embedder.load`; None: as the model's files say."""
+class Overrides:
+    """Explicit arguments, which override the model's files; see `Embedder.load`. None: as the files say."""
 
     layer: int | str | None = -1
     pooling: Pooling | Sequence[Pooling] | None = None
@@ -215,12 +215,12 @@ class Wishes:
     task: str | int | None = None
 
 
-def read(folder: Path, wishes: Wishes, tokenizers: Mapping[Role, Path] | None = None) -> Recipe:
+def read(folder: Path, overrides: Overrides, tokenizers: Mapping[Role, Path] | None = None) -> Recipe:
     """Read the configuration of the model in a folder; explicit arguments override it.
 
     Args:
         folder: the model.
-        wishes: the arguments.
+        overrides: the arguments.
         tokenizers: the folder of a role's tokenizer, where it is not the transformer's own.
 
     Raises:
@@ -228,16 +228,16 @@ def read(folder: Path, wishes: Wishes, tokenizers: Mapping[Role, Path] | None = 
         ValueError: an argument is none of the allowed values, a file is not JSON, or the files state something that penult
             does not have (a module, a key, a pooling): it would give other vectors.
     """
-    _check(wishes)
+    _check(overrides)
     modules = read_modules(folder)
     static = any(listed and listed[0].kind == "StaticEmbedding" for listed in modules.values())
-    if static and (wishes.layer != -1 or wishes.pooling is not None):
+    if static and (overrides.layer != -1 or overrides.pooling is not None):
         raise ValueError(f"{folder} has a static embedding: it has no layers and pools by itself. Leave layer and pooling out.")
     tokenizers = tokenizers or {}
-    document = _Reader(folder, modules["document"], wishes, tokenizers.get("document")).recipe()
+    document = _Reader(folder, modules["document"], overrides, tokenizers.get("document")).recipe()
     if modules["query"] == modules["document"]:
         return document
-    return replace(document, query=_Reader(folder, modules["query"], wishes, tokenizers.get("query")).recipe())
+    return replace(document, query=_Reader(folder, modules["query"], overrides, tokenizers.get("query")).recipe())
 
 
 def positions(folder: Path) -> int | None:
@@ -268,31 +268,31 @@ def pad_token_id(folder: Path) -> int | None:
     return found
 
 
-def _check(wishes: Wishes) -> None:
+def _check(overrides: Overrides) -> None:
     for name, given, allowed in (
-        ("precision", wishes.precision, get_args(Precision)),
-        ("truncate", wishes.truncate, get_args(Truncate)),
+        ("precision", overrides.precision, get_args(Precision)),
+        ("truncate", overrides.truncate, get_args(Truncate)),
     ):
         if given not in allowed:
             raise ValueError(f"{name} is {given!r}; it must be one of {', '.join(map(repr, allowed))}.")
     poolings = ", ".join(map(repr, get_args(Pooling)))
-    listed = list(wishes.pooling) if isinstance(wishes.pooling, list | tuple) else [wishes.pooling]
+    listed = list(overrides.pooling) if isinstance(overrides.pooling, list | tuple) else [overrides.pooling]
     for pooling in listed or ["nothing"]:
         if pooling is not None and pooling not in get_args(Pooling):
             raise ValueError(f"pooling is {pooling!r}; it must be one of None, {poolings}, or a list of them.")
-    if isinstance(wishes.layer, bool) or not isinstance(wishes.layer, int | str | None):
-        raise TypeError(f"layer is {wishes.layer!r}; it must be a whole number, a name or None.")
-    for name, switch in (("normalize", wishes.normalize), ("layer_norm", wishes.layer_norm)):
+    if isinstance(overrides.layer, bool) or not isinstance(overrides.layer, int | str | None):
+        raise TypeError(f"layer is {overrides.layer!r}; it must be a whole number, a name or None.")
+    for name, switch in (("normalize", overrides.normalize), ("layer_norm", overrides.layer_norm)):
         if not isinstance(switch, bool | None):
             raise TypeError(f"{name} is {switch!r}; it must be True or False.")
-    _check_numbers(wishes)
-    if wishes.task is not None and (isinstance(wishes.task, bool) or not isinstance(wishes.task, int | str)):
-        raise TypeError(f"task is {wishes.task!r}; it must be a name or a whole number.")
-    _check_prompts(wishes.prompts)
+    _check_numbers(overrides)
+    if overrides.task is not None and (isinstance(overrides.task, bool) or not isinstance(overrides.task, int | str)):
+        raise TypeError(f"task is {overrides.task!r}; it must be a name or a whole number.")
+    _check_prompts(overrides.prompts)
 
 
-def _check_numbers(wishes: Wishes) -> None:
-    for name, value in (("max_length", wishes.max_length), ("dimensions", wishes.dimensions)):
+def _check_numbers(overrides: Overrides) -> None:
+    for name, value in (("max_length", overrides.max_length), ("dimensions", overrides.dimensions)):
         if value is None:
             continue
         if isinstance(value, bool) or not isinstance(value, int):
@@ -322,18 +322,20 @@ def _check_prompts(prompts: object) -> None:
 class _Reader:
     """Reads the files of one folder for one list of modules; each answer notes its origin."""
 
-    def __init__(self, root: Path, modules: Sequence[Module], wishes: Wishes, tokenizer: Path | None) -> None:
+    def __init__(self, root: Path, modules: Sequence[Module], overrides: Overrides, tokenizer: Path | None) -> None:
         self._root = root
         self._home = root / modules[0].folder if modules else root
         self._tokenizer = tokenizer or self._home
         self._modules = modules
-        self._wishes = wishes
-        default = Wishes()
-        self._origin = {name: "argument" if getattr(wishes, name) != getattr(default, name) else "default" for name in _PLAIN}
+        self._overrides = overrides
+        default = Overrides()
+        self._origin = {
+            name: "argument" if getattr(overrides, name) != getattr(default, name) else "default" for name in _PLAIN
+        }
 
     def recipe(self) -> Recipe:
         """Read everything."""
-        wishes, kind = self._wishes, self._modules[0].kind if self._modules else "Transformer"
+        overrides, kind = self._overrides, self._modules[0].kind if self._modules else "Transformer"
         static = kind == "StaticEmbedding"
         transformer = TransformerConfig(special_tokens=False) if static else read_transformer(self._home)
         stated = self._stated()
@@ -343,8 +345,8 @@ class _Reader:
         dimensions, renormalize = self._dimensions()
         prompts, named = self._prompts()
         output = "text_embeds" if kind == "CLIPModel" and transformer.output is None else transformer.output
-        layer = transformer.layer if wishes.layer == -1 and transformer.layer is not None else wishes.layer
-        if layer != wishes.layer:
+        layer = transformer.layer if overrides.layer == -1 and transformer.layer is not None else overrides.layer
+        if layer != overrides.layer:
             self._origin["layer"] = transformer.name
         return Recipe(
             layer=layer,
@@ -355,7 +357,7 @@ class _Reader:
             side=self._side(transformer),
             prompts=prompts,
             include_prompt=include_prompt,
-            precision=wishes.precision,
+            precision=overrides.precision,
             token_steps=stated.token_steps,
             lengths=lengths,
             renormalize=renormalize,
@@ -374,7 +376,7 @@ class _Reader:
         )
 
     def _stated(self) -> Stated:
-        pooling = self._wishes.pooling
+        pooling = self._overrides.pooling
         explicit = None if pooling is None else (pooling,) if isinstance(pooling, str) else tuple(pooling)
         if self._modules:
             return read_steps(self._root, self._modules, explicit)
@@ -383,10 +385,10 @@ class _Reader:
     def _pooling(self, stated: Stated) -> tuple[Pooling | tuple[Pooling, ...] | None, bool]:
         """Return the pooling and whether prompts count in it; (None, True) where no file says."""
         pooling = stated.pooling
-        if self._wishes.pooling is not None:
+        if self._overrides.pooling is not None:
             self._origin["pooling"] = "argument"
             self._origin["include_prompt"] = stated.pooling_file or "default"
-            pooling = (self._wishes.pooling,) if isinstance(self._wishes.pooling, str) else tuple(self._wishes.pooling)
+            pooling = (self._overrides.pooling,) if isinstance(self._overrides.pooling, str) else tuple(self._overrides.pooling)
         elif pooling is None:
             self._origin["pooling"] = NOT_STATED
             return None, True
@@ -396,7 +398,7 @@ class _Reader:
 
     def _after(self, steps: tuple[Step, ...]) -> tuple[Step, ...]:
         """Return what follows the pooling, with what the caller asks for."""
-        normalize, layer_norm = self._wishes.normalize, self._wishes.layer_norm
+        normalize, layer_norm = self._overrides.normalize, self._overrides.layer_norm
         if layer_norm:
             self._origin["layer_norm"] = "argument"
         asked = layer_norm or normalize is not None
@@ -415,7 +417,7 @@ class _Reader:
             base: the most tokens of a text of any other role.
             origin: the file that says so.
         """
-        given = self._wishes.max_length
+        given = self._overrides.max_length
         if given is not None:
             self._origin["max_length"] = "argument"
             return given, {}
@@ -459,9 +461,9 @@ class _Reader:
 
     def _side(self, transformer: TransformerConfig) -> str:
         """Return the side on which a long text is cut."""
-        if self._wishes.truncate in ("right", "left"):
+        if self._overrides.truncate in ("right", "left"):
             self._origin["side"] = "argument"
-            return self._wishes.truncate
+            return self._overrides.truncate
         if self._modules and self._modules[0].kind == "StaticEmbedding":  # only its tokenizer.json counts
             truncation = value_of(self._home / "tokenizer.json", "truncation", dict, "an object") or {}
             self._origin["side"] = "tokenizer.json" if truncation else "default"
@@ -475,17 +477,17 @@ class _Reader:
 
         sentence-transformers cuts at `truncate_dim` after the last module and leaves the length as it is.
         """
-        wishes = self._wishes
+        overrides = self._overrides
         path = self._root / "config_sentence_transformers.json"
         stated = value_of(path, "truncate_dim", int, "a whole number")
-        if wishes.dimensions is not None or stated is None:
+        if overrides.dimensions is not None or stated is None:
             over = "" if stated is None else f", over truncate_dim of {path.name}"
-            self._origin["dimensions"] = "default" if wishes.dimensions is None else f"argument{over}"
-            return wishes.dimensions, True
+            self._origin["dimensions"] = "default" if overrides.dimensions is None else f"argument{over}"
+            return overrides.dimensions, True
         if not 1 <= stated <= _MOST_VALUES:
             raise ValueError(f"{path}: truncate_dim is {stated}; it must be from 1 to {_MOST_VALUES:,}. Mend the file.")
         self._origin["dimensions"] = path.name
-        return int(stated), wishes.normalize is True
+        return int(stated), overrides.normalize is True
 
     def _prompts(self) -> tuple[dict[Role, str], dict[str, str]]:
         """Return the prompt of each role, "" where there is none, and all prompts that the files name."""
@@ -504,14 +506,14 @@ class _Reader:
         }
         self._origin["prompts"] = path.name if named else NOT_STATED
         for role in get_args(Role):
-            if role in (self._wishes.prompts or {}):
-                prompts[role] = (self._wishes.prompts or {})[role]
+            if role in (self._overrides.prompts or {}):
+                prompts[role] = (self._overrides.prompts or {})[role]
                 self._origin["prompts"] = "argument"
         return prompts, named
 
     def _tasks(self) -> dict[Role, int]:
         """Return the number of the adapter that serves each role, where the files or the caller say."""
-        path, task = self._home / "config.json", self._wishes.task
+        path, task = self._home / "config.json", self._overrides.task
         names: list[Any] = value_of(path, "lora_adaptations", list, "a list of names") or []
         if task is not None:
             self._origin["tasks"] = "argument"

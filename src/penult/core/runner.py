@@ -1,4 +1,4 @@
-"""From `Tokenized` to arrays: plan batches, pad, build the graph's inputs, run, collect the rows.
+"""Run tokenized texts: plan batches, pad, build the graph's inputs, run, collect the rows.
 
 Tokenized -> plan -> [pad -> model inputs -> Executor.run -> rows] -> (N, D)
 """
@@ -22,8 +22,8 @@ from penult.types import Precision, Role, Truncate, Vectors
 
 VECTORS, TOKENS = "sentence_embedding", "token_embeddings"
 WINDOW = 4096
-"""Texts that are sorted by length together: enough for full batches of like length, few enough that what a window holds
-beside its vectors stays at some 10 MB."""
+"""Texts that are sorted by length together: enough for full batches of similar length, few enough for about 10 MB of memory
+besides the vectors."""
 # Maximum padded tokens of a batch: the activations of a small model then stay in the cache of the CPU. With 8-bit weights a
 # batch of 256 takes 2 to 5 % less CPU than one of 512 (384 and 768 channels, texts of 30 to 512 tokens, a Xeon with 2 MB of
 # cache a core); in fp32, where more rows make better use of a weight that was read, one of 512 takes up to 5 % less.
@@ -32,16 +32,16 @@ _BATCH_TOKENS: dict[Precision, int] = {"fp32": 512, "int8": 256}
 
 @dataclass(frozen=True, slots=True)
 class Runtime:
-    """How a recipe is carried out: it decides time and memory, never a vector.
+    """Settings that decide time and memory, and never a vector.
 
     Attributes:
-        truncate: what happens to a text over the recipe's length.
+        truncate: what happens to a text that exceeds the recipe's length.
         buckets: the only padded lengths allowed. None: any.
         threads: intra-op threads per run. None: as `threads.default_threads` counts.
         providers: ONNX Runtime's execution providers. None: the CPU.
         max_batch_tokens: maximum padded tokens of a batch. None: `_BATCH_TOKENS`.
-        alone: whether texts of a graph whose vectors depend on their batch run one by one.
-        pads: whether the rows of padding are wanted as they are (`Embedder.embed_padded`).
+        alone: whether texts run one by one, if the graph measures its 8-bit scales on each batch.
+        pads: whether outputs include the rows of padding (`Embedder.embed_padded`).
     """
 
     truncate: Truncate = "warn"
@@ -72,14 +72,14 @@ class Runtime:
 
 @dataclass(frozen=True, slots=True)
 class FrozenShape:
-    """The sizes that an export froze into its graph: B and T of every run. None: free."""
+    """B and T of every run, where the export froze them. None: free."""
 
     rows: int | None = None
     length: int | None = None
 
     @classmethod
     def of(cls, engine: Engine) -> "FrozenShape":
-        """Read them off the graph's token ids."""
+        """Return the frozen sizes of the graph's token ids."""
         shape = next((tensor.shape for tensor in engine.inputs if tensor.name == "input_ids" and len(tensor.shape) == 2), ())
         return cls(*(size if isinstance(size, int) else None for size in shape))
 
@@ -90,11 +90,11 @@ class Runner:
 
     Attributes:
         executor: runs batches.
-        tokenizer: pads them.
-        recipe: what decides the inputs: prompt in the pooling or not, positions, tasks.
-        runtime: what decides the batches.
+        tokenizer: pads batches.
+        recipe: decides the inputs: positions, tasks, whether the prompt is pooled.
+        runtime: decides the batches.
         batch_dependent: whether the graph measures its 8-bit scales on each batch.
-        frozen: the shape that the export froze.
+        frozen: shape that the export froze.
     """
 
     executor: Executor
@@ -106,7 +106,7 @@ class Runner:
 
     @property
     def engine(self) -> Engine:
-        """The session under it."""
+        """The session."""
         return self.executor.engine
 
     @property
@@ -116,20 +116,20 @@ class Runner:
 
     @property
     def side(self) -> str:
-        """Where padding goes.
+        """The side of padding, "left" or "right".
 
         Many graphs count positions from the row's start: padding before a text would shift them by the lengths of the other
-        texts. Only a graph that pools by itself may rely on the side that its tokenizer names.
+        texts. Only a graph that pools inside may rely on the side that its tokenizer states.
         """
         return "right" if self.has_tokens else self.tokenizer.pad_side
 
     def vectors(self, tokenized: Tokenized, dimension: int, done: Callable[[int], object] | None = None) -> Vectors:
-        """Return (N, D) vectors; rows of equal ids run once.
+        """Return (N, D) vectors; equal texts run once.
 
         Args:
             tokenized: N texts.
             dimension: D.
-            done: told after each batch how many rows more have their vector.
+            done: called after each batch with the number of texts that it finished.
 
         Raises:
             ArithmeticError: a value is NaN or infinite.
@@ -170,11 +170,11 @@ class Runner:
                 rows = [start + i for i in batch.indices]
                 states = self.batch(tokenized, rows, batch.length, output=TOKENS)
                 for row, values in zip(rows, states, strict=True):
-                    out[row] = values[: counts[row]].astype(np.float32)  # (T_i, H), a copy: the batch can go
+                    out[row] = values[: counts[row]].astype(np.float32)  # (T_i, H), a copy, so that the batch is freed
         return out
 
     def padded(self, tokenized: Tokenized) -> NDArray[np.float32]:
-        """Return (N, T, H), every row of the padded rectangle; T is the smallest bucket that holds the longest text.
+        """Return (N, T, H), rows of padding included; T is the smallest bucket that holds the longest text.
 
         Raises:
             ArithmeticError: a value is NaN or infinite.
@@ -195,7 +195,7 @@ class Runner:
         return out
 
     def plan(self, lengths: Sequence[int]) -> list[Batch]:
-        """Plan batches, in the shape that the export froze where it froze one: `inputs` fills up their rows."""
+        """Plan batches; where the export froze a shape, in that shape, to which `inputs` fills them up."""
         rows, length = self.frozen.rows, self.frozen.length
         buckets = self.runtime.buckets if length is None else (length,)
         if self.batch_dependent and self.runtime.alone:
@@ -206,7 +206,7 @@ class Runner:
         if not self.recipe.padding:
             batches = plan(lengths, budget, padded=False)
         else:
-            # Where scales are measured on each batch, one token of padding is another vector too.
+            # Where scales are measured on each batch, a token of padding changes the vectors.
             even_to = 0 if self.batch_dependent else self.recipe.max_length
             batches = plan(lengths, budget, buckets=buckets, even_to=even_to)
         if rows is None:
@@ -237,12 +237,12 @@ class Runner:
 
 
 def any_role(recipe: Recipe) -> Role:
-    """Return a role that a model serves; a model of queries may name no task for documents."""
+    """Return a role that a model has a task for; a model of queries may have none for documents."""
     return "query" if "query" in recipe.tasks and "document" not in recipe.tasks else "document"
 
 
 def _finite(values: NDArray[Any], rows: Sequence[int]) -> NDArray[Any]:
-    """Return the values of B rows, without those that filled up a frozen batch.
+    """Return the values of B rows, without the rows that filled up a frozen shape.
 
     Raises:
         ArithmeticError: one of them is NaN or infinite.

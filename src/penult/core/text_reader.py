@@ -1,6 +1,6 @@
-"""From texts to `Tokenized`: checks, prompts and truncation, for the embedder of one role.
+"""From checked texts to `Tokenized`: prompts and truncation, for the embedder of one role.
 
-texts -> checked -> prompt + text -> Tokenizer -> Tokenized, window by window
+prompt + text -> Tokenizer -> Tokenized, window by window
 """
 
 import warnings
@@ -17,13 +17,13 @@ from penult.types import Role, TextError, Truncate, TruncationWarning, unencodab
 
 
 class TextReader:
-    """Reads texts as a recipe says.
+    """Tokenizes texts as a recipe says.
 
     Args:
-        tokenizer: of the model.
+        tokenizer: the model's tokenizer.
         recipe: prompts and lengths of each role.
-        truncate: what happens to a text over the recipe's length.
-        fingerprint: stands in each `Tokenized`, so that no other model runs it.
+        truncate: what happens to a text that exceeds the recipe's length.
+        fingerprint: fingerprint of each `Tokenized`, so that another model refuses it.
     """
 
     def __init__(self, tokenizer: Tokenizer, recipe: Recipe, truncate: Truncate, fingerprint: str) -> None:
@@ -37,8 +37,8 @@ class TextReader:
         """Tokenize window by window, at least one; a text that is too long is an error or a warning.
 
         Raises:
-            TextError: with truncate="error", some texts are too long; it comes before the first window.
-            TypeError: `prompt` is no text.
+            TextError: with truncate="error", some texts are too long; raised before the first window.
+            TypeError: `prompt` is not a text.
             ValueError: `role` or `prompt` is not one of those allowed.
         """
         prompt = self._prompt(role, prompt)
@@ -82,10 +82,10 @@ class TextReader:
 
 
 def _untruncated(windows: list[Tokenized], longest: int) -> list[Tokenized]:
-    """Return windows of texts none of which was cut.
+    """Return the windows, if none of their texts was truncated.
 
     Raises:
-        TextError: some were; it names all of them.
+        TextError: some were; its `rows` has all of them.
     """
     dropped = np.concatenate([window.dropped for window in windows])
     counts = np.concatenate([window.counts for window in windows])

@@ -6,24 +6,24 @@ from pathlib import Path
 
 
 def default_threads() -> int:
-    """Count the threads this process may really use, at least 1.
+    """Return the number of threads this process may use, at least 1.
 
-    The smallest of the physical cores, the CPUs of its affinity mask and the quota of its control group;
-    the environment variable PENULT_THREADS overrides.
+    The smallest of the physical cores, the CPUs of its affinity mask and the quota of its control group; the environment
+    variable PENULT_THREADS overrides it.
 
     Raises:
         ValueError: PENULT_THREADS is set and not a positive whole number.
     """
-    if wanted := os.environ.get("PENULT_THREADS"):
-        if not wanted.isdecimal() or int(wanted) < 1:
-            raise ValueError(f"PENULT_THREADS is {wanted!r}; it must be a whole number of at least 1.")
-        return int(wanted)
+    if setting := os.environ.get("PENULT_THREADS"):
+        if not setting.isdecimal() or int(setting) < 1:
+            raise ValueError(f"PENULT_THREADS is {setting!r}; it must be a whole number of at least 1.")
+        return int(setting)
     cpus = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
     return max(1, min(_physical_cores(cpus), _quota(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup"))))
 
 
 def _physical_cores(cpus: Iterable[int]) -> int:
-    """Count cores, two hyperthreads of one core once."""
+    """Return the number of physical cores of these CPUs; hyperthreads of one core count once."""
     cores = set()
     for cpu in cpus:
         siblings = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
@@ -32,7 +32,7 @@ def _physical_cores(cpus: Iterable[int]) -> int:
 
 
 def _quota(membership: Path, mount: Path) -> int:
-    """Read the CPU quota of the control group and of all above it (v2 `cpu.max`, v1 `cpu.cfs_quota_us`), in whole CPUs."""
+    """Return the CPU quota of the control group and of all its parents (v2 `cpu.max`, v1 `cpu.cfs_quota_us`), in whole CPUs."""
     quotas = [os.cpu_count() or 1]
     lines = membership.read_text().splitlines() if membership.exists() else []
     for line in lines:

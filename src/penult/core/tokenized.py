@@ -1,6 +1,6 @@
-"""Tokenized: N texts as token ids, the one form of text behind `Embedder.tokenize`.
+"""Tokenized: N texts as token ids, the one form of text after `Embedder.tokenize`.
 
-Nothing that takes a `Tokenized` sees text: the server queues it, merges it with those of other requests and splits it again.
+The server queues it, merges it with those of other requests and splits it again.
 """
 
 from collections.abc import Sequence
@@ -17,16 +17,21 @@ from penult.types import Role
 class Tokenized:
     """N texts as token ids: `Embedder.tokenize` returns it and `Embedder.run` takes it.
 
-    The ids of all texts lie in one array: 8 bytes a token with the segment ids, where lists of Python numbers take 50.
+        first, second = embedder.tokenize(["a cat", "a dog"]), embedder.tokenize(["a fish"])
+        first.counts  # array([4, 4]): prompt and special tokens included
+        len(first.truncated)  # 0: no text was too long
+        vectors = embedder.run(Tokenized.join([first, second]))  # (3, D)
+
+    The ids of all texts are in one array: 8 bytes per token with the segment ids, where lists of Python numbers take 50.
 
     Attributes:
-        flat_ids: (sum of `counts`,) int32, the token ids of all texts one after the other, special tokens included.
-        flat_types: segment ids, of the same shape.
-        starts: (N + 1,) int64, where each text begins in the two; the last is their length.
-        dropped: (N,) int64, the tokens of each text that exceeded the limit and were cut off.
-        prompt_tokens: (N,) int64, how many leading tokens of each text belong to the prompt.
+        flat_ids: (sum of `counts`,) int32, token ids of all texts one after the other, special tokens included.
+        flat_types: (sum of `counts`,) int32, segment ids.
+        starts: (N + 1,) int64, index of each text's first token in these two; the last is their length.
+        dropped: (N,) int64, tokens of each text that exceeded the limit and were cut off.
+        prompt_tokens: (N,) int64, leading tokens of each text that belong to the prompt.
         role: what the texts are for.
-        fingerprint: of the embedder that tokenized them. Another embedder refuses them. Empty: not checked.
+        fingerprint: fingerprint of the embedder that tokenized them; `run` of any other raises a ValueError.
     """
 
     flat_ids: NDArray[np.int32]
@@ -54,10 +59,10 @@ class Tokenized:
 
     @classmethod
     def join(cls, parts: Sequence["Tokenized"]) -> "Tokenized":
-        """Return the texts of several, in order. All must have one role and one fingerprint.
+        """Return the texts of all parts, in order.
 
         Raises:
-            ValueError: there is none, or they differ in role or fingerprint.
+            ValueError: there are no parts, or they differ in role or fingerprint.
         """
         if len({(part.role, part.fingerprint) for part in parts}) != 1:
             raise ValueError("Only texts tokenized for one role by one embedder can be joined, at least one Tokenized of them.")
@@ -75,7 +80,7 @@ class Tokenized:
         )
 
     def select(self, rows: Sequence[int]) -> "Tokenized":
-        """Return some of the texts, in the order of `rows`."""
+        """Return the texts of these rows, in the order of `rows`."""
         places = [slice(self.starts[row], self.starts[row + 1]) for row in rows]
         index = np.asarray(rows, np.int64)
         empty = np.empty(0, np.int32)
@@ -113,12 +118,12 @@ class Tokenized:
 
     @property
     def counts(self) -> NDArray[np.int64]:
-        """(N,) int64, the tokens of each text that the model reads, prompt and special tokens included."""
+        """(N,) int64, tokens of each text, prompt and special tokens included, without what was cut off."""
         return np.diff(self.starts)
 
     @property
     def truncated(self) -> NDArray[np.int64]:
-        """The rows of the texts of which something was cut off."""
+        """Int64, the rows of the texts that were truncated."""
         return np.flatnonzero(self.dropped)
 
 

@@ -31,7 +31,7 @@ from penult.core.config.tokenizer_config import (
     read_config,
 )
 from penult.core.model_inputs import Padded
-from penult.core.shutdown_guard import Native
+from penult.core.shutdown_guard import ShutdownGuard
 from penult.core.tokenized import Tokenized
 
 BARE = TokenizerConfig(Path(), None, {}, {}, (), {}, {})  # tokenizer.json alone, as a static embedding reads it
@@ -74,7 +74,7 @@ class Tokenizer:
         add_special_tokens: bool = True,
         alone: bool = False,
     ) -> None:
-        self._native = Native()
+        self._guard = ShutdownGuard()
         self._folder = folder
         config = BARE if alone else read_config(folder, settings)
         self._tokenizer, self.overridden = _load(folder, config, settings or {}, lowercase=lowercase)
@@ -183,7 +183,7 @@ class Tokenizer:
 
     def _encode(self, texts: Sequence[str]) -> "list[Encoding] | list[_SlowEncoding]":
         try:
-            with self._native:
+            with self._guard:
                 return self._tokenizer.encode_batch_fast(texts, add_special_tokens=self._add_special_tokens)
         except BaseException as error:
             # tokenizers has no class of its own for what its model cannot do, and panics over a template that lacks a token

@@ -40,7 +40,7 @@ class Options(command.Options):
     hot_reload_config: Annotated[bool, typer.Option("--hot-reload-config", hidden=True)] = False
 
     def configuration(self) -> "ServerConfig":
-        """Return the configuration, and say on standard error which options have no effect."""
+        """Return the configuration, and print ignored options on standard error."""
         config = super().configuration()
         for name in _IGNORED:
             if getattr(self, name):
@@ -60,7 +60,7 @@ class Options(command.Options):
 
     def from_model(self, endpoint: dict[str, Any]) -> "DeepSparseServer":
         """Return the configuration of a server with this one endpoint, which DeepSparse named after its task."""
-        from penult.deepsparse.config_file import DeepSparseEndpoint, DeepSparseServer  # noqa: PLC0415
+        from penult.deepsparse.config_file import DeepSparseEndpoint, DeepSparseServer  # noqa: PLC0415 - pydantic, here and below
         from penult.server.config_file import Document  # noqa: PLC0415
 
         only = Document("", {"name": TASK, **endpoint}).validate(DeepSparseEndpoint)
@@ -73,7 +73,7 @@ class Options(command.Options):
         return read(path)
 
     def overrides(self, limits: "Limits") -> dict[str, Any]:
-        """Return the fields of a server's configuration that the options state; openai's routes are always there."""
+        """Return the fields of a server's configuration that the options state; OpenAI's routes are always there."""
         integration = {} if self.integration in (None, "openai") else {"integration": self.integration}
         return super().overrides(limits) | integration
 

@@ -1,7 +1,7 @@
 """DeepSparse's configuration file: its keys, over penult's own.
 
-Validators translate what has a meaning here into penult's words. The rest is accepted unread, and logged once as ignored;
-what cannot be honored is refused.
+Validators translate DeepSparse's keys into penult's. Keys that have no effect in penult are logged as ignored; keys that cannot
+be honored are refused.
 """
 
 import logging
@@ -105,7 +105,7 @@ class DeepSparseEndpoint(EndpointConfig):
     """An endpoint of DeepSparse's configuration file; `kwargs` and `bucketing` are as in that file.
 
     Attributes:
-        task: DeepSparse's task, under its one name. None: not named.
+        task: DeepSparse's task. None: not stated.
         route: path of the DeepSparse routes.
         bucketing: padded lengths of the DeepSparse routes; overrides `kwargs.sequence_length`.
         kwargs: arguments of DeepSparse's pipeline.
@@ -123,11 +123,11 @@ class DeepSparseEndpoint(EndpointConfig):
     @model_validator(mode="before")
     @classmethod
     def _translate(cls, values: Any) -> Any:  # noqa: ANN401 - pydantic passes any input
-        """Add penult's words for DeepSparse's; a wrong value is left for its own field to refuse."""
+        """Add penult's keys for DeepSparse's; a wrong value is left for its own field to refuse."""
         if not isinstance(values, dict):
             return values
         kwargs = values.get("kwargs")
-        kwargs = _given(kwargs) if isinstance(kwargs, Kwargs) else kwargs if isinstance(kwargs, dict) else {}
+        kwargs = kwargs.stated() if isinstance(kwargs, Kwargs) else kwargs if isinstance(kwargs, dict) else {}
         translated: dict[str, Any] = {}
         layer = kwargs.get("emb_extraction_layer", [])
         if isinstance(layer, int | str | None) and not isinstance(layer, bool):
@@ -139,7 +139,7 @@ class DeepSparseEndpoint(EndpointConfig):
             translated["fallback_pooling"] = _POOLINGS[strategy]
         chooses_files = values.get("files_from") is not None or values.get("model_file") is not None
         if values.get("task") is not None and not chooses_files:
-            translated["open_at_start"] = False  # the DeepSparse routes need the model first
+            translated["open_at_start"] = False  # the DeepSparse routes open the model first
         return translated | values
 
     @property
@@ -174,7 +174,7 @@ class DeepSparseServer(ServerConfig):
 
     Attributes:
         endpoints: what it serves, at least one.
-        num_cores: DeepSparse's word for `threads`, in which 0 is the default; `threads` overrides it.
+        num_cores: DeepSparse's name of `threads`; 0 is the default. `threads` overrides it.
         integration: "sagemaker" moves inference under /invocations. None: not stated.
     """
 
@@ -202,7 +202,7 @@ class DeepSparseServer(ServerConfig):
         return endpoints
 
     def names_of(self, endpoint: EndpointConfig, number: int) -> tuple[str, ...]:
-        """Return DeepSparse's name of an endpoint, that of /v2/models/NAME/infer, and the others that lead to it.
+        """Return DeepSparse's name of an endpoint, as in /v2/models/NAME/infer, and its other names.
 
         Raises:
             ConfigError: its name cannot be part of a path.
@@ -212,8 +212,8 @@ class DeepSparseServer(ServerConfig):
         name = route or endpoint.name or f"{TASK}-{number}"
         if set("{}?#%") & set(name):
             raise ConfigError(f"The endpoint's name {name!r} cannot stand in a path; leave out the signs {{ }} ? # %.")
-        # DeepSparse called its only endpoint by the task alone when it came from the command line, and with a number
-        # when it came from a file; clients of either go on working.
+        # DeepSparse named a single endpoint after the task alone when it came from the command line, and added a number
+        # when it came from a file; clients of both keep working.
         alone = len(self.endpoints) == 1 and number == 0
         unnamed = not route and endpoint.name in (None, TASK)
         more = (TASK, f"{TASK}-{number}") if alone and unnamed else ()
@@ -246,10 +246,6 @@ def read_endpoint(values: Mapping[str, Any]) -> DeepSparseEndpoint:
     endpoint = document.validate(DeepSparseEndpoint)
     _log_endpoint(endpoint, document, ())
     return endpoint
-
-
-def _given(settings: Settings) -> dict[str, Any]:
-    return {name: getattr(settings, name) for name in settings.model_fields_set}
 
 
 def _log_endpoint(endpoint: DeepSparseEndpoint, document: Document, at: Location) -> None:

@@ -1,6 +1,6 @@
 """Engine: DeepSparse's interface of a compiled graph, over penult's own.
 
-`batch_size` is a promise that is checked; the schedulers, streams and frozen shapes of DeepSparse have no effect here.
+`batch_size` is checked; the schedulers, streams and input shapes of DeepSparse are ignored: they have no effect in penult.
 """
 
 import os
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from penult.core import engine
 from penult.core.model_inputs import Tensor
-from penult.deepsparse.arguments import Scheduler, check_streams, cores, say_ignored, whole
+from penult.deepsparse.arguments import Scheduler, check_streams, cores, is_stated, log_ignored
 
 Array = NDArray[Any]
 
@@ -25,17 +25,17 @@ class Engine:
         model: an .onnx file, or its bytes.
         batch_size: rows that every run must have. None or below 1: any number.
         num_cores: DeepSparse's name of `threads`. None or 0: as `threads` says.
-        num_streams: ignored: has no effect in penult, as `scheduler` and `input_shapes`.
-        scheduler: a `Scheduler` or its name.
-        input_shapes: shapes that DeepSparse would have frozen the graph to; here its axes stay free.
+        num_streams: ignored: has no effect in penult.
+        scheduler: a `Scheduler` or its name; ignored: has no effect in penult.
+        input_shapes: ignored: the graph's axes stay free.
         threads: intra-op threads per run. None: the physical cores this process may use.
         providers: ONNX Runtime's execution providers, in order. None: the CPU.
         data_folder: where the graph's external data lie, if not beside it.
 
     Raises:
         FileNotFoundError: no such file.
-        TypeError: `batch_size` or a number of cores or streams is no whole number.
-        ValueError: not a graph that ONNX Runtime can run, a provider that this machine does not have, or a number or a
+        TypeError: `batch_size`, `num_cores` or `num_streams` is not an integer.
+        ValueError: not a graph that ONNX Runtime can run, a provider that this machine does not have, or a number or
             name that is not allowed.
     """
 
@@ -52,9 +52,9 @@ class Engine:
         providers: Sequence[str] | None = None,
         data_folder: Path | None = None,
     ) -> None:
-        self._batch_size = batch_size if whole(batch_size, "batch_size") and batch_size > 0 else None
+        self._batch_size = batch_size if is_stated(batch_size, "batch_size") and batch_size > 0 else None
         check_streams(num_streams, scheduler)
-        say_ignored("Engine", {"num_streams": num_streams, "scheduler": scheduler, "input_shapes": input_shapes})
+        log_ignored("Engine", {"num_streams": num_streams, "scheduler": scheduler, "input_shapes": input_shapes})
         threads = cores(num_cores) if threads is None else threads
         self._engine = engine.Engine(model, threads=threads, providers=providers, data_folder=data_folder)
 
@@ -82,12 +82,12 @@ class Engine:
         )
 
     @classmethod
-    def around(cls, opened: engine.Engine) -> "Engine":
-        """Return DeepSparse's interface of an engine that is open."""
-        wrapped = cls.__new__(cls)
-        wrapped._batch_size = None
-        wrapped._engine = opened
-        return wrapped
+    def around(cls, session: engine.Engine) -> "Engine":
+        """Return DeepSparse's interface of an open engine."""
+        wrapper = cls.__new__(cls)
+        wrapper._batch_size = None
+        wrapper._engine = session
+        return wrapper
 
     @property
     def batch_size(self) -> int | None:

@@ -1,14 +1,14 @@
-"""Pipeline: DeepSparse's embedding extraction under its own names, over the one path that text takes, `Embedder`.
+"""Pipeline: DeepSparse's embedding extraction, with its names and numbers, over `Embedder`.
 
-It knows DeepSparse's words, what they meant to the last digit, and which of them mean nothing on another engine. What it
-computes, `Embedder` computes; nothing here touches a graph or a session. Where DeepSparse failed by accident, this works.
+It translates DeepSparse's arguments into a recipe, and knows nothing of graphs or sessions. Where DeepSparse failed by
+accident, this works.
 """
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
-from typing import Any, Self, cast
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,7 +30,7 @@ from penult.deepsparse.arguments import (
     check_lengths,
     check_streams,
     check_words,
-    say_ignored,
+    log_ignored,
     threads_of,
 )
 from penult.deepsparse.engine import Engine
@@ -52,11 +52,11 @@ _GONE: Mapping[str, str] = {
 
 @dataclass(frozen=True, slots=True)
 class EmbeddingExtractionOutput:
-    """What a call answers.
+    """The result of a call.
 
     Attributes:
-        embeddings: one item a text, in the order of the texts, also for a single text: a list of floats, or with
-            `return_numpy=True` a float32 array of one axis.
+        embeddings: one item per text, in the order of the texts, also for a single text: a list of floats, or with
+            `return_numpy=True` a float32 array, (H,) or with "per_token" (T H,).
     """
 
     embeddings: list[list[float]] | list[NDArray[np.float32]]
@@ -64,7 +64,7 @@ class EmbeddingExtractionOutput:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What a pipeline was made with, in DeepSparse's words."""
+    """The arguments of a pipeline, in DeepSparse's terms; `sequence_lengths` in ascending order."""
 
     model_path: str
     emb_extraction_layer: int | str | None
@@ -76,9 +76,13 @@ class Settings:
 
 
 class Pipeline:
-    """DeepSparse's `transformers_embedding_extraction`. Make one with `Pipeline.create`.
+    """DeepSparse's `transformers_embedding_extraction`. Load one with `Pipeline.create`.
 
     Safe to call from several threads.
+
+    Attributes:
+        embedder: what embeds: an embedder of its own, or the token vectors of a shared one.
+        settings: the arguments.
     """
 
     def __init__(self, embedder: Embedder | SharedRows, settings: Settings) -> None:
@@ -112,41 +116,41 @@ class Pipeline:
         trust_remote_code: bool = False,
         share: Embedder | None = None,
     ) -> "Pipeline":
-        """Open a model as DeepSparse did, the file itself left as it is.
+        """Load a model as DeepSparse did; its file is not changed.
 
         Args:
             task: "transformers_embedding_extraction", in any case, with `-` or `_`.
             model_path: a folder, an .onnx file, a Hub id, `hf:`, `package:` or a `zoo:` stub. None: DeepSparse's default stub.
             emb_extraction_layer: the layer whose output is taken, 0 the first and -1 the last (in `Embedder.load`, 0 is
                 the embedding output and 1 the first layer); a node's or a tensor's name; None for the graph uncut.
-            extraction_strategy: "per_token", all rows of a text one after the other, those of padding too; "reduce_mean"
-                or "reduce_max" over the rows that are neither PAD nor CLS; "cls_token", the row of the first CLS.
-            sequence_length: the most tokens of a text, specials included; longer texts are cut on the right in silence. A
-                list makes buckets: a text runs in the smallest that holds it; with "per_token", all texts of a call have
-                the length of the bucket of the longest.
+            extraction_strategy: "per_token": the vectors of all tokens one after the other, padding included; "reduce_mean" or
+                "reduce_max" over the tokens that are neither PAD nor CLS; "cls_token": the vector of the first CLS.
+            sequence_length: maximum tokens of a text, special tokens included; longer texts are truncated on the right without
+                a warning. A list makes buckets: a text runs in the smallest that holds it; with "per_token", all texts of a
+                call run in the bucket of the longest.
             return_numpy: items are arrays instead of lists of floats.
-            batch_size: no answer depends on it; batches are formed by their tokens.
+            batch_size: ignored: batches are planned by tokens.
             num_cores: threads. None or 0: the physical cores this process may use.
-            num_streams: without a meaning here, as the next.
-            scheduler: a `Scheduler` or its name.
+            num_streams: ignored: has no effect in penult.
+            scheduler: a `Scheduler` or its name; ignored.
             engine_type: "deepsparse" or "onnxruntime"; both mean ONNX Runtime.
-            context: its `num_cores` is taken.
-            model_size: without a meaning here, as all that follow; DeepSparse used none of them to make an embedding.
-            input_shapes: see `sequence_length`.
-            executor: calls may come from any thread.
-            benchmark: see `penult bench`.
-            alias: a name of the caller's own.
-            logger: a logger of DeepSparse's.
-            config: a configuration; the model's folder has it.
-            tokenizer: a tokenizer; the model's folder has it.
-            trust_remote_code: no code of a model is ever run.
-            share: an open embedder of the same model, whose session serves where it has the same token vectors; it must stay
-                open. None: the pipeline opens a session of its own.
+            context: its `num_cores` is the number of threads.
+            model_size: ignored.
+            input_shapes: ignored; see `sequence_length`.
+            executor: ignored; calls may come from any thread.
+            benchmark: ignored; see `penult bench`.
+            alias: ignored.
+            logger: ignored.
+            config: ignored; the model's folder has it.
+            tokenizer: ignored; the model's folder has it.
+            trust_remote_code: ignored; penult never runs code of a model.
+            share: an open embedder of the same model, whose session runs the texts if it has the same token vectors; it must
+                stay open. None: the pipeline opens its own session.
 
         Raises:
             FileNotFoundError: no model there, or a part of it is missing.
             TypeError: an argument is of a type that it cannot have.
-            ValueError: an argument is none of the allowed values, or the model has no such layer or length.
+            ValueError: an argument is not an allowed value, or the model has no such layer or length.
         """
         lengths = check_lengths(sequence_length)
         check_words(task, extraction_strategy, engine_type)
@@ -154,7 +158,7 @@ class Pipeline:
         check_streams(num_streams, scheduler)
         if input_shapes is not None and isinstance(sequence_length, list):
             raise ValueError("input_shapes and a list of sequence lengths exclude each other; give the list alone.")
-        say_ignored(
+        log_ignored(
             "Pipeline",
             {
                 "batch_size": batch_size if batch_size not in (None, 0, 1) else None,
@@ -191,8 +195,8 @@ class Pipeline:
             inputs: the same by name.
 
         Raises:
-            ValueError: nothing was given, both were, or something is no text. A list that holds something else than
-                texts raises `TextError`, whose `rows` says which.
+            ValueError: neither or both were passed, or what was passed is not texts.
+            TextError: some items of a list are not texts; the error's `rows` says which.
         """
         listed = _texts(texts, inputs)
         if not listed:
@@ -204,59 +208,60 @@ class Pipeline:
         """Return N texts as token ids, ready for `run`.
 
         Raises:
-            TextError: some rows are no text; the error's `rows` says which and why.
+            TextError: some rows are not texts; the error's `rows` says which and why.
         """
         return self.embedder.tokenize(texts)
 
     def run(self, tokenized: Tokenized) -> NDArray[np.float32]:
-        """Return the items of N texts that `tokenize` has read: (N, H) float32, or (N, T H) with "per_token"."""
-        if isinstance(self.embedder, Embedder) and (self.settings.extraction_strategy != "per_token" or not self._has_tokens):
+        """Return the items of N texts from `tokenize`: (N, H) float32, or (N, T H) with "per_token"."""
+        per_token = self.settings.extraction_strategy == "per_token"
+        if isinstance(self.embedder, Embedder) and not (per_token and self.embedder.gives_tokens()):
             return self.embedder.run(tokenized)
         return self.embedder.run_padded(tokenized).reshape(len(tokenized), -1)  # (N, T, H) -> (N, T H)
 
     @property
     def dimension(self) -> int:
-        """H, the size of one row."""
+        """H, the size of one vector."""
         return self.embedder.dimension
 
     @property
     def task(self) -> str:
-        """The one task there is."""
+        """The task."""
         return TASK
 
     @property
     def model_path(self) -> str:
-        """The model as it was named."""
+        """The model, as `create` got it."""
         return self.settings.model_path
 
     @property
     def sequence_length(self) -> int:
-        """The most tokens of a text; with buckets the shortest of them, as in DeepSparse."""
+        """Maximum tokens of a text; with buckets the shortest bucket, as in DeepSparse."""
         return self.settings.sequence_lengths[0]
 
     @property
     def batch_size(self) -> int | None:
-        """What was given; no answer depends on it."""
+        """As `create` got it; ignored: has no effect in penult."""
         return self.settings.batch_size
 
     @property
     def extraction_strategy(self) -> Strategy:
-        """How a text's rows become its item."""
+        """How the token vectors of a text become its item."""
         return self.settings.extraction_strategy
 
     @property
     def emb_extraction_layer(self) -> int | str | None:
-        """The layer, in DeepSparse's count."""
+        """The layer, in DeepSparse's count, where 0 is the first layer."""
         return self.settings.emb_extraction_layer
 
     @property
     def engine_type(self) -> str:
-        """What was given; ONNX Runtime runs the graph."""
+        """As `create` got it; ignored: ONNX Runtime runs the graph."""
         return self.settings.engine_type
 
     @property
     def engine(self) -> Engine:
-        """The one session that all buckets share."""
+        """The session, which all buckets share."""
         return Engine.around(self.embedder.engine)
 
     def close(self) -> None:
@@ -275,33 +280,28 @@ class Pipeline:
     def __repr__(self) -> str:
         return f"Pipeline({self.settings})"
 
-    @property
-    def _has_tokens(self) -> bool:
-        return "token_embeddings" in self.engine.output_names
-
 
 def _texts(texts: tuple[str | Iterable[str], ...], inputs: str | Iterable[str] | None) -> list[str]:
     if bool(texts) == (inputs is not None):
         what = "both by position and as inputs=" if texts else "nowhere"
         raise ValueError(f"Texts were given {what}; give a text, a list of texts, or several texts, one way.")
-    given = inputs if inputs is not None else texts[0] if len(texts) == 1 else texts
-    if isinstance(given, str | bytes):
-        given = [given]
-    if isinstance(given, Mapping) or not isinstance(given, Iterable):
+    items: str | Iterable[Any] = inputs if inputs is not None else texts[0] if len(texts) == 1 else texts
+    if isinstance(items, str | bytes):
+        items = [items]
+    if isinstance(items, Mapping) or not isinstance(items, Iterable):
         raise ValueError(  # noqa: TRY004 - DeepSparse's validation error was one too
-            f"inputs is a {type(given).__name__}; give a text or a list of texts."
+            f"inputs is a {type(items).__name__}; give a text or a list of texts."
         )
-    read = [text.decode("utf-8") if isinstance(text, bytes) else text for text in given]
-    return cast("list[str]", read)  # what is no text, the embedder refuses with its row
+    return [text.decode("utf-8") if isinstance(text, bytes) else text for text in items]  # `tokenize` refuses the rest
 
 
 def _embedder(settings: Settings, threads: int | None, *, bucketed: bool, share: Embedder | None) -> Embedder | SharedRows:
-    """Open the model with the recipe that is DeepSparse's."""
+    """Open the model with DeepSparse's recipe, or use the shared one."""
     lengths = settings.sequence_lengths
-    found = source.resolve(settings.model_path)
-    tokenizer = Tokenizer(found.tokenizer, max_length=lengths[-1])
-    read = Recipe(
-        layer=_layer(settings.emb_extraction_layer, found),
+    files = source.resolve(settings.model_path)
+    tokenizer = Tokenizer(files.tokenizer, max_length=lengths[-1])
+    recipe = Recipe(
+        layer=_layer(settings.emb_extraction_layer, files),
         pooling=_POOLINGS[settings.extraction_strategy],
         steps=(),
         dimensions=None,
@@ -310,44 +310,44 @@ def _embedder(settings: Settings, threads: int | None, *, bucketed: bool, share:
         prompts={"document": "", "query": ""},
         include_prompt=True,
         precision="fp32",
-        rows=_rows(settings.extraction_strategy, tokenizer, found),
+        rows=_rows(settings.extraction_strategy, tokenizer, files),
         origin={"max_length": "argument sequence_length"},
     )
-    # Padding decides no reduced vector, so where no buckets were asked for each text runs at its own length.
+    # Padding does not change reduced vectors, so without buckets each text runs at its own length.
     padded = bucketed or settings.extraction_strategy == "per_token"
     runtime = Runtime(truncate="right", buckets=lengths if padded else None, threads=threads, pads=padded)
-    if share is not None and settings.extraction_strategy == "per_token" and shareable(share, found, read):
-        return SharedRows(share, read, runtime, tokenizer)
-    opened = Embedder(found, identified(found, read), runtime, tokenizer=tokenizer)
-    if settings.extraction_strategy != "per_token" and "token_embeddings" not in opened.engine.output_names:
+    if share is not None and settings.extraction_strategy == "per_token" and shareable(share, files, recipe):
+        return SharedRows(share, recipe, runtime, tokenizer)
+    embedder = Embedder(files, identified(files, recipe), runtime, tokenizer=tokenizer)
+    if settings.extraction_strategy != "per_token" and not embedder.gives_tokens():
         raise ValueError(
             f"The tensor taken from {settings.model_path!r} is one vector a text already, with no rows for "
             f"{settings.extraction_strategy!r}; extraction_strategy='per_token' gives it as it is."
         )
-    return opened
+    return embedder
 
 
-def _layer(given: int | str | None, found: Source) -> int | str | None:
-    """Turn DeepSparse's layer into one of `hidden_states`, in which 0 is the embedding output."""
-    if given is None or isinstance(given, str) or given == -1:
-        return given
-    if not isinstance(given, int):
-        raise TypeError(f"emb_extraction_layer is {given!r}; it must be a whole number, a name or None.")
-    count = prepare.count_layers(found)
-    if not -count <= given < count:
+def _layer(layer: int | str | None, files: Source) -> int | str | None:
+    """Return the index in `hidden_states`, where 0 is the embedding output, of DeepSparse's layer."""
+    if layer is None or isinstance(layer, str) or layer == -1:
+        return layer
+    if not isinstance(layer, int):
+        raise TypeError(f"emb_extraction_layer is {layer!r}; it must be a whole number, a name or None.")
+    count = prepare.count_layers(files)
+    if not -count <= layer < count:
         raise ValueError(
-            f"emb_extraction_layer is {given}; the model has {count} layers: give 0 (the first) to {count - 1}, or -1 (the "
+            f"emb_extraction_layer is {layer}; the model has {count} layers: give 0 (the first) to {count - 1}, or -1 (the "
             f"last) to {-count}."
         )
-    return given + 1 if given >= 0 else int(given)
+    return layer + 1 if layer >= 0 else int(layer)
 
 
-def _rows(strategy: Strategy, tokenizer: Tokenizer, found: Source) -> Rows | None:
-    """Choose the rows by their ids, as DeepSparse did. None, the attention mask, where there is no id to leave out."""
+def _rows(strategy: Strategy, tokenizer: Tokenizer, files: Source) -> Rows | None:
+    """Return the ids whose token vectors are pooled, as in DeepSparse. None: by the attention mask, where no id is excluded."""
     if strategy == "cls_token":
         if tokenizer.cls_token_id is None:
             raise ValueError(
-                f"The tokenizer of {found.reference!r} has no CLS token, so there is no row for 'cls_token'; choose "
+                f"The tokenizer of {files.reference!r} has no CLS token, so there is no row for 'cls_token'; choose "
                 "'reduce_mean', 'reduce_max' or 'per_token'."
             )
         return Rows(only_id=tokenizer.cls_token_id)

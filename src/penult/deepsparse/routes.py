@@ -1,8 +1,8 @@
 """DeepSparse's routes, of both generations, with DeepSparse's numbers.
 
 Up to 1.5: POST /predict, or the endpoint's own `route`. From 1.6: POST /v2/models/NAME/infer, GET /v2/models/NAME and
-/v2/models/NAME/ready, GET /v2 and /config, POST and DELETE /endpoints. It knows DeepSparse's JSON; where DeepSparse answered
-500 to bad input, this answers 422 and says why.
+/v2/models/NAME/ready, GET /v2 and /config, POST and DELETE /endpoints. Where DeepSparse answered 500 to bad input, this answers
+422 with a reason.
 """
 
 import asyncio
@@ -19,8 +19,7 @@ from penult.deepsparse.served_pipeline import QueuedPipeline, pipeline, pipeline
 from penult.server.config import ConfigError
 from penult.server.errors import Refusal
 from penult.server.health import Ready, say
-from penult.server.request_log import facts
-from penult.server.requests import Texts, body_of, check, read, respond, while_there
+from penult.server.requests import Texts, body_of, check, read, respond, tokenize, while_there
 from penult.server.service import Endpoint, Service
 
 _ABOUT = "Those of DeepSparse (`/predict`, `/v2/models/NAME/infer`) give DeepSparse's numbers."
@@ -41,13 +40,13 @@ class EmbeddingExtractionInput(BaseModel):
 
 
 class EmbeddingExtractionOutput(BaseModel):
-    """What a client gets: one flat list of numbers a text."""
+    """What a client gets: one flat list of numbers per text."""
 
     embeddings: list[list[float]]
 
 
 class ModelMeta(BaseModel):
-    """Where a model came from."""
+    """The reference of a model."""
 
     model_config = ConfigDict(protected_namespaces=())
 
@@ -82,7 +81,7 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 
 
 def add(app: FastAPI, service: Service) -> None:
-    """Give an application the routes, and open the models of endpoints that are DeepSparse's first.
+    """Add the routes to an application, and open the pipelines of endpoints that DeepSparse's routes open first.
 
     Raises:
         ConfigError: two endpoints would have one path, or a model cannot be used as its endpoint says.
@@ -101,11 +100,11 @@ def add(app: FastAPI, service: Service) -> None:
         return "This is the deepsparse server. Hello!"  # clients tell the generation by this very sentence
 
     async def add_one(request: Request) -> JSONResponse:
-        _may_change(request, service)
+        _check_may_change(request, service)
         return await _add(app, service, await request.body())
 
     async def delete_one(request: Request) -> bool:
-        _may_change(request, service)
+        _check_may_change(request, service)
         return _delete(app, service, await request.body())
 
     app.add_api_route("/config", config, tags=["DeepSparse"], summary="The configuration", responses={401: ERRORS[401]})
@@ -116,7 +115,7 @@ def add(app: FastAPI, service: Service) -> None:
 
 
 def _open(service: Service, config: DeepSparseEndpoint) -> None:
-    """Open an endpoint's pipeline now, where its embedder waits for its first request."""
+    """Open an endpoint's pipeline now, if its embedder is opened at its first request."""
     if config.open_at_start:
         return
     try:
@@ -128,7 +127,7 @@ def _open(service: Service, config: DeepSparseEndpoint) -> None:
 
 
 def _add_ping(app: FastAPI, service: Service) -> None:
-    """Answer SageMaker's question as DeepSparse did there, in the newer way."""
+    """Add SageMaker's health route, with the answer of DeepSparse from 1.6 on."""
 
     async def ping() -> JSONResponse:
         return say(service, content={"status": "OK"})
@@ -138,7 +137,7 @@ def _add_ping(app: FastAPI, service: Service) -> None:
 
 
 def _config_of(service: Service) -> DeepSparseServer:
-    """Return the configuration, which brought these routes along."""
+    """Return the configuration: these routes are added for a `DeepSparseServer` only."""
     return cast("DeepSparseServer", service.config)
 
 
@@ -184,7 +183,7 @@ async def _benchmark() -> None:
 
 
 def _old_paths(service: Service, endpoint: DeepSparseEndpoint) -> list[str]:
-    """List where DeepSparse up to 1.5 served an endpoint: at its route, or at /predict where no other has that."""
+    """Return the paths of an endpoint in DeepSparse up to 1.5: its route, or /predict where no other endpoint has it."""
     if endpoint.route is not None:
         return ["/" + endpoint.route.strip("/")]
     without = [one for one in _config_of(service).endpoints if one.route is None]
@@ -215,25 +214,22 @@ def _check_free(app: FastAPI, path: str, config: DeepSparseEndpoint) -> None:
 
 def _infer(service: Service, endpoint: Endpoint) -> Callable[[Request], Awaitable[Response]]:
     async def infer(request: Request) -> Response:
-        asked = await read(request, EmbeddingExtractionInput)
-        check(asked.inputs, service.config.limits, "inputs")
+        body = await read(request, EmbeddingExtractionInput)
+        check(body.inputs, service.config.limits, "inputs")
         model = await pipeline_for(service.models, _endpoint_of(endpoint))
-        return await while_there(request, _answer(request, model, asked.inputs))
+        return await while_there(request, _answer(request, model, body.inputs))
 
     return infer
 
 
 async def _answer(request: Request, model: QueuedPipeline, texts: list[str]) -> Response:
-    numbers = facts(request)
-    numbers.texts = len(texts)
-    tokenized = await model.tokenize(texts)
-    numbers.tokens, numbers.truncated = int(tokenized.counts.sum()), len(tokenized.truncated)
+    tokenized = await tokenize(request, texts, model.tokenize(texts))
     items = await model.items(tokenized)
     return await respond({"embeddings": items}, sum(item.size for item in items))
 
 
 def _config(service: Service) -> dict[str, Any]:
-    """Give the configuration under DeepSparse's keys."""
+    """Return the configuration under DeepSparse's keys."""
     written = service.config.model_dump(exclude_unset=True)
     loggers: Any = written.get("loggers") or {}
     logging_of: Any = written.get("system_logging") or {}
@@ -273,10 +269,10 @@ def _endpoint_config(number: int, endpoint: Endpoint) -> dict[str, Any]:
     }
 
 
-def _may_change(request: Request, service: Service) -> None:
-    """Let endpoints be changed by who has the key; without one, only where none but this machine can ask.
+def _check_may_change(request: Request, service: Service) -> None:
+    """Refuse changes of endpoints on a server that other machines reach without a key.
 
-    DeepSparse let everybody on the network load any file of the server.
+    In DeepSparse everybody on the network could load any file of the server.
     """
     config = service.config
     if config.api_key is None and config.host not in ("127.0.0.1", "::1", "localhost"):
@@ -284,36 +280,36 @@ def _may_change(request: Request, service: Service) -> None:
             "closed", f"This server listens on {config.host} and has no key: its endpoints cannot be changed. Start it with "
             "--api-key, or with --host 127.0.0.1."
         )  # fmt: skip
-    # A page in somebody's browser cannot send this content type here without being asked for leave first.
+    # A browser does not send this content type from another site without a preflight request, which fails.
     if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
         raise Refusal("media", "Send the endpoint as application/json.")
 
 
 async def _add(app: FastAPI, service: Service, body: bytes) -> JSONResponse:
     try:
-        given = EndpointBody.model_validate_json(body)
+        endpoint_body = EndpointBody.model_validate_json(body)
     except ValidationError as error:
         wrong = [{**one, "loc": ["body", *one["loc"]]} for one in error.errors(include_url=False, include_context=False)]
         return JSONResponse({"detail": wrong}, 422)
     if len(service.endpoints) >= _MOST_ENDPOINTS:
         raise Refusal("invalid", f"There are {_MOST_ENDPOINTS} endpoints already, that is the most; remove one.")
     try:
-        config = read_endpoint(given.model_dump())
+        config = read_endpoint(endpoint_body.model_dump())
         for path in _old_paths(service, config):
             _check_free(app, path, config)
         await asyncio.to_thread(_open, service, config)
         add_endpoint(app, service, await asyncio.to_thread(service.add, config))
     except (OSError, TypeError, ValueError) as error:
         raise Refusal("invalid", f"The endpoint cannot be added: {error}") from error
-    app.openapi_schema = None  # it is made anew when it is next asked for
+    app.openapi_schema = None  # the next request makes it again
     return JSONResponse(content=True)
 
 
 def _delete(app: FastAPI, service: Service, body: bytes) -> bool:
-    """Remove an endpoint by its name, its route or a path of its; where none is left of that name, that is well too."""
+    """Remove the endpoints of a name, route or path; none is fine too."""
     try:
-        given = EndpointBody.model_validate_json(body)
-        config = read_endpoint(given.model_dump())
+        endpoint_body = EndpointBody.model_validate_json(body)
+        config = read_endpoint(endpoint_body.model_dump())
     except ValueError as error:
         raise Refusal("invalid", f"This is no endpoint: {error}") from error
     named = (config.route or config.name or "").strip("/")

@@ -1,4 +1,4 @@
-"""A pipeline behind a request queue, with DeepSparse's numbers, for DeepSparse's routes; opened as an endpoint says."""
+"""A pipeline with its request queue, opened as an endpoint says, for DeepSparse's routes."""
 
 import logging
 from functools import partial
@@ -20,7 +20,7 @@ _LOGGER = logging.getLogger(__name__)
 
 
 class QueuedPipeline:
-    """A pipeline behind its queue."""
+    """A pipeline with its queue."""
 
     def __init__(self, pipeline: Pipeline, reference: str, limits: Limits, metrics: Metrics) -> None:
         self.queue = ModelQueue(f"pipeline {reference}", limits, metrics)
@@ -33,7 +33,7 @@ class QueuedPipeline:
 
     @property
     def dimension(self) -> int:
-        """H, the size of one row."""
+        """H, the size of one vector."""
         return self.pipeline.dimension
 
     async def tokenize(self, texts: list[str]) -> Tokenized:
@@ -54,24 +54,28 @@ class QueuedPipeline:
         return list(rows)
 
     def close(self) -> None:
-        """Finish what waits, then free the model."""
+        """Finish the requests in the queue, then free the model."""
         self.queue.close()
         self.pipeline.close()
 
 
 def pipeline(models: Models, endpoint: DeepSparseEndpoint) -> QueuedPipeline:
-    """Open what DeepSparse's routes need of an endpoint.
+    """Return the pipeline of an endpoint; the first call opens it.
 
     Raises:
-        FileNotFoundError: no model there.
-        TypeError: a key is of a type that it cannot have.
-        ValueError: a key is none of the allowed values or not for these routes, or the model has no such layer or length.
+        FileNotFoundError: the model is missing.
+        TypeError: a key is of a wrong type.
+        ValueError: a key is not an allowed value or not for these routes, or the model has no such layer or length.
     """
     return models.opened(_key(endpoint), partial(_open, models, endpoint))
 
 
 async def pipeline_for(models: Models, endpoint: DeepSparseEndpoint) -> QueuedPipeline:
-    """Return the same without blocking the event loop; a failure is a refusal."""
+    """Return the pipeline of an endpoint without blocking the event loop.
+
+    Raises:
+        Refusal: it cannot be opened.
+    """
     return await models.opened_for(endpoint, _key(endpoint), partial(_open, models, endpoint))
 
 
@@ -97,12 +101,12 @@ def _open(models: Models, endpoint: DeepSparseEndpoint) -> QueuedPipeline:
 
 
 def _open_embedder(models: Models, endpoint: DeepSparseEndpoint) -> Embedder | None:
-    """Return the embedder of the same endpoint, so that one session may serve both; None where the model has none."""
+    """Return the embedder of the endpoint, whose session the pipeline may share; None where the model has no embedder."""
     if endpoint.extraction_strategy != "per_token":
         return None
     try:
         return models.embedder(endpoint).embedder
-    except (OSError, TypeError, ValueError):  # its own routes will say why; the files may state no pooling, for example
+    except (OSError, TypeError, ValueError):  # for example, the files state no pooling; its own routes answer with the reason
         return None
 
 

@@ -1,4 +1,4 @@
-"""Token vectors of an open embedder, for texts read as DeepSparse reads them: one copy of the weights serves both."""
+"""Token vectors of an open embedder, for texts tokenized as in DeepSparse: both use one copy of the weights."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -21,9 +21,9 @@ class SharedRows:
 
     Args:
         embedder: it must stay open.
-        recipe: how texts are read.
-        runtime: lengths to which they are padded.
-        tokenizer: reads them.
+        recipe: prompts and lengths.
+        runtime: padded lengths.
+        tokenizer: tokenizer of these texts.
     """
 
     def __init__(self, embedder: Embedder, recipe: Recipe, runtime: Runtime, tokenizer: Tokenizer) -> None:
@@ -43,7 +43,7 @@ class SharedRows:
         """Return N texts as token ids, ready for `run_padded`.
 
         Raises:
-            TextError: some rows are no text.
+            TextError: some rows are not texts.
         """
         return Tokenized.join([*self._reader.windows(texts, "document", None)])
 
@@ -51,23 +51,23 @@ class SharedRows:
         """Return (N, T, H) float32; see `Embedder.run_padded`.
 
         Raises:
-            ValueError: another reader tokenized the texts.
+            ValueError: the texts were tokenized by another model.
         """
         if tokenized.fingerprint != self._fingerprint:
             raise ValueError("These texts were tokenized by another model; pass what tokenize() returns.")
         return self._runner.padded(tokenized)
 
     def close(self) -> None:
-        """Do nothing: the embedder is its owner's."""
+        """Do nothing: the owner of the embedder closes it."""
 
 
 def shareable(embedder: Embedder, source: Source, recipe: Recipe) -> bool:
     """Return whether an embedder's graph has the token vectors that a recipe asks for.
 
     Args:
-        embedder: one that is open.
-        source: the files that the recipe is for.
-        recipe: how the token vectors are made.
+        embedder: an open embedder.
+        source: files of the recipe.
+        recipe: recipe of the token vectors.
     """
     model, own = embedder.model, embedder.recipe
     plain = own.precision == "fp32" and own.padding and own.batch_invariant

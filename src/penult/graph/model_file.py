@@ -1,7 +1,7 @@
-"""Read an ONNX file and leave its weights in it.
+"""Read an ONNX file without its weights.
 
-A ModelProto that holds its weights costs twice its file: the bytes and the parsed copy. Here the data of each large initializer
-are replaced by a reference to their place in the file itself, in the form of external data, which ONNX Runtime maps.
+Loading a ModelProto with its weights takes twice the size of the file: the bytes and the parsed copy. Here the data of each
+large initializer are replaced by a reference to the file itself, as external data, which ONNX Runtime maps.
 """
 
 import mmap
@@ -19,16 +19,16 @@ from onnx.external_data_helper import ExternalDataInfo
 from penult.graph.wire_format import Layout, Weight, layout, sized_field
 
 OWN = "."
-"""The location of data that lie in the file of the graph itself; no other file can have this name."""
+"""The location of data in the graph's own file; no other file can have this name."""
 
-# Types of weights. Integers and booleans of other types are shapes, positions and masks, which passes read.
+# Types of weights. Other integers and booleans are shapes, positions and masks, which the passes read.
 _WEIGHTS = frozenset(
     (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE, TensorProto.INT8, TensorProto.UINT8)
 )
 
 
 def read_model(path: Path) -> onnx.ModelProto:
-    """Read a graph; the data of its external and of its own large initializers stay in their files.
+    """Read a graph without the data of its external initializers and of its own large ones.
 
     The location of the latter is `OWN`.
 
@@ -36,7 +36,7 @@ def read_model(path: Path) -> onnx.ModelProto:
         google.protobuf.message.DecodeError: not an ONNX file.
     """
     try:
-        os.fspath(path.resolve()).encode()  # what points there is text
+        os.fspath(path.resolve()).encode()  # a location is text
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             plan = layout(data)
             if plan is not None and plan.weights:
@@ -61,19 +61,19 @@ def refer(tensor: TensorProto, location: str, offset: int, length: int) -> None:
 
 
 def read_values(tensor: TensorProto, file: Path) -> NDArray[np.generic]:
-    """Map the values of a tensor whose data are in `file`."""
+    """Return the values of a tensor whose data are in `file`, memory-mapped."""
     info = ExternalDataInfo(tensor)
     dtype = helper.tensor_dtype_to_np_dtype(tensor.data_type)
     return np.memmap(file, dtype=dtype, mode="r", offset=info.offset or 0, shape=tuple(tensor.dims))
 
 
 def with_values(tensor: TensorProto, file: Path) -> TensorProto:
-    """Return a copy of a tensor that holds its data, which are in `file`."""
+    """Return a copy of a tensor with its data, which are in `file`."""
     return numpy_helper.from_array(np.array(read_values(tensor, file)), tensor.name)
 
 
 def _without_weights(data: mmap.mmap, plan: Layout) -> Iterator[bytes]:
-    """Yield a ModelProto whose large initializers point to their data."""
+    """Yield the bytes of a ModelProto whose large initializers point to their data."""
     yield data[: plan.graph.start]
     parts, end = [], plan.graph.value
     for weight in plan.weights:
@@ -87,13 +87,13 @@ def _without_weights(data: mmap.mmap, plan: Layout) -> Iterator[bytes]:
 
 
 def _reference(data: mmap.mmap, weight: Weight) -> TensorProto | None:
-    """Return a tensor that points to its own data; None where it has to hold them."""
+    """Return a tensor that points to its data in the file; None where the data must stay in it."""
     raw = weight.data
     tensor = TensorProto.FromString(data[weight.tensor.value : raw.start] + data[raw.end : weight.tensor.end])
     if tensor.data_type not in _WEIGHTS or tensor.data_location or tensor.external_data:
         return None
     length = raw.end - raw.value
     if length != prod(tensor.dims) * helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize:
-        return None  # ONNX Runtime says so
+        return None  # broken: ONNX Runtime will refuse it
     refer(tensor, OWN, raw.value, length)
     return tensor

@@ -1,6 +1,6 @@
 """Find the weights inside an ONNX file by its protobuf wire format, without parsing it and without onnx.
 
-Whatever is unusual or broken is left to protobuf: then nothing is found.
+For an unusual or broken file nothing is returned, and protobuf parses it.
 """
 
 import mmap
@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 LARGE = 2**16
-"""Bytes of a weight that is found."""
+"""Minimum bytes of a weight."""
 
-_MOST_FIELDS = 1_000_000  # that are walked, a second's work; real files have some ten thousand
+_MOST_FIELDS = 1_000_000  # of a file, walked in about a second; real files have some ten thousand
 # Numbers of fields in onnx.proto: ModelProto.graph, GraphProto.initializer, TensorProto.raw_data.
 _GRAPH, _INITIALIZER, _RAW_DATA = 7, 5, 9
 _VARINT, _EIGHT_BYTES, _SIZED, _FOUR_BYTES = 0, 1, 2, 5  # wire types
@@ -18,7 +18,15 @@ _VARINT, _EIGHT_BYTES, _SIZED, _FOUR_BYTES = 0, 1, 2, 5  # wire types
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """A field of a message: its number, its wire type, and where in the file its tag begins, its value begins and it ends."""
+    """A field of a message.
+
+    Attributes:
+        number: field number.
+        wire: wire type.
+        start: offset of its tag in the file.
+        value: offset of its value.
+        end: offset of the next field.
+    """
 
     number: int
     wire: int
@@ -37,16 +45,16 @@ class Weight:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Where an ONNX file has its graph, and the graph its large weights, in order."""
+    """The graph of an ONNX file and its large weights, in the order of the file."""
 
     graph: Field
     weights: tuple[Weight, ...]
 
 
 def layout(data: mmap.mmap) -> Layout | None:
-    """Return where an ONNX file has its weights.
+    """Return the places of the weights in an ONNX file.
 
-    None for a file that is not plain messages, that has its graph in parts or more fields than any model.
+    None for a file that is not valid protobuf, has its graph in several parts, or has more than `_MOST_FIELDS` fields.
     """
     budget = iter(range(_MOST_FIELDS))
     try:
@@ -59,7 +67,7 @@ def layout(data: mmap.mmap) -> Layout | None:
 
 
 def sized_field(number: int, value: bytes) -> bytes:
-    """Write a field whose value is a message, of a number below 16."""
+    """Return the bytes of a field whose value is a message; `number` is below 16."""
     size, written = len(value), bytearray([number << 3 | _SIZED])
     while size > 0x7F:
         written.append(size & 0x7F | 0x80)
@@ -82,7 +90,7 @@ def _weights(data: mmap.mmap, graph: Field, budget: Iterator[int]) -> Iterator[W
 
 
 def _fields(data: mmap.mmap, start: int, end: int, budget: Iterator[int]) -> Iterator[Field]:
-    """Yield the fields of a message, as long as the budget of the whole file lasts."""
+    """Yield the fields of a message, while the budget of the file lasts."""
     for _ in budget:
         if start == end:
             return
@@ -105,7 +113,7 @@ def _fields(data: mmap.mmap, start: int, end: int, budget: Iterator[int]) -> Ite
 
 
 def _varint(data: mmap.mmap, start: int, end: int) -> tuple[int, int]:
-    """Read a number as protobuf writes it, seven bits a byte, the lowest first; return it and where it ends."""
+    """Return a varint (seven bits per byte, the lowest first) and the offset after it."""
     number = 0
     for place in range(start, min(end, start + 10)):
         byte = data[place]

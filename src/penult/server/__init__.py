@@ -3,6 +3,7 @@
 The names below are imported when they are first used, so that the command line starts without pydantic and a web framework.
 """
 
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -34,6 +35,4 @@ def serve(config: "ServerConfig", extend: "Extend | None" = None) -> None:
 def __getattr__(name: str) -> object:
     if name not in __all__:
         raise AttributeError(f"module 'penult.server' has no attribute {name!r}")
-    from importlib import import_module  # noqa: PLC0415
-
     return getattr(import_module(f"penult.server.{_HOMES.get(name, 'config')}"), name)

@@ -1,6 +1,6 @@
-"""The web application: all routes over one service, behind the gate.
+"""The web application: all routes over one service, behind the middleware.
 
-It composes; it knows no contract's words itself.
+It composes; it does not know the words of any contract.
 """
 
 from collections.abc import AsyncIterator, Callable
@@ -13,7 +13,7 @@ from penult._version import __version__
 from penult.server import docs, health, openai, tei
 from penult.server.config import ServerConfig
 from penult.server.errors import no_route
-from penult.server.middleware import Gate
+from penult.server.middleware import RequestMiddleware
 from penult.server.service import Service
 
 _ABOUT = """Text to vectors on the CPU. The routes of OpenAI (`/v1/embeddings`) and of Text Embeddings Inference (`/embed`) give
@@ -24,14 +24,14 @@ Extend = Callable[[FastAPI, Service], None]
 
 
 def create_app(config: ServerConfig, extend: Extend | None = None) -> FastAPI:
-    """Open the models and make the application.
+    """Load the models and return the application.
 
     Args:
         config: what is served.
         extend: adds further routes.
 
     Raises:
-        FileNotFoundError: a model is not there.
+        FileNotFoundError: a model is missing.
         ValueError: the configuration cannot be served; the message says why.
     """
     service = Service(config)
@@ -58,5 +58,10 @@ def create_app(config: ServerConfig, extend: Extend | None = None) -> FastAPI:
     app.add_exception_handler(HTTPException, no_route)
     app.state.service = service
     app.openapi()  # made now: it takes a fifth of a second, in which nobody else would be answered
-    app.add_middleware(Gate, metrics=service.metrics, api_key=config.api_key, max_body_bytes=config.limits.max_body_bytes)
+    app.add_middleware(
+        RequestMiddleware,
+        metrics=service.metrics,
+        api_key=config.api_key,
+        max_body_bytes=config.limits.max_body_bytes,
+    )
     return app

@@ -1,4 +1,4 @@
-"""The configuration of a server, in penult's words: pydantic models, checked when they are made.
+"""The configuration of a server: pydantic models with penult's own error messages.
 
 This file knows no file format, no web framework and no model. `config_file` reads these models from YAML.
 """
@@ -43,7 +43,7 @@ def error_at(*keys: str | int, message: str) -> PydanticCustomError:
 
 
 class Settings(BaseModel):
-    """What all sections of a configuration share: they are immutable, and refuse unknown keys.
+    """Base of all sections of a configuration: immutable, without unknown keys.
 
     Validated with a context (by `config_file`), they are the sections of a file, in which a key without a value is absent.
     """
@@ -68,6 +68,10 @@ class Settings(BaseModel):
             return values
         nullable = {name for name, field in fields.items() if NoneType in get_args(field.annotation)}
         return {name: value for name, value in values.items() if value is not None or name in nullable}
+
+    def stated(self) -> dict[str, Any]:
+        """Return the fields that were stated, without those that have their default."""
+        return {name: getattr(self, name) for name in self.model_fields_set}
 
 
 def _check_poolings(value: object) -> object:
@@ -99,7 +103,7 @@ Prompts = Annotated[Mapping[str, StrictStr] | None, BeforeValidator(_check_roles
 
 
 class Limits(Settings):
-    """What one client may ask for, and how much may wait.
+    """Limits of requests and of the queue.
 
     Attributes:
         max_body_bytes: bytes of one request's body.
@@ -107,7 +111,7 @@ class Limits(Settings):
         max_text_chars: characters of one text.
         max_concurrent_requests: requests that run or wait, for each model; more are answered with 429.
         max_tick_tokens: tokens of one merged batch; it bounds how long a small request waits behind a large one.
-        max_answer_values: numbers of one answer; `per_token` and /embed_all have thousands of them for a text.
+        max_answer_values: numbers of one answer; `per_token` and /embed_all have thousands for each text.
     """
 
     max_body_bytes: Count = 32 * 1024 * 1024
@@ -137,7 +141,7 @@ class EndpointConfig(Settings):
         files_from: folder or Hub id with tokenizer and configuration, for a model that lacks them. None: the model's own.
         model_file: the .onnx file, of several in a folder or on the Hub. None: as `Embedder.load` chooses.
         model_task: the task, of a model that has several.
-        open_at_start: whether the model is loaded before the server listens. No: when a client first asks for it.
+        open_at_start: whether the model is loaded before the server listens. False: at its first request.
     """
 
     model: StrictStr
@@ -160,11 +164,11 @@ class EndpointConfig(Settings):
 
     @property
     def place(self) -> str:
-        """Where the endpoint is written, for errors: file, line and key; empty where there is no file."""
+        """File, line and key of the endpoint, for errors; empty where there is no file."""
         return self._place
 
     def set_place(self, place: str) -> None:
-        """Note where the endpoint is written. It is not a field, so that no file can state it."""
+        """Set `place`. It is not a field, so that a file cannot state it."""
         self._place = place
 
     @property
@@ -174,7 +178,7 @@ class EndpointConfig(Settings):
 
     @property
     def chooses_files(self) -> bool:
-        """Whether it takes other files than those that `model` alone refers to."""
+        """Whether it uses other files than `model` alone refers to."""
         return self.files_from is not None or self.model_file is not None
 
 
@@ -192,16 +196,16 @@ def check_unique(endpoints: Sequence[EndpointConfig], *fields: str) -> None:
 
 
 class ServerConfig(Settings):
-    """A whole server.
+    """The configuration of a server.
 
     Attributes:
         endpoints: what it serves, at least one.
         host: address to listen on: 0.0.0.0 for every network, 127.0.0.1 for this machine alone.
         port: port to listen on; 0: any that is free.
-        api_key: key that clients send as `Authorization: Bearer KEY`, but for the health routes. None: everybody may ask.
+        api_key: key that clients send as `Authorization: Bearer KEY`, except to the health routes. None: no key is needed.
         log_json: whether the log's lines are JSON objects.
         threads: intra-op threads of each model. None: the physical cores this process may use.
-        limits: what one client may ask for.
+        limits: limits of requests and of the queue.
     """
 
     endpoints: tuple[EndpointConfig, ...]
@@ -221,6 +225,6 @@ class ServerConfig(Settings):
         return endpoints
 
     def names_of(self, endpoint: EndpointConfig, number: int) -> tuple[str, ...]:
-        """Return the further names of an endpoint, the `number`-th that is served; the first must be its own."""
-        del number  # the names of an extension may count
+        """Return further names of an endpoint, the `number`-th of the server; the first must be unique."""
+        del number  # a subclass uses it
         return endpoint.aliases

@@ -84,13 +84,14 @@ def load(path: str | Path, kind: type[Server]) -> tuple[Server, Document]:
 
 
 def override(config: Section, values: Mapping[str, Any]) -> Section:
-    """Return a section of a configuration with some fields replaced; None: not replaced.
+    """Return a section of a configuration with these fields replaced. A value of None replaces nothing.
 
     Raises:
         ConfigError: a value cannot be used.
     """
-    given = {name: getattr(config, name) for name in config.model_fields_set}
-    return Document("", given | {name: value for name, value in values.items() if value is not None}).validate(type(config))
+    return Document("", config.stated() | {name: value for name, value in values.items() if value is not None}).validate(
+        type(config)
+    )
 
 
 def read(path: str | Path) -> Document:

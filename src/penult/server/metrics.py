@@ -63,13 +63,13 @@ class Metrics:
         self._queued.observe(seconds)
 
     def ran(self, texts: int, tokens: int, seconds: float) -> None:
-        """A tick has run."""
+        """A merged call has run."""
         self._next_size.observe(texts)
         self._next_tokens.observe(tokens)
         self._inference.observe(seconds)
 
     def tokenized(self, sizes: list[int], truncated: int, seconds: float) -> None:
-        """A request's texts were counted."""
+        """A request's texts were tokenized."""
         self._tokenize.observe(seconds)
         for size in sizes:
             self._length.observe(size)

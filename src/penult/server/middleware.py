@@ -1,7 +1,6 @@
-"""What every request passes: the key, the limit of the body, the log, the metrics, and the end of every exception.
+"""The middleware of every request: API key, limit of the body, access log, metrics, and the handler of all exceptions.
 
-Plain ASGI, outermost, so that it sees what really goes over the wire. It knows paths and statuses; it never logs a text, a
-header or a query.
+It is the outermost ASGI application, so that it sees what the client sends and gets. It never logs a text, a header or a query.
 """
 
 import asyncio
@@ -16,7 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from penult.server.errors import Gone, Refusal, answer, contract
 from penult.server.metrics import Metrics
-from penult.server.request_log import Facts
+from penult.server.request_log import RequestLog
 
 _ACCESS = logging.getLogger("penult.server.access")
 _LOGGER = logging.getLogger(__name__)
@@ -25,14 +24,14 @@ _GONE = 499  # as nginx logs a client that left
 _STALL_SECONDS = 30.0  # without a byte of the body; a client that stalls for ever must not hold up the end of the server
 
 
-class Gate:
-    """An ASGI middleware.
+class RequestMiddleware:
+    """Checks, counts and logs requests.
 
     Args:
-        app: what is behind it.
-        metrics: what it counts in.
-        api_key: None: everybody passes.
-        max_body_bytes: of one request.
+        app: the application.
+        metrics: counters of the server.
+        api_key: key that clients must send. None: no key is needed.
+        max_body_bytes: maximum bytes of a request's body.
     """
 
     def __init__(self, app: ASGIApp, *, metrics: Metrics, api_key: str | None, max_body_bytes: int) -> None:
@@ -42,11 +41,11 @@ class Gate:
         self._max_body_bytes = max_body_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on, and tell of it."""
+        """Pass a request to the application, and log it."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        scope["penult"] = facts = Facts()
+        scope["penult"] = log = RequestLog()
         started, status = time.monotonic(), 0
 
         async def watched_send(message: Message) -> None:
@@ -61,17 +60,17 @@ class Gate:
         except (Gone, ClientDisconnect):  # while it waited, or in the middle of its body
             pass
         except Refusal as refusal:
-            facts.reason = refusal.reason
+            log.reason = refusal.reason
             if not status:
                 await answer(scope["path"], refusal)(scope, receive, watched_send)
         except Exception:
             _LOGGER.exception("%s %s failed", scope["method"], _path(scope))
-            facts.reason = "bug"
+            log.reason = "bug"
             if not status:
                 trouble = Refusal("bug", "The server failed to answer; its log says why.")
                 await answer(scope["path"], trouble)(scope, receive, watched_send)
         finally:
-            self._tell(scope, facts, status or _GONE, time.monotonic() - started)
+            self._record(scope, log, status or _GONE, time.monotonic() - started)
 
     def _check_key(self, scope: Scope) -> None:
         if self._key is None or scope["path"] in _OPEN:
@@ -110,28 +109,28 @@ class Gate:
 
         return limited
 
-    def _tell(self, scope: Scope, facts: Facts, status: int, seconds: float) -> None:
-        if facts.texts:
-            self._metrics.asked(facts.texts)
-        if facts.reason:
-            self._metrics.refused(facts.reason)
+    def _record(self, scope: Scope, log: RequestLog, status: int, seconds: float) -> None:
+        if log.texts:
+            self._metrics.asked(log.texts)
+        if log.reason:
+            self._metrics.refused(log.reason)
         elif status == _GONE:
             self._metrics.left()
-        elif facts.texts and status < 300:
-            self._metrics.answered(facts.texts, seconds)
+        elif log.texts and status < 300:
+            self._metrics.answered(log.texts, seconds)
         self._metrics.responded(contract(scope["path"]), status)
         line = {
             "method": scope["method"],
             "path": _path(scope),
             "status": status,
             "ms": round(seconds * 1000, 1),
-            "texts": facts.texts,
-            "tokens": facts.tokens,
-            "truncated": facts.truncated,
-            "reason": facts.reason,
+            "texts": log.texts,
+            "tokens": log.tokens,
+            "truncated": log.truncated,
+            "reason": log.reason,
             "client": (scope.get("client") or ("",))[0],
         }
-        _ACCESS.info("%s", line, extra={"facts": line})
+        _ACCESS.info("%s", line, extra={"request": line})
 
 
 class Plain(logging.Formatter):
@@ -142,7 +141,7 @@ class Plain(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """Write a record."""
-        line = getattr(record, "facts", None)
+        line = getattr(record, "request", None)
         if line is not None:
             head = f"{line['method']} {line['path']} {line['status']} {line['ms']} ms"
             rest = "".join(
@@ -158,12 +157,12 @@ class Json(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """Write a record."""
         line = {"time": self.formatTime(record, "%Y-%m-%dT%H:%M:%S%z"), "level": record.levelname.lower()}
-        line |= getattr(record, "facts", None) or {"message": record.getMessage()}
+        line |= getattr(record, "request", None) or {"message": record.getMessage()}
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
         return json.dumps(line)
 
 
 def _path(scope: Scope) -> str:
-    """Give the path as it came over the wire, at most 200 characters: what a client writes there breaks no line."""
+    """Return the path as the client sent it, at most 200 characters, quoted so that it cannot break a line of the log."""
     return quote(scope["path"], safe="/-._~:@")[:200]

@@ -1,6 +1,6 @@
-"""The models of a server: each is opened once, when a route first needs it, and shared by all endpoints that ask the same.
+"""The models of a server: each is opened once, when a route first needs it, and shared by all endpoints with the same settings.
 
-It reads an endpoint's keys into `Embedder.load`; of HTTP it knows the reason for a refusal.
+Of HTTP it knows the reason of a refusal.
 """
 
 import asyncio
@@ -30,18 +30,18 @@ class Queued(Protocol):
         """D, the number of values in a vector."""
 
     def close(self) -> None:
-        """Finish what waits, then free the model."""
+        """Finish the requests in the queue, then free the model."""
 
 
 Kind = TypeVar("Kind", bound=Queued)
 
 
 class Models:
-    """All models that are open.
+    """The open models.
 
     Args:
-        limits: of each model's requests.
-        metrics: what they count.
+        limits: limits of requests and answers.
+        metrics: counters of the server.
         threads: intra-op threads of each model. None: the physical cores this process may use.
     """
 
@@ -54,7 +54,7 @@ class Models:
 
     @property
     def alive(self) -> bool:
-        """Whether every queue is served."""
+        """Whether the thread of every queue runs."""
         return all(model.queue.alive for model in self._models.values())
 
     @property
@@ -68,27 +68,31 @@ class Models:
         return [model.embedder.recipe for model in self._models.values() if isinstance(model, QueuedEmbedder)]
 
     def embedder(self, endpoint: EndpointConfig) -> QueuedEmbedder:
-        """Open what the routes of OpenAI and TEI need.
+        """Return the embedder of an endpoint, for the OpenAI and TEI routes; the first call opens it.
 
         Raises:
-            FileNotFoundError: no model there.
-            ValueError: the model cannot be used so; the message says what to add to the endpoint.
+            FileNotFoundError: the model is missing.
+            ValueError: the model cannot be used with these settings; the message says what to change in the endpoint.
         """
         return self.opened(embedder_key(endpoint), lambda: self._open(endpoint))
 
     async def embedder_for(self, endpoint: EndpointConfig) -> QueuedEmbedder:
-        """Return the same without blocking the event loop; a failure is a refusal."""
+        """Return the embedder of an endpoint without blocking the event loop.
+
+        Raises:
+            Refusal: it cannot be opened.
+        """
         return await self.opened_for(endpoint, embedder_key(endpoint), lambda: self._open(endpoint))
 
     def opened(self, key: tuple[object, ...], open_model: Callable[[], Kind]) -> Kind:
-        """Return the model of a key, opened at the first call, once however many threads ask."""
+        """Return the model of a key; the first call opens it, once for all threads."""
         with self._opening:
             if key not in self._models:
                 self._models[key] = open_model()
             return cast("Kind", self._models[key])
 
     async def opened_for(self, endpoint: EndpointConfig, key: tuple[object, ...], open_model: Callable[[], Kind]) -> Kind:
-        """Return the same, opened in a thread where it is not open yet.
+        """Return the model of a key; a thread opens it, so that the event loop is not blocked.
 
         Raises:
             Refusal: it cannot be opened.
@@ -101,7 +105,7 @@ class Models:
             raise Refusal("unable", f"{endpoint.model} cannot be opened for this route: {error}") from error
 
     def close(self) -> None:
-        """Finish what waits, then free every model."""
+        """Finish the requests in the queues, then free every model."""
         for model in self._models.values():
             model.close()
 
@@ -127,31 +131,31 @@ class Models:
             )
 
         try:
-            found = load(endpoint.pooling)
+            embedder = load(endpoint.pooling)
         except ValueError:
             if endpoint.pooling is not None or endpoint.fallback_pooling is None:
                 raise
-            found = load(endpoint.fallback_pooling)
-        origin = found.recipe.origin.get("prompts", "")
+            embedder = load(endpoint.fallback_pooling)
+        origin = embedder.recipe.origin.get("prompts", "")
         _LOGGER.info(
             "%s is open for the routes of OpenAI and TEI: %d values, pooling %s, prompts %s, fingerprint %s",
             endpoint.model,
-            found.dimension,
-            "+".join(found.recipe.poolings) or "of the graph",
+            embedder.dimension,
+            "+".join(embedder.recipe.poolings) or "of the graph",
             "of the endpoint" if origin == "argument" else origin,
-            found.fingerprint,
+            embedder.fingerprint,
         )
-        if not found.recipe.named_prompts and origin != "argument":
+        if not embedder.recipe.named_prompts and origin != "argument":
             _LOGGER.info(
                 "%s: no file states a prompt. If the model's card gives prompts, set them with prompts: in the endpoint, or "
                 "with --prompt-query and --prompt-document.",
                 endpoint.model,
             )
-        return found
+        return embedder
 
 
 def embedder_key(endpoint: EndpointConfig) -> tuple[object, ...]:
-    """Return all of an endpoint that decides its embedder."""
+    """Return the settings of an endpoint that decide its embedder."""
     pooling = (endpoint.pooling, None if endpoint.pooling else endpoint.fallback_pooling)
     prompts = None if endpoint.prompts is None else tuple(sorted(endpoint.prompts.items()))
     rest = (endpoint.precision, endpoint.max_length, endpoint.dimensions, endpoint.normalize, endpoint.layer_norm, prompts)

@@ -143,7 +143,7 @@ def add(app: FastAPI, service: Service) -> None:
 async def _answer(request: Request, service: Service, endpoint: Endpoint, asked: EmbeddingsRequest) -> Response:
     model = await service.models.embedder_for(endpoint.config)
     purpose = purpose_of(asked, model.embedder.recipe)
-    tokenized = await tokenize(request, model, asked.input, purpose)
+    tokenized = await tokenize(request, asked.input, model.tokenize(asked.input, purpose))
     vectors = await model.vectors(tokenized)
     own = asked.dimensions is None
     if not own:  # as `dimensions=` does where the model is loaded

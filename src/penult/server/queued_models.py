@@ -1,6 +1,6 @@
-"""A model behind its request queue: texts are tokenized in the request, wait as `Tokenized`, and run merged.
+"""A model with its request queue: a request tokenizes its texts, queues them as `Tokenized`, and they run in merged calls.
 
-It knows truncation and how much an answer may hold; of HTTP it knows the reasons for a refusal.
+Of HTTP it knows the reasons of a refusal.
 """
 
 import asyncio
@@ -19,12 +19,17 @@ from penult.server.metrics import Metrics
 from penult.server.request_queue import QueueFull, RequestQueue, Rows, Run
 from penult.types import Role, TextError, Vectors
 
-_INLINE_CHARS = 4096  # texts this short are tokenized in less time than it takes to wake a thread
+_INLINE_CHARS = 4096  # texts of a request that are tokenized faster than a thread is woken
 
 
 @dataclass(frozen=True, slots=True)
 class Purpose:
-    """What the texts of a request are for, and what is put before them. `prompt`: None: the model's prompt for the role."""
+    """What the texts of a request are for.
+
+    Attributes:
+        role: role of the texts.
+        prompt: put before each text. None: the model's prompt for the role.
+    """
 
     role: Role
     prompt: str | None = None
@@ -34,9 +39,9 @@ class ModelQueue:
     """A request queue whose failures are refusals.
 
     Args:
-        name: of the queue's thread.
-        limits: of requests and answers.
-        metrics: what they count.
+        name: name of the queue's thread.
+        limits: limits of requests and answers.
+        metrics: counters of the server.
     """
 
     def __init__(self, name: str, limits: Limits, metrics: Metrics) -> None:
@@ -48,15 +53,15 @@ class ModelQueue:
 
     @property
     def alive(self) -> bool:
-        """Whether requests are served."""
+        """Whether the thread of the queue runs."""
         return self._queue.alive
 
     def close(self) -> None:
-        """Finish what waits."""
+        """Finish the requests in the queue, then end its thread."""
         self._queue.close()
 
     async def tokenize(self, texts: list[str], tokenize: Callable[[list[str]], Tokenized]) -> Tokenized:
-        """Tokenize the texts of a request: the one time that they are.
+        """Tokenize the texts of a request; many are tokenized in a thread.
 
         Raises:
             Refusal: a text cannot be tokenized.
@@ -79,10 +84,10 @@ class ModelQueue:
 
         Args:
             tokenized: N texts.
-            run: what to call.
-            values: how many numbers the answer will have.
-            costs: see `RequestQueue.rows`, as `mergeable`.
-            mergeable: see there.
+            run: see `RequestQueue.rows`.
+            values: number of values in the answer.
+            costs: see `RequestQueue.rows`.
+            mergeable: see `RequestQueue.rows`.
 
         Raises:
             Refusal: the queue is full, the answer would be too large, or a text cannot be embedded.
@@ -104,7 +109,7 @@ class ModelQueue:
 
 
 class QueuedEmbedder:
-    """An embedder behind its queue, for the OpenAI and TEI routes."""
+    """An embedder with its queue, for the OpenAI and TEI routes."""
 
     def __init__(self, embedder: Embedder, reference: str, limits: Limits, metrics: Metrics) -> None:
         self.queue = ModelQueue(f"embed {reference}", limits, metrics)
@@ -116,7 +121,7 @@ class QueuedEmbedder:
         return self.embedder.dimension
 
     def recipe(self, role: Role) -> Recipe:
-        """Return what decides the vectors of a role: models with a part for queries alone have a recipe for it."""
+        """Return the recipe of a role; models with a separate part for queries have two."""
         recipe = self.embedder.recipe
         return recipe.query if role == "query" and recipe.query is not None else recipe
 
@@ -135,7 +140,7 @@ class QueuedEmbedder:
         """Return N arrays of (T_i, H).
 
         Raises:
-            Refusal: the model has vectors of texts alone.
+            Refusal: the model has no vectors of tokens.
         """
         if not self.embedder.gives_tokens(tokenized.role):
             raise Refusal("unable", "This model gives one vector a text and none of its tokens; send the texts to /embed.")
@@ -143,6 +148,6 @@ class QueuedEmbedder:
         return await self.queue.rows(tokenized, self.embedder.run_tokens, values=values)
 
     def close(self) -> None:
-        """Finish what waits, then free the model."""
+        """Finish the requests in the queue, then free the model."""
         self.queue.close()
         self.embedder.close()

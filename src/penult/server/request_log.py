@@ -1,4 +1,4 @@
-"""What the log and the metrics say of one request, and how a route writes it down."""
+"""The numbers of one request for log and metrics, which its route fills in."""
 
 from dataclasses import dataclass
 
@@ -8,8 +8,8 @@ from penult.server.errors import Reason
 
 
 @dataclass(slots=True)
-class Facts:
-    """Numbers of one request; never a text, never a key."""
+class RequestLog:
+    """The numbers of one request; never a text, never a key."""
 
     texts: int = 0
     tokens: int = 0
@@ -17,7 +17,7 @@ class Facts:
     reason: Reason | None = None
 
 
-def facts(request: Request) -> Facts:
-    """Give the facts of a request, to be filled in."""
-    found: Facts = request.scope["penult"]
-    return found
+def log_of(request: Request) -> RequestLog:
+    """Return the numbers of a request, which the middleware logs after its answer."""
+    log: RequestLog = request.scope["penult"]
+    return log

@@ -1,8 +1,8 @@
-"""The request queue: dynamic batching of requests that wait for one model, within a budget of tokens.
+"""The request queue: dynamic batching of the requests of one model, within a token budget.
 
-A request that finds the model idle runs at once. Those that arrive meanwhile are merged into the next call, and a large
-request gives way to small ones: each call shares its token budget among all that wait. What is queued is `Tokenized`, so that
-sizes are counted and not guessed. It knows nothing of HTTP or of models.
+Where the model is idle, a request runs at once. Requests that arrive during a call are merged into the next one, and each call
+shares its token budget among all of them, so that a large request does not block small ones. The queue holds `Tokenized`, so
+that sizes are counted and not estimated. It knows nothing of HTTP or of models.
 """
 
 import asyncio
@@ -21,8 +21,8 @@ from penult.core.tokenized import Tokenized
 
 _LOGGER = logging.getLogger(__name__)
 
-_MANY = 4  # answered requests, from which on their clients' next ones are waited for
-# Shares of the last call's time, and bounds: of the whole wait, and of the time without a new request that ends it.
+_MANY = 4  # minimum of requests in a call after which the queue waits for their clients' next ones
+# Fraction of the last call's time, and maximum: of the whole wait, and of the time without a new request that ends it.
 _WAIT, _WAIT_SECONDS = 0.5, 0.04
 _GAP, _GAP_SECONDS = 0.25, 0.012
 
@@ -31,20 +31,25 @@ Run = Callable[[Tokenized], Rows]
 
 
 class Watcher(Protocol):
-    """Told what the queue does."""
+    """Receives the events of a queue."""
 
     def waiting(self, change: int) -> None:
-        """So many requests more, or fewer, are in the queue."""
+        """The number of requests in the queue has changed."""
 
     def waited(self, seconds: float) -> None:
-        """A request left the queue for the engine."""
+        """A request has begun to run, after so many seconds in the queue."""
 
     def ran(self, texts: int, tokens: int, seconds: float) -> None:
         """A call has run."""
 
 
 class QueueFull(Exception):  # noqa: N818 - a state of the queue
-    """Too many requests wait already; `retry_after` is a good number of seconds to come back."""
+    """The queue is full.
+
+    Attributes:
+        waiting: number of requests in the queue.
+        retry_after: seconds after which there should be room.
+    """
 
     def __init__(self, waiting: int, retry_after: int) -> None:
         self.waiting = waiting
@@ -68,26 +73,27 @@ class _Job:
 
     @property
     def kind(self) -> tuple[object, ...]:
-        """What requests must share to run in one call."""
+        """Requests of equal kind can run in one call."""
         return (self.run, self.tokenized.role, self.tokenized.fingerprint)
 
     def take(self, budget: int) -> list[int]:
         """Take texts for at most `budget` tokens, but at least one."""
         if not self.mergeable or self.tokens_left <= budget:
-            taken, self.left, self.tokens_left = list(self.left), deque(), 0
-            return taken
-        taken = []
-        while self.left and (not taken or self.costs[self.left[0]] <= budget):
-            taken.append(self.left.popleft())
-            budget -= self.costs[taken[-1]]
-            self.tokens_left -= self.costs[taken[-1]]
-        return taken
+            rows, self.left, self.tokens_left = list(self.left), deque(), 0
+            return rows
+        rows = []
+        while self.left and (not rows or self.costs[self.left[0]] <= budget):
+            rows.append(self.left.popleft())
+            budget -= self.costs[rows[-1]]
+            self.tokens_left -= self.costs[rows[-1]]
+        return rows
 
     def selected(self, rows: list[int]) -> Tokenized:
         """Return the texts of some rows."""
         return self.tokenized if len(rows) == len(self.tokenized) and not self.parts else self.tokenized.select(rows)
 
     def result(self) -> Rows:
+        """Return the answer from its parts, in the order of the texts."""
         if len(self.parts) == 1:
             return self.parts[0][1]
         if all(isinstance(values, np.ndarray) for _, values in self.parts):
@@ -103,13 +109,13 @@ class _Job:
 
 
 class RequestQueue:
-    """The requests that wait for one model, and the thread that runs them.
+    """The requests of one model, and the thread that runs them.
 
     Args:
-        name: of the thread.
-        max_requests: maximum requests that wait or run.
+        name: name of the thread.
+        max_requests: maximum of requests that wait or run.
         max_run_tokens: maximum tokens of one call. A single text of more runs alone.
-        watcher: told of what the queue does.
+        watcher: receives the events of the queue.
     """
 
     def __init__(self, name: str, *, max_requests: int, max_run_tokens: int, watcher: Watcher) -> None:
@@ -120,43 +126,44 @@ class RequestQueue:
         self._wake = threading.Condition()
         self._closing = False
         self._answered, self._seconds = 0, 0.0  # requests that the last call answered, and how long it took
-        self._tokens_per_second = 5000.0  # a guess, until the first calls have run
+        self._tokens_per_second = 5000.0  # an estimate, until the first calls have run
         self._thread = threading.Thread(target=self._work, name=name, daemon=True)
         self._thread.start()
 
     @property
     def alive(self) -> bool:
-        """Whether the thread still runs."""
+        """Whether the thread runs."""
         return self._thread.is_alive() and not self._closing
 
     async def rows(self, tokenized: Tokenized, run: Run, *, costs: Sequence[int] | None = None, mergeable: bool = True) -> Rows:
-        """Run texts with those of other requests; the rows come in the order of the texts.
+        """Run texts, merged with those of other requests; return the rows in the order of the texts.
 
         Args:
             tokenized: N texts, at least one.
-            run: what to call with the texts of several requests. Only requests of an equal one, a role and an embedder merge.
-            costs: tokens of each text as it runs. None: its own.
-            mergeable: False: these texts run in one call of their own.
+            run: called with the texts of several requests. Requests merge if `run`, role and fingerprint are equal.
+            costs: tokens of each text as it runs, padding included. None: `tokenized.counts`.
+            mergeable: whether the texts may run with those of other requests, and in several calls.
 
         Raises:
-            QueueFull: there is no room.
-            Exception: what `run` raised for these texts.
+            QueueFull: too many requests wait.
+            Exception: any that `run` raises for these texts.
         """
         future: asyncio.Future[Rows] = asyncio.get_running_loop().create_future()
         costs = tokenized.counts.tolist() if costs is None else list(costs)
-        total, order = sum(costs), range(len(costs))
-        if mergeable and total > self._max_run_tokens:  # like lengths together, as they will run in several calls
-            order = sorted(order, key=lambda row: -costs[row])  # type: ignore[assignment]
+        total = sum(costs)
+        order: Sequence[int] = range(len(costs))
+        if mergeable and total > self._max_run_tokens:  # similar lengths together, as they will run in several calls
+            order = sorted(order, key=lambda row: -costs[row])
         job = _Job(tokenized, costs, run, mergeable, future, time.monotonic(), deque(order), tokens_left=total)
         with self._wake:
             self._check_room()
             self._jobs.append(job)
             self._watcher.waiting(1)
             self._wake.notify()
-        return await future  # cancelled when the client has gone: the thread then skips what is left of the job
+        return await future  # cancelled when the client disconnects: the thread then skips the rest of the job
 
     def close(self) -> None:
-        """Finish what waits, then end the thread."""
+        """Finish the requests in the queue, then end the thread."""
         with self._wake:
             self._closing = True
             self._wake.notify()
@@ -176,23 +183,23 @@ class RequestQueue:
                 self._drop_cancelled()
                 if not self._jobs and self._closing:
                     return
-                taken = self._take()
-            if taken:
-                self._run(taken)
+                batch = self._take()
+            if batch:
+                self._run(batch)
 
     def _gather(self) -> None:
-        """Wait while the clients of the last call come back with their next requests, so that these run together again.
+        """Wait for the next requests of the last call's clients, so that these run together again.
 
-        A call at once, with the few that are there, leaves the others to the call after it, and many clients of one text each
-        fall into groups that run in turn: 9 % fewer requests per second, 12 % more CPU (32 clients, all-MiniLM-L6-v2, fp32, 24
-        tokens per text, two vCPUs of an AMD EPYC). A client that comes alone, or after a pause, waits for nobody.
+        An immediate call with the first of them would leave the others to the call after it, and many clients of one text each
+        would split into groups that run in turn: 9 % fewer requests per second, 12 % more CPU (32 clients, all-MiniLM-L6-v2,
+        fp32, 24 tokens per text, two vCPUs of an AMD EPYC). A single client, or one after a pause, is not delayed.
         """
-        everyone, self._answered = self._answered + len(self._jobs), 0
-        if everyone < _MANY:
+        expected, self._answered = self._answered + len(self._jobs), 0
+        if expected < _MANY:
             return
         until = time.monotonic() + min(_WAIT * self._seconds, _WAIT_SECONDS)
         gap = min(_GAP * self._seconds, _GAP_SECONDS)
-        while (before := len(self._jobs)) < everyone and not self._closing and (left := until - time.monotonic()) > 0:
+        while (before := len(self._jobs)) < expected and not self._closing and (left := until - time.monotonic()) > 0:
             self._wake.wait(min(left, gap))
             if len(self._jobs) == before:
                 return
@@ -203,12 +210,12 @@ class RequestQueue:
         self._jobs = kept
 
     def _take(self) -> list[tuple[_Job, list[int]]]:
-        """Share the budget of one call: small requests go in whole, large ones divide what is left."""
+        """Share the budget of one call: small requests run whole, large ones divide the rest."""
         if not self._jobs:
             return []
         first = self._jobs[0]
         same = [job for job in self._jobs if job.mergeable and job.kind == first.kind] if first.mergeable else [first]
-        now, budget, taken = time.monotonic(), self._max_run_tokens, []
+        now, budget, batch = time.monotonic(), self._max_run_tokens, []
         for turn, job in enumerate(sorted(same, key=lambda job: job.tokens_left)):
             if budget <= 0:
                 break
@@ -216,30 +223,30 @@ class RequestQueue:
                 self._watcher.waited(now - job.queued)
             rows = job.take(max(1, budget // (len(same) - turn)))
             budget -= sum(job.costs[row] for row in rows)
-            taken.append((job, rows))
-        # What these leave over comes after all that could not run with them.
+            batch.append((job, rows))
+        # Their remaining texts queue behind the requests that could not run with them.
         merged = {id(job) for job in same}
         self._jobs = deque([job for job in self._jobs if id(job) not in merged] + same)
-        return taken
+        return batch
 
-    def _run(self, taken: list[tuple[_Job, list[int]]]) -> None:
-        tokenized = Tokenized.join([job.selected(rows) for job, rows in taken])
-        tokens = sum(job.costs[row] for job, rows in taken for row in rows)
+    def _run(self, batch: list[tuple[_Job, list[int]]]) -> None:
+        tokenized = Tokenized.join([job.selected(rows) for job, rows in batch])
+        tokens = sum(job.costs[row] for job, rows in batch for row in rows)
         started = time.monotonic()
         try:
-            values = taken[0][0].run(tokenized)
-        except Exception as error:  # noqa: BLE001 - the thread serves others, and must live on
-            if len(taken) == 1:
-                self._finish(taken[0][0], error)
-            else:  # one of them is at fault: each alone, so that only that one hears of it
-                for part in taken:
+            values = batch[0][0].run(tokenized)
+        except Exception as error:  # noqa: BLE001 - the thread must go on for other requests
+            if len(batch) == 1:
+                self._finish(batch[0][0], error)
+            else:  # run each request alone, so that only the one at fault fails
+                for part in batch:
                     self._run([part])
             return
         self._seconds = seconds = time.monotonic() - started
         self._tokens_per_second += 0.2 * (tokens / max(seconds, 1e-6) - self._tokens_per_second)
         self._watcher.ran(len(tokenized), tokens, seconds)
         start, self._answered = 0, 0
-        for job, rows in taken:
+        for job, rows in batch:
             job.parts.append((rows, values[start : start + len(rows)]))
             start += len(rows)
             if not job.left:
@@ -253,7 +260,7 @@ class RequestQueue:
         value = None if error is not None else job.result()
         try:
             job.future.get_loop().call_soon_threadsafe(_settle, job.future, value, error)
-        except RuntimeError:  # the loop is closed: nobody waits any more
+        except RuntimeError:  # the event loop is closed: no client waits
             _LOGGER.debug("an answer came after the end of the server")
 
 

@@ -1,10 +1,10 @@
-"""What the routes have in common: reading a body, checking texts against the limits, waiting while the client is there.
+"""Steps of all routes: read the body, check the texts against the limits, tokenize, stop when the client leaves, answer.
 
-It knows requests and refusals; it knows no contract's words.
+It knows requests and refusals; it does not know the words of any contract.
 """
 
 import asyncio
-from collections.abc import Coroutine, Sequence
+from collections.abc import Awaitable, Coroutine, Sequence
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import numpy as np
@@ -17,45 +17,45 @@ from penult.core.tokenized import Tokenized
 from penult.server.config import Limits
 from penult.server.errors import Gone, Refusal
 from penult.server.queued_models import Purpose, QueuedEmbedder
-from penult.server.request_log import facts
+from penult.server.request_log import log_of
 from penult.types import Role, Vectors
 
 Body = TypeVar("Body", bound=BaseModel)
 Result = TypeVar("Result")
-_LARGE_BODY = 65_536  # bytes; a smaller body is parsed in less than a millisecond
-_LARGE_ANSWER = 100_000  # numbers; fewer are written in less than two
+_LARGE_BODY = 65_536  # bytes; a smaller body is parsed in less than 1 ms
+_LARGE_ANSWER = 100_000  # numbers; fewer are written in less than 2 ms
 RoleName = Literal["query", "search_query", "web_search_query", "document", "passage", "corpus", "search_document"]
 """The names that models and APIs give to the two roles."""
 ROLE_NAMES: tuple[str, ...] = get_args(RoleName)
 _QUERIES = ("query", "search_query", "web_search_query")
 _DOCUMENTS = tuple(name for name in ROLE_NAMES if name not in _QUERIES)
 MAX_PROMPT_CHARS = 4096
-"""Of a prompt that a request brings along: instructions have some hundred, and each text of the request carries it."""
+"""Maximum characters of a request's prompt, which is put before each of its texts; instructions have some hundred."""
 
 
-def _listed(given: object) -> object:
-    if isinstance(given, str):
-        return [given]
-    if not isinstance(given, list):
-        raise ValueError("must be a text or a list of texts")  # noqa: TRY004 - pydantic takes a ValueError for a refusal
-    first = given[0] if given else None
+def _listed(value: object) -> object:
+    if isinstance(value, str):
+        return [value]
+    if not isinstance(value, list):
+        raise ValueError("must be a text or a list of texts")  # noqa: TRY004 - pydantic reports ValueErrors
+    first = value[0] if value else None
     first = first[0] if isinstance(first, list) and first else first
     if isinstance(first, int) and not isinstance(first, bool):
-        raise ValueError(  # noqa: TRY004 - pydantic takes a ValueError for a refusal
+        raise ValueError(  # noqa: TRY004 - pydantic reports ValueErrors
             "holds token ids, which belong to the tokenizer of another model; send texts. In LangChain's OpenAIEmbeddings "
             "set check_embedding_ctx_length=False"
         )
-    return given
+    return value
 
 
-def _whole(given: object) -> object:
-    if isinstance(given, bool | str) or (isinstance(given, float) and not given.is_integer()):
+def _check_integer(value: object) -> object:
+    if isinstance(value, bool | str) or (isinstance(value, float) and not value.is_integer()):
         raise ValueError("must be a whole number")
-    return given
+    return value
 
 
-Dimensions = Annotated[int, Field(ge=1), BeforeValidator(_whole)]
-"""How many leading values of a vector are wanted; 2.0 is a whole number too, as in JSON's own schemas."""
+Dimensions = Annotated[int, Field(ge=1), BeforeValidator(_check_integer)]
+"""Number of leading values of a vector to return; 2.0 is an integer, as in JSON Schema."""
 
 Texts = Annotated[
     list[str],
@@ -76,8 +76,8 @@ class Prompted(BaseModel):
     )
 
 
-# What the fields of Prompted allow only apart, for the OpenAPI document; `purpose_of` refuses it.
-_NOT_TOGETHER: tuple[dict[str, Any], ...] = (
+# Fields of Prompted that exclude each other, for the OpenAPI document; `purpose_of` refuses them.
+_EXCLUSIVE: tuple[dict[str, Any], ...] = (
     {"prompt": {"type": "string"}, "prompt_name": {"type": "string"}},
     {"input_type": {"enum": [*_QUERIES]}, "prompt_name": {"enum": [*_DOCUMENTS]}},
     {"input_type": {"enum": [*_DOCUMENTS]}, "prompt_name": {"enum": [*_QUERIES]}},
@@ -85,10 +85,10 @@ _NOT_TOGETHER: tuple[dict[str, Any], ...] = (
 
 
 async def read(request: Request, kind: type[Body]) -> Body:
-    """Read the body, whatever its content type says: DeepSparse did not look at it either.
+    """Parse the body, whatever its content type, which DeepSparse ignored too.
 
     Raises:
-        Refusal: it is no JSON, or not what the route takes.
+        Refusal: it is not valid JSON, or not what the route takes.
     """
     body = await request.body()
     try:
@@ -102,28 +102,28 @@ async def read(request: Request, kind: type[Body]) -> Body:
 def body_of(
     kind: type[BaseModel], example: dict[str, Any], *, dimension: int | None = None, prompt_names: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """Describe a body for the OpenAPI document, as `read` takes it.
+    """Return the description of a body for the OpenAPI document.
 
     Args:
-        kind: of the body.
-        example: one that is answered.
-        dimension: the most that `dimensions` may be. None: not known yet.
-        prompt_names: what `prompt_name` may be.
+        kind: model of the body.
+        example: a valid body.
+        dimension: maximum of `dimensions`. None: not known yet.
+        prompt_names: allowed values of `prompt_name`.
     """
     schema = kind.model_json_schema()
     if dimension is not None and "dimensions" in schema["properties"]:
         schema["properties"]["dimensions"]["anyOf"][0]["maximum"] = dimension
     if issubclass(kind, Prompted):
         schema["properties"]["prompt_name"]["anyOf"][0]["enum"] = [*prompt_names]
-        schema["allOf"] = [{"not": {"properties": both, "required": [*both]}} for both in _NOT_TOGETHER]
+        schema["allOf"] = [{"not": {"properties": both, "required": [*both]}} for both in _EXCLUSIVE]
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema, "example": example}}}}
 
 
 def check(texts: list[str], limits: Limits, param: str) -> None:
-    """Refuse no texts, too many, or too long ones.
+    """Check the number of texts and their lengths.
 
     Raises:
-        Refusal: with the limit.
+        Refusal: there are none, too many, or one is too long; the message states the limit.
     """
     if not texts:
         raise Refusal("empty", f"`{param}` is an empty list; send at least one text.", param=param)
@@ -142,51 +142,51 @@ def check(texts: list[str], limits: Limits, param: str) -> None:
             )
 
 
-def purpose_of(asked: Prompted, recipe: Recipe) -> Purpose:
-    """Read what the texts are for; where nothing says, they are documents.
+def purpose_of(body: Prompted, recipe: Recipe) -> Purpose:
+    """Return the role of the texts and their prompt; texts without a role are documents.
 
-    1. `prompt` is put before the texts as it stands; `input_type` still says what they are for.
-    2. `prompt_name` is "query" or "document": the prompt of that role, as the endpoint or the model's files have it.
-    3. It is another name that the model's files give a prompt: exactly that prompt.
-    4. It is another of the names that stand for a role: the prompt of that role.
+    1. `prompt` is put before the texts as it is; `input_type` states the role.
+    2. `prompt_name` is "query" or "document": the prompt of that role, from the endpoint or the model's files.
+    3. `prompt_name` is the name of another prompt in the model's files: that prompt.
+    4. `prompt_name` is another name of a role: the prompt of that role.
 
     Raises:
         Refusal: the model has no prompt of that name, or two of the keys contradict each other.
     """
-    name = asked.prompt_name
+    name = body.prompt_name
     if name is None:
-        return Purpose(_role_of(asked.input_type), asked.prompt)
-    if asked.prompt is not None:
+        return Purpose(_role_of(body.input_type), body.prompt)
+    if body.prompt is not None:
         raise Refusal("invalid", "`prompt` and `prompt_name` are both given; send one of the two.", param="prompt")
     if name not in ROLE_NAMES and name not in recipe.named_prompts:
         names = ", ".join(prompt_names(recipe))
         raise Refusal("invalid", f"`prompt_name` is {name[:100]!r}; it must be one of {names}.", param="prompt_name")
-    role = _role_of(name if asked.input_type is None else asked.input_type)
+    role = _role_of(name if body.input_type is None else body.input_type)
     if name in ROLE_NAMES and role != _role_of(name):
         raise Refusal(
             "invalid",
-            f"`input_type` is {asked.input_type!r} and `prompt_name` is {name!r}, of the other role; send one of them.",
+            f"`input_type` is {body.input_type!r} and `prompt_name` is {name!r}, of the other role; send one of them.",
             param="prompt_name",
         )
     return Purpose(role, None if name in ("query", "document") else recipe.named_prompts.get(name))
 
 
 def prompt_names(*recipes: Recipe) -> list[str]:
-    """List what `prompt_name` may be: the names of the roles, and those that the files of these models give."""
+    """Return the allowed values of `prompt_name`: the names of the roles, and of the prompts in the files of these models."""
     named = {name for recipe in recipes for name in recipe.named_prompts}
     return [*ROLE_NAMES, *sorted(named - {*ROLE_NAMES})]
 
 
 def _role_of(name: str | None) -> Role:
-    """Read a text's role; None is a document, and so is a name that stands for no role."""
+    """Return the role of a name; None and names of other prompts mean a document."""
     return "query" if name in _QUERIES else "document"
 
 
 async def while_there(request: Request, work: Coroutine[Any, Any, Result]) -> Result:
-    """Do the work for as long as the client waits for it.
+    """Await the work, and cancel it when the client disconnects.
 
     Raises:
-        Gone: it left; the work is cancelled.
+        Gone: the client has disconnected.
     """
     task = asyncio.ensure_future(work)
     leaving = asyncio.ensure_future(_left(request))
@@ -200,17 +200,29 @@ async def while_there(request: Request, work: Coroutine[Any, Any, Result]) -> Re
         leaving.cancel()
 
 
-async def tokenize(request: Request, model: QueuedEmbedder, texts: list[str], purpose: Purpose) -> Tokenized:
-    """Return N texts as token ids, and note their numbers for the log."""
-    numbers = facts(request)
-    numbers.texts = len(texts)
-    tokenized = await model.tokenize(texts, purpose)
-    numbers.tokens, numbers.truncated = int(tokenized.counts.sum()), len(tokenized.truncated)
+async def tokenize(request: Request, texts: list[str], tokenizing: Awaitable[Tokenized]) -> Tokenized:
+    """Return N texts as token ids, and put their numbers into the request's log.
+
+    Args:
+        request: the request.
+        texts: N texts.
+        tokenizing: a call that tokenizes them.
+    """
+    log = log_of(request)
+    log.texts = len(texts)
+    tokenized = await tokenizing
+    log.tokens, log.truncated = int(tokenized.counts.sum()), len(tokenized.truncated)
     return tokenized
 
 
 def headers_of(model: QueuedEmbedder, tokenized: Tokenized, *, own: bool) -> dict[str, str]:
-    """Return how many texts were cut, and the fingerprint of the vectors where they are the recipe's own."""
+    """Return the headers of an answer: the number of truncated texts, and the fingerprint where the vectors are `own`.
+
+    Args:
+        model: the model.
+        tokenized: the texts.
+        own: whether the vectors are as the recipe says, not shortened or normalized for this request.
+    """
     truncated = len(tokenized.truncated)
     headers = {"x-penult-truncated": str(truncated)} if truncated else {}
     return headers | ({"x-penult-fingerprint": model.embedder.fingerprint} if own else {})
@@ -222,21 +234,21 @@ async def _left(request: Request) -> None:
 
 
 async def respond(content: Any, numbers: int, headers: dict[str, str] | None = None) -> Response:  # noqa: ANN401 - JSON
-    """Write an answer of so many numbers; a large one in a thread, so that others are not kept waiting."""
+    """Return the response with so many numbers; a large one is written in a thread, so that it does not delay others."""
     body = await asyncio.to_thread(_dump, content) if numbers > _LARGE_ANSWER else _dump(content)
     return Response(body, media_type="application/json", headers=headers)
 
 
 def _dump(content: Any) -> bytes:  # noqa: ANN401 - JSON
-    # 25 times as fast as json for 384,000 float32, half as long, and each still reads as the very same float32.
+    # 25 times as fast as json for 384,000 float32, half as long, and each number still parses as the same float32.
     return orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
 def shorten(vectors: Vectors, dimensions: int | None, *, normalize: bool) -> Vectors:
-    """Keep the leading values, (N, D) -> (N, `dimensions`), and give each vector length 1 where that is asked.
+    """Keep the leading values, (N, D) -> (N, `dimensions`), and normalize each vector if asked to.
 
     Raises:
-        Refusal: the vectors have not so many values.
+        Refusal: the vectors have fewer values.
     """
     if dimensions is not None and dimensions > vectors.shape[1]:
         raise Refusal(

@@ -1,6 +1,6 @@
-"""The endpoints of a running server, by the names that clients know them by.
+"""The endpoints of a running server, by the names that clients send.
 
-It knows configurations, models and limits; it knows no routes.
+It knows configurations, models and limits; it does not know routes.
 """
 
 from dataclasses import dataclass
@@ -17,9 +17,9 @@ class Endpoint:
     """An endpoint and its names.
 
     Attributes:
-        config: what it was made from.
+        config: its configuration.
         model_id: its name on the routes.
-        names: further names that clients may send; the first is no other endpoint's.
+        names: further names that clients may send; the first is unique.
     """
 
     config: EndpointConfig
@@ -28,11 +28,11 @@ class Endpoint:
 
 
 class Service:
-    """What the routes answer from.
+    """The endpoints and their models, for all routes.
 
     Raises:
         ConfigError: two endpoints would have one name.
-        FileNotFoundError: a model is not there.
+        FileNotFoundError: a model is missing.
         ValueError: a model cannot be used as its endpoint says.
     """
 
@@ -45,7 +45,7 @@ class Service:
             self.add(endpoint)
 
     def add(self, config: EndpointConfig) -> Endpoint:
-        """Add an endpoint, and open its model where the configuration does not put that off."""
+        """Add an endpoint, and open its model if the configuration says so."""
         try:
             return self._add(config)
         except (OSError, TypeError, ValueError) as error:
@@ -55,11 +55,11 @@ class Service:
 
     def _add(self, config: EndpointConfig) -> Endpoint:
         names = self.config.names_of(config, len(self.endpoints))
-        taken = {name for endpoint in self.endpoints for name in endpoint.names}
-        if names and names[0] in taken:
+        in_use = {name for endpoint in self.endpoints for name in endpoint.names}
+        if names and names[0] in in_use:
             raise ConfigError(f"An endpoint is named {names[0]!r} already; give this one another name.")
         model_id = config.model_id
-        if model_id in {endpoint.model_id for endpoint in self.endpoints}:  # the same model, served in another way
+        if model_id in {endpoint.model_id for endpoint in self.endpoints}:  # the same model with other settings
             if not names:
                 raise ConfigError(f"An endpoint is named {model_id!r} already; give this one a name.")
             model_id = names[0]
@@ -70,14 +70,14 @@ class Service:
         return endpoint
 
     def find(self, model: str | None) -> Endpoint:
-        """Find the endpoint that a client names; where there is only one, any name means it.
+        """Return the endpoint of a name from a client; a single endpoint has every name.
 
         Raises:
             Refusal: none of several has that name.
         """
         if len(self.endpoints) == 1:
             return self.endpoints[0]
-        # All ids first, so that another endpoint's model does not stand before them.
+        # Ids of all endpoints first, so that they override names and models of others.
         for match in (
             next((one for one in self.endpoints if model == one.model_id), None),
             next((one for one in self.endpoints if model in one.names), None),
@@ -91,17 +91,17 @@ class Service:
 
     @property
     def dimension(self) -> int | None:
-        """The most values of a vector of any model that is open; None where none is."""
+        """The largest D of the open models; None where none is open."""
         return max(self.models.dimensions, default=None)
 
     @property
     def prompt_names(self) -> list[str]:
-        """What `prompt_name` may be, of all models that are open for the routes that take it."""
+        """The allowed values of `prompt_name` for the open models."""
         return prompt_names(*self.models.recipes)
 
     @property
     def first(self) -> Endpoint:
-        """The endpoint of routes that name none."""
+        """The endpoint of requests without a name."""
         if not self.endpoints:
             raise Refusal("missing", "No endpoint is left on this server; POST one to /endpoints.")
         return self.endpoints[0]

@@ -177,7 +177,7 @@ async def _open(service: Service, asked: EmbedAllRequest) -> tuple[QueuedEmbedde
 
 
 async def _tokenize(request: Request, model: QueuedEmbedder, asked: EmbedAllRequest, purpose: Purpose) -> Tokenized:
-    tokenized = await tokenize(request, model, asked.inputs, purpose)
+    tokenized = await tokenize(request, asked.inputs, model.tokenize(asked.inputs, purpose))
     if not len(tokenized.truncated):
         return tokenized
     row, recipe = tokenized.truncated[0], model.recipe(purpose.role)

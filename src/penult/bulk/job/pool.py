@@ -63,7 +63,7 @@ class Pool:
         self._workers = [self._start()]
         while self._workers[0].ready is None:
             list(self._hear(self._workers[0]))
-        self.facts: Ready = self._workers[0].ready
+        self.ready: Ready = self._workers[0].ready
 
     def run(self, tasks: Iterator[Task]) -> Iterator[Record]:
         """Carry out tasks, in any order.

@@ -73,7 +73,7 @@ def serve(pipe: "connection.Connection[Ready | Record | Failed, Task]", model: M
     pipe.send(answer)
     if isinstance(answer, Failed):
         return
-    gate = threading.Lock()
+    lock = threading.Lock()
 
     def work(task: Task) -> None:
         try:
@@ -81,7 +81,7 @@ def serve(pipe: "connection.Connection[Ready | Record | Failed, Task]", model: M
             answer: Record | Failed = make_shard(embedder, task.shard, task.folder, task.columns, old)
         except Exception as error:  # noqa: BLE001 - a process boundary
             answer = failed(error)
-        with gate:
+        with lock:
             pipe.send(answer)
 
     with ThreadPoolExecutor(AT_ONCE) as threads:

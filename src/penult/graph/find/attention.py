@@ -70,7 +70,7 @@ class Attention:
 def find_attention(graph: GraphIndex) -> list[Attention]:
     """List the attention of a graph, in its order."""
     links = graph.links
-    if not any(operator(node) == "Softmax" for node in links.nodes) or not links.whole:
+    if not any(operator(node) == "Softmax" for node in links.nodes) or not links.well_formed:
         return []  # of a broken graph the runtime says more
     search = _Search(graph)
     every = [found for i in range(len(links.nodes)) if (found := search.around(i)) is not None]
@@ -128,7 +128,7 @@ class _Search:
         Of four sizes three are compared: a Reshape keeps their product.
         """
         mixed = self._nodes[mix].output[0]
-        shaped = next((i for i in self._links.read.get(mixed, ()) if i >= 0 and operator(self._nodes[i]) == "Reshape"), None)
+        shaped = next((i for i in self._links.readers.get(mixed, ()) if i >= 0 and operator(self._nodes[i]) == "Reshape"), None)
         if shaped is None:
             return mix
         before, after = self._dims(mixed), self._dims(self._nodes[shaped].output[0])
@@ -140,7 +140,7 @@ class _Search:
         """Say whether all that is made of a node's output goes into another node, directly or by way of sizes."""
         waiting, seen = [node], {target}
         while waiting:
-            readers = {i for name in self._nodes[waiting.pop()].output for i in self._links.read.get(name, ())} - seen
+            readers = {i for name in self._nodes[waiting.pop()].output for i in self._links.readers.get(name, ())} - seen
             if any(i < 0 or self._is_active(self._nodes[i].output[0]) for i in readers):
                 return False
             seen |= readers

@@ -1,6 +1,6 @@
-"""The one index of a model: who makes and who reads each tensor, its constants, its data flow and its tensors' shapes.
+"""The one index of a model: maker and readers of each tensor, constants, data flow, types and shapes.
 
-All that looks for something in a graph asks it, and all that changes the graph tells it.
+Every search in a graph uses it, and every pass that changes the graph calls `changed`.
 """
 
 from collections.abc import Mapping
@@ -18,63 +18,63 @@ _READS = {"Softmax": 1, "Transpose": 1, "Reshape": 2, "MatMul": 2, "FusedMatMul"
 
 
 class Links:
-    """The nodes of one graph by the tensors between them; a node is its position.
+    """The nodes of one graph by the tensors between them. A node is named by its index.
 
     Attributes:
         nodes: the graph's nodes.
-        read: tensor -> the nodes that read it, in a subgraph too; -1 for the graph's outputs.
-        constants: the tensors that are constants: initializers, and what Constant nodes hold.
+        readers: tensor -> the nodes that read it, in a subgraph too; -1 for an output of the graph.
+        constants: name -> tensor, of initializers and of Constant nodes.
     """
 
     def __init__(self, graph: GraphProto) -> None:
         self.nodes = graph.node
-        self._made = {name: i for i, node in enumerate(self.nodes) for name in node.output if name}
-        self.read: dict[str, list[int]] = {}
+        self._makers = {name: i for i, node in enumerate(self.nodes) for name in node.output if name}
+        self.readers: dict[str, list[int]] = {}
         for i, node in enumerate(self.nodes):
             for name in read_by(node):
-                self.read.setdefault(name, []).append(i)
+                self.readers.setdefault(name, []).append(i)
         for output in graph.output:
-            self.read.setdefault(output.name, []).append(-1)
+            self.readers.setdefault(output.name, []).append(-1)
         self.constants: dict[str, TensorProto] = {tensor.name: tensor for tensor in graph.initializer}
         for node in self.nodes:
             if node.op_type == "Constant" and node.output and node.attribute and node.attribute[0].name == "value":
                 self.constants[node.output[0]] = node.attribute[0].t
 
     @cached_property
-    def whole(self) -> bool:
-        """Whether the nodes of attention read as many tensors as they need, and write one; in a broken graph they may not."""
+    def well_formed(self) -> bool:
+        """Whether the nodes of attention have all their inputs and an output; in a broken graph they may not."""
         known = [node for node in self.nodes if node.op_type in _READS]
         return all(len(node.input) >= _READS[node.op_type] and any(node.output[:1]) for node in known)
 
     def before(self, tensor: str) -> int | None:
-        """Return the node that makes a tensor which one node alone reads."""
-        return self._made.get(tensor) if len(self.read.get(tensor, ())) == 1 else None
+        """Return the node that makes a tensor, if the tensor has one reader."""
+        return self._makers.get(tensor) if len(self.readers.get(tensor, ())) == 1 else None
 
     def after(self, node: int) -> int | None:
-        """Return the node that alone reads a node's first output."""
-        found = self.read.get(self.nodes[node].output[0], [])
-        return found[0] if len(found) == 1 and found[0] >= 0 else None
+        """Return the reader of a node's first output, if it is the only one."""
+        readers = self.readers.get(self.nodes[node].output[0], [])
+        return readers[0] if len(readers) == 1 and readers[0] >= 0 else None
 
     def maker(self, tensor: str) -> NodeProto:
-        """Return the node that makes a tensor, one of no operator if none does."""
-        return self.nodes[self._made[tensor]] if tensor in self._made else NodeProto()
+        """Return the node that makes a tensor; an empty node if none does."""
+        return self.nodes[self._makers[tensor]] if tensor in self._makers else NodeProto()
 
     def number(self, name: str) -> float | None:
-        """Return the value of a constant that is one number, of four axes at most."""
+        """Return the value of a constant with one element and at most four axes; None for any other tensor."""
         tensor = self.constants.get(name)
         if tensor is None or tensor.data_location == TensorProto.EXTERNAL or tensor.data_type != TensorProto.FLOAT:
             return None
         if len(tensor.dims) > 4 or any(size != 1 for size in tensor.dims):
             return None
-        with suppress(ValueError):  # it has no number
+        with suppress(ValueError):  # its data are missing
             return float(numpy_helper.to_array(tensor).reshape(()))
         return None
 
     def scaled(self, tensor: str) -> tuple[float, str]:
-        """Follow a tensor back through products with single numbers; return their product and where it began."""
+        """Follow a tensor back through multiplications by scalars; return the product of these and the tensor before them."""
         scale = 1.0
-        while (made := self.before(tensor)) is not None:
-            node = self.nodes[made]
+        while (maker := self.before(tensor)) is not None:
+            node = self.nodes[maker]
             if operator(node) not in {"Mul", "Div"}:
                 break
             numbers = [self.number(name) for name in node.input]
@@ -89,13 +89,13 @@ class Links:
 
 
 class GraphIndex:
-    """A model, and what follows from its graph; each part is worked out when it is first asked for.
+    """A model and the index of its graph; each part is computed at its first use.
 
     A pass changes `model` in place and calls `changed`.
 
     Attributes:
-        model: may be loaded without its external data.
-        file: its own file, where some of its weights have been left there.
+        model: the model, maybe loaded without its external data.
+        file: file of the model, if some of its weights were not loaded from it.
     """
 
     def __init__(self, model: ModelProto, file: Path | None = None) -> None:
@@ -109,7 +109,7 @@ class GraphIndex:
 
     @cached_property
     def links(self) -> Links:
-        """The graph's own nodes."""
+        """The nodes of the graph, without those of subgraphs and functions."""
         return Links(self.model.graph)
 
     @cached_property
@@ -124,21 +124,21 @@ class GraphIndex:
 
     @property
     def types(self) -> dict[str, Type]:
-        """Element type and shape of the tensors of `bare`, as far as they are known."""
+        """Element type and shape of the tensors of `bare`, as far as known."""
         return self._types[0]
 
     @cached_property
     def _types(self) -> tuple[dict[str, Type], bool]:
-        """The types, and whether they could be inferred; else they are what the graph states."""
+        """The types, and whether they could be inferred; otherwise they are those that the graph states."""
         inferred = infer(self.bare)
         return stated_types(inferred or self.bare), inferred is not None
 
     def changed(self, renamed: Mapping[str, str] | None = None) -> None:
-        """Forget what was worked out.
+        """Drop the index after a pass.
 
         Args:
-            renamed: tensor before -> now, by a pass that has taken nodes away and added some that nobody asks about: the types
-                of all others stay, if they were inferred. None: anything may have changed.
+            renamed: old -> new name of tensors, of a pass that removed nodes and added only nodes whose types are not needed:
+                the inferred types of all other tensors are kept. None: anything may have changed.
         """
         types, inferred = vars(self).get("_types", ({}, False))
         for name in ("links", "bare", "flow", "_types"):
@@ -148,5 +148,5 @@ class GraphIndex:
 
 
 def kind(node: NodeProto) -> str:
-    """Return a node's operator, ONNX Runtime's product with a factor as the plain one."""
+    """Return a node's operator; ONNX Runtime's FusedMatMul is MatMul."""
     return "MatMul" if (node.domain, node.op_type) == (MICROSOFT, "FusedMatMul") else operator(node)

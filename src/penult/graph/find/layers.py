@@ -4,10 +4,10 @@
    (`Stream.layers`). The stream's tensor there is the hidden state before it; the first one is the embedding output.
 2. The last layer ends where the earlier ones do: after the last residual segment (its feed-forward block, or the
    attention itself) and what follows that segment in the layer before. If no norm is part of that, one norm that follows
-   directly is the model's final norm and counts too. What comes after, a matrix first of all, is the head (`ending`).
+   directly is the model's final norm and counts too. What comes after, a matrix first of all, is the head (`last_layer`).
 3. A stream fed by layers off the stream is a decoder; then the stream that feeds it, the encoder, is the one searched.
 
-See `stream` for the words, and `flow` for what each tensor depends on.
+See `residual_stream` for the words, and `flow` for what each tensor depends on.
 """
 
 from collections import Counter

@@ -6,7 +6,7 @@
     `---> [Gather(split channels) ------------------> MatMul(their rows of W)] -----------------^
 
 Layers that read the same tensor share its quantisation. The word table is kept as 8-bit rows with a scale each.
-How each layer is treated is `scales`' business; this file writes nodes.
+`activation_scales` decides how each layer is quantized; this file writes the nodes.
 """
 
 from collections.abc import Mapping, Sequence
@@ -93,7 +93,7 @@ def _table(node: NodeProto, links: Links) -> NDArray[np.float32] | None:
     tensor = fixed.get(node.input[0])
     if tensor is None or tensor.data_type != TensorProto.FLOAT or len(tensor.dims) != 2 or tensor.dims[0] < _TABLE_ROWS:
         return None
-    return numpy_helper.to_array(tensor) if len(links.read[node.input[0]]) == 1 else None
+    return numpy_helper.to_array(tensor) if len(links.readers[node.input[0]]) == 1 else None
 
 
 class _Writer:

@@ -40,7 +40,7 @@ class _Guard:
 def drop_guards(graph: GraphIndex) -> None:
     """Make the masks of guarded attention finite and take the guards out."""
     links = graph.links
-    if not links.whole:
+    if not links.well_formed:
         return  # a broken graph, of which the runtime says more
     found = [guard for i in range(len(links.nodes)) if (guard := _guard(links, i)) is not None]
     if not found:
@@ -75,7 +75,7 @@ def _guard(links: Links, softmax: int) -> _Guard | None:
     if add is None or operator(links.nodes[add]) != "Add":
         return None
     masks = [mask for scores, mask in permutations(links.nodes[add].input, 2) if _is_product(links, scores)]
-    readers = links.read.get(node.output[0], [])
+    readers = links.readers.get(node.output[0], [])
     ops = {operator(links.nodes[i]): i for i in readers}
     if len(masks) != 1 or len(readers) != 2 or -1 in readers or ops.keys() != {"IsNaN", "Where"}:
         return None

@@ -10,7 +10,7 @@ from tokenizers import Tokenizer
 
 from penult import Engine
 from penult.core.config.module_weights import static_table
-from penult.graph.rewrite import static_embedding as static
+from penult.graph.rewrite import static_embedding
 from penult.graph.rewrite.pooling import OUTPUT, Reducer
 
 RNG = np.random.default_rng(0)
@@ -18,7 +18,7 @@ TABLE = RNG.normal(size=(50, 6)).astype(np.float32)
 
 
 def static_graph(table):
-    return static.static_graph(onnx.numpy_helper.from_array(table))
+    return static_embedding.static_graph(onnx.numpy_helper.from_array(table))
 
 
 def embedded(model, ids, mask):
@@ -40,7 +40,7 @@ def mean(table, ids, mask):
 @pytest.mark.parametrize(("texts", "tokens"), [(1, 1), (1, 9), (4, 13), (5, 0)])
 def test_the_mean_of_the_rows(texts, tokens, rows, monkeypatch):
     """It is the same whatever the size of the parts, and zeros for a text without tokens."""
-    monkeypatch.setattr(static, "_ROWS", rows)
+    monkeypatch.setattr(static_embedding, "_ROWS", rows)
     ids, mask = RNG.integers(0, 50, (texts, tokens)), (RNG.random((texts, tokens)) < 0.7).astype(np.int64)
     mask[-1] = 0
     found = embedded(static_graph(TABLE), ids, mask)

@@ -10,8 +10,7 @@ import httpx
 import pytest
 from server_kit import serving
 
-from penult.server import EndpointConfig, Limits
-from penult.server import middleware as gate
+from penult.server import EndpointConfig, Limits, middleware
 from penult.server.middleware import Json, Plain
 
 KEY = "s3cret-kéy"
@@ -131,7 +130,7 @@ def test_a_client_that_leaves_within_its_body_is_no_failure(tiny, log):
 
 def test_a_client_that_stalls_is_sent_away(tiny, monkeypatch):
     """A body that stops coming is answered with 408, so that it cannot hold up the end of the server."""
-    monkeypatch.setattr(gate, "_STALL_SECONDS", 0.3)
+    monkeypatch.setattr(middleware, "_STALL_SECONDS", 0.3)
     with serving(EndpointConfig(model=str(tiny))) as running:
         with socket.create_connection(("127.0.0.1", running.port), timeout=10) as stalled:
             stalled.sendall(HALF)

@@ -8,7 +8,7 @@ import pytest
 from graph_kit import Draft
 from onnx import TensorProto, helper, numpy_helper
 
-from penult.graph.rewrite import validate as whole
+from penult.graph.rewrite import validate
 from penult.graph.rewrite.validate import check_inner, check_whole
 
 
@@ -120,9 +120,9 @@ def test_nodes_are_counted_as_they_will_stand(monkeypatch):
     model.graph.node.append(helper.make_node("two", ["x1"], ["ours"], domain="of others"))
     model.graph.node.append(helper.make_node("If", ["x1"], ["chosen"], then_branch=inner, else_branch=inner))
     count = 2 + 7 + 1 + 1 + 3 + 3
-    monkeypatch.setattr(whole, "_MOST_NODES", count)
+    monkeypatch.setattr(validate, "_MOST_NODES", count)
     check(model)
-    monkeypatch.setattr(whole, "_MOST_NODES", count - 1)
+    monkeypatch.setattr(validate, "_MOST_NODES", count - 1)
     refused(model, f"has {count} nodes; penult reads a graph of at most {count - 1}")
 
 
