@@ -291,7 +291,7 @@ def _may_change(request: Request, service: Service) -> None:
 
 async def _add(app: FastAPI, service: Service, body: bytes) -> JSONResponse:
     try:
-        given = EndpointBody.model_validate_json(body)
+        given = EndpointBody.model_validate_json(body.decode(errors="replace"))  # the answer quotes it
     except ValidationError as error:
         wrong = [{**one, "loc": ["body", *one["loc"]]} for one in error.errors(include_url=False, include_context=False)]
         return JSONResponse({"detail": wrong}, 422)

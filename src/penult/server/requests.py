@@ -154,6 +154,10 @@ def purpose_of(asked: Prompted, recipe: Recipe) -> Purpose:
         Refusal: the model has no prompt of that name, or two of the keys contradict each other.
     """
     name = asked.prompt_name
+    if asked.prompt and recipe.named_prompts.get(asked.prompt):
+        raise Refusal(
+            "invalid", f"`prompt` is {asked.prompt!r}, the name of a prompt; send it as `prompt_name`.", param="prompt"
+        )
     if name is None:
         return Purpose(_role_of(asked.input_type), asked.prompt)
     if asked.prompt is not None:
