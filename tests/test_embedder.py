@@ -138,6 +138,35 @@ def test_truncation_is_counted_and_said_once(tiny):
             assert np.array_equal(e.embed(long), first)
 
 
+CALLS = ("embed", "embed_tokens", "embed_padded", "count_tokens", "tokenize", "embed_stream")
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_a_truncation_warning_names_the_callers_line(tiny, call):
+    """Whichever method reads the texts, the warning points to the code outside penult."""
+    with Embedder.load(tiny) as e, pytest.warns(TruncationWarning) as caught:
+        list(getattr(e, call)(["cat " * 100])) if call == "embed_stream" else getattr(e, call)(["cat " * 100])
+    assert [one.filename for one in caught] == [__file__]
+
+
+def test_selected_texts_are_those_of_a_list(embedder):
+    """Rows may repeat and count from the end; a row that is not there is an error."""
+    tokenized = embedder.tokenize(["cat", "dog cat", "", "cat dog cat"])
+    rows = [-1, 0, -3, 3, 3]
+    assert tokenized.select(rows).ids == [tokenized.ids[row] for row in rows]
+    assert tokenized.select(rows).counts.tolist() == [tokenized.counts[row] for row in rows]
+    assert len(tokenized.select([])) == 0
+    for row in (4, -5):
+        with pytest.raises(IndexError):
+            tokenized.select([row])
+
+
+def test_run_takes_no_texts(embedder):
+    """Texts must be tokenized first, and the message says so."""
+    with pytest.raises(TypeError, match=r"a list; pass what tokenize\(\) returns"):
+        embedder.run(["cat"])
+
+
 def test_what_was_read_is_counted_with_the_vectors(tiny, embedder):
     """run(tokenize()) gives the vectors of embed; the tokens read and, for each text, the tokens cut off are known before."""
     long = "a " * 70

@@ -1,6 +1,7 @@
 """The cache of prepared graphs: made once, never half, never in the model's folder."""
 
 import os
+import pickle
 import shutil
 import signal
 import subprocess
@@ -134,6 +135,42 @@ def test_a_static_table_is_copied_only_where_it_changes(tmp_path, cache, form):
     assert np.abs(vectors[0] - expected * (1 + (form == "with weights"))).max() < 1e-6
     stored = sum(path.stat().st_size for path in (cache / "graphs").rglob("*") if path.is_file())
     assert (stored > table.size * 4) == (form != "as it is")
+
+
+MANY = [f"the cat {word}" for word in VOCABULARY[5:]] * 30
+
+
+def change_weights(folder):
+    """Put a graph of other weights in the place of a folder's, as `mv` does."""
+    graph, other = folder / "onnx" / "model.onnx", folder / "onnx" / "other.onnx"
+    model = onnx.load(graph)
+    for tensor in model.graph.initializer:
+        if len(tensor.dims) == 2:
+            tensor.raw_data = onnx.numpy_helper.to_array(tensor)[::-1].tobytes()
+    onnx.save(model, other)
+    other.replace(graph)
+
+
+@pytest.mark.parametrize("change", [shutil.rmtree, change_weights])
+def test_an_open_model_keeps_its_weights(tmp_path, cache, change, caplog):
+    """Its file goes, or another takes its place, before the second session opens: the vectors stay those of the first."""
+    folder = inline_model(tmp_path / "model")
+    with Embedder.load(folder, threads=2, max_batch_tokens=16) as e:
+        lone = np.concatenate([e.embed([text]) for text in MANY[:40]])
+        change(folder)
+        assert np.abs(e.embed(MANY)[:40] - lone).max() <= 1e-6
+    assert "Batches run one after the other" in caplog.text
+
+
+def test_other_weights_are_refused_in_another_process(tmp_path, cache):
+    """A pickled embedder opens the weights that it was made for or none."""
+    folder = inline_model(tmp_path / "model")
+    with Embedder.load(folder) as e:
+        pickled = pickle.dumps(e)
+        assert pickle.loads(pickled).fingerprint == e.fingerprint
+    change_weights(folder)
+    with pytest.raises(ValueError, match=r"model\.onnx has changed since the model was loaded\. Load it again\."):
+        pickle.loads(pickled)
 
 
 def test_a_moved_graph_is_found_again(tmp_path, cache):

@@ -68,6 +68,8 @@ def test_who_may_change_endpoints(tiny, guarded):
     for method, status in (("POST", 200), ("DELETE", 404)):
         assert guarded.client.request(method, "/endpoints", json=body, headers=headers).status_code == 200
         assert guarded.post("/v2/models/more/infer", {"inputs": "a"}, headers=headers).status_code == status
+    broken = guarded.client.post("/endpoints", content=b"{", headers={"content-type": "application/json", **headers})
+    assert (broken.status_code, broken.json()["detail"][0]["type"]) == (422, "json_invalid")
     answer = guarded.client.request("DELETE", "/endpoints", json={**body, "task": "qa"}, headers=headers)
     assert answer.status_code == 422
     assert answer.json()["detail"][0]["msg"].startswith(

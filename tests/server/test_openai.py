@@ -198,6 +198,7 @@ def test_prompts_by_name_and_of_the_request(prompted, body, role, prompt):
         ({"prompt_name": "poem"}, "prompt_name", "search_document, STS."),
         ({"prompt_name": "x" * 5000}, "prompt_name", f"is '{'x' * 100}'; it must be"),
         ({"prompt_name": 5}, "prompt_name", "valid string"),
+        ({"prompt": "STS"}, "prompt", "is 'STS', the name of a prompt; send it as `prompt_name`."),
         ({"prompt_name": "STS", "prompt": ""}, "prompt", "both given"),
         ({"prompt_name": "passage", "input_type": "query"}, "prompt_name", "of the other role"),
         ({"prompt": "x" * 4097}, "prompt", "at most 4096 characters"),

@@ -69,3 +69,11 @@ def test_another_recipe_may_share(tiny, options):
     layer = 0 if "layer" in options else -1
     with Pipeline.create(model_path=tiny, emb_extraction_layer=layer, return_numpy=True, num_cores=1) as own:
         np.testing.assert_allclose(answer, np.stack(own(TEXTS[:2]).embeddings), atol=1e-6)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_only_what_may_be_shared_is_opened_for_it(tiny, precision):
+    """DeepSparse's routes open the embedder of a DeepSparse endpoint along with them, but never an int8 graph, which takes long."""
+    with serving(DeepSparseEndpoint(model=str(tiny), open_at_start=False, precision=precision)) as running:
+        assert running.post(PREDICT, {"inputs": "a"}).status_code == 200
+        assert len(running.app.state.service.models.recipes) == (precision == "fp32")

@@ -225,6 +225,7 @@ class Embedder:
             (N, D) float32, in the order of the texts. A text's vector is the same whatever the other texts.
 
         Raises:
+            TypeError: they are not `Tokenized`.
             ValueError: another embedder tokenized them.
         """
         return self._runner_of(tokenized).vectors(tokenized, self.dimension)
@@ -373,6 +374,8 @@ class Embedder:
         return self._query if role == "query" and self._query is not None else self
 
     def _runner_of(self, tokenized: Tokenized) -> Runner:
+        if not isinstance(tokenized, Tokenized):
+            raise TypeError(f"tokenized is a {type(tokenized).__name__}; pass what tokenize() returns, or texts to embed().")
         embedder = self._for(tokenized.role)
         if tokenized.fingerprint != embedder.fingerprint:
             raise ValueError(

@@ -5,7 +5,7 @@ It knows threads, providers and inputs; it knows nothing of text, pooling or mod
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -41,6 +41,10 @@ _DTYPES = {
 _SLOW = ("SkipLayerNormFusion", "BiasGeluFusion")
 
 
+class ChangedFilesError(ValueError):
+    """The weights of a graph are in files that are not those it was made from."""
+
+
 class Engine:
     """A compiled graph. Safe to call from several threads.
 
@@ -49,6 +53,8 @@ class Engine:
         threads: intra-op threads per run. None: as `threads.default_threads` counts.
         providers: ONNX Runtime's execution providers, in order. None: the CPU.
         data_folder: where the graph's external data lie, if not beside it.
+        check: called before the graph is opened, in a forked child too. It raises ChangedFilesError where the weights are
+            not those that belong to the graph.
 
     Attributes:
         model: as it was given.
@@ -68,6 +74,7 @@ class Engine:
         threads: int | None = None,
         providers: Sequence[str] | None = None,
         data_folder: Path | None = None,
+        check: Callable[[], None] | None = None,
     ) -> None:
         self.model = model
         self.threads = default_threads() if threads is None else threads
@@ -77,7 +84,7 @@ class Engine:
         self._guard = ShutdownGuard()
         # A fork leaves the session's threads behind: a run, and even freeing the session, would wait for them for ever.
         self._sessions: PerProcess[onnxruntime.InferenceSession] | None = PerProcess(
-            partial(_open, model, self.threads, providers, data_folder)
+            partial(_open, model, self.threads, providers, data_folder, check)
         )
         session = self._sessions.get()
         self.inputs = tuple(_tensor(node) for node in session.get_inputs())
@@ -158,7 +165,11 @@ class Engine:
 
 
 def _open(
-    model: str | os.PathLike[str] | bytes, threads: int, providers: Sequence[str], data_folder: Path | None
+    model: str | os.PathLike[str] | bytes,
+    threads: int,
+    providers: Sequence[str],
+    data_folder: Path | None,
+    check: Callable[[], None] | None,
 ) -> "onnxruntime.InferenceSession":
     import onnxruntime  # noqa: PLC0415 - 0.1 s that `import penult` does not pay
 
@@ -168,6 +179,8 @@ def _open(
             f"Provider {wrong[0]!r} is not in this onnxruntime; it has "
             f"{', '.join(onnxruntime.get_available_providers())}. Install the matching build, or choose another."
         )
+    if check is not None:
+        check()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1

@@ -5,6 +5,7 @@ thread of a second session: threads that share a batch wait for each other at ev
 (all-MiniLM-L6-v2, int8 and fp32, two threads, ONNX Runtime 1.32).
 """
 
+import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,8 +16,10 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from penult.core.engine import Engine
+from penult.core.engine import ChangedFilesError, Engine
 from penult.fork import PerProcess
+
+_LOGGER = logging.getLogger(__name__)
 
 Feed = Callable[[], Mapping[str, NDArray[Any]]]
 """Makes the arrays of one batch, in the thread that runs it, so that no more batches are in memory than run."""
@@ -63,9 +66,11 @@ class Executor:
             return
         for start in range(0, len(feeds), _TURN * team):
             with self._lock.get():
-                if self._single is None:
-                    self._single = self._open(1)
-                results = self._in_parallel(self._single, feeds[start : start + _TURN * team], output)
+                engine = self._second_session()
+                results = self._in_parallel(engine, feeds[start : start + _TURN * team], output) if engine else None
+            if results is None:
+                yield from (self.run(feed, output) for feed in feeds[start:])
+                return
             yield from results
 
     def close(self) -> None:
@@ -76,6 +81,16 @@ class Executor:
             self._single.close()
         if (pool := self._pool.pop()) is not None:
             pool.shutdown(wait=False)
+
+    def _second_session(self) -> Engine | None:
+        """Return the session of batches that run in parallel; None where the files it would be opened from have changed."""
+        if self._single is None:
+            try:
+                self._single = self._open(1)
+            except ChangedFilesError as error:  # the first session still has the weights that were there
+                self._second = False
+                _LOGGER.warning("Batches run one after the other: %s", error)
+        return self._single
 
     def _in_parallel(self, engine: Engine, feeds: Sequence[Feed], output: str) -> list[NDArray[Any]]:
         """Run batches on all threads, this one included; all batches have ended when this returns or raises.

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from penult.core import prepare
-from penult.core.engine import Engine
+from penult.core.engine import ChangedFilesError, Engine
 from penult.core.executor import Executor
 from penult.core.model_inputs import TASKS
 from penult.core.model_tokenizer import tokenizer_of
@@ -75,7 +75,7 @@ def open_model(
             "max_length."
         )
     prepared = prepare.prepare(source, recipe, calibration=calibration)
-    executor = Executor(partial(_open, source, prepared, runtime), second=_may_copy(prepared, runtime.providers))
+    executor = Executor(partial(_open, source, recipe, prepared, runtime), second=_may_copy(prepared, runtime.providers))
     recipe = _completed(recipe, prepared, executor.engine, alone=runtime.alone)
     if tokenizer is None or tokenizer.max_length != recipe.max_length:
         tokenizer = tokenizer_of(source, recipe)
@@ -241,15 +241,30 @@ def _states(runner: Runner, length: int, padding: int) -> NDArray[Any] | None:
     return values[-count:] if runner.side == "left" else values[:count]  # (T, H)
 
 
-def _open(source: Source, prepared: Prepared, runtime: Runtime, threads: int | None) -> Engine:
+def _open(source: Source, recipe: Recipe, prepared: Prepared, runtime: Runtime, threads: int | None) -> Engine:
     """Open a prepared graph; an error names the model instead of the file in the cache."""
     graph, data = prepared.graph, prepared.data_folder
+    check = None if data is None else partial(_check_unchanged, source, recipe)
     try:
-        return Engine(graph, threads=threads or runtime.threads, providers=runtime.providers, data_folder=data)
+        return Engine(graph, threads=threads or runtime.threads, providers=runtime.providers, data_folder=data, check=check)
     except ValueError as error:
         if str(graph) not in str(error):
             raise
         raise ValueError(f"{source.model}, cut at {prepared.tensor!r}: {error}") from error
+
+
+def _check_unchanged(source: Source, recipe: Recipe) -> None:
+    """Check that the weights are those that the recipe was read for: the prepared graph refers to their places.
+
+    Raises:
+        ChangedFilesError: they are not.
+    """
+    try:
+        changed = prepare.hash_model(source, recipe) != recipe.graph_sha256
+    except (OSError, ValueError) as error:  # deleted, or no longer a file of ONNX
+        raise ChangedFilesError(f"{source.model} cannot be read any more, and its weights are there: {error}") from error
+    if changed:
+        raise ChangedFilesError(f"{source.model} has changed since the model was loaded. Load it again.")
 
 
 def _may_copy(prepared: Prepared, providers: Sequence[str] | None) -> bool:

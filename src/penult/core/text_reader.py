@@ -3,9 +3,11 @@
 prompt + text -> Tokenizer -> Tokenized, window by window
 """
 
+import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 
@@ -14,6 +16,8 @@ from penult.core.runner import WINDOW
 from penult.core.tokenized import Tokenized
 from penult.core.tokenizer import Tokenizer
 from penult.types import Role, TextError, Truncate, TruncationWarning, unencodable
+
+_PACKAGE = str(Path(__file__).parents[1])
 
 
 class TextReader:
@@ -62,7 +66,7 @@ class TextReader:
                 f"{truncated} of {len(texts)} texts had more than {longest} tokens and were cut on the "
                 f"{self._recipe.side}. Split them, or choose truncate='error', 'right' or 'left'. Said once.",
                 TruncationWarning,
-                stacklevel=3,
+                stacklevel=_levels(),
             )
 
     def _prompt(self, role: Role, prompt: str | None) -> str:
@@ -79,6 +83,14 @@ class TextReader:
                 f"prompt=embedder.recipe.named_prompts[{prompt!r}]."
             )
         return prompt
+
+
+def _levels() -> int:
+    """Return the `stacklevel` at which a warning names the line that called penult, through whichever of its methods."""
+    levels, frame = 1, sys._getframe(1)
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
+        levels, frame = levels + 1, frame.f_back
+    return levels
 
 
 def _untruncated(windows: list[Tokenized], longest: int) -> list[Tokenized]:

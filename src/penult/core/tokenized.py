@@ -80,9 +80,13 @@ class Tokenized:
         )
 
     def select(self, rows: Sequence[int]) -> "Tokenized":
-        """Return the texts of these rows, in the order of `rows`."""
-        places = [slice(self.starts[row], self.starts[row + 1]) for row in rows]
-        index = np.asarray(rows, np.int64)
+        """Return the texts of these rows, in the order of `rows`; negative ones count from the end, as in a list.
+
+        Raises:
+            IndexError: a row is not there.
+        """
+        index = np.arange(len(self))[np.asarray(rows, np.int64)]
+        places = [slice(self.starts[row], self.starts[row + 1]) for row in index]
         empty = np.empty(0, np.int32)
         return Tokenized(
             np.concatenate([self.flat_ids[place] for place in places] or [empty]),

@@ -287,7 +287,7 @@ def _check_may_change(request: Request, service: Service) -> None:
 
 async def _add(app: FastAPI, service: Service, body: bytes) -> JSONResponse:
     try:
-        endpoint_body = EndpointBody.model_validate_json(body)
+        endpoint_body = EndpointBody.model_validate_json(body.decode(errors="replace"))  # the answer quotes it
     except ValidationError as error:
         wrong = [{**one, "loc": ["body", *one["loc"]]} for one in error.errors(include_url=False, include_context=False)]
         return JSONResponse({"detail": wrong}, 422)

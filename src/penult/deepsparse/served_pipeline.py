@@ -102,7 +102,7 @@ def _open(models: Models, endpoint: DeepSparseEndpoint) -> QueuedPipeline:
 
 def _open_embedder(models: Models, endpoint: DeepSparseEndpoint) -> Embedder | None:
     """Return the embedder of the endpoint, whose session the pipeline may share; None where the model has no embedder."""
-    if endpoint.extraction_strategy != "per_token":
+    if endpoint.extraction_strategy != "per_token" or endpoint.precision != "fp32":  # what `shareable` would refuse
         return None
     try:
         return models.embedder(endpoint).embedder

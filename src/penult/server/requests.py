@@ -154,6 +154,10 @@ def purpose_of(body: Prompted, recipe: Recipe) -> Purpose:
         Refusal: the model has no prompt of that name, or two of the keys contradict each other.
     """
     name = body.prompt_name
+    if body.prompt and recipe.named_prompts.get(body.prompt):
+        raise Refusal(
+            "invalid", f"`prompt` is {body.prompt!r}, the name of a prompt; send it as `prompt_name`.", param="prompt"
+        )
     if name is None:
         return Purpose(_role_of(body.input_type), body.prompt)
     if body.prompt is not None:
