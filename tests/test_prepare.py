@@ -162,6 +162,27 @@ def test_an_open_model_keeps_its_weights(tmp_path, cache, change, caplog):
     assert "Batches run one after the other" in caplog.text
 
 
+@pytest.mark.parametrize("external", [False, True])
+def test_weights_overwritten_in_place_are_refused(tmp_path, cache, external):
+    """A file that is written into while a model has it open is refused by an error that says what to do."""
+    folder = inline_model(tmp_path / "model")
+    file = folder / "onnx" / "model.onnx"
+    if external:
+        onnx.save_model(onnx.load(file), file, save_as_external_data=True, location="weights.bin", size_threshold=100)
+        file = file.with_name("weights.bin")
+    with Embedder.load(folder) as e:
+        first = e.embed(["the cat"])
+        os.utime(file.parent)  # a change beside it
+        assert np.array_equal(e.embed(["the cat"]), first)
+        data = file.read_bytes()
+        with file.open("r+b") as opened:
+            opened.write(data)  # the same bytes, for all that a reader of the time can tell
+        with pytest.raises(ValueError, match=r"was overwritten while the model was open, .*Load the model again"):
+            e.embed(["the cat"])
+    with Embedder.load(folder) as e:
+        assert np.array_equal(e.embed(["the cat"]), first)
+
+
 def test_other_weights_are_refused_in_another_process(tmp_path, cache):
     """A pickled embedder opens the weights that it was made for or none."""
     folder = inline_model(tmp_path / "model")

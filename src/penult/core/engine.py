@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from penult.core.mapped_files import MappedFiles
 from penult.core.model_inputs import Tensor
 from penult.core.shutdown_guard import ShutdownGuard
 from penult.core.threads import default_threads
@@ -41,10 +42,6 @@ _DTYPES = {
 _SLOW = ("SkipLayerNormFusion", "BiasGeluFusion")
 
 
-class ChangedFilesError(ValueError):
-    """The weights of a graph are in files that are not those it was made from."""
-
-
 class Engine:
     """A compiled graph. Safe to call from several threads.
 
@@ -55,6 +52,7 @@ class Engine:
         data_folder: where the graph's external data lie, if not beside it.
         check: called before the graph is opened, in a forked child too. It raises ChangedFilesError where the weights are
             not those that belong to the graph.
+        mapped: files of weights that the runtime maps into memory, and that others may overwrite.
 
     Attributes:
         model: as it was given.
@@ -75,6 +73,7 @@ class Engine:
         providers: Sequence[str] | None = None,
         data_folder: Path | None = None,
         check: Callable[[], None] | None = None,
+        mapped: Sequence[Path] = (),
     ) -> None:
         self.model = model
         self.threads = default_threads() if threads is None else threads
@@ -82,6 +81,8 @@ class Engine:
             raise ValueError(f"threads is {threads}; it must be at least 1.")
         providers = ["CPUExecutionProvider"] if providers is None else list(providers)
         self._guard = ShutdownGuard()
+        self._mapped = PerProcess(partial(MappedFiles, tuple(mapped)))
+        self._mapped.get()  # before the graph is opened, so that no change falls between
         # A fork leaves the session's threads behind: a run, and even freeing the session, would wait for them for ever.
         self._sessions: PerProcess[onnxruntime.InferenceSession] | None = PerProcess(
             partial(_open, model, self.threads, providers, data_folder, check)
@@ -117,15 +118,18 @@ class Engine:
             ValueError: inputs are missing, unknown, or of a rank, size or dtype other than the graph's; their sizes
                 contradict each other; or the runtime refused their values (an id outside the vocabulary, a text over
                 the last position).
+            ChangedFilesError: somebody wrote into a file of weights that is mapped.
             RuntimeError: the engine is closed.
         """
-        session = self._alive()
+        session, mapped = self._alive(), self._mapped.get()
         feed = self._named(inputs)
         try:
             with self._guard:
-                return list(session.run(None if outputs is None else list(outputs), feed))
+                results = list(session.run(None if outputs is None else list(outputs), feed))
         except _failures() as error:
             raise ValueError(f"The graph refused its inputs: {_explained(_first_line(error), feed)}") from error
+        mapped.check()
+        return results
 
     def close(self) -> None:
         """Free the session. Calling again does nothing; running afterwards raises RuntimeError."""

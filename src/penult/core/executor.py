@@ -16,7 +16,8 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from penult.core.engine import ChangedFilesError, Engine
+from penult.core.engine import Engine
+from penult.core.mapped_files import ChangedFilesError
 from penult.fork import PerProcess
 
 _LOGGER = logging.getLogger(__name__)

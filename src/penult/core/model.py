@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from penult.core import prepare
-from penult.core.engine import ChangedFilesError, Engine
+from penult.core.engine import Engine
 from penult.core.executor import Executor
+from penult.core.mapped_files import ChangedFilesError
 from penult.core.model_inputs import TASKS
 from penult.core.model_tokenizer import tokenizer_of
 from penult.core.padding_check import reaches_tokens
@@ -245,8 +246,10 @@ def _open(source: Source, recipe: Recipe, prepared: Prepared, runtime: Runtime, 
     """Open a prepared graph; an error names the model instead of the file in the cache."""
     graph, data = prepared.graph, prepared.data_folder
     check = None if data is None else partial(_check_unchanged, source, recipe)
+    mapped = [] if data is None else [data / name for name in data_files(graph)]
+    threads = threads or runtime.threads
     try:
-        return Engine(graph, threads=threads or runtime.threads, providers=runtime.providers, data_folder=data, check=check)
+        return Engine(graph, threads=threads, providers=runtime.providers, data_folder=data, check=check, mapped=mapped)
     except ValueError as error:
         if str(graph) not in str(error):
             raise

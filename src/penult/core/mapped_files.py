@@ -1,0 +1,50 @@
+"""Files that a runtime has mapped into memory, watched for changes in place."""
+
+import os
+import weakref
+from collections.abc import Sequence
+from pathlib import Path
+
+
+class ChangedFilesError(ValueError):
+    """The weights of a graph are in files that are not those it was made from."""
+
+
+class MappedFiles:
+    """Files as they are now. Renaming or deleting them is no change: what is mapped stays as it was.
+
+    Args:
+        paths: the files. They are kept open.
+
+    Raises:
+        ChangedFilesError: one of them is gone.
+    """
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self._paths = list(paths)
+        self._descriptors: list[int] = []
+        for path in self._paths:
+            try:
+                self._descriptors.append(os.open(path, os.O_RDONLY))
+            except OSError as error:
+                raise ChangedFilesError(f"{path} cannot be read any more: {error}") from error
+            weakref.finalize(self, os.close, self._descriptors[-1])
+        self._stamps = list(map(_stamp, self._descriptors))
+
+    def check(self) -> None:
+        """Check that nobody has written into a file since it was opened.
+
+        Raises:
+            ChangedFilesError: somebody has.
+        """
+        for path, descriptor, stamp in zip(self._paths, self._descriptors, self._stamps, strict=True):
+            if _stamp(descriptor) != stamp:
+                raise ChangedFilesError(
+                    f"{path} was overwritten while the model was open, so vectors may be those of neither file. Load the model "
+                    "again, and replace a model's files by renaming."
+                )
+
+
+def _stamp(descriptor: int) -> tuple[int, int]:
+    status = os.fstat(descriptor)
+    return status.st_size, status.st_mtime_ns
