@@ -60,7 +60,9 @@ def _digest(path: Path) -> str:
     if not path.is_file():
         raise ValueError(f"{path} is not a file; fetch it again.")  # reading a device or a pipe may never end
     stat = path.stat()
-    key = hashlib.sha256(f"{path}\0{stat.st_size}\0{stat.st_mtime_ns}\0{stat.st_ino}".encode()).hexdigest()[:32]
+    # With the time of the last change of the inode, which no program sets back as it may that of the content.
+    state = (path, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)
+    key = hashlib.sha256("\0".join(map(str, state)).encode()).hexdigest()[:32]
     memo = cache_folder() / "hashes" / key
     with suppress(FileNotFoundError):
         if len(known := memo.read_text()) == 64:
