@@ -20,6 +20,13 @@ def _cache(tmp_path_factory):
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _interrupts():
+    """Restore the default SIGINT handler where the tests are a background job of a shell, which ignores the signal."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory) -> Path:
     """A whole model folder: BERT of two layers, mean pooling, normalised, at most 64 tokens."""
