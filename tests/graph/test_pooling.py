@@ -11,7 +11,8 @@ from onnx import TensorProto, helper
 
 from penult import Engine
 from penult.graph.activations import ACTIVATIONS
-from penult.graph.rewrite.pooling import OUTPUT, Dense, LayerNorm, Reducer
+from penult.graph.output_names import VECTORS
+from penult.graph.rewrite.pooling import Dense, LayerNorm, Reducer
 from penult.graph.rewrite.steps import BUILT
 
 IDS = np.array([[7, 5, 6, 2, 0], [7, 9, 2, 0, 0], [7, 2, 0, 0, 0]])
@@ -31,13 +32,13 @@ def graph(opset=17, shape=("batch", "sequence", 6), kind=TensorProto.FLOAT, inpu
     )
 
 
-def reduced(reducer, states=STATES, model=None, *, output=OUTPUT, **feeds):
+def reduced(reducer, states=STATES, model=None, *, output=VECTORS, **feeds):
     """Append a reducer, check the graph, and return what it makes of some states."""
     made = append_reducer(model or graph(), "hidden", reducer)
     onnx.checker.check_model(made, full_check=True)
     given = {"states": states, "attention_mask": MASK, "input_ids": IDS} | feeds
     with Engine(made.SerializeToString(), threads=1) as engine:
-        assert engine.output_names == ["hidden", OUTPUT]
+        assert engine.output_names == ["hidden", VECTORS]
         return engine.mapped_run({name: given[name] for name in engine.input_names})[output]
 
 
@@ -302,7 +303,7 @@ def test_the_output_of_tokens_after_steps():
     """It keeps its name and its place, is float32, and states the width that the steps give; weights inside keep theirs."""
     model = graph(kind=TensorProto.FLOAT16)
     made = append_reducer(model, "hidden", Reducer("mean", token_steps=(Dense(W, B, "Tanh"),)))
-    assert [output.name for output in made.graph.output] == ["hidden", OUTPUT]
+    assert [output.name for output in made.graph.output] == ["hidden", VECTORS]
     kind = made.graph.output[0].type.tensor_type
     assert kind.elem_type == TensorProto.FLOAT
     assert [dim.dim_param or dim.dim_value for dim in kind.shape.dim] == ["batch", "sequence", 4]
@@ -382,7 +383,7 @@ def test_the_output_is_declared():
         made = append_reducer(graph(), "hidden", reducer)
         output = made.graph.output[-1]
         dims = [dim.dim_param or dim.dim_value for dim in output.type.tensor_type.shape.dim]
-        assert (output.name, output.type.tensor_type.elem_type, dims) == (OUTPUT, TensorProto.FLOAT, ["batch", wanted])
+        assert (output.name, output.type.tensor_type.elem_type, dims) == (VECTORS, TensorProto.FLOAT, ["batch", wanted])
         names = [node.name for node in made.graph.node if node.name]
         assert len(names) == len(set(names))
         assert all(name.startswith("penult/") for name in names)

@@ -10,8 +10,9 @@ from tokenizers import Tokenizer
 
 from penult import Engine
 from penult.core.config.module_weights import static_table
+from penult.graph.output_names import VECTORS
 from penult.graph.rewrite import static_embedding
-from penult.graph.rewrite.pooling import OUTPUT, Reducer
+from penult.graph.rewrite.pooling import Reducer
 
 RNG = np.random.default_rng(0)
 TABLE = RNG.normal(size=(50, 6)).astype(np.float32)
@@ -25,7 +26,7 @@ def embedded(model, ids, mask):
     """Run a graph."""
     onnx.checker.check_model(model, full_check=True)
     with Engine(model.SerializeToString(), threads=1) as engine:
-        return engine.mapped_run({"input_ids": ids, "attention_mask": mask})[OUTPUT]
+        return engine.mapped_run({"input_ids": ids, "attention_mask": mask})[VECTORS]
 
 
 def mean(table, ids, mask):
@@ -67,7 +68,7 @@ def test_a_text_of_a_million_tokens():
 
 def test_it_is_cut_and_continued_like_any_graph():
     """Its output can be what a reducer begins with."""
-    model = append_reducer(cut(static_graph(TABLE), OUTPUT), "token_embeddings", Reducer(None, ("normalize",), dimensions=4))
+    model = append_reducer(cut(static_graph(TABLE), VECTORS), "token_embeddings", Reducer(None, ("normalize",), dimensions=4))
     ids, mask = np.array([[3, 4, 0], [7, 8, 9]]), np.array([[1, 1, 0], [1, 1, 1]])
     wanted = mean(TABLE, ids, mask)[:, :4]
     np.testing.assert_allclose(embedded(model, ids, mask), wanted / np.linalg.norm(wanted, axis=1, keepdims=True), rtol=1e-5)

@@ -24,6 +24,7 @@ from penult.graph.find.unit_length import ends_in_normalize
 from penult.graph.int8.fp16 import has_half
 from penult.graph.int8.int8_support import Scales, scales_of
 from penult.graph.model_file import OWN, location_of, read_model, read_values, refer
+from penult.graph.output_names import TOKENS, VECTORS
 from penult.graph.rewrite.blockwise import fuse_attention
 from penult.graph.rewrite.constants import hoist_constants
 from penult.graph.rewrite.cut import cut
@@ -31,13 +32,12 @@ from penult.graph.rewrite.dynamic_axes import free_axes
 from penult.graph.rewrite.external_data import save
 from penult.graph.rewrite.input_names import name_inputs
 from penult.graph.rewrite.nan_guards import drop_guards
-from penult.graph.rewrite.pooling import OUTPUT, Dense, LayerNorm, Reducer, append_reducer
+from penult.graph.rewrite.pooling import Dense, LayerNorm, Reducer, append_reducer
 from penult.graph.rewrite.static_embedding import static_graph
 from penult.graph.rewrite.unfuse import unfuse
 from penult.graph.rewrite.validate import check_inner, check_whole
 from penult.graph.wire_format import LARGE
 
-TOKENS = "token_embeddings"
 _MOVES = frozenset(("Identity", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Cast", "CastLike"))
 _OWN = "the export's own hidden state"
 _OWN_TOKENS = ("last_hidden_state", TOKENS)  # what an export calls its hidden state
@@ -94,7 +94,7 @@ def assemble(source: Source, recipe: Recipe, real: Mapping[str, Path], target: P
     made_unit = is_vector and ends_in_normalize(index, TOKENS)
     most, offset = _positions(index, recipe, source, real)
     reducer = _reducer(
-        source, recipe, is_vector=is_vector, made_unit=made_unit, inside=state.tensor == OUTPUT and not recipe.static
+        source, recipe, is_vector=is_vector, made_unit=made_unit, inside=state.tensor == VECTORS and not recipe.static
     )
     append_reducer(index, TOKENS, reducer)
     if is_vector:
@@ -151,14 +151,14 @@ def _own_vector(model: onnx.ModelProto, outputs: Mapping[str, int], recipe: Reci
     if recipe.layer == -1:
         if recipe.output is not None:
             return _stated_output(outputs, recipe.output, source)
-        if recipe.pooling is None and outputs.get(OUTPUT) == 2:
-            return _named(OUTPUT, "the graph's own pooled output; no file states another pooling")
+        if recipe.pooling is None and outputs.get(VECTORS) == 2:
+            return _named(VECTORS, "the graph's own pooled output; no file states another pooling")
         if recipe.pooling is None and rank == 2 and _is_static(model):
             return _named(own, "the graph is a table of token vectors with their mean")
-        if outputs.get(OUTPUT) == 2 and _modules_inside(model, recipe, source):
-            return _named(OUTPUT, "the graph's own output; the weights of its modules are in the graph alone")
-    elif recipe.layer is None and recipe.pooling is None and outputs.get(OUTPUT) == 2:
-        return _named(OUTPUT, "the graph's own pooled output, as layer=None asks")
+        if outputs.get(VECTORS) == 2 and _modules_inside(model, recipe, source):
+            return _named(VECTORS, "the graph's own output; the weights of its modules are in the graph alone")
+    elif recipe.layer is None and recipe.pooling is None and outputs.get(VECTORS) == 2:
+        return _named(VECTORS, "the graph's own pooled output, as layer=None asks")
     if isinstance(recipe.layer, str) and recipe.pooling is None and outputs.get(recipe.layer) == 2:
         return _named(recipe.layer, "the graph's own output, as layer= asks")
     return None
@@ -177,7 +177,7 @@ def _check_vector(outputs: Mapping[str, int], recipe: Recipe, source: Source) ->
 
 def _stated_output(outputs: Mapping[str, int], name: str, source: Source) -> HiddenState:
     """Return the vector that a file names, or the one that a whole export gives under the usual name."""
-    for wanted in (name, OUTPUT):
+    for wanted in (name, VECTORS):
         if outputs.get(wanted) == 2:
             return _named(wanted, f"the graph's own output {wanted!r}, which the model's files ask for")
     raise ValueError(
@@ -196,7 +196,7 @@ def _modules_inside(model: onnx.ModelProto, recipe: Recipe, source: Source) -> b
     """Return whether modules that the files name have their weights in the graph alone, which then gives the vector itself."""
     folders = [source.folder / step.folder for step in recipe.steps if not isinstance(step, str)]
     missing = [folder for folder in folders if not any((folder / name).exists() for name in (SAFETENSORS, PICKLE))]
-    width = _width(model, OUTPUT)
+    width = _width(model, VECTORS)
     return bool(missing) and recipe.vector_width is not None and width in (None, recipe.vector_width)
 
 

@@ -28,13 +28,7 @@ def hash_files(paths: Iterable[Path]) -> str:
 
 def remembered(memo: Path, measure: Callable[[], int]) -> int:
     """Return the number in a file; where there is none, measure it and write it there."""
-    with suppress(FileNotFoundError):
-        if (known := memo.read_text()).isdecimal():
-            return int(known)
-    number = measure()
-    memo.parent.mkdir(parents=True, exist_ok=True)
-    write(memo, str(number))
-    return number
+    return int(_remembered(memo, str.isdecimal, lambda: str(measure())))
 
 
 def write(path: Path, text: str) -> None:
@@ -64,11 +58,20 @@ def _digest(path: Path) -> str:
     state = (path, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)
     key = hashlib.sha256("\0".join(map(str, state)).encode()).hexdigest()[:32]
     memo = cache_folder() / "hashes" / key
+
+    def digest() -> str:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+    return _remembered(memo, lambda text: len(text) == 64, digest)
+
+
+def _remembered(memo: Path, is_whole: Callable[[str], bool], measure: Callable[[], str]) -> str:
+    """Return the text of a file; where there is none, or none that is whole, measure it and write it there."""
     with suppress(FileNotFoundError):
-        if len(known := memo.read_text()) == 64:
+        if is_whole(known := memo.read_text()):
             return known
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    text = measure()
     memo.parent.mkdir(parents=True, exist_ok=True)
-    write(memo, digest)
-    return digest
+    write(memo, text)
+    return text

@@ -377,11 +377,7 @@ class Embedder:
         if not isinstance(tokenized, Tokenized):
             raise TypeError(f"tokenized is a {type(tokenized).__name__}; pass what tokenize() returns, or texts to embed().")
         embedder = self._for(tokenized.role)
-        if tokenized.fingerprint != embedder.fingerprint:
-            raise ValueError(
-                f"These texts were tokenized by an embedder with the fingerprint {tokenized.fingerprint!r}, and this one has "
-                f"{embedder.fingerprint!r}: the ids may mean other tokens. Pass what this embedder's tokenize() returns."
-            )
+        tokenized.check(embedder.fingerprint)
         return embedder.model.runner
 
 

@@ -17,9 +17,9 @@ from penult.core.recipe import Recipe
 from penult.core.source import Source
 from penult.graph.int8.calibrate import Outcome, make_int8
 from penult.graph.int8.int8_support import weight_limit
+from penult.graph.output_names import TOKENS
 from penult.graph.rewrite.standalone import write_standalone
 
-_TOKENS = "token_embeddings"
 _LEAST_MEAN = 0.95  # far below what any trained model keeps (0.998 is the goal), far above what a broken one does
 _LONG = 4  # texts of the full length, joined from the short ones
 
@@ -71,7 +71,7 @@ def convert(graph: Path, data_folder: Path | None, source: Source, recipe: Recip
                     name: np.asarray(array[: len(array) // (rows or 1)]) for name, array in zip(outputs, arrays, strict=True)
                 }
 
-    outcome = make_int8(plain, graph, fuse=fuse, run=run, limit=limit, before=_TOKENS)
+    outcome = make_int8(plain, graph, fuse=fuse, run=run, limit=limit, before=TOKENS)
     if outcome.mean < _LEAST_MEAN:
         raise ValueError(
             f"int8 does not suit this model: on the calibration texts its vectors have a mean cosine of {outcome.mean:.2f} to "

@@ -21,9 +21,10 @@ from penult.core.model_tokenizer import tokenizer_of
 from penult.core.padding_check import reaches_tokens
 from penult.core.prepare import Prepared
 from penult.core.recipe import NOT_STATED, Recipe
-from penult.core.runner import TOKENS, VECTORS, FrozenShape, Runner, Runtime, any_role
+from penult.core.runner import FrozenShape, Runner, Runtime, any_role
 from penult.core.source import Source, data_files
 from penult.core.tokenizer import Tokenizer
+from penult.graph.output_names import TOKENS, VECTORS
 
 _LOGGER = logging.getLogger(__name__)
 # Maximum bytes of weights that a process may load twice, for batches that run in parallel.
@@ -76,7 +77,9 @@ def open_model(
             "max_length."
         )
     prepared = prepare.prepare(source, recipe, calibration=calibration)
-    executor = Executor(partial(_open, source, recipe, prepared, runtime), second=_may_copy(prepared, runtime.providers))
+    weights = data_files(prepared.graph)
+    open_engine = partial(_open, source, recipe, prepared, runtime, weights)
+    executor = Executor(open_engine, second=_may_copy(prepared, weights, runtime.providers))
     recipe = _completed(recipe, prepared, executor.engine, alone=runtime.alone)
     if tokenizer is None or tokenizer.max_length != recipe.max_length:
         tokenizer = tokenizer_of(source, recipe)
@@ -242,11 +245,13 @@ def _states(runner: Runner, length: int, padding: int) -> NDArray[Any] | None:
     return values[-count:] if runner.side == "left" else values[:count]  # (T, H)
 
 
-def _open(source: Source, recipe: Recipe, prepared: Prepared, runtime: Runtime, threads: int | None) -> Engine:
+def _open(
+    source: Source, recipe: Recipe, prepared: Prepared, runtime: Runtime, weights: Sequence[str], threads: int | None
+) -> Engine:
     """Open a prepared graph; an error names the model instead of the file in the cache."""
     graph, data = prepared.graph, prepared.data_folder
     check = None if data is None else partial(_check_unchanged, source, recipe)
-    mapped = [] if data is None else [data / name for name in data_files(graph)]
+    mapped = [] if data is None else [data / name for name in weights]
     threads = threads or runtime.threads
     try:
         return Engine(graph, threads=threads, providers=runtime.providers, data_folder=data, check=check, mapped=mapped)
@@ -270,8 +275,8 @@ def _check_unchanged(source: Source, recipe: Recipe) -> None:
         raise ChangedFilesError(f"{source.model} has changed since the model was loaded. Load it again.")
 
 
-def _may_copy(prepared: Prepared, providers: Sequence[str] | None) -> bool:
+def _may_copy(prepared: Prepared, weights: Sequence[str], providers: Sequence[str] | None) -> bool:
     """Return whether the weights are small enough for a second session, which has its own copy of them."""
     home = prepared.data_folder or prepared.graph.parent
-    files = [prepared.graph, *(home / name for name in data_files(prepared.graph))]
+    files = [prepared.graph, *(home / name for name in weights)]
     return providers is None and sum(file.stat().st_size for file in files) <= _COPY_BYTES

@@ -18,9 +18,9 @@ from penult.core.model_inputs import Meaning, feed
 from penult.core.recipe import Recipe
 from penult.core.tokenized import Tokenized
 from penult.core.tokenizer import Tokenizer
+from penult.graph.output_names import TOKENS, VECTORS
 from penult.types import Precision, Role, Truncate, Vectors
 
-VECTORS, TOKENS = "sentence_embedding", "token_embeddings"
 WINDOW = 4096
 """Texts that are sorted by length together: enough for full batches of similar length, few enough for about 10 MB of memory
 besides the vectors."""

@@ -170,8 +170,8 @@ def data_files(model: Path) -> list[str]:
     if model.stat().st_size == 0 or model.suffix == ".safetensors":
         return []
     with model.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        found = layout(data)
-        weights = [weight.data for weight in found.weights] if found else []  # most bytes of the file, and none of a name
+        fields = layout(data)
+        weights = [weight.data for weight in fields.weights] if fields else []  # most bytes of the file, and none of a name
         spans = zip([0, *(weight.end for weight in weights)], [*(weight.value for weight in weights), len(data)], strict=True)
         hits = [hit for span in spans for hit in _LOCATION.finditer(data, *span)]
         return sorted({data[hit.end() : hit.end() + _size(hit[1])].decode("utf-8", "replace") for hit in hits})

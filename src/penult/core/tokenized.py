@@ -98,6 +98,18 @@ class Tokenized:
             self.fingerprint,
         )
 
+    def check(self, fingerprint: str) -> None:
+        """Check that an embedder may run these texts.
+
+        Raises:
+            ValueError: one with another fingerprint tokenized them.
+        """
+        if self.fingerprint != fingerprint:
+            raise ValueError(
+                f"These texts were tokenized by an embedder with the fingerprint {self.fingerprint!r}, and this one has "
+                f"{fingerprint!r}: the ids may mean other tokens. Pass what this embedder's tokenize() returns."
+            )
+
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Tokenized):
             return NotImplemented

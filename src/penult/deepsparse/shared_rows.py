@@ -53,8 +53,7 @@ class SharedRows:
         Raises:
             ValueError: the texts were tokenized by another model.
         """
-        if tokenized.fingerprint != self._fingerprint:
-            raise ValueError("These texts were tokenized by another model; pass what tokenize() returns.")
+        tokenized.check(self._fingerprint)
         return self._runner.padded(tokenized)
 
     def close(self) -> None:

@@ -74,7 +74,7 @@ class Models:
             FileNotFoundError: the model is missing.
             ValueError: the model cannot be used with these settings; the message says what to change in the endpoint.
         """
-        return self.opened(embedder_key(endpoint), lambda: self._open(endpoint))
+        return self.opened(_embedder_key(endpoint), lambda: self._open(endpoint))
 
     async def embedder_for(self, endpoint: EndpointConfig) -> QueuedEmbedder:
         """Return the embedder of an endpoint without blocking the event loop.
@@ -82,7 +82,7 @@ class Models:
         Raises:
             Refusal: it cannot be opened.
         """
-        return await self.opened_for(endpoint, embedder_key(endpoint), lambda: self._open(endpoint))
+        return await self.opened_for(endpoint, _embedder_key(endpoint), lambda: self._open(endpoint))
 
     def opened(self, key: tuple[object, ...], open_model: Callable[[], Kind]) -> Kind:
         """Return the model of a key; the first call opens it, once for all threads."""
@@ -154,7 +154,7 @@ class Models:
         return embedder
 
 
-def embedder_key(endpoint: EndpointConfig) -> tuple[object, ...]:
+def _embedder_key(endpoint: EndpointConfig) -> tuple[object, ...]:
     """Return the settings of an endpoint that decide its embedder."""
     pooling = (endpoint.pooling, None if endpoint.pooling else endpoint.fallback_pooling)
     prompts = None if endpoint.prompts is None else tuple(sorted(endpoint.prompts.items()))

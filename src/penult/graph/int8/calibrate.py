@@ -23,8 +23,8 @@ from penult.graph.int8.activation_scales import Choice, Seen, Treatment, apply, 
 from penult.graph.int8.fp16 import widen
 from penult.graph.int8.gptq import Floats
 from penult.graph.int8.quantize import Group, grouped, quantize
+from penult.graph.output_names import VECTORS
 from penult.graph.rewrite.external_data import data_file, save
-from penult.graph.rewrite.pooling import OUTPUT
 from penult.graph.rewrite.unfuse import unfuse
 
 Run = Callable[[Path, Sequence[str]], Iterable[Mapping[str, NDArray[Any]]]]
@@ -92,7 +92,7 @@ def make_int8(graph: Path, target: Path, *, fuse: Fuse, run: Run, limit: int, be
     index = GraphIndex(onnx.load(fused))
     unfuse(index)
     inner = {name for node in index.links.nodes for name in node.output}
-    groups = grouped(find_linears(index, before if before in inner else OUTPUT))
+    groups = grouped(find_linears(index, before if before in inner else VECTORS))
     if not groups:
         raise ValueError(
             "This graph has no matrix product of float32 tokens with a constant matrix, so nothing can be made int8; "
@@ -100,7 +100,7 @@ def make_int8(graph: Path, target: Path, *, fuse: Fuse, run: Run, limit: int, be
         )
     watched = graph.with_name("watched.onnx")
     _save_watched(index.model, groups, watched)
-    seen, wanted = _watch(run(watched, [OUTPUT, *(group.input for group in groups)]), groups)
+    seen, wanted = _watch(run(watched, [VECTORS, *(group.input for group in groups)]), groups)
     if bad := int((~np.isfinite(wanted).all(axis=1)).sum()):
         raise ValueError(
             f"In float32 this graph gives NaN or infinity for {bad} of {len(wanted)} calibration texts, so int8 has nothing to "
@@ -111,7 +111,7 @@ def make_int8(graph: Path, target: Path, *, fuse: Fuse, run: Run, limit: int, be
         attempt = graph.parent / str(number) / target.name
         attempt.parent.mkdir()
         save(quantize(index, treated, fast_gelu=limit < _EXACT), attempt)
-        got = np.concatenate([found[OUTPUT] for found in run(attempt, [OUTPUT])])
+        got = np.concatenate([found[VECTORS] for found in run(attempt, [VECTORS])])
         outcome = _outcome(groups, treated, _cosines(got, wanted))
         # The distance to the goal, in the goal's own measure: the worse of the two shares of the allowed error.
         short = max((1 - outcome.mean) / (1 - goal.mean), (1 - outcome.least) / (1 - goal.least))
@@ -151,7 +151,7 @@ def _watch(runs: Iterable[Mapping[str, NDArray[Any]]], groups: Sequence[Group]) 
     chance = np.random.default_rng(0)
     for number, found in enumerate(runs):
         half = number % 2
-        vectors.append(found[OUTPUT])
+        vectors.append(found[VECTORS])
         for name, width in widths.items():
             x = found[name].reshape(-1, width)
             low[name][half] = np.minimum(low[name][half], x.min(axis=0))

@@ -16,13 +16,12 @@ from onnx import TensorProto, helper
 
 from penult.graph.find.flow import every_node
 from penult.graph.find.graph_index import GraphIndex
+from penult.graph.output_names import VECTORS
 from penult.graph.rewrite.builder import PREFIX, Builder
 from penult.graph.rewrite.steps import Dense, LayerNorm, Step, append_step, normalize, width_after
 from penult.types import Pooling
 
-__all__ = ["OUTPUT", "Dense", "LayerNorm", "Reducer", "Step", "append_reducer"]
-
-OUTPUT = "sentence_embedding"
+__all__ = ["Dense", "LayerNorm", "Reducer", "Step", "append_reducer"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,9 +82,9 @@ def append_reducer(index: GraphIndex, source: str, reducer: Reducer) -> None:
         x = build.op("Slice", x, *bounds)  # (B, D) -> (B, dimensions)
         again = reducer.steps[-1:] == ("normalize",) if reducer.renormalize is None else reducer.renormalize
         x = normalize(build, x, axis=1) if again else x
-    build.op("Identity", x, output=OUTPUT)
+    build.op("Identity", x, output=VECTORS)
     kept = reducer.dimensions and min(reducer.dimensions, width or reducer.dimensions)
-    graph.output.append(helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, ["batch", kept or "D"]))
+    graph.output.append(helper.make_tensor_value_info(VECTORS, TensorProto.FLOAT, ["batch", kept or "D"]))
     index.changed({source: inner})
 
 

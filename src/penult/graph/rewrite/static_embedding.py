@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from penult.graph.rewrite.pooling import OUTPUT
+from penult.graph.output_names import VECTORS
 
 _ROWS = 4096  # tokens of a batch whose rows are in memory at a time: 4 MB with 256 values each
 _OPSET, _IR = 17, 8
@@ -52,13 +52,13 @@ def static_graph(table: TensorProto) -> onnx.ModelProto:
         helper.make_node("Loop", ["parts", "", "zeros"], ["sum"], body=_add_part()),
         helper.make_node("ReduceSum", ["mask", "one"], ["count"], keepdims=1),  # (B, T) -> (B, 1)
         helper.make_node("Max", ["count", "least"], ["divisor"]),
-        helper.make_node("Div", ["sum", "divisor"], [OUTPUT]),
+        helper.make_node("Div", ["sum", "divisor"], [VECTORS]),
     ]
     inputs = [
         helper.make_tensor_value_info(name, TensorProto.INT64, ["batch", "sequence"])
         for name in ("input_ids", "attention_mask")
     ]
-    output = helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, ["batch", table.dims[1]])
+    output = helper.make_tensor_value_info(VECTORS, TensorProto.FLOAT, ["batch", table.dims[1]])
     initializers = [numpy_helper.from_array(array, name) for name, array in weights.items()]
     graph = helper.make_graph(nodes, "static_embedding", inputs, [output], initializers)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", _OPSET)], ir_version=_IR, producer_name="penult")
