@@ -90,12 +90,11 @@ def test_what_a_folder_or_a_glob_holds_beside_input(job, tmp_path):
     line(folder / "old.parquet.job" / "done.jsonl")
     (folder / "old.parquet.job" / "lock").touch()
     (folder / "lock").touch()
-    for given, out in ((folder, "in/out.jsonl"), (f"{folder}/**/*.jsonl", "in/glob.jsonl")):
-        before = sorted(folder.iterdir())
-        assert job(given, out=out).totals.rows == 2
-        assert job(given, out=out).rows_per_second is None
-        for path in {*folder.iterdir()} - {*before}:
-            path.unlink()
+    given, out, before = f"{folder}/**/*.jsonl", "in/glob.jsonl", sorted(folder.iterdir())
+    assert job(given, out=out).totals.rows == 2
+    assert job(given, out=out).rows_per_second is None
+    for path in {*folder.iterdir()} - {*before}:
+        path.unlink()
     job(folder, out="before.parquet")
     assert texts_of(tmp_path / "before.parquet") == ["a.jsonl", "c.jsonl"]
     line(folder / "nightly.job" / "d.jsonl")

@@ -90,11 +90,16 @@ def embed_files(request: Request) -> Summary:
         StoppedError: it began and did not finish; what is done is kept.
     """
     writers.check(request.out)
+    given = [name for name in request.inputs if name != STDIN]
+    ours = not request.out.exists() or output_files.is_own(request.out)  # else a glob that matches it means it as input
+    own = output_files.files_of(request.out) if ours else []
+    paths = input_files.find(given, request.format, without=own) if given else []
+    output_files.check_place(request.out, request.inputs, paths)
     job = Job(request.out)
     try:
         if request.overwrite:
             job.clear()
-        files = _inputs(request, job)
+        files = _inputs(request, job, paths)
         if request.engine == "ray":
             from penult.bulk import ray_engine  # noqa: PLC0415 - an extra
 
@@ -199,11 +204,9 @@ def _records(
     yield from pool.run(tasks)
 
 
-def _inputs(request: Request, job: Job) -> tuple[Input, ...]:
+def _inputs(request: Request, job: Job, found: list[Path]) -> tuple[Input, ...]:
     manifest = job.manifest
     known = {} if manifest is None else manifest.hashes()
-    given = [name for name in request.inputs if name != STDIN]
-    found = input_files.find(given, request.format, without=output_files.files_of(request.out)) if given else []
     if STDIN in request.inputs:
         try:
             found.append(input_files.spool(job.folder))

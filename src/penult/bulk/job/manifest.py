@@ -21,7 +21,7 @@ import pyarrow as pa
 from penult.bulk.atomic_files import atomic_write, sync_folder
 from penult.bulk.input.readers import Scanned
 from penult.bulk.job.shard import Record, shard_path
-from penult.bulk.output.output_files import OTHER_FINGERPRINT
+from penult.bulk.output.output_files import OTHER_FINGERPRINT, job_folder
 
 _FORMAT = 1  # raise when shards of an older penult must not be gone on with
 _JOB, _RECORDS, _LOCK = "job.json", "done.jsonl", "lock"
@@ -111,8 +111,8 @@ class Job:
     """
 
     def __init__(self, out: Path) -> None:
-        self.folder = out.with_name(f"{out.name}.job")
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self.folder = job_folder(out)
+        self.folder.mkdir(exist_ok=True)
         self._lock = _locked(self.folder / _LOCK)
         self._records: BinaryIO | None = None
 
