@@ -278,7 +278,7 @@ def test_cut_texts_are_counted(tiny, tmp_path):
     assert done.returncode == 0
     assert "6 rows" in done.stderr
     assert "3 cut at 64 tokens" in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1
+    assert [line.partition(" /")[0] for line in done.stderr.splitlines()[:-1]] == ["penult: loading model"]
 
 
 def test_standard_input_and_json_progress(tiny, tmp_path):
@@ -288,7 +288,8 @@ def test_standard_input_and_json_progress(tiny, tmp_path):
     with source.open() as pipe:
         done = run(*arguments, "--progress", "json", stdin=pipe)
     events = [json.loads(line) for line in done.stderr.splitlines()]
-    assert [event["event"] for event in events] == ["progress", "progress", "progress", "done"]
+    assert [event["event"] for event in events] == ["note", "progress", "progress", "progress", "done"]
+    assert events.pop(0)["message"] == f"loading model {tiny}"
     assert events[-2]["rows"] == events[-2]["of"] == events[-1]["rows"] == 40
     assert events[0]["eta_seconds"] >= events[-2]["eta_seconds"] == 0
     assert events[0]["rows_per_second"] > 0

@@ -7,6 +7,7 @@ It composes the other files of this folder and owns the one decision none of the
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -18,13 +19,17 @@ from penult.bulk.input.input_files import STDIN, Format, Input
 from penult.bulk.input.readers import Scanned
 from penult.bulk.job import reuse
 from penult.bulk.job.manifest import Identity, Job, Manifest
+from penult.bulk.job.parts import Tick
 from penult.bulk.job.pool import Pool, WorkError
-from penult.bulk.job.progress import Progress, Shown, Totals, say
+from penult.bulk.job.progress import Progress, Shown, Totals, announce, say
 from penult.bulk.job.shard import Record
 from penult.bulk.job.worker import Ready, Task
 from penult.bulk.options import Columns, Model
 from penult.bulk.output import output_files, writers
 from penult.bulk.output.output_files import OTHER_FINGERPRINT
+
+_LARGE = 1 << 30  # bytes of input that take more than a moment to hash
+_MANY = 100_000  # rows of an output that takes more than a moment to write
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,12 +104,16 @@ def embed_files(request: Request) -> Summary:
     try:
         if request.overwrite:
             job.clear()
+        if (size := sum(path.stat().st_size for path in paths)) > _LARGE:
+            announce(request.shown, f"reading {len(paths):,} files, {size / 1e9:,.1f} GB")
         files = _inputs(request, job, paths)
         if request.engine == "ray":
             from penult.bulk import ray_engine  # noqa: PLC0415 - an extra
 
             ray_engine.check(files)
-        pool = Pool(request.model, request.columns.role, request.workers if request.engine == "local" else 1, say)
+        announce(request.shown, f"loading model {request.model.reference}")
+        workers = request.workers if request.engine == "local" else 1
+        pool = Pool(request.model, request.columns.role, workers, partial(say, json_=request.shown == "json"))
         try:
             return _run(request, job, files, pool)
         finally:
@@ -158,19 +167,22 @@ def _carry_out(request: Request, job: Job, files: tuple[Input, ...], pool: Pool,
     try:
         if request.old is not None:
             reuse.build(request.old, job.shards(identity), identity.text_column)
-        for record in _records(request, job, files, pool, manifest, frozenset(done)):
-            job.record(record)
-            progress.add(record)
+        for news in _records(request, job, files, pool, manifest, frozenset(done)):
+            if isinstance(news, Record):
+                job.record(news)
+            progress.add(news)
         pool.close()  # the model's memory is the merge's from here on
         for file in files:
             file.check_unchanged()
+        if progress.totals.seen > _MANY and request.shown != "off":
+            progress.say(f"writing {request.out}")
         schema = output_schema(request.columns, scanned, pool.ready, identity, progress.totals)
         shards = range(readers.count_shards(scanned))
         writers.write(request.out, job.shards(identity), schema, shards, vector_column=request.columns.vector)
     except (OSError, ValueError, WorkError, pa.ArrowException, KeyboardInterrupt) as error:
         why = "interrupted" if isinstance(error, KeyboardInterrupt) else str(error).rstrip(".")
         raise StoppedError(
-            f"{why}. {progress.totals.seen:,} of {sum(scanned.counts):,} rows are done and kept in {job.folder}; the same "
+            f"{why}. {progress.kept:,} of {sum(scanned.counts):,} rows are done and kept in {job.folder}; the same "
             f"command{' without --overwrite' if request.overwrite else ''} goes on from there."
         ) from error
     finally:
@@ -181,8 +193,8 @@ def _carry_out(request: Request, job: Job, files: tuple[Input, ...], pool: Pool,
 
 def _records(
     request: Request, job: Job, files: tuple[Input, ...], pool: Pool, manifest: Manifest, done: frozenset[int]
-) -> Iterator[Record]:
-    """Carry out the shards that are not done."""
+) -> Iterator[Record | Tick]:
+    """Carry out the shards that are not done; tell how far each is."""
     missing = [number for number in range(readers.count_shards(manifest.scanned)) if number not in done]
     if not missing:
         return

@@ -4,7 +4,7 @@ Knows columns, rows that cannot be embedded and the metadata that names vectors.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,14 +34,14 @@ class Outcome:
     cut: int
 
 
-def embed_texts(embedder: Embedder, texts: Sequence[Any], role: Role) -> Outcome:
-    """Embed the texts that can be embedded, and say why the others cannot."""
+def embed_texts(embedder: Embedder, texts: Sequence[Any], role: Role, done: Callable[[int], object] | None = None) -> Outcome:
+    """Embed the texts that can be embedded, and say why the others cannot. `done` is called as in `Embedder.run`."""
     good = list(range(len(texts)))
     bad: dict[int, str] = {}
     while True:
         try:
             tokenized = embedder.tokenize([texts[row] for row in good], role)
-            vectors = embedder.run(tokenized)
+            vectors = embedder.run(tokenized, done)
             break
         except TextError as error:
             found = {good[row]: why for row, why in error.rows.items()}

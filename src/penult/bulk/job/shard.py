@@ -15,6 +15,7 @@ from penult.bulk import tables
 from penult.bulk.atomic_files import atomic_write
 from penult.bulk.input.rows import Rejected
 from penult.bulk.input.sources import Shard
+from penult.bulk.job.parts import Pace, Ticked, embed_in_parts, remove_parts
 from penult.bulk.job.reuse import Old
 from penult.bulk.options import Columns
 from penult.core.embedder import Embedder
@@ -53,8 +54,17 @@ def rejected_path(folder: Path, number: int) -> Path:
     return folder / f"{number:08}.rejected.jsonl"
 
 
-def make_shard(embedder: Embedder, shard: Shard, folder: Path, columns: Columns, old: Old | None = None) -> Record:
-    """Embed a shard and write its files, each whole or not at all.
+def make_shard(
+    embedder: Embedder,
+    shard: Shard,
+    folder: Path,
+    columns: Columns,
+    old: Old | None = None,
+    *,
+    pace: Pace | None = None,
+    ticked: Ticked | None = None,
+) -> Record:
+    """Embed a shard and write its files, each whole or not at all. `pace` and `ticked` are those of `embed_in_parts`.
 
     Raises:
         OSError: the disk is full, or takes no files.
@@ -62,7 +72,10 @@ def make_shard(embedder: Embedder, shard: Shard, folder: Path, columns: Columns,
     texts = tables.texts_of(shard.table.column(columns.text))
     taken = {} if old is None else old.find(texts)
     left = [row for row in range(len(texts)) if row not in taken]
-    outcome = tables.embed_texts(embedder, [texts[row] for row in left], columns.role)
+    path = shard_path(folder, shard.number)
+    outcome = embed_in_parts(
+        embedder, [texts[row] for row in left], columns.role, path, shard.number, pace=pace or Pace(), ticked=ticked
+    )
     bad = {left[row]: why for row, why in outcome.bad.items()}
     good = [row for row in range(len(texts)) if row not in bad]
     vectors = outcome.vectors
@@ -76,9 +89,9 @@ def make_shard(embedder: Embedder, shard: Shard, folder: Path, columns: Columns,
         with atomic_write(rejected_path(folder, shard.number), own) as file:
             order = sorted(rejected, key=lambda row: (row.file, row.line))
             file.writelines(f"{row.as_json()}\n".encode() for row in order)
-    path = shard_path(folder, shard.number)
     with atomic_write(path, own) as file, pa.ipc.new_file(file, made.schema) as writer:
         writer.write_table(made.unify_dictionaries().combine_chunks())
+    remove_parts(path)
     return Record(shard.number, len(good), len(rejected), outcome.cut, len(taken), outcome.tokens, path.stat().st_size)
 
 
