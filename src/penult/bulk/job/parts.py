@@ -106,7 +106,8 @@ def remove_parts(stem: Path) -> None:
     """Remove the parts of a shard that is whole."""
     start = 0
     while (path := _path(stem, start)).exists():
-        rows = json.loads(path.open("rb").readline())["rows"]
+        with path.open("rb") as file:
+            rows = json.loads(file.readline())["rows"]
         path.unlink()
         start += rows
 
