@@ -42,6 +42,7 @@ class BatchEmbedder:
         task: the task of models that have several.
         normalize: whether vectors have length 1. None: as the model's files say.
         layer_norm: whether a layer norm without weights comes before `dimensions` are kept.
+        layer: the hidden state that is pooled.
         bad_rows: "raise" for a row that is no text; "null" gives it a null instead of a vector (not for dicts of arrays,
             which have none).
         fixed_size: whether Arrow's lists are of one fixed size. False: of any, the only ones that Spark knows.
@@ -67,6 +68,7 @@ class BatchEmbedder:
         task: str | int | None = None,
         normalize: bool | None = None,
         layer_norm: bool = False,
+        layer: int | str | None = -1,
         bad_rows: Literal["raise", "null"] = "raise",
         fixed_size: bool = True,
     ) -> None:
@@ -91,6 +93,7 @@ class BatchEmbedder:
             task=task,
             normalize=normalize,
             layer_norm=layer_norm,
+            layer=layer,
         )
         self._fixed_size = fixed_size
         self._embedder = PerProcess(partial(Model.load, self._model, threads))

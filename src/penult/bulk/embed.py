@@ -18,9 +18,10 @@ from penult.bulk.input import input_files, readers
 from penult.bulk.input.input_files import STDIN, Format, Input
 from penult.bulk.input.readers import Scanned
 from penult.bulk.job import reuse
+from penult.bulk.job.errors import StoppedError, WorkError
 from penult.bulk.job.manifest import Identity, Job, Manifest
 from penult.bulk.job.parts import Tick
-from penult.bulk.job.pool import Pool, WorkError
+from penult.bulk.job.pool import Pool
 from penult.bulk.job.progress import Progress, Shown, Totals, announce, say
 from penult.bulk.job.shard import Record
 from penult.bulk.job.worker import Ready, Task
@@ -80,10 +81,6 @@ class Summary:
     totals: Totals
     max_length: int
     rows_per_second: float | None
-
-
-class StoppedError(Exception):
-    """A job stopped before its end; the message says why, what is kept, and how to go on."""
 
 
 def embed_files(request: Request) -> Summary:

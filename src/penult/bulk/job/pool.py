@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from multiprocessing import connection
 from typing import Any
 
+from penult.bulk.job.errors import WorkError
 from penult.bulk.job.parts import Tick
 from penult.bulk.job.shard import Record
 from penult.bulk.job.worker import AT_ONCE, Failed, Ready, Task, serve
@@ -19,10 +20,6 @@ from penult.bulk.options import Model
 from penult.types import Role
 
 _TRIES = 2
-
-
-class WorkError(RuntimeError):
-    """A worker failed in a way that another try would not mend."""
 
 
 @contextmanager

@@ -11,9 +11,9 @@ from typing import Any, Literal, TypeAlias
 
 from penult.bulk.job.parts import Tick
 from penult.bulk.job.shard import Record
+from penult.progress_bar import LINE_SECONDS, duration
 
 Shown: TypeAlias = Literal["auto", "json", "off"]
-_LINE_SECONDS = 10.0  # between two lines of one job
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +116,7 @@ class Progress:
             self._bar.set_postfix_str(f"{tokens:,.0f} tokens/s, cut={now.cut}, rejected={now.rejected}", refresh=False)
             self._bar.update(now.seen - self._bar.n)
             return
-        if time.monotonic() - self._last_line < _LINE_SECONDS and not (whole and self._shown == "json"):
+        if time.monotonic() - self._last_line < LINE_SECONDS and not (whole and self._shown == "json"):
             return
         self._last_line = time.monotonic()
         if self._shown == "json":
@@ -125,7 +125,7 @@ class Progress:
             return
         share = 100 * now.seen // max(self._count, 1)
         parts = [f"{now.seen:,} of {self._count:,} rows ({share} %)", f"{rows:,.0f} rows/s, {tokens:,.0f} tokens/s"]
-        parts += [] if left is None else [f"{_duration(left)} left"]
+        parts += [] if left is None else [f"{duration(left)} left"]
         say("; ".join([*parts, f"{now.cut:,} truncated, {now.rejected:,} rejected"]))
 
 
@@ -146,10 +146,3 @@ def say(sentence: str, *, json_: bool = False) -> None:
 def say_json(values: dict[str, Any]) -> None:
     """Print one line of JSON on standard error."""
     print(json.dumps(values), file=sys.stderr, flush=True)  # noqa: T201 - what it is for
-
-
-def _duration(seconds: float) -> str:
-    """Return a time as a person says it: 40 s, 12 min, 3.5 h."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:,.1f} h"

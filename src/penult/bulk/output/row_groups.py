@@ -56,10 +56,11 @@ def _cumulative(array: Any) -> "np.ndarray[Any, np.dtype[np.int64]]":  # noqa: A
         lengths = np.asarray(pc.fill_null(pc.binary_length(array), 0))
         return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
     if pa.types.is_list(type_) or pa.types.is_large_list(type_) or pa.types.is_map(type_):
-        values = _cumulative(array.values)[np.asarray(array.offsets)]
-        return values - values[0]
+        sizes = _cumulative(array.values)[np.asarray(array.offsets)]
+        return np.asarray(sizes - sizes[0], np.int64)
     if pa.types.is_struct(type_):
-        return np.sum([np.zeros(len(array) + 1, np.int64), *map(_cumulative, array.flatten())], axis=0)
+        fields = [np.zeros(len(array) + 1, np.int64), *map(_cumulative, array.flatten())]
+        return np.asarray(np.sum(fields, axis=0), np.int64)
     return np.arange(len(array) + 1, dtype=np.int64) * _width(type_)
 
 
