@@ -203,7 +203,8 @@ def measure(
     with tempfile.TemporaryDirectory() as folder:
         int8_graph = Path(folder) / "int8.onnx"
         job: dict[str, object] = {
-            "model": model, "model_file": model_file, "files_from": files_from, "graph": str(found.model), "folder": str(found.folder),
+            "model": model, "model_file": model_file, "files_from": files_from,
+            "graph": str(found.model), "folder": str(found.folder),
             "tokenizer": str(found.tokenizer), "pooling": read.pooling,
             "max_length": read.max_length, "threads": threads, "cube": _CUBE, "int8_graph": str(int8_graph),
         }  # fmt: skip
