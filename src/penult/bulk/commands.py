@@ -20,7 +20,7 @@ _FAILED = 1
 def embed(
     inputs: Annotated[
         list[str],
-        typer.Argument(metavar="IN...", help="Parquet, Lance, JSONL, CSV or text files, folders, globs, or - for a pipe."),
+        typer.Argument(metavar="IN...", help="Parquet, Lance, JSON, CSV, text, Markdown...; folders, globs, or - for a pipe."),
     ],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="The output: .parquet, .lance, .npy or .jsonl.")],
     *,
@@ -64,9 +64,13 @@ def embed(
     workers: Annotated[int, typer.Option(help="Processes; they share the machine's cores.")] = 1,
     shard_rows: Annotated[int | None, typer.Option(help="Rows that a crash may cost. Default: by the texts' length.")] = None,
     format_: Annotated[
-        Literal["parquet", "lance", "jsonl", "csv", "text"] | None,
+        Literal["parquet", "lance", "jsonl", "json", "csv", "tsv", "text", "document"] | None,
         typer.Option("--format", help="Of inputs whose ending says nothing. A pipe is jsonl by default."),
     ] = None,
+    encoding: Annotated[
+        str, typer.Option(help="Of text, CSV and JSON files without a byte order mark: utf-8, latin-1, cp1252, shift_jis, ...")
+    ] = "utf-8",
+    max_row_bytes: Annotated[int, typer.Option(help="A row with more bytes is rejected, and never held whole.")] = 8_000_000,
     from_: Annotated[
         Path | None, typer.Option("--from", metavar="OLD", help="An older output: equal texts keep their vectors.")
     ] = None,
@@ -80,7 +84,7 @@ def embed(
     """Turn files of texts into one file of rows with vectors. A job that was stopped goes on where it was."""
     from penult.bulk.embed import Request, StoppedError, embed_files  # noqa: PLC0415 - `penult --help` stays quick
     from penult.bulk.job.pool import WorkError  # noqa: PLC0415
-    from penult.bulk.options import Columns, Model  # noqa: PLC0415
+    from penult.bulk.options import Columns, Model, ReadOptions  # noqa: PLC0415
 
     try:
         prompts = _prompts(role, prompt, {"query": prompt_query, "document": prompt_document})
@@ -113,6 +117,7 @@ def embed(
             shown=progress,
             engine=engine,
             address=address,
+            reading=ReadOptions(encoding, max_row_bytes),
         )
         summary = embed_files(request)
     except (StoppedError, WorkError, ValueError, OSError, ImportError) as error:

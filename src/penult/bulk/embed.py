@@ -7,6 +7,7 @@ It composes the other files of this folder and owns the one decision none of the
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -22,7 +23,7 @@ from penult.bulk.job.pool import Pool, WorkError
 from penult.bulk.job.progress import Progress, Shown, Totals, say
 from penult.bulk.job.shard import Record
 from penult.bulk.job.worker import Ready, Task
-from penult.bulk.options import Columns, Model
+from penult.bulk.options import DEFAULT_READING, Columns, Model, ReadOptions
 from penult.bulk.output import output_files, writers
 from penult.bulk.output.output_files import OTHER_FINGERPRINT
 
@@ -45,6 +46,7 @@ class Request:
         shown: how progress is shown.
         engine: who carries the shards out: processes here, or Ray.
         address: of a Ray cluster. None: one of this machine's own.
+        reading: how the rows of text files are read.
     """
 
     inputs: tuple[str, ...]
@@ -60,6 +62,7 @@ class Request:
     shown: Shown = "auto"
     engine: Literal["local", "ray"] = "local"
     address: str | None = None
+    reading: ReadOptions = DEFAULT_READING
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,16 +206,31 @@ def _inputs(request: Request, job: Job) -> tuple[Input, ...]:
     manifest = job.manifest
     known = {} if manifest is None else manifest.hashes()
     given = [name for name in request.inputs if name != STDIN]
-    found = input_files.find(given, request.format, without=output_files.files_of(request.out)) if given else []
+    own = output_files.files_of(request.out)
+    found = input_files.find(given, request.format, without=own, say=partial(_note, request)) if given else []
     if STDIN in request.inputs:
         try:
             found.append(input_files.spool(job.folder))
         except OSError as error:
             raise OSError(f"Standard input cannot be copied to {job.folder}: {error}") from error
     return tuple(
-        input_files.opened(path, request.format or ("jsonl" if input_files.is_spooled(path) else None), known=known)
+        input_files.opened(
+            path,
+            request.format or ("jsonl" if input_files.is_spooled(path) else None),
+            known=known,
+            options=request.reading,
+            root=input_files.root_of(request.inputs),
+        )
         for path in found
     )
+
+
+def _note(request: Request, sentence: str) -> None:
+    """Say a sentence before there is a progress bar."""
+    if request.shown == "json":
+        Progress.say_json({"event": "note", "message": sentence})
+    else:
+        say(sentence)
 
 
 def _identity(request: Request, files: tuple[Input, ...], ready: Ready) -> Identity:
@@ -225,6 +243,7 @@ def _identity(request: Request, files: tuple[Input, ...], ready: Ready) -> Ident
         id_column=request.id_column,
         too_long="rejected" if request.model.truncate == "error" else "cut",
         takes_over=None if request.old is None else _hash(request.old),
+        reading=input_files.reading(files),
     )
 
 
@@ -245,7 +264,7 @@ def _changed(manifest: Manifest, files: tuple[Input, ...]) -> list[str]:
 def _scan(request: Request, files: tuple[Input, ...]) -> Scanned:
     if request.shard_rows is not None and request.shard_rows < 1:
         raise ValueError(f"--shard-rows is {request.shard_rows}; it must be at least 1.")
-    scanned = readers.scan(files, request.columns.text, request.shard_rows)
+    scanned = readers.scan(files, request.columns.text, request.shard_rows, partial(_note, request))
     names = scanned.schema.names
     if request.columns.vector in names:
         raise ValueError(f"The input has a column {request.columns.vector!r} already; name another with --vector-column.")
