@@ -42,6 +42,8 @@ FENCE = {
     "qdrant_client": {"bulk/stores/qdrant.py"},
     "lancedb": {"bulk/stores/lancedb.py"},
     "psycopg": {"bulk/stores/pgvector.py"},
+    "pypdf": {"bulk/input/documents.py"},
+    "bs4": {"bulk/input/documents.py"},
     "pydantic": {"adapters.py", "server/", "deepsparse/"},
     "fastapi": {"server/", "deepsparse/"},
     "uvicorn": {"server/"},

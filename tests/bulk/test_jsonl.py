@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from penult.bulk.embed import StoppedError
-from penult.bulk.input import input_files, jsonl, readers, rows, sources
+from penult.bulk.input import columns, input_files, jsonl, readers, sources, streams
 from penult.bulk.input.rows import Rejected, Row
+from penult.bulk.options import DEFAULT_READING
 
 SCHEMA = pa.schema(
     [
@@ -30,19 +31,19 @@ def test_lines_of_a_file(tmp_path):
     """Lines of blanks are no rows but count, and a mark of UTF-8 is no text."""
     path = tmp_path / "a.jsonl"
     path.write_bytes(b'\xef\xbb\xbf{"a": 1}\n\n  \n{"a": 2}')
-    block = list(jsonl.lines(path))
+    block = list(streams.lines(path, DEFAULT_READING))
     assert block[0] == b'{"a": 1}\n'
     assert jsonl.row_by_row("here", 1, block) == [Row(1, {"a": 1}), Row(4, {"a": 2})]
     path.write_bytes(b'\xef\xbb\xbf\n\xef\xbb\xbf{"a": 2}')
-    assert [row.line for row in jsonl.row_by_row("here", 1, list(jsonl.lines(path)))] == [2]
-    assert jsonl.table(list(jsonl.lines(path))[1:], pa.schema([("a", pa.int64())])) is None
+    assert [row.line for row in jsonl.row_by_row("here", 1, list(streams.lines(path, DEFAULT_READING)))] == [2]
+    assert jsonl.table(list(streams.lines(path, DEFAULT_READING))[1:], pa.schema([("a", pa.int64())])) is None
     path.write_bytes(b"")
-    assert list(jsonl.lines(path)) == []
+    assert list(streams.lines(path, DEFAULT_READING)) == []
 
 
 def one_by_one(block, schema):
     items = jsonl.row_by_row("here", 1, block)
-    table, _, misfits = rows.to_table("here", [item for item in items if isinstance(item, Row)], schema)
+    table, _, misfits = columns.to_table("here", [item for item in items if isinstance(item, Row)], schema)
     return table, [item for item in items if isinstance(item, Rejected)] + misfits
 
 
@@ -115,7 +116,7 @@ def test_objects_are_counted_by_lines():
 def test_columns_that_arrow_reads_otherwise():
     """A time would be read from text, and JSON text from nothing but text; a list of nulls would be miscounted."""
     assert jsonl.table([b'{"t": "2020-01-01"}\n'], pa.schema([("t", pa.timestamp("s"))])) is None
-    assert jsonl.table([b'{"t": "x"}\n'], pa.schema([pa.field("t", pa.string(), metadata=rows.JSON_FIELD)])) is None
+    assert jsonl.table([b'{"t": "x"}\n'], pa.schema([pa.field("t", pa.string(), metadata=columns.JSON_FIELD)])) is None
     assert jsonl.table([b'{"t": ["2020-01-01"]}\n'], pa.schema([("t", pa.list_(pa.timestamp("s")))])) is None
     assert jsonl.table([b'{"t": [null, null]}\n'], pa.schema([("t", pa.list_(pa.null()))])) is None
     assert jsonl.table([b"{}\n"], pa.schema([])) is None
@@ -163,6 +164,11 @@ KINDS = [
 NOISE = st.sampled_from([b"", b"", b"", b"\n", b"\0", b"}", b"{", b"}{", b"}\n{", b",", b"\xff", b"\r", b" ", b"[", b'"'])
 
 
+def looked(file):
+    scan = readers._look_at_rows(file, "text", lambda _: None)
+    return scan.schema, scan.sizes.rows
+
+
 @given(mostly(VALUES, KINDS), NOISE, st.floats(0, 1), st.sampled_from([1, 2, 4096]))
 def test_at_once_is_as_one_by_one(tmp_path_factory, lines, noise, place, together):
     """Whatever stands in a file, its columns and its rows are those that reading row by row finds."""
@@ -173,13 +179,13 @@ def test_at_once_is_as_one_by_one(tmp_path_factory, lines, noise, place, togethe
     file = input_files.opened(path)
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(readers, "BLOCK", together)
-        found = readers._look_at_lines(file, "text")
+        found = looked(file)
         patched.setattr(jsonl, "table", lambda *_: None)
-        expected = readers._look_at_lines(file, "text")
+        expected = looked(file)
     assert found[0].equals(expected[0], check_metadata=True)
     assert found[1] == expected[1]
     schema = readers._together([file], [found[0]])
-    block = list(jsonl.lines(path))
+    block = list(streams.lines(path, DEFAULT_READING))
     whole = jsonl.table(block, schema) if block else None
     if whole is not None:
         rows_, bad = one_by_one(block, schema)

@@ -42,7 +42,7 @@ _FAILED = 1
 def embed(
     inputs: Annotated[
         list[str],
-        typer.Argument(metavar="IN...", help="Parquet, Lance, JSONL, CSV or text files, folders, globs, or - for a pipe."),
+        typer.Argument(metavar="IN...", help="Parquet, Lance, JSON, CSV, text, Markdown...; folders, globs, or - for a pipe."),
     ],
     out: Annotated[
         Path,
@@ -83,9 +83,13 @@ def embed(
         int | None, typer.Option(help="Rows of a shard, the unit of work. Default: by the texts' length.")
     ] = None,
     format_: Annotated[
-        Literal["parquet", "lance", "jsonl", "csv", "text"] | None,
+        Literal["parquet", "lance", "jsonl", "json", "csv", "tsv", "text", "document"] | None,
         typer.Option("--format", help="Of inputs whose ending says nothing. A pipe is jsonl by default."),
     ] = None,
+    encoding: Annotated[
+        str, typer.Option(help="Of text, CSV and JSON files without a byte order mark: utf-8, latin-1, cp1252, shift_jis, ...")
+    ] = "utf-8",
+    max_row_bytes: Annotated[int, typer.Option(help="A row with more bytes is rejected, and never held whole.")] = 8_000_000,
     from_: Annotated[
         Path | None, typer.Option("--from", metavar="OLD", help="An older output: equal texts keep their vectors.")
     ] = None,
@@ -103,7 +107,7 @@ def embed(
     """
     with _one_sentence("nothing was begun, and what an earlier run had done is kept.", json_=progress == "json"):
         from penult.bulk.embed import Request, embed_files  # noqa: PLC0415 - `penult --help` stays quick
-        from penult.bulk.options import Columns, Model  # noqa: PLC0415
+        from penult.bulk.options import Columns, Model, ReadOptions  # noqa: PLC0415
 
         loaded = Model(
             model,
@@ -138,6 +142,7 @@ def embed(
             shown=progress,
             engine=engine,
             address=address,
+            reading=ReadOptions(encoding, max_row_bytes),
         )
         summary = embed_files(request)
     totals, rejected = summary.totals, f"{out}.rejected.jsonl"

@@ -25,7 +25,7 @@ from penult.bulk.job.pool import Pool
 from penult.bulk.job.progress import Progress, Shown, Totals, announce, say
 from penult.bulk.job.shard import Record
 from penult.bulk.job.worker import Ready, Task
-from penult.bulk.options import Columns, Model
+from penult.bulk.options import DEFAULT_READING, Columns, Model, ReadOptions
 from penult.bulk.output import output_files, writers
 from penult.bulk.output.output_files import OTHER_FINGERPRINT
 
@@ -51,6 +51,7 @@ class Request:
         shown: how progress is shown.
         engine: who carries the shards out: processes here, or Ray.
         address: of a Ray cluster. None: one of this machine's own.
+        reading: how the rows of text files are read.
     """
 
     inputs: tuple[str, ...]
@@ -66,6 +67,7 @@ class Request:
     shown: Shown = "auto"
     engine: Literal["local", "ray"] = "local"
     address: str | None = None
+    reading: ReadOptions = DEFAULT_READING
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +97,7 @@ def embed_files(request: Request) -> Summary:
     given = [name for name in request.inputs if name != STDIN]
     ours = not request.out.exists() or output_files.is_own(request.out)  # else a glob that matches it means it as input
     own = output_files.files_of(request.out) if ours else []
-    paths = input_files.find(given, request.format, without=own) if given else []
+    paths = input_files.find(given, request.format, without=own, say=partial(announce, request.shown)) if given else []
     output_files.check_place(request.out, request.inputs, paths)
     job = Job(request.out)
     try:
@@ -222,7 +224,13 @@ def _inputs(request: Request, job: Job, found: list[Path]) -> tuple[Input, ...]:
         except OSError as error:
             raise OSError(f"Standard input cannot be copied to {job.folder}: {error}") from error
     return tuple(
-        input_files.opened(path, request.format or ("jsonl" if input_files.is_spooled(path) else None), known=known)
+        input_files.opened(
+            path,
+            request.format or ("jsonl" if input_files.is_spooled(path) else None),
+            known=known,
+            options=request.reading,
+            root=input_files.root_of(request.inputs),
+        )
         for path in found
     )
 
@@ -237,6 +245,7 @@ def _identity(request: Request, files: tuple[Input, ...], ready: Ready) -> Ident
         id_column=request.id_column,
         too_long="rejected" if request.model.truncate == "error" else "cut",
         takes_over=None if request.old is None else _hash(request.old),
+        reading=input_files.reading(files),
     )
 
 
@@ -257,7 +266,7 @@ def _changed(manifest: Manifest, files: tuple[Input, ...]) -> list[str]:
 def _scan(request: Request, files: tuple[Input, ...]) -> Scanned:
     if request.shard_rows is not None and request.shard_rows < 1:
         raise ValueError(f"--shard-rows is {request.shard_rows}; it must be at least 1.")
-    scanned = readers.scan(files, request.columns.text, request.shard_rows)
+    scanned = readers.scan(files, request.columns.text, request.shard_rows, partial(announce, request.shown))
     names = scanned.schema.names
     if request.columns.vector in names:
         raise ValueError(f"The input has a column {request.columns.vector!r} already; name another with --vector-column.")

@@ -1,5 +1,6 @@
-"""Which model, which columns: plain values that travel to every worker. Imports no engine until a model is opened."""
+"""Which model, which columns, how rows are read: plain values that travel to every worker. Imports no engine at first."""
 
+import codecs
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -92,3 +93,38 @@ class Columns:
     text: str
     vector: str
     role: Role
+
+
+@dataclass(frozen=True, slots=True)
+class ReadOptions:
+    """How the rows of text files are read; other values give other rows.
+
+    Attributes:
+        encoding: of text files that begin with no byte order mark: a name that Python knows.
+        max_row_bytes: a row with more is rejected, and never in memory as a whole.
+
+    Raises:
+        ValueError: no such encoding, or a limit below 1.
+    """
+
+    encoding: str = "utf-8"
+    max_row_bytes: int = 8_000_000
+
+    def __post_init__(self) -> None:
+        try:
+            "a".encode(self.encoding).decode(self.encoding)
+        except (LookupError, ValueError, TypeError) as error:
+            raise ValueError(
+                f"--encoding is {self.encoding!r}, which is not an encoding of text; pass utf-8, utf-16, latin-1, cp1252, "
+                "shift_jis or another one that Python knows."
+            ) from error
+        if self.max_row_bytes < 1:
+            raise ValueError(f"--max-row-bytes is {self.max_row_bytes}; it must be at least 1.")
+
+    @property
+    def codec(self) -> str:
+        """The encoding under the one name that Python has for it; a mark at the beginning of a file is never text."""
+        return codecs.lookup(self.encoding).name.removesuffix("-sig")
+
+
+DEFAULT_READING = ReadOptions()

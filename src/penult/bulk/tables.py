@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from penult.core.embedder import Embedder
 from penult.types import Role, TextError, Vectors
@@ -54,8 +55,42 @@ def embed_texts(embedder: Embedder, texts: Sequence[Any], role: Role, done: Call
     return Outcome(vectors, good, bad, int(tokenized.counts.sum()), len(tokenized.truncated))
 
 
+def is_text(kind: pa.DataType, *, or_bytes: bool = False) -> bool:
+    """Return whether a column holds text; or_bytes: or bytes, which are read as UTF-8."""
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
+        return True
+    return or_bytes and _is_bytes(kind)
+
+
+def field_of(schema: pa.Schema, name: str) -> pa.Field | None:
+    """Return the field of a column; `a.b` is the field b of the objects in the column a, where no column is named so."""
+    if name in schema.names:
+        return schema.field(name)
+    head, *rest = name.split(".")
+    field = schema.field(head) if head in schema.names else None
+    for part in rest:
+        if field is None or not pa.types.is_struct(field.type):
+            return None
+        at = field.type.get_field_index(part)
+        field = field.type.field(at) if at >= 0 else None
+    return field
+
+
+def column_of(table: pa.Table, name: str) -> pa.ChunkedArray:
+    """Return a column by its name, as `field_of` reads it."""
+    if name in table.column_names:
+        return table.column(name)
+    head, *rest = name.split(".")
+    return pc.struct_field(table.column(head), rest)
+
+
 def texts_of(column: pa.ChunkedArray) -> list[Any]:
     """Give a column's values. Bytes that are not UTF-8 come as half surrogate pairs, which no embedder takes."""
+    kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+    if _is_bytes(kind):
+        return [value if value is None else value.decode("utf-8", "surrogateescape") for value in column.to_pylist()]
     try:
         values: list[Any] = column.to_pylist()
     except UnicodeDecodeError:
@@ -105,6 +140,11 @@ def metadata_of(embedder: Embedder, model: str, role: Role) -> dict[str, str]:
         "penult.model": model,
         "penult.role": role,
     }
+
+
+def _is_bytes(kind: pa.DataType) -> bool:
+    plain = pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind)
+    return bool(plain or pa.types.is_fixed_size_binary(kind))
 
 
 def _value(scalar: pa.Scalar) -> str | None:

@@ -5,37 +5,32 @@ and would take what is no JSON line. `table` gives only what reading row by row 
 then `row_by_row` finds the reason, or the column that was not known.
 """
 
-from collections.abc import Iterator, Sequence
-from itertools import islice
-from pathlib import Path
+from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.json as pj
 
-from penult.bulk.input import rows
+from penult.bulk.input import json_rows
+from penult.bulk.input.columns import JSON_FIELD
+from penult.bulk.input.rows import Item
+from penult.bulk.input.streams import LongLine
+from penult.bulk.options import DEFAULT_READING, ReadOptions
 
 _SIMPLE = (pa.string(), pa.int64(), pa.float64(), pa.bool_(), pa.null())
 _WHOLE = 2**53  # below it, a double holds every whole number
-_MARK = b"\xef\xbb\xbf"  # of UTF-8
 
 
-def lines(path: Path) -> Iterator[bytes]:
-    """Give each line. One of blanks is no row, wherever rows are counted."""
-    with path.open("rb") as file:
-        yield from (line.removeprefix(_MARK) for line in islice(file, 1))
-        yield from file
-
-
-def row_by_row(name: str, first: int, block: Sequence[bytes]) -> list[rows.Item]:
+def row_by_row(name: str, first: int, block: Sequence[bytes], options: ReadOptions = DEFAULT_READING) -> list[Item]:
     """Read lines, the first of which is the `first` of its file. `name` is how the user knows the file."""
-    return [rows.parse_json(name, number, line) for number, line in enumerate(block, first) if line.strip()]
+    return [json_rows.parse_json(name, number, line, options) for number, line in enumerate(block, first) if line.strip()]
 
 
 def table(block: Sequence[bytes], schema: pa.Schema) -> pa.Table | None:
     """Turn lines into a table of the given columns, a row each. None: read them row by row; some may be blank."""
     whole = b"".join(block)
-    if not all(map(_is_simple, schema)) or not _is_one_object_a_line(whole, len(block)):
+    simple = all(map(_is_simple, schema)) and not any(isinstance(line, LongLine) for line in block)
+    if not simple or not _is_one_object_a_line(whole, len(block)):
         return None
     try:
         whole.decode("utf-8")  # Arrow does not look
@@ -66,7 +61,7 @@ def _is_simple(field: pa.Field) -> bool:
         return all(map(_is_simple, field.type))
     if pa.types.is_list(field.type):  # of nulls, Arrow's own count is off
         return not pa.types.is_null(field.type.value_type) and _is_simple(field.type.value_field)
-    return field.type in _SIMPLE and field.metadata != rows.JSON_FIELD
+    return field.type in _SIMPLE and field.metadata != JSON_FIELD
 
 
 def _is_exact(array: pa.Array) -> bool:

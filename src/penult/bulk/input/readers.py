@@ -4,20 +4,25 @@ Knows formats and columns, nothing of vectors. A shard is a function of the inpu
 goes on after a crash, or with another number of workers, cuts the very same shards.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import islice
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from penult.bulk.input import jsonl, rows, sources
+from penult.bulk import tables
+from penult.bulk.input import columns, json_rows, jsonl, row_files, sources, streams
+from penult.bulk.input.csv_rows import MOST_COLUMNS
 from penult.bulk.input.input_files import Input
-from penult.bulk.input.rows import Rejected
+from penult.bulk.input.rows import Item, Rejected, Row
+from penult.bulk.input.shard_sizes import Sizes
 from penult.bulk.input.sources import BLOCK, Shard
 
 _SHARD_CHARS = 1_000_000  # of a shard's texts, on average: a minute or two of work that a crash may cost
 _SHARD_ROWS = (64, 4096)  # at most what an Embedder sorts by length together, so that a shard is one window
+_SAMPLE = 8 << 20  # bytes of texts that are enough to tell their mean length
+_FEW = 64  # elements of a JSON array that are looked at together
 _SHARDS = 16  # at least, so that a small job has something for each worker
 
 
@@ -30,29 +35,44 @@ class Scanned:
     shard_rows: int
 
 
-def scan(inputs: Sequence[Input], text_column: str, shard_rows: int | None = None) -> Scanned:
+@dataclass(frozen=True, slots=True)
+class FileScan:
+    """What a first look at one file says: its columns, and how large its rows are."""
+
+    schema: pa.Schema
+    sizes: Sizes
+
+
+def scan(
+    inputs: Sequence[Input],
+    text_column: str,
+    shard_rows: int | None = None,
+    say: Callable[[str], None] = lambda _: None,
+) -> Scanned:
     """Look at all input once: find the columns of all files together, and count rows.
 
     Args:
         inputs: the files.
         text_column: the column of the texts.
-        shard_rows: None: chosen by the mean length of the first texts.
+        shard_rows: None: chosen by the mean length of the first texts, and so that no shard has more bytes than are to be held.
+        say: takes a sentence for the user: a file has rows that cannot be decoded.
 
     Raises:
         ValueError: a column has types in two files that nothing holds together, a file has two columns of one name, or
             there is no column of texts.
     """
-    schemas, counts = [], []
+    schemas, counts, sizes = [], [], Sizes()
     for file in inputs:
-        schema, count = _look(file, text_column)
-        schemas.append(schema)
-        counts.append(count)
+        found = _look(file, text_column, say)
+        schemas.append(found.schema)
+        counts.append(found.sizes.rows)
+        sizes.extend(found.sizes)
     schema = _together(inputs, schemas)
     if not schema.names and not sum(counts):
         raise ValueError("The input is empty: it has no rows, and no columns.")
-    _check_text(schema, text_column)
+    _check_text(inputs, schema, text_column)
     if shard_rows is None:
-        shard_rows = _shard_rows(inputs, Scanned(schema, tuple(counts), BLOCK), text_column)
+        shard_rows = _shard_rows(inputs, Scanned(schema, tuple(counts), BLOCK), text_column, sizes)
     return Scanned(schema, tuple(counts), shard_rows)
 
 
@@ -96,51 +116,116 @@ def count_shards(scanned: Scanned) -> int:
     return -(-sum(scanned.counts) // scanned.shard_rows)
 
 
-def _look(file: Input, text_column: str) -> tuple[pa.Schema, int]:
+def _look(file: Input, text_column: str, say: Callable[[str], None]) -> FileScan:
+    """Look at a file once: its columns, and the size of each of its rows as far as it is known."""
     try:
+        what = None if file.format == "lance" else streams.foreign(file.path)
+        if what and file.format not in ("parquet", "document"):
+            raise OSError(f"it {what}")
         if file.format == "parquet":
-            with pq.ParquetFile(file.path) as opened:
-                return opened.schema_arrow, opened.metadata.num_rows
+            return _look_at_parquet(file)
         if file.format == "lance":
             from penult.bulk import lance_files  # noqa: PLC0415 - an extra
 
-            return lance_files.look(file.path)
+            schema, count = lance_files.look(file.path)
+            return FileScan(schema, Sizes().add(count, 0))
+        if file.format == "document":
+            return FileScan(_texts(row_files.columns(file), file), Sizes().add(1, file.stamp[0][1]))
+        return _look_at_rows(file, text_column, say)
     except (pa.ArrowException, OSError) as error:
-        raise OSError(f"{file.name} cannot be read: {error}") from error
-    if file.format == "jsonl":
-        return _look_at_lines(file, text_column)
-    items = rows.READERS[file.format](file.path, file.name)
-    return (rows.TEXT_SCHEMA if file.format == "text" else rows.csv_schema(file.path)), sum(1 for _ in items)
+        why = f"it {what}" if what else error
+        raise OSError(f"{file.name} cannot be read: {why}") from error
 
 
-def _look_at_lines(file: Input, text_column: str) -> tuple[pa.Schema, int]:
-    """Find the columns of JSON lines. Of lines that hold no more than what was found before, nothing is to be learnt."""
-    fields: dict[str, pa.Field] = {}
-    lines, count = jsonl.lines(file.path), 0
-    while block := list(islice(lines, BLOCK)):
-        if jsonl.table(block, pa.schema(fields.values())) is not None:
-            count += len(block)
-            continue
-        items = jsonl.row_by_row(file.name, 1, block)
-        count += len(items)
-        for field in rows.infer([item for item in items if not isinstance(item, Rejected)], text_column):
-            fields[field.name] = rows.merge([fields[field.name], field]) if field.name in fields else field
-    return pa.schema(fields.values()), count
+def _look_at_parquet(file: Input) -> FileScan:
+    with pq.ParquetFile(file.path) as opened:
+        sizes = Sizes()
+        for number in range(opened.num_row_groups):
+            group = opened.metadata.row_group(number)
+            sizes.add(group.num_rows, group.total_byte_size)
+        return FileScan(_partitioned(opened.schema_arrow, file), sizes)
+
+
+def _look_at_rows(file: Input, text_column: str, say: Callable[[str], None]) -> FileScan:
+    sizes, undecoded = Sizes(), 0
+    if file.format in ("jsonl", "json"):
+        fields: dict[str, pa.Field] = {}
+        for items in _json_items(file, fields, sizes):
+            undecoded += sum(isinstance(item, Rejected) and item.reason.startswith("is not UTF-8") for item in items)
+            _learn(fields, items, text_column)
+        schema = pa.schema(fields.values())
+    else:
+        schema = _texts(row_files.columns(file), file)
+        for item in row_files.items(file):
+            sizes.add(1, item.size if isinstance(item, Row) else 0)
+            undecoded += _is_undecoded(item)
+    if undecoded:
+        rows = f"{undecoded:,} row{'s' * (undecoded != 1)}"
+        say(f"{file.name}: {rows} not UTF-8; pass --encoding, such as --encoding cp1252, where the file is in another encoding")
+    return FileScan(_partitioned(schema, file), sizes)
+
+
+def _json_items(file: Input, fields: Mapping[str, pa.Field], sizes: Sizes) -> Iterator[list[Item]]:
+    """Return rows from which something may be learnt: not those that hold no more than what was found before."""
+    if file.format == "json":
+        found = row_files.items(replace(file, partitions=()))
+        while items := list(islice(found, _FEW)):
+            for item in items:
+                sizes.add(1, item.size if isinstance(item, Row) else 0)
+            yield items
+        return
+    lines = streams.lines(file.path, file.options)
+    while block := sources.lines_held(lines, BLOCK):
+        for line in block:
+            if line.strip():
+                sizes.add(1, len(line))
+        if jsonl.table(block, pa.schema(fields.values())) is None:
+            yield jsonl.row_by_row(file.name, 1, block, file.options)
+
+
+def _learn(fields: dict[str, pa.Field], items: Sequence[Item], text_column: str) -> None:
+    for field in columns.infer([item for item in items if isinstance(item, Row)], text_column):
+        fields[field.name] = columns.merge([fields[field.name], field]) if field.name in fields else field
+    if len(fields) > MOST_COLUMNS:
+        raise OSError(f"its objects have more than {MOST_COLUMNS:,} different keys; put what varies into one object of its own")
+
+
+def _is_undecoded(item: Item) -> bool:
+    """Return whether a row of text holds bytes that are not UTF-8."""
+    if isinstance(item, Rejected):
+        return item.reason.startswith("is not UTF-8")
+    try:
+        "".join(value for value in item.values.values() if isinstance(value, str)).encode()
+    except UnicodeEncodeError:
+        return True
+    return False
+
+
+def _texts(names: Sequence[str], file: Input) -> pa.Schema:
+    return _partitioned(pa.schema([(name, pa.int64() if name == "line" else pa.string()) for name in names]), file)
+
+
+def _partitioned(schema: pa.Schema, file: Input) -> pa.Schema:
+    """Append the columns that a file's folders name, and it has not."""
+    for name, _ in file.partitions:
+        if name not in schema.names:
+            schema = schema.append(pa.field(name, pa.string()))
+    return schema
 
 
 def _together(inputs: Sequence[Input], schemas: Sequence[pa.Schema]) -> pa.Schema:
     """Give the columns of all files together."""
-    columns: dict[str, list[tuple[Input, pa.Field]]] = {}
+    found_in: dict[str, list[tuple[Input, pa.Field]]] = {}
     for file, schema in zip(inputs, schemas, strict=True):
         if len(set(schema.names)) != len(schema.names):
             raise ValueError(f"{file.name} names a column twice: {', '.join(schema.names)}; give each a name of its own.")
         for field in schema:
-            columns.setdefault(field.name, []).append((file, field))
+            found_in.setdefault(field.name, []).append((file, field))
     fields = []
-    for name, found in columns.items():
-        merged = rows.merge(field for _, field in found)
-        fixed = [(file, field) for file, field in found if file.format != "jsonl"]
-        if merged.metadata == rows.JSON_FIELD and fixed:
+    for name, found in found_in.items():
+        merged = columns.merge(field for _, field in found)
+        fixed = [(file, field) for file, field in found if file.format not in ("jsonl", "json")]
+        if merged.metadata == columns.JSON_FIELD and fixed:
             raise ValueError(
                 f"The column {name!r} is {fixed[0][1].type} in {fixed[0][0].name} and something else in other files; "
                 "give it one type, or embed the files apart."
@@ -151,29 +236,54 @@ def _together(inputs: Sequence[Input], schemas: Sequence[pa.Schema]) -> pa.Schem
     return pa.schema(fields, metadata=next((schema.metadata for schema in schemas if schema.metadata), None))
 
 
-def is_text(type_: pa.DataType) -> bool:
-    """Say whether a column holds text."""
-    if pa.types.is_dictionary(type_):
-        type_ = type_.value_type
-    return bool(pa.types.is_string(type_) or pa.types.is_large_string(type_) or pa.types.is_string_view(type_))
-
-
-def _check_text(schema: pa.Schema, text_column: str) -> None:
-    texts = [field.name for field in schema if is_text(field.type)]
-    if text_column not in texts:
-        held = f"holds {schema.field(text_column).type}" if text_column in schema.names else "is not in the input"
-        raise ValueError(
-            f"The column {text_column!r} {held}; name one of text with --text-column: {', '.join(texts) or 'there is none'}."
-        )
-
-
-def _shard_rows(inputs: Sequence[Input], scanned: Scanned, text_column: str) -> int:
-    sample = next(shards(inputs, scanned), None)
-    texts = [] if sample is None else sample.table.column(text_column).combine_chunks()
-    mean = sum(len(text) for text in pa.array(texts).cast(pa.large_binary()).to_pylist() if text is not None) / max(
-        len(texts), 1
+def _check_text(inputs: Sequence[Input], schema: pa.Schema, text_column: str) -> None:
+    field = tables.field_of(schema, text_column)
+    if field is not None and field.metadata != columns.JSON_FIELD and tables.is_text(field.type, or_bytes=True):
+        return
+    texts = list(_text_columns(schema))
+    held = "is not in the input" if field is None else f"holds {field.type}"
+    hints = [f"{file.name} {hint}" for file in inputs if file.format == "jsonl" if (hint := json_rows.looks_like(_head(file)))]
+    raise ValueError(
+        f"The column {text_column!r} {held}; name one of text with --text-column: {', '.join(texts) or 'there is none'}."
+        + "".join(f" {hint}." for hint in hints[:1])
     )
-    return rows_of_a_shard(mean, sum(scanned.counts))
+
+
+def _text_columns(fields: Iterable[pa.Field], prefix: str = "") -> Iterator[str]:
+    """Return the names of all columns of text, those in objects as `a.b`."""
+    for field in fields:
+        if tables.is_text(field.type):
+            yield f"{prefix}{field.name}"
+        elif pa.types.is_struct(field.type):
+            yield from _text_columns(field.type, f"{prefix}{field.name}.")
+
+
+def _head(file: Input) -> bytes:
+    return next(streams.lines(file.path, file.options), b"")
+
+
+def _shard_rows(inputs: Sequence[Input], scanned: Scanned, text_column: str, sizes: Sizes) -> int:
+    count = lengths = 0
+    for file in inputs:
+        try:
+            source = sources.opened(file, scanned.schema, 0)
+            while count < BLOCK and lengths < _SAMPLE:
+                shard = source.take(BLOCK - count)
+                if not shard.table.num_rows and not shard.rejected:
+                    break
+                count += shard.table.num_rows
+                lengths += sum(_lengths(tables.column_of(shard.table, text_column)))
+        except (pa.ArrowException, OSError) as error:
+            raise OSError(f"{file.name} cannot be read: {error}") from error
+        if count >= BLOCK or lengths >= _SAMPLE:
+            break
+    return min(rows_of_a_shard(lengths / max(count, 1), sum(scanned.counts)), sizes.most_rows())
+
+
+def _lengths(texts: pa.ChunkedArray) -> Iterator[int]:
+    """Return the lengths of texts in bytes."""
+    for text in tables.texts_of(texts):
+        yield 0 if text is None else len(text.encode("utf-8", "surrogateescape"))
 
 
 def rows_of_a_shard(mean: float, count: int) -> int:

@@ -4,19 +4,26 @@ Knows formats; what all files have in common, and where shards begin, is for `re
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from penult.bulk.input import jsonl, rows
+from penult.bulk import tables
+from penult.bulk.arrow_values import rows_of
+from penult.bulk.input import columns, jsonl, row_files, streams
 from penult.bulk.input.input_files import Input
-from penult.bulk.input.rows import Rejected
+from penult.bulk.input.rows import Item, Rejected, Row, too_long
+from penult.bulk.json_text import dumps
 
 BLOCK = 4096  # rows that are read together
+HELD = 32 << 20  # bytes after which no more are
+_SHOWN = 1000  # characters of a value of a row that is too long, for the file of rejected rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,71 +60,142 @@ class Source(Protocol):
 
 def opened(file: Input, schema: pa.Schema, skip: int) -> Source:
     """Open a file at the row `skip`; its rows get the columns of the whole input."""
-    if file.format == "parquet":
-        return _Batches(file.name, _parquet(file.path, skip), schema, skip)
-    if file.format == "lance":
-        from penult.bulk import lance_files  # noqa: PLC0415 - an extra
-
-        return _Batches(file.name, lance_files.read(file.path, skip), schema, skip)
+    if file.format in ("parquet", "lance"):
+        return _Batches(file, batches(file, skip), schema, skip)
     if file.format == "jsonl":
-        return _Lines(file.name, jsonl.lines(file.path), schema, skip)
-    items = rows.READERS[file.format](file.path, file.name)
-    return _Rows(file.name, islice(items, skip, None), schema)
+        return _Lines(file, schema, skip)
+    return _Rows(file, islice(row_files.items(replace(file, partitions=())), skip, None), schema)
+
+
+def batches(file: Input, skip: int) -> Iterator[pa.RecordBatch]:
+    """Read a Parquet file or a Lance dataset from the row `skip` on."""
+    if file.format == "parquet":
+        return _parquet(file.path, skip)
+    from penult.bulk import lance_files  # noqa: PLC0415 - an extra
+
+    return lance_files.read(file.path, skip)
 
 
 class _Rows:
     """A file that is read row by row."""
 
-    def __init__(self, name: str, items: Iterator[rows.Item], schema: pa.Schema) -> None:
-        self._name, self._items, self._schema = name, items, schema
+    def __init__(self, file: Input, items: Iterator[Item], schema: pa.Schema) -> None:
+        self._file, self._items, self._schema = file, items, schema
 
     def take(self, count: int) -> Shard:
-        return _shard(self._name, list(islice(self._items, count)), self._schema)
+        taken: list[Item] = []
+        size = 0
+        for item in islice(self._items, count):
+            taken.append(item)
+            size += item.size if isinstance(item, Row) else 0
+            if size > HELD:
+                break
+        return _shard(self._file, taken, self._schema)
 
 
 class _Lines:
     """A file of JSON lines."""
 
-    def __init__(self, name: str, lines: Iterator[bytes], schema: pa.Schema, skip: int) -> None:
-        self._name, self._lines, self._schema, self._line = name, lines, schema, 1
-        while skip and (line := next(lines, b"")):
+    def __init__(self, file: Input, schema: pa.Schema, skip: int) -> None:
+        self._file, self._schema, self._line = file, schema, 1
+        self._lines = streams.lines(file.path, file.options)
+        while skip and (line := next(self._lines, b"")):
             skip -= bool(line.strip())
             self._line += 1
 
     def take(self, count: int) -> Shard:
-        while block := list(islice(self._lines, min(count, BLOCK))):
+        name, options = self._file.name, self._file.options
+        while block := lines_held(self._lines, min(count, BLOCK)):
             first, self._line = self._line, self._line + len(block)
             table = jsonl.table(block, self._schema)
             if table is not None:
-                return Shard(0, table, [(self._name, range(first, self._line))], [])
-            if items := jsonl.row_by_row(self._name, first, block):
-                return _shard(self._name, items, self._schema)
-        return _shard(self._name, [], self._schema)
+                return Shard(0, with_partitions(table, self._file), [(name, range(first, self._line))], [])
+            if items := jsonl.row_by_row(name, first, block, options):
+                return _shard(self._file, items, self._schema)
+        return _shard(self._file, [], self._schema)
 
 
 class _Batches:
     """A file of Arrow batches."""
 
-    def __init__(self, name: str, batches: Iterator[pa.RecordBatch], schema: pa.Schema, line: int) -> None:
-        self._name, self._batches, self._schema, self._line = name, batches, schema, line
+    def __init__(self, file: Input, batches: Iterator[pa.RecordBatch], schema: pa.Schema, line: int) -> None:
+        self._file, self._batches, self._schema, self._line = file, batches, schema, line
         self._left: pa.RecordBatch | None = None
 
     def take(self, count: int) -> Shard:
         taken: list[pa.RecordBatch] = []
-        while count and (batch := self._left or next(self._batches, None)) is not None:
+        size = 0
+        while count and size <= HELD and (batch := self._left or next(self._batches, None)) is not None:
             taken.append(batch.slice(0, count))
             self._left = batch.slice(count) if batch.num_rows > count else None
             count -= taken[-1].num_rows
+            size += taken[-1].nbytes
         table = _cast(pa.Table.from_batches(taken), self._schema) if taken else self._schema.empty_table()
+        table = with_partitions(table, self._file)
         first, self._line = self._line, self._line + table.num_rows
-        return Shard(0, table, [(self._name, range(first + 1, self._line + 1))], [])
+        return self._within_limit(table, range(first + 1, self._line + 1))
+
+    def _within_limit(self, table: pa.Table, lines: range) -> Shard:
+        """Reject rows whose texts and bytes have more than a row may have."""
+        name, limit = self._file.name, self._file.options.max_row_bytes
+        long = {row for row, size in enumerate(_sizes(table)) if size > limit} if table.nbytes > limit else set()
+        if not long:
+            return Shard(0, table, [(name, lines)], [])
+        rejected = [Rejected(name, lines[row], too_long(limit), _shown(table, row)) for row in sorted(long)]
+        kept = [row for row in range(table.num_rows) if row not in long]
+        slices = [table.slice(row, 1) for row in kept]
+        table = pa.concat_tables(slices).combine_chunks() if slices else table.slice(0, 0)
+        return Shard(0, table, [(name, [lines[row] for row in kept])], rejected)
 
 
-def _shard(name: str, items: Sequence[rows.Item], schema: pa.Schema) -> Shard:
+def lines_held(lines: Iterator[bytes], count: int) -> list[bytes]:
+    """Return the next lines, at most so many, and no more than are to be in memory together."""
+    block: list[bytes] = []
+    size = 0
+    for line in islice(lines, count):
+        block.append(line)
+        size += len(line)
+        if size > HELD:
+            break
+    return block
+
+
+def with_partitions(table: pa.Table, file: Input) -> pa.Table:
+    """Fill what a file's rows do not say with what its folders say."""
+    for name, value in file.partitions:
+        at = table.schema.get_field_index(name)
+        field, column = table.schema.field(at), table.column(at)
+        if value is not None and column.null_count:
+            text = dumps(value) if field.metadata == columns.JSON_FIELD else value
+            table = table.set_column(at, field, column.fill_null(pa.scalar(text, pa.string()).cast(field.type)))
+    return table
+
+
+def _sizes(table: pa.Table) -> list[int]:
+    """Return how many bytes the texts and bytes of each row have."""
+    sizes = np.zeros(table.num_rows, np.int64)
+    for column in table.columns:
+        kind = column.type
+        plain = column.cast(kind.value_type) if pa.types.is_dictionary(kind) else column
+        if pa.types.is_string_view(plain.type) or pa.types.is_binary_view(plain.type):
+            plain = plain.cast(pa.large_binary())
+        if tables.is_text(plain.type, or_bytes=True):
+            sizes += np.asarray(pc.binary_length(plain).fill_null(0))
+    found: list[int] = sizes.tolist()
+    return found
+
+
+def _shown(table: pa.Table, row: int) -> dict[str, Any]:
+    """Return a row's values, the long ones cut."""
+    values = rows_of(table.slice(row, 1))[0]
+    return {name: value[:_SHOWN] if isinstance(value, str | bytes) else value for name, value in values.items()}
+
+
+def _shard(file: Input, items: Sequence[Item], schema: pa.Schema) -> Shard:
     good = [item for item in items if not isinstance(item, Rejected)]
-    table, lines, misfits = rows.to_table(name, good, schema)
+    table, lines, misfits = columns.to_table(file.name, good, schema)
     rejected = sorted([*(item for item in items if isinstance(item, Rejected)), *misfits], key=lambda row: row.line)
-    return Shard(0, table, [(name, lines)], rejected)
+    return Shard(0, with_partitions(table, file), [(file.name, lines)], rejected)
 
 
 def _parquet(path: Path, skip: int) -> Iterator[pa.RecordBatch]:
@@ -129,10 +207,17 @@ def _parquet(path: Path, skip: int) -> Iterator[pa.RecordBatch]:
                 skip -= size
             else:
                 groups.append(group)
-        for batch in file.iter_batches(batch_size=BLOCK, row_groups=groups) if groups else ():
+        for batch in file.iter_batches(batch_size=_batch_rows(file, groups), row_groups=groups) if groups else ():
             if skip < batch.num_rows:
                 yield batch.slice(skip)
             skip = max(0, skip - batch.num_rows)
+
+
+def _batch_rows(file: pq.ParquetFile, groups: Sequence[int]) -> int:
+    """Choose how many rows are decoded together: fewer of those that are large."""
+    metadata = [file.metadata.row_group(group) for group in groups]
+    mean = max((group.total_byte_size / max(group.num_rows, 1) for group in metadata), default=0)
+    return max(16, min(BLOCK, int(HELD / max(mean, 1))))
 
 
 def _cast(table: pa.Table, schema: pa.Schema) -> pa.Table:

@@ -43,11 +43,15 @@ class Identity:
     too_long: str
     takes_over: str | None
     format: int = _FORMAT
+    reading: str = ""  # `input_files.reading`
 
     @property
     def digest(self) -> str:
         """Its hash, which a finished output carries."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:32]
+        values = asdict(self)
+        if not self.reading:  # so that an output of a version without such options is still known to be finished
+            del values["reading"]
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:32]
 
     def differences(self, other: "Identity") -> list[str]:
         """Say in what the other one, of this run, differs."""
@@ -71,6 +75,7 @@ _LABELS = {
     "too_long": "what happens to long texts",
     "takes_over": "the hash of --from",
     "format": "the format of unfinished jobs",
+    "reading": "how rows are read (--encoding, --max-row-bytes, names of folders)",
 }
 
 

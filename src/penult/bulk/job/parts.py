@@ -6,6 +6,7 @@ whole. The clock decides where a part ends, and no vector depends on it: a vecto
 
 import hashlib
 import json
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -191,7 +192,7 @@ def _path(stem: Path, start: int) -> Path:
 def _write(stem: Path, start: int, texts: Sequence[Any], rows: Sequence[int], part: Outcome) -> None:
     """Keep a part: a line of JSON, then the vectors."""
     values = {"rows": len(rows), "good": part.good, "bad": [*part.bad.items()], "tokens": part.tokens, "cut": part.cut}
-    with atomic_write(_path(stem, start)) as file:
+    with atomic_write(_path(stem, start), f"{os.getpid()}.part") as file:
         file.write(f"{json.dumps(values | {'texts': _hash(texts, rows)})}\n".encode())
         file.write(np.ascontiguousarray(part.vectors, "<f4").tobytes())
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from penult.bulk import tables
 from penult.bulk.atomic_files import sync_folder
@@ -62,8 +63,9 @@ def _build(old: Path, folder: Path, text_column: str) -> None:
     row = 0
     with (folder / _VECTORS).open("wb") as file:
         for batch in output_files.batches(old, columns=[text_column, vector_column]):
-            vectors = tables.vectors_of(batch.column(1))
-            keys = [_key(text) for text in tables.texts_of(batch.column(0))]
+            table = pa.Table.from_batches([batch])
+            vectors = tables.vectors_of(table.column(vector_column))
+            keys = [_key(text) for text in tables.texts_of(tables.column_of(table, text_column))]
             index.executemany("INSERT OR IGNORE INTO place VALUES (?, ?)", zip(keys, range(row, row + len(keys)), strict=True))
             file.write(np.ascontiguousarray(vectors).tobytes())
             row += len(keys)

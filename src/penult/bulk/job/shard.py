@@ -12,6 +12,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from penult.bulk import tables
+from penult.bulk.arrow_values import rows_of
 from penult.bulk.atomic_files import atomic_write
 from penult.bulk.input.rows import Rejected
 from penult.bulk.input.sources import Shard
@@ -69,7 +70,7 @@ def make_shard(
     Raises:
         OSError: the disk is full, or takes no files.
     """
-    texts = tables.texts_of(shard.table.column(columns.text))
+    texts = tables.texts_of(tables.column_of(shard.table, columns.text))
     taken = {} if old is None else old.find(texts)
     left = [row for row in range(len(texts)) if row not in taken]
     path = shard_path(folder, shard.number)
@@ -110,5 +111,4 @@ def _without(table: pa.Table, rows: list[int]) -> pa.Table:
 
 def _rejected(shard: Shard, row: int, why: str) -> Rejected:
     file, line = shard.place(row)
-    record = {name: tables.texts_of(shard.table.column(name).slice(row, 1))[0] for name in shard.table.column_names}
-    return Rejected(file, line, why, record)
+    return Rejected(file, line, why, rows_of(shard.table.slice(row, 1))[0])

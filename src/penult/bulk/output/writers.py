@@ -3,25 +3,26 @@
 Knows formats, nothing of jobs. One shard is in memory at a time (Parquet gathers some into a row group).
 """
 
-import base64
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from penult.bulk import tables
+from penult.bulk import json_text, tables
+from penult.bulk.arrow_values import rows_of
 from penult.bulk.atomic_files import atomic_write
 from penult.bulk.job.shard import opened_shard, rejected_path
+from penult.bulk.json_text import dumps
 from penult.bulk.output import output_files
 from penult.bulk.output.row_groups import row_groups
 from penult.types import Vectors
 
 _LINES = 1024  # of JSON, written together
+as_text = json_text.as_text
 ENDINGS = (".parquet", ".lance", ".npy", ".jsonl")
 
 
@@ -95,7 +96,7 @@ def _lines(table: pa.Table, vector_column: str | None = None) -> Iterator[bytes]
     for start in range(0, table.num_rows, _LINES):
         some = table.slice(start, _LINES)
         plain = some if vector_column is None else some.drop_columns([vector_column])
-        lines = [json.dumps(row, ensure_ascii=False, default=as_text) for row in plain.to_pylist()]
+        lines = [dumps(row) for row in rows_of(plain)]
         if vector_column is not None:
             key = f"{', ' if plain.num_columns else ''}{json.dumps(vector_column)}"
             vectors = _written(tables.vectors_of(some.column(vector_column)))
@@ -110,11 +111,6 @@ def _written(vectors: Vectors) -> list[str]:
     ends = pa.array(np.arange(0, vectors.size + 1, vectors.shape[1], dtype=np.int32))
     written: list[str] = pc.binary_join(pa.ListArray.from_arrays(ends, values), ", ").to_pylist()
     return written
-
-
-def as_text(value: Any) -> str:  # noqa: ANN401 - whatever Arrow holds
-    """Give a value that JSON does not have as text: bytes in base64, dates and decimals as Python writes them."""
-    return base64.b64encode(value).decode() if isinstance(value, bytes) else str(value)
 
 
 def _tables(folder: Path, shards: Sequence[int]) -> Iterator[pa.Table]:

@@ -1,0 +1,95 @@
+"""Values of Arrow columns as Python values, every one of them: Arrow itself refuses some, truncates others, or asks for pandas.
+
+1. Times with nanoseconds: `to_pylist` needs pandas for them, and drops the nanoseconds of a time of day without a word.
+2. Dates and times of a year that Python does not have, such as 10000.
+3. Text whose bytes are not UTF-8.
+"""
+
+import datetime as dt
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+_Temporal = dt.datetime | dt.time | dt.timedelta | dt.date
+
+
+def values_of(column: pa.ChunkedArray | pa.Array) -> list[Any]:
+    """Return a column's values. A time that Python cannot hold is text, whether pandas is installed or not."""
+    if not _has_nanoseconds(column.type):
+        try:
+            values: list[Any] = column.to_pylist()
+        except (ValueError, OverflowError):  # UnicodeDecodeError is a ValueError
+            pass
+        else:
+            return values
+    return [_value(scalar) for scalar in column]
+
+
+def rows_of(table: pa.Table) -> list[dict[str, Any]]:
+    """Return the rows of a table as `values_of` gives their values."""
+    if not table.num_columns:
+        return [{} for _ in range(table.num_rows)]
+    columns = [values_of(column) for column in table.columns]
+    return [dict(zip(table.column_names, row, strict=True)) for row in zip(*columns, strict=True)]
+
+
+def _has_nanoseconds(kind: pa.DataType) -> bool:
+    if isinstance(kind, pa.BaseExtensionType):
+        return _has_nanoseconds(kind.storage_type)
+    if pa.types.is_dictionary(kind):
+        return _has_nanoseconds(kind.value_type)
+    own = pa.types.is_temporal(kind) and getattr(kind, "unit", None) == "ns"
+    return own or any(_has_nanoseconds(kind.field(index).type) for index in range(kind.num_fields))
+
+
+def _value(scalar: pa.Scalar) -> Any:  # noqa: ANN401 - whatever Arrow holds
+    if not scalar.is_valid:
+        return None
+    kind = scalar.type
+    if isinstance(kind, pa.BaseExtensionType) or pa.types.is_dictionary(kind):
+        return _value(scalar.value)
+    if pa.types.is_temporal(kind) and not pa.types.is_interval(kind):
+        return _time(scalar)
+    if pa.types.is_struct(kind):
+        return {name: _value(inner) for name, inner in scalar.items()}
+    if pa.types.is_map(kind):
+        return [tuple(_value(inner) for inner in entry.values()) for entry in scalar.values]
+    if kind.num_fields:
+        return [_value(inner) for inner in scalar.values]
+    try:
+        return scalar.as_py()
+    except UnicodeDecodeError:
+        return bytes(scalar.as_buffer()).decode("utf-8", "backslashreplace")
+
+
+def _time(scalar: pa.Scalar) -> _Temporal | str:
+    """Return a time as Python has it; else as text, with its nanoseconds or its far year."""
+    kind = scalar.type
+    unit: Any = getattr(kind, "unit", "us")
+    try:
+        value = _microseconds(scalar)
+    except (ValueError, OverflowError, pa.ArrowException):
+        if pa.types.is_duration(kind):
+            return f"{scalar.value} {unit}"
+        if pa.types.is_date(kind):
+            return str(np.datetime64(scalar.value, "D" if pa.types.is_date32(kind) else "ms"))
+        return str(np.datetime64(scalar.value, unit)).replace("T", " ")
+    nanoseconds = scalar.value % 1000 if unit == "ns" else 0
+    if not nanoseconds:
+        return value
+    zone = str(value)[len(str(value.replace(tzinfo=None))) :] if isinstance(value, dt.datetime) else ""
+    text = str(value).removesuffix(zone)
+    return f"{text if '.' in text else f'{text}.000000'}{nanoseconds:03d}{zone}"
+
+
+def _microseconds(scalar: pa.Scalar) -> _Temporal:
+    kind = scalar.type
+    if getattr(kind, "unit", None) == "ns":
+        whole = pa.scalar(scalar.value // 1000, pa.int64())
+        if pa.types.is_timestamp(kind):
+            scalar = whole.cast(pa.timestamp("us", kind.tz))
+        else:
+            scalar = whole.cast(pa.duration("us") if pa.types.is_duration(kind) else pa.time64("us"))
+    value: _Temporal = scalar.as_py()
+    return value

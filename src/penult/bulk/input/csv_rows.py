@@ -1,0 +1,206 @@
+"""Rows of CSV and TSV. A quote that is not closed costs its own line alone, and never more memory than a row may have.
+
+Imports no Arrow.
+"""
+
+import csv
+import re
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from penult.bulk.input import streams
+from penult.bulk.input.rows import Item, Rejected, Row, too_long
+from penult.bulk.input.streams import LongText
+from penult.bulk.options import DEFAULT_READING, ReadOptions
+
+MOST_COLUMNS = 10_000  # of a file; more are no table, and each costs memory in every row
+_DELIMITERS = ",;\t|"
+_SEPARATOR = re.compile(r"sep=([,;\t|])\s*", re.IGNORECASE)  # as Excel writes and reads it in a line before the header
+_QUOTED = re.compile(r'"[^"]*"')
+_SHOWN = 1000  # characters of a line that is rejected
+_OPEN = "opens a quote that is not closed, or closes it amid a field; only this line is left out"
+
+
+def read_csv(path: Path, name: str, options: ReadOptions = DEFAULT_READING, delimiter: str | None = None) -> Iterator[Item]:
+    """Read rows under a header; every value is text, as it stands in the file. A row's line is its last one.
+
+    Args:
+        path: the file.
+        name: how the user knows it.
+        options: how it is read.
+        delimiter: None: as a line `sep=` before the header says, else the first of comma, semicolon, tab and | that the
+            header has.
+
+    Raises:
+        ValueError: the header names a column twice, or opens a quote that it does not close.
+    """
+    lines = _Lines(streams.text_lines(path, options), options.max_row_bytes)
+    dialect, header = _header(lines, name, delimiter)
+    if not header:
+        return
+    for record in lines.records(dialect):
+        fields = record.fields
+        if isinstance(fields, str):
+            yield Rejected(name, record.line, fields, record.text[:_SHOWN])
+        elif len(fields) == len(header):
+            yield Row(record.line, dict(zip(header, fields, strict=True)), record.size)
+        else:
+            reason = f"has {len(fields)} fields, the header has {len(header)}"
+            yield Rejected(name, record.line, reason, fields)
+
+
+def read_tsv(path: Path, name: str, options: ReadOptions = DEFAULT_READING) -> Iterator[Item]:
+    """Read rows between tabs, quoted as in CSV."""
+    return read_csv(path, name, options, "\t")
+
+
+def columns_of(path: Path, name: str, options: ReadOptions = DEFAULT_READING, delimiter: str | None = None) -> list[str]:
+    """Return the names of a file's header."""
+    return _header(_Lines(streams.text_lines(path, options), options.max_row_bytes), name, delimiter)[1]
+
+
+@dataclass(frozen=True, slots=True)
+class _Dialect:
+    """How fields stand beside each other. `blank`: whether one blank after a delimiter is none of a field."""
+
+    delimiter: str
+    blank: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Record:
+    """One record: its last line, its fields (or why it has none), and the text of its first line."""
+
+    line: int
+    fields: list[str] | str
+    text: str
+    size: int
+
+
+class _Lines:
+    """Numbered lines, of which some can be put back, as records.
+
+    A record that spans lines until its quote is closed amid a field, or not at all before the end of the file or the limit of
+    a row, has a quote too many. Then its first line is rejected, and reading goes on with the next: whatever stands there is
+    a row again. The lines in between hold no quote that opens a field, else the quote would have been closed there; so each
+    of them is read by itself, and no line is read more than three times.
+    """
+
+    def __init__(self, lines: Iterator[str], limit: int) -> None:
+        self._lines, self._limit = enumerate(lines, 1), limit
+        self._again: deque[tuple[int, str]] = deque()
+        self._alone = 0  # lines up to this one are read each by itself
+
+    def next(self) -> tuple[int, str] | None:
+        """Return the next line and its number."""
+        return self._again.popleft() if self._again else next(self._lines, None)
+
+    def put_back(self, lines: list[tuple[int, str]]) -> None:
+        """Return lines next, before all others."""
+        self._again.extendleft(reversed(lines))
+
+    def records(self, dialect: _Dialect) -> Iterator[_Record]:
+        """Return all records that are left; a blank line is none."""
+        while (first := self.next()) is not None:
+            number, line = first
+            if isinstance(line, LongText) or _exceeds(line, self._limit):
+                yield _Record(number, too_long(self._limit), line, 0)
+            elif '"' not in line:
+                bare = line.rstrip("\r\n")
+                if bare:
+                    yield _Record(number, _split(bare, dialect), line, len(line))
+            else:
+                yield self._quoted(number, line, dialect)
+
+    def _quoted(self, number: int, line: str, dialect: _Dialect) -> _Record:
+        taken = [(number, line)]
+        try:
+            fields = next(_reader(self._continued(taken), dialect, strict=True))
+        except csv.Error:
+            if len(taken) == 1 and (lenient := _lenient(line, dialect)) is not None:
+                return _Record(number, lenient, line, len(line))
+            self._alone = max(self._alone, taken[-1][0] - 1)
+            self.put_back(taken[1:])
+            return _Record(number, _OPEN, line, 0)
+        size = sum(len(text) for _, text in taken)
+        if _exceeds("".join(text for _, text in taken), self._limit):
+            return _Record(taken[-1][0], too_long(self._limit), line, 0)
+        return _Record(taken[-1][0], fields, line, size)
+
+    def _continued(self, taken: list[tuple[int, str]]) -> Iterator[str]:
+        """Return a record's first line, then the next ones as long as they are asked for and a row may have them."""
+        size = 0
+        while True:
+            number, line = taken[-1]
+            size += len(line)
+            yield line
+            following = self.next() if number >= self._alone else None
+            if following is None:
+                return
+            if isinstance(following[1], LongText) or size + len(following[1]) > self._limit:
+                self.put_back([following])
+                return
+            taken.append(following)
+
+
+def _header(lines: _Lines, name: str, delimiter: str | None) -> tuple[_Dialect, list[str]]:
+    first = lines.next()
+    if first is not None and delimiter is None and (said := _SEPARATOR.fullmatch(first[1])):
+        delimiter = said[1]
+    elif first is not None:
+        plain = _QUOTED.sub("", first[1])
+        delimiter = delimiter or next((mark for mark in _DELIMITERS if mark in plain), ",")
+        lines.put_back([first])
+    record = next(lines.records(_Dialect(delimiter or ",")), None)
+    if record is None:
+        return _Dialect(","), []
+    if isinstance(record.fields, str):
+        raise ValueError(  # noqa: TRY004 - its content
+            f"{name} has a header that {record.fields.partition(';')[0]}."
+        )
+    blank = len(record.fields) > 1 and all(field.startswith(" ") for field in record.fields[1:])
+    dialect = _Dialect(delimiter or ",", blank)
+    if blank:  # quotes behind blanks count as such
+        record = _Record(record.line, _split_again(record, dialect), record.text, record.size)
+    header = [field.strip() for field in record.fields]
+    if len(set(header)) != len(header):
+        raise ValueError(f"{name} names a column twice in its header {header}; give each a name of its own.")
+    if len(header) > MOST_COLUMNS:
+        raise ValueError(f"{name} has {len(header):,} columns in its header; at most {MOST_COLUMNS:,} are read.")
+    return dialect, header
+
+
+def _split_again(record: _Record, dialect: _Dialect) -> list[str] | str:
+    return _lenient(record.text, dialect) or record.fields
+
+
+def _split(bare: str, dialect: _Dialect) -> list[str]:
+    """Split a line without quotes."""
+    fields = bare.split(dialect.delimiter)
+    return [field.lstrip(" ") for field in fields] if dialect.blank else fields
+
+
+def _lenient(line: str, dialect: _Dialect) -> list[str] | None:
+    """Read a line with something behind a closing quote, as spreadsheets do; None if a quote is open at its end."""
+    asked: list[bool] = []
+
+    def one() -> Iterator[str]:
+        yield line
+        asked.append(True)
+
+    fields = next(_reader(one(), dialect, strict=False), None)
+    return None if asked else fields
+
+
+def _reader(lines: Iterator[str], dialect: _Dialect, *, strict: bool) -> Iterator[list[str]]:
+    return csv.reader(lines, strict=strict, delimiter=dialect.delimiter, skipinitialspace=dialect.blank)
+
+
+def _exceeds(text: str, limit: int) -> bool:
+    """Return whether a text has more bytes than the limit; it is encoded only where that is in doubt."""
+    return len(text) * 4 > limit and len(text.encode("utf-8", "surrogatepass")) > limit
+
+
+csv.field_size_limit(2**31 - 1)  # the most everywhere; the default refuses texts over 128 KiB, and rows have a limit of ours

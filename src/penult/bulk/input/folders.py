@@ -1,0 +1,81 @@
+"""What a folder holds: files to any depth, each once, and what is left out of them, in words. Knows names, not rows."""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+_NAMED = 8  # files that a sentence names
+
+
+@dataclass(slots=True)
+class Found:
+    """Files of a folder, and links that are not followed: they lead nowhere, in a circle, or above the folder."""
+
+    files: list[Path] = field(default_factory=list)
+    links: list[Path] = field(default_factory=list)
+
+
+def walk(folder: Path, skip: Iterable[str] = ()) -> Found:
+    """List a folder's files to any depth, sorted; a .lance folder counts as one file.
+
+    Links are followed, also out of the folder, but no file and no folder is listed twice, and none that holds the folder.
+
+    Args:
+        folder: where to look.
+        skip: endings of names that are left out, like hidden ones and unfinished jobs, without a word.
+    """
+    endings, found = tuple(skip), Found()
+    root = folder.resolve()
+    seen = {root, *root.parents}
+    waiting, links = [folder], list[Path]()
+    while waiting or links:
+        if waiting:
+            for path in sorted(waiting.pop().iterdir()):
+                if path.name.startswith(".") or path.name.endswith(endings) or is_job(path):
+                    continue
+                if path.is_symlink():
+                    links.append(path)
+                else:
+                    _take(path, path.resolve(), seen, waiting, found)
+            continue
+        link = links.pop(0)  # after all that is really there, so that this keeps its own name
+        try:
+            target = link.resolve(strict=True)
+        except (OSError, RuntimeError):  # Python 3.12 and older raise the latter for a circle
+            found.links.append(link)
+            continue
+        if target in (root, *root.parents):
+            found.links.append(link)
+        else:
+            _take(link, target, seen, waiting, found)
+    found.files.sort()
+    return found
+
+
+def is_job(folder: Path) -> bool:
+    """Return whether a folder is that of an unfinished job, and not one that a user named so."""
+    return folder.suffix == ".job" and (folder / "lock").exists()
+
+
+def counted(files: Sequence[Path], folder: Path) -> str:
+    """Return the endings of files with their numbers, the most frequent first, and some of their names."""
+    endings = Counter(file.suffix.lower() or "no ending" for file in files)
+    kinds = ", ".join(f"{ending} {count}" for ending, count in sorted(endings.items(), key=lambda pair: (-pair[1], pair[0])))
+    return f"{kinds} ({named(files, folder)})"
+
+
+def named(files: Sequence[Path], folder: Path) -> str:
+    """Return some names of files in a folder, and how many there are beside them."""
+    more = f" and {len(files) - _NAMED:,} more" if len(files) > _NAMED else ""
+    return ", ".join(file.relative_to(folder).as_posix() for file in files[:_NAMED]) + more
+
+
+def _take(path: Path, target: Path, seen: set[Path], waiting: list[Path], found: Found) -> None:
+    if target in seen:
+        return
+    seen.add(target)
+    if path.is_dir() and path.suffix != ".lance":
+        waiting.append(path)
+    else:
+        found.files.append(path)

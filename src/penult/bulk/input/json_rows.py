@@ -1,0 +1,183 @@
+"""Rows of JSON: one object a line, or the objects of an array or of a file that holds one after the other.
+
+An array is never in memory as a whole: its elements are cut out of the stream by their brackets, and each is read by itself.
+Imports no Arrow.
+"""
+
+import codecs
+import json
+import re
+from collections.abc import Iterable, Iterator
+from itertools import chain
+from pathlib import Path
+
+from penult.bulk.input import streams
+from penult.bulk.input.rows import Item, Rejected, Row, too_long
+from penult.bulk.input.streams import LongLine
+from penult.bulk.options import DEFAULT_READING, ReadOptions
+
+_BLANK = b" \t\r\n\x1e"  # RFC 7464 begins each text with \x1e
+_OUTSIDE = re.compile(rb'["{}\[\],]')
+_IN_STRING = re.compile(rb'["\\]')
+_PART = 1 << 16  # bytes that are read together
+_SHOWN = 1000  # bytes of a value that is too long, for the file of rejected rows
+
+
+def parse_json(name: str, number: int, line: bytes, options: ReadOptions = DEFAULT_READING) -> Item:
+    """Read a line that must be one JSON object. `name` is how the user knows the file."""
+    if isinstance(line, LongLine):
+        return Rejected(name, number, too_long(options.max_row_bytes), _shown(line))
+    try:
+        values = json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        reason = streams.not_decoded(line, error, options.codec)
+    except (ValueError, RecursionError) as error:
+        reason = f"is not JSON: {error}"
+    else:
+        if isinstance(values, dict):
+            return Row(number, values, len(line))
+        reason = f"is a {type(values).__name__}, not an object"
+    return Rejected(name, number, reason, _shown(line))
+
+
+def read_lines(path: Path, name: str, options: ReadOptions = DEFAULT_READING) -> Iterator[Item]:
+    """Read one object a line; a line of blanks is no row, but counts."""
+    for number, line in enumerate(streams.lines(path, options), 1):
+        if line.strip():
+            yield parse_json(name, number, line, options)
+
+
+def read_values(path: Path, name: str, options: ReadOptions = DEFAULT_READING) -> Iterator[Item]:
+    """Read the objects of an array, or objects that follow each other; a row's line is then its place, counted from 1.
+
+    Raises:
+        OSError: the file ends within its array, or is not JSON in a way that hides where its rows begin.
+    """
+    for number, value in enumerate(_values(_parts(path, options), options.max_row_bytes), 1):
+        yield parse_json(name, number, value, options)
+
+
+def holds_objects(path: Path, options: ReadOptions = DEFAULT_READING) -> bool:
+    """Return whether a .json file holds rows: an array of objects, or several objects. One object may be anything."""
+    try:
+        first = next(_parts(path, options), b"")
+    except OSError:
+        return True  # whoever reads it says why
+    bare = first.strip(_BLANK)
+    if bare.startswith(b"["):
+        return bare[1:].lstrip(_BLANK)[:1] in (b"{", b"]", b"")
+    try:
+        _, end = json.JSONDecoder().raw_decode(bare.decode("utf-8", "replace"))
+    except (ValueError, RecursionError):
+        return False
+    return bare.decode("utf-8", "replace")[end:].lstrip()[:1] == "{"
+
+
+def looks_like(first: bytes) -> str | None:
+    """Say what the first bytes of a file are that holds no rows of JSON lines; None where they say nothing."""
+    bare = first.removeprefix(b"\xef\xbb\xbf").lstrip()
+    if bare.startswith(b"["):
+        return "begins as a JSON array; name it .json, or pass --format json"
+    if bare.startswith(b"{") and bare[1:].lstrip(b" \t\r").startswith(b"\n"):
+        return "spreads an object over several lines; JSON lines hold one each. Name it .json, or pass --format json"
+    if bare[:1] == b"<":
+        return "begins as HTML or XML"
+    return None
+
+
+def _shown(line: bytes) -> str:
+    return line.decode("utf-8", "backslashreplace").rstrip("\n")
+
+
+def _parts(path: Path, options: ReadOptions) -> Iterator[bytes]:
+    """Return a file's bytes in UTF-8, some at a time."""
+    encoding = streams.encoding_of(streams.head(path), options)
+    with streams.opened(path) as file:
+        if encoding == "utf-8":
+            first = file.read(_PART).removeprefix(codecs.BOM_UTF8)
+            yield from chain([first], iter(lambda: file.read(_PART), b""))
+        else:
+            with streams.decoded(file, encoding, newline="\n") as text:
+                yield from (part.encode("utf-8", "surrogatepass") for part in iter(lambda: text.read(_PART), ""))
+
+
+class _Cutter:
+    """Cuts a stream of bytes into the values of an array, or into objects that follow each other.
+
+    Only brackets and strings are looked at: whether a value is JSON, its reader says. Of one with more than `limit` bytes only
+    the beginning is kept.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._held, self._size = bytearray(), 0
+        self._array = self._begun = self._ended = self._quoted = False
+        self._depth = self._skip = 0
+
+    def feed(self, part: bytes) -> Iterator[bytes]:
+        """Take some bytes; return the values that end in them."""
+        if not self._begun:
+            part = part.lstrip(_BLANK)
+            self._begun = bool(part)
+            self._array = part.startswith(b"[")
+            part = part.removeprefix(b"[")
+        taken, at = 0, self._skip
+        while match := (_IN_STRING if self._quoted else _OUTSIDE).search(part, at):
+            at, mark = match.end(), match[0]
+            if mark == b"\\":
+                at += 1  # what is escaped ends no string
+            elif mark == b'"':
+                self._quoted = not self._quoted
+            elif self._ends(mark):
+                own = mark in b"}]" and not self._array  # else it is what comes after the value
+                self._hold(part[taken : at if own else at - 1])
+                taken = at
+                yield from self._value()
+        self._skip = max(0, at - len(part))
+        self._hold(part[taken:])
+
+    def finish(self) -> None:
+        """Raise OSError if the stream ends within a value, or goes on after its array."""
+        rest = bytes(self._held).strip(_BLANK)
+        if self._array and not self._ended:
+            raise OSError("it ends before its JSON array does; it is damaged or cut short")
+        if rest and self._ended:
+            raise OSError("something comes after its JSON array; --format jsonl reads a file of one JSON object a line")
+        if rest:
+            raise OSError(
+                f"its JSON is damaged or cut short at {rest[:40].decode('utf-8', 'replace')!r}; --format jsonl reads a file of "
+                "one JSON object a line, and rejects lines that are bad"
+            )
+
+    def _ends(self, mark: bytes) -> bool:
+        """Count a bracket or comma; return whether a value ends here."""
+        if mark in b"{[":
+            self._depth += 1
+            return False
+        if mark == b",":
+            return self._array and not self._depth and not self._ended
+        if self._array and not self._depth and mark == b"]" and not self._ended:
+            self._ended = True
+            return True
+        self._depth -= 1
+        return not self._array and self._depth <= 0
+
+    def _hold(self, part: bytes) -> None:
+        self._size += len(part)
+        self._held += part
+        if self._size > self._limit:
+            del self._held[_SHOWN:]
+
+    def _value(self) -> Iterator[bytes]:
+        value, size = bytes(self._held), self._size
+        self._held, self._size = bytearray(), 0
+        bare = value.strip(_BLANK)
+        if bare or not self._ended:  # between two commas nothing is no value either, but ] may follow a comma or [
+            yield LongLine(bare) if size > self._limit else bare
+
+
+def _values(parts: Iterable[bytes], limit: int) -> Iterator[bytes]:
+    cutter = _Cutter(limit)
+    for part in parts:
+        yield from cutter.feed(part)
+    cutter.finish()

@@ -1,0 +1,42 @@
+"""Files that are read row by row, whatever their format: CSV, TSV, JSON lines, JSON, text and documents. Imports no Arrow."""
+
+from collections.abc import Iterator
+
+from penult.bulk.input import csv_rows, documents, json_rows, text_rows
+from penult.bulk.input.input_files import Input
+from penult.bulk.input.rows import Item, Row
+
+
+def items(file: Input) -> Iterator[Item]:
+    """Return all rows of a file in their order; those of its folders' names (`key=value`) fill what a row does not have."""
+    found = _items(file)
+    return found if not file.partitions else (_filled(item, file) for item in found)
+
+
+def columns(file: Input) -> list[str]:
+    """Return the columns of a file that says them before its rows: a CSV or TSV by its header, text, a document."""
+    if file.format == "csv":
+        return csv_rows.columns_of(file.path, file.name, file.options)
+    if file.format == "tsv":
+        return csv_rows.columns_of(file.path, file.name, file.options, "\t")
+    return list(text_rows.COLUMNS if file.format == "text" else documents.COLUMNS)
+
+
+def _items(file: Input) -> Iterator[Item]:
+    if file.format == "document":
+        return (documents.read_document(*of, file.options) for of in [(file.path, file.name, file.id)])
+    readers = {
+        "csv": csv_rows.read_csv,
+        "tsv": csv_rows.read_tsv,
+        "jsonl": json_rows.read_lines,
+        "json": json_rows.read_values,
+        "text": text_rows.read_text,
+    }
+    return readers[file.format](file.path, file.name, file.options)
+
+
+def _filled(item: Item, file: Input) -> Item:
+    if not isinstance(item, Row):
+        return item
+    missing = {key: value for key, value in file.partitions if item.values.get(key) is None}
+    return Row(item.line, item.values | missing, item.size)

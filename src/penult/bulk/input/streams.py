@@ -1,0 +1,185 @@
+"""A text file's lines, each of bounded size: decompressed, and decoded as its byte order mark or the user says.
+
+Knows bytes and encodings, nothing of rows. Imports no Arrow but for zstd.
+"""
+
+import bz2
+import codecs
+import gzip
+import io
+import lzma
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import BinaryIO, TypeVar, cast
+
+from penult.bulk.options import ReadOptions
+
+_MARKS = (  # longest first: that of UTF-32 begins as that of UTF-16
+    (codecs.BOM_UTF8, "utf-8"),
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+_GIT_LFS = b"version https://git-lfs"
+_SIGNATURES = (
+    (_GIT_LFS, "is a pointer of Git LFS, not the file itself; fetch that with `git lfs pull`"),
+    (b"PAR1", "is a Parquet file; name it .parquet"),
+    (b"ARROW1", "is an Arrow file; write it as Parquet"),
+    (b"Obj\x01", "is an Avro file; write it as Parquet"),
+    (b"%PDF-", "is a PDF; name it .pdf"),
+    (b"PK\x03\x04", "is a ZIP archive, as .zip, .docx, .xlsx and .epub are; unpack or export it"),
+    (b"\xd0\xcf\x11\xe0", "is an old Office file, as .doc and .xls are; export it"),
+    (b"{\\rtf", "is an RTF document; export it as text"),
+    (b"SQLite format 3\0", "is an SQLite database; export its table"),
+    (b"\x89HDF", "is an HDF5 file; export its table"),
+    (b"7z\xbc\xaf", "is a 7-Zip archive; unpack it"),
+    (b"Rar!\x1a", "is a RAR archive; unpack it"),
+    (b"\x89PNG", "is an image"),
+    (b"\xff\xd8\xff", "is an image"),
+)
+COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
+_HEAD = 4096  # bytes that are looked at to tell what a file is
+_SHOWN = 1000  # bytes of a row that is too long, for the file of rejected rows
+_PART = 1 << 16
+_UNDECODABLE = "penult.undecodable"
+AnyStr = TypeVar("AnyStr", str, bytes)
+
+# Half of a surrogate pair stands for bytes that the encoding does not have: no file can hold it, so its row is rejected.
+codecs.register_error(_UNDECODABLE, lambda error: ("\udcff", cast("UnicodeDecodeError", error).end))
+
+
+def ending(path: Path) -> str:
+    """Return the ending that tells what a file is, in lower case; that of a compression is taken off."""
+    own = path.suffix.lower()
+    return Path(path.stem).suffix.lower() if own in COMPRESSED else own
+
+
+class LongLine(bytes):
+    """The beginning of a line that has more bytes than a row may have."""
+
+
+class LongText(str):
+    """The same, decoded."""
+
+    __slots__ = ()
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[BinaryIO]:
+    """Open a file of bytes; one that is compressed is decompressed as it is read, whatever its name is.
+
+    Raises:
+        OSError: what is compressed is damaged or cut short.
+    """
+    with path.open("rb") as file:
+        magic = file.read(10)
+        file.seek(0)
+        stream = _decompressed(file, magic)
+        try:
+            with stream:
+                yield stream
+        except (EOFError, zlib.error, lzma.LZMAError) as error:
+            raise OSError(f"its compressed data are damaged or cut short: {error}") from error
+
+
+def head(path: Path) -> bytes:
+    """Return the first bytes of a file, decompressed."""
+    with opened(path) as file:
+        return file.read(_HEAD)
+
+
+def foreign(path: Path) -> str | None:
+    """Say what a file is that is not of text, or that was not fetched; None where it may be text."""
+    with path.open("rb") as file:
+        raw = file.read(32)
+    first = raw if raw.startswith(_GIT_LFS) else head(path)
+    return next((what for signature, what in _SIGNATURES if first.startswith(signature)), None)
+
+
+def encoding_of(first: bytes, options: ReadOptions) -> str:
+    """Tell a file's encoding: that of its byte order mark, else that of the options.
+
+    Raises:
+        OSError: it looks like UTF-16, which would be read as UTF-8 full of NUL.
+    """
+    for mark, encoding in _MARKS:
+        if first.startswith(mark):
+            return encoding
+    even, odd = first[:64:2], first[1:64:2]
+    if options.codec == "utf-8" and len(odd) >= 4 and any(even) != any(odd):
+        raise OSError(f"it looks like UTF-16 without a byte order mark; pass --encoding utf-16-{'be' if any(odd) else 'le'}")
+    return options.codec
+
+
+def lines(path: Path, options: ReadOptions) -> Iterator[bytes]:
+    """Return each line in UTF-8, with its end. What cannot be decoded is not UTF-8 here either."""
+    encoding = encoding_of(head(path), options)
+    with opened(path) as file:
+        if encoding == "utf-8":
+            found = _bounded(file.readline, b"\n", options.max_row_bytes)
+            yield from (_without_mark(line) for line in islice(found, 1))
+            yield from found
+            return
+        with decoded(file, encoding, newline="\n") as text:
+            for line in _bounded(text.readline, "\n", options.max_row_bytes):
+                encoded = line.encode("utf-8", "surrogatepass")
+                too_long = isinstance(line, LongText) or len(encoded) > options.max_row_bytes
+                yield LongLine(encoded[:_SHOWN]) if too_long else encoded
+
+
+def text_lines(path: Path, options: ReadOptions) -> Iterator[str]:
+    r"""Return each line decoded, with its end: \n, \r\n or \r. What cannot be decoded is half of a surrogate pair."""
+    encoding = encoding_of(head(path), options)
+    with opened(path) as file, decoded(file, encoding, newline="") as text:
+        yield from _bounded(text.readline, ("\n", "\r"), options.max_row_bytes)
+
+
+def decoded(file: BinaryIO, encoding: str, *, newline: str) -> io.TextIOWrapper:
+    """Decode a file; bytes that its encoding does not have become halves of surrogate pairs."""
+    if encoding == "utf-8":
+        return io.TextIOWrapper(file, "utf-8-sig", errors="surrogateescape", newline=newline)
+    return io.TextIOWrapper(file, encoding, errors=_UNDECODABLE, newline=newline)
+
+
+def not_decoded(line: bytes, error: UnicodeDecodeError, encoding: str) -> str:
+    """Say where a line is not of its encoding."""
+    if encoding == "utf-8":
+        return f"is not UTF-8 at its byte {error.start}"
+    return f"is not {encoding} at its character {len(line[: error.start].decode('utf-8'))}"
+
+
+def _bounded(readline: Callable[[int], AnyStr], ends: AnyStr | tuple[AnyStr, ...], limit: int) -> Iterator[AnyStr]:
+    """Return lines; of one with more than `limit` bytes (of text: characters) only its beginning, the rest passed over."""
+    while line := readline(limit + 1):
+        if len(line) <= limit:
+            yield line
+            continue
+        part = line
+        while part and not part.endswith(ends):
+            part = readline(_PART)
+        yield LongLine(line[:_SHOWN]) if isinstance(line, bytes) else LongText(line[:_SHOWN])
+
+
+def _without_mark(line: bytes) -> bytes:
+    return type(line)(line.removeprefix(codecs.BOM_UTF8))
+
+
+def _decompressed(file: BinaryIO, magic: bytes) -> BinaryIO:
+    """Wrap a file by the first bytes of it: no text begins with them."""
+    if magic.startswith(b"\x1f\x8b"):
+        return cast("BinaryIO", io.BufferedReader(cast("io.RawIOBase", gzip.GzipFile(fileobj=file))))
+    if magic.startswith(b"BZh") and magic[4:] == b"1AY&SY":
+        return cast("BinaryIO", io.BufferedReader(cast("io.RawIOBase", bz2.BZ2File(file))))
+    if magic.startswith(b"\xfd7zXZ\0"):
+        return cast("BinaryIO", io.BufferedReader(cast("io.RawIOBase", lzma.LZMAFile(file))))
+    if magic.startswith(b"\x28\xb5\x2f\xfd"):
+        try:
+            import pyarrow as pa  # noqa: PLC0415 - a bare install has none
+        except ImportError as error:
+            raise ImportError("Files compressed with zstd need the extra: pip install 'penult[parquet]'.") from error
+        return cast("BinaryIO", io.BufferedReader(pa.input_stream(file, compression="zstd")))
+    return file
