@@ -98,6 +98,12 @@ def texts_of(column: pa.ChunkedArray) -> list[Any]:
     return values
 
 
+def without(table: pa.Table, rows: list[int]) -> pa.Table:
+    """Leave out some rows of a table, by slices: Arrow takes rows out of every type so, and by their numbers not."""
+    starts, ends = [0, *(row + 1 for row in rows)], [*rows, table.num_rows]
+    return pa.concat_tables([table.slice(start, end - start) for start, end in zip(starts, ends, strict=True)])
+
+
 def with_vectors(
     table: pa.Table, name: str, vectors: Vectors, metadata: dict[str, str], *, null: Sequence[int] = ()
 ) -> pa.Table:

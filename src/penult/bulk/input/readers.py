@@ -118,6 +118,7 @@ def count_shards(scanned: Scanned) -> int:
 
 def _look(file: Input, text_column: str, say: Callable[[str], None]) -> FileScan:
     """Look at a file once: its columns, and the size of each of its rows as far as it is known."""
+    what = None
     try:
         what = None if file.format == "lance" else streams.foreign(file.path)
         if what and file.format not in ("parquet", "document"):
@@ -147,11 +148,12 @@ def _look_at_parquet(file: Input) -> FileScan:
 
 
 def _look_at_rows(file: Input, text_column: str, say: Callable[[str], None]) -> FileScan:
-    sizes, undecoded = Sizes(), 0
+    sizes, undecoded, rejected = Sizes(), 0, 0
     if file.format in ("jsonl", "json"):
         fields: dict[str, pa.Field] = {}
         for items in _json_items(file, fields, sizes):
             undecoded += sum(isinstance(item, Rejected) and item.reason.startswith("is not UTF-8") for item in items)
+            rejected += sum(isinstance(item, Rejected) for item in items)
             _learn(fields, items, text_column)
         schema = pa.schema(fields.values())
     else:
@@ -159,6 +161,8 @@ def _look_at_rows(file: Input, text_column: str, say: Callable[[str], None]) -> 
         for item in row_files.items(file):
             sizes.add(1, item.size if isinstance(item, Row) else 0)
             undecoded += _is_undecoded(item)
+    if rejected and sizes.rows > rejected and file.format == "jsonl" and (hint := json_rows.looks_like(_head(file))):
+        say(f"{file.name} {hint}")
     if undecoded:
         rows = f"{undecoded:,} row{'s' * (undecoded != 1)}"
         say(f"{file.name}: {rows} not UTF-8; pass --encoding, such as --encoding cp1252, where the file is in another encoding")

@@ -9,9 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from penult.bulk import tables
@@ -130,22 +128,29 @@ class _Batches:
             self._left = batch.slice(count) if batch.num_rows > count else None
             count -= taken[-1].num_rows
             size += taken[-1].nbytes
-        table = _cast(pa.Table.from_batches(taken), self._schema) if taken else self._schema.empty_table()
-        table = with_partitions(table, self._file)
+        table = pa.Table.from_batches(taken) if taken else self._schema.empty_table()
         first, self._line = self._line, self._line + table.num_rows
-        return self._within_limit(table, range(first + 1, self._line + 1))
+        return self._fitting(table, range(first + 1, self._line + 1))
 
-    def _within_limit(self, table: pa.Table, lines: range) -> Shard:
-        """Reject rows whose texts and bytes have more than a row may have."""
+    def _fitting(self, table: pa.Table, lines: range) -> Shard:
+        """Give rows the columns of the whole input; reject those that do not fit them, or are too long."""
         name, limit = self._file.name, self._file.options.max_row_bytes
-        long = {row for row, size in enumerate(_sizes(table)) if size > limit} if table.nbytes > limit else set()
-        if not long:
-            return Shard(0, table, [(name, lines)], [])
-        rejected = [Rejected(name, lines[row], too_long(limit), _shown(table, row)) for row in sorted(long)]
-        kept = [row for row in range(table.num_rows) if row not in long]
-        slices = [table.slice(row, 1) for row in kept]
-        table = pa.concat_tables(slices).combine_chunks() if slices else table.slice(0, 0)
-        return Shard(0, table, [(name, [lines[row] for row in kept])], rejected)
+        bad = dict.fromkeys(_long(table, limit), too_long(limit))
+        try:
+            cast = _cast(tables.without(table, sorted(bad)), self._schema)
+        except pa.ArrowInvalid:  # a number or time of one file that the type of all files does not hold
+            bad |= {row: why for row in range(table.num_rows) if row not in bad and (why := self._misfit(table.slice(row, 1)))}
+            cast = _cast(tables.without(table, sorted(bad)), self._schema)
+        rejected = [Rejected(name, lines[row], why, _shown(table, row)) for row, why in sorted(bad.items())]
+        numbers = [line for row, line in enumerate(lines) if row not in bad] if bad else lines
+        return Shard(0, with_partitions(cast, self._file), [(name, numbers)], rejected)
+
+    def _misfit(self, row: pa.Table) -> str | None:
+        try:
+            _cast(row, self._schema)
+        except pa.ArrowInvalid as error:
+            return f"does not fit the columns of all files together: {error}"
+        return None
 
 
 def lines_held(lines: Iterator[bytes], count: int) -> list[bytes]:
@@ -171,18 +176,16 @@ def with_partitions(table: pa.Table, file: Input) -> pa.Table:
     return table
 
 
-def _sizes(table: pa.Table) -> list[int]:
-    """Return how many bytes the texts and bytes of each row have."""
-    sizes = np.zeros(table.num_rows, np.int64)
-    for column in table.columns:
-        kind = column.type
-        plain = column.cast(kind.value_type) if pa.types.is_dictionary(kind) else column
-        if pa.types.is_string_view(plain.type) or pa.types.is_binary_view(plain.type):
-            plain = plain.cast(pa.large_binary())
-        if tables.is_text(plain.type, or_bytes=True):
-            sizes += np.asarray(pc.binary_length(plain).fill_null(0))
-    found: list[int] = sizes.tolist()
-    return found
+def _long(table: pa.Table, limit: int, first: int = 0) -> Iterator[int]:
+    """Return the rows with more bytes than the limit: the table is halved until it has no more, or is one row."""
+    if table.nbytes <= limit:
+        return
+    if table.num_rows > 1:
+        half = table.num_rows // 2
+        yield from _long(table.slice(0, half), limit, first)
+        yield from _long(table.slice(half), limit, first + half)
+    elif len(dumps(rows_of(table)[0])) > limit:  # a dictionary or a view counts all that it may refer to
+        yield first
 
 
 def _shown(table: pa.Table, row: int) -> dict[str, Any]:

@@ -82,7 +82,7 @@ def make_shard(
     vectors = outcome.vectors
     if old is not None:
         vectors = old.merge(good, taken, outcome.vectors)
-    table = shard.table if not bad else _without(shard.table, sorted(bad))
+    table = shard.table if not bad else tables.without(shard.table, sorted(bad))
     made = tables.with_vectors(table, columns.vector, vectors, {})
     rejected = [_rejected(shard, row, why) for row, why in bad.items()] + shard.rejected
     own = f"{os.getpid()}.part"  # a worker that is dying may write the same shard
@@ -101,12 +101,6 @@ def opened_shard(folder: Path, number: int) -> Iterator[pa.Table]:
     """Map a shard's file into memory as a table."""
     with pa.memory_map(str(shard_path(folder, number))) as mapped:
         yield pa.ipc.open_file(mapped).read_all()
-
-
-def _without(table: pa.Table, rows: list[int]) -> pa.Table:
-    """Leave out some rows of a table, by slices: Arrow takes rows out of every type so, and by their numbers not."""
-    starts, ends = [0, *(row + 1 for row in rows)], [*rows, table.num_rows]
-    return pa.concat_tables([table.slice(start, end - start) for start, end in zip(starts, ends, strict=True)])
 
 
 def _rejected(shard: Shard, row: int, why: str) -> Rejected:

@@ -1,0 +1,137 @@
+"""CSV and TSV: what separates fields, and a quote too many, which costs its own line and no other."""
+
+import csv
+
+import pytest
+from bulk.jobs import rejected
+from hypothesis import given
+from hypothesis import strategies as st
+
+from penult.bulk.input.csv_rows import columns_of, read_csv, read_tsv
+from penult.bulk.input.rows import Row
+from penult.bulk.options import ReadOptions
+
+OPEN = "opens a quote that is not closed, or closes it amid a field; only this line is left out"
+
+
+def read(tmp_path, content, reader=read_csv, **options):
+    """Read a file: the values of each row, and of each rejected one its line."""
+    path = tmp_path / "a.csv"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    items = list(reader(path, "here", ReadOptions(**options)))
+    return [list(item.values.values()) if isinstance(item, Row) else item.line for item in items]
+
+
+@pytest.mark.parametrize(
+    ("lines", "expected"),
+    [
+        (['1,"open', "2,moon", "3,earth"], [2, ["2", "moon"], ["3", "earth"]]),
+        (["1,cat", "2,moon", '3,"open'], [["1", "cat"], ["2", "moon"], 4]),
+        (['1,"open', "2,moon", '3,"earth"', "4,river"], [2, ["2", "moon"], ["3", "earth"], ["4", "river"]]),
+        (['1,"open', '2,"a ""quoted"" word"', "3,x"], [2, ["2", 'a "quoted" word'], ["3", "x"]]),
+        (['1,"open', '2,"also open', "3,x", '4,"two', 'lines"'], [2, 3, ["3", "x"], ["4", "two\nlines"]]),
+        (['1,"open', '2,""', "3,x"], [2, ["2", ""], ["3", "x"]]),
+        (['"1,x', "2,moon"], [2, ["2", "moon"]]),
+        (['1,5" pipe', '2,say "hi"', '3,"a"b'], [["1", '5" pipe'], ["2", 'say "hi"'], ["3", "ab"]]),
+        (['1,"two', 'lines, ""both""', 'quoted"', "2,x"], [["1", 'two\nlines, "both"\nquoted'], ["2", "x"]]),
+        (['"a"b,"open', "2,x"], [2, ["2", "x"]]),
+    ],
+)
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_a_quote_that_is_not_closed(tmp_path, lines, expected, end):
+    """Its line is rejected, and reading goes on at the next one: every other row is there, whatever quotes come later."""
+    found = read(tmp_path, end.join(["id,text", *lines]) + end)
+    assert [[value.replace(end, "\n") for value in row] if isinstance(row, list) else row for row in found] == expected
+
+
+CELLS = st.text(st.sampled_from('ab ,"\n'), max_size=6)
+
+
+def quoted(value):
+    return '"' + value.replace('"', '""') + '"'
+
+
+@given(st.lists(st.tuples(CELLS, CELLS), min_size=1, max_size=6))
+def test_what_is_quoted_well_is_read_as_it_was(tmp_path_factory, rows):
+    """Any values, quoted as RFC 4180 says, come back, no row rejected."""
+    content = "a,b\n" + "".join(f"{quoted(one)},{quoted(other)}\n" for one, other in rows)
+    assert read(tmp_path_factory.getbasetemp(), content) == [list(row) for row in rows]
+
+
+@given(st.lists(st.text(st.sampled_from('ab,"'), max_size=5), max_size=8))
+def test_no_line_is_lost(tmp_path_factory, lines):
+    """Whatever stands in a file, a line is a row, rejected, blank, or part of a row whose quotes are all closed as they must."""
+    path = tmp_path_factory.getbasetemp() / "any.csv"
+    path.write_text("\n".join(["a,b", *lines]))
+    before = 1
+    for item in read_csv(path, "here"):
+        held = lines[before - 1 : item.line - 1]
+        while held and not held[0]:  # a blank line is no row
+            del held[0]
+        before = item.line
+        if len(held) > 1:
+            (fields,) = csv.reader("\n".join(held).splitlines(keepends=True), strict=True)
+            assert fields == (list(item.values.values()) if isinstance(item, Row) else item.record)
+    assert not any(lines[before - 1 :])
+
+
+def test_the_first_line_is_named(job, tmp_path):
+    """The rejected row has the number of its first line, its reason, and its text; the job goes on."""
+    (tmp_path / "in.csv").write_text('id,text\n1,the cat\n2,"never closed\n3,moon\n4,earth\n5,river\n')
+    done = job(tmp_path / "in.csv")
+    assert (done.totals.rows, done.totals.rejected) == (4, 1)
+    (row,) = rejected(tmp_path / "out.parquet")
+    assert (row["line"], row["reason"], row["record"]) == (3, OPEN, '2,"never closed\n')
+
+
+def test_quotes_without_end_take_no_time_without_end(tmp_path):
+    """Lines each of which opens a quote are read a few times each, not each to the end of the file."""
+    for line in ('x",",z', 'a,"b', ',"""', '"",""x,"'):
+        assert len(read(tmp_path, "a,b\n" + f"{line}\n" * 20_000)) >= 10_000  # minutes, were each read to the end
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("id;text\n1;the cat, sat\n", [["1", "the cat, sat"]]),
+        ("id\ttext\n1\ta,b;c\n", [["1", "a,b;c"]]),
+        ("id|text\n1|a,b\n", [["1", "a,b"]]),
+        ('"a;b",text\n1,x\n', [["1", "x"]]),
+        ("text\none; two\n", [["one; two"]]),
+        ("sep=;\nid;text\n1;a,b\n", [["1", "a,b"]]),
+        ("SEP=,\r\nid,text\r\n1,a\r\n", [["1", "a"]]),
+        ('id, text\n1, the cat\n2, "a, b"\n', [["1", "the cat"], ["2", "a, b"]]),
+        ('id, "text, all"\n1, "a, b"\n', [["1", "a, b"]]),
+        ("id,text\n1,  two blanks\n", [["1", "  two blanks"]]),
+    ],
+)
+def test_what_separates_fields(tmp_path, content, expected):
+    """A line `sep=`, else the first of comma, semicolon, tab and | that the header has; blanks if all its names have them."""
+    assert read(tmp_path, content) == expected
+    assert columns_of(tmp_path / "a.csv", "here")[-1].startswith("text")
+
+
+def test_tabs(tmp_path):
+    """A .tsv has no other delimiter, whatever its header has."""
+    assert read(tmp_path, "a,b\ttext\n1,2\tx\n", read_tsv) == [["1,2", "x"]]
+
+
+def test_a_row_that_is_too_long(tmp_path):
+    """It is rejected with its line, the next ones are read; a quote that stays open is cut off at the limit too."""
+    assert read(tmp_path, "a\n" + "x" * 50 + "\ny\n", max_row_bytes=40) == [2, ["y"]]
+    assert read(tmp_path, "a\n" + "\u65e5" * 20 + "\ny\n", max_row_bytes=40) == [2, ["y"]]
+    content = 'a,b\n1,"' + "x, y\n" * 20 + "2,z\n"
+    assert read(tmp_path, content, max_row_bytes=40)[0] == 2
+    assert read(tmp_path, content, max_row_bytes=40)[-1] == ["2", "z"]
+    assert read(tmp_path, 'a,b\n1,"' + "x\n" * 20 + '"\n2,z\n', max_row_bytes=80) == [["1", "x\n" * 20], ["2", "z"]]
+
+
+def test_headers_that_are_none(tmp_path):
+    """An open quote, a name that is there twice, more columns than a table has: refused, and the file named."""
+    for content, said in (
+        ('"a,b\n1,2\n', "here has a header that opens a quote that is not closed"),
+        ("a, a\n", "here names a column twice in its header"),
+        (",".join(map(str, range(10_001))), "here has 10,001 columns in its header; at most 10,000 are read"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            read(tmp_path, content)

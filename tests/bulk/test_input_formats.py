@@ -1,0 +1,235 @@
+"""Inputs that people have: compressed, in other encodings, JSON that is no JSON lines, and files that are something else."""
+
+import bz2
+import gzip
+import json
+import lzma
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from bulk.jobs import half_done, rejected, run
+from hypothesis import given
+from hypothesis import strategies as st
+
+from penult.bulk.embed import StoppedError
+from penult.bulk.input import json_rows, streams
+from penult.bulk.input.rows import Row
+from penult.bulk.options import ReadOptions
+
+ROWS = [{"id": number, "text": f"the cat {number}"} for number in range(40)]
+LINES = "".join(json.dumps(row) + "\n" for row in ROWS).encode()
+CSV = ("id,text\n" + "".join(f"{row['id']},{row['text']}\n" for row in ROWS)).encode()
+
+
+def texts(out):
+    return pq.read_table(out).column("text").to_pylist()
+
+
+def compressed(data, how):
+    compress = {
+        ".gz": gzip.compress,
+        ".bz2": bz2.compress,
+        ".xz": lzma.compress,
+        ".zst": lambda data: pa.compress(data, codec="zstd", asbytes=True),
+    }[how]
+    return compress(data[:100]) + compress(data[100:])  # in two parts, as tools that append or run in parallel write them
+
+
+@pytest.mark.parametrize("how", streams.COMPRESSED)
+@pytest.mark.parametrize(("ending", "data"), [(".jsonl", LINES), (".csv", CSV), (".json", json.dumps(ROWS).encode())])
+def test_compressed_files(job, tmp_path, monkeypatch, how, ending, data):
+    """They are read as they stand, in one go or from the middle on; one that is cut short is refused before any work."""
+    source = tmp_path / f"in{ending}{how}"
+    source.write_bytes(compressed(data, how))
+    with half_done(monkeypatch), pytest.raises(StoppedError, match="32 of 40 rows"):
+        job(source, shard_rows=16)
+    job(source)
+    assert texts(tmp_path / "out.parquet") == [row["text"] for row in ROWS]
+    source.write_bytes(source.read_bytes()[:-6])
+    with pytest.raises(OSError, match=rf"in{ending}{how} cannot be read: .*(damaged|Truncated)"):
+        job(source, out="other.parquet")
+
+
+def test_a_compressed_file_under_another_name(job, tmp_path):
+    """What is compressed is known by its first bytes: with --format, and under the ending of what it holds."""
+    for name, format_ in (("rows", "jsonl"), ("rows.jsonl", None), ("rows.data.gz", "jsonl")):
+        (tmp_path / name).write_bytes(gzip.compress(LINES))
+        job(tmp_path / name, out=f"{name}.parquet", format=format_)
+        assert texts(tmp_path / f"{name}.parquet") == [row["text"] for row in ROWS]
+    (tmp_path / "a.parquet.gz").write_bytes(gzip.compress(b"PAR1"))
+    with pytest.raises(ValueError, match="say --format"):
+        job(tmp_path / "a.parquet.gz")
+
+
+TEXT = "f\u00fcr Elise"
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("in.txt", f"{TEXT}\n"),
+        ("in.csv", f"text\n{TEXT}\n"),
+        ("in.tsv", f"id\ttext\n1\t{TEXT}\n"),
+        ("in.jsonl", json.dumps({"text": TEXT}, ensure_ascii=False) + "\n"),
+        ("in.json", json.dumps([{"text": TEXT}], ensure_ascii=False)),
+        ("in.md", TEXT),
+    ],
+)
+def test_encodings(job, tmp_path, name, content):
+    """--encoding says that of a file without a byte order mark; a mark is believed. Else a file is UTF-8, or its rows rejected."""
+    for encoding in ("latin-1", "cp1252", "utf-16-le", "utf-8"):
+        (tmp_path / name).write_bytes(content.encode(encoding))
+        job(tmp_path / name, out=f"{encoding}.parquet", reading=ReadOptions(encoding))
+        assert texts(tmp_path / f"{encoding}.parquet")[-1].strip() == TEXT
+    for marked in ("utf-16", "utf-32", "utf-8-sig"):
+        (tmp_path / name).write_bytes(content.encode(marked))
+        job(tmp_path / name, out=f"{marked}.parquet", reading=ReadOptions("latin-1"))
+        assert texts(tmp_path / f"{marked}.parquet")[-1].strip() == TEXT
+    (tmp_path / name).write_bytes(content.encode("latin-1"))
+    (tmp_path / "good.txt").write_text("good")
+    done = job(tmp_path / name, tmp_path / "good.txt", out="bad.parquet")
+    assert (done.totals.rows, done.totals.rejected) == (1, 1)
+    assert "UTF-8" in rejected(tmp_path / "bad.parquet")[0]["reason"]
+
+
+@pytest.mark.parametrize("name", ["in.txt", "in.csv", "in.jsonl", "in.json"])
+def test_bytes_that_an_encoding_does_not_have(job, tmp_path, name):
+    """They cost their own row, and the reason names the encoding."""
+    good, bad = "\u65e5\u672c".encode("shift_jis"), b"\x81\xff\xa0\xfd"
+    content = {
+        "in.txt": good + b"\n" + bad + b"\n" + good,
+        "in.csv": b"text\n" + good + b"\n" + bad + b"\n" + good,
+        "in.jsonl": b'{"text": "' + good + b'"}\n{"text": "' + bad + b'"}\n{"text": "' + good + b'"}',
+        "in.json": b'[{"text": "' + good + b'"}, {"text": "' + bad + b'"}, {"text": "' + good + b'"}]',
+    }[name]
+    (tmp_path / name).write_bytes(content)
+    done = job(tmp_path / name, reading=ReadOptions("shift_jis"))
+    assert texts(tmp_path / "out.parquet") == ["\u65e5\u672c"] * 2
+    assert done.totals.rejected == 1
+    reason = rejected(tmp_path / "out.parquet")[0]["reason"]
+    assert "is not shift_jis at its character" in reason or "is not Unicode" in reason
+
+
+def test_what_is_no_encoding():
+    """A name that is none, or of something else than text, and a limit that lets no row in: refused."""
+    for name in ("klingon", "base64", "rot13", "zlib"):
+        with pytest.raises(ValueError, match=f"--encoding is '{name}', which is not an encoding of text; pass utf-8"):
+            ReadOptions(name)
+    with pytest.raises(ValueError, match="--max-row-bytes is 0"):
+        ReadOptions(max_row_bytes=0)
+    assert ReadOptions("UTF8").codec == ReadOptions("utf-8-sig").codec == "utf-8"
+
+
+def test_an_unfinished_job_of_another_encoding(job, tmp_path, monkeypatch):
+    """What changes the rows of a job makes it another one; an output says so too."""
+    (tmp_path / "in.csv").write_bytes(CSV)
+    with half_done(monkeypatch), pytest.raises(StoppedError):
+        job(tmp_path / "in.csv", shard_rows=16, reading=ReadOptions("latin-1"))
+    for options in (ReadOptions(), ReadOptions("latin-1", 100)):
+        with pytest.raises(ValueError, match=r"how rows are read \(--encoding, --max-row-bytes, names of folders\) was"):
+            job(tmp_path / "in.csv", reading=options)
+    job(tmp_path / "in.csv", reading=ReadOptions("iso-8859-1"))
+    assert job(tmp_path / "in.csv", reading=ReadOptions("latin-1")).rows_per_second is None
+    with pytest.raises(ValueError, match="exists and was made from other input"):
+        job(tmp_path / "in.csv")
+
+
+def test_the_command_says_how_to_read(tiny, tmp_path):
+    """Rows that are not UTF-8 are counted before the work, with the option to pass; with it they are read. A long one is not."""
+    (tmp_path / "in.csv").write_bytes(f"text\n{TEXT}\n{'long ' * 40}\n".encode("latin-1"))
+    arguments = ("embed", tmp_path / "in.csv", tmp_path / "out.parquet", "--model", tiny)
+    done = run(*arguments)
+    assert done.returncode == 3
+    assert "in.csv: 1 row not UTF-8; pass --encoding" in done.stderr
+    done = run(*arguments, "--overwrite", "--encoding", "latin-1", "--max-row-bytes", 150)
+    assert done.returncode == 3
+    assert "UTF-8" not in done.stderr
+    assert texts(tmp_path / "out.parquet") == [TEXT]
+    assert rejected(tmp_path / "out.parquet")[0]["reason"] == "has more than 150 bytes, the limit of --max-row-bytes"
+
+
+VALUES = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.integers(), st.text(st.sampled_from('ab"\\{}[],\n\u00e9'))),
+    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.sampled_from(["a", "]", '"']), inner, max_size=3)),
+    max_leaves=8,
+)
+OBJECTS = st.lists(st.dictionaries(st.sampled_from(["text", "}", "n"]), VALUES, max_size=3), max_size=5)
+
+
+@given(OBJECTS, st.sampled_from([None, 1, "\t"]), st.integers(1, 9), st.booleans())
+def test_json_that_is_no_json_lines(tmp_path_factory, objects, indent, together, array):
+    """An array, or objects one after the other, however they are laid out and wherever a part of the file ends."""
+    path = tmp_path_factory.getbasetemp() / "any.json"
+    dumped = [json.dumps(value, indent=indent, ensure_ascii=False) for value in objects]
+    path.write_text(f" [{','.join(dumped)}\n]\n" if array else "\n".join(dumped))
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(json_rows, "_PART", together)
+        items = list(json_rows.read_values(path, "here"))
+    assert [(item.line, item.values) for item in items] == list(enumerate(objects, 1))
+
+
+def test_elements_that_are_no_rows(tmp_path):
+    """Each is rejected under its place: another value, no JSON, too long; the ones after it are read."""
+    path = tmp_path / "in.json"
+    path.write_text('[{"a": 1}, 5, {"a": }, {"b": "' + "x" * 100 + '"}, ["a"], {"a": 2}]')
+    items = list(json_rows.read_values(path, "here", ReadOptions(max_row_bytes=50)))
+    assert [item.values if isinstance(item, Row) else item.reason.partition(":")[0] for item in items] == [
+        {"a": 1},
+        "is a int, not an object",
+        "is not JSON",
+        "has more than 50 bytes, the limit of --max-row-bytes",
+        "is a list, not an object",
+        {"a": 2},
+    ]
+
+
+@pytest.mark.parametrize(
+    "content", ['[{"a": 1}', '[{"a": 1}, {"a": 2', '[{"a": 1}] x', '{"a": 1} x', '{"a": {', "text", '[{"a": "x}]']
+)
+def test_json_that_is_cut_short(tmp_path, content):
+    """Rows would be lost, so the file is refused, and not read as far as it goes."""
+    path = tmp_path / "in.json"
+    path.write_text(content)
+    with pytest.raises(OSError, match="JSON"):
+        list(json_rows.read_values(path, "here"))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("in.jsonl", b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "a pointer of Git LFS"),
+        ("in.parquet", b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "a pointer of Git LFS"),
+        ("in.csv", b"PAR1 and so on", "a Parquet file; name it .parquet"),
+        ("in.txt", b"%PDF-1.4 and so on", "a PDF"),
+        ("in.csv", b"PK\x03\x04 and so on", "a ZIP archive, as .zip, .docx, .xlsx"),
+        ("in.csv", gzip.compress(b"PK\x03\x04 and so on"), "a ZIP archive"),
+        ("in.parquet", b"%PDF-1.4", "a PDF"),
+        ("in.txt", "text without a mark".encode("utf-16-le"), "--encoding utf-16-le"),
+        ("in.csv", "text without a mark".encode("utf-16-be"), "--encoding utf-16-be"),
+        ("in.jsonl", b'[{"text": "a"}]', "begins as a JSON array; name it .json"),
+        ("in.jsonl", b'{\n"text": "a"\n}', "spreads an object over several lines"),
+        ("in.jsonl", b"<!DOCTYPE html>", "begins as HTML or XML"),
+    ],
+)
+def test_a_file_that_is_something_else(job, tmp_path, name, content, said):
+    """The message names the file and what it is, before any work."""
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises((OSError, ValueError), match=said) as raised:
+        job(tmp_path / name)
+    assert name in str(raised.value)
+    assert list(tmp_path.iterdir()) == [tmp_path / name]
+
+
+def test_a_pretty_array_by_its_format(job, tmp_path):
+    """--format json reads an array whose ending says JSON lines."""
+    (tmp_path / "in.jsonl").write_text(json.dumps(ROWS, indent=2))
+    job(tmp_path / "in.jsonl", format="json")
+    assert texts(tmp_path / "out.parquet") == [row["text"] for row in ROWS]
+
+
+def test_keys_without_end(job, tmp_path):
+    """Objects each of which has a key of its own would be a column each: refused beyond what a table has."""
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps({"text": "a", f"k{n}": n}) + "\n" for n in range(10_001)))
+    with pytest.raises(OSError, match=r"in\.jsonl cannot be read: its objects have more than 10,000 different keys"):
+        job(tmp_path / "in.jsonl")
