@@ -15,6 +15,9 @@ from numpy.typing import NDArray
 from penult.bulk.output.writers import as_text
 
 _RUN = 4 << 20  # hashes of a run: 32 MB in memory, at most three times that while runs are merged
+_BIN_BITS = 10
+_BINS = 1 << _BIN_BITS  # of a run, by the leading bits of its hashes
+_NONE = np.empty(0, np.uint64)
 _CANDIDATES = 1000  # repeated hashes that are confirmed by their values: more are never needed for two examples
 _ODD = np.uint64(0x9E3779B97F4A7C15)  # spreads hashes of successive numbers over all 64 bits; odd, so that none become equal
 _ENCODE = json.JSONEncoder(sort_keys=True, default=as_text).encode
@@ -48,7 +51,7 @@ class HashRuns:
         self._buffer = np.empty(run, np.uint64)
         self._filled = 0
         self._file = tempfile.TemporaryFile()  # noqa: SIM115 - closed by close()
-        self._lengths: list[int] = []
+        self._starts: list[NDArray[np.int64]] = []  # of a run's bins in the file, and its end
         self._repeats = 0
         self._candidates: set[int] = set()
 
@@ -68,12 +71,10 @@ class HashRuns:
     def repeated(self) -> tuple[int, NDArray[np.uint64]]:
         """Return how many rows have the hash of an earlier row, and up to a thousand such hashes. Nothing can be added then."""
         self._write_run()
-        runs = self._runs()
-        # A run holds each hash once and hashes are uniform, so each part of their range is about one run long.
-        for part in range(len(runs)):
-            low, high = ((index << 64) // len(runs) for index in (part, part + 1))
-            pieces = [run[np.searchsorted(run, np.uint64(low)) : _end(run, high)] for run in runs]
-            self._unique(np.concatenate(pieces))
+        # A run holds each hash once and hashes are uniform, so that many bins of all runs are about one run.
+        step = max(1, _BINS // max(1, len(self._starts)))
+        for low in range(0, _BINS, step):
+            self._unique(np.concatenate([self._read(starts, low, min(low + step, _BINS)) for starts in self._starts] or [_NONE]))
         return self._repeats, np.array(sorted(self._candidates), np.uint64)
 
     def close(self) -> None:
@@ -83,17 +84,14 @@ class HashRuns:
     def _write_run(self) -> None:
         if self._filled:
             run = self._unique(self._buffer[: self._filled])
+            bins = np.searchsorted(run, np.arange(_BINS, dtype=np.uint64) << np.uint64(64 - _BIN_BITS))
+            self._starts.append(self._file.tell() // 8 + np.append(bins, len(run)))
             self._file.write(run.data)
-            self._lengths.append(len(run))
             self._filled = 0
 
-    def _runs(self) -> list[NDArray[np.uint64]]:
-        self._file.flush()
-        starts = np.cumsum([0, *self._lengths[:-1]]) * 8
-        return [
-            np.memmap(self._file, np.uint64, "r", int(start), (length,))
-            for start, length in zip(starts, self._lengths, strict=True)
-        ]
+    def _read(self, starts: NDArray[np.int64], low: int, high: int) -> NDArray[np.uint64]:
+        self._file.seek(int(starts[low]) * 8)
+        return np.frombuffer(self._file.read(int(starts[high] - starts[low]) * 8), np.uint64)
 
     def _unique(self, hashes: NDArray[np.uint64]) -> NDArray[np.uint64]:
         """Sort hashes in place and return each once; count the others."""
@@ -146,10 +144,6 @@ def _examples(batches: Iterable[Sequence[Any]], candidates: NDArray[np.uint64]) 
                 return list(examples.values())
         before += len(values)
     return list(examples.values())
-
-
-def _end(run: NDArray[np.uint64], high: int) -> int:
-    return len(run) if high == 1 << 64 else int(np.searchsorted(run, np.uint64(high)))
 
 
 def _short(value: Any) -> str:  # noqa: ANN401 - whatever a column of ids holds
