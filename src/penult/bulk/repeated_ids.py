@@ -74,7 +74,9 @@ class HashRuns:
         # A run holds each hash once and hashes are uniform, so that many bins of all runs are about one run.
         step = max(1, _BINS // max(1, len(self._starts)))
         for low in range(0, _BINS, step):
-            self._unique(np.concatenate([self._read(starts, low, min(low + step, _BINS)) for starts in self._starts] or [_NONE]))
+            self._unique(
+                np.concatenate([self._read(starts, low, min(low + step, _BINS)) for starts in self._starts] or [_NONE])
+            )
         return self._repeats, np.array(sorted(self._candidates), np.uint64)
 
     def close(self) -> None:
