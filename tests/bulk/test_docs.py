@@ -69,8 +69,8 @@ def folder(tiny, tmp_path_factory):
         commands += [["ingest", "vectors.parquet", "--to", "lancedb:./lance", "--collection", "docs"]]
         assert len(commands) == 7
         for arguments in commands:
-            arguments = [argument.replace("DSN", dsn) for argument in arguments]
-            done = subprocess.run(command(*arguments), cwd=folder, capture_output=True, text=True, timeout=120)
+            words = [argument.replace("DSN", dsn) for argument in arguments]
+            done = subprocess.run(command(*words), cwd=folder, capture_output=True, text=True, timeout=120)
             assert done.returncode == 0, done.stderr
         yield folder, url, dsn
 
