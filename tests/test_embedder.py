@@ -83,6 +83,17 @@ def test_order_is_the_callers(embedder, drawn):
     assert np.abs(embedder.embed(batch)[list(order)] - embedder.embed([batch[i] for i in order])).max(initial=0) <= 1e-6
 
 
+def test_an_embedder_is_a_function_of_documents(tmp_path):
+    """For libraries that ask for a callable, by position or by Chroma's name."""
+    tiny_model(tmp_path / "m", prompts={"query": "query ", "document": "passage "})
+    with Embedder.load(tmp_path / "m") as e:
+        texts = ["the cat", "moon"]
+        assert np.array_equal(e(texts), e.embed(texts))
+        assert np.array_equal(e(input=iter(texts)), e.embed(texts))
+        with pytest.raises(TypeError):
+            e("the cat")
+
+
 def test_a_str_is_refused(embedder):
     """A str is a sequence of letters, which nobody means."""
     for call in (embedder.embed, embedder.embed_tokens, lambda text: list(embedder.embed_stream(text))):
@@ -138,7 +149,7 @@ def test_truncation_is_counted_and_said_once(tiny):
             assert np.array_equal(e.embed(long), first)
 
 
-CALLS = ("embed", "embed_tokens", "embed_padded", "count_tokens", "tokenize", "embed_stream")
+CALLS = ("embed", "__call__", "embed_tokens", "embed_padded", "count_tokens", "tokenize", "embed_stream")
 
 
 @pytest.mark.parametrize("call", CALLS)

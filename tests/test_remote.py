@@ -433,6 +433,7 @@ def test_a_transport_that_only_awaits():
 
     remote = RemoteEmbedder("http://fake/predict", transport=OnlyAwaits())
     np.testing.assert_array_equal(asyncio.run(remote.aembed(TEXTS)), expected(TEXTS))
+    np.testing.assert_array_equal(remote(TEXTS), expected(TEXTS))
     with pytest.raises(TypeError, match="use aembed"):
         remote.embed(TEXTS)
 

@@ -166,6 +166,10 @@ class RemoteEmbedder:
                     future.cancel()  # after a failure, what has not begun is not sent
         return self._joined(answers, len(checked))
 
+    def __call__(self, input: Iterable[str]) -> Vectors:  # noqa: A002 - Chroma's name for it
+        """Return the vectors of N documents, as `embed` does, for libraries that ask for a function."""
+        return self.embed(input)
+
     async def aembed(self, texts: Iterable[str], role: Role = "document", *, prompt: str | None = None) -> Vectors:
         """Turn N texts into vectors without blocking the event loop; otherwise as `embed`."""
         checked, prompt = _checked(texts, role), self._prompt(role, prompt)

@@ -146,13 +146,14 @@ def test_pgvector(source, other, questions, nearest):
         def dump():
             with psycopg.connect(dsn) as connection:
                 return connection.execute(
-                    "SELECT id::text, embedding::text, row::text, xmin::text FROM notes ORDER BY id"
+                    "SELECT id::text, embedding::text, text, metadata, original, xmin::text FROM notes ORDER BY id"
                 ).fetchall()
 
         check_ingest(source, other, f"pgvector:{dsn}", dump)
-        rows = {json.loads(row)["id"]: (json.loads(vector), json.loads(row)) for _, vector, row, _ in dump()}
-        assert rows["odd"][1]["text"] == "moon \x00 日本 'quoted' \"too\" \\"
-        assert sum("日本" in row for _, _, row, _ in dump()) == 1
+        rows = {row["id"]: (json.loads(vector), text, row, original) for _, vector, text, row, original, _ in dump()}
+        odd = {"id": "odd", "text": "moon \x00 日本 'quoted' \"too\" \\", "n": 0, "tags": []}
+        assert rows["odd"][1:] == (odd["text"].replace("\x00", "␀"), {"id": "odd", "n": 0, "tags": []}, odd)
+        assert sum(original is not None for _, _, _, _, original, _ in dump()) == 1
         expected = {row["id"]: row["embedding"] for row in pq.read_table(source).to_pylist()}
         assert all(np.array_equal(np.float32(rows[key][0]), np.float32(expected[key])) for key in expected)
         with psycopg.connect(dsn) as connection:
@@ -160,7 +161,7 @@ def test_pgvector(source, other, questions, nearest):
             found = [[row[0] for row in connection.execute(order, [str(q)]).fetchall()] for q in questions.tolist()]
             check_top10(found, nearest)
             connection.execute("CREATE TABLE theirs (id int)")
-            connection.execute("ALTER TABLE more ADD CONSTRAINT short CHECK (length(row::text) < 9) NOT VALID")
+            connection.execute("ALTER TABLE more ADD CONSTRAINT short CHECK (length(metadata::text) < 9) NOT VALID")
             connection.commit()
         with pytest.raises(ValueError, match="fingerprint is None") as theirs:
             ingest(source, f"pgvector:{dsn}", "theirs")

@@ -162,16 +162,31 @@ def ingest(
     source: Annotated[Path, typer.Argument(metavar="IN", help="What `penult embed` wrote: .parquet or .lance.")],
     *,
     to: Annotated[str, typer.Option(help="qdrant:PATH|URL, lancedb:PATH or pgvector:DSN.")],
-    collection: Annotated[str, typer.Option(help="Its name; made where there is none.")],
+    collection: Annotated[str, typer.Option(help="Its name; made where there is none. pgvector: TABLE or SCHEMA.TABLE.")],
     id_column: Annotated[str | None, typer.Option(help="Names a row. Default: as the file says, else its content.")] = None,
+    id_suffix: Annotated[
+        Literal["row"] | None, typer.Option(help="row: an entry's id is its row's id and number, for chunks of documents.")
+    ] = None,
+    layout: Annotated[
+        Literal["columns", "langchain", "llama-index"],
+        typer.Option(help="Names of text and metadata: the file's columns, or those that a framework's vector store reads."),
+    ] = "columns",
+    index: Annotated[
+        Literal["hnsw", "none"], typer.Option(help="hnsw: for fast approximate search; none: every search reads all vectors.")
+    ] = "hnsw",
 ) -> None:
     """Write an embedded file into a vector store. Running it again changes nothing."""
     with _one_sentence("run it again to write the rest; no row is doubled."):
         from penult.bulk.ingest import ingest as ingest_  # noqa: PLC0415 - `penult --help` stays quick
 
         with rows_written(collection) as advance:
-            done = ingest_(source, to, collection, id_column=id_column, advance=advance)
-    typer.echo(f"penult: {done.rows:,} rows read; {collection} has {done.entries:,} entries", err=True)
+            done = ingest_(
+                source, to, collection, id_column=id_column, id_suffix=id_suffix, layout=layout, index=index, advance=advance
+            )
+    parts = [f"{done.rows:,} rows read", f"{collection} has {done.entries:,} entries"]
+    parts += [f"{done.equal:,} rows equal an earlier one and share its entry"] * (done.equal > 0)
+    parts += [done.note] if done.note is not None else []
+    typer.echo(f"penult: {'; '.join(parts)}", err=True)
 
 
 @contextmanager

@@ -1,65 +1,102 @@
 """`penult ingest`: write an embedded file into a vector store; running it again changes nothing.
 
-An entry's id is a function of its row's id alone, so a second run replaces what the first wrote. Each store has a file of its
-own in stores/.
+An entry's id is a function of its row's id alone, so a second run replaces what the first wrote; ids are therefore checked
+before anything is written. Each store has a file of its own in stores/.
 """
 
 import json
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 
 from penult.bulk import tables
 from penult.bulk.output import output_files
 from penult.bulk.output.writers import as_text
-from penult.bulk.stores.base import Entries, Store, VectorSpec
+from penult.bulk.repeated_ids import HashRuns, find_repeated, hashes_of
+from penult.bulk.stores.base import Entries, Index, Layout, Store, VectorSpec
+from penult.bulk.stores.values import rows_of, values_of
 
 _NAMESPACE = uuid.UUID("8d0f3a52-6c1e-5b7e-9b0e-2f4f6b1c9a10")  # of our ids: drawn once, never to be changed
-STORES = ("qdrant", "lancedb", "pgvector")
+
+
+_ID_ROWS = 65_536  # ids read at once
+_LAYOUTS: dict[str, tuple[Layout, ...]] = {
+    "qdrant": ("columns", "langchain", "llama-index"),
+    "lancedb": ("columns", "langchain"),
+    "pgvector": ("columns", "langchain"),
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Ingested:
-    """How many rows were read, and how many entries the collection has now."""
+    """What an ingest read and left.
+
+    Attributes:
+        rows: rows read.
+        entries: entries of the collection now.
+        equal: rows that equal an earlier one and share its entry; 0 where a column names the rows.
+        note: why the collection has no index, where one was asked for.
+    """
 
     rows: int
     entries: int
+    equal: int = 0
+    note: str | None = None
 
 
 def ingest(
-    source: Path, to: str, collection: str, *, id_column: str | None = None, advance: Callable[[int, int], object] | None = None
+    source: Path,
+    to: str,
+    collection: str,
+    *,
+    id_column: str | None = None,
+    id_suffix: Literal["row"] | None = None,
+    layout: Layout = "columns",
+    index: Index = "hnsw",
+    advance: Callable[[int, int], object] | None = None,
 ) -> Ingested:
     """Write all rows of an embedded file into a collection; make it where there is none.
 
     Args:
         source: what `penult embed` wrote: .parquet or .lance.
         to: qdrant:PATH|URL, lancedb:PATH or pgvector:DSN.
-        collection: its name.
+        collection: its name. In PostgreSQL, TABLE or SCHEMA.TABLE.
         id_column: names a row. None: as the file says, and where it names none, the whole row is its id.
+        id_suffix: "row" makes an entry's id of its row's id and number, where several rows are chunks of one document.
+        layout: "columns" keeps the columns' names; "langchain" and "llama-index" are what their vector stores read.
+        index: "hnsw" builds an index after the last row where the store does not by itself; "none" none.
         advance: called with the rows that are written, and those of the file.
 
     Raises:
-        ValueError: the file has no vectors of penult, the store holds vectors of another model, or an id is null.
-        OSError: file or store cannot be reached.
+        ValueError: the file has no vectors of penult, the store holds vectors of another model or in another layout, or an
+            id is null or repeated. Nothing has been written then.
+        OSError: file or store cannot be reached, or the store refuses.
     """
-    spec = _spec(source)
+    spec = _spec(source, layout)
     id_column = id_column or spec.metadata.get("penult.id_column") or None
     if id_column is not None and id_column not in spec.schema.names:
         raise ValueError(f"The column {id_column!r} is not in {source}; it has {', '.join(spec.schema.names)}.")
-    store = _open(to, collection, spec)
+    kind, place = _target(to, spec)
+    if id_column is not None:
+        _check_ids(source, id_column, repeats=id_suffix is not None)
+    store = _open(kind, place, collection, spec, index)
+    seen = HashRuns()
     rows = 0
     try:
-        for entries in _entries(source, spec, id_column, store.batch_rows):
+        for entries in _entries(source, spec, id_column, id_suffix, store.batch_rows):
             store.upsert(entries)
+            seen.add(hashes_of(entries.ids))
             rows += len(entries.ids)
             if advance is not None:
                 advance(rows, int(spec.metadata.get("penult.rows", 0)))
-        return Ingested(rows, store.count())
+        note = store.finish()
+        return Ingested(rows, store.count(), seen.repeated()[0], note)
     finally:
+        seen.close()
         store.close()
 
 
@@ -68,24 +105,32 @@ def entry_id(value: Any) -> str:  # noqa: ANN401 - whatever a column of ids hold
     return str(uuid.uuid5(_NAMESPACE, json.dumps(value, sort_keys=True, default=as_text)))
 
 
-def _open(to: str, collection: str, spec: VectorSpec) -> Store:
+def _target(to: str, spec: VectorSpec) -> tuple[str, str]:
     kind, _, place = to.partition(":")
-    if kind not in STORES or not place:
+    if kind not in _LAYOUTS or not place:
         raise ValueError(f"--to is {to!r}; it must be qdrant:PATH|URL, lancedb:PATH or pgvector:DSN.")
+    if spec.layout not in _LAYOUTS[kind]:
+        raise ValueError(f"--layout is {spec.layout}; with {kind} it must be {' or '.join(_LAYOUTS[kind])}.")
+    if spec.layout != "columns" and spec.text_column is None:
+        raise ValueError(f"--layout {spec.layout} needs the column of the texts, which the file no longer has.")
+    return kind, place
+
+
+def _open(kind: str, place: str, collection: str, spec: VectorSpec, index: Index) -> Store:
     if kind == "qdrant":
         from penult.bulk.stores.qdrant import Qdrant  # noqa: PLC0415 - an extra
 
-        return Qdrant(place, collection, spec)
+        return Qdrant(place, collection, spec, index)
     if kind == "lancedb":
         from penult.bulk.stores.lancedb import LanceDB  # noqa: PLC0415 - an extra
 
-        return LanceDB(place, collection, spec)
+        return LanceDB(place, collection, spec, index)
     from penult.bulk.stores.pgvector import PgVector  # noqa: PLC0415 - an extra
 
-    return PgVector(place, collection, spec)
+    return PgVector(place, collection, spec, index)
 
 
-def _spec(source: Path) -> VectorSpec:
+def _spec(source: Path, layout: Layout) -> VectorSpec:
     if source.suffix not in (".parquet", ".lance"):
         raise ValueError(f"{source} ends in neither .parquet nor .lance; embed into one of them first.")
     metadata = output_files.metadata(source)
@@ -96,23 +141,43 @@ def _spec(source: Path) -> VectorSpec:
     if column is None or "penult.fingerprint" not in metadata:
         raise ValueError(f"{source} does not say which model made its vectors; write it with `penult embed`.")
     plain = schema.remove(schema.get_field_index(column)).remove_metadata()
-    return VectorSpec(schema.field(column).type.list_size, metadata, plain)
+    return VectorSpec(schema.field(column).type.list_size, metadata, plain, layout)
 
 
-def _entries(source: Path, spec: VectorSpec, id_column: str | None, count: int) -> Iterator[Entries]:
+def _check_ids(source: Path, id_column: str, *, repeats: bool) -> None:
+    """Raise ValueError where an id is null or, unless `repeats`, another row's too. Reads the ids twice at most."""
+
+    def batches() -> Iterator[list[Any]]:
+        done = 0
+        for batch in output_files.batches(source, rows=_ID_ROWS, columns=[id_column]):
+            ids = values_of(batch.column(0))
+            if None in ids:
+                number = done + ids.index(None) + 1
+                raise ValueError(f"Row {number} of {source} has no {id_column!r}; every entry needs one.")
+            yield ids
+            done += len(ids)
+
+    if repeats:
+        for _ in batches():
+            pass
+        return
+    repeated = find_repeated(batches)
+    if repeated is not None:
+        raise ValueError(
+            f"The ids in {id_column!r} of {source} are not unique: {repeated}; {repeated.rows:,} rows would be written over "
+            "others. Nothing was written. Pass --id-suffix row where the rows are chunks of documents, or another --id-column."
+        )
+
+
+def _entries(
+    source: Path, spec: VectorSpec, id_column: str | None, id_suffix: Literal["row"] | None, count: int
+) -> Iterator[Entries]:
     done = 0
     for batch in output_files.batches(source, rows=count):
         table = pa.Table.from_batches([batch])
         rows = table.select(spec.schema.names)
-        ids = _ids(rows, id_column, source, done)
-        yield Entries(ids, tables.vectors_of(table.column(spec.metadata["penult.vector_column"])), rows)
+        documents = None if id_column is None else values_of(rows.column(id_column))
+        numbered = enumerate(rows_of(rows) if documents is None else documents, done + 1)
+        ids = [entry_id([value, number] if id_suffix else value) for number, value in numbered]
+        yield Entries(ids, documents, tables.vectors_of(table.column(spec.metadata["penult.vector_column"])), rows)
         done += len(ids)
-
-
-def _ids(rows: pa.Table, id_column: str | None, source: Path, before: int) -> list[str]:
-    values: Sequence[Any] = rows.to_pylist() if id_column is None else rows.column(id_column).to_pylist()
-    if None in values:
-        raise ValueError(
-            f"Row {before + list(values).index(None) + 1} of {source} has no {id_column!r}; every entry needs one."
-        )
-    return [entry_id(value) for value in values]

@@ -288,6 +288,10 @@ class Embedder:
                 start += len(tokenized)
         return out
 
+    def __call__(self, input: Iterable[str]) -> Vectors:  # noqa: A002 - Chroma's name for it
+        """Return the vectors of N documents, as `embed` does, for libraries that ask for a function."""
+        return self.embed(input)
+
     def embed_stream(
         self, texts: Iterable[str], role: Role = "document", *, prompt: str | None = None, window: int = WINDOW
     ) -> Iterator[Vectors]:

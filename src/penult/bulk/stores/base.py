@@ -1,16 +1,18 @@
 """What every vector store gets and offers: the spec of the vectors, entries to write, and the calls of an open collection."""
 
-import json
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import pyarrow as pa
 
 from penult.bulk.output.output_files import OTHER_FINGERPRINT
-from penult.bulk.output.writers import as_text
+from penult.bulk.stores.values import json_rows
 from penult.types import Vectors
 
+Layout = Literal["columns", "langchain", "llama-index"]
+Index = Literal["hnsw", "none"]
 _KEPT = ("penult.fingerprint", "penult.role", "penult.model", "penult.recipe")
+_LAYOUT = "penult.layout"
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,14 +23,22 @@ class VectorSpec:
         dimension: D, the number of values in a vector.
         metadata: penult's entries of the file's metadata, the fingerprint among them.
         schema: of the rows without their vectors.
+        layout: under which names an entry's text and metadata are stored.
     """
 
     dimension: int
     metadata: dict[str, str]
     schema: pa.Schema
+    layout: Layout = "columns"
+
+    @property
+    def text_column(self) -> str | None:
+        """The column of the texts; None where the file no longer has it."""
+        name = self.metadata.get("penult.text_column")
+        return name if name in self.schema.names else None
 
     def check_same_model(self, existing: dict[str, Any], place: str) -> None:
-        """Check that a collection holds vectors of this model, made for this role.
+        """Check that a collection holds vectors of this model, made for this role, in this layout.
 
         Args:
             existing: the metadata of the collection.
@@ -45,25 +55,38 @@ class VectorSpec:
                     f"{place} exists and its {name} is {existing.get(key)!r}; the file's is {self.metadata[key]!r}{why}. Their "
                     "vectors must not be mixed: name another --collection."
                 )
+        if existing.get(_LAYOUT, "columns") != self.layout:
+            raise ValueError(
+                f"{place} exists and its --layout is {existing.get(_LAYOUT, 'columns')}, not {self.layout}. Pass the same "
+                "--layout, or name another --collection."
+            )
 
     @property
     def kept(self) -> dict[str, str]:
         """The entries of the metadata that a collection keeps."""
-        return {key: value for key, value in self.metadata.items() if key in _KEPT}
+        kept = {key: value for key, value in self.metadata.items() if key in _KEPT}
+        return kept if self.layout == "columns" else kept | {_LAYOUT: self.layout}
 
 
 @dataclass(frozen=True, slots=True)
 class Entries:
-    """N entries: ids, (N, D) vectors, and the rows' other columns, as Arrow."""
+    """N entries.
+
+    Attributes:
+        ids: of the entries.
+        documents: what the column of ids says: several rows may be chunks of one document. None: there is no such column.
+        vectors: (N, D).
+        rows: the rows' other columns, as Arrow.
+    """
 
     ids: list[str]
+    documents: list[Any] | None
     vectors: Vectors
     rows: pa.Table
 
     def payloads(self) -> list[dict[str, Any]]:
-        """Return the rows as JSON values; types that JSON does not have become text."""
-        plain: list[dict[str, Any]] = json.loads(json.dumps(self.rows.to_pylist(), default=as_text))
-        return plain
+        """Return the rows as JSON values; types that JSON does not have become text, NaN and infinity null."""
+        return json_rows(self.rows)
 
 
 class Store(Protocol):
@@ -73,6 +96,9 @@ class Store(Protocol):
 
     def upsert(self, entries: Entries) -> None:
         """Write entries, replacing those of equal ids."""
+
+    def finish(self) -> str | None:
+        """Build the index after the last entry; return why there is none where one was asked for."""
 
     def count(self) -> int:
         """Count the entries of the collection."""

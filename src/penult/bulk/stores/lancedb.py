@@ -1,49 +1,57 @@
 """A LanceDB table in a folder. The only file that imports lancedb (the extra `lancedb`)."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pyarrow as pa
 
 from penult.bulk import tables
 from penult.bulk.output import output_files
-from penult.bulk.stores.base import Entries, VectorSpec
+from penult.bulk.stores.base import Entries, Index, VectorSpec
+from penult.bulk.stores.values import finite
 
 _ID, _VECTOR = "penult_id", "vector"
+_INDEX_ROWS = 100_000  # below, LanceDB's own advice is to search without an index
 
 
 class LanceDB:
     """One table: the rows' columns, `penult_id` and `vector`; the fingerprint stands in its schema's metadata.
 
+    In the layout "langchain": `id`, `text`, `metadata` (a struct of the other columns) and `vector`.
+
     Args:
         place: the database's folder.
         collection: the table's name; made where there is none.
         spec: of the vectors.
+        index: "hnsw": a table of 100,000 rows or more gets an index; a smaller one is searched exactly in milliseconds.
 
     Raises:
         ValueError: the table holds vectors of another model, or other columns.
+        OSError: LanceDB refuses the folder or the name.
     """
 
     batch_rows = 16_384  # every upsert reads all ids of the table once
 
-    def __init__(self, place: str, collection: str, spec: VectorSpec) -> None:
-        taken = {_ID, _VECTOR} & set(spec.schema.names)
-        if taken:
-            raise ValueError(f"The file has a column {taken.pop()!r}, which the LanceDB table needs for itself; rename it.")
-        vector = tables.vector_field(_VECTOR, spec.dimension)
-        metadata = {key.encode(): value.encode() for key, value in spec.kept.items()}
-        self._schema = pa.schema([pa.field(_ID, pa.string()), *spec.schema, vector], metadata=metadata)
-        database = _lancedb().connect(place)
-        if collection in database.list_tables(limit=1_000_000).tables:
+    def __init__(self, place: str, collection: str, spec: VectorSpec, index: Index) -> None:
+        self._spec, self._index = spec, index
+        self._id = "id" if spec.layout == "langchain" else _ID
+        self._schema = _schema(spec, self._id)
+        self._written = False
+        lancedb = _lancedb()
+        with _os_errors():
+            database = lancedb.connect(place)
+            if collection not in database.list_tables(limit=1_000_000).tables:
+                self._table = database.create_table(collection, schema=self._schema)
+                return
             self._table = database.open_table(collection)
-            found = self._table.schema
-            spec.check_same_model(output_files.named(found), f"The table {collection!r} in {place}")
-            if found.names != self._schema.names:
-                raise ValueError(
-                    f"The table {collection!r} in {place} has the columns {', '.join(found.names)}, the rows "
-                    f"{', '.join(self._schema.names)}; name another --collection."
-                )
-        else:
-            self._table = database.create_table(collection, schema=self._schema)
+            existing = self._table.schema
+        spec.check_same_model(output_files.named(existing), f"The table {collection!r} in {place}")
+        if existing.names != self._schema.names:
+            raise ValueError(
+                f"The table {collection!r} in {place} has the columns {', '.join(existing.names)}, the rows "
+                f"{', '.join(self._schema.names)}; name another --collection."
+            )
 
     def upsert(self, entries: Entries) -> None:
         """Write entries over those of equal ids, as one version of the table; if all are there already, as none.
@@ -53,31 +61,75 @@ class LanceDB:
         """
         # Of rows with one id the last counts, as in the other stores; a merge of both would be refused.
         last = sorted({id_: row for row, id_ in enumerate(entries.ids)}.values())
-        columns = [pa.array(entries.ids), *entries.rows.columns, _vectors(entries)]
+        columns = [pa.array(entries.ids), *self._rows(finite(entries.rows)), _vectors(entries)]
         table = pa.table(columns, schema=self._schema).take(pa.array(last, pa.int64()))
-        try:
+        with _os_errors():
             if not self._holds(table):
-                self._table.merge_insert(_ID).when_matched_update_all().when_not_matched_insert_all().execute(table)
-        except RuntimeError as error:
-            raise OSError(f"LanceDB refuses: {error}") from error
+                self._table.merge_insert(self._id).when_matched_update_all().when_not_matched_insert_all().execute(table)
+                self._written = True
+
+    def _rows(self, rows: pa.Table) -> list[pa.Array]:
+        """Return the columns between the id and the vector."""
+        if self._spec.layout == "columns":
+            return list(rows.columns)
+        text = rows.column(self._spec.text_column)
+        others = rows.drop_columns([self._spec.text_column]).combine_chunks()
+        return [text, others.to_struct_array()]
 
     def _holds(self, table: pa.Table) -> bool:
         """Say whether all rows are in the table as they are: each version would be one more copy of them on the disk."""
-        ids = table.column(_ID)
+        ids = table.column(self._id)
         wanted = ", ".join(f"'{id_}'" for id_ in ids.to_pylist())
-        found = self._table.search().where(f"{_ID} IN ({wanted})").limit(len(ids) + 1).to_arrow()
+        found = self._table.search().where(f"{self._id} IN ({wanted})").limit(len(ids) + 1).to_arrow()
         if found.num_rows != table.num_rows:
             return False
-        place = {id_: row for row, id_ in enumerate(found.column(_ID).to_pylist())}
+        place = {id_: row for row, id_ in enumerate(found.column(self._id).to_pylist())}
         same = found.select(table.schema.names).take(pa.array([place[id_] for id_ in ids.to_pylist()], pa.int64()))
         return bool(same.equals(table))
 
+    def finish(self) -> None:
+        """Merge the small files of many upserts, and build the index or bring it up to date."""
+        if not self._written:
+            return
+        with _os_errors():
+            self._table.optimize()
+            if self._index == "none" or self._table.count_rows() < _INDEX_ROWS or self._indexed():
+                return
+            self._table.create_index(metric="cosine", vector_column_name=_VECTOR, index_type="IVF_HNSW_SQ")
+
+    def _indexed(self) -> bool:
+        return any(_VECTOR in index.columns for index in self._table.list_indices())
+
     def count(self) -> int:
         """Count the rows of the table."""
-        return int(self._table.count_rows())
+        with _os_errors():
+            return int(self._table.count_rows())
 
     def close(self) -> None:
         """Do nothing: each upsert is on the disk."""
+
+
+def _schema(spec: VectorSpec, id_: str) -> pa.Schema:
+    if spec.layout == "langchain":
+        text = spec.schema.field(spec.text_column)
+        others = [field for field in spec.schema if field.name != text.name]
+        fields = [text.with_name("text"), pa.field("metadata", pa.struct(others))]
+    else:
+        fields = list(spec.schema)
+    taken = {id_, _VECTOR} & {field.name for field in fields}
+    if taken:
+        raise ValueError(f"The file has a column {taken.pop()!r}, which the LanceDB table needs for itself; rename it.")
+    metadata = {key.encode(): value.encode() for key, value in spec.kept.items()}
+    return pa.schema([pa.field(id_, pa.string()), *fields, tables.vector_field(_VECTOR, spec.dimension)], metadata=metadata)
+
+
+@contextmanager
+def _os_errors() -> Iterator[None]:
+    """Raise as OSError what the library under LanceDB raises as RuntimeError."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise OSError(f"LanceDB refuses: {' '.join(str(error).split())}") from error
 
 
 def _vectors(entries: Entries) -> pa.Array:

@@ -3,70 +3,119 @@
 import json
 from typing import Any
 
-from penult.bulk.stores.base import Entries, VectorSpec
+from penult.bulk.stores.base import Entries, Index, VectorSpec
+from penult.bulk.stores.values import without_nul
 
+_NAME_BYTES = 63  # PostgreSQL cuts longer names off
+_VECTOR_INDEX, _HALFVEC_INDEX = 2000, 4000  # most dimensions of an HNSW index, by the type that it indexes
+_COLUMNS = {"columns": ("id", "text", "metadata"), "langchain": ("langchain_id", "content", "langchain_metadata")}
 _UPSERT = """
-INSERT INTO {table} AS old (id, embedding, row) VALUES (%s, %s, %s)
-ON CONFLICT (id) DO UPDATE SET embedding = excluded.embedding, row = excluded.row
-WHERE old.embedding <> excluded.embedding OR old.row::text <> excluded.row::text
+INSERT INTO {table} AS old ({id}, {text}, {metadata}, embedding, original) VALUES (%s, %s, %s, %s, %s)
+ON CONFLICT ({id}) DO UPDATE
+SET {text} = excluded.{text}, {metadata} = excluded.{metadata}, embedding = excluded.embedding, original = excluded.original
+WHERE old.embedding <> excluded.embedding OR (old.{text}, old.{metadata}, old.original::text)
+IS DISTINCT FROM (excluded.{text}, excluded.{metadata}, excluded.original::text)
+"""
+_CREATE = """
+CREATE TABLE {table} (
+    {id} uuid PRIMARY KEY, {text} text, {metadata} jsonb NOT NULL, embedding vector({dimension}) NOT NULL, original json
+)
+"""
+_EXISTING = """
+SELECT obj_description(to_regclass(%(name)s)), to_regclass(%(name)s) IS NOT NULL,
+ARRAY(SELECT attname::text FROM pg_attribute WHERE attrelid = to_regclass(%(name)s) AND attnum > 0 AND NOT attisdropped)
+"""
+_INDEXED = """
+SELECT EXISTS (
+    SELECT FROM pg_index JOIN pg_class ON pg_class.oid = indexrelid JOIN pg_am ON pg_am.oid = relam
+    WHERE indrelid = to_regclass(%s) AND amname IN ('hnsw', 'ivfflat') AND indisvalid
+)
 """
 
 
 class PgVector:
-    """One table: id uuid, embedding vector(D), row json; the fingerprint stands in its comment.
+    """One table: id uuid, text text, metadata jsonb, embedding vector(D), original json; the fingerprint is in its comment.
 
-    `row` is json and not jsonb, which refuses the character U+0000 that a text may hold.
+    Neither text nor jsonb takes the character U+0000. Where a row has it, U+2400 stands for it there, and `original` is the row
+    as it was; it is null in all other rows. In the layout "langchain", the first three columns have LangChain's names.
 
     Args:
         place: what libpq takes: a URI or `host=... dbname=...`.
-        collection: the table's name; made where there is none, and the extension `vector` too.
+        collection: TABLE or SCHEMA.TABLE; the table is made where there is none, and the extension `vector` too.
         spec: of the vectors.
+        index: "hnsw": an HNSW index of cosine distance is built after the last row.
 
     Raises:
-        ValueError: the table holds vectors of another model, or is not one of penult's.
+        ValueError: the table holds vectors of another model, is not one of penult's, or its name or schema cannot be.
         OSError: the server cannot be reached, or refuses.
     """
 
     batch_rows = 1000
 
-    def __init__(self, place: str, collection: str, spec: VectorSpec) -> None:
+    def __init__(self, place: str, collection: str, spec: VectorSpec, index: Index) -> None:
         self._psycopg = _psycopg()
+        names = _names(collection)
+        self._spec, self._index = spec, index
+        self._connection = self._connected(place)
+        sql = self._psycopg.sql
+        identifiers = dict(zip(("id", "text", "metadata"), map(sql.Identifier, _COLUMNS[spec.layout]), strict=True))
+        self._parts = identifiers | {"table": sql.Identifier(*names), "dimension": sql.Literal(spec.dimension)}
         try:
-            self._connection = self._psycopg.connect(place, autocommit=True)
-        except self._psycopg.Error as error:
-            raise OSError(f"PostgreSQL cannot be reached: {str(error).strip()}") from error
-        self._table = self._psycopg.sql.Identifier(collection)
-        try:
-            self._prepare(collection, spec)
+            self._prepare(names, collection)
         except self._psycopg.Error as error:
             self._connection.close()
-            raise OSError(f"PostgreSQL refuses: {str(error).strip()}") from error
+            raise OSError(f"PostgreSQL refuses: {_line(error)}") from error
         except BaseException:
             self._connection.close()
             raise
 
-    def _prepare(self, collection: str, spec: VectorSpec) -> None:
+    def _connected(self, place: str) -> Any:  # noqa: ANN401 - a connection
+        try:
+            return self._psycopg.connect(place, autocommit=True)
+        except self._psycopg.ProgrammingError:  # its message holds the DSN, with its password
+            raise ValueError(
+                "The DSN behind pgvector: cannot be read. Write a URI, postgresql://USER@HOST/DATABASE, or words like "
+                "host=HOST user=USER dbname=DATABASE."
+            ) from None
+        except self._psycopg.Error as error:
+            raise OSError(f"PostgreSQL cannot be reached: {_line(error)}") from error
+
+    def _prepare(self, names: list[str], collection: str) -> None:
         sql = self._psycopg.sql
         with self._connection.transaction():
             self._run("CREATE EXTENSION IF NOT EXISTS vector")
-            there = self._run(
-                "SELECT obj_description(to_regclass(%s)), to_regclass(%s) IS NOT NULL", self._named(), self._named()
-            )
-            comment, exists = there.fetchone()
+            if len(names) == 2 and not self._one("SELECT EXISTS (SELECT FROM pg_namespace WHERE nspname = %s)", names[0]):
+                raise ValueError(
+                    f"--collection is {collection!r}, and the database has no schema {names[0]!r}. Create the schema, or name "
+                    "another."
+                )
+            comment, exists, columns = self._run(_EXISTING, name=self._named()).fetchone()
             if exists:
-                spec.check_same_model(_parsed(comment), f"The table {collection!r}")
+                self._check_table(f"The table {collection!r}", _parsed(comment), columns)
                 return
-            self._run(f"CREATE TABLE {{table}} (id uuid PRIMARY KEY, embedding vector({spec.dimension}) NOT NULL, row json)")
-            comment = sql.SQL("COMMENT ON TABLE {} IS {}").format(self._table, sql.Literal(json.dumps(spec.kept)))
-            self._connection.execute(comment)
+            self._run(_CREATE)
+            text = sql.Literal(json.dumps(self._spec.kept))
+            self._connection.execute(sql.SQL("COMMENT ON TABLE {} IS {}").format(self._parts["table"], text))
+
+    def _check_table(self, name: str, kept: dict[str, Any], columns: list[str]) -> None:
+        self._spec.check_same_model(kept, name)
+        missing = {*_COLUMNS[self._spec.layout], "embedding", "original"} - set(columns)
+        if missing:
+            older = ", but the column row of an older version of penult" if "row" in columns else ""
+            raise ValueError(
+                f"{name} has no column {' and no column '.join(sorted(missing))}{older}. Name another --collection, or drop "
+                "the table and ingest its file again."
+            )
 
     def upsert(self, entries: Entries) -> None:
         """Write entries over those of equal ids, in one transaction; one that is equal already is not touched."""
         rows = [
-            (id_, f"[{','.join(vector.astype(str))}]", json.dumps(payload, ensure_ascii=False))
-            for id_, vector, payload in zip(entries.ids, entries.vectors, entries.payloads(), strict=True)
+            (id_, *self._stored(payload), f"[{','.join(vector.astype(str))}]", original)
+            for id_, vector, (payload, original) in zip(
+                entries.ids, entries.vectors, map(without_nul, entries.payloads()), strict=True
+            )
         ]
-        statement = self._psycopg.sql.SQL(_UPSERT).format(table=self._table)
+        statement = self._psycopg.sql.SQL(_UPSERT).format(**self._parts)
         try:
             with self._connection.transaction(), self._connection.cursor() as cursor:
                 cursor.executemany(statement, rows)
@@ -74,21 +123,70 @@ class PgVector:
             # The whole message holds the row, with its text, where it breaks a rule of the table.
             raise OSError(f"PostgreSQL refuses: {error.diag.message_primary or type(error).__name__}") from None
 
+    def _stored(self, payload: dict[str, Any]) -> tuple[str | None, str]:
+        """Return the values of the columns `text` and `metadata`."""
+        column = self._spec.text_column
+        text = None if column is None else payload.pop(column)
+        return text, json.dumps(payload, ensure_ascii=False)
+
+    def finish(self) -> str | None:
+        """Build the HNSW index where the table has none; return why it cannot have one."""
+        if self._index == "none":
+            return None
+        try:
+            if self._one(_INDEXED, self._named()):
+                return None
+            version = tuple(map(int, self._one("SELECT extversion FROM pg_extension WHERE extname = 'vector'").split(".")[:2]))
+            if self._spec.dimension <= _VECTOR_INDEX and version >= (0, 5):
+                self._run("CREATE INDEX ON {table} USING hnsw (embedding vector_cosine_ops)")
+            elif self._spec.dimension <= _HALFVEC_INDEX and version >= (0, 7):
+                self._run("CREATE INDEX ON {table} USING hnsw ((embedding::halfvec({dimension})) halfvec_cosine_ops)")
+            else:
+                return (
+                    f"no HNSW index: pgvector {'.'.join(map(str, version))} has none for {self._spec.dimension} dimensions; "
+                    "searches read the whole table"
+                )
+        except self._psycopg.Error as error:
+            raise OSError(f"All rows are written, but the index is not built; PostgreSQL refuses: {_line(error)}") from error
+        return None
+
     def count(self) -> int:
         """Count the rows of the table."""
-        return int(self._run("SELECT count(*) FROM {table}").fetchone()[0])
+        return int(self._one("SELECT count(*) FROM {table}"))
 
     def close(self) -> None:
         """Close the connection."""
         self._connection.close()
 
     def _named(self) -> str:
-        """Give the table's name as SQL writes it."""
-        name: str = self._table.as_string(self._connection)
+        """Return the table's name as SQL writes it."""
+        name: str = self._parts["table"].as_string(self._connection)
         return name
 
-    def _run(self, statement: str, *values: str) -> Any:  # noqa: ANN401 - a cursor
-        return self._connection.execute(self._psycopg.sql.SQL(statement).format(table=self._table), values)
+    def _one(self, statement: str, *values: str) -> Any:  # noqa: ANN401 - a value
+        return self._connection.execute(self._psycopg.sql.SQL(statement).format(**self._parts), values).fetchone()[0]
+
+    def _run(self, statement: str, **values: str) -> Any:  # noqa: ANN401 - a cursor
+        return self._connection.execute(self._psycopg.sql.SQL(statement).format(**self._parts), values or None)
+
+
+def _names(collection: str) -> list[str]:
+    """Return the name of the table, or those of its schema and of it."""
+    names = collection.split(".")
+    if len(names) > 2 or (len(names) == 2 and "" in names):
+        raise ValueError(f"--collection is {collection!r}; with pgvector it must be TABLE or SCHEMA.TABLE.")
+    for name in names:
+        if len(name.encode()) > _NAME_BYTES:
+            raise ValueError(
+                f"The name {name!r} has {len(name.encode())} bytes, and PostgreSQL keeps {_NAME_BYTES}. Name a shorter "
+                "--collection."
+            )
+    return names
+
+
+def _line(error: Exception) -> str:
+    """Return an error's message as one line."""
+    return " ".join(str(error).split())
 
 
 def _parsed(comment: str | None) -> dict[str, Any]:

@@ -1,35 +1,40 @@
 """A Qdrant collection, on a server or in a local folder. The only file that imports qdrant_client (the extra `qdrant`)."""
 
+import json
 import os
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from penult.bulk.stores.base import Entries, VectorSpec
+from penult.bulk.output.writers import as_text
+from penult.bulk.stores.base import Entries, Index, VectorSpec
 
 
 class Qdrant:
-    """One collection; the fingerprint stands in its metadata.
+    """One collection; the fingerprint stands in its metadata. Distance is cosine, so Qdrant keeps vectors of length 1.
 
     Args:
         place: a folder, or an http(s) address; QDRANT_API_KEY is sent to an address.
         collection: its name; made where there is none.
         spec: of the vectors.
+        index: "hnsw": a server builds its index by itself; "none": a new collection is made without one.
 
     Raises:
-        ValueError: the collection holds vectors of another model.
+        ValueError: the collection holds vectors of another model, or in another layout.
         OSError: the server cannot be reached or refuses, the folder is another process's, or the disk is full.
     """
 
     batch_rows = 256
 
-    def __init__(self, place: str, collection: str, spec: VectorSpec) -> None:
+    def __init__(self, place: str, collection: str, spec: VectorSpec, index: Index) -> None:
         self._models, client = _qdrant()
         remote = place.startswith(("http://", "https://"))
         with _os_errors():
             self._client = client(url=place, api_key=os.environ.get("QDRANT_API_KEY")) if remote else client(path=place)
         self._collection = collection
+        self._spec = spec
+        self._index = index
         try:
             with _os_errors():
                 self._prepare(f"The collection {collection!r} in {place}", spec)
@@ -45,16 +50,20 @@ class Qdrant:
             self._collection,
             vectors_config=self._models.VectorParams(size=spec.dimension, distance=self._models.Distance.COSINE),
             metadata=spec.kept,
+            hnsw_config=self._models.HnswConfigDiff(m=0) if self._index == "none" else None,
         )
 
     def upsert(self, entries: Entries) -> None:
         """Write entries over those of equal ids; on the server's disk when this returns."""
         points = [
             self._models.PointStruct(id=id_, vector=vector.tolist(), payload=payload)
-            for id_, vector, payload in zip(entries.ids, entries.vectors, entries.payloads(), strict=True)
+            for id_, vector, payload in zip(entries.ids, entries.vectors, _payloads(entries, self._spec), strict=True)
         ]
         with _os_errors():
             self._client.upsert(self._collection, points, wait=True)
+
+    def finish(self) -> None:
+        """Do nothing: a server indexes by itself, and a folder is searched exactly."""
 
     def count(self) -> int:
         """Count the entries of the collection."""
@@ -64,6 +73,42 @@ class Qdrant:
     def close(self) -> None:
         """Close the client."""
         self._client.close()
+
+
+def _payloads(entries: Entries, spec: VectorSpec) -> list[dict[str, Any]]:
+    rows = entries.payloads()
+    if spec.layout == "columns" or spec.text_column is None:
+        return rows
+    texts = [row.pop(spec.text_column) for row in rows]
+    if spec.layout == "langchain":
+        return [{"page_content": text, "metadata": row} for text, row in zip(texts, rows, strict=True)]
+    documents = entries.documents or [None] * len(rows)
+    return [_node(*parts) for parts in zip(entries.ids, documents, texts, rows, strict=True)]
+
+
+def _node(id_: str, document: Any, text: str, metadata: dict[str, Any]) -> dict[str, Any]:  # noqa: ANN401 - any id
+    """Return what LlamaIndex's `node_to_metadata_dict` makes of a TextNode: the node as JSON, its metadata beside it."""
+    source = document if isinstance(document, str) else json.dumps(document, default=as_text)
+    related: dict[str, Any] = {
+        "node_id": source,
+        "node_type": "4",
+        "metadata": {},
+        "hash": None,
+        "class_name": "RelatedNodeInfo",
+    }
+    node: dict[str, Any] = {
+        "id_": id_,
+        "embedding": None,
+        "metadata": metadata,
+        "excluded_embed_metadata_keys": [],
+        "excluded_llm_metadata_keys": [],
+        "relationships": {} if document is None else {"1": related},
+        "text": text,
+        "class_name": "TextNode",
+    }
+    content = {"_node_content": json.dumps(node, ensure_ascii=False), "_node_type": "TextNode"}
+    known = "None" if document is None else source  # the text "None", as LlamaIndex writes it
+    return metadata | content | dict.fromkeys(("document_id", "doc_id", "ref_doc_id"), known)
 
 
 @contextmanager
