@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias, get_args
 
-from penult.bulk.atomic_files import atomic_write
+from penult.atomic_files import atomic_write
 
 Format: TypeAlias = Literal["parquet", "lance", "jsonl", "csv", "text"]
 _ENDINGS: dict[str, Format] = {

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from penult.atomic_files import sync_folder
 from penult.bulk import tables
-from penult.bulk.atomic_files import sync_folder
 from penult.bulk.output import output_files
 from penult.bulk.output.output_files import OTHER_FINGERPRINT
 from penult.types import Vectors

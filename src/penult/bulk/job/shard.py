@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from penult.atomic_files import atomic_write
 from penult.bulk import tables
-from penult.bulk.atomic_files import atomic_write
 from penult.bulk.input.rows import Rejected
 from penult.bulk.input.sources import Shard
 from penult.bulk.job.reuse import Old

@@ -14,8 +14,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from penult.atomic_files import atomic_write
 from penult.bulk import tables
-from penult.bulk.atomic_files import atomic_write
 from penult.bulk.job.shard import opened_shard, rejected_path
 from penult.bulk.output import output_files
 from penult.types import Vectors
