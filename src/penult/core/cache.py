@@ -43,7 +43,9 @@ def cache_folder() -> Path:
         try:
             return Path(setting).expanduser()
         except RuntimeError as error:
-            raise OSError(f"PENULT_CACHE is {setting!r}, and this user has no home folder. Set it to a full path.") from error
+            raise OSError(
+                f"PENULT_CACHE is {setting!r}, and the system knows no home of that user. Set it to a full path."
+            ) from error
     folder = user_cache_path("penult", appauthor=False)
     reason = _foreign(folder)
     return folder if reason is None else _private_folder(reason)
@@ -123,8 +125,7 @@ def remembered(note: Path, measure: Callable[[], int]) -> int:
     if known is not None and known.isdecimal():
         return int(known)
     number = measure()
-    with suppress(OSError):  # a cache that cannot be written costs the same work again
-        write_note(note, str(number))
+    _try_note(note, str(number))
     return number
 
 
@@ -138,10 +139,16 @@ def read_note(path: Path) -> str | None:
 
 
 def write_note(path: Path, text: str) -> None:
-    """Write a text with its checksum, atomically."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write a text with its checksum, atomically, in a folder that exists."""
     with atomic_write(path, uuid.uuid4().hex[:8], sync=False) as file:
         file.write(f"{text}\n{_checksum(path.name, text)}".encode())
+
+
+def _try_note(path: Path, text: str) -> None:
+    """Write a note if the cache can be written; else the next process does the same work again."""
+    with suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_note(path, text)
 
 
 def _checksum(name: str, text: str) -> str:
@@ -174,8 +181,7 @@ def _digest(path: Path, *, reread: bool) -> str:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
         after = os.fstat(file.fileno())
     if _state(after) == _state(before) and not _is_young(after):
-        with suppress(OSError):
-            write_note(note, digest)
+        _try_note(note, digest)
     return digest
 
 

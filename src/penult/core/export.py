@@ -72,9 +72,7 @@ def export(folder: Path, out: Path, *, python: str = sys.executable, progress: b
     return _export(folder, out, python, advice, progress=progress, replaces=False)
 
 
-def exported(
-    folder: Path, cache: Path, *, python: str = sys.executable, progress: bool = True, reread: bool = False
-) -> Path:
+def exported(folder: Path, cache: Path, *, python: str = sys.executable, progress: bool = True, reread: bool = False) -> Path:
     """Return the exported form of a folder from the cache; it is made by the first call.
 
     Args:
