@@ -63,10 +63,15 @@ def test_a_home_that_does_not_exist(home, tmp_path, tiny):
     assert not home.exists()
 
 
-def test_no_home_at_all(home, tmp_path, monkeypatch, caplog):
+def refuse_home(*_, **__):
+    raise RuntimeError("could not determine the home directory")
+
+
+@pytest.mark.parametrize("answer", [refuse_home, lambda *_, **__: Path("~/.cache/penult")])
+def test_no_home_at_all(home, tmp_path, monkeypatch, caplog, answer):
     """A user without HOME whom the system does not know has no cache below a folder called ~."""
     monkeypatch.delenv("HOME")
-    monkeypatch.setattr(caching, "user_cache_path", lambda *_, **__: Path("~/.cache/penult"))
+    monkeypatch.setattr(caching, "user_cache_path", answer)
     check_private(caching.cache_folder(), tmp_path / "temporary", caplog.text)
 
 

@@ -25,6 +25,7 @@ from penult.atomic_files import atomic_write
 
 _LOGGER = logging.getLogger(__name__)
 ADVICE = "Set PENULT_CACHE to a folder that can be written and has room."
+_HOMELESS = "this user has no home folder"
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 _FULL = 2**20  # bytes: a disk with fewer free ones is full
 _SMALL = 2**20  # bytes of a file that is hashed as quickly (0.7 ms at 1.5 GB/s) as its hash is looked up safely
@@ -46,7 +47,10 @@ def cache_folder() -> Path:
             raise OSError(
                 f"PENULT_CACHE is {setting!r}, and the system knows no home of that user. Set it to a full path."
             ) from error
-    folder = user_cache_path("penult", appauthor=False)
+    try:
+        folder = user_cache_path("penult", appauthor=False)
+    except RuntimeError:  # of newer versions of platformdirs; others name a folder called ~
+        return _private_folder(_HOMELESS)
     reason = _foreign(folder)
     return folder if reason is None else _private_folder(reason)
 
@@ -218,7 +222,7 @@ def _foreign(folder: Path) -> str | None:
     """Return why the platform's cache folder is not used; None where it is. It is in the home of a user, who may be another."""
     home = os.path.expanduser("~")  # noqa: PTH111 - raises nothing, and stays "~" for a user without a home
     if not folder.is_absolute() or (folder.is_relative_to(home) and not os.path.isdir(home)):  # noqa: PTH112 - as above
-        return "this user has no home folder"
+        return _HOMELESS
     parent = next(parent for parent in (folder, *folder.parents) if os.path.exists(parent))  # noqa: PTH110 - raises nothing
     if hasattr(os, "geteuid") and parent.stat().st_uid not in (os.geteuid(), 0):
         return f"{parent} belongs to another user"
