@@ -79,7 +79,7 @@ FILES = {
     "bulk/batch.py": ["tests/bulk/test_batch.py"],
     "bulk/commands.py": ["tests/bulk/test_commands.py"],
     "bulk/embed.py": ["tests/bulk/test_output.py", "tests/bulk/test_embed_files.py", "tests/bulk/test_going_on.py"],
-    "bulk/atomic_files.py": ["tests/bulk/test_atomic_files.py"],
+    "atomic_files.py": ["tests/test_atomic_files.py"],
     "bulk/ingest.py": ["tests/bulk/test_ingest.py"],
     "bulk/input/input_files.py": [
         "tests/bulk/test_going_on.py",

@@ -13,6 +13,7 @@ from models import bert_weights, tiny_model
 from onnx import TensorProto, helper, numpy_helper
 
 from penult import Embedder
+from penult.core.cache import read_note, write_note
 from penult.core.padding_check import reaches_tokens
 
 QUIET = {"threads": 1, "truncate": "right"}
@@ -82,12 +83,18 @@ def test_the_verdict_does_not_depend_on_earlier_ones(graph):
     assert not reaches_tokens(graph, Graph(1, reach=200), longest=64, exact=True)
 
 
-@pytest.mark.parametrize("content", ["", "none", "none x", "none -1", "nothing 5", "\0", "none 5 5"])
-def test_a_memory_that_cannot_be_read(graph, content):
-    """What is not a verdict is found out again and replaced."""
-    graph.with_name("padding").write_text(content)
+NO_VERDICTS = ["", "none", "none x", "none -1", "nothing 5", "\0", "none 5 5"]
+
+
+@pytest.mark.parametrize(
+    ("content", "write"),
+    [*((text, write_note) for text in NO_VERDICTS), *((text, Path.write_text) for text in (*NO_VERDICTS, "none 5"))],
+)
+def test_a_memory_that_cannot_be_read(graph, content, write):
+    """What is not a verdict, or has no checksum, is found out again and replaced."""
+    write(graph.with_name("padding"), content)
     assert reaches_tokens(graph, Graph(1), longest=64, exact=True)
-    assert graph.with_name("padding").read_text() == "reaches 0"
+    assert read_note(graph.with_name("padding")) == "reaches 0"
     assert [path.name for path in graph.parent.iterdir()] == ["padding"]
 
 
@@ -258,7 +265,7 @@ def test_longer_texts_are_tried_later(tmp_path, monkeypatch):
     for length, remembered in ((8, "none 1"), (16, "none 2"), (64, "none 4"), (8, "none 4")):
         Embedder.load(folder, max_length=length, threads=1).close()
         (memo,) = (tmp_path / "cache" / "graphs").glob("*/padding")
-        assert memo.read_text() == remembered
+        assert read_note(memo) == remembered
 
 
 # --- graphs of fixed lengths, or with scales of each batch

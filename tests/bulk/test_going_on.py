@@ -12,7 +12,7 @@ import pytest
 from bulk.jobs import corpus, half_done, vectors
 from models import tiny_model
 
-from penult.bulk.atomic_files import atomic_write
+from penult.atomic_files import atomic_write
 from penult.bulk.embed import StoppedError
 from penult.bulk.input import input_files
 from penult.bulk.job.manifest import Job

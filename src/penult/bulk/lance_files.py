@@ -7,7 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from penult.bulk.atomic_files import sync_all, sync_folder
+from penult.atomic_files import sync_all, sync_folder
 
 
 def check() -> None:

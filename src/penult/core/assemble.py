@@ -3,7 +3,6 @@
 It composes the passes of `graph/` and knows which settings of a recipe each one takes. The original is only read.
 """
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from numpy.typing import NDArray
 from penult.core import recipe as recipes
 from penult.core.config.module_weights import PICKLE, SAFETENSORS, dense_weights, layer_norm_weights, static_table, stored_table
 from penult.core.recipe import Recipe, Rows, Step, usable_rows
-from penult.core.source import STATIC_TABLE, Source
+from penult.core.source import STATIC_TABLE, Source, data_home
 from penult.graph.find.graph_index import GraphIndex
 from penult.graph.find.layers import HiddenState, NotATransformerError, hidden_states, select
 from penult.graph.find.positions import position_offset, position_table
@@ -50,7 +49,7 @@ class Assembled:
     Attributes:
         tensor: the original's tensor that was taken.
         why: why it was taken.
-        data_folder: where external data lie. None: beside the file.
+        external: whether the weights are in the original's files, at places relative to `data_home`.
         scales: how the graph's activations become 8 bits wide, if it came so.
         positions: how many tokens of a text the graph's table of positions serves. None: it has none.
         position_offset: the position at which a text begins, if the graph takes positions as an input.
@@ -61,7 +60,7 @@ class Assembled:
 
     tensor: str
     why: str
-    data_folder: Path | None
+    external: bool
     scales: Scales
     positions: int | None = None
     position_offset: int = 0
@@ -83,6 +82,7 @@ def assemble(source: Source, recipe: Recipe, real: Mapping[str, Path], target: P
     Raises:
         ValueError: not a complete ONNX graph, not a transformer, or nothing states how to pool.
     """
+    home = data_home(source, real)
     real = {**real, OWN: source.model.resolve()}
     index = GraphIndex(read(source.model, real), real[OWN])
     graph = index.model.graph
@@ -104,8 +104,8 @@ def assemble(source: Source, recipe: Recipe, real: Mapping[str, Path], target: P
         unfuse(index, only=frozenset(("SkipLayerNormalization",)))
         drop_guards(index)
         fuse_attention(index)
-    home = _point_to(index.model, real)
-    if home is None:
+    external = _point_to(index.model, real, home)
+    if not external:
         # All weights are small, or not in a form that can be mapped where they are.
         save(index.model, target)
     else:
@@ -113,7 +113,7 @@ def assemble(source: Source, recipe: Recipe, real: Mapping[str, Path], target: P
     scales = scales_of(index.model)
     own_tokens = state.tensor if state.why.startswith(_OWN) else None
     exact = scales == "none" and not has_half(graph)
-    return Assembled(state.tensor, state.why, home, scales, most, offset, made_unit, own_tokens, exact)
+    return Assembled(state.tensor, state.why, external, scales, most, offset, made_unit, own_tokens, exact)
 
 
 def choose(index: GraphIndex, recipe: Recipe, source: Source) -> HiddenState:
@@ -379,14 +379,11 @@ def _table(folder: Path) -> onnx.TensorProto:
     return tensor
 
 
-def _point_to(model: onnx.ModelProto, real: Mapping[str, Path]) -> Path | None:
-    """Rewrite the places of external data to real files; return the folder they are relative to, None if there are none."""
+def _point_to(model: onnx.ModelProto, real: Mapping[str, Path], home: Path) -> bool:
+    """Rewrite the places of external data to real files, relative to a folder above them; return whether there are any."""
     tensors = [tensor for tensor in model.graph.initializer if location_of(tensor)]
-    if not tensors:
-        return None
-    home = Path(os.path.commonpath([real[name].parent for name in {location_of(tensor) for tensor in tensors}]))
     for tensor in tensors:
         for entry in tensor.external_data:
             if entry.key == "location":
                 entry.value = real[entry.value].relative_to(home).as_posix()
-    return home
+    return bool(tensors)

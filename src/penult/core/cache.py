@@ -1,47 +1,168 @@
-"""The cache folder: hashes of files, numbers that are measured once, and atomic writes of such small files."""
+"""The cache folder: where it is, hashes of files, and numbers that are measured once.
 
+Whoever reads a file of the cache checks it: a disk damages files, and a machine that stops leaves halves. What is read from a
+cache needs no right to write there.
+"""
+
+import errno
+import functools
 import hashlib
+import logging
 import os
 import re
-import threading
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+import stat
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from platformdirs import user_cache_path
 
+from penult.atomic_files import atomic_write
+
+_LOGGER = logging.getLogger(__name__)
+ADVICE = "Set PENULT_CACHE to a folder that can be written and has room."
+_HOMELESS = "this user has no home folder"
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
+_FULL = 2**20  # bytes: a disk with fewer free ones is full
+_SMALL = 2**20  # bytes of a file that is hashed as quickly (0.7 ms at 1.5 GB/s) as its hash is looked up safely
+# A file may be written again within one tick of the clock of its file system, which leaves its times as they were: 2 s on FAT.
+_YOUNG = 2.0
+_LARGEST = 2**37  # bytes (137 GB) of a file of weights: above, hashing takes minutes, and no encoder has as many
+
 
 def cache_folder() -> Path:
-    """Return the cache folder: PENULT_CACHE, else the platform's cache folder for a user."""
-    return Path(os.environ.get("PENULT_CACHE") or user_cache_path("penult", appauthor=False))
-
-
-def hash_files(paths: Iterable[Path]) -> str:
-    """Return the sha256 of files. A file of a known path, size, time and inode is not read again.
+    """Return the folder to read from: PENULT_CACHE, else the platform's cache folder, else a private temporary one.
 
     Raises:
-        ValueError: one is not a file, or lies in the Hub's cache and is not what the Hub named.
+        OSError: PENULT_CACHE begins with ~, and this user has no home; or no temporary folder can be made.
     """
-    digests = [_hash_file(path) for path in paths]
+    if setting := os.environ.get("PENULT_CACHE"):
+        try:
+            return Path(setting).expanduser()
+        except RuntimeError as error:
+            raise OSError(
+                f"PENULT_CACHE is {setting!r}, and the system knows no home of that user. Set it to a full path."
+            ) from error
+    try:
+        folder = user_cache_path("penult", appauthor=False)
+    except RuntimeError:  # of newer versions of platformdirs; others name a folder called ~
+        return _private_folder(_HOMELESS)
+    reason = _foreign(folder)
+    return folder if reason is None else _private_folder(reason)
+
+
+def writable_folder() -> Path:
+    """Return the folder to write to: that of `cache_folder`, or a private temporary one where nobody named the former.
+
+    Raises:
+        OSError: PENULT_CACHE names a folder that cannot be written, or no temporary folder can be made.
+    """
+    folder = cache_folder()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if os.access(folder, os.W_OK | os.X_OK):
+            return folder
+        reason = "Permission denied or read-only file system"
+    except OSError as error:
+        reason = error.strerror or str(error)
+    if os.environ.get("PENULT_CACHE"):
+        raise OSError(f"PENULT_CACHE names {folder}, which cannot be written: {reason}. {ADVICE}")
+    return _private_folder(f"{folder} cannot be written ({reason})")
+
+
+@contextmanager
+def disk_errors(folder: Path, advice: str = ADVICE) -> Iterator[None]:
+    """Turn what the disk says while a folder is written into one sentence.
+
+    Args:
+        folder: the folder. What other programs leave there when they fail must still be there when this ends.
+        advice: what to do.
+
+    Raises:
+        OSError: the sentence.
+    """
+    try:
+        yield
+    except OSError as error:
+        inside = error.filename is not None and Path(os.fsdecode(error.filename)).is_relative_to(folder)
+        if inside or error.errno in _DISK:
+            raise OSError(f"{folder} cannot be written: {error.strerror}. {advice}") from error
+        raise
+    except ValueError as error:  # ONNX Runtime's and torch's own writers
+        if "No space left on device" in str(error) or disk_is_full(folder):
+            raise OSError(f"{folder} cannot be written: No space left on device. {advice}") from error
+        raise
+
+
+def disk_is_full(folder: Path) -> bool:
+    """Return whether the disk of a folder has no room."""
+    try:
+        status = os.statvfs(folder)
+    except (OSError, AttributeError):  # Windows has no statvfs
+        return False
+    return status.f_bavail * status.f_frsize < _FULL
+
+
+def hash_files(paths: Iterable[Path], *, reread: bool = False) -> str:
+    """Return the sha256 of files.
+
+    A large file of a known path, size, inode and times is not read again, unless it is younger than two seconds.
+
+    Args:
+        paths: the files.
+        reread: read every file, known or not.
+
+    Raises:
+        ValueError: one is not a file or has no plausible size, or lies in the Hub's cache and is not what the Hub named.
+    """
+    digests = [_hash_file(path, reread=reread) for path in paths]
     return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
-def remembered(memo: Path, measure: Callable[[], int]) -> int:
-    """Return the number in a file; where there is none, measure it and write it there."""
-    return int(_remembered(memo, str.isdecimal, lambda: str(measure())))
+def remembered(note: Path, measure: Callable[[], int]) -> int:
+    """Return the number in a note; where there is none, measure it and note it."""
+    known = read_note(note)
+    if known is not None and known.isdecimal():
+        return int(known)
+    number = measure()
+    _try_note(note, str(number))
+    return number
 
 
-def write(path: Path, text: str) -> None:
-    """Write a file atomically, in a folder that exists. It is not synced: a cache that the machine loses is made again."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
-    temporary.write_text(text)
-    temporary.replace(path)
+def read_note(path: Path) -> str | None:
+    """Return the text that `write_note` wrote under this name; None where there is none, or a damaged one."""
+    try:
+        text, _, checksum = path.read_text(encoding="utf-8").rpartition("\n")
+    except (OSError, ValueError):
+        return None
+    return text if checksum == _checksum(path.name, text) else None
 
 
-def _hash_file(path: Path) -> str:
+def write_note(path: Path, text: str) -> None:
+    """Write a text with its checksum, atomically, in a folder that exists."""
+    with atomic_write(path, uuid.uuid4().hex[:8], sync=False) as file:
+        file.write(f"{text}\n{_checksum(path.name, text)}".encode())
+
+
+def _try_note(path: Path, text: str) -> None:
+    """Write a note if the cache can be written; else the next process does the same work again."""
+    with suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_note(path, text)
+
+
+def _checksum(name: str, text: str) -> str:
+    return hashlib.sha256(f"{name}\n{text}".encode()).hexdigest()[:32]
+
+
+def _hash_file(path: Path, *, reread: bool) -> str:
     """Return a file's sha256. In the Hub's cache it must be the file's name, since downloading checks no more than the size."""
     path = path.resolve()
-    digest = _digest(path)
+    digest = _digest(path, reread=reread)
     if path.parent.name == "blobs" and re.fullmatch("[0-9a-f]{64}", path.name) and digest != path.name:
         raise ValueError(
             f"{path} has the sha256 {digest}, not the one that the Hub states and the file is named by; it was damaged or "
@@ -50,28 +171,95 @@ def _hash_file(path: Path) -> str:
     return digest
 
 
-def _digest(path: Path) -> str:
+def _digest(path: Path, *, reread: bool) -> str:
     if not path.is_file():
         raise ValueError(f"{path} is not a file; fetch it again.")  # reading a device or a pipe may never end
-    stat = path.stat()
-    # With the time of the last change of the inode, which no program sets back as it may that of the content.
-    state = (path, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)
-    key = hashlib.sha256("\0".join(map(str, state)).encode()).hexdigest()[:32]
-    memo = cache_folder() / "hashes" / key
+    before = path.stat()
+    if before.st_size < _SMALL:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    note = cache_folder() / "hashes" / hashlib.sha256("\0".join(map(str, (path, *_state(before)))).encode()).hexdigest()[:32]
+    if not reread and not _is_young(before) and (known := read_note(note)) is not None:
+        return known
+    with path.open("rb") as file:
+        _check_size(path, file.fileno())
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        after = os.fstat(file.fileno())
+    if _state(after) == _state(before) and not _is_young(after):
+        _try_note(note, digest)
+    return digest
 
-    def digest() -> str:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
 
-    return _remembered(memo, lambda text: len(text) == 64, digest)
+def _state(status: os.stat_result) -> tuple[int, ...]:
+    """Return what changes with a file's content, with the time of the inode's last change, which no program sets back."""
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
 
 
-def _remembered(memo: Path, is_whole: Callable[[str], bool], measure: Callable[[], str]) -> str:
-    """Return the text of a file; where there is none, or none that is whole, measure it and write it there."""
-    with suppress(FileNotFoundError):
-        if is_whole(known := memo.read_text()):
-            return known
-    text = measure()
-    memo.parent.mkdir(parents=True, exist_ok=True)
-    write(memo, text)
-    return text
+def _is_young(status: os.stat_result) -> bool:
+    """Return whether a file was changed so lately, or in a future so late, that its times do not tell its content."""
+    return time.time() - max(status.st_mtime, status.st_ctime) < _YOUNG
+
+
+def _check_size(path: Path, descriptor: int) -> None:
+    """Refuse a file whose bytes would be read for minutes or are not there.
+
+    Raises:
+        ValueError: it is larger than any weights, or is nearly all hole.
+    """
+    status = os.fstat(descriptor)
+    size = status.st_size
+    if size > _LARGEST:
+        raise ValueError(f"{path} has {size:,} bytes; penult reads weights of at most {_LARGEST:,}. Fetch it again.")
+    held = getattr(status, "st_blocks", size) * 512
+    if size < 2**30 or held >= size // 16 or not hasattr(os, "SEEK_HOLE"):
+        return
+    hole = os.lseek(descriptor, 0, os.SEEK_HOLE)  # `st_blocks` alone is 0 on some network file systems
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    if hole < size:
+        raise ValueError(f"{path} states {size:,} bytes and holds {held:,}, the rest is a hole; fetch it again.")
+
+
+def _foreign(folder: Path) -> str | None:
+    """Return why the platform's cache folder is not used; None where it is. It is in the home of a user, who may be another."""
+    home = os.path.expanduser("~")  # noqa: PTH111 - raises nothing, and stays "~" for a user without a home
+    if not folder.is_absolute() or (folder.is_relative_to(home) and not os.path.isdir(home)):  # noqa: PTH112 - as above
+        return _HOMELESS
+    parent = next(parent for parent in (folder, *folder.parents) if os.path.exists(parent))  # noqa: PTH110 - raises nothing
+    if hasattr(os, "geteuid") and parent.stat().st_uid not in (os.geteuid(), 0):
+        return f"{parent} belongs to another user"
+    return None
+
+
+@functools.cache
+def _private_folder(reason: str) -> Path:
+    """Return this user's temporary cache, which nobody else can read or write; warn of it once a process.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    try:
+        folder = Path(tempfile.gettempdir()) / f"penult-{os.geteuid() if hasattr(os, 'geteuid') else os.getlogin()}"
+        with suppress(FileExistsError):
+            folder.mkdir(mode=0o700)
+        if not _is_private(folder):
+            folder = Path(tempfile.mkdtemp(prefix="penult-"))
+    except OSError as error:
+        raise OSError(f"{reason}, and no temporary folder can be made: {error.strerror}. {ADVICE}") from error
+    if not _is_child():
+        _LOGGER.warning(
+            "%s: prepared models are kept in %s, which the system may clear. Set PENULT_CACHE to a folder that lasts.",
+            reason, folder,
+        )  # fmt: skip
+    return folder
+
+
+def _is_private(folder: Path) -> bool:
+    status = folder.lstat()
+    if not hasattr(os, "geteuid"):
+        return stat.S_ISDIR(status.st_mode)
+    return stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid() and not status.st_mode & 0o077
+
+
+def _is_child() -> bool:
+    """Return whether another process of Python started this one, and has warned."""
+    process = sys.modules.get("multiprocessing.process")
+    return process is not None and process.parent_process() is not None

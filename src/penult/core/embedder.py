@@ -126,7 +126,7 @@ class Embedder:
             batch_invariant: run a graph whose own 8-bit scales depend on the batch one text at a time. Every other graph's
                 vectors are free of their batch anyway.
             fingerprint: refuse to load anything else than what had this `fingerprint`: the same bytes of graph, weights
-                and tokenizer, used in the same way. None: load what is there.
+                and tokenizer, used in the same way. Every byte is hashed, known or not. None: load what is there.
 
         Raises:
             FileNotFoundError: no model there, or a part of it is missing.
@@ -157,9 +157,11 @@ class Embedder:
             providers=None if providers is None else tuple(providers),
             max_batch_tokens=max_batch_tokens,
             alone=batch_invariant,
+            reread=fingerprint is not None,
         )
         texts = None if calibration is None else tuple(checked_texts(calibration))
-        embedder = cls(*read(model, overrides, texts, model_file=model_file, files_from=files_from), runtime, calibration=texts)
+        found = read(model, overrides, texts, model_file=model_file, files_from=files_from, reread=fingerprint is not None)
+        embedder = cls(*found, runtime, calibration=texts)
         cut = embedder.recipe.origin.get("dimensions") == "argument" and normalize is None and not layer_norm
         if cut and not embedder.recipe.unit_length:
             warnings.warn(

@@ -5,10 +5,10 @@ exported folder is complete: `onnx/model.onnx` beside each transformer's config.
 but the weights that went into the graph.
 """
 
-import contextlib
 import hashlib
 import importlib.util
 import json
+import logging
 import os
 import shutil
 import subprocess
@@ -19,11 +19,13 @@ from collections.abc import Mapping
 from pathlib import Path, PurePath
 from typing import Any
 
-from penult.core.cache import hash_files
+from penult.core.cache import ADVICE, disk_errors, hash_files
+from penult.core.cache_entry import checksums, install, is_whole, making
 from penult.core.config.config_json import read_json, read_object
 
 # What an export was made of and with; beside the configuration of the exported folder.
 RECORD = "penult_export.json"
+_LOGGER = logging.getLogger(__name__)
 _FORMAT = 1  # raise when exports of an older penult must not be used any more
 _WORKER = Path(__file__).with_name("export_worker.py")
 _SECONDS = 3600.0  # a child that takes longer is ended
@@ -66,10 +68,11 @@ def export(folder: Path, out: Path, *, python: str = sys.executable, progress: b
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise FileExistsError(f"{out} exists and is not an empty folder. Pass a new folder.")
-    return _export(folder, out, python, progress=progress)
+    advice = "Pass a new folder on a disk that can be written and has room."
+    return _export(folder, out, python, advice, progress=progress, replaces=False)
 
 
-def exported(folder: Path, cache: Path, *, python: str = sys.executable, progress: bool = True) -> Path:
+def exported(folder: Path, cache: Path, *, python: str = sys.executable, progress: bool = True, reread: bool = False) -> Path:
     """Return the exported form of a folder from the cache; it is made by the first call.
 
     Args:
@@ -77,16 +80,42 @@ def exported(folder: Path, cache: Path, *, python: str = sys.executable, progres
         cache: penult's cache folder.
         python: as in `export`.
         progress: as in `export`.
+        reread: compare every byte of an earlier call's result with its checksum.
+
+    Raises:
+        FileNotFoundError: as in `export`.
+        OSError: the cache cannot be written.
+        ValueError: as in `export`.
+    """
+    if (found := find_export(folder, cache, reread=reread)) is not None:
+        return found
+    out = _place(folder, cache)
+    if os.path.lexists(out):
+        _LOGGER.warning("The export in %s is damaged, or a part of it is missing; it is made again.", out)
+    return _export(folder, out, python, ADVICE, progress=progress, replaces=True)
+
+
+def find_export(folder: Path, cache: Path, *, reread: bool = False) -> Path | None:
+    """Return the exported form of a folder from the cache, if it is there and whole.
 
     Raises:
         FileNotFoundError: as in `export`.
         ValueError: as in `export`.
     """
-    out = cache / "exports" / source_sha256(folder)[:32]
-    if (out / RECORD).exists() and all(any((out / name / "onnx").glob("*.onnx")) for name in _transformers(folder)):
-        return out
-    shutil.rmtree(out, ignore_errors=True)  # somebody took a part of it away
-    return _export(folder, out, python, progress=progress)
+    out = _place(folder, cache)
+    return out if _is_whole(out, reread=reread) else None
+
+
+def _place(folder: Path, cache: Path) -> Path:
+    return cache / "exports" / source_sha256(folder)[:32]
+
+
+def _is_whole(out: Path, *, reread: bool = False) -> bool:
+    try:
+        record = read_object(out / RECORD)
+    except (OSError, ValueError):
+        return False
+    return is_whole(out, record.get("files"), reread=reread)
 
 
 def source_sha256(folder: Path) -> str:
@@ -97,13 +126,11 @@ def source_sha256(folder: Path) -> str:
     return hashlib.sha256(json.dumps([_FORMAT, digests]).encode()).hexdigest()
 
 
-def _export(folder: Path, out: Path, python: str, *, progress: bool) -> Path:
+def _export(folder: Path, out: Path, python: str, advice: str, *, progress: bool, replaces: bool) -> Path:
     _check_exportable(folder)
     if python == sys.executable and not torch_available():
         raise FileNotFoundError(_without_torch(str(folder)))
-    out.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=".exporting-", dir=out.parent))
-    try:
+    with disk_errors(out.parent, advice), making(out.parent, "exporting") as aside, disk_errors(out.parent, advice):
         made = {}
         for name in _transformers(folder):
             graphs = aside / name / "onnx"
@@ -112,12 +139,10 @@ def _export(folder: Path, out: Path, python: str, *, progress: bool) -> Path:
         for path in _copied(folder):
             (aside / path).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(folder / path, aside / path)
-        record = {"format": _FORMAT, "source_sha256": source_sha256(folder), "transformers": made}
+        record = {"format": _FORMAT, "source_sha256": source_sha256(folder), "transformers": made, "files": checksums(aside)}
         (aside / RECORD).write_text(json.dumps(record, indent=2), encoding="utf-8")
         aside.chmod(0o755)  # a temporary folder is its owner's alone, and this one is made to be copied
-        _rename(aside, out)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        install(aside, out, lambda: _is_whole(out), replaces=replaces)
     return out
 
 
@@ -186,16 +211,6 @@ def _copied(folder: Path) -> list[PurePath]:
             if path.is_file():
                 found.append(path.relative_to(folder))
     return found
-
-
-def _rename(aside: Path, out: Path) -> None:
-    with contextlib.suppress(OSError):
-        out.rmdir()  # an empty folder; only POSIX renames over one
-    try:
-        aside.rename(out)
-    except OSError:
-        if not (out / RECORD).exists():  # another process that was faster is fine, anything else is not
-            raise
 
 
 def _run(folder: Path, out: Path, python: str, *, progress: bool) -> Mapping[str, Any]:

@@ -6,6 +6,7 @@ downloader: that repeats a request which timed out (six times of up to a minute 
 Whatever fails is one error that says what to do.
 """
 
+import glob
 import hashlib
 import json
 import posixpath
@@ -22,6 +23,7 @@ from typing import Any, BinaryIO, Self, TypeVar
 from urllib.parse import quote, urljoin, urlsplit
 
 from penult._version import __version__
+from penult.atomic_files import atomic_write
 
 T = TypeVar("T")
 
@@ -67,6 +69,11 @@ def _utils() -> Any:  # noqa: ANN401 - a module
 def host(netloc: str) -> str:
     """Return a host and port without the password that may stand before them."""
     return netloc.rpartition("@")[2]
+
+
+def git_sha1s(data: bytes) -> list[str]:
+    """Return the sha1 that git names a file by, which is the Hub's ETag of a small one, and the plain one of some mirrors."""
+    return [hashlib.sha1(head + data, usedforsecurity=False).hexdigest() for head in (b"blob %d\0" % len(data), b"")]
 
 
 class Client:
@@ -120,34 +127,25 @@ class Client:
         blob.parent.mkdir(parents=True, exist_ok=True)
         lock.parent.mkdir(parents=True, exist_ok=True)
         with _utils().WeakFileLock(lock):
-            if blob.exists() and remote.size in (None, blob.stat().st_size):
+            if blob.exists() and remote.size in (None, blob.stat().st_size) and self._is_stated(remote, blob):
                 return
+            for left in blob.parent.glob(f"*{glob.escape(blob.name[:64])}.*.incomplete"):
+                left.unlink(missing_ok=True)  # of a killed process, since the lock is held here
             free = shutil.disk_usage(blob.parent).free
             if remote.size is not None and remote.size > free:
                 raise OSError(f"{remote.name} has {remote.size:,} bytes, and {free:,} are free")
-            aside = blob.with_name(f"{blob.name[:64]}.{uuid.uuid4().hex[:8]}.incomplete")
-            try:
-                with aside.open("xb") as file:
-                    received = _Received()
-                    self._persist(remote.name, lambda: self._receive(remote, file, received), received)
-                self._check_sha1(remote, aside)
-                aside.replace(blob)
-            finally:
-                aside.unlink(missing_ok=True)
+            with atomic_write(blob, f"{uuid.uuid4().hex[:8]}.incomplete") as file:
+                received = _Received()
+                self._persist(remote.name, lambda: self._receive(remote, file, received), received)
+                file.flush()
+                if not self._is_stated(remote, Path(file.name)):
+                    raise self._error(f"{self._host} sent {remote.name} damaged: its sha1 is not {remote.etag}")
 
-    def _check_sha1(self, remote: Remote, path: Path) -> None:
-        """Compare a small file with its ETag, git's sha1 of it; large files are compared with their sha256 when they are read.
-
-        Raises:
-            FileNotFoundError: it came damaged.
-        """
+    def _is_stated(self, remote: Remote, path: Path) -> bool:
+        """Return whether a small file has its ETag, git's sha1 of it; large files are compared with their sha256 when read."""
         if not _SHA1.fullmatch(remote.etag) or path.stat().st_size > _MOST_JSON:
-            return
-        data = path.read_bytes()
-        # Some mirrors state the plain sha1.
-        found = [hashlib.sha1(head + data, usedforsecurity=False).hexdigest() for head in (b"blob %d\0" % len(data), b"")]
-        if remote.etag not in found:
-            raise self._error(f"{self._host} sent {remote.name} damaged: its sha1 is not {remote.etag}")
+            return True
+        return remote.etag in git_sha1s(path.read_bytes())
 
     def _persist(self, what: str, call: Callable[[], T], received: "_Received | None" = None) -> T:
         """Call until it succeeds or another attempt is of no use."""

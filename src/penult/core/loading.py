@@ -8,7 +8,7 @@ from pathlib import Path
 from penult.core import cache, prepare, source
 from penult.core.config.config_json import check_size
 from penult.core.config.tokenizer_config import decisive_files
-from penult.core.export import exported
+from penult.core.export import exported, find_export
 from penult.core.recipe import Overrides, Recipe
 from penult.core.recipe import read as read_recipe
 from penult.core.source import NoGraphError, Source
@@ -22,14 +22,17 @@ def read(
     *,
     model_file: str | None = None,
     files_from: str | os.PathLike[str] | None = None,
+    reread: bool = False,
 ) -> tuple[Source, Recipe]:
     """Find the files of a model and read how they are used.
+
+    `reread`: hash every file, known or not.
 
     Raises:
         FileNotFoundError: no model there, or a part of it is missing.
         ValueError: an argument or a file cannot be used; the message says what to do.
     """
-    files = files_of(model, model_file=model_file, files_from=files_from)
+    files = files_of(model, model_file=model_file, files_from=files_from, reread=reread)
     recipe = read_files(files, overrides)
     if recipe.pooling is None and recipe.output is None and not recipe.static and files.revision is not None:
         # Another program may have fetched the graph alone; only the Hub can tell whether the model states a pooling.
@@ -39,7 +42,7 @@ def read(
     if recipe.precision == "int8":
         origin = {**recipe.origin, "calibration_sha256": "default" if calibration is None else "argument"}
         recipe = replace(recipe, calibration_sha256=prepare.hash_texts(calibration), origin=origin)
-    return files, identified(files, recipe)
+    return files, identified(files, recipe, reread=reread)
 
 
 def read_files(files: Source, overrides: Overrides) -> Recipe:
@@ -58,8 +61,11 @@ def files_of(
     *,
     model_file: str | None = None,
     files_from: str | os.PathLike[str] | None = None,
+    reread: bool = False,
 ) -> Source:
     """Find the files of a model; one without an ONNX file is exported into the cache once, where torch is installed.
+
+    `reread`: compare every byte of an earlier export with its checksum.
 
     Raises:
         FileNotFoundError: no model there, a part of it is missing, or it would have to be exported and torch is missing.
@@ -71,7 +77,9 @@ def files_of(
         if error.folder is None or model_file is not None:
             raise
         check_kind(error.folder)  # before an export of minutes
-        folder = exported(error.folder, cache.cache_folder())
+        folder = find_export(error.folder, cache.cache_folder(), reread=reread)
+        if folder is None:
+            folder = exported(error.folder, cache.writable_folder(), reread=reread)
     files = source.resolve(folder, files_from=files_from)
     query = None if files.query is None else replace(files.query, reference=os.fspath(model))
     return replace(files, reference=os.fspath(model), query=query)
@@ -88,8 +96,8 @@ def check_kind(folder: Path) -> None:
         raise ValueError(hint)
 
 
-def identified(files: Source, recipe: Recipe) -> Recipe:
-    """Return the recipe with the hashes of its files.
+def identified(files: Source, recipe: Recipe, *, reread: bool = False) -> Recipe:
+    """Return the recipe with the hashes of its files; `reread`: as in `read`.
 
     Raises:
         FileNotFoundError: the tokenizer of a static embedding is missing.
@@ -99,10 +107,10 @@ def identified(files: Source, recipe: Recipe) -> Recipe:
     tokenizer = [files.tokenizer / "tokenizer.json"] if recipe.static else decisive_files(files.tokenizer, recipe.tokenizer)
     for path in tokenizer:
         check_size(path)
-    query = None if recipe.query is None or files.query is None else identified(files.query, recipe.query)
+    query = None if recipe.query is None or files.query is None else identified(files.query, recipe.query, reread=reread)
     return replace(
         recipe,
-        graph_sha256=prepare.hash_model(files, recipe),
-        tokenizer_sha256=cache.hash_files(tokenizer),
+        graph_sha256=prepare.hash_model(files, recipe, reread=reread),
+        tokenizer_sha256=cache.hash_files(tokenizer, reread=reread),
         query=query,
     )

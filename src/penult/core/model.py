@@ -76,7 +76,7 @@ def open_model(
             f"The longest bucket is {longest_bucket}, texts may have {recipe.max_length} tokens; add a longer bucket, or lower "
             "max_length."
         )
-    prepared = prepare.prepare(source, recipe, calibration=calibration)
+    prepared = prepare.prepare(source, recipe, calibration=calibration, reread=runtime.reread)
     weights = data_files(prepared.graph)
     open_engine = partial(_open, source, recipe, prepared, runtime, weights)
     executor = Executor(open_engine, second=_may_copy(prepared, weights, runtime.providers))
@@ -250,7 +250,7 @@ def _open(
 ) -> Engine:
     """Open a prepared graph; an error names the model instead of the file in the cache."""
     graph, data = prepared.graph, prepared.data_folder
-    check = None if data is None else partial(_check_unchanged, source, recipe)
+    check = None if data is None else partial(_check_unchanged, source, recipe, reread=runtime.reread)
     mapped = [] if data is None else [data / name for name in weights]
     threads = threads or runtime.threads
     try:
@@ -261,14 +261,14 @@ def _open(
         raise ValueError(f"{source.model}, cut at {prepared.tensor!r}: {error}") from error
 
 
-def _check_unchanged(source: Source, recipe: Recipe) -> None:
+def _check_unchanged(source: Source, recipe: Recipe, *, reread: bool) -> None:
     """Check that the weights are those that the recipe was read for: the prepared graph refers to their places.
 
     Raises:
         ChangedFilesError: they are not.
     """
     try:
-        changed = prepare.hash_model(source, recipe) != recipe.graph_sha256
+        changed = prepare.hash_model(source, recipe, reread=reread) != recipe.graph_sha256
     except (OSError, ValueError) as error:  # deleted, or no longer a file of ONNX
         raise ChangedFilesError(f"{source.model} cannot be read any more, and its weights are there: {error}") from error
     if changed:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from penult.core.cache import write
+from penult.core.cache import read_note, write_note
 
 States = Callable[[int, int], NDArray[Any] | None]
 """(tokens, padding) -> what the graph gives for a text of so many tokens with so much padding; None if that is too long."""
@@ -42,8 +42,8 @@ def reaches_tokens(graph: Path, states: States, *, longest: int, exact: bool, dy
     """
     tried = [(length, padding) for length, padding in _TRIED if length + padding <= longest]
     memo = graph.with_name("padding")
-    with suppress(FileNotFoundError):
-        known, _, count = memo.read_text().partition(" ")
+    if (text := read_note(memo)) is not None:
+        known, _, count = text.partition(" ")
         number = int(count) if count.isascii() and count.isdecimal() and len(count) < 4 else -1
         if known == "reaches" and 0 <= number < len(tried):
             return True
@@ -52,7 +52,7 @@ def reaches_tokens(graph: Path, states: States, *, longest: int, exact: bool, dy
     differ = _turned if dynamic else partial(_moved, tolerance=_ROUNDING if exact else _COARSE)
     first = next((i for i, (length, padding) in enumerate(tried) if _tells(differ, states, length, padding)), None)
     with suppress(OSError):  # a cache that cannot be written costs the same runs again
-        write(memo, f"none {len(tried)}" if first is None else f"reaches {first}")
+        write_note(memo, f"none {len(tried)}" if first is None else f"reaches {first}")
     return first is not None
 
 

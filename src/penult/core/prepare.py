@@ -1,32 +1,35 @@
 """From a model's files to a graph that is ready to run, kept in the cache.
 
 It knows the key of an entry in the cache; `assemble` changes the graph, and is imported only where an entry has to be made. An
-entry is written to a temporary folder and renamed, so that a killed process leaves no part of one. The user's folder is only
-read; weights stay in their files, and the prepared graph points there.
+entry has the checksums of its files; one that is damaged is made again. The user's folder is only read; weights stay in their
+files, and the prepared graph points there, wherever the model has moved.
 """
 
 import hashlib
 import importlib.metadata
 import json
+import logging
+import os
 import platform
-import shutil
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from penult.core.cache import cache_folder, hash_files, remembered
+from penult.core.cache import cache_folder, disk_errors, hash_files, read_note, remembered, writable_folder, write_note
+from penult.core.cache_entry import checksums, install, is_whole, making, sweep
 from penult.core.config.module_weights import weights_path
 from penult.core.recipe import Recipe, pad_token_id, stated_positions
-from penult.core.source import Source, data_files
+from penult.core.source import Source, data_files, data_home
 from penult.data import calibration_texts
 
 if TYPE_CHECKING:
     import onnx
 
-_FORMAT = 9  # increment when prepared graphs of older versions must not be used any more
+_LOGGER = logging.getLogger(__name__)
+_FORMAT = 10  # increment when prepared graphs of older versions must not be used any more
 _GRAPH, _META = "model.onnx", "meta.json"
 
 
@@ -66,8 +69,13 @@ def hash_texts(texts: Sequence[str] | None) -> str:
     return hashlib.sha256(json.dumps(calibration_texts() if texts is None else list(texts)).encode()).hexdigest()
 
 
-def hash_model(source: Source, recipe: Recipe | None = None) -> str:
+def hash_model(source: Source, recipe: Recipe | None = None, *, reread: bool = False) -> str:
     """Return the sha256 of a graph, its external data and the weights of the recipe's dense layers.
+
+    Args:
+        source: the model.
+        recipe: how it is used. None: without dense layers.
+        reread: as in `hash_files`.
 
     Raises:
         ValueError: one of them lies outside the model's folder, or is not a file.
@@ -81,33 +89,54 @@ def hash_model(source: Source, recipe: Recipe | None = None) -> str:
             modules[path.relative_to(source.folder).as_posix()] = path.resolve()
     real = _real_data(source)
     _check_contained(source, real | modules)
-    return hash_files([source.model, *real.values(), *modules.values()])
+    return hash_files([source.model, *real.values(), *modules.values()], reread=reread)
 
 
-def prepare(source: Source, recipe: Recipe, *, calibration: Sequence[str] | None = None) -> Prepared:
+def prepare(source: Source, recipe: Recipe, *, calibration: Sequence[str] | None = None, reread: bool = False) -> Prepared:
     """Cut the graph, append the reducer and quantize it if the recipe says so; or return the result of an earlier call.
 
     Args:
         source: the model.
         recipe: how it is used.
         calibration: calibration texts of int8. None: those that ship with penult.
+        reread: compare every byte of the result of an earlier call with its checksum.
 
     Raises:
+        OSError: the cache cannot be written.
         ValueError: the file is not a complete ONNX graph or not a transformer, its data lie outside its folder, nothing states
             how to pool, or it has no layer that can be quantized.
     """
     real = _real_data(source)
+    home = data_home(source, real)
     limit = _weight_limit() if recipe.precision == "int8" else None
-    key = _key(recipe, source.home, [source.model.resolve(), *real.values()], limit)
-    folder = cache_folder() / "graphs" / key
-    if not (folder / _META).exists():
+    names = [path.relative_to(home).as_posix() for path in (source.model.resolve(), *real.values())]
+    place = Path("graphs") / _key(recipe, source.home, names, limit)
+    folder = cache_folder() / place
+    meta = _read_meta(folder, reread=reread)
+    if meta is None:
+        folder = writable_folder() / place  # another one where the first cannot be written
+        meta = _read_meta(folder, reread=reread)
+    if meta is None:
         _check_contained(source, real)
-        _make(source, recipe, real, folder, _Int8(limit, calibration) if limit else None)
-    meta = json.loads((folder / _META).read_text(encoding="utf-8"))
-    data = Path(meta["data_folder"]) if meta["data_folder"] else None
-    names = ("int8", "positions", "position_offset", "made_unit", "own_tokens", "exact")
-    rest = {name: meta[name] for name in names}
-    return Prepared(folder / _GRAPH, data, meta["tensor"], meta["why"], meta["scales"] == "dynamic", **rest)
+        if os.path.lexists(folder):
+            _LOGGER.warning("The prepared graph in %s is damaged, or a part of it is missing; it is made again.", folder)
+        meta = _make(source, recipe, real, folder, _Int8(limit, calibration) if limit else None)
+    rest = ("int8", "positions", "position_offset", "made_unit", "own_tokens", "exact")
+    return Prepared(
+        folder / _GRAPH,
+        home if meta["external"] else None,
+        meta["tensor"],
+        meta["why"],
+        meta["scales"] == "dynamic",
+        **{name: meta[name] for name in rest},
+    )
+
+
+def _read_meta(folder: Path, *, reread: bool) -> dict[str, Any] | None:
+    """Return what an entry says about its graph; None where the entry is missing or damaged."""
+    text = read_note(folder / _META)
+    meta: dict[str, Any] | None = None if text is None else json.loads(text)
+    return meta if meta is not None and is_whole(folder, meta["files"], reread=reread) else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,10 +202,10 @@ def _real_data(source: Source) -> dict[str, Path]:
     return {name: (source.model.parent / name).resolve() for name in data_files(source.model)}
 
 
-def _key(recipe: Recipe, home: Path, data: Iterable[Path], limit: int | None) -> str:
+def _key(recipe: Recipe, home: Path, names: Sequence[str], limit: int | None) -> str:
     parts = [
         _FORMAT, recipe.graph_sha256, recipe.layer, recipe.pooling, [str(step) for step in recipe.steps],
-        recipe.dimensions, recipe.include_prompt, recipe.precision, str(recipe.rows), sorted(map(str, data)),
+        recipe.dimensions, recipe.include_prompt, recipe.precision, str(recipe.rows), sorted(names),
         [str(step) for step in recipe.token_steps], recipe.renormalize, recipe.output, recipe.width, recipe.vector_width,
         pad_token_id(home), stated_positions(home), recipe.stated_length,
     ]  # fmt: skip
@@ -188,25 +217,29 @@ def _key(recipe: Recipe, home: Path, data: Iterable[Path], limit: int | None) ->
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
 
-def _make(source: Source, recipe: Recipe, real: Mapping[str, Path], folder: Path, int8: _Int8 | None) -> None:
+def _make(
+    source: Source, recipe: Recipe, real: Mapping[str, Path], folder: Path, int8: _Int8 | None
+) -> dict[str, Any]:  # fmt: skip
+    """Make an entry of the cache, and return what it says about its graph."""
     from penult.core.assemble import assemble  # noqa: PLC0415 - onnx: 0.3 s, which a warm load saves
 
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=".making-", dir=folder.parent))
-    try:
+    cache = folder.parent.parent
+    for notes in ("hashes", "layers", "processors"):
+        sweep(cache / notes, ".*")
+    with disk_errors(cache), making(folder.parent, "making") as temporary, disk_errors(cache):
         graph = assemble(source, recipe, real, temporary / _GRAPH)
-        meta = {"tensor": graph.tensor, "why": graph.why, "data_folder": graph.data_folder and str(graph.data_folder),
-                "scales": graph.scales, "int8": "", "positions": graph.positions, "position_offset": graph.position_offset,
-                "made_unit": graph.made_unit, "own_tokens": graph.own_tokens,
-                "exact": graph.exact and recipe.precision == "fp32"}  # fmt: skip
+        meta = {"tensor": graph.tensor, "why": graph.why, "external": graph.external, "scales": graph.scales, "int8": "",
+                "positions": graph.positions, "position_offset": graph.position_offset, "made_unit": graph.made_unit,
+                "own_tokens": graph.own_tokens, "exact": graph.exact and recipe.precision == "fp32"}  # fmt: skip
         max_length = recipe.max_length if graph.positions is None else min(recipe.max_length, graph.positions)
         recipe = replace(recipe, max_length=max_length, position_offset=graph.position_offset)
         if int8 is not None and graph.scales == "none":
-            meta |= {"data_folder": None, "int8": _convert(temporary / _GRAPH, graph.data_folder, source, recipe, int8)}
-        (temporary / _META).write_text(json.dumps(meta), encoding="utf-8")
-        _rename(temporary, folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+            data_folder = data_home(source, real) if graph.external else None
+            meta |= {"external": False, "int8": _convert(temporary / _GRAPH, data_folder, source, recipe, int8)}
+        meta["files"] = checksums(temporary)
+        write_note(temporary / _META, json.dumps(meta))
+        install(temporary, folder, lambda: _read_meta(folder, reread=False) is not None)
+    return meta
 
 
 def _convert(graph: Path, data_folder: Path | None, source: Source, recipe: Recipe, int8: _Int8) -> str:
@@ -219,14 +252,6 @@ def _convert(graph: Path, data_folder: Path | None, source: Source, recipe: Reci
     kept = f", {outcome.kept} kept in fp32" if outcome.kept else ""
     cosine = f"cosine to fp32 on the calibration texts {outcome.mean:.4f}, least {outcome.least:.4f}"
     return f"{outcome.layers} linear layers in 8 bits{kept}; {cosine}"
-
-
-def _rename(temporary: Path, folder: Path) -> None:
-    try:
-        temporary.rename(folder)
-    except OSError:
-        if not (folder / _META).exists():  # another process may have been faster
-            raise
 
 
 def _check_contained(source: Source, real: Mapping[str, Path]) -> None:

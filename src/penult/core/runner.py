@@ -42,6 +42,7 @@ class Runtime:
         max_batch_tokens: maximum padded tokens of a batch. None: `_BATCH_TOKENS`.
         alone: whether texts run one by one, if the graph measures its 8-bit scales on each batch.
         pads: whether outputs include the rows of padding (`Embedder.embed_padded`).
+        reread: whether every file is hashed when it is opened, even one whose hash is known, as a pinned fingerprint asks.
     """
 
     truncate: Truncate = "warn"
@@ -51,6 +52,7 @@ class Runtime:
     max_batch_tokens: int | None = None
     alone: bool = False
     pads: bool = False
+    reread: bool = False
 
     def __post_init__(self) -> None:
         """Refuse numbers that are not positive whole numbers.

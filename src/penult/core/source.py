@@ -10,7 +10,7 @@ import importlib.util
 import mmap
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -31,6 +31,7 @@ _TOKENIZER_FILES = (
 _RECIPE_FILES = ("modules.json", "1_Pooling/config.json", "config_sentence_transformers.json", *TRANSFORMER_FILES)
 STATIC_TABLE = "model.safetensors"  # of a static embedding, which needs no graph
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+_LARGEST_GRAPH = 2**31  # bytes: protobuf's limit
 _ZOO_STUB = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)*")
 _BASE_MODEL = re.compile(r"^base_model:\s*(?:-\s*)?[\"']?([\w.-]+/[\w.-]+)", re.MULTILINE)
 # A graph names its data files as string pairs (field 1 "location", field 2 the name). The bytes are looked for as they
@@ -166,15 +167,30 @@ def missing_data(model: Path) -> list[str]:
 
 
 def data_files(model: Path) -> list[str]:
-    """Name the external data files that a graph points to, relative to its folder, without parsing it."""
-    if model.stat().st_size == 0 or model.suffix == ".safetensors":
+    """Name the external data files that a graph points to, relative to its folder, without parsing it.
+
+    Raises:
+        ValueError: the file is larger than any graph, so that reading it would not end soon.
+    """
+    size = model.stat().st_size
+    if size == 0 or model.suffix == ".safetensors":
         return []
+    if size > _LARGEST_GRAPH:
+        raise ValueError(
+            f"{model} has {size:,} bytes, and an ONNX file has at most {_LARGEST_GRAPH:,}: more weights are in external data. "
+            "Fetch it again, or export it again."
+        )
     with model.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         fields = layout(data)
         weights = [weight.data for weight in fields.weights] if fields else []  # most bytes of the file, and none of a name
         spans = zip([0, *(weight.end for weight in weights)], [*(weight.value for weight in weights), len(data)], strict=True)
         hits = [hit for span in spans for hit in _LOCATION.finditer(data, *span)]
         return sorted({data[hit.end() : hit.end() + _size(hit[1])].decode("utf-8", "replace") for hit in hits})
+
+
+def data_home(source: Source, real: Mapping[str, Path]) -> Path:
+    """Return the folder that all weights are below: the real files of the external data, and the graph's own."""
+    return Path(os.path.commonpath([file.parent for file in (source.model.resolve(), *real.values())]))
 
 
 def _exists(path: Path) -> bool:

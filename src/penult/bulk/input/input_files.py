@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Literal, TypeAlias, get_args
 from urllib.parse import unquote
 
-from penult.bulk.atomic_files import atomic_write
+from penult.atomic_files import atomic_write
 from penult.bulk.input import documents, folders, json_rows, streams
 from penult.bulk.options import DEFAULT_READING, ReadOptions
 

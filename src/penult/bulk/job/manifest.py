@@ -18,7 +18,7 @@ from typing import Any, BinaryIO, Self
 
 import pyarrow as pa
 
-from penult.bulk.atomic_files import atomic_write, sync_folder
+from penult.atomic_files import atomic_write, sync_folder
 from penult.bulk.input.readers import Scanned
 from penult.bulk.job.shard import Record, shard_path
 from penult.bulk.output.output_files import OTHER_FINGERPRINT, job_folder

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from penult.atomic_files import sync_folder
 from penult.bulk import tables
-from penult.bulk.atomic_files import sync_folder
 from penult.bulk.output import output_files
 from penult.bulk.output.output_files import OTHER_FINGERPRINT
 from penult.types import Vectors

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from penult.atomic_files import atomic_write
 from penult.bulk import tables
 from penult.bulk.arrow_values import rows_of
-from penult.bulk.atomic_files import atomic_write
 from penult.bulk.input.rows import Rejected
 from penult.bulk.input.sources import Shard
 from penult.bulk.job.parts import Pace, Ticked, embed_in_parts, remove_parts

@@ -12,9 +12,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from penult.atomic_files import atomic_write
 from penult.bulk import json_text, tables
 from penult.bulk.arrow_values import rows_of
-from penult.bulk.atomic_files import atomic_write
 from penult.bulk.job.shard import opened_shard, rejected_path
 from penult.bulk.json_text import dumps
 from penult.bulk.output import output_files

@@ -1,6 +1,6 @@
 """Atomic and durable writes: to a temporary file, synced, renamed.
 
-Knows files and folders, nothing of rows or jobs. `core.cache.write` does not sync: what it writes can be computed again.
+Knows files and folders, nothing of rows, jobs or models.
 """
 
 import os
@@ -9,9 +9,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+_LONGEST = 240  # characters of a name that every file system takes, but some for the dots
+
 
 @contextmanager
-def atomic_write(path: Path, suffix: str = "part") -> Iterator[BinaryIO]:
+def atomic_write(path: Path, suffix: str = "part", *, sync: bool = True) -> Iterator[BinaryIO]:
     """Open a file that appears under its name only when it is complete and on the disk.
 
     What was under the name before stays until then; an error leaves nothing aside, and what a crash leaves there the next
@@ -20,18 +22,21 @@ def atomic_write(path: Path, suffix: str = "part") -> Iterator[BinaryIO]:
     Args:
         path: the name.
         suffix: of the file aside; where several processes may write one name, it must be each one's own.
+        sync: wait for the disk. Without, a machine that stops may leave an empty file, which a reader must notice.
     """
-    aside = path.with_name(f".{path.name}.{suffix}")
+    aside = path.with_name(f".{path.name[: _LONGEST - len(suffix)]}.{suffix}")
     try:
         with aside.open("wb") as file:
             yield file
             file.flush()
-            os.fsync(file.fileno())
+            if sync:
+                os.fsync(file.fileno())
         aside.replace(path)
     except BaseException:
         aside.unlink(missing_ok=True)
         raise
-    sync_folder(path.parent)
+    if sync:
+        sync_folder(path.parent)
 
 
 def sync_all(folder: Path) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from penult.bulk.atomic_files import atomic_write, sync_all, sync_folder
+from penult.atomic_files import atomic_write, sync_all, sync_folder
 
 
 def open_files():

@@ -1,0 +1,259 @@
+"""Where the cache is, and what happens where it cannot be written."""
+
+import errno
+import json
+import os
+import shutil
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from models import Size, tiny_model
+
+from penult import Embedder
+from penult.core import cache as caching
+from penult.core import cache_entry, export
+
+CODE = "import sys; from penult import Embedder; print(Embedder.load(sys.argv[1], threads=1).embed(['the cat']).shape)"
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    """A home, a folder for temporary files, and no PENULT_CACHE."""
+    for name in ("PENULT_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    (tmp_path / "temporary").mkdir()
+    (tmp_path / "home").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "temporary"))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    caching._private_folder.cache_clear()
+    yield tmp_path / "home"
+    caching._private_folder.cache_clear()
+
+
+def check_private(folder, temporary, text):
+    """It is in the folder for temporary files, its owner's alone, and one line names the variable."""
+    assert folder.parent == temporary
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    assert text.count("PENULT_CACHE") == 1
+
+
+def test_the_users_cache(home, caplog):
+    """A home that can be written has the cache, and nothing is said or made before it is needed."""
+    assert caching.cache_folder() == home / ".cache" / "penult"
+    assert list(home.iterdir()) == []
+    assert caching.writable_folder() == home / ".cache" / "penult"
+    assert caplog.text == ""
+
+
+def test_a_home_that_does_not_exist(home, tmp_path, tiny):
+    """Its models are kept in a private temporary folder, which the next process finds again; the home is not made."""
+    home.rmdir()
+    for _ in range(2):
+        done = subprocess.run([sys.executable, "-c", CODE, tiny], capture_output=True, text=True, timeout=100)
+        assert done.stdout == "(1, 32)\n", done.stderr
+        assert len(done.stderr.splitlines()) == 1
+        (folder,) = (tmp_path / "temporary").iterdir()
+        check_private(folder, tmp_path / "temporary", done.stderr)
+        assert len(list((folder / "graphs").iterdir())) == 1
+    assert not home.exists()
+
+
+def refuse_home(*_, **__):
+    raise RuntimeError("could not determine the home directory")
+
+
+@pytest.mark.parametrize("answer", [refuse_home, lambda *_, **__: Path("~/.cache/penult")])
+def test_no_home_at_all(home, tmp_path, monkeypatch, caplog, answer):
+    """A user without HOME whom the system does not know has no cache below a folder called ~."""
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr(caching, "user_cache_path", answer)
+    check_private(caching.cache_folder(), tmp_path / "temporary", caplog.text)
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="needs owners of files")
+def test_the_home_of_another_user(home, tmp_path, monkeypatch, caplog):
+    """As `sudo` leaves HOME: nothing is read or written there."""
+    own = os.geteuid()
+    if own == 0:
+        os.chown(home, 12345, 12345)
+    else:
+        monkeypatch.setattr(caching.os, "geteuid", lambda: own + 1)
+    check_private(caching.cache_folder(), tmp_path / "temporary", caplog.text)
+    assert caching.writable_folder() == caching.cache_folder()
+    assert list(home.iterdir()) == []
+
+
+def test_a_home_that_cannot_be_written(home, tmp_path, monkeypatch, caplog):
+    """Its cache is read, and what it lacks is made in a private one."""
+    warm, cold = tiny_model(tmp_path / "warm"), tiny_model(tmp_path / "cold", size=Size(hidden=64, heads=2))
+    with Embedder.load(warm) as e:
+        expected = e.embed(["the cat"])
+    monkeypatch.setattr(caching.os, "access", lambda *_: False)
+    with Embedder.load(warm) as e:
+        assert np.array_equal(e.embed(["the cat"]), expected)
+    assert caplog.text == ""
+    with Embedder.load(cold) as e:
+        assert e.dimension == 64
+    (folder,) = (tmp_path / "temporary").iterdir()
+    check_private(folder, tmp_path / "temporary", caplog.text)
+    assert len(list((home / ".cache" / "penult" / "graphs").iterdir())) == 1
+    assert len(list((folder / "graphs").iterdir())) == 1
+
+
+def test_a_folder_that_somebody_else_may_write_is_not_the_private_one(home, tmp_path, caplog):
+    """A folder of the expected name with other rights is left alone."""
+    home.rmdir()
+    planted = tmp_path / "temporary" / f"penult-{os.geteuid()}"
+    planted.mkdir()
+    planted.chmod(0o777)
+    folder = caching.cache_folder()
+    assert folder != planted
+    check_private(folder, tmp_path / "temporary", caplog.text)
+
+
+def test_no_temporary_folder_either(home, monkeypatch):
+    """Then the sentence says what to set."""
+    home.rmdir()
+
+    def refuse(*_, **__):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(caching.tempfile, "gettempdir", refuse)
+    with pytest.raises(OSError, match=r"no home folder, and no temporary folder can be made: Read-only.* Set PENULT_CACHE to"):
+        caching.cache_folder()
+
+
+def test_the_variable_takes_a_tilde(home, monkeypatch):
+    """As in a shell; a home that nobody knows is one sentence."""
+    monkeypatch.setenv("PENULT_CACHE", "~/models")
+    assert caching.cache_folder() == home / "models"
+    monkeypatch.setenv("PENULT_CACHE", "~nobody-of-this-name/models")
+    with pytest.raises(OSError, match=r"^PENULT_CACHE is '~nobody-of-this-name/models', .* Set it to a full path"):
+        caching.cache_folder()
+
+
+@pytest.mark.parametrize("place", ["file", "file/below", "/proc/penult", "/dev/null"])
+def test_a_named_cache_that_cannot_be_used_is_an_error(tmp_path, monkeypatch, tiny, place):
+    """The variable was set on purpose: no other folder takes its place."""
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("PENULT_CACHE", str(tmp_path / place))
+    with pytest.raises(OSError, match=r"^PENULT_CACHE names .*, which cannot be written: .*\. Set PENULT_CACHE") as error:
+        Embedder.load(tiny)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_a_warm_cache_is_only_read(tmp_path, monkeypatch, precision):
+    """The same model at another path, with other inodes and times, opens from a cache that cannot be written."""
+    monkeypatch.setenv("PENULT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(caching, "_SMALL", 0)
+    model = tiny_model(tmp_path / "model", size=Size(hidden=128))
+    settings = {"precision": precision, "threads": 1, "calibration": ["the cat"] if precision == "int8" else None}
+    with Embedder.load(model, **settings) as e:
+        expected = e.embed(["the cat"])
+    moved = tmp_path / "elsewhere" / "moved"
+    shutil.copytree(model, moved)
+    shutil.rmtree(model)
+    shutil.rmtree(tmp_path / "cache" / "hashes", ignore_errors=True)
+    for path in moved.rglob("*"):
+        os.utime(path, (10**9, 10**9))
+    before = sorted((path, path.lstat().st_mtime_ns) for path in (tmp_path / "cache").rglob("*"))
+
+    def refuse(*_, **__):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    for name in ("mkdir", "replace", "rename", "write_text", "write_bytes", "touch", "unlink"):
+        monkeypatch.setattr(Path, name, refuse)
+    monkeypatch.setattr(caching, "atomic_write", refuse)
+    monkeypatch.setattr(cache_entry.tempfile, "mkdtemp", refuse)
+    with Embedder.load(moved, **settings) as e:
+        assert np.array_equal(e.embed(["the cat"]), expected)
+    monkeypatch.undo()
+    assert sorted((path, path.lstat().st_mtime_ns) for path in (tmp_path / "cache").rglob("*")) == before
+
+
+def test_a_warm_cache_on_a_read_only_disk(tmp_path):
+    """The same with a real one."""
+    model = tiny_model(tmp_path / "model", size=Size(hidden=128))
+    env = os.environ | {"PENULT_CACHE": str(tmp_path / "cache")}
+    command = [sys.executable, "-c", CODE]
+    subprocess.run([*command, model], env=env, check=True, timeout=100)
+    shutil.copytree(model, tmp_path / "other place")
+    mounted = f'mount --bind -o ro "{tmp_path / "cache"}" "{tmp_path / "cache"}" || exit 77; ! touch "$0/a" 2>/dev/null || exit 77; shift 0; exec "$@"'
+    run = ["unshare", "-rm", "sh", "-c", mounted, str(tmp_path / "cache"), *command, tmp_path / "other place"]
+    if shutil.which("unshare") is None:
+        pytest.skip("needs unshare")
+    done = subprocess.run(run, env=env, capture_output=True, text=True, timeout=100)
+    if done.returncode == 77 or "unshare" in done.stderr:
+        pytest.skip("needs the right to mount")
+    assert (done.stdout, done.stderr) == ("(1, 128)\n", "")
+
+
+def test_a_full_disk_is_one_sentence(tmp_path, monkeypatch, tiny):
+    """Whichever write finds the disk full: the sentence names the cache, nothing half-made stays, and the next load works."""
+    monkeypatch.setenv("PENULT_CACHE", str(tmp_path / "cache"))
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # without a name, as `write` has it
+
+    for place, name in (
+        ("penult.core.assemble", "save"),
+        ("penult.core.cache_entry", "sync_all"),
+        ("penult.core.prepare", "write_note"),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(f"{place}.{name}", full)
+            with pytest.raises(
+                OSError, match=r"cache cannot be written: No space left on device\. Set PENULT_CACHE to"
+            ) as error:
+                Embedder.load(tiny)
+            assert "\n" not in str(error.value)
+        assert list((tmp_path / "cache" / "graphs").iterdir()) == []
+    with monkeypatch.context() as patch:  # ONNX Runtime's and torch's writers say it in their own words
+        patch.setattr("penult.core.assemble.save", lambda *_: (_ for _ in ()).throw(ValueError("ONNX Runtime cannot open it")))
+        with pytest.raises(ValueError, match="cannot open it"):
+            Embedder.load(tiny)
+        patch.setattr(caching, "_FULL", 2**80)
+        with pytest.raises(OSError, match="No space left"):
+            Embedder.load(tiny)
+    Embedder.load(tiny).close()
+
+
+def test_a_full_disk_is_not_the_exporters_fault(tmp_path, monkeypatch):
+    """What a child says of a full disk becomes the same sentence."""
+    folder = tmp_path / "saved"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({"model_type": "bert"}))
+    (folder / "model.safetensors").write_bytes(b"weights")
+    child = tmp_path / "python"
+    child.write_text(
+        f"#!{sys.executable}\nimport json\nprint(json.dumps({{'error': 'saved cannot be exported: OSError: [Errno 28] No space left on device'}}))"
+    )
+    child.chmod(0o755)
+    for call, out, advice in (
+        (export.export, tmp_path / "out", "Pass a new folder on a disk"),
+        (export.exported, tmp_path / "cache", "Set PENULT_CACHE"),
+    ):
+        with pytest.raises(OSError, match=f"cannot be written: No space left on device. {advice}"):
+            call(folder, out, python=str(child))
+    assert list((tmp_path / "cache" / "exports").iterdir()) == []
+    assert not (tmp_path / "out").exists()
+
+
+def test_files_that_are_holes_are_refused_before_they_are_read(tmp_path, monkeypatch):
+    """A terabyte of nothing is one sentence, at once; so is a graph beyond protobuf's limit."""
+    monkeypatch.setenv("PENULT_CACHE", str(tmp_path / "cache"))
+    for size, words in ((2**40, "at most 137,438,953,472"), (2**36, "the rest is a hole")):
+        with (tmp_path / "weights.bin").open("wb") as file:
+            file.truncate(size)
+        with pytest.raises(ValueError, match=words):
+            caching.hash_files([tmp_path / "weights.bin"])
+    model = tiny_model(tmp_path / "model")
+    os.truncate(model / "onnx" / "model.onnx", 2**40)
+    with pytest.raises(ValueError, match="an ONNX file has at most"):
+        Embedder.load(model)

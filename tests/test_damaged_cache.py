@@ -1,0 +1,270 @@
+"""Whatever happens to a file of the cache, the next load gives the same vectors, and says so where it makes an entry again."""
+
+import hashlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from folder_kit import static_model
+from models import Size, bert_graph, bert_weights, tiny_model
+from safetensors.numpy import save_file
+
+from penult import Embedder
+from penult.core import cache as caching
+from penult.core.cache_entry import making
+
+TEXTS = ["the cat", "a dog sat on the mat"]
+
+
+def empty(path):
+    path.write_bytes(b"")
+
+
+def halve(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def flip(path, place=0.5):
+    data = bytearray(path.read_bytes())
+    data[int(place * (len(data) - 1))] ^= 0x41
+    path.write_bytes(data)
+
+
+def flip_last(path):
+    flip(path, 1.0)
+
+
+def overwrite(path):
+    """Write eight floats into the middle, and put the times back."""
+    status = path.stat()
+    with path.open("r+b") as file:
+        file.seek(max(0, status.st_size // 2 - 32))
+        file.write(np.linspace(-3, 3, 8, dtype=np.float32).tobytes())
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def make_folder(path):
+    path.unlink()
+    path.mkdir()
+
+
+def shut(path):
+    """Leave what a folder on the way has become: a file."""
+    folder = path.parent
+    shutil.rmtree(folder)
+    folder.write_bytes(b"")
+
+
+DAMAGES = [empty, halve, flip, flip_last, overwrite, Path.unlink, make_folder, shut]
+
+
+def inline(folder):
+    return tiny_model(folder, size=Size(hidden=128))
+
+
+def external(folder):
+    graph = tiny_model(folder) / "onnx" / "model.onnx"
+    onnx.save_model(onnx.load(graph), graph, save_as_external_data=True, location="weights.bin", size_threshold=100)
+    return folder
+
+
+def copied(folder):
+    """A static table in half precision, which is converted into the cache."""
+    table = static_model(folder, dimension=256)
+    save_file({"embedding.weight": table.astype(np.float16)}, folder / "0_StaticEmbedding" / "model.safetensors")
+    return folder
+
+
+KINDS = {"small": (tiny_model, "fp32"), "inline": (inline, "fp32"), "external": (external, "fp32"), "copied": (copied, "fp32"),
+         "int8": (tiny_model, "int8")}  # fmt: skip
+
+
+def vectors_of(model, precision):
+    calibration = TEXTS if precision == "int8" else None  # quicker than those that ship with penult
+    with Embedder.load(model, precision=precision, calibration=calibration, threads=1) as e:
+        return e.embed(TEXTS)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_damaged_file_is_noticed(tmp_path, monkeypatch, caplog, kind):
+    """Each file of the cache, damaged in each way: the same vectors, an entry that is made again, and a line that says so."""
+    make, precision = KINDS[kind]
+    model = make(tmp_path / "model")
+    monkeypatch.setattr(caching, "_SMALL", 0)  # so that there are notes of hashes
+    monkeypatch.setattr(caching, "_YOUNG", 0.0)
+    monkeypatch.setenv("PENULT_CACHE", str(tmp_path / "whole"))
+    expected = vectors_of(model, precision)
+    assert np.array_equal(vectors_of(model, precision), expected)
+    files = sorted(path.relative_to(tmp_path / "whole") for path in (tmp_path / "whole").rglob("*") if path.is_file())
+    assert {path.parts[0] for path in files} == {"graphs", "hashes"} | ({"processors"} if precision == "int8" else set())
+    for name in files:
+        if name.parts[0] == "hashes" and kind != "small":
+            continue  # they are all of one kind
+        for damage in DAMAGES:
+            cache = tmp_path / f"{name.name[:8]} {damage.__name__}"
+            shutil.copytree(tmp_path / "whole", cache)
+            monkeypatch.setenv("PENULT_CACHE", str(cache))
+            damage(cache / name)
+            caplog.clear()
+            assert np.array_equal(vectors_of(model, precision), expected), (name, damage)
+            essential = name.parts[0] == "graphs" and (name.name != "padding" or damage is shut)
+            assert ("is made again" in caplog.text) == essential, (name, damage)
+            caplog.clear()
+            if essential and damage in (flip, shut):
+                assert np.array_equal(vectors_of(model, precision), expected)
+                assert caplog.text == "", "the entry is whole again"
+            shutil.rmtree(cache)
+
+
+def test_a_folder_in_place_of_the_entries_is_one_sentence(tmp_path, monkeypatch):
+    """What cannot be mended is named."""
+    monkeypatch.setenv("PENULT_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "graphs").write_bytes(b"")
+    with pytest.raises(OSError, match=r"cannot be written: .*\. Set PENULT_CACHE to a folder"):
+        vectors_of(tiny_model(tmp_path / "model"), "fp32")
+
+
+@pytest.fixture
+def large(monkeypatch, tmp_path):
+    """A model whose hash is noted though it is small and young, in a cache of its own."""
+    monkeypatch.setenv("PENULT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(caching, "_SMALL", 0)
+    monkeypatch.setattr(caching, "_YOUNG", 0.0)
+    return tiny_model(tmp_path / "model")
+
+
+def forge(path):
+    """Note another hash for a file as it is now: what a disk that changes bytes by itself, or a clock put back, amounts to."""
+    status = path.stat()
+    state = (path.resolve(), status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
+    note = caching.cache_folder() / "hashes" / hashlib.sha256("\0".join(map(str, state)).encode()).hexdigest()[:32]
+    assert note.exists()
+    caching.write_note(note, "0" * 64)
+
+
+@pytest.mark.parametrize("file", ["onnx/model.onnx", "tokenizer.json"])
+def test_a_pinned_load_believes_no_note(large, file):
+    """`fingerprint=` hashes every byte; without it a note of the same path, size, inode and times is believed."""
+    with Embedder.load(large) as e:
+        fingerprint = e.fingerprint
+    forge(large / file)
+    with Embedder.load(large) as e:
+        assert e.fingerprint != fingerprint
+    with Embedder.load(large, fingerprint=fingerprint) as e:
+        assert e.fingerprint == fingerprint
+    (large / file).write_bytes((large / file).read_bytes() + b" ")
+    with pytest.raises(ValueError, match=r"has the fingerprint|is not a whole ONNX file"):
+        Embedder.load(large, fingerprint=fingerprint)
+
+
+def test_a_pinned_load_checks_the_entry(large, tmp_path, caplog):
+    """An entry whose bytes changed on the disk without a trace is made again for a pinned load."""
+    with Embedder.load(large) as e:
+        expected, fingerprint = e.embed(TEXTS), e.fingerprint
+    (graph,) = (tmp_path / "cache" / "graphs").glob("*/model.onnx")
+    before = caching.hash_files([graph])
+    flip(graph)
+    caching.hash_files([graph])
+    status = graph.stat()
+    state = (graph.resolve(), status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
+    name = hashlib.sha256("\0".join(map(str, state)).encode()).hexdigest()[:32]
+    caching.write_note(tmp_path / "cache" / "hashes" / name, before)
+    with Embedder.load(large, fingerprint=fingerprint) as e:
+        assert np.array_equal(e.embed(TEXTS), expected)
+    assert "is made again" in caplog.text
+
+
+def test_young_files_have_no_note(monkeypatch, tmp_path):
+    """The hash of a file that was changed less than two seconds ago, or in the future, is neither noted nor looked up."""
+    monkeypatch.setenv("PENULT_CACHE", str(tmp_path / "cache"))
+    file = tmp_path / "file"
+    file.write_bytes(b"a" * 2**20)
+    now = time.time()
+    first = caching.hash_files([file])
+    assert not (tmp_path / "cache").exists()
+    monkeypatch.setattr(caching.time, "time", lambda: now + 3)
+    assert caching.hash_files([file]) == first
+    assert len(list((tmp_path / "cache" / "hashes").iterdir())) == 1
+    forge(file)
+    assert caching.hash_files([file]) == "0" * 64
+    assert caching.hash_files([file], reread=True) == first
+    forge(file)
+    monkeypatch.setattr(caching.time, "time", lambda: now - 3600)
+    assert caching.hash_files([file]) == first
+    monkeypatch.setattr(caching.time, "time", lambda: now + 3)
+    os.utime(file, (now + 1000, now + 1000))
+    assert caching.hash_files([file]) == first
+    assert len(list((tmp_path / "cache" / "hashes").iterdir())) == 1
+
+
+@pytest.mark.parametrize("external", [False, True])
+def test_another_model_of_the_same_size_and_times_is_another(tmp_path, monkeypatch, external):
+    """As `rm -r model; tar xf v2.tar` of a reproducible archive does: the new vectors come out, and a pin refuses them."""
+    monkeypatch.setenv("PENULT_CACHE", str(tmp_path / "cache"))
+    models = []
+    for seed in (0, 1):
+        folder = inline(tmp_path / f"v{seed}")
+        graph = folder / "onnx" / "model.onnx"
+        onnx.save(bert_graph(bert_weights(Size(hidden=128), seed=seed), 4), graph)
+        if external:
+            onnx.save_model(onnx.load(graph), graph, save_as_external_data=True, location="weights.bin", size_threshold=100)
+        models.append(folder)
+    expected = [vectors_of(model, "fp32") for model in models]
+    target = tmp_path / "model"
+
+    def unpack(model):
+        shutil.rmtree(target, ignore_errors=True)
+        shutil.copytree(model, target)
+        for path in (target, *target.rglob("*")):
+            os.utime(path, (10**9, 10**9))
+
+    unpack(models[0])
+    with Embedder.load(target) as e:
+        pin = e.fingerprint
+        assert np.array_equal(e.embed(TEXTS), expected[0])
+    unpack(models[1])
+    assert np.array_equal(vectors_of(target, "fp32"), expected[1])
+    with pytest.raises(ValueError, match="has the fingerprint"):
+        Embedder.load(target, fingerprint=pin)
+
+
+def test_what_killed_makers_left_is_removed(tmp_path):
+    """A folder of a dead maker goes at once, of another machine after a day; one that is being made stays."""
+    code = "import os, sys; from pathlib import Path; from penult.core.cache_entry import making\n"
+    code += "with making(Path(sys.argv[1]), 'making') as folder: print(folder, flush=True); sys.stdin.read()"
+    children = [
+        subprocess.Popen([sys.executable, "-c", code, tmp_path], stdin=-1, stdout=-1, text=True) for _ in range(2)
+    ]  # fmt: skip
+    alive, dead = (Path(child.stdout.readline().strip()) for child in children)
+    children[1].send_signal(signal.SIGKILL)
+    children[1].communicate()
+    (dead / "half").write_bytes(b"half")
+    for name, age in ((".making-elsewhere-1", 3600), (".making-elsewhere-2", 2 * 86400), (".other", 9 * 86400)):
+        (tmp_path / name).mkdir()
+        os.utime(tmp_path / name, (time.time() - age,) * 2)
+    with making(tmp_path, "making") as mine:
+        assert {path.name for path in tmp_path.iterdir()} == {alive.name, mine.name, ".making-elsewhere-1", ".other"}
+    children[0].communicate("")
+    assert not mine.exists()
+    assert {path.name for path in tmp_path.iterdir()} == {".making-elsewhere-1", ".other"}
+
+
+def test_a_killed_load_leaves_nothing_for_the_next(tmp_path, monkeypatch):
+    """The load after a `kill -9` in the middle of making an entry leaves one whole entry and nothing else."""
+    monkeypatch.setenv("PENULT_CACHE", str(tmp_path / "cache"))
+    model = tiny_model(tmp_path / "model")
+    code = "import os, signal, sys; from penult import Embedder; from penult.core import cache_entry, prepare\n"
+    code += "prepare.install = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\nEmbedder.load(sys.argv[1])"
+    assert subprocess.run([sys.executable, "-c", code, model]).returncode == -signal.SIGKILL
+    assert len(list((tmp_path / "cache" / "graphs").iterdir())) == 1
+    vectors_of(model, "fp32")
+    (entry,) = (tmp_path / "cache" / "graphs").iterdir()
+    assert not entry.name.startswith(".")
