@@ -9,8 +9,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-
 from penult.core.recipe import Recipe
 from penult.core.runner import WINDOW
 from penult.core.tokenized import Tokenized
@@ -49,11 +47,7 @@ class TextReader:
         longest = self._recipe.longest(role)
         limit = longest if longest < self._recipe.max_length else None
         windows = (
-            replace(
-                self._tokenizer.tokenize(texts[start : start + WINDOW], prompt, limit),
-                role=role,
-                fingerprint=self._fingerprint,
-            )
+            replace(self._tokenize(texts, start, prompt, limit), role=role, fingerprint=self._fingerprint)
             for start in range(0, max(len(texts), 1), WINDOW)
         )
         truncated = 0
@@ -68,6 +62,13 @@ class TextReader:
                 TruncationWarning,
                 stacklevel=_levels(),
             )
+
+    def _tokenize(self, texts: Sequence[str], start: int, prompt: str, limit: int | None) -> Tokenized:
+        """Tokenize the window of the texts that begins at `start`; an error counts its rows from the first text."""
+        try:
+            return self._tokenizer.tokenize(texts[start : start + WINDOW], prompt, limit)
+        except TextError as error:
+            raise TextError({start + row: why for row, why in error.rows.items()}, len(texts)) from error
 
     def _prompt(self, role: Role, prompt: str | None) -> str:
         """Return what is put before each text."""
@@ -99,11 +100,13 @@ def _untruncated(windows: list[Tokenized], longest: int) -> list[Tokenized]:
     Raises:
         TextError: some were; its `rows` has all of them.
     """
-    dropped = np.concatenate([window.dropped for window in windows])
-    counts = np.concatenate([window.counts for window in windows])
-    rows = np.flatnonzero(dropped).tolist()
+    whole = Tokenized.join(windows)
+    sizes = whole.counts + whole.dropped
+    rows = {
+        row: f"has {'at least ' if whole.at_least is not None and whole.at_least[row] else ''}{sizes[row]} tokens, the model "
+        f"takes {longest}"
+        for row in whole.truncated.tolist()
+    }
     if rows:
-        raise TextError(
-            {row: f"has {counts[row] + dropped[row]} tokens, the model takes {longest}" for row in rows}, len(counts)
-        )
+        raise TextError(rows, len(whole))
     return windows
