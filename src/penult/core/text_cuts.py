@@ -91,14 +91,13 @@ def cuts_of(normalizer: Part | None, pre_tokenizer: Part | None, added: Sequence
     used = {char for pattern in replaced if pattern not in (None, " ") for char in pattern}
     spaces_replaced = " " in replaced
     behind = _without(_behind(steps, spaces_replaced=spaces_replaced), used)
-    isolated = any(part["type"] == "BertNormalizer" and part["handle_chinese_chars"] for part in normalizers)
+    # Within an added token, as before the "]" of "[MASK]", is no place to cut.
+    within = {pair[1] for token in added for pair in re.findall(f"(?=([{_LETTERS}].))", token.content, re.DOTALL)}
+    behind = "".join(char for char in behind if char not in within and not (char == " " and "\u2581" in within))
     places = [f"(?<=[{_LETTERS}])(?=[{re.escape(behind)}][{_LETTERS}])"] if behind else []
-    across = [f"[{_LETTERS}][{re.escape(behind)}\u2581]"]
-    if behind and isolated:
+    isolated = any(part["type"] == "BertNormalizer" and part["handle_chinese_chars"] for part in normalizers)
+    if behind and isolated and not any(re.search(f"[{IDEOGRAPHS}][{_LETTERS}]", token.content) for token in added):
         places.append(f"(?<=[{IDEOGRAPHS}])(?=[{_LETTERS}])")
-        across.append(f"[{IDEOGRAPHS}][{_LETTERS}]")
-    if any(re.search("|".join(across), token.content) for token in added):
-        places = []
     one_sided = any(part["type"] == "Prepend" or (part["type"] == "Strip" and part["strip_left"]) for part in normalizers)
     sticky = any(token.single_word or (token.rstrip and re.search(f"[{_LETTERS}]\\Z", token.content)) for token in added)
     strips = any(token.lstrip or token.rstrip for token in added)

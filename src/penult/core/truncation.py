@@ -81,11 +81,20 @@ class _Reading:
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """A part of a text, and the rivals whose first tokens must be the same."""
+    """A part of a text.
+
+    Attributes:
+        reading: the text.
+        text: the part.
+        last: whether nothing of the text is left after it.
+        in_word: whether it ends within a word, where only those tokens count with which the `rivals` begin too.
+        rivals: see `WordPlaces`.
+    """
 
     reading: _Reading
     text: str
     last: bool
+    in_word: bool = False
     rivals: tuple[str, ...] = ()
 
 
@@ -158,7 +167,7 @@ class Truncation:
         end = len(ids) - after
         if before < end:
             reading.ends = (ids[:before], types[:before], ids[end:], types[end:])
-        count = _agreeing(ids[before:end], rivals, before, after) if rivals else end - before
+        count = _agreeing(ids[before:end], rivals, before, after) if part.in_word else end - before
         new, new_types = ids[before : before + count], types[before : before + count]
         content = new + reading.ids if self._from_end else reading.ids + new
         content_types = new_types + reading.types if self._from_end else reading.types + new_types
@@ -178,7 +187,7 @@ class Truncation:
     def _keep(self, part: _Part, content: list[int], types: list[int]) -> None:
         """Keep the tokens of a part where those of the text after it do not depend on it; else more is read at once."""
         reading = part.reading
-        if self._cuts.apart and not part.rivals:
+        if self._cuts.apart and not part.in_word:
             reading.done += len(part.text)
             reading.ids, reading.types = content, types
         else:
@@ -219,7 +228,8 @@ class Truncation:
             return None
         for end, ends in self._word_places.find(text, start + size, start + 2 * size):
             if (end - start) * (1 + len(ends)) <= MOST_CHARACTERS:
-                return _Part(reading, text[start:end], last=False, rivals=tuple(text[start:i] for i in ends))
+                rivals = tuple(text[start:i] for i in ends)
+                return _Part(reading, text[start:end], last=False, in_word=True, rivals=rivals)
         return None
 
     def _before_end(self, reading: _Reading, size: int) -> _Part | None:
