@@ -5,7 +5,7 @@ prompt + text -> Tokenizer -> Tokenized, window by window
 
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -34,6 +34,15 @@ class TextReader:
         self._truncate = truncate
         self._fingerprint = fingerprint
         self._warned = False
+
+    def check_prompts(self, roles: Iterable[Role]) -> None:
+        """Check that the prompts of some roles leave room for a text.
+
+        Raises:
+            ValueError: one fills the length of its role, or that length holds special tokens alone.
+        """
+        for role in roles:
+            self._tokenizer.tokenize([], self._recipe.prompts[role], self._recipe.longest(role))
 
     def windows(self, texts: Sequence[str], role: Role, prompt: str | None) -> Iterator[Tokenized]:
         """Tokenize window by window, at least one; a text that is too long is an error or a warning.

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from reprlib import repr as short
 from typing import Any
 
 import numpy as np
@@ -37,6 +38,7 @@ from penult.core.text_cuts import AddedText, Cuts, cuts_of
 from penult.core.tokenized import Tokenized
 from penult.core.truncation import Truncation, around
 from penult.core.word_places import WordPlaces
+from penult.types import PromptError
 
 BARE = TokenizerConfig(Path(), None, {}, {}, (), {}, {})  # tokenizer.json alone, as a static embedding reads it
 BEYOND_FILE = ("RoFormerTokenizer",)  # classes with a step that tokenizer.json cannot hold: jieba's words
@@ -63,7 +65,7 @@ class Tokenizer:
 
     Raises:
         FileNotFoundError: the folder holds no tokenizer.
-        ValueError: a file or a setting cannot be used, the tokenizer repeats the text, or `max_length` leaves no room for
+        ValueError: a file or a setting cannot be used, the tokenizer repeats the text, or `max_length` leaves no room beside
             the specials.
     """
 
@@ -100,6 +102,7 @@ class Tokenizer:
         self._tokenizer.no_padding()
         if not isinstance(self._tokenizer, _Slow):
             self._check_template(self._tokenizer)
+        self._side = side
         self._truncation = Truncation(
             self._encode,
             partial(_cuts_of, self._tokenizer),
@@ -118,8 +121,10 @@ class Tokenizer:
 
         Raises:
             TypeError: a text is no str, or holds a lone surrogate; see `unencodable`.
+            PromptError: the prompt leaves no room for a text.
+            TextError: a text is too long and has no place where it may be cut; see `truncation`.
             ValueError: the tokenizer's file has no token for a part of a text and none for what is unknown, or `limit` leaves
-                no room for the specials.
+                no room beside the specials.
         """
         most = self.max_length
         if limit is not None:
@@ -180,8 +185,11 @@ class Tokenizer:
         tokenizer.no_truncation()  # `Truncation` does it
 
     def _check_length(self, name: str, length: int) -> None:
-        if length < max(1, self.special_tokens):
-            raise ValueError(f"{name} is {length}, and every text has {self.special_tokens} special tokens; it must be larger.")
+        if length <= self.special_tokens:
+            raise ValueError(
+                f"{name} is {length}, and every text has {self.special_tokens} special tokens, so that none of a text "
+                f"fits; it must be at least {self.special_tokens + 1}."
+            )
 
     def _encode(self, texts: Sequence[str]) -> "list[Encoding] | list[_SlowEncoding]":
         try:
@@ -204,6 +212,12 @@ class Tokenizer:
         The last token is the template's [SEP] or </s>, or one that the prompt itself ends with.
         """
         encoding = self._tokenizer.encode(prompt, add_special_tokens=self._add_special_tokens)
+        # The end of a prompt may become one token with the text. On the left, the prompt itself is cut off.
+        if len(encoding.ids) >= limit < len(self._encode([prompt + "a"])[0].ids) and self._side == "right":
+            raise PromptError(
+                f"The prompt {short(prompt)} has {len(encoding.ids)} tokens with the special tokens, and a text has {limit} at "
+                f"most, so that none of a text fits. Shorten the prompt, or pass max_length>={len(encoding.ids) + 1}."
+            )
         length = min(len(encoding.ids), limit)
         if length == self.special_tokens:
             return 0
