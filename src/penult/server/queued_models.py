@@ -72,7 +72,9 @@ class ModelQueue:
                 tokenized = tokenize(texts)
             else:
                 tokenized = await asyncio.to_thread(tokenize, texts)
-        except (PromptError, TextError) as error:
+        except PromptError as error:
+            raise Refusal("text", str(error), param="prompt") from error
+        except TextError as error:
             raise Refusal("text", str(error)) from error
         self._metrics.tokenized(tokenized.counts.tolist(), len(tokenized.truncated), time.monotonic() - started)
         return tokenized
