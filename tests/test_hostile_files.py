@@ -440,7 +440,7 @@ def test_a_value_of_the_wrong_type_is_refused(tmp_path, name, key):
 def use(folder):
     """Read a folder's recipe and tokenise with it."""
     found = read(folder, Overrides())
-    return Tokenizer(folder, max_length=max(found.max_length, 2), side=found.side).tokenize(["a"], found.prompts["query"])
+    return Tokenizer(folder, max_length=max(found.max_length, 6), side=found.side).tokenize(["a"], found.prompts["query"])
 
 
 def test_a_tokenizer_that_repeats_the_text(tmp_path):

@@ -353,10 +353,19 @@ def test_an_argument_beyond_the_positions(folder):
         Embedder.load(folder, max_length=200)
 
 
-def test_a_length_without_room_for_the_specials(folder):
-    """A length shorter than [CLS] and [SEP] is refused."""
-    with pytest.raises(ValueError, match="max_length is 1, and every text has 2 special tokens"):
-        Embedder.load(folder, max_length=1)
+def test_a_length_without_room(folder):
+    """A length that special tokens or a prompt fill is refused at load, whether an argument, a file or a call says so."""
+    for length in (1, 2):
+        with pytest.raises(ValueError, match=f"max_length is {length}, and every text has 2 special tokens"):
+            Embedder.load(folder, max_length=length)
+    filling = "fish " * 70
+    with pytest.raises(ValueError, match=r"The prompt .* has 72 tokens .* 64 at most, so that none of a text fits"):
+        Embedder.load(folder, prompts={"query": filling}, **QUIET)
+    with Embedder.load(folder, **QUIET) as e, pytest.raises(ValueError, match="has 72 tokens"):
+        e.embed(["cat"], prompt=filling)
+    write_json(folder / "sentence_bert_config.json", {"max_seq_length": 2})
+    with pytest.raises(ValueError, match="max_length is 2, and every text has 2 special tokens"):
+        Embedder.load(folder)
 
 
 # --- prompts

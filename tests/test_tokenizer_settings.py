@@ -11,6 +11,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from penult.core.config.tokenizer_config import decisive_files, padding_side, read_config, stated_side
 from penult.core.tokenizer import Tokenizer
+from penult.types import PromptError
 
 BERT = {"tokenizer_class": "BertTokenizer"}
 SIZE = tokenizer().get_vocab_size()
@@ -304,7 +305,7 @@ def test_without_special_tokens(tmp_path):
 
 @pytest.mark.parametrize("side", ["right", "left"])
 @pytest.mark.parametrize("prompt", ["", "query: "])
-@pytest.mark.parametrize("limit", [2, 3, 7, 9, 40])
+@pytest.mark.parametrize("limit", [5, 6, 7, 9, 40])
 def test_a_limit_cuts_as_a_shorter_max_length_does(tmp_path, side, prompt, limit):
     """`limit` gives the ids, the segment ids and the counts of a tokenizer of that max_length, and changes no other call."""
     folder = saved(tmp_path, config={})
@@ -325,10 +326,29 @@ def test_limits_of_several_threads(tmp_path):
 
 
 def test_a_limit_without_room(tmp_path):
-    """A limit below the special tokens is an error, as a max_length is."""
-    made = Tokenizer(saved(tmp_path, config={}), max_length=12)
-    with pytest.raises(ValueError, match="limit is 1, and every text has 2 special tokens; it must be larger"):
-        made.tokenize(["cat"], limit=1)
+    """A limit that special tokens alone fill is an error, as such a max_length is; one more token is enough."""
+    folder = saved(tmp_path, config={})
+    made = Tokenizer(folder, max_length=12)
+    for limit in (1, 2):
+        refused = f"is {limit}, and every text has 2 special tokens, so that none of a text fits; it must be at least 3"
+        with pytest.raises(ValueError, match=f"limit {refused}"):
+            made.tokenize(["cat"], limit=limit)
+        with pytest.raises(ValueError, match=f"max_length {refused}"):
+            Tokenizer(folder, max_length=limit)
+    assert made.tokenize(["cat dog"], limit=3).counts == [3]
+    assert Tokenizer(folder, max_length=1, add_special_tokens=False).tokenize(["cat dog"]).counts == [1]
+
+
+def test_a_prompt_without_room(tmp_path):
+    """A prompt that fills the length is an error, where the end of a text is cut off; where its start is, the prompt goes."""
+    folder = saved(tmp_path, config={})
+    made = Tokenizer(folder, max_length=12)
+    for limit in (3, 4):
+        with pytest.raises(PromptError, match=rf"'query: ' has 4 tokens .* {limit} at most, .* pass max_length>=5"):
+            made.tokenize(["cat"], "query: ", limit=limit)
+    assert made.tokenize(["cat"], "query: ", limit=5).counts == [5]
+    left = Tokenizer(folder, max_length=3, side="left").tokenize(["cat dog"], "query: ")
+    assert [VOCABULARY[index] for index in left.ids[0]] == ["[CLS]", "dog", "[SEP]"]
 
 
 @pytest.mark.parametrize(

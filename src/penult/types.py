@@ -30,6 +30,10 @@ class TruncationWarning(UserWarning):
     """Some texts were longer than the model takes, and were cut."""
 
 
+class PromptError(ValueError):
+    """A prompt leaves no room for a text."""
+
+
 class TextError(ValueError):
     """Some texts cannot be embedded; `rows` says which and why, so that a caller can go on with the others."""
 

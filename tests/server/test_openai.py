@@ -203,6 +203,7 @@ def test_prompts_by_name_and_of_the_request(prompted, body, role, prompt):
         ({"prompt_name": "passage", "input_type": "query"}, "prompt_name", "of the other role"),
         ({"prompt": "x" * 4097}, "prompt", "at most 4096 characters"),
         ({"prompt": ["a"]}, "prompt", "valid string"),
+        ({"prompt": "fish " * 70}, "prompt", "has 72 tokens with the special tokens, and a text has 64 at most"),
     ],
 )
 def test_a_prompt_that_cannot_be_put_is_refused(prompted, body, param, words):

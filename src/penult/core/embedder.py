@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import islice
-from typing import Self
+from typing import Self, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -68,6 +68,7 @@ class Embedder:
                 )
         self._fingerprint = self._recipe.fingerprint
         self._reader = TextReader(runner.tokenizer, self._recipe, runtime.truncate, self._fingerprint)
+        self._reader.check_prompts(role for role in get_args(Role) if self._for(role) is self)
 
     @classmethod
     def load(

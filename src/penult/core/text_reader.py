@@ -5,11 +5,9 @@ prompt + text -> Tokenizer -> Tokenized, window by window
 
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-
-import numpy as np
 
 from penult.core.recipe import Recipe
 from penult.core.runner import WINDOW
@@ -37,6 +35,15 @@ class TextReader:
         self._fingerprint = fingerprint
         self._warned = False
 
+    def check_prompts(self, roles: Iterable[Role]) -> None:
+        """Check that the prompts of some roles leave room for a text.
+
+        Raises:
+            ValueError: one fills the length of its role, or that length holds special tokens alone.
+        """
+        for role in roles:
+            self._tokenizer.tokenize([], self._recipe.prompts[role], self._recipe.longest(role))
+
     def windows(self, texts: Sequence[str], role: Role, prompt: str | None) -> Iterator[Tokenized]:
         """Tokenize window by window, at least one; a text that is too long is an error or a warning.
 
@@ -49,11 +56,7 @@ class TextReader:
         longest = self._recipe.longest(role)
         limit = longest if longest < self._recipe.max_length else None
         windows = (
-            replace(
-                self._tokenizer.tokenize(texts[start : start + WINDOW], prompt, limit),
-                role=role,
-                fingerprint=self._fingerprint,
-            )
+            replace(self._tokenize(texts, start, prompt, limit), role=role, fingerprint=self._fingerprint)
             for start in range(0, max(len(texts), 1), WINDOW)
         )
         truncated = 0
@@ -68,6 +71,13 @@ class TextReader:
                 TruncationWarning,
                 stacklevel=_levels(),
             )
+
+    def _tokenize(self, texts: Sequence[str], start: int, prompt: str, limit: int | None) -> Tokenized:
+        """Tokenize the window of the texts that begins at `start`; an error counts its rows from the first text."""
+        try:
+            return self._tokenizer.tokenize(texts[start : start + WINDOW], prompt, limit)
+        except TextError as error:
+            raise TextError({start + row: why for row, why in error.rows.items()}, len(texts)) from error
 
     def _prompt(self, role: Role, prompt: str | None) -> str:
         """Return what is put before each text."""
@@ -99,11 +109,13 @@ def _untruncated(windows: list[Tokenized], longest: int) -> list[Tokenized]:
     Raises:
         TextError: some were; its `rows` has all of them.
     """
-    dropped = np.concatenate([window.dropped for window in windows])
-    counts = np.concatenate([window.counts for window in windows])
-    rows = np.flatnonzero(dropped).tolist()
+    whole = Tokenized.join(windows)
+    sizes = whole.counts + whole.dropped
+    rows = {
+        row: f"has {'at least ' if whole.at_least is not None and whole.at_least[row] else ''}{sizes[row]} tokens, the model "
+        f"takes {longest}"
+        for row in whole.truncated.tolist()
+    }
     if rows:
-        raise TextError(
-            {row: f"has {counts[row] + dropped[row]} tokens, the model takes {longest}" for row in rows}, len(counts)
-        )
+        raise TextError(rows, len(whole))
     return windows

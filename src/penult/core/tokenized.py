@@ -5,7 +5,6 @@ The server queues it, merges it with those of other requests and splits it again
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,10 +27,12 @@ class Tokenized:
         flat_ids: (sum of `counts`,) int32, token ids of all texts one after the other, special tokens included.
         flat_types: (sum of `counts`,) int32, segment ids.
         starts: (N + 1,) int64, index of each text's first token in these two; the last is their length.
-        dropped: (N,) int64, tokens of each text that exceeded the limit and were cut off.
+        dropped: (N,) int64, tokens of each text that exceeded the limit and were cut off; see `at_least`.
         prompt_tokens: (N,) int64, leading tokens of each text that belong to the prompt.
         role: what the texts are for.
         fingerprint: fingerprint of the embedder that tokenized them; `run` of any other raises a ValueError.
+        at_least: (N,) bool, whether more than `dropped` tokens of a text may have been cut off: of a long text, only as much is
+            tokenized as fills the limit. None: of no text.
     """
 
     flat_ids: NDArray[np.int32]
@@ -41,20 +42,27 @@ class Tokenized:
     prompt_tokens: NDArray[np.int64]
     role: Role = "document"
     fingerprint: str = ""
+    at_least: NDArray[np.bool_] | None = None
 
     @classmethod
     def of(
-        cls, ids: Sequence[Sequence[int]], types: Sequence[Sequence[int]] | None, dropped: Sequence[int], prompt_tokens: int
+        cls,
+        ids: Sequence[Sequence[int] | NDArray[np.int32]],
+        types: Sequence[Sequence[int] | NDArray[np.int32]] | None,
+        dropped: Sequence[int],
+        prompt_tokens: int,
+        at_least: Sequence[bool] = (),
     ) -> "Tokenized":
-        """Return N texts from lists of ids and segment ids (None: all 0); all have the same prompt."""
+        """Return N texts from their ids and segment ids (None: all 0); all have the same prompt."""
         starts = np.zeros(len(ids) + 1, np.int64)
         np.cumsum([len(row) for row in ids], out=starts[1:])
         return cls(
-            _flat(ids, int(starts[-1])),
-            np.zeros(starts[-1], np.int32) if types is None else _flat(types, int(starts[-1])),
+            _flat(ids),
+            np.zeros(starts[-1], np.int32) if types is None else _flat(types),
             starts,
             np.asarray(dropped, np.int64),
             np.full(len(ids), prompt_tokens, np.int64),
+            at_least=np.asarray(at_least, np.bool_) if any(at_least) else None,
         )
 
     @classmethod
@@ -77,6 +85,7 @@ class Tokenized:
             np.concatenate([part.prompt_tokens for part in parts]),
             parts[0].role,
             parts[0].fingerprint,
+            None if all(part.at_least is None for part in parts) else np.concatenate([part._lower_bounds() for part in parts]),
         )
 
     def select(self, rows: Sequence[int]) -> "Tokenized":
@@ -96,6 +105,7 @@ class Tokenized:
             self.prompt_tokens[index],
             self.role,
             self.fingerprint,
+            None if self.at_least is None else self.at_least[index],
         )
 
     def check(self, fingerprint: str) -> None:
@@ -115,6 +125,7 @@ class Tokenized:
             return NotImplemented
         names = ("starts", "flat_ids", "flat_types", "dropped", "prompt_tokens")
         same = all(np.array_equal(getattr(self, name), getattr(other, name)) for name in names)
+        same = same and np.array_equal(self._lower_bounds(), other._lower_bounds())
         return same and (self.role, self.fingerprint) == (other.role, other.fingerprint)
 
     __hash__ = None  # type: ignore[assignment] # it holds arrays
@@ -142,6 +153,9 @@ class Tokenized:
         """Int64, the rows of the texts that were truncated."""
         return np.flatnonzero(self.dropped)
 
+    def _lower_bounds(self) -> NDArray[np.bool_]:
+        return np.zeros(len(self), np.bool_) if self.at_least is None else self.at_least
 
-def _flat(rows: Sequence[Sequence[int]], size: int) -> NDArray[np.int32]:
-    return np.fromiter(chain.from_iterable(rows), np.int32, size)
+
+def _flat(rows: Sequence[Sequence[int] | NDArray[np.int32]]) -> NDArray[np.int32]:
+    return np.concatenate([np.empty(0, np.int32), *(np.asarray(row, np.int32) for row in rows)])

@@ -9,8 +9,10 @@ import importlib.util
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from reprlib import repr as short
 from typing import Any
 
 import numpy as np
@@ -32,7 +34,11 @@ from penult.core.config.tokenizer_config import (
 )
 from penult.core.model_inputs import Padded
 from penult.core.shutdown_guard import ShutdownGuard
+from penult.core.text_cuts import AddedText, Cuts, cuts_of
 from penult.core.tokenized import Tokenized
+from penult.core.truncation import Truncation, around
+from penult.core.word_places import WordPlaces
+from penult.types import PromptError
 
 BARE = TokenizerConfig(Path(), None, {}, {}, (), {}, {})  # tokenizer.json alone, as a static embedding reads it
 BEYOND_FILE = ("RoFormerTokenizer",)  # classes with a step that tokenizer.json cannot hold: jieba's words
@@ -59,7 +65,7 @@ class Tokenizer:
 
     Raises:
         FileNotFoundError: the folder holds no tokenizer.
-        ValueError: a file or a setting cannot be used, the tokenizer repeats the text, or `max_length` leaves no room for
+        ValueError: a file or a setting cannot be used, the tokenizer repeats the text, or `max_length` leaves no room beside
             the specials.
     """
 
@@ -94,15 +100,16 @@ class Tokenizer:
         self.pad_id = int(own.get("pad_id") or 0) if self.pad_token_id is None else self.pad_token_id
         self.cls_token_id = self._first_id(config.token("cls_token"), _stated_cls(self._tokenizer), "[CLS]")
         self._tokenizer.no_padding()
-        # Truncation counts a text once; a template that repeats it makes more tokens than the model may take.
-        self._tokenizer.enable_truncation(self.special_tokens + 1)
-        if (made := len(self._encode(["a b c d"])[0].ids)) > self.special_tokens + 1:
-            raise ValueError(
-                f"{folder}: the tokenizer makes {made} tokens where {self.special_tokens + 1} are the most allowed; its "
-                "post-processor must hold the text once. Fetch tokenizer.json again."
-            )
+        if not isinstance(self._tokenizer, _Slow):
+            self._check_template(self._tokenizer)
         self._side = side
-        self._tokenizer.enable_truncation(max_length, direction=side)
+        self._truncation = Truncation(
+            self._encode,
+            partial(_cuts_of, self._tokenizer),
+            partial(_word_places_of, self._tokenizer),
+            side=side,
+            special_tokens=self.special_tokens,
+        )
 
     def tokenize(self, texts: Sequence[str], prompt: str = "", limit: int | None = None) -> Tokenized:
         """Return texts as token ids, the prompt put before each.
@@ -114,20 +121,26 @@ class Tokenizer:
 
         Raises:
             TypeError: a text is no str, or holds a lone surrogate; see `unencodable`.
+            PromptError: the prompt leaves no room for a text.
+            TextError: a text is too long and has no place where it may be cut; see `truncation`.
             ValueError: the tokenizer's file has no token for a part of a text and none for what is unknown, or `limit` leaves
-                no room for the specials.
+                no room beside the specials.
         """
+        most = self.max_length
         if limit is not None:
             self._check_length("limit", limit)
-        batch = self._encode([prompt + text for text in texts] if prompt else list(texts))
-        ids = [encoding.ids for encoding in batch]
-        types = [encoding.type_ids for encoding in batch] if self._typed else None
-        specials = self.special_tokens
-        dropped = [sum(len(over.ids) - specials for over in encoding.overflowing) for encoding in batch]
-        if limit is not None and limit < self.max_length:
-            self._cut(ids, types, dropped, batch, limit)
-        prompt_tokens = self._prompt_tokens(prompt, self.max_length if limit is None else limit) if prompt else 0
-        return Tokenized.of(ids, types, dropped, prompt_tokens)
+            most = min(limit, most)
+        if not all(isinstance(text, str) for text in texts):
+            self._encode(list(texts))  # raises what tokenizers says of it
+        rows = self._truncation.read((prompt + text for text in texts) if prompt else texts, most)
+        prompt_tokens = self._prompt_tokens(prompt, most) if prompt else 0
+        return Tokenized.of(
+            [row.ids for row in rows],
+            [row.types for row in rows] if self._typed else None,
+            [row.dropped for row in rows],
+            prompt_tokens,
+            [not row.whole for row in rows],
+        )
 
     def token_id(self, token: str) -> int | None:
         """Look up the id of a token, None where the vocabulary has no such token."""
@@ -160,26 +173,23 @@ class Tokenizer:
                 pooling[b, start + min(tokenized.prompt_tokens[row], count) : start + count] = 1
         return Padded(ids, mask, types, pooling)
 
-    def _check_length(self, name: str, length: int) -> None:
-        if length < max(1, self.special_tokens):
-            raise ValueError(f"{name} is {length}, and every text has {self.special_tokens} special tokens; it must be larger.")
+    def _check_template(self, tokenizer: FastTokenizer) -> None:
+        # Truncation counts a text once; a template that repeats it makes more tokens than the model may take.
+        most = self.special_tokens + 1
+        tokenizer.enable_truncation(most)
+        if (made := len(self._encode(["a b c d"])[0].ids)) > most:
+            raise ValueError(
+                f"{self._folder}: the tokenizer makes {made} tokens where {most} are the most allowed; its post-processor must "
+                "hold the text once. Fetch tokenizer.json again."
+            )
+        tokenizer.no_truncation()  # `Truncation` does it
 
-    def _cut(
-        self,
-        ids: list[list[int]],
-        types: list[list[int]] | None,
-        dropped: list[int],
-        batch: "Sequence[Encoding] | Sequence[_SlowEncoding]",
-        limit: int,
-    ) -> None:
-        """Shorten texts to `limit` tokens as truncation would have: the text is cut, the special tokens around it stay."""
-        for row, tokens in enumerate(ids):
-            if (over := len(tokens) - limit) > 0:
-                before, after = _around(batch[row].special_tokens_mask)
-                start = before if self._side == "left" else len(tokens) - after - over
-                for values in (tokens, *([] if types is None else [types[row]])):
-                    del values[start : start + over]
-                dropped[row] += over
+    def _check_length(self, name: str, length: int) -> None:
+        if length <= self.special_tokens:
+            raise ValueError(
+                f"{name} is {length}, and every text has {self.special_tokens} special tokens, so that none of a text "
+                f"fits; it must be at least {self.special_tokens + 1}."
+            )
 
     def _encode(self, texts: Sequence[str]) -> "list[Encoding] | list[_SlowEncoding]":
         try:
@@ -202,10 +212,16 @@ class Tokenizer:
         The last token is the template's [SEP] or </s>, or one that the prompt itself ends with.
         """
         encoding = self._tokenizer.encode(prompt, add_special_tokens=self._add_special_tokens)
+        # The end of a prompt may become one token with the text. On the left, the prompt itself is cut off.
+        if len(encoding.ids) >= limit < len(self._encode([prompt + "a"])[0].ids) and self._side == "right":
+            raise PromptError(
+                f"The prompt {short(prompt)} has {len(encoding.ids)} tokens with the special tokens, and a text has {limit} at "
+                f"most, so that none of a text fits. Shorten the prompt, or pass max_length>={len(encoding.ids) + 1}."
+            )
         length = min(len(encoding.ids), limit)
         if length == self.special_tokens:
             return 0
-        after = _around(encoding.special_tokens_mask)[1]
+        after = around(encoding.special_tokens_mask)[1]
         return length - (after or int(encoding.ids[-1] in self._special_ids))
 
 
@@ -351,7 +367,6 @@ class _SlowEncoding:
     ids: list[int]
     type_ids: list[int]
     special_tokens_mask: list[int]
-    overflowing: "list[_SlowEncoding]"
 
 
 class _Slow:
@@ -365,7 +380,6 @@ class _Slow:
         self._folder = folder
         if lowercase:  # as sentence-transformers does
             (getattr(tokenizer, "basic_tokenizer", None) or tokenizer).do_lower_case = True
-        self._most, self._direction = 1, "right"
 
     def num_special_tokens_to_add(self, is_pair: bool) -> int:  # noqa: FBT001
         return int(self._tokenizer.num_special_tokens_to_add(pair=is_pair))
@@ -377,9 +391,6 @@ class _Slow:
     def no_padding(self) -> None:
         """Do nothing: transformers pads only where it is asked to."""
 
-    def enable_truncation(self, max_length: int, *, direction: str = "right") -> None:
-        self._most, self._direction = max_length, direction
-
     def encode_batch_fast(self, input: Sequence[str], *, add_special_tokens: bool) -> list[_SlowEncoding]:  # noqa: A002
         return [self.encode(text, add_special_tokens=add_special_tokens) for text in input]
 
@@ -387,29 +398,47 @@ class _Slow:
         ids: list[int] = self._tokenizer.convert_tokens_to_ids(self._tokenizer.tokenize(sequence))
         if None in ids:
             raise ValueError(f"{self._folder}: the tokenizer has no token for a part of a text, and none for what is unknown.")
-        room = self._most - (self.num_special_tokens_to_add(is_pair=False) if add_special_tokens else 0)
-        over = max(0, len(ids) - room)
-        kept, rest = (ids[over:], ids[:over]) if self._direction == "left" else (ids[:room], ids[room:])
-        overflowing = [self._finished(rest, add_special_tokens=add_special_tokens)] if over else []
-        return replace(self._finished(kept, add_special_tokens=add_special_tokens), overflowing=overflowing)
+        return self._finished(ids, add_special_tokens=add_special_tokens)
 
     def _finished(self, ids: list[int], *, add_special_tokens: bool) -> _SlowEncoding:
         """Put the special tokens around a text."""
         if not add_special_tokens:
-            return _SlowEncoding(ids, [0] * len(ids), [0] * len(ids), [])
+            return _SlowEncoding(ids, [0] * len(ids), [0] * len(ids))
         whole: list[int] = self._tokenizer.build_inputs_with_special_tokens(ids)
         before = self._tokenizer.build_inputs_with_special_tokens([-1]).index(-1)
         mask = [1] * before + [0] * len(ids) + [1] * (len(whole) - before - len(ids))
         types: list[int] = self._tokenizer.create_token_type_ids_from_sequences(ids)
         # The method of the base class leaves out the special tokens in older versions.
-        return _SlowEncoding(whole, types if len(types) == len(whole) else [0] * len(whole), mask, [])
+        return _SlowEncoding(whole, types if len(types) == len(whole) else [0] * len(whole), mask)
 
 
-def _around(mask: Sequence[int]) -> tuple[int, int]:
-    """Count the special tokens before and after a text, from the mask that has 1 for them; none are within."""
-    if 0 not in mask:
-        return 0, len(mask)
-    return mask.index(0), mask[::-1].index(0)
+def _cuts_of(tokenizer: "FastTokenizer | _Slow") -> Cuts:
+    """Return where a tokenizer allows a text to be cut."""
+    if isinstance(tokenizer, _Slow):
+        return Cuts()
+    normalize = _normalize_of(tokenizer)
+    added = [
+        AddedText(content, token.lstrip, token.rstrip, token.single_word)
+        for token in tokenizer.get_added_tokens_decoder().values()
+        for content in {token.content, normalize(token.content)}
+    ]
+    return cuts_of(_state(tokenizer.normalizer), _state(tokenizer.pre_tokenizer), added)
+
+
+def _word_places_of(tokenizer: "FastTokenizer | _Slow", cuts: Cuts) -> WordPlaces | None:
+    """Return where a tokenizer allows a cut within a word; None where it does not."""
+    if isinstance(tokenizer, _Slow) or not cuts.plain or type(tokenizer.model).__name__ not in ("BPE", "Unigram"):
+        return None
+    # A suffix of words, a word of the vocabulary that no merge makes, or chance: the end of a word decides its tokens.
+    names = ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "ignore_merges", "alpha", "nbest_size")
+    if any(getattr(tokenizer.model, name, None) for name in names):
+        return None
+    added = [token.content for token in tokenizer.get_added_tokens_decoder().values()]
+    return WordPlaces(tokenizer.get_vocab(), added, _normalize_of(tokenizer), cuts.plain)
+
+
+def _normalize_of(tokenizer: FastTokenizer) -> Callable[[str], str]:
+    return str if tokenizer.normalizer is None else tokenizer.normalizer.normalize_str
 
 
 def _sound(count: Callable[[], int], folder: Path) -> int:

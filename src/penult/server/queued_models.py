@@ -17,7 +17,7 @@ from penult.server.config import Limits
 from penult.server.errors import Refusal
 from penult.server.metrics import Metrics
 from penult.server.request_queue import QueueFull, RequestQueue, Rows, Run
-from penult.types import Role, TextError, Vectors
+from penult.types import PromptError, Role, TextError, Vectors
 
 _INLINE_CHARS = 4096  # texts of a request that are tokenized faster than a thread is woken
 
@@ -72,6 +72,8 @@ class ModelQueue:
                 tokenized = tokenize(texts)
             else:
                 tokenized = await asyncio.to_thread(tokenize, texts)
+        except PromptError as error:
+            raise Refusal("text", str(error), param="prompt") from error
         except TextError as error:
             raise Refusal("text", str(error)) from error
         self._metrics.tokenized(tokenized.counts.tolist(), len(tokenized.truncated), time.monotonic() - started)
