@@ -145,7 +145,9 @@ def test_a_pickle_without_torch(tmp_path, monkeypatch):
     """The file is named, with both ways out, and nothing of it is read."""
     (tmp_path / "pytorch_model.bin").write_bytes(b"cos\nsystem\n(S'false'\ntR.")
     monkeypatch.setattr(module_weights, "_torch_version", lambda: None)
-    with pytest.raises(FileNotFoundError, match=r'pytorch_model\.bin is pickled .* `pip install "penult\[export\]"`, or save'):
+    with pytest.raises(
+        FileNotFoundError, match=r"pytorch_model\.bin is pickled .* the extra penult\[export\] \(pip install .*\), or save"
+    ):
         dense_weights(tmp_path, bias=True, residual=False)
 
 

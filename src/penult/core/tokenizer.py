@@ -33,6 +33,7 @@ from penult.core.config.tokenizer_config import (
 from penult.core.model_inputs import Padded
 from penult.core.shutdown_guard import ShutdownGuard
 from penult.core.tokenized import Tokenized
+from penult.extras import install_hint
 
 BARE = TokenizerConfig(Path(), None, {}, {}, (), {}, {})  # tokenizer.json alone, as a static embedding reads it
 BEYOND_FILE = ("RoFormerTokenizer",)  # classes with a step that tokenizer.json cannot hold: jieba's words
@@ -336,11 +337,13 @@ def _check_package(vocabulary: Path) -> None:
         return
     with vocabulary.open("rb") as file:
         is_sentencepiece = file.read(1) == b"\n"  # the first field of a protobuf message; tiktoken's are lines of base64
-    package, install = ("sentencepiece", '"penult[sentencepiece]"') if is_sentencepiece else ("tiktoken", "tiktoken")
+    package, install = (
+        ("sentencepiece", install_hint("sentencepiece")) if is_sentencepiece else ("tiktoken", "it with `pip install tiktoken`")
+    )
     if importlib.util.find_spec(package) is None:
         raise ValueError(
             f"{vocabulary} needs the package {package}, which is not installed, as there is no tokenizer.json beside it. "
-            f"Install it with `pip install {install}`."
+            f"Install {install}."
         )
 
 

@@ -7,6 +7,7 @@ import pyarrow as pa
 from penult.bulk import tables
 from penult.bulk.output import output_files
 from penult.bulk.stores.base import Entries, VectorSpec
+from penult.extras import install_hint
 
 _ID, _VECTOR = "penult_id", "vector"
 
@@ -88,5 +89,5 @@ def _lancedb() -> Any:  # noqa: ANN401 - a module
     try:
         import lancedb  # noqa: PLC0415 - an extra
     except ImportError as error:
-        raise ImportError("LanceDB needs the extra: pip install 'penult[lancedb]'.") from error
+        raise ImportError(f"LanceDB needs {install_hint('lancedb')}.") from error
     return lancedb

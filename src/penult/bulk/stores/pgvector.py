@@ -4,6 +4,7 @@ import json
 from typing import Any
 
 from penult.bulk.stores.base import Entries, VectorSpec
+from penult.extras import install_hint
 
 _UPSERT = """
 INSERT INTO {table} AS old (id, embedding, row) VALUES (%s, %s, %s)
@@ -104,5 +105,5 @@ def _psycopg() -> Any:  # noqa: ANN401 - a module
         import psycopg  # noqa: PLC0415 - an extra
         import psycopg.sql  # noqa: PLC0415
     except ImportError as error:
-        raise ImportError("PostgreSQL needs the extra: pip install 'penult[pgvector]'.") from error
+        raise ImportError(f"PostgreSQL needs {install_hint('pgvector')}.") from error
     return psycopg
