@@ -11,7 +11,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 	environment-demo environment-dev environment-oldest
 
 demo: environment-demo
-	@$(BIN)/python notebooks/demo.py $(if $(DOCS),--docs "$(DOCS)")
+	@$(BIN)/python notebooks/demo.py $(if $(DOCS),--docs "$(DOCS)") $(if $(ASK),--ask "$(ASK)")
 
 # Each file's tests stay in one process: they share what is dear to make. A process that dies is not replaced: it may hang then.
 WORKERS := 2

@@ -26,7 +26,7 @@ LINES_OF_A_FAILURE = 20
 
 def main(folder, name, files, arguments):
     """Make the environment, install, and exit with pip's status."""
-    python, version = suitable_python(folder)
+    python, version = suitable_python()
     place = folder / "made-for.txt"
     identity = f"Python {version} in {CHECKOUT}"
     reason = stale(folder, place, identity, version)
@@ -47,18 +47,18 @@ def main(folder, name, files, arguments):
         stamp.write_text(digest.hexdigest())
 
 
-def suitable_python(folder):
-    """Return this Python or, where it is too old, the environment's own or the newest on the PATH, and its version."""
-    if sys.version_info >= OLDEST:
-        return sys.executable, "{}.{}".format(*sys.version_info)
+def suitable_python():
+    """Return this Python or, where it is too old, the newest on the PATH, and its version."""
     here = "{}.{}".format(*sys.version_info)
-    for candidate in [str(folder / "bin" / "python"), *filter(None, map(shutil.which, NEWER))]:
+    if sys.version_info >= OLDEST:
+        return sys.executable, here
+    for candidate in filter(None, map(shutil.which, NEWER)):
         version = probe(candidate)
-        if version and tuple(map(int, version.split("."))) >= OLDEST:
+        if version:
             say(f"Python {here} is too old for penult; {candidate} is used, Python {version}.")
             return candidate, version
     return sys.exit(
-        f"{sys.executable} is Python {here}, and penult needs 3.11 or newer. Install one and name it: make demo PYTHON=python3.12"
+        f"{sys.executable} is Python {here}, penult needs 3.11 or newer. Install one and name it: make demo PYTHON=python3.12"
     )
 
 
@@ -104,7 +104,7 @@ def install(folder, name, arguments):
                 copy.write(line)
                 text = line.decode("utf-8", "replace")
                 size = re.match(r"\s*(?:Downloading|Using cached) \S+ \(([\d.]+) ([kMG]?B)\)", text)
-                state["packages"] += text.startswith("Collecting ")
+                state["packages"] += text.startswith(("Collecting ", "Processing ", "Obtaining "))
                 state["installing"] |= text.startswith("Installing collected")
                 if size:
                     state["megabytes"] += float(size.group(1)) * {"kB": 1e-3, "MB": 1, "GB": 1e3}.get(size.group(2), 0)
