@@ -12,14 +12,32 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
+from typer.core import TyperGroup
 
 from penult._version import __version__
 from penult.bulk import commands as bulk
 from penult.deepsparse import command as deepsparse_command
+from penult.extras import extra_with, install_hint
 from penult.server import command as server_command
+
+
+class _Commands(TyperGroup):
+    """All commands; one that lacks a package of an extra says which extra, in one sentence and with exit status 1."""
+
+    def invoke(self, ctx: Any) -> Any:  # noqa: ANN401 - click's, which newer typers bring along
+        try:
+            return super().invoke(ctx)
+        except ModuleNotFoundError as error:
+            extra = extra_with(error.name or "")
+            if extra is None:
+                raise
+            typer.echo(f"penult {ctx.invoked_subcommand} needs {install_hint(extra)}.", err=True)
+            raise typer.Exit(1) from error
+
 
 app = typer.Typer(
     name="penult",
+    cls=_Commands,
     help="Turn text into vectors on an ordinary CPU.",
     no_args_is_help=True,
     add_completion=False,
@@ -73,7 +91,8 @@ def inspect(
     from penult import inspection  # noqa: PLC0415 - `penult --help` stays quick
     from penult.graph.picture import draw  # noqa: PLC0415
 
-    with _one_sentence():
+    with _one_sentence(json_=json_):
+        _check_new(html)
         shown = inspection.inspect(model, _layer(layer), _listed(pooling), model_file=model_file, files_from=files_from)
         if html is not None:
             html.write_text(draw(shown.graph, model), encoding="utf-8")
@@ -132,18 +151,22 @@ def cut_(
 ) -> None:
     """Write the cut model with its pooling as a file of its own, for plain ONNX Runtime."""
     from penult.core import loading, prepare, recipe  # noqa: PLC0415
+    from penult.core.model import open_model  # noqa: PLC0415
+    from penult.core.runner import Runtime  # noqa: PLC0415
     from penult.graph.rewrite.standalone import write_standalone  # noqa: PLC0415
 
     with _one_sentence():
         if out.suffix != ".onnx":
             raise ValueError(f"{out} does not end in .onnx; name the new file OUT.onnx.")
-        if not out.parent.is_dir():
-            raise ValueError(f"{out.parent} is not a folder; make it, or name another place for {out.name}.")
+        _check_new(out)
         overrides = recipe.Overrides(layer=_layer(layer), pooling=_listed(pooling), normalize=normalize, dimensions=dimensions)
         found, read = loading.read(model, overrides, model_file=model_file, files_from=files_from)
         if found.query is not None and read.query is not None:
             typer.echo(f"penult: {model} has a model for queries and one for documents; this is the {role}'s", err=True)
             found, read = (found.query, read.query) if role == "query" else (found, read)
+        _check_apart(out, found.model)
+        if dimensions is not None:
+            open_model(found, read, Runtime())  # refuses more dimensions than the vectors have
         prepared = prepare.prepare(found, read)
         written = write_standalone(prepared.graph, prepared.data_folder or prepared.graph.parent, out)
     size = sum(path.stat().st_size for path in written)
@@ -164,9 +187,9 @@ def bench(
     ] = None,
     pooling: Annotated[PoolingChoice | None, typer.Option(help="Default: as the model's files say.")] = None,
     max_length: Annotated[int | None, typer.Option(help="The most tokens of a text. Default: as the files say.")] = None,
-    threads: Annotated[int, typer.Option(help="Threads of each system.")] = 1,
-    rounds: Annotated[int, typer.Option(help="How often each system takes its turn.")] = 5,
-    limit: Annotated[int, typer.Option(help="The first so many texts.")] = 200,
+    threads: Annotated[int, typer.Option(min=1, help="Threads of each system.")] = 1,
+    rounds: Annotated[int, typer.Option(min=1, help="How often each system takes its turn.")] = 5,
+    limit: Annotated[int, typer.Option(min=1, help="The first so many texts.")] = 200,
     json_: Annotated[Path | None, typer.Option("--json", help="Write all figures here.")] = None,
     chart: Annotated[Path | None, typer.Option(help="Draw the bars into this SVG file.")] = None,
 ) -> None:
@@ -174,6 +197,8 @@ def bench(
     from penult.bench import measure, report  # noqa: PLC0415
 
     with _one_sentence():
+        _check_new(json_)
+        _check_new(chart)
         result = measure.measure(
             model,
             measure.read_texts(texts)[:limit],
@@ -201,7 +226,7 @@ def quality(
     ] = None,
     pooling: Annotated[PoolingChoice | None, typer.Option(help="Default: as the model's files say.")] = None,
     max_length: Annotated[int | None, typer.Option(help="The most tokens of a text. Default: as the files say.")] = None,
-    limit: Annotated[int, typer.Option(help="The first so many texts or pairs; a search corpus is taken whole.")] = 2000,
+    limit: Annotated[int, typer.Option(min=1, help="The first so many texts or pairs; a search corpus is taken whole.")] = 2000,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Compare int8 vectors with fp32 ones: cosine, rank correlation with scores, nDCG@10 of a search."""
@@ -220,25 +245,55 @@ server_command.add(app)
 deepsparse_command.add(app)  # the same command, with DeepSparse's options; goes with the folder deepsparse/
 
 
+def _check_apart(out: Path, graph: Path) -> None:
+    """Raise ValueError if writing a file, and its weights beside it, would overwrite the model that it is made of."""
+    from penult.core.source import data_files  # noqa: PLC0415
+
+    parts = {path.resolve() for path in (graph, *(graph.parent / name for name in data_files(graph)))}
+    for new in (out, out.with_name(f"{out.name}.data")):
+        if new.resolve() in parts:
+            raise ValueError(f"{new} is a file of the model itself, which is never changed; name another file.")
+
+
 def _layer(text: str) -> int | str | None:
     if text.lower() == "none":
         return None
+    if not text.strip():
+        raise ValueError("--layer is empty; it must be a number, a tensor's name, or none.")
     return int(text) if text.removeprefix("-").isdecimal() else text
 
 
 def _listed(text: str | None) -> Any:  # noqa: ANN401 - the recipe checks the names
     """Read poolings separated by commas; a single one is a name."""
-    names = [name.strip() for name in (text or "").split(",") if name.strip()]
-    return names[0] if len(names) == 1 else names or None
+    if text is None:
+        return None
+    names = [name.strip() for name in text.split(",")]
+    return names[0] if len(names) == 1 else names
+
+
+def _check_new(file: Path | None) -> None:
+    """Raise ValueError if a file cannot be written where it is named: better before the work than after it."""
+    if file is not None and not file.parent.is_dir():
+        raise ValueError(f"{file.parent} is not a folder; make it, or name another place for {file.name}.")
+    if file is not None and file.is_dir():
+        raise ValueError(f"{file} is a folder; name a file.")
 
 
 @contextmanager
-def _one_sentence() -> Iterator[None]:
-    """Turn what a user can mend into one sentence and exit status 1; anything else keeps its traceback, it is a bug."""
+def _one_sentence(*, json_: bool = False) -> Iterator[None]:
+    """Turn what a user can mend into one sentence and exit status 1; anything else keeps its traceback, it is a bug.
+
+    Args:
+        json_: print {"error": ...} to standard output as well, for programs.
+    """
     try:
         yield
     except (ValueError, OSError) as error:
-        typer.echo(f"penult: {error}", err=True)
+        file = getattr(error, "filename", None)
+        said = f"{file}: {error.strerror}." if file and isinstance(error, OSError) and error.strerror else str(error)
+        if json_:
+            typer.echo(json.dumps({"error": said}, indent=2))
+        typer.echo(f"penult: {said}", err=True)
         raise typer.Exit(1) from error
 
 

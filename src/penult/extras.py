@@ -6,6 +6,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
+_EXTRAS = {"pyarrow": "parquet", "lance": "lance", "ray": "ray", "fastapi": "server", "uvicorn": "server"}
 _SOURCES = Path(__file__).parents[2]
 
 
@@ -16,6 +17,11 @@ def install_hint(extra: str) -> str:
     'the extra penult[server] (pip install "/home/me/penult[server]")'
     """
     return f"the extra penult[{extra}] ({_command(extra)})"
+
+
+def extra_with(module: str) -> str | None:
+    """Return the extra that installs a module's package; None where no extra does."""
+    return _EXTRAS.get(module.partition(".")[0])
 
 
 def _command(extra: str) -> str:
