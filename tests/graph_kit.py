@@ -1,12 +1,12 @@
 """What the tests of `graph/` share: run a graph in plain ONNX Runtime, rename it, pack it into functions, build one by hand."""
 
-import json
 import random
 from pathlib import Path
 
 import numpy as np
 import onnx
 import onnxruntime as ort
+from conftest import data_folder
 from onnx import TensorProto, helper, numpy_helper
 
 from penult import Engine
@@ -29,10 +29,9 @@ from penult.graph.rewrite import pooling as _pooling
 from penult.graph.rewrite import unfuse as _unfuse
 
 HERE = Path(__file__).parent
-SHARED = HERE.parents[1] / "shared"
-ZOO = SHARED / "zoo"
+ZOO = data_folder("zoo")
 GRAPHS = sorted(p.stem for p in (HERE / "data" / "graphs").glob("*.onnx"))
-ZOO_FILES = sorted(json.loads((ZOO / "expected_cut.json").read_text())) if ZOO.is_dir() else ["needs ../shared"]
+ZOO_FILES = sorted(path.relative_to(ZOO).as_posix() for path in ZOO.rglob("*.onnx"))
 _NAMES = {"int64": np.int64, "int32": np.int32, "float": np.float32, "float16": np.float16, "bool": np.bool_}
 _TYPES = {f"tensor({name})": kind for name, kind in _NAMES.items()}
 

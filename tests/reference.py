@@ -3,6 +3,7 @@
 It knows no penult code. Weights come from a graph's initializers, under the names that `models.bert_weights` also uses.
 """
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +11,33 @@ import onnx
 from onnx import numpy_helper
 from tokenizers import Tokenizer
 
+# Names of onnxruntime-genai's exporter, in which the demo's package has its graph, and those of torch's.
+_OTHER_NAMES = (
+    (r"^\.?model\.", ""),
+    (r"^layers\.-1\.embeddings_norm_layernorm", "embeddings.LayerNorm"),
+    (r"^layers\.", "encoder.layer."),
+    (r"\.(MatMul\.weight)$", ".weight_T"),
+    (r"\.Add\.bias$", ".bias"),
+    (r"attn\.q_proj", "attention.self.query"),
+    (r"attn\.k_proj", "attention.self.key"),
+    (r"attn\.v_proj", "attention.self.value"),
+    (r"attn\.o_proj", "attention.output.dense"),
+    (r"attention_output_norm_layernorm", "attention.output.LayerNorm"),
+    (r"mlp_output_norm_layernorm", "output.LayerNorm"),
+    (r"mlp\.fc1", "intermediate.dense"),
+    (r"mlp\.fc2", "output.dense"),
+)
+
 
 def read_weights(model: Path) -> dict[str, np.ndarray]:
     """Read the weights of a BERT graph as float64."""
-    graph = onnx.load(model).graph
-    return {tensor.name: numpy_helper.to_array(tensor).astype(np.float64) for tensor in graph.initializer}
+    weights = {}
+    for tensor in onnx.load(model).graph.initializer:
+        name = tensor.name
+        for pattern, replacement in _OTHER_NAMES:
+            name = re.sub(pattern, replacement, name)
+        weights[name] = numpy_helper.to_array(tensor).astype(np.float64)
+    return weights
 
 
 def read_ids(folder: Path, text: str, max_length: int) -> list[int]:

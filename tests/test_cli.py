@@ -11,8 +11,10 @@ import onnxruntime as ort
 import pytest
 import reference
 from models import tiny_model
+from typer.testing import CliRunner
 
 from penult import Embedder, __version__
+from penult.cli import app
 from penult.server import Limits
 
 
@@ -112,3 +114,77 @@ def test_a_cut_file_runs_without_penult(tmp_path, weights):
     (vectors,) = session.run(["sentence_embedding"], {node.name: feed[node.name] for node in session.get_inputs()})
     with Embedder.load(folder, layer=1, pooling="cls", dimensions=8) as e:
         assert np.abs(vectors - e.embed(["the cat sat"])).max() <= 1e-6
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["inspect", "MODEL", "--layer", ""], "--layer is empty; it must be a number, a tensor's name, or none."),
+        (["inspect", "MODEL", "--pooling", ","], "pooling is ''; it must be one of None, 'mean'"),
+        (["inspect", "MODEL", "--html", "none/x.html"], "none is not a folder; make it, or name another place for x.html."),
+        (["inspect", "MODEL", "--html", "folder"], "folder is a folder; name a file."),
+        (["cut", "MODEL", "x.onnx", "--dimensions", "33"], "dimensions=33 exceeds the model's 32 values."),
+        (["cut", "MODEL", "folder/y.onnx"], "folder/y.onnx is a folder; name a file."),
+        (["cut", "MODEL/onnx/model.onnx", "MODEL/onnx/model.onnx"], "is a file of the model itself, which is never changed"),
+        (["quality", "MODEL", "--data", "latin.txt"], "latin.txt is not UTF-8 (byte 3)"),
+        (["quality", "MODEL", "--data", "none.txt"], "none.txt: No such file or directory."),
+        (["quality", "MODEL", "--data", "number.jsonl"], "number.jsonl has lines without `text`, line 2 first"),
+        (["quality", "MODEL", "--data", "broken.jsonl"], "broken.jsonl is not lines of JSON: line 1, "),
+        (["quality", "MODEL", "--data", "word.tsv"], "word.tsv, line 2: must have score, sentence1, sentence2, with tabs"),
+        (["quality", "MODEL", "--data", "short.tsv"], "short.tsv, line 2: must have score, sentence1, sentence2, with tabs"),
+        (["quality", "MODEL", "--data", "nan.tsv"], "nan.tsv, line 2: must have score, sentence1, sentence2, with tabs"),
+        (["quality", "MODEL", "--data", "search"], "corpus.jsonl has lines without `text`, line 1 first"),
+        (["quality", "MODEL", "--data", "folder"], "folder has 0 files corpus.jsonl; a search corpus has exactly one."),
+        (["quality", "MODEL", "--limit", "0"], "Invalid value for '--limit'"),
+        (["bench", "MODEL", "--texts", "number.jsonl"], "number.jsonl has lines without `text`, line 2 first"),
+        (["bench", "MODEL", "--texts", "latin.txt"], "latin.txt is not UTF-8 (byte 3)"),
+        (["bench", "MODEL", "--rounds", "0"], "Invalid value for '--rounds'"),
+        (["bench", "MODEL", "--threads", "-1"], "Invalid value for '--threads'"),
+        (["bench", "MODEL", "--json", "none/x.json"], "none is not a folder; make it, or name another place for x.json."),
+    ],
+)
+def test_wrong_input_is_one_sentence(tiny, tmp_path, monkeypatch, arguments, sentence):
+    """What a user can mend names the file or the option, without a traceback, and nothing of the model is written over."""
+    files = {
+        "latin.txt": b"caf\xe9\n",
+        "number.jsonl": b'{"text": "a"}\n{"text": 5}\n',
+        "broken.jsonl": b"{text}\n",
+        "word.tsv": b"score\tsentence1\tsentence2\nhigh\ta\tb\n",
+        "nan.tsv": b"score\tsentence1\tsentence2\nnan\ta\tb\n",
+        "short.tsv": b"score\tsentence1\tsentence2\n1\ta\n",
+        "search/corpus.jsonl": b'{"_id": "1"}\n',
+        "search/queries.jsonl": b'{"_id": "q", "text": "a"}\n',
+        "search/qrels.tsv": b"query-id\tcorpus-id\tscore\nq\t1\t1\n",
+        "folder/y.onnx/z": b"",
+    }
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(content)
+    monkeypatch.chdir(tmp_path)
+    before = (tiny / "onnx" / "model.onnx").read_bytes()
+    done = CliRunner().invoke(app, [word.replace("MODEL", str(tiny)) for word in arguments])
+    assert done.exit_code in {1, 2}, done.output
+    assert isinstance(done.exception, SystemExit), done.exception
+    assert sentence in done.stderr
+    assert (tiny / "onnx" / "model.onnx").read_bytes() == before
+
+
+def test_a_program_reads_why_a_model_is_refused(tmp_path):
+    """`inspect --json` prints an object with `error` where there is nothing else to show."""
+    done = run("inspect", tmp_path, "--json")
+    assert done.returncode == 1
+    assert json.loads(done.stdout)["error"] == done.stderr.removeprefix("penult: ").rstrip("\n")
+
+
+def test_an_extra_that_is_not_installed(monkeypatch):
+    """A command that lacks a package of an extra names the extra; any other missing package is a bug, with its traceback."""
+    for name, error in (("pyarrow", SystemExit), ("penult.nothing", ModuleNotFoundError)):
+
+        def lacking(*_, name=name):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+        monkeypatch.setattr("penult.quality.read_data", lacking)
+        done = CliRunner().invoke(app, ["quality", "model"])
+        assert isinstance(done.exception, error)
+        if error is SystemExit:
+            assert re.fullmatch(r"penult quality needs the extra penult\[parquet\] \(pip install .*\)\.\n", done.stderr)

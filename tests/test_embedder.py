@@ -3,12 +3,14 @@
 import json
 import pickle
 import threading
+import unicodedata
 import warnings
 
 import numpy as np
 import onnx
 import pytest
 import reference
+from conftest import SHARED
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import VOCABULARY, tiny_model, write_json
@@ -124,11 +126,43 @@ def test_odd_texts_are_legal(embedder):
     assert np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
 
 
-def test_nasty_texts(embedder, shared):
-    """Every row of a collection of nasty inputs gives a finite vector or one error that names it."""
-    for name in ("nasty.jsonl", "nasty-long.jsonl"):
-        rows = [json.loads(line) for line in (shared / "eval" / "nasty" / name).read_text().splitlines()]
-        batch = [row["text"] for row in rows]
+def nasty():
+    """Texts of kinds that break programs, each kind a batch."""
+    invisible = ["\u200b", "\u200d", "\u2060", "\ufeff", "\u00ad", "\u180e", "\u2028", "\u3000", "\x85", " \t\n\r\v\f"]
+    yield [*(chr(code) * count for code in (*range(32), *range(127, 160)) for count in (1, 50)), *invisible]
+    yield [
+        "\u202e" + "drow" + "\u202c",
+        "\u2066a\u2067b\u2069\u2069",
+        *("a" + "\u0301\u0489\u20dd" * count for count in (1, 20, 400)),
+    ]
+    yield [unicodedata.normalize(form, "ÅΩﬁ ﷺ Ǆ 각 ½ ế") for form in ("NFC", "NFD", "NFKC", "NFKD")] + ["İ", "ß", "ſ", "ŉ"]
+    yield [
+        "👩\u200d👩\u200d👧\u200d👦",
+        "🏳\ufe0f\u200d🌈",
+        "🇩🇪" * 30,
+        "👍🏽",
+        "\u0e01\u0e49\u0e33",
+        "নমস্কার",
+        "שָׁלוֹם",
+        "العربية",
+        "한국어",
+        "ᄀᄀᄀ각ᆨᆨ",
+    ]
+    yield ["[CLS]", "[SEP][SEP]", "<s></s>", "<|endoftext|>", "[PAD] [UNK]", "[MASK]" * 40, "##ing", "\u2581word"]
+    yield ["x" * 20_000, "a " * 10_000, "日" * 10_000, "." * 5_000, "\0" * 5_000, "A" * 101 + "\n" + "é" * 101]
+    yield [chr(plane * 0x10000 + low) + "a" for plane in range(17) for low in (0xFFFE, 0xFFFF)] + ["\ufdd0", "\U0010ffff" * 9]
+    yield ["fine", "\ud800", "a\udfffb", "\ud83d", "\udc00\ud800", "also fine"]
+
+
+def collected(shared_eval):
+    """The collection of nasty inputs that is not in this repository, where it is beside it."""
+    for path in sorted((shared_eval / "nasty").glob("*.jsonl")):
+        yield [json.loads(line)["text"] for line in path.read_text().splitlines()]
+
+
+def test_nasty_texts(embedder):
+    """Every nasty input gives a finite vector or one error that names it."""
+    for batch in (*nasty(), *collected(SHARED / "eval")):
         surrogates = {row for row, text in enumerate(batch) if any(0xD800 <= ord(c) <= 0xDFFF for c in text)}
         if surrogates:
             with pytest.raises(TextError) as caught:

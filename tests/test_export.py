@@ -95,7 +95,7 @@ def test_without_torch_the_error_names_both_ways(saved, tmp_path, monkeypatch, c
     with pytest.raises(FileNotFoundError, match="no ONNX file, and torch is not installed") as error:
         call(saved, tmp_path / "out")
     assert "\n" not in str(error.value)
-    for way in ('pip install "penult[export]"', "penult export", "optimum-cli export onnx --task feature-extraction"):
+    for way in ("the extra penult[export] (pip install ", "penult export", "optimum-cli export onnx --task feature-extraction"):
         assert way in str(error.value)
     assert not (tmp_path / "out").exists()
 

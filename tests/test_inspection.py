@@ -99,6 +99,8 @@ def test_prompts_and_their_origin(folder, stated, default, document, query, insp
     assert f"prompt query {query} config_sentence_transformers.json" in shown
     values = json.loads(inspect(folder, "--json").out)["recipe"]
     assert values["named_prompts"] == stated
+    for name in set(stated) - {"query", "document"}:
+        assert f"prompt by name {name}: {stated[name]!r} prompt_name={name} over HTTP" in shown
     assert values["origin"]["prompts"] == "config_sentence_transformers.json"
 
 
@@ -246,12 +248,16 @@ def test_it_fails_where_loading_fails(folder, spoil, inspect):
     ],
 )
 def test_files_that_cannot_be_read(folder, name, content, said, inspect):
-    """Where the files themselves are refused, there is one sentence, nothing else, and the status is 1."""
+    """Where the files themselves are refused, there is one sentence, also as JSON where that is asked for, and the status is 1."""
     write_json(folder / name, content)
     for options in ((), ("--json",)):
         result = inspect(folder, *options)
-        assert (result.status, result.out) == (1, "")
+        assert result.status == 1
         assert result.err.startswith("penult: ")
+        if options:
+            assert json.loads(result.out) == {"error": result.err.removeprefix("penult: ").rstrip("\n")}
+        else:
+            assert result.out == ""
         assert said in result.err
         assert result.err.count("\n") == 1
 

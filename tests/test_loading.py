@@ -257,7 +257,7 @@ def test_weights_and_no_graph(folder, monkeypatch):
     change(folder / "config.json", model_type="bert")
     monkeypatch.setattr(export, "torch_available", lambda: False)
     with pytest.raises(
-        FileNotFoundError, match=r'torch is not installed.*pip install "penult\[export\]".*penult export MODEL OUT'
+        FileNotFoundError, match=r"torch is not installed.*the extra penult\[export\] \(pip install .*penult export MODEL OUT"
     ) as caught:
         Embedder.load(folder)
     assert str(folder) in str(caught.value)

@@ -1,6 +1,7 @@
 """Folders without tokenizer.json: transformers reads their older vocabulary files, and no code of theirs is run."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -100,8 +101,13 @@ def test_a_vocabulary_of_words_split_in_python(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "package", "install"),
     [
-        ("sentencepiece.bpe.model", b"\n\x0e\n\x05<unk>\x15", "sentencepiece", '"penult[sentencepiece]"'),
-        ("tokenizer.model", b"IQ== 0\nIg== 1\n", "tiktoken", "tiktoken"),
+        (
+            "sentencepiece.bpe.model",
+            b"\n\x0e\n\x05<unk>\x15",
+            "sentencepiece",
+            r"the extra penult\[sentencepiece\] \(pip install .*\)",
+        ),
+        ("tokenizer.model", b"IQ== 0\nIg== 1\n", "tiktoken", "it with `pip install tiktoken`"),
     ],
 )
 def test_a_vocabulary_whose_package_is_missing(tmp_path, monkeypatch, name, content, package, install):
@@ -112,7 +118,7 @@ def test_a_vocabulary_whose_package_is_missing(tmp_path, monkeypatch, name, cont
     monkeypatch.setattr("importlib.util.find_spec", lambda *_: None)
     with pytest.raises(ValueError, match=rf"{name} needs the package {package}, which is not installed") as caught:
         Tokenizer(folder, max_length=8)
-    assert str(caught.value).endswith(f"Install it with `pip install {install}`.")
+    assert re.search(rf"Install {install}\.$", str(caught.value))
 
 
 def test_a_pointer_to_a_vocabulary(tmp_path):

@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 import pytest
 import reference
+from conftest import data_file
 from models import Size, bert_weights, tiny_model
 from onnx import TensorProto, helper, numpy_helper
 
@@ -466,9 +467,9 @@ def test_what_deepsparse_could_not_read(tiny, tmp_path, edit):
 @pytest.mark.parametrize(
     ("file", "least"), [("model_fp16.onnx", 0.99999), ("model_int8.onnx", 0.9999), ("model_qdq.onnx", 0.999)]
 )
-def test_precisions_that_deepsparse_refused_or_died_of(shared, file, least):
+def test_precisions_that_deepsparse_refused_or_died_of(file, least):
     """fp16, dynamic int8 and QDQ point where fp32 does."""
-    folder = shared / "zoo" / "bert-mlm"
+    folder = data_file("zoo/bert-mlm")
     for strategy in STRATEGIES:
         found, exact = answer(folder / file, TEXTS, strategy), answer(folder / "model.onnx", TEXTS, strategy)
         cosines = (found * exact).sum(1) / np.linalg.norm(found, axis=1) / np.linalg.norm(exact, axis=1)

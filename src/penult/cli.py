@@ -9,9 +9,10 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
+from typer.core import TyperGroup
 
 from penult._version import __version__
 from penult.bulk import commands as bulk
@@ -36,10 +37,27 @@ from penult.cli_options import (
     task_of,
 )  # fmt: skip
 from penult.deepsparse import command as deepsparse_command
+from penult.extras import extra_with, install_hint
 from penult.server import command as server_command
+
+
+class _Commands(TyperGroup):
+    """All commands; one that lacks a package of an extra says which extra, in one sentence and with exit status 1."""
+
+    def invoke(self, ctx: Any) -> Any:  # noqa: ANN401 - click's, which newer typers bring along
+        try:
+            return super().invoke(ctx)
+        except ModuleNotFoundError as error:
+            extra = extra_with(error.name or "")
+            if extra is None:
+                raise
+            typer.echo(f"penult {ctx.invoked_subcommand} needs {install_hint(extra)}.", err=True)
+            raise typer.Exit(1) from error
+
 
 app = typer.Typer(
     name="penult",
+    cls=_Commands,
     help="Turn text into vectors on an ordinary CPU.",
     no_args_is_help=True,
     add_completion=False,
@@ -77,7 +95,8 @@ def inspect(
     from penult import inspection  # noqa: PLC0415 - `penult --help` stays quick
     from penult.graph.picture import draw  # noqa: PLC0415
 
-    with _one_sentence():
+    with _one_sentence(json_=json_):
+        _check_new(html)
         shown = inspection.inspect(model, layer_of(layer), pooling_of(pooling), model_file=model_file, files_from=files_from)
         if html is not None:
             html.write_text(draw(shown.graph, model), encoding="utf-8")
@@ -136,13 +155,14 @@ def cut_(
 ) -> None:
     """Write the cut model with its pooling as a file of its own, for plain ONNX Runtime."""
     from penult.core import loading, prepare, recipe  # noqa: PLC0415
+    from penult.core.model import open_model  # noqa: PLC0415
+    from penult.core.runner import Runtime  # noqa: PLC0415
     from penult.graph.rewrite.standalone import write_standalone  # noqa: PLC0415
 
     with _one_sentence():
         if out.suffix != ".onnx":
             raise ValueError(f"{out} does not end in .onnx; name the new file OUT.onnx.")
-        if not out.parent.is_dir():
-            raise ValueError(f"{out.parent} is not a folder; make it, or name another place for {out.name}.")
+        _check_new(out)
         overrides = recipe.Overrides(
             layer=layer_of(layer), pooling=pooling_of(pooling), normalize=normalize, dimensions=dimensions
         )
@@ -150,6 +170,9 @@ def cut_(
         if found.query is not None and read.query is not None:
             typer.echo(f"penult: {model} has a model for queries and one for documents; this is the {role}'s", err=True)
             found, read = (found.query, read.query) if role == "query" else (found, read)
+        _check_apart(out, found.model)
+        if dimensions is not None:
+            open_model(found, read, Runtime())  # refuses more dimensions than the vectors have
         prepared = prepare.prepare(found, read)
         written = write_standalone(prepared.graph, prepared.data_folder or prepared.graph.parent, out)
     size = sum(path.stat().st_size for path in written)
@@ -172,9 +195,9 @@ def bench(
     max_length: MaxLength = None,
     model_file: ModelFile = None,
     files_from: FilesFrom = None,
-    threads: Annotated[int, typer.Option(help="Threads of each system.")] = 1,
-    rounds: Annotated[int, typer.Option(help="How often each system takes its turn.")] = 5,
-    limit: Annotated[int, typer.Option(help="The first so many texts.")] = 200,
+    threads: Annotated[int, typer.Option(min=1, help="Threads of each system.")] = 1,
+    rounds: Annotated[int, typer.Option(min=1, help="How often each system takes its turn.")] = 5,
+    limit: Annotated[int, typer.Option(min=1, help="The first so many texts.")] = 200,
     json_: Annotated[Path | None, typer.Option("--json", help="Write all figures here.")] = None,
     chart: Annotated[Path | None, typer.Option(help="Draw the bars into this SVG file.")] = None,
 ) -> None:
@@ -182,6 +205,8 @@ def bench(
     from penult.bench import measure, report  # noqa: PLC0415
 
     with _one_sentence():
+        _check_new(json_)
+        _check_new(chart)
         result = measure.measure(
             model,
             measure.read_texts(texts)[:limit],
@@ -220,7 +245,7 @@ def quality(
     task: Task = None,
     model_file: ModelFile = None,
     files_from: FilesFrom = None,
-    limit: Annotated[int, typer.Option(help="The first so many texts or pairs; a search corpus is taken whole.")] = 2000,
+    limit: Annotated[int, typer.Option(min=1, help="The first so many texts or pairs; a search corpus is taken whole.")] = 2000,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Compare int8 vectors with fp32 ones: cosine, rank correlation with scores, nDCG@10 of a search."""
@@ -254,13 +279,38 @@ server_command.add(app)
 deepsparse_command.add(app)  # the same command, with DeepSparse's options; goes with the folder deepsparse/
 
 
+def _check_apart(out: Path, graph: Path) -> None:
+    """Raise ValueError if writing a file, and its weights beside it, would overwrite the model that it is made of."""
+    from penult.core.source import data_files  # noqa: PLC0415
+
+    parts = {path.resolve() for path in (graph, *(graph.parent / name for name in data_files(graph)))}
+    for new in (out, out.with_name(f"{out.name}.data")):
+        if new.resolve() in parts:
+            raise ValueError(f"{new} is a file of the model itself, which is never changed; name another file.")
+
+
+def _check_new(file: Path | None) -> None:
+    """Raise ValueError if a file cannot be written where it is named: better before the work than after it."""
+    if file is not None and not file.parent.is_dir():
+        raise ValueError(f"{file.parent} is not a folder; make it, or name another place for {file.name}.")
+    if file is not None and file.is_dir():
+        raise ValueError(f"{file} is a folder; name a file.")
+
+
 @contextmanager
-def _one_sentence() -> Iterator[None]:
-    """Turn what a user can mend into one sentence and exit status 1; anything else keeps its traceback, it is a bug."""
+def _one_sentence(*, json_: bool = False) -> Iterator[None]:
+    """Turn what a user can mend into one sentence and exit status 1; anything else keeps its traceback, it is a bug.
+
+    Args:
+        json_: print {"error": ...} to standard output as well, for programs.
+    """
     try:
         yield
     except (ValueError, OSError, ImportError) as error:
-        typer.echo(f"penult: {sentence_of(error)}", err=True)
+        sentence = sentence_of(error)
+        if json_:
+            typer.echo(json.dumps({"error": sentence}, indent=2))
+        typer.echo(f"penult: {sentence}", err=True)
         raise typer.Exit(1) from error
 
 

@@ -5,6 +5,7 @@ from typing import Annotated, Literal, get_args
 
 import typer
 
+from penult.extras import extra_with, install_hint
 from penult.types import Pooling, Role
 
 _POOLINGS: tuple[Pooling, ...] = get_args(Pooling)
@@ -47,13 +48,6 @@ DocumentPrompt = Annotated[
     ),
 ]
 Task = Annotated[str | None, typer.Option(help="The task of a model that has several.")]
-
-_EXTRAS = {
-    "pyarrow": "parquet", "lance": "lance", "ray": "ray", "qdrant_client": "qdrant", "lancedb": "lancedb",
-    "psycopg": "pgvector", "torch": "export", "onnxscript": "export", "sentencepiece": "sentencepiece",
-    **dict.fromkeys(("fastapi", "fastapi_offline", "uvicorn", "pydantic", "orjson", "prometheus_client", "yaml"), "server"),
-}  # fmt: skip
-"""Extra that installs a package, by the name under which it is imported."""
 
 _OPTIONS = {
     **{name: name for name in ("layer", "pooling", "precision", "truncate", "dimensions", "normalize", "task", "threads")},
@@ -102,9 +96,10 @@ def prompts_of(query: str | None, document: str | None) -> dict[str, str] | None
 
 def sentence_of(error: BaseException) -> str:
     """Return an error's message in the words of the command line; a package that is missing by the extra that installs it."""
-    if isinstance(error, ModuleNotFoundError) and (package := (error.name or "").partition(".")[0]) in _EXTRAS:
-        extra = _EXTRAS[package]
-        return f"{package} is not installed. Install the extra: pip install 'penult[{extra}]'."
+    if isinstance(error, ModuleNotFoundError) and (extra := extra_with(error.name or "")) is not None:
+        return f"{error.name} is not installed. Install {install_hint(extra)}."
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        return f"{error.filename}: {error.strerror}."
     return in_options(str(error))
 
 

@@ -141,6 +141,9 @@ def _recipe(read: Recipe) -> Iterator[str]:
         if key == "prompts":
             for role, prompt in read.prompts.items():
                 yield f"  {f'prompt {role}':16}{prompt!r:34} {_prompt_origin(read)}"
+            for name, prompt in read.named_prompts.items():
+                if name not in read.prompts:
+                    yield f"  {'prompt by name':16}{f'{name}: {prompt!r}':34} prompt_name={name} over HTTP"
         else:
             yield f"  {key:16}{values[key]!s:34} {origin}"
         if key == "max_length" and read.stated_length not in (None, read.max_length):

@@ -8,7 +8,7 @@ It knows files of those three kinds and composed embedders; nothing of graphs.
 """
 
 import csv
-import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from penult.data import calibration_texts
+from penult.text_files import read_lines, read_objects
 from penult.types import TextEmbedder, Vectors
 
 _TOP = 10
+_PAIRS = ("score", "sentence1", "sentence2")
+_JUDGED = ("query-id", "corpus-id", "score")
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,16 +85,13 @@ def read_data(path: Path | None, limit: int | None = None) -> Data:
         return Data(calibration_texts()[:limit], where="penult's own calibration texts: the scales were found on them")
     if path.is_dir():
         return _corpus(path)
-    lines = path.read_text(encoding="utf-8").splitlines()
-    if lines and {"score", "sentence1", "sentence2"} <= set(lines[0].split("\t")):
-        table = list(csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE))[:limit]
+    if path.suffix == ".jsonl":
+        return Data(tuple(row["text"] for row in read_objects(path, "text")[:limit]), where=str(path))
+    lines = read_lines(path)
+    if lines and set(_PAIRS) <= set(lines[0].split("\t")):
+        table = _table(path, lines, _PAIRS)[:limit]
         texts = tuple(text for row in table for text in (row["sentence1"], row["sentence2"]))
         return Data(texts, tuple((2 * i, 2 * i + 1, float(row["score"])) for i, row in enumerate(table)), where=str(path))
-    if path.suffix == ".jsonl":
-        rows = _rows(path)[:limit]
-        if any("text" not in row for row in rows):
-            raise ValueError(f"{path} has lines without `text`; every line must be an object with one.")
-        return Data(tuple(row["text"] for row in rows), where=str(path))
     return Data(tuple(line for line in lines if line)[:limit], where=str(path))
 
 
@@ -180,17 +180,15 @@ def _discounted(gains: Sequence[float]) -> float:
 
 
 def _corpus(folder: Path) -> Data:
-    documents = _rows(folder / "corpus.jsonl")
-    queries, judged = (_only(folder, pattern) for pattern in ("queries*.jsonl", "qrels*.tsv"))
-    asked = _rows(queries)
+    corpus, queries, judged = (_only(folder, pattern) for pattern in ("corpus.jsonl", "queries*.jsonl", "qrels*.tsv"))
+    documents, asked = (read_objects(path, "_id", "text") for path in (corpus, queries))
     texts = [f"{row.get('title') or ''} {row['text']}".strip() for row in documents] + [row["text"] for row in asked]
     place = {row["_id"]: i for i, row in enumerate(documents)}
     query = {row["_id"]: len(documents) + i for i, row in enumerate(asked)}
     relevant: dict[int, dict[int, float]] = {}
-    with judged.open(encoding="utf-8", newline="") as file:
-        for row in csv.DictReader(file, delimiter="\t"):
-            if row["query-id"] in query and row["corpus-id"] in place:
-                relevant.setdefault(query[row["query-id"]], {})[place[row["corpus-id"]]] = float(row["score"])
+    for row in _table(judged, read_lines(judged), _JUDGED):
+        if row["query-id"] in query and row["corpus-id"] in place:
+            relevant.setdefault(query[row["query-id"]], {})[place[row["corpus-id"]]] = float(row["score"])
     return Data(tuple(texts), relevant=relevant, documents=tuple(range(len(documents))), where=str(folder))
 
 
@@ -201,8 +199,17 @@ def _only(folder: Path, pattern: str) -> Path:
     return found[0]
 
 
-def _rows(path: Path) -> list[dict[str, str]]:
+def _table(path: Path, lines: Sequence[str], columns: tuple[str, ...]) -> list[dict[str, str]]:
+    """Return the rows of a table with tabs; every one has these columns, and `score` is a number."""
+    rows = list(csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE))
+    for number, row in enumerate(rows, 2):
+        if any(row.get(column) is None for column in columns) or not _is_number(row["score"]):
+            raise ValueError(f"{path}, line {number}: must have {', '.join(columns)}, with tabs between and a number as score.")
+    return rows
+
+
+def _is_number(text: str) -> bool:
     try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except ValueError as error:
-        raise ValueError(f"{path} is not lines of JSON ({error}).") from error
+        return math.isfinite(float(text))
+    except ValueError:
+        return False

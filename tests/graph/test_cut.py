@@ -24,7 +24,7 @@ def encoder():
 
 
 @pytest.mark.parametrize("file", ZOO_FILES)
-def test_zoo_cuts_equal_torchs_last_hidden_state(file, shared):
+def test_zoo_cuts_equal_torchs_last_hidden_state(file):
     """fp32 within 1e-4, fp16 within 2e-2 of the largest value, int8 and QDQ equal to the uncut file's own tensor."""
     model, reference = load(ZOO / file), zoo_reference(file)
     before = model.SerializeToString(deterministic=True)
@@ -42,16 +42,16 @@ def test_zoo_cuts_equal_torchs_last_hidden_state(file, shared):
     assert np.abs(found - expected)[kept].max() <= (2e-2 * np.abs(expected).max() if "fp16" in file else 1e-4)
 
 
-@pytest.mark.parametrize("file", [f for f in ZOO_FILES if "int8" in f or "qdq" in f] or ["needs ../shared"])
-def test_every_layer_of_a_quantised_file_is_cut_exactly(file, shared):
+@pytest.mark.parametrize("file", [f for f in ZOO_FILES if "int8" in f or "qdq" in f])
+def test_every_layer_of_a_quantised_file_is_cut_exactly(file):
     """Each hidden state of an int8 or QDQ file is bit for bit the tensor of the uncut file."""
     model, reference = load(ZOO / file), zoo_reference(file)
     for state in hidden_states(model)[:-1]:
         assert np.array_equal(run(cut(model, state.tensor), reference), run_uncut(model, reference, state.tensor))
 
 
-@pytest.mark.parametrize("file", [f for f in ZOO_FILES if "-mlm/" in f] or ["needs ../shared"])
-def test_heads_of_masked_language_models_are_gone(file, shared):
+@pytest.mark.parametrize("file", [f for f in ZOO_FILES if "-mlm/" in f])
+def test_heads_of_masked_language_models_are_gone(file):
     """No node, initialiser, input or annotation is left that the output does not depend on, and the head's bytes are saved."""
     model = load(ZOO / file)
     short = cut(model, hidden_states(model)[-1].tensor)
@@ -65,7 +65,7 @@ def test_heads_of_masked_language_models_are_gone(file, shared):
     assert short.ir_version == model.ir_version
 
 
-def test_external_weights_stay_where_they_are(shared):
+def test_external_weights_stay_where_they_are():
     """References to an external file are kept, those of the head are not, and no byte of it is needed."""
     model = onnx.load(ZOO / "bert-mlm-external/onnx/model.onnx", load_external_data=False)
     short = cut(model, hidden_states(model)[-1].tensor)

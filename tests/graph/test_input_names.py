@@ -4,6 +4,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
+from conftest import data_file
 from graph_kit import GRAPHS, Draft, name_inputs, outlined, stored
 from models import Size, bert_graph, bert_weights
 from onnx import TensorProto, helper, numpy_helper
@@ -339,6 +340,6 @@ def test_broken_constants_are_no_numbers():
         ("M27-model2vec-static", ["input_ids", "offsets"]),
     ],
 )
-def test_reports_of_names(shared, case, expected):
+def test_reports_of_names(case, expected):
     """bugcases/29."""
-    assert named(onnx.load(shared / "bugcases" / "29-graph-inputs" / f"case-{case}" / "model/onnx/model.onnx")) == expected
+    assert named(onnx.load(data_file(f"bugcases/29-graph-inputs/case-{case}/model/onnx/model.onnx"))) == expected

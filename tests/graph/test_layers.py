@@ -6,7 +6,7 @@ from itertools import pairwise
 import numpy as np
 import onnx
 import pytest
-from graph_kit import GRAPHS, SHARED, ZOO, ZOO_FILES, Draft, cut, hidden_states, outlined, run, shuffled, stored
+from graph_kit import GRAPHS, ZOO, ZOO_FILES, Draft, cut, hidden_states, outlined, run, shuffled, stored
 from onnx import TensorProto, helper
 
 from penult.graph.find.flow import trace
@@ -51,7 +51,7 @@ def test_functions_hide_no_layer(name):
 
 
 @pytest.mark.parametrize("file", ZOO_FILES)
-def test_zoo_layers_are_a_chain_under_any_names(file, shared):
+def test_zoo_layers_are_a_chain_under_any_names(file):
     """As many layers as the configuration says, each feeding the next, and the same ones when every name is shuffled."""
     model = onnx.load(ZOO / file, load_external_data=False)
     states = hidden_states(model)
@@ -68,7 +68,7 @@ def test_zoo_layers_are_a_chain_under_any_names(file, shared):
 
 def test_rampart_ends_at_its_last_layer(shared):
     """The 4-bit token classifier is cut after layer 6, before its classifier."""
-    model = onnx.load(SHARED / "models/rampart-bert-ner-q4/onnx/model_q4.onnx")
+    model = onnx.load(shared / "models/rampart-bert-ner-q4/onnx/model_q4.onnx")
     states = hidden_states(model)
     assert states[-1].tensor == "/bert/encoder/layer.5/output/LayerNorm/LayerNormalization_output_0"
     assert (len(states), states[-1].hidden_size) == (7, 384)
@@ -76,7 +76,7 @@ def test_rampart_ends_at_its_last_layer(shared):
 
 def test_bert_tiny_ends_before_the_norm_of_its_head(shared):
     """The last LayerNormalization of a masked-language model belongs to the head."""
-    model = onnx.load(SHARED / "models/bert-tiny-mlm/model.onnx")
+    model = onnx.load(shared / "models/bert-tiny-mlm/model.onnx")
     norms = [n.output[0] for n in model.graph.node if n.op_type == "LayerNormalization"]
     assert tensors(model) == [norms[0], norms[2], norms[4]]
     assert len(norms) == 6
@@ -88,9 +88,38 @@ def test_bert_tiny_ends_before_the_norm_of_its_head(shared):
 )
 def test_other_networks_are_refused(file, found, shared):
     """A network without attention is refused, and the sentence says what its learned operators are."""
-    model = onnx.load(SHARED / f"models/not-transformers/{file}.onnx")
+    model = onnx.load(shared / f"models/not-transformers/{file}.onnx")
     with pytest.raises(NotATransformerError, match=f"tokens attend to each other; its learned operators are {found}"):
         hidden_states(model)
+
+
+def recurrent(draft, kind, gates):
+    """Build a network whose tokens are mixed by a recurrence alone."""
+    tokens = draft.op("Transpose", draft.embed(), perm=[1, 0, 2])
+    return draft.op(kind, tokens, draft.weight(1, gates * 8, 8), draft.weight(1, gates * 8, 8), hidden_size=8)
+
+
+def convolutional(draft):
+    """Build a network whose tokens are mixed by convolutions alone."""
+    channels = draft.op("Transpose", draft.embed(), perm=[0, 2, 1])
+    for _ in range(2):
+        channels = draft.op("Relu", draft.op("Conv", channels, draft.weight(8, 8, 3), pads=[1, 1]))
+    return channels
+
+
+@pytest.mark.parametrize(
+    ("build", "found"),
+    [
+        (lambda draft: recurrent(draft, "GRU", 3), "1 GRU"),
+        (lambda draft: recurrent(draft, "LSTM", 4), "1 LSTM"),
+        (convolutional, "2 Conv"),
+    ],
+)
+def test_networks_without_attention_are_refused(build, found):
+    """The sentence says what the learned operators are."""
+    draft = Draft()
+    with pytest.raises(NotATransformerError, match=f"tokens attend to each other; its learned operators are {found}"):
+        hidden_states(draft.model(build(draft)))
 
 
 def test_a_graph_without_tokens_is_refused():

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import onnx
 import pytest
+from conftest import data_file
 from graph_kit import append_reducer, cut
 from tokenizers import Tokenizer
 
@@ -74,9 +75,9 @@ def test_it_is_cut_and_continued_like_any_graph():
     np.testing.assert_allclose(embedded(model, ids, mask), wanted / np.linalg.norm(wanted, axis=1, keepdims=True), rtol=1e-5)
 
 
-def test_a_static_model_of_the_gallery(shared):
+def test_a_static_model_of_the_gallery():
     """The vectors that sentence-transformers gives for model2vec's layout, after its Normalize module."""
-    folder = shared / "gallery" / "potion"
+    folder = data_file("gallery/potion")
     texts = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["texts"]
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     tokenizer.no_truncation()

@@ -3,6 +3,7 @@
 import numpy as np
 import onnx
 import pytest
+from conftest import data_file
 from graph_kit import Draft, cut, ends_in_normalize, run
 from onnx import TensorProto, helper, numpy_helper
 
@@ -236,9 +237,9 @@ def test_functions_and_circles():
     ("reranker-minilm/onnx/model.onnx", "logits", False),
     ("embeddinggemma2/onnx/model.onnx", "last_hidden_state", False),
 ])  # fmt: skip
-def test_exports_of_models_people_use(shared, file, output, wanted):
+def test_exports_of_models_people_use(file, output, wanted):
     """Graphs that pool inside normalize or do not, as their numbers show."""
-    path = shared / "gallery" / file
+    path = data_file(f"gallery/{file}")
     model = onnx.load(path)
     assert ends_in_normalize(model, output) is wanted
     if len(model.graph.input) < 4 and "offsets" not in {value.name for value in model.graph.input}:

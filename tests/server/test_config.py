@@ -515,7 +515,10 @@ def test_the_extra_is_named(monkeypatch, capsys):
     with pytest.raises(SystemExit) as end:
         main(["m"])
     assert end.value.code == 2
-    assert re.fullmatch(r"penult\.server: .*yaml.*\. Install penult\[server\]\.\n", capsys.readouterr().err)
+    assert re.fullmatch(
+        r"penult\.server: .*yaml.*\. The server needs the extra penult\[server\] \(pip install .*\)\.\n",
+        capsys.readouterr().err,
+    )
 
 
 def test_a_file_is_overridden(tmp_path):

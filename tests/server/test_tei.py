@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from conftest import data_file
 from models import write_json
 from prometheus_client.parser import text_string_to_metric_families
 from server_kit import serving
@@ -35,9 +36,9 @@ def test_embed_all(client, embedder):
         np.testing.assert_array_equal(np.array(mine, np.float32), local)
 
 
-def test_a_model_without_vectors_of_tokens(shared):
+def test_a_model_without_vectors_of_tokens():
     """Static embeddings and graphs that pool by themselves are refused on /embed_all, in a sentence."""
-    with serving(EndpointConfig(model=str(shared / "gallery" / "potion"))) as running:
+    with serving(EndpointConfig(model=str(data_file("gallery/potion")))) as running:
         assert running.post("/embed", {"inputs": TEXTS}).status_code == 200
         answer = running.post("/embed_all", {"inputs": TEXTS})
         assert (answer.status_code, answer.json()["error_type"]) == (424, "Backend")

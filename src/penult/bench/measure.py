@@ -21,6 +21,7 @@ from penult.bench import worker
 from penult.core import loading, prepare, recipe
 from penult.core.model_tokenizer import tokenizer_of
 from penult.data import calibration_texts
+from penult.text_files import read_lines, read_objects
 from penult.types import Pooling
 
 AGAINST = ("onnxruntime",)
@@ -236,15 +237,16 @@ def read_texts(path: Path | None) -> list[str]:
     if path is None:
         own = calibration_texts()
         return [" ".join(own[start : start + size]) for size in (1, 2, 4) for start in range(0, len(own), size)]
-    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    return [json.loads(line)["text"] if path.suffix == ".jsonl" else line for line in lines]
+    if path.suffix == ".jsonl":
+        return [row["text"] for row in read_objects(path, "text")]
+    return [line for line in read_lines(path) if line.strip()]
 
 
 def _result(processes: Sequence[_Process], about: Result) -> Result:
     *systems, fp32, int8 = processes
     ours = systems[0]
     if ours.failure:
-        raise RuntimeError(f"penult itself did not run: {ours.failure}")
+        raise ChildProcessError(f"penult itself did not run: {ours.failure}")
     rates = [0.0 if p.failure else 2 * _CUBE**3 / statistics.median(cost["cpu"] for cost in p.costs) for p in (fp32, int8)]
     rows = tuple(Row(p.system, failure=p.failure) if p.failure else _row(p, ours, about.tokens) for p in systems)
     return replace(about, fp32_flops=rates[0], int8_flops=rates[1], rows=rows)

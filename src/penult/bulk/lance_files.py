@@ -8,6 +8,7 @@ from typing import Any
 import pyarrow as pa
 
 from penult.atomic_files import sync_all, sync_folder
+from penult.extras import install_hint
 
 
 def check() -> None:
@@ -65,5 +66,5 @@ def _lance() -> Any:  # noqa: ANN401 - a module
     try:
         import lance  # noqa: PLC0415 - an extra
     except ImportError as error:
-        raise ImportError("Lance files need the extra: pip install 'penult[lance]'.") from error
+        raise ImportError(f"Lance files need {install_hint('lance')}.") from error
     return lance

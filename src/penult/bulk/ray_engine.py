@@ -22,6 +22,7 @@ from penult.bulk.job.shard import Record, make_shard
 from penult.bulk.job.worker import failed
 from penult.bulk.options import Columns, Model
 from penult.core.embedder import Embedder
+from penult.extras import install_hint
 from penult.types import TruncationWarning
 
 _FORMATS = ("parquet", "lance")
@@ -156,5 +157,5 @@ def _ray() -> Any:  # noqa: ANN401 - a module
         import ray  # noqa: PLC0415 - an extra
         import ray.data  # noqa: PLC0415
     except ImportError as error:
-        raise ImportError("--engine ray needs the extra: pip install 'penult[ray]'.") from error
+        raise ImportError(f"--engine ray needs {install_hint('ray')}.") from error
     return ray

@@ -22,6 +22,7 @@ from typing import Any
 from penult.core.cache import ADVICE, disk_errors, hash_files
 from penult.core.cache_entry import checksums, install, is_whole, making
 from penult.core.config.config_json import read_json, read_object
+from penult.extras import install_hint
 
 # What an export was made of and with; beside the configuration of the exported folder.
 RECORD = "penult_export.json"
@@ -148,8 +149,8 @@ def _export(folder: Path, out: Path, python: str, advice: str, *, progress: bool
 
 def _without_torch(name: str) -> str:
     return (
-        f"{name} has weights but no ONNX file, and torch is not installed to make one. Install the extra here "
-        '(pip install "penult[export]"), or run `penult export MODEL OUT` or `optimum-cli export onnx --task '
+        f"{name} has weights but no ONNX file, and torch is not installed to make one. Install here "
+        f"{install_hint('export')}, or run `penult export MODEL OUT` or `optimum-cli export onnx --task "
         "feature-extraction -m MODEL OUT` on another machine and copy the folder OUT."
     )
 
@@ -280,5 +281,5 @@ def _why(folder: Path, python: str, status: int, log: str, *, in_time: bool) -> 
     lines = [line.strip() for line in log.splitlines() if line.strip()]
     last = lines[-1][:300] if lines else f"status {status}"
     if "No module named" in last:
-        return f'{python} cannot export: {last}. Install the extra there (pip install "penult[export]").'
+        return f"{python} cannot export: {last}. Install there {install_hint('export')}."
     return f"The export of {folder} failed: {last}"

@@ -19,6 +19,7 @@ from penult.core import hub
 from penult.core.config.config_json import value_of
 from penult.core.config.modules import ROLES, Module, read_modules
 from penult.core.config.transformer_config import FILES as TRANSFORMER_FILES
+from penult.extras import install_hint
 from penult.graph.wire_format import layout
 
 # Where exporters put the file, in the order of preference; the encoder of an encoder-decoder pair is the embedding.
@@ -415,7 +416,7 @@ def _from_hub(reference: str, hub_id: hub.HubId, *, refresh: bool, model_file: s
             raise NoGraphError(
                 f"{reference!r} has no .onnx file, neither here nor on the Hub as far as it was asked (HF_HUB_OFFLINE is "
                 f"{os.environ.get('HF_HUB_OFFLINE', 'unset')}), and torch is not installed to make one of its weights. "
-                'Install the extra (`pip install "penult[export]"`), or run `penult export` elsewhere and name the folder '
+                f"Install {install_hint('export')}, or run `penult export` elsewhere and name the folder "
                 "that it writes."
             ) from None
         snapshot = hub.fetch(reference, hub_id, refresh=refresh, weights=True, data_files=data_files)

@@ -38,6 +38,7 @@ from penult.core.text_cuts import AddedText, Cuts, cuts_of
 from penult.core.tokenized import Tokenized
 from penult.core.truncation import Truncation, around
 from penult.core.word_places import WordPlaces
+from penult.extras import install_hint
 from penult.types import PromptError
 
 BARE = TokenizerConfig(Path(), None, {}, {}, (), {}, {})  # tokenizer.json alone, as a static embedding reads it
@@ -352,11 +353,13 @@ def _check_package(vocabulary: Path) -> None:
         return
     with vocabulary.open("rb") as file:
         is_sentencepiece = file.read(1) == b"\n"  # the first field of a protobuf message; tiktoken's are lines of base64
-    package, install = ("sentencepiece", '"penult[sentencepiece]"') if is_sentencepiece else ("tiktoken", "tiktoken")
+    package, install = (
+        ("sentencepiece", install_hint("sentencepiece")) if is_sentencepiece else ("tiktoken", "it with `pip install tiktoken`")
+    )
     if importlib.util.find_spec(package) is None:
         raise ValueError(
             f"{vocabulary} needs the package {package}, which is not installed, as there is no tokenizer.json beside it. "
-            f"Install it with `pip install {install}`."
+            f"Install {install}."
         )
 
 

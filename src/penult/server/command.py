@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperCommand
 
+from penult.extras import install_hint
+
 if TYPE_CHECKING:
     from penult.server.app import Extend
     from penult.server.config import Limits, ServerConfig
@@ -139,7 +141,8 @@ class Serve(TyperCommand):
             serve(options.configuration(), options.extend())
         except (ValueError, OSError, ModuleNotFoundError) as error:
             missing = isinstance(error, ModuleNotFoundError) and error.name is not None
-            typer.echo(f"{ctx.command_path}: {error}{'. Install penult[server].' if missing else ''}", err=True)
+            advice = f". The server needs {install_hint('server')}." if missing else ""
+            typer.echo(f"{ctx.command_path}: {error}{advice}", err=True)
             raise typer.Exit(_FAILED) from error
 
 

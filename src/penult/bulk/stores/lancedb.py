@@ -10,6 +10,7 @@ from penult.bulk import tables
 from penult.bulk.output import output_files
 from penult.bulk.stores.base import Entries, Index, VectorSpec
 from penult.bulk.stores.values import finite
+from penult.extras import install_hint
 
 _ID, _VECTOR = "penult_id", "vector"
 _INDEX_ROWS = 100_000  # below, LanceDB's own advice is to search without an index
@@ -140,5 +141,5 @@ def _lancedb() -> Any:  # noqa: ANN401 - a module
     try:
         import lancedb  # noqa: PLC0415 - an extra
     except ImportError as error:
-        raise ImportError("LanceDB needs the extra: pip install 'penult[lancedb]'.") from error
+        raise ImportError(f"LanceDB needs {install_hint('lancedb')}.") from error
     return lancedb

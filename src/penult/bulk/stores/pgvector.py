@@ -5,6 +5,7 @@ from typing import Any
 
 from penult.bulk.stores.base import Entries, Index, VectorSpec
 from penult.bulk.stores.values import without_nul
+from penult.extras import install_hint
 
 _NAME_BYTES = 63  # PostgreSQL cuts longer names off
 _VECTOR_INDEX, _HALFVEC_INDEX = 2000, 4000  # most dimensions of an HNSW index, by the type that it indexes
@@ -202,5 +203,5 @@ def _psycopg() -> Any:  # noqa: ANN401 - a module
         import psycopg  # noqa: PLC0415 - an extra
         import psycopg.sql  # noqa: PLC0415
     except ImportError as error:
-        raise ImportError("PostgreSQL needs the extra: pip install 'penult[pgvector]'.") from error
+        raise ImportError(f"PostgreSQL needs {install_hint('pgvector')}.") from error
     return psycopg

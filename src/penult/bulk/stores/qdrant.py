@@ -9,6 +9,7 @@ from typing import Any
 
 from penult.bulk.output.writers import as_text
 from penult.bulk.stores.base import Entries, Index, VectorSpec
+from penult.extras import install_hint
 
 
 class Qdrant:
@@ -126,5 +127,5 @@ def _qdrant() -> tuple[Any, Any]:
     try:
         from qdrant_client import QdrantClient, models  # noqa: PLC0415 - an extra
     except ImportError as error:
-        raise ImportError("Qdrant needs the extra: pip install 'penult[qdrant]'.") from error
+        raise ImportError(f"Qdrant needs {install_hint('qdrant')}.") from error
     return models, QdrantClient

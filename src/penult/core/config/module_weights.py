@@ -16,6 +16,8 @@ import numpy as np
 import safetensors
 from numpy.typing import NDArray
 
+from penult.extras import install_hint
+
 Floats = NDArray[np.float32]
 Shape = tuple[str, ...]  # a letter stands for any size, everywhere for the same: ("D", "H"), ("D",)
 
@@ -218,8 +220,8 @@ def _read_torch(path: Path) -> dict[str, NDArray[np.generic]]:
     version = _torch_version()
     if version is None:
         raise FileNotFoundError(
-            f"{path.parent} has no {SAFETENSORS}, and {path} is pickled weights, which need torch: install it with "
-            f'`pip install "penult[export]"`, or save the weights once as {SAFETENSORS}.'
+            f"{path.parent} has no {SAFETENSORS}, and {path} is pickled weights, which need torch. Install "
+            f"{install_hint('export')}, or save the weights once as {SAFETENSORS}."
         )
     if version < _SAFE_TORCH:
         raise ValueError(

@@ -1,0 +1,141 @@
+"""Make one of the Makefile's virtual environments, and install into it what it lacks.
+
+    python .ci/environment.py FOLDER NAME FILE ... -- PIP ARGUMENTS
+
+An environment of another Python, of another place of this checkout, or one that does not run is made anew. pip runs where its
+arguments or one of the files have changed since it last succeeded under this name. The syntax is that of Python 3.6, so that
+an old Python can say what is missing.
+"""
+
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+OLDEST = (3, 11)
+NEWER = [f"python3.{minor}" for minor in (14, 13, 12, 11)]
+CHECKOUT = os.path.realpath(str(Path(__file__).parent.parent))
+PROBE = "import sys, pip, venv; print('%d.%d' % sys.version_info[:2])"
+LINES_OF_A_FAILURE = 20
+
+
+def main(folder, name, files, arguments):
+    """Make the environment, install, and exit with pip's status."""
+    python, version = suitable_python()
+    place = folder / "made-for.txt"
+    identity = f"Python {version} in {CHECKOUT}"
+    reason = stale(folder, place, identity, version)
+    if reason:
+        say(f"{reason}: making it with Python {version}.")
+        if folder.is_symlink():
+            sys.exit(f"{folder} is a link; remove it, and run the command again.")
+        made = subprocess.call([python, "-m", "venv", "--clear", str(folder)])
+        if made:
+            sys.exit(f"{python} cannot make an environment in {folder}: its message is above.")
+    place.write_text(identity)
+    digest = hashlib.sha256(repr((identity, arguments)).encode())
+    for file in files:
+        digest.update(Path(file).read_bytes())
+    stamp = folder / (name + ".stamp")
+    if not stamp.is_file() or stamp.read_text() != digest.hexdigest():
+        install(folder, name, arguments)
+        stamp.write_text(digest.hexdigest())
+
+
+def suitable_python():
+    """Return this Python or, where it is too old, the newest on the PATH, and its version."""
+    here = "{}.{}".format(*sys.version_info)
+    if sys.version_info >= OLDEST:
+        return sys.executable, here
+    for candidate in filter(None, map(shutil.which, NEWER)):
+        version = probe(candidate)
+        if version:
+            say(f"Python {here} is too old for penult; {candidate} is used, Python {version}.")
+            return candidate, version
+    return sys.exit(
+        f"{sys.executable} is Python {here}, penult needs 3.11 or newer. Install one and name it: make demo PYTHON=python3.12"
+    )
+
+
+def stale(folder, place, identity, version):
+    """Return why an environment has to be made, or None."""
+    if not (folder / "pyvenv.cfg").is_file():
+        return f"{folder} is not there yet"
+    actual = probe(str(folder / "bin" / "python"))
+    if actual is None:
+        return f"{folder} does not run"
+    if actual != version:
+        return f"{folder} has Python {actual}"
+    if place.is_file() and place.read_text() != identity:
+        return f"{folder} was made for another place"
+    return None
+
+
+def probe(python):
+    """Return a Python's version, None where it does not run or has no pip or venv."""
+    try:
+        output = subprocess.check_output([python, "-c", PROBE], stderr=subprocess.DEVNULL)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return output.decode().strip()
+
+
+def install(folder, name, arguments):
+    """Run pip, and show on one line how far it is; where it fails, show the end of what it said."""
+    command = [str(folder / "bin" / "python"), "-m", "pip", "install", "--progress-bar", "off", *arguments]
+    log = folder / (name + ".log")
+    state = {"packages": 0, "megabytes": 0.0, "installing": False}
+    started = time.time()
+
+    def progress():
+        doing = "installing" if state["installing"] else "fetching"
+        return "{doing} {packages} packages, {megabytes:.0f} MB, {seconds:.0f} s".format(
+            doing=doing, seconds=time.time() - started, **state
+        )
+
+    def read(lines):
+        with log.open("wb") as copy:
+            for line in lines:
+                copy.write(line)
+                text = line.decode("utf-8", "replace")
+                size = re.match(r"\s*(?:Downloading|Using cached) \S+ \(([\d.]+) ([kMG]?B)\)", text)
+                state["packages"] += text.startswith(("Collecting ", "Processing ", "Obtaining "))
+                state["installing"] |= text.startswith("Installing collected")
+                if size:
+                    state["megabytes"] += float(size.group(1)) * {"kB": 1e-3, "MB": 1, "GB": 1e3}.get(size.group(2), 0)
+
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    reader = threading.Thread(target=read, args=(process.stdout,), daemon=True)
+    reader.start()
+    terminal = sys.stderr.isatty()
+    try:
+        while process.poll() is None:
+            reader.join(0.5 if terminal else 10)
+            if process.poll() is None:
+                say("\r{}{}".format(progress(), " " * 8) if terminal else progress(), end="" if terminal else "\n")
+    except KeyboardInterrupt:
+        process.terminate()
+        process.wait()
+        sys.exit("\nInterrupted; the same command goes on.")
+    reader.join()
+    if process.returncode:
+        tail = log.read_text(encoding="utf-8", errors="replace").splitlines()[-LINES_OF_A_FAILURE:]
+        sys.exit("\n".join(["", *tail, f"pip failed; all that it said is in {log}."]))
+    say(("\r" if terminal else "") + "Installed {} packages into {} in {:.0f} s.{}".format(
+        state["packages"], folder, time.time() - started, " " * 20 if terminal else ""))  # fmt: skip
+
+
+def say(text, end="\n"):
+    """Write to standard error at once."""
+    sys.stderr.write(text + end)
+    sys.stderr.flush()
+
+
+if __name__ == "__main__":
+    split = sys.argv.index("--")
+    main(Path(sys.argv[1]), sys.argv[2], sys.argv[3:split], sys.argv[split + 1 :])

@@ -1,0 +1,42 @@
+"""Texts for `penult quality` and `penult bench`: plain lines, or a JSON object a line. An error names the file and the line."""
+
+import json
+from pathlib import Path
+
+
+def read_lines(path: Path) -> list[str]:
+    """Return the lines of a file in UTF-8.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it is not UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 (byte {error.start}); convert it, for example with iconv.") from error
+
+
+def read_objects(path: Path, *fields: str) -> list[dict[str, str]]:
+    """Return the JSON object of each line; every one has these fields, and they are strings.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: a line is not such an object.
+    """
+    rows: list[dict[str, str]] = []
+    for number, line in enumerate(read_lines(path), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise ValueError(f"{path} is not lines of JSON: line {number}, {error}.") from error
+        lacking = [name for name in fields if not isinstance(row, dict) or not isinstance(row.get(name), str)]
+        if lacking:
+            names = " and ".join(f"`{name}`" for name in lacking)
+            raise ValueError(
+                f"{path} has lines without {names}, line {number} first; each must be an object with such a string."
+            )
+        rows.append(row)
+    return rows

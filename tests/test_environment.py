@@ -1,0 +1,96 @@
+"""The virtual environments that make keeps: one that cannot be used is made anew, and nothing is installed twice."""
+
+import importlib.util
+import subprocess
+import sys
+import zipfile
+
+import pytest
+from conftest import ROOT
+
+SCRIPT = ROOT / ".ci" / "environment.py"
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """A package that installs without an index."""
+    file = tmp_path_factory.mktemp("wheels") / "leaf-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("leaf.py", "")
+        archive.writestr("leaf-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: leaf\nVersion: 1.0\n")
+        archive.writestr("leaf-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        archive.writestr("leaf-1.0.dist-info/RECORD", "")
+    return file
+
+
+@pytest.fixture
+def script():
+    """The script as a module."""
+    spec = importlib.util.spec_from_file_location("environment", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def make(folder, *files, install):
+    command = [sys.executable, SCRIPT, folder, "test", *files, "--", "--no-index", *install]
+    return subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=120)
+
+
+def test_an_environment_is_made_kept_and_made_anew(tmp_path, wheel):
+    """Made once; pip runs again for another file or another argument, and an environment that cannot be used is made anew."""
+    folder, project = tmp_path / "environment", tmp_path / "pyproject.toml"
+    project.write_text("1")
+
+    def said():
+        done = make(folder, project, install=[wheel])
+        assert done.returncode == 0, done.stderr
+        assert (folder / "lib" / f"python{version}" / "site-packages" / "leaf.py").exists()
+        return done.stderr
+
+    version = "{}.{}".format(*sys.version_info)
+    first = said()
+    assert f"{folder} is not there yet: making it with Python {version}." in first
+    assert f"Installed 1 packages into {folder}" in first
+    assert said() == ""
+    project.write_text("2")
+    assert said().startswith("Installed ")
+
+    other = folder / "bin" / "python"
+    other.unlink()
+    other.write_text("#!/bin/sh\necho 3.10\n")
+    other.chmod(0o755)
+    (folder / "old").touch()
+    assert f"{folder} has Python 3.10: making it with Python {version}.\n" in said()
+    assert not (folder / "old").exists()
+
+    other.unlink()
+    other.symlink_to(tmp_path / "a Python that was removed")
+    assert f"{folder} does not run: making it with Python {version}.\n" in said()
+
+    (folder / "made-for.txt").write_text("Python 3.11 in /another/place")
+    assert f"{folder} was made for another place: making it with Python {version}.\n" in said()
+
+
+def test_an_installation_that_fails(tmp_path, wheel):
+    """Pip's last lines are shown, the exit status says so, and the next call tries again."""
+    folder = tmp_path / "environment"
+    for _ in range(2):
+        done = make(folder, install=["no-such-package"])
+        assert done.returncode == 1
+        assert "No matching distribution found for no-such-package" in done.stderr
+        assert f"pip failed; all that it said is in {folder / 'test.log'}." in done.stderr
+    assert make(folder, install=[wheel]).returncode == 0
+
+
+def test_a_python_that_is_too_old(script, monkeypatch, capsys):
+    """A newer one of the PATH is taken and said; without one, a sentence says what to install."""
+    monkeypatch.setattr(script.sys, "version_info", (3, 10, 2))
+    monkeypatch.setattr(script, "NEWER", ["python3.99", "python3.12"])
+    monkeypatch.setattr(script.shutil, "which", {"python3.12": "/opt/python3.12"}.get)
+    monkeypatch.setattr(script, "probe", {"/opt/python3.12": "3.12"}.get)
+    assert script.suitable_python() == ("/opt/python3.12", "3.12")
+    assert capsys.readouterr().err == "Python 3.10 is too old for penult; /opt/python3.12 is used, Python 3.12.\n"
+    monkeypatch.setattr(script.shutil, "which", lambda _: None)
+    with pytest.raises(SystemExit, match=r"is Python 3\.10, penult needs 3\.11 or newer\. .* make demo PYTHON=python3\.12"):
+        script.suitable_python()
