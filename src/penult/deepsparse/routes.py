@@ -24,7 +24,7 @@ from penult.server.service import Endpoint, Service
 
 _ABOUT = "Those of DeepSparse (`/predict`, `/v2/models/NAME/infer`) give DeepSparse's numbers."
 _MOST_ENDPOINTS = 16
-_OWN = ("pooling", "prompts", "files_from", "model_file", "model_task")  # penult's keys, shown where an endpoint has them
+_OWN = ("served_model_name", "pooling", "prompts", "files_from", "model_file", "model_task")  # shown where an endpoint has them
 _OFF: dict[str, Any] = {"enable": False, "target_loggers": []}
 _LOGGING = {
     "enable": True,
