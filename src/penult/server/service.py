@@ -38,7 +38,7 @@ class Service:
 
     def __init__(self, config: ServerConfig) -> None:
         self.config = config
-        self.metrics = Metrics()
+        self.metrics = Metrics(shared=config.workers > 1)
         self.models = Models(config.limits, self.metrics, config.threads)
         self.endpoints: list[Endpoint] = []
         for endpoint in config.endpoints:
