@@ -195,7 +195,7 @@ def serve(*words: str) -> subprocess.CompletedProcess:
     return subprocess.run(command, capture_output=True, text=True, timeout=60)
 
 
-def test_localhost_is_both_addresses(tiny):
+def test_localhost_is_both_addresses():
     """A name with an IPv4 and an IPv6 address is served on both, on one port."""
     bound = run.bind("localhost", 0)
     try:
