@@ -89,8 +89,8 @@ def test_huggingface_hub(served, expected):
 
 async def test_huggingface_hub_async(served, expected):
     """The awaiting client as well, over an address that ends in a slash."""
-    client = AsyncInferenceClient(model=f"{served.url}/")
-    np.testing.assert_array_equal(await client.feature_extraction(TEXTS), expected)
+    async with AsyncInferenceClient(model=f"{served.url}/") as client:
+        np.testing.assert_array_equal(await client.feature_extraction(TEXTS), expected)
 
 
 def test_haystack(served, expected, tiny, monkeypatch):
