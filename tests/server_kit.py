@@ -11,9 +11,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import httpx
+import pytest
 import uvicorn
 
 from penult.deepsparse import routes
+from penult.deepsparse.command import main
 from penult.deepsparse.config_file import DeepSparseEndpoint, DeepSparseServer
 from penult.server import EndpointConfig, ServerConfig
 from penult.server.app import create_app
@@ -105,3 +107,12 @@ class Process:
         self.process.wait(30)
         self._reader.join(10)
         self.process.stderr.close()
+
+
+def parse(words: list[str]) -> ServerConfig:
+    """What a command line asks to serve."""
+    configs = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("penult.server.run.run", lambda config, _: configs.append(config))
+        main(words)
+    return configs[0]

@@ -23,6 +23,8 @@ Role: TypeAlias = Literal["document", "query"]
 Truncate: TypeAlias = Literal["error", "warn", "right", "left"]
 """What happens to a text over the model's length: refused; cut on the right and said; cut on that side in silence."""
 
+Side: TypeAlias = Literal["right", "left"]
+
 Precision: TypeAlias = Literal["fp32", "int8"]
 
 

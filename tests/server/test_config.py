@@ -8,7 +8,7 @@ import pytest
 import typer
 from models import tiny_model
 from pydantic import ValidationError
-from server_kit import serving
+from server_kit import parse, serving
 
 from penult import Embedder
 from penult.deepsparse import config_file, routes
@@ -42,15 +42,6 @@ def read_own(tmp_path, text: str) -> ServerConfig:
     file = tmp_path / "config.yaml"
     file.write_text(text)
     return load(file, ServerConfig)[0]
-
-
-def parse(words: list[str]) -> ServerConfig:
-    """What a command line asks to serve."""
-    configs = []
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("penult.server.run.run", lambda config, _: configs.append(config))
-        main(words)
-    return configs[0]
 
 
 def test_the_pages_file(tmp_path):

@@ -1,5 +1,6 @@
 """A server from its start to its end: signals, clients that leave, many at once, and a loop that is never blocked."""
 
+import errno
 import http.client
 import json
 import socket
@@ -14,7 +15,7 @@ import pytest
 from server_kit import Process, serving
 
 from penult.deepsparse.served_pipeline import QueuedPipeline
-from penult.server import EndpointConfig, Limits
+from penult.server import EndpointConfig, Limits, run
 
 
 def slow(running, seconds: float) -> list[int]:
@@ -155,17 +156,72 @@ def test_a_dead_engine_is_not_healthy(running):
     assert running.get("/v2/health/live").status_code == 503
 
 
-def test_a_port_that_is_taken_is_one_line(tiny):
-    """A server that cannot listen says so and ends with an error."""
+@pytest.mark.parametrize("workers", ["1", "2"])
+@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0", "localhost"])
+def test_a_port_that_is_taken_is_one_line(host, workers):
+    """A server that cannot listen says so before it looks at the model, and ends with an error."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        command = [sys.executable, "-c", "from penult.deepsparse.command import main; main()", "--model_path", str(tiny), "--host", "127.0.0.1",
-                   "--port", str(taken.getsockname()[1])]  # fmt: skip
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode != 0
-    assert "address already in use" in done.stderr
-    assert "Traceback" not in done.stderr
+        port = str(taken.getsockname()[1])
+        done = serve("no/such/model", "--host", host, "--port", port, "--api-key", "k", "--workers", workers)
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert f"Port {port} of {host} is in use (address already in use). End the program" in line
+
+
+@pytest.mark.parametrize(
+    ("host", "port", "words"),
+    [
+        ("203.0.113.9", "0", "Port 0 of 203.0.113.9 cannot be listened on"),
+        ("no.such.host.invalid", "0", "--host 'no.such.host.invalid' is not an address or a name of this machine"),
+    ],
+)
+def test_an_address_of_another_machine(host, port, words):
+    """A host that this machine cannot listen on is one line."""
+    done = serve("no/such/model", "--host", host, "--port", port)
+    (line,) = done.stderr.splitlines()
+    assert (done.returncode, words in line) == (2, True), line
+
+
+def test_a_port_that_needs_rights():
+    """A port below 1024 is explained to those who may not have it."""
+    error = OSError(errno.EACCES, "Permission denied")
+    assert "Pass a --port of 1024 or more" in str(run._refused("127.0.0.1", 80, error))
+
+
+def serve(*words: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-c", "from penult.deepsparse.command import main; main()", *words]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+
+
+def test_localhost_is_both_addresses():
+    """A name with an IPv4 and an IPv6 address is served on both, on one port."""
+    bound = run.bind("localhost", 0)
+    try:
+        assert len({one.getsockname()[1] for one in bound}) == 1
+        assert {one.family for one in bound} <= {socket.AF_INET, socket.AF_INET6}
+    finally:
+        for one in bound:
+            one.close()
+
+
+def test_idle_connections_stay_open(tiny):
+    """A connection that is idle for longer than uvicorn's own 5 s is answered again; --keep-alive decides."""
+    for words, open_ in (((), True), (("--keep-alive", "1"), False)):
+        server = Process("--model_path", str(tiny), *words)
+        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=20)
+        connection.request("GET", "/health")
+        connection.getresponse().read()
+        time.sleep(6.5 if open_ else 2.5)
+        connection.sock.settimeout(0.2)
+        if open_:
+            with pytest.raises(TimeoutError):
+                connection.sock.recv(1)
+        else:
+            assert connection.sock.recv(1) == b""
+        connection.close()
+        server.end()
 
 
 def test_many_threads_open_a_model_once(tiny):

@@ -27,7 +27,7 @@ def test_answer_is_the_embedders(client, embedder, tiny):
     said = answer.json()
     tokens = int(embedder.count_tokens(TEXTS).sum())
     assert said["usage"] == {"prompt_tokens": tokens, "total_tokens": tokens}
-    assert (said["object"], said["model"]) == ("list", str(tiny))
+    assert (said["object"], said["model"]) == ("list", tiny.name)
     assert [(item["object"], item["index"]) for item in said["data"]] == [("embedding", i) for i in range(3)]
     assert answer.headers["x-penult-fingerprint"] == embedder.fingerprint
 
@@ -102,7 +102,7 @@ def test_truncated_texts_are_counted(client, embedder):
 def test_models(client, tiny):
     """The model is listed, and described by its name."""
     (card,) = client.get("/v1/models").json()["data"]
-    assert card == {"id": str(tiny), "object": "model", "created": 0, "owned_by": "penult"}
+    assert card == {"id": tiny.name, "object": "model", "created": 0, "owned_by": "penult"}
     assert client.get(f"/v1/models/{tiny}").json() == card
 
 
@@ -127,7 +127,7 @@ def test_a_model_served_in_two_ways_has_two_names(tiny):
     first, again = (DeepSparseEndpoint(model=str(tiny), task=TASK, kwargs={"emb_extraction_layer": 0}) for _ in range(2))
     with serving(named, first, again) as running:
         ids = [card["id"] for card in running.get("/v1/models").json()["data"]]
-        assert ids == ["last", str(tiny), f"{TASK}-2"]
+        assert ids == ["last", tiny.name, f"{TASK}-2"]
         last, lower, same = (
             running.post("/v1/embeddings", {"input": "cat", "model": name}).json()["data"][0]["embedding"] for name in ids
         )

@@ -65,7 +65,8 @@ def test_vectors_have_length_one_unless_told(models_folder):
         ({"inputs": ["a"] * 101}, 413, "Validation", "100"),
         ({"inputs": "a" * 5001}, 413, "Validation", "5000"),
         ({"inputs": "cat " * 63, "truncate": False}, 413, "Validation", "64 tokens"),
-        ({"inputs": "cat " * 63, "truncation_direction": "Left"}, 422, "Tokenizer", "right"),
+        ({"inputs": "cat " * 63, "truncation_direction": "Up"}, 422, "Tokenizer", "truncation_direction"),
+        ({"inputs": "cat " * 63, "truncate": False, "truncation_direction": "Left"}, 413, "Validation", "64 tokens"),
         ({"inputs": "a", "dimensions": 1.5}, 422, "Tokenizer", "whole number"),
         ({"inputs": [[1, 2]]}, 422, "Tokenizer", "token ids"),
         ({"inputs": 5}, 422, "Tokenizer", "inputs"),
@@ -88,7 +89,7 @@ def test_a_text_of_exactly_the_models_length_is_not_too_long(client):
 def test_info(client, embedder, tiny):
     """/info names the model and the limits under TEI's keys, and the fingerprint."""
     said = client.get("/info").json()
-    assert said["model_id"] == str(tiny)
+    assert (said["model_id"], said["served_model_name"]) == (tiny.name, tiny.name)  # never a folder of the server
     assert said["model_type"] == {"embedding": {"pooling": "mean"}}
     assert (said["max_input_length"], said["max_client_batch_size"], said["max_body_bytes"]) == (64, 100, 200_000)
     assert (said["server"], said["fingerprint"], said["dimension"]) == ("penult", embedder.fingerprint, 32)

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from penult.core.engine import Engine
 from penult.core.loading import read
 from penult.core.model import Model, open_model
+from penult.core.model_tokenizer import tokenizer_of
 from penult.core.recipe import Overrides, Recipe
 from penult.core.runner import WINDOW, Runner, Runtime
 from penult.core.source import Source
@@ -24,7 +25,7 @@ from penult.core.text_reader import TextReader
 from penult.core.tokenized import Tokenized
 from penult.core.tokenizer import Tokenizer
 from penult.progress_bar import progress_bar
-from penult.types import Pooling, Precision, Role, TextError, Truncate, Vectors, checked_texts
+from penult.types import Pooling, Precision, Role, Side, TextError, Truncate, Vectors, checked_texts
 
 
 class Embedder:
@@ -69,6 +70,7 @@ class Embedder:
         self._fingerprint = self._recipe.fingerprint
         self._reader = TextReader(runner.tokenizer, self._recipe, runtime.truncate, self._fingerprint)
         self._reader.check_prompts(role for role in get_args(Role) if self._for(role) is self)
+        self._cutting: dict[Side, TextReader] = {}  # readers that cut on a side that a caller asked for
 
     @classmethod
     def load(
@@ -206,20 +208,23 @@ class Embedder:
         """The execution providers that really run the graph."""
         return self.engine.providers
 
-    def tokenize(self, texts: Iterable[str], role: Role = "document", *, prompt: str | None = None) -> Tokenized:
+    def tokenize(
+        self, texts: Iterable[str], role: Role = "document", *, prompt: str | None = None, truncate: Side | None = None
+    ) -> Tokenized:
         """Return N texts as token ids, ready for `run`.
 
         Args:
             texts: N texts, in any iterable; they are not altered. Empty ones are legal.
             role: "document" or "query": the model's prompt for it is put before each text.
             prompt: put before each text instead of the role's prompt; not part of the fingerprint. None: the role's.
+            truncate: side where these texts are cut if they are too long; not part of the fingerprint. None: as loaded.
 
         Raises:
             TypeError: `texts` is a str (a str is a sequence of one-letter texts, which nobody means), or not iterable.
             TextError: some rows are not texts, or too long with truncate="error"; the error's `rows` says which and why.
         """
         texts = checked_texts(texts)
-        return Tokenized.join([*self._for(role)._reader.windows(texts, role, prompt)])
+        return Tokenized.join([*self._for(role)._reader_cutting(truncate).windows(texts, role, prompt)])
 
     def run(self, tokenized: Tokenized, done: Callable[[int], object] | None = None) -> Vectors:
         """Return the vectors of N texts from `tokenize`, of this embedder or of one with the same fingerprint.
@@ -383,6 +388,18 @@ class Embedder:
     def _for(self, role: Role) -> "Embedder":
         """Return the embedder of a role."""
         return self._query if role == "query" and self._query is not None else self
+
+    def _reader_cutting(self, side: Side | None) -> TextReader:
+        """Return the reader that cuts on a side; one for the other side than the recipe's opens the tokenizer once more."""
+        if side is None:
+            return self._reader
+        if side not in self._cutting:
+            recipe, tokenizer = self._recipe, self.model.runner.tokenizer
+            if side != recipe.side:
+                recipe = replace(recipe, side=side)
+                tokenizer = tokenizer_of(self.model.source, recipe)
+            self._cutting[side] = TextReader(tokenizer, recipe, side, self._fingerprint)
+        return self._cutting[side]
 
     def _runner_of(self, tokenized: Tokenized) -> Runner:
         if not isinstance(tokenized, Tokenized):

@@ -45,6 +45,25 @@ BARE = TokenizerConfig(Path(), None, {}, {}, (), {}, {})  # tokenizer.json alone
 BEYOND_FILE = ("RoFormerTokenizer",)  # classes with a step that tokenizer.json cannot hold: jieba's words
 
 
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A token and where it stands.
+
+    Attributes:
+        id: its number in the vocabulary.
+        text: the part of the text that it stands for; of a special token its name.
+        start: its first character; None of a special token, and where the tokenizer does not say.
+        stop: the character after its last one.
+        special: whether the template added it: CLS, SEP, BOS, EOS.
+    """
+
+    id: int
+    text: str
+    start: int | None = None
+    stop: int | None = None
+    special: bool = False
+
+
 class Tokenizer:
     """The tokenizer of a model. Its methods are pure and may be called from several threads.
 
@@ -147,6 +166,35 @@ class Tokenizer:
         """Look up the id of a token, None where the vocabulary has no such token."""
         found: int | None = self._tokenizer.token_to_id(token)
         return found
+
+    def pieces(self, text: str, *, special_tokens: bool = True) -> list[Piece]:
+        """Return all tokens of a text, whatever the model's length.
+
+        Args:
+            text: the text.
+            special_tokens: whether the special tokens of the template are added.
+        """
+        add = special_tokens and self._add_special_tokens
+        if isinstance(self._tokenizer, _Slow):
+            return self._tokenizer.pieces(text, add_special_tokens=add)
+        with self._guard:
+            encoding = self._tokenizer.encode(text, add_special_tokens=add)
+        before, after = _around(encoding.special_tokens_mask)
+        whole = []
+        for part in (encoding, *encoding.overflowing):  # truncation leaves the rest of the text in parts of its own
+            for index, token, (start, stop), mask in zip(
+                part.ids, part.tokens, part.offsets, part.special_tokens_mask, strict=True
+            ):
+                if not mask:
+                    whole.append(Piece(index, text[start:stop] or token, start, stop))
+        whole.sort(key=lambda piece: piece.start or 0)
+        around = [Piece(index, token, special=True) for index, token in zip(encoding.ids, encoding.tokens, strict=True)]
+        return [*around[:before], *whole, *around[len(around) - after :]]
+
+    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        """Return the text of token ids, as the tokenizer writes it; ids that it does not know are left out."""
+        text: str = self._tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens)
+        return text
 
     def pad(
         self, tokenized: Tokenized, rows: Sequence[int], length: int, *, pool_prompt: bool = True, side: str | None = None
@@ -402,6 +450,16 @@ class _Slow:
         if None in ids:
             raise ValueError(f"{self._folder}: the tokenizer has no token for a part of a text, and none for what is unknown.")
         return self._finished(ids, add_special_tokens=add_special_tokens)
+
+    def decode(self, ids: list[int], *, skip_special_tokens: bool) -> str:
+        return str(self._tokenizer.decode(ids, skip_special_tokens=skip_special_tokens))
+
+    def pieces(self, text: str, *, add_special_tokens: bool) -> list[Piece]:
+        ids = self._tokenizer.convert_tokens_to_ids(self._tokenizer.tokenize(text))
+        whole = self._finished(ids, add_special_tokens=add_special_tokens)
+        tokens = self._tokenizer.convert_ids_to_tokens(whole.ids)
+        rows = zip(whole.ids, tokens, whole.special_tokens_mask, strict=True)
+        return [Piece(index, token, special=bool(mask)) for index, token, mask in rows]
 
     def _finished(self, ids: list[int], *, add_special_tokens: bool) -> _SlowEncoding:
         """Put the special tokens around a text."""

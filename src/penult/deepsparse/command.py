@@ -26,7 +26,10 @@ class Options(command.Options):
         Path | None, typer.Option("--config", "--config-file", help="A YAML file with endpoints, in place of MODEL.")
     ] = None
     threads: Annotated[
-        int | None, typer.Option("--threads", "--num-cores", help="Threads of each model. Default: the physical cores.")
+        int | None,
+        typer.Option(
+            "--threads", "--num-cores", help="Threads of each model. Default: the physical cores, divided among the workers."
+        ),
     ] = None
     model_path: Annotated[str | None, typer.Option(help="The same as MODEL.")] = None
     task: Annotated[str | None, typer.Option(help=f"{TASK}: load the model for DeepSparse's routes first.")] = None

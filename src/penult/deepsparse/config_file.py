@@ -32,6 +32,7 @@ from penult.server.config import (
     Settings,
     check_unique,
     error_at,
+    public_name,
 )
 from penult.server.config_file import Document, Location
 from penult.types import Pooling
@@ -145,7 +146,9 @@ class DeepSparseEndpoint(EndpointConfig):
     @property
     def model_id(self) -> str:
         """The model's name on the routes of OpenAI; DeepSparse named an endpoint after its task where no name was given."""
-        return self.model if self.name in (None, TASK) else str(self.name)
+        if self.served_model_name is not None:
+            return self.served_model_name
+        return public_name(self.model) if self.name in (None, TASK) else str(self.name)
 
     @property
     def sequence_length(self) -> int | tuple[int, ...]:
@@ -217,6 +220,8 @@ class DeepSparseServer(ServerConfig):
         alone = len(self.endpoints) == 1 and number == 0
         unnamed = not route and endpoint.name in (None, TASK)
         more = (TASK, f"{TASK}-{number}") if alone and unnamed else ()
+        if alone and not set("{}?#%/") & set(endpoint.model_id):  # a single model's name on the other routes
+            more = (*more, endpoint.model_id)
         return (name, *(other for other in (*more, *endpoint.aliases) if other != name))
 
 

@@ -24,7 +24,7 @@ from penult.server.service import Endpoint, Service
 
 _ABOUT = "Those of DeepSparse (`/predict`, `/v2/models/NAME/infer`) give DeepSparse's numbers."
 _MOST_ENDPOINTS = 16
-_OWN = ("pooling", "prompts", "files_from", "model_file", "model_task")  # penult's keys, shown where an endpoint has them
+_OWN = ("served_model_name", "pooling", "prompts", "files_from", "model_file", "model_task")  # shown where an endpoint has them
 _OFF: dict[str, Any] = {"enable": False, "target_loggers": []}
 _LOGGING = {
     "enable": True,
@@ -275,6 +275,11 @@ def _check_may_change(request: Request, service: Service) -> None:
     In DeepSparse everybody on the network could load any file of the server.
     """
     config = service.config
+    if config.workers > 1:
+        raise Refusal(
+            "closed", f"This server has {config.workers} workers, and a request reaches one of them: its endpoints cannot be "
+            "changed. State them in the configuration file, or start it with --workers 1."
+        )  # fmt: skip
     if config.api_key is None and config.host not in ("127.0.0.1", "::1", "localhost"):
         raise Refusal(
             "closed", f"This server listens on {config.host} and has no key: its endpoints cannot be changed. Start it with "

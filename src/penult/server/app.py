@@ -11,9 +11,11 @@ from starlette.exceptions import HTTPException
 
 from penult._version import __version__
 from penult.server import docs, health, openai, tei
+from penult.server.compressed_bodies import CompressedBodyMiddleware
 from penult.server.config import ServerConfig
 from penult.server.errors import no_route
 from penult.server.middleware import RequestMiddleware
+from penult.server.request_line import RequestLineMiddleware
 from penult.server.service import Service
 
 _ABOUT = """Text to vectors on the CPU. The routes of OpenAI (`/v1/embeddings`) and of Text Embeddings Inference (`/embed`) give
@@ -58,10 +60,13 @@ def create_app(config: ServerConfig, extend: Extend | None = None) -> FastAPI:
     app.add_exception_handler(HTTPException, no_route)
     app.state.service = service
     app.openapi()  # made now: it takes a fifth of a second, in which nobody else would be answered
+    # The last one is the outermost.
+    app.add_middleware(CompressedBodyMiddleware, max_body_bytes=config.limits.max_body_bytes)
     app.add_middleware(
         RequestMiddleware,
         metrics=service.metrics,
         api_key=config.api_key,
         max_body_bytes=config.limits.max_body_bytes,
     )
+    app.add_middleware(RequestLineMiddleware)
     return app

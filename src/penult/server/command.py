@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from typer.core import TyperCommand
@@ -36,12 +36,45 @@ class Options:
         str | None, typer.Option(help="Clients send it as `Authorization: Bearer KEY`. Default: PENULT_API_KEY, if set.")
     ] = None
     log_json: Annotated[bool, typer.Option("--log-json", help="Write the log as JSON lines.")] = False
-    threads: Annotated[int | None, typer.Option(help="Threads of each model. Default: the physical cores.")] = None
+    threads: Annotated[
+        int | None, typer.Option(help="Threads of each model. Default: the physical cores, divided among the workers.")
+    ] = None
+    workers: Annotated[int | None, typer.Option(help="Processes that answer; each loads the model. Default: 1.")] = None
+    keep_alive: Annotated[int | None, typer.Option(help="Seconds that an idle connection stays open. Default: 60.")] = None
+    served_model_name: Annotated[
+        str | None, typer.Option(help="The model's name for clients. Default: its folder's name, or its Hub id.")
+    ] = None
+    strict_model_name: Annotated[
+        bool, typer.Option("--strict-model-name", help="Answer 404 to requests for another name. Default: any name answers.")
+    ] = False
     pooling: Annotated[
         str | None, typer.Option(help="mean, max, cls, ... (several with commas). Default: as the model's files say.")
     ] = None
-    prompt_query: Annotated[str | None, typer.Option(help="Prompt of queries. Default: as the model's files say.")] = None
-    prompt_document: Annotated[str | None, typer.Option(help="Prompt of documents. Default: as the model's files say.")] = None
+    layer: Annotated[
+        str | None,
+        typer.Option(
+            help="Hidden state: -1 the last, 0 the embedding output, n, a tensor's name, or none (the graph's own output)."
+        ),
+    ] = None
+    precision: Annotated[Literal["fp32", "int8"] | None, typer.Option(help="Arithmetic precision. Default: fp32.")] = None
+    max_length: Annotated[int | None, typer.Option(help="Most tokens of a text. Default: as the model's files say.")] = None
+    truncate: Annotated[
+        Literal["error", "warn", "right", "left"] | None,
+        typer.Option(help="A longer text is refused (error), or cut and counted. Default: warn, cut as the model's files say."),
+    ] = None
+    dimensions: Annotated[int | None, typer.Option(help="Keep only the leading values.")] = None
+    normalize: Annotated[bool | None, typer.Option(help="Vectors of length 1. Default: as the model's files say.")] = None
+    layer_norm: Annotated[bool, typer.Option("--layer-norm", help="A layer norm before --dimensions, as some cards ask.")] = (
+        False
+    )
+    query_prompt: Annotated[
+        str | None,
+        typer.Option("--query-prompt", "--prompt-query", help="Prompt of queries. Default: as the model's files say."),
+    ] = None
+    document_prompt: Annotated[
+        str | None,
+        typer.Option("--document-prompt", "--prompt-document", help="Prompt of documents. Default: as the model's files say."),
+    ] = None
     model_file: Annotated[str | None, typer.Option(help="The .onnx file, of several in the folder or on the Hub.")] = None
     files_from: Annotated[
         str | None, typer.Option(help="Folder or Hub id with tokenizer and configuration, for a model without them.")
@@ -87,17 +120,25 @@ class Options:
     def endpoint(self) -> dict[str, Any]:
         """Return what the options state of the model, under the keys of a configuration file."""
         poolings = (self.pooling or "").split(",")
-        prompts = {"query": self.prompt_query, "document": self.prompt_document}
+        prompts = {"query": self.query_prompt, "document": self.document_prompt}
         task = self.model_task
         values = {
             "model": self.model,
+            "served_model_name": self.served_model_name,
+            "precision": self.precision,
+            "max_length": self.max_length,
+            "truncate": self.truncate,
+            "dimensions": self.dimensions,
+            "normalize": self.normalize,
+            "layer_norm": self.layer_norm or None,
             "pooling": self.pooling if len(poolings) == 1 else poolings,
             "prompts": {role: prompt for role, prompt in prompts.items() if prompt is not None} or None,
             "files_from": self.files_from,
             "model_file": self.model_file,
             "model_task": int(task) if task is not None and task.isdecimal() else task,
         }
-        return {key: value for key, value in values.items() if value is not None}
+        layer = {} if self.layer is None else {"layer": layer_of(self.layer)}  # where None is a value: the graph's own output
+        return {key: value for key, value in values.items() if value is not None} | layer
 
     def from_model(self, endpoint: dict[str, Any]) -> "ServerConfig":
         """Return the configuration of a server with this one endpoint."""
@@ -124,9 +165,19 @@ class Options:
             "api_key": self.api_key or os.environ.get("PENULT_API_KEY") or None,
             "log_json": self.log_json or None,
             "threads": self.threads or None,
+            "workers": self.workers,
+            "keep_alive": self.keep_alive,
+            "strict_model_name": self.strict_model_name or None,
             "limits": override(limits, {name: getattr(self, name) for name in type(limits).model_fields}),
         }
         return {key: value for key, value in values.items() if value is not None}
+
+
+def layer_of(text: str) -> int | str | None:
+    """Return the layer that an option states."""
+    if text.lower() == "none":
+        return None
+    return int(text) if text.removeprefix("-").isdecimal() else text
 
 
 class Serve(TyperCommand):

@@ -5,6 +5,7 @@ This file knows no file format, no web framework and no model. `config_file` rea
 
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
+from pathlib import Path
 from types import NoneType
 from typing import Annotated, Any, get_args
 
@@ -24,8 +25,9 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from penult.types import Pooling, Precision, Role
+from penult.types import Pooling, Precision, Role, Truncate
 
+MAX_WORKERS = 64
 HOST, PORT = "0.0.0.0", 5543  # noqa: S104 - DeepSparse's defaults, which its clients use
 
 
@@ -127,13 +129,15 @@ class EndpointConfig(Settings):
 
     Attributes:
         model: folder, .onnx file, Hub id, `package:` or `zoo:` stub.
-        name: the model's name on the routes. None: `model`.
+        served_model_name: the model's name on the routes. None: `name`, or else the last part of `model`'s path.
+        name: its name in paths such as /v2/models/NAME/infer, and on the routes if `served_model_name` is not set.
         aliases: further names that clients may send as `model`.
         layer: see `Embedder.load`.
         pooling: see `Embedder.load`; several are concatenated. None: as the model's files say.
         fallback_pooling: pooling where neither `pooling` nor the model's files state one. None: then loading fails.
         precision: see `Embedder.load`.
         max_length: tokens of a text. None: as the model's files say.
+        truncate: what happens to a longer text; see `Embedder.load`. "warn": it is cut, and the answer counts it.
         dimensions: leading values of a vector that are kept. None: all.
         normalize: whether vectors get length 1. None: as the model's files say.
         layer_norm: whether a layer norm without weights comes before `dimensions` are kept.
@@ -145,6 +149,7 @@ class EndpointConfig(Settings):
     """
 
     model: StrictStr
+    served_model_name: StrictStr | None = None
     name: StrictStr | None = None
     aliases: tuple[StrictStr, ...] = ()
     layer: IntegerOrText = -1
@@ -152,6 +157,7 @@ class EndpointConfig(Settings):
     fallback_pooling: Pooling | None = None
     precision: Precision = "fp32"
     max_length: Count | None = None
+    truncate: Truncate = "warn"
     dimensions: Count | None = None
     normalize: StrictBool | None = None
     layer_norm: StrictBool = False
@@ -174,12 +180,29 @@ class EndpointConfig(Settings):
     @property
     def model_id(self) -> str:
         """The model's name on the routes."""
-        return self.name or self.model
+        return self.served_model_name or self.name or public_name(self.model)
 
     @property
     def chooses_files(self) -> bool:
         """Whether it uses other files than `model` alone refers to."""
         return self.files_from is not None or self.model_file is not None
+
+
+def public_name(model: str) -> str:
+    """Return the name of a model for clients, which does not show the folders of the server.
+
+    Of a path it is the model's folder, of one in the Hub's cache the Hub id. Other references are public as they are.
+    """
+    path = Path(model)
+    if not (path.exists() or model.startswith(("/", "./", "../", "~"))):
+        return model
+    path = path.expanduser().resolve()
+    for part in path.parts:
+        if part.startswith("models--"):
+            return part.removeprefix("models--").replace("--", "/", 1)
+    if path.suffix == ".onnx":
+        path = path.parent if path.stem.startswith("model") else path.with_suffix("")
+    return (path.parent if path.name == "onnx" else path).name or model
 
 
 def check_unique(endpoints: Sequence[EndpointConfig], *fields: str) -> None:
@@ -204,7 +227,11 @@ class ServerConfig(Settings):
         port: port to listen on; 0: any that is free.
         api_key: key that clients send as `Authorization: Bearer KEY`, except to the health routes. None: no key is needed.
         log_json: whether the log's lines are JSON objects.
-        threads: intra-op threads of each model. None: the physical cores this process may use.
+        threads: intra-op threads of each model. None: the physical cores this process may use, divided among the workers.
+        workers: processes that answer; each loads the models.
+        keep_alive: seconds that an idle connection stays open. Set more than that of the load balancer in front, or requests
+            meet connections that are being closed.
+        strict_model_name: whether a server of one model answers requests for another name with 404, as one of several does.
         limits: limits of requests and of the queue.
     """
 
@@ -214,6 +241,9 @@ class ServerConfig(Settings):
     api_key: Annotated[StrictStr | None, Field(repr=False)] = None
     log_json: StrictBool = False
     threads: Count | None = None
+    workers: Annotated[Count, Field(le=MAX_WORKERS)] = 1
+    keep_alive: Count = 60
+    strict_model_name: StrictBool = False
     limits: Limits = Field(default_factory=Limits)
 
     @field_validator("endpoints")
@@ -221,10 +251,10 @@ class ServerConfig(Settings):
     def _check_names(cls, endpoints: tuple[EndpointConfig, ...]) -> tuple[EndpointConfig, ...]:
         if not endpoints:
             raise error_at(message="is empty; name at least one model")
-        check_unique(endpoints, "name", "aliases")
+        check_unique(endpoints, "served_model_name", "name", "aliases")
         return endpoints
 
     def names_of(self, endpoint: EndpointConfig, number: int) -> tuple[str, ...]:
         """Return further names of an endpoint, the `number`-th of the server; the first must be unique."""
         del number  # a subclass uses it
-        return endpoint.aliases
+        return endpoint.aliases if endpoint.name is None else (endpoint.name, *endpoint.aliases)

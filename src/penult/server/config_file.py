@@ -23,6 +23,7 @@ _MAX_VALUES = 100_000  # of a file, aliases counted each time: a few lines of al
 _MAX_BITS = 64  # Python refuses to print an integer of thousands of digits
 # What PyYAML raises for a text that does not fit its tag: `!!bool x`, `!!timestamp x`, `!!int ""`.
 _UNREADABLE = (ValueError, KeyError, AttributeError, IndexError, TypeError, OverflowError)
+_ADVICE = "Check the indentation (spaces, not tabs), the colons and the quotes of this line and the one before."
 _KINDS = {"tuple_type": "it must be a list", "model_type": "it must be a mapping", "dict_type": "it must be a mapping",
           "mapping_type": "it must be a mapping"}  # fmt: skip
 
@@ -103,6 +104,10 @@ def read(path: str | Path) -> Document:
     """
     try:
         text = Path(path).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise FileNotFoundError(f"There is no file {path}.") from None
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read ({(error.strerror or str(error)).lower()}); name a YAML file.") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path} is not UTF-8 text ({error}).") from error
     try:
@@ -116,7 +121,7 @@ def read(path: str | Path) -> Document:
         return Document(str(path), values, reader.lines)
     except yaml.MarkedYAMLError as error:
         line = 0 if error.problem_mark is None else error.problem_mark.line + 1
-        raise ConfigError(f"{path}, line {line}: not valid YAML: {error.problem or error.context}.") from error
+        raise ConfigError(f"{path}, line {line}: not valid YAML: {error.problem or error.context}. {_ADVICE}") from error
     except yaml.YAMLError as error:
         raise ConfigError(f"{path} is not valid YAML: {str(error).splitlines()[0]}.") from error
     except RecursionError as error:

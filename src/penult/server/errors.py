@@ -13,7 +13,8 @@ from starlette.exceptions import HTTPException
 Reason = Literal["invalid", "empty", "batch", "text", "body", "slow", "media", "auth", "closed", "missing", "nowhere", "method",
                  "full", "unable", "bug"]  # fmt: skip
 
-_TEI_PATHS = ("/embed", "/embed_all", "/info")
+_TEI_PATHS = ("/", "/embed", "/embed_all", "/info", "/similarity", "/tokenize", "/decode")
+_OPENAI_PATHS = ("/embeddings", "/models")
 # By reason: the status for DeepSparse's routes, OpenAI's and TEI's, then TEI's error_type.
 _STATUS: Mapping[Reason, tuple[int, int, int, str]] = {
     "invalid": (422, 400, 422, "Tokenizer"),
@@ -67,7 +68,7 @@ class Gone(Exception):  # noqa: N818 - not an error
 
 def contract(path: str) -> Literal["openai", "tei", "deepsparse"]:
     """Say whose words a path speaks."""
-    if path.startswith("/v1/"):
+    if path.startswith(("/v1/", "/models/")) or path in _OPENAI_PATHS:
         return "openai"
     return "tei" if path in _TEI_PATHS else "deepsparse"
 

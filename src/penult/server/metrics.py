@@ -1,13 +1,20 @@
 """Prometheus metrics: TEI's names, so that its dashboards go on working, and a few of our own.
 
 The only file that imports prometheus_client. Each series is made when the server is, so that the first scrape has all of
-them, and in a registry of the server's own.
+them, and in a registry of the server's own. Of several workers each keeps its numbers in files, and the one that is asked adds
+them up.
 """
 
+import os
 import re
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, ProcessCollector, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
+from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
+from prometheus_client.registry import Collector
 
 from penult.server.errors import Reason
 
@@ -20,12 +27,24 @@ _CONTRACTS = ("deepsparse", "openai", "tei")
 _CLASSES = ("2xx", "3xx", "4xx", "5xx")
 
 
-class Metrics:
-    """The numbers of one server."""
+_FOLDER = "PROMETHEUS_MULTIPROC_DIR"  # prometheus_client's; with it, numbers are kept in files
 
-    def __init__(self) -> None:
-        self.registry = registry = CollectorRegistry()
-        ProcessCollector(registry=registry)
+
+class Metrics:
+    """The numbers of one server.
+
+    Args:
+        shared: whether other workers count too; the environment then names the folder of their files.
+    """
+
+    def __init__(self, *, shared: bool = False) -> None:
+        registry = CollectorRegistry()
+        self.registry = CollectorRegistry() if shared else registry
+        if shared:
+            MultiProcessCollector(self.registry)  # type: ignore[no-untyped-call]
+            self.registry.register(_ProcessesCollector(Path(os.environ[_FOLDER])))
+        else:
+            ProcessCollector(registry=registry)
 
         def seconds(name: str, what: str) -> Histogram:
             return Histogram(name, what, buckets=_SECONDS, registry=registry)
@@ -39,7 +58,7 @@ class Metrics:
         self._tokenize = seconds("te_embed_tokenization_duration", "Seconds of counting a request's tokens.")
         self._queued = seconds("te_embed_queue_duration", "Seconds a request waited for the engine.")
         self._inference = seconds("te_embed_inference_duration", "Seconds of a run of the engine.")
-        self._queue = Gauge("te_queue_size", "Requests that wait or run.", registry=registry)
+        self._queue = Gauge("te_queue_size", "Requests that wait or run.", registry=registry, multiprocess_mode="livesum")
         self._next_size = Histogram("te_batch_next_size", "Texts of a run.", buckets=_SIZES, registry=registry)
         self._next_tokens = Histogram("te_batch_next_tokens", "Tokens of a run.", buckets=_SIZES, registry=registry)
         self._truncated = Counter("penult_truncated_texts", "Texts that were cut.", registry=registry)
@@ -105,3 +124,30 @@ class Metrics:
     def text(self) -> bytes:
         """Give all series as Prometheus reads them, TEI's counters without the `_total` that TEI does not write."""
         return re.sub(rb"\b(te_request_(?:count|success|failure))_total\b", rb"\1", generate_latest(self.registry))
+
+
+class _ProcessesCollector(Collector):
+    """The `process_` series of all workers that run: memory, CPU and files added up, the start of the first one."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield each series."""
+        families: dict[str, Metric] = {}
+        for pid in {path.stem.rpartition("_")[2] for path in self._folder.glob("*_*.db")}:
+            for family in ProcessCollector(pid=partial(str, pid), registry=CollectorRegistry()).collect():
+                first = families.setdefault(family.name, family)
+                if first is not family:
+                    both = zip(first.samples, family.samples, strict=True)
+                    earliest = family.name.endswith("start_time_seconds")
+                    first.samples = [
+                        one._replace(value=min(one.value, more.value) if earliest else one.value + more.value)
+                        for one, more in both
+                    ]
+        yield from families.values()
+
+
+def forget(pid: int) -> None:
+    """Take a worker that has ended out of the numbers of those that run; what it counted stays."""
+    mark_process_dead(pid)  # type: ignore[no-untyped-call]

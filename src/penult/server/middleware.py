@@ -1,6 +1,7 @@
 """The middleware of every request: API key, limit of the body, access log, metrics, and the handler of all exceptions.
 
-It is the outermost ASGI application, so that it sees what the client sends and gets. It never logs a text, a header or a query.
+It is the outermost ASGI application but for `request_line`, so that it sees what the client sends and gets. It never logs a
+text, a header or a query.
 """
 
 import asyncio
@@ -37,7 +38,7 @@ class RequestMiddleware:
     def __init__(self, app: ASGIApp, *, metrics: Metrics, api_key: str | None, max_body_bytes: int) -> None:
         self._app = app
         self._metrics = metrics
-        self._key = None if api_key is None else f"Bearer {api_key}".encode()
+        self._key = None if api_key is None else api_key.encode()
         self._max_body_bytes = max_body_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -76,7 +77,8 @@ class RequestMiddleware:
         if self._key is None or scope["path"] in _OPEN:
             return
         given = b"".join(value for name, value in scope["headers"] if name == b"authorization")
-        if not hmac.compare_digest(given, self._key):
+        scheme, _, key = given.partition(b" ")  # RFC 9110: the scheme's case has no meaning, and spaces may be several
+        if scheme.lower() != b"bearer" or not hmac.compare_digest(key.strip(), self._key):
             raise Refusal(
                 "auth", "The key is missing or wrong; send `Authorization: Bearer KEY`.", headers={"WWW-Authenticate": "Bearer"}
             )

@@ -102,7 +102,7 @@ class Models:
         try:
             return await asyncio.to_thread(self.opened, key, open_model)
         except (OSError, TypeError, ValueError) as error:
-            raise Refusal("unable", f"{endpoint.model} cannot be opened for this route: {error}") from error
+            raise Refusal("unable", f"{endpoint.model_id} cannot be opened for this route: {error}") from error
 
     def close(self) -> None:
         """Finish the requests in the queues, then free every model."""
@@ -120,6 +120,7 @@ class Models:
                 pooling=pooling,
                 precision=endpoint.precision,
                 max_length=endpoint.max_length,
+                truncate=endpoint.truncate,
                 dimensions=endpoint.dimensions,
                 normalize=endpoint.normalize,
                 layer_norm=endpoint.layer_norm,
@@ -148,7 +149,7 @@ class Models:
         if not embedder.recipe.named_prompts and origin != "argument":
             _LOGGER.info(
                 "%s: no file states a prompt. If the model's card gives prompts, set them with prompts: in the endpoint, or "
-                "with --prompt-query and --prompt-document.",
+                "with --query-prompt and --document-prompt.",
                 endpoint.model,
             )
         return embedder
@@ -158,6 +159,14 @@ def _embedder_key(endpoint: EndpointConfig) -> tuple[object, ...]:
     """Return the settings of an endpoint that decide its embedder."""
     pooling = (endpoint.pooling, None if endpoint.pooling else endpoint.fallback_pooling)
     prompts = None if endpoint.prompts is None else tuple(sorted(endpoint.prompts.items()))
-    rest = (endpoint.precision, endpoint.max_length, endpoint.dimensions, endpoint.normalize, endpoint.layer_norm, prompts)
+    rest = (
+        endpoint.precision,
+        endpoint.max_length,
+        endpoint.truncate,
+        endpoint.dimensions,
+        endpoint.normalize,
+        endpoint.layer_norm,
+        prompts,
+    )
     files = (endpoint.files_from, endpoint.model_file, endpoint.model_task)
     return (endpoint.model, endpoint.layer, *pooling, *rest, *files)

@@ -34,7 +34,7 @@ class EmbeddingsRequest(Prompted):
     model: str | None = None
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: Dimensions | None = None
-    user: str | None = None
+    user: Any = None
 
 
 class Embedding(BaseModel):
@@ -121,23 +121,31 @@ def add(app: FastAPI, service: Service) -> None:
     async def model(name: str) -> ModelCard:
         return _card(next((e for e in service.endpoints if e.model_id == name), None) or service.find(name))
 
-    app.add_api_route(
-        "/v1/embeddings",
-        embeddings,
-        methods=["POST"],
-        tags=["OpenAI"],
-        summary="Embed texts",
-        responses={200: {"model": EmbeddingsResponse}, **ERRORS},
-        openapi_extra=body_of(
-            EmbeddingsRequest,
-            {"input": ["The cat sat on the mat."], "model": _example(service)},
-            dimension=service.dimension,
-            prompt_names=service.prompt_names,
-        ),
-    )
+    for path in ("/v1/embeddings", "/embeddings"):  # the second: of clients whose base URL lacks the /v1
+        app.add_api_route(
+            path,
+            embeddings,
+            methods=["POST"],
+            tags=["OpenAI"],
+            summary="Embed texts",
+            include_in_schema=path.startswith("/v1"),
+            responses={200: {"model": EmbeddingsResponse}, **ERRORS},
+            openapi_extra=body_of(
+                EmbeddingsRequest,
+                {"input": ["The cat sat on the mat."], "model": _example(service)},
+                dimension=service.dimension,
+                prompt_names=service.prompt_names,
+            ),
+        )
     known: dict[int | str, dict[str, Any]] = {status: ERRORS[status] for status in (401, 404)}
-    app.add_api_route("/v1/models", models, tags=["OpenAI"], summary="List the models", responses={401: ERRORS[401]})
-    app.add_api_route("/v1/models/{name:path}", model, tags=["OpenAI"], summary="Describe a model", responses=known)
+    for base in ("/v1/models", "/models"):
+        shown = base.startswith("/v1")
+        app.add_api_route(
+            base, models, tags=["OpenAI"], summary="List the models", include_in_schema=shown, responses={401: ERRORS[401]}
+        )
+        app.add_api_route(
+            base + "/{name:path}", model, tags=["OpenAI"], summary="Describe a model", include_in_schema=shown, responses=known
+        )
 
 
 async def _answer(request: Request, service: Service, endpoint: Endpoint, asked: EmbeddingsRequest) -> Response:

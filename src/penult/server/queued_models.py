@@ -17,7 +17,7 @@ from penult.server.config import Limits
 from penult.server.errors import Refusal
 from penult.server.metrics import Metrics
 from penult.server.request_queue import QueueFull, RequestQueue, Rows, Run
-from penult.types import PromptError, Role, TextError, Vectors
+from penult.types import PromptError, Role, Side, TextError, Vectors
 
 _INLINE_CHARS = 4096  # texts of a request that are tokenized faster than a thread is woken
 
@@ -29,10 +29,12 @@ class Purpose:
     Attributes:
         role: role of the texts.
         prompt: put before each text. None: the model's prompt for the role.
+        truncate: side where a text that is too long is cut. None: as the model is served.
     """
 
     role: Role
     prompt: str | None = None
+    truncate: Side | None = None
 
 
 class ModelQueue:
@@ -130,7 +132,8 @@ class QueuedEmbedder:
     async def tokenize(self, texts: list[str], purpose: Purpose) -> Tokenized:
         """Return N texts as token ids."""
         return await self.queue.tokenize(
-            texts, lambda texts: self.embedder.tokenize(texts, purpose.role, prompt=purpose.prompt)
+            texts,
+            lambda texts: self.embedder.tokenize(texts, purpose.role, prompt=purpose.prompt, truncate=purpose.truncate),
         )
 
     async def vectors(self, tokenized: Tokenized) -> Vectors:

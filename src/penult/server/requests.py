@@ -4,7 +4,7 @@ It knows requests and refusals; it does not know the words of any contract.
 """
 
 import asyncio
-from collections.abc import Awaitable, Coroutine, Sequence
+from collections.abc import Awaitable, Coroutine, Iterator, Sequence
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import numpy as np
@@ -14,6 +14,7 @@ from pydantic import BaseModel, BeforeValidator, FailFast, Field, ValidationErro
 
 from penult.core.recipe import Recipe
 from penult.core.tokenized import Tokenized
+from penult.server.body_text import broken_text, without_mark
 from penult.server.config import Limits
 from penult.server.errors import Gone, Refusal
 from penult.server.queued_models import Purpose, QueuedEmbedder
@@ -57,6 +58,8 @@ def _check_integer(value: object) -> object:
 Dimensions = Annotated[int, Field(ge=1), BeforeValidator(_check_integer)]
 """Number of leading values of a vector to return; 2.0 is an integer, as in JSON Schema."""
 
+TokenId = Annotated[int, Field(ge=0, lt=2**31), BeforeValidator(_check_integer)]
+
 Texts = Annotated[
     list[str],
     FailFast(),
@@ -90,13 +93,14 @@ async def read(request: Request, kind: type[Body]) -> Body:
     Raises:
         Refusal: it is not valid JSON, or not what the route takes.
     """
-    body = await request.body()
+    body = without_mark(await request.body())
     try:
         if len(body) > _LARGE_BODY:
             return await asyncio.to_thread(kind.model_validate_json, body)
         return kind.model_validate_json(body)
     except ValidationError as error:
-        raise _refusal(error) from error
+        refusal = _refusal(error)
+        raise (await asyncio.to_thread(broken_text, body) if refusal.param is None else None) or refusal from error
 
 
 def body_of(
@@ -111,12 +115,33 @@ def body_of(
         prompt_names: allowed values of `prompt_name`.
     """
     schema = kind.model_json_schema()
+    schema = _inlined(schema, schema.pop("$defs", {}))
     if dimension is not None and "dimensions" in schema["properties"]:
         schema["properties"]["dimensions"]["anyOf"][0]["maximum"] = dimension
+    for names in _properties(schema, "prompt_name"):
+        names["anyOf"][0]["enum"] = [*prompt_names]
     if issubclass(kind, Prompted):
-        schema["properties"]["prompt_name"]["anyOf"][0]["enum"] = [*prompt_names]
         schema["allOf"] = [{"not": {"properties": both, "required": [*both]}} for both in _EXCLUSIVE]
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema, "example": example}}}}
+
+
+def _properties(schema: Any, name: str) -> Iterator[dict[str, Any]]:  # noqa: ANN401 - JSON
+    """Yield the schema of every property of a name, at any depth."""
+    for key, value in schema.items() if isinstance(schema, dict) else enumerate(schema) if isinstance(schema, list) else ():
+        if key == "properties" and name in value:
+            yield value[name]
+        yield from _properties(value, name)
+
+
+def _inlined(schema: Any, parts: dict[str, Any]) -> Any:  # noqa: ANN401 - JSON
+    """Return a schema with its parts in place of the references to them, which would not be found in the document."""
+    if isinstance(schema, list):
+        return [_inlined(one, parts) for one in schema]
+    if not isinstance(schema, dict):
+        return schema
+    if isinstance(reference := schema.get("$ref"), str):
+        return _inlined(parts[reference.rpartition("/")[2]], parts)
+    return {key: _inlined(value, parts) for key, value in schema.items()}
 
 
 def check(texts: list[str], limits: Limits, param: str) -> None:
@@ -270,7 +295,7 @@ def _refusal(error: ValidationError) -> Refusal:
     where = [str(part) for part in first["loc"]]
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "json_invalid":
-        return Refusal("invalid", f"The body is no JSON: {message}.")
+        return Refusal("invalid", f"The body is not valid JSON: {message}.")
     if not where:
         return Refusal("invalid", f"The body must be a JSON object: {message}.")
     return Refusal("invalid", f"`{'.'.join(where)}`: {message}.", param=where[0])

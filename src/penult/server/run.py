@@ -1,23 +1,31 @@
-"""From a configuration to a process that listens: the log, and uvicorn.
+"""From a configuration to processes that listen: the log, the sockets, and uvicorn.
 
 The only file that imports uvicorn.
 """
 
+import errno
 import logging
+import os
+import socket
 import sys
 import warnings
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 import uvicorn
 
+from penult.server import workers
 from penult.server.app import Extend, create_app
 from penult.server.config import ServerConfig
 from penult.server.middleware import Json, Plain
 from penult.types import TruncationWarning
 
+_LOGGER = logging.getLogger(__name__)
 _ANY = ("0.0.0.0", "::")  # noqa: S104 - named to warn of it
 # That the end of a server waits for what was begun: the largest request allowed takes some three minutes on two cores. A client
 # that never reads its answer, or sends its body a byte at a time, must not hold up the end for ever.
 _ENDING_SECONDS = 300
+_BACKLOG = 2048  # connections that wait to be accepted, as uvicorn has it
 
 
 def run(config: ServerConfig, extend: Extend | None = None) -> None:
@@ -26,24 +34,128 @@ def run(config: ServerConfig, extend: Extend | None = None) -> None:
     Args:
         config: what is served.
         extend: see `create_app`.
+
+    Raises:
+        OSError: nothing can listen there; raised before a model is loaded.
+        ValueError: the configuration cannot be served.
     """
     say(json=config.log_json)
-    warnings.filterwarnings("ignore", category=TruncationWarning)  # each answer says how many of its texts were cut
     if config.api_key is None and config.host in _ANY:
-        logging.getLogger(__name__).warning(
+        _LOGGER.warning(
             "Listening on %s without a key: everybody on the network may ask. --host 127.0.0.1 or --api-key changes that.",
             config.host,
         )
+    sockets = bind(config.host, config.port)
+    try:
+        if config.workers == 1:
+            answer(config, extend, sockets, lambda: _say_where(sockets))
+        else:
+            workers.run(config, extend, sockets, answer, lambda: _say_where(sockets), _ENDING_SECONDS)
+    finally:
+        for one in sockets:
+            one.close()
+
+
+def answer(config: ServerConfig, extend: Extend | None, sockets: Sequence[socket.socket], ready: Callable[[], None]) -> None:
+    """Open the models in this process, and answer on these sockets until a signal comes.
+
+    Args:
+        config: what is served.
+        extend: see `create_app`.
+        sockets: bound sockets.
+        ready: called when requests are answered.
+    """
+    warnings.filterwarnings("ignore", category=TruncationWarning)  # each answer says how many of its texts were cut
     app = create_app(config, extend)
-    uvicorn.run(
+    for one in sockets:
+        _listen(one)
+    settings = uvicorn.Config(
         app,
-        host=config.host,
-        port=config.port,
         log_config=None,
         access_log=False,
         server_header=False,
+        backlog=_BACKLOG,
+        timeout_keep_alive=config.keep_alive,
         timeout_graceful_shutdown=_ENDING_SECONDS,
     )
+    with suppress(KeyboardInterrupt):  # uvicorn raises it again when all is done
+        _Server(settings, ready).run(sockets=list(sockets))
+
+
+class _Server(uvicorn.Server):
+    """uvicorn, which says when it answers."""
+
+    def __init__(self, config: uvicorn.Config, ready: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._ready = ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets=sockets)
+        if self.started:
+            self._ready()
+
+
+def bind(host: str, port: int) -> list[socket.socket]:
+    """Return a socket bound to each address of a host.
+
+    Raises:
+        OSError: the host or the port cannot be used; the message says what to do.
+    """
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except OSError as error:
+        raise OSError(f"--host {host!r} is not an address or a name of this machine ({error}).") from error
+    bound: list[socket.socket] = []
+    for family, _, _, _, address in dict.fromkeys(found):
+        # Where the port is any that is free, the addresses that follow get the port of the first one.
+        chosen = port or (bound[0].getsockname()[1] if bound else 0)
+        try:
+            one = socket.socket(family, socket.SOCK_STREAM)
+        except OSError:  # no IPv6 in this kernel, though the name has such an address
+            continue
+        if os.name == "posix":  # on Windows it would let two programs listen on one port
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        try:
+            one.bind((address[0], chosen, *address[2:]))
+        except OSError as error:
+            one.close()
+            if bound and error.errno == errno.EADDRNOTAVAIL:  # IPv6 is switched off here
+                continue
+            for other in bound:
+                other.close()
+            raise _refused(host, chosen, error) from error
+        bound.append(one)
+    if not bound:
+        raise OSError(f"--host {host!r} has no address that this machine can listen on.")
+    return bound
+
+
+def _listen(one: socket.socket) -> None:
+    """Listen, which another server that was started at the same moment may have done before."""
+    try:
+        one.listen(_BACKLOG)
+    except OSError as error:
+        host, port = one.getsockname()[:2]
+        raise _refused(host, port, error) from error
+
+
+def _refused(host: str, port: int, error: OSError) -> OSError:
+    reason = (error.strerror or str(error)).lower()
+    if error.errno == errno.EADDRINUSE:
+        advice = f"Port {port} of {host} is in use ({reason}). End the program that listens there, or pass another --port."
+    elif error.errno == errno.EACCES:
+        advice = f"Port {port} of {host} needs more rights ({reason}). Pass a --port of 1024 or more."
+    else:
+        advice = f"Port {port} of {host} cannot be listened on ({reason}). Pass another --host or --port."
+    return OSError(advice)
+
+
+def _say_where(sockets: Sequence[socket.socket]) -> None:
+    for one in sockets:
+        host, port = one.getsockname()[:2]
+        _LOGGER.info("penult is running on http://%s:%d (press Ctrl-C to end it)", f"[{host}]" if ":" in host else host, port)
 
 
 def say(*, json: bool) -> None:

@@ -5,7 +5,7 @@ It knows configurations, models and limits; it does not know routes.
 
 from dataclasses import dataclass
 
-from penult.server.config import ConfigError, EndpointConfig, ServerConfig
+from penult.server.config import ConfigError, EndpointConfig, ServerConfig, public_name
 from penult.server.errors import Refusal
 from penult.server.metrics import Metrics
 from penult.server.models import Models
@@ -38,7 +38,7 @@ class Service:
 
     def __init__(self, config: ServerConfig) -> None:
         self.config = config
-        self.metrics = Metrics()
+        self.metrics = Metrics(shared=config.workers > 1)
         self.models = Models(config.limits, self.metrics, config.threads)
         self.endpoints: list[Endpoint] = []
         for endpoint in config.endpoints:
@@ -59,10 +59,11 @@ class Service:
         if names and names[0] in in_use:
             raise ConfigError(f"An endpoint is named {names[0]!r} already; give this one another name.")
         model_id = config.model_id
-        if model_id in {endpoint.model_id for endpoint in self.endpoints}:  # the same model with other settings
-            if not names:
-                raise ConfigError(f"An endpoint is named {model_id!r} already; give this one a name.")
-            model_id = names[0]
+        ids = {endpoint.model_id for endpoint in self.endpoints}
+        if model_id in ids:  # the same model with other settings, or another one in a folder of the same name
+            model_id = names[0] if names else config.model
+            if model_id in ids:
+                raise ConfigError(f"An endpoint is named {model_id!r} already; give this one a served_model_name.")
         if config.open_at_start:
             self.models.embedder(config)
         endpoint = Endpoint(config, model_id, names)
@@ -70,18 +71,19 @@ class Service:
         return endpoint
 
     def find(self, model: str | None) -> Endpoint:
-        """Return the endpoint of a name from a client; a single endpoint has every name.
+        """Return the endpoint of a name from a client; a single endpoint has every name, unless names are strict.
 
         Raises:
-            Refusal: none of several has that name.
+            Refusal: no endpoint has that name.
         """
-        if len(self.endpoints) == 1:
+        if len(self.endpoints) == 1 and (model is None or not self.config.strict_model_name):
             return self.endpoints[0]
         # Ids of all endpoints first, so that they override names and models of others.
         for match in (
             next((one for one in self.endpoints if model == one.model_id), None),
             next((one for one in self.endpoints if model in one.names), None),
             next((one for one in self.endpoints if model == one.config.model), None),
+            next((one for one in self.endpoints if model == public_name(one.config.model)), None),
         ):
             if match is not None:
                 return match

@@ -1,16 +1,17 @@
-"""The routes of Text Embeddings Inference: POST /embed and /embed_all, GET /info and /metrics.
+"""The routes of Text Embeddings Inference: POST /embed (also as /), /embed_all and /similarity, GET /info and /metrics.
 
 It knows TEI's JSON. TEI serves one model; here that is the first endpoint, or the one that `model` names.
 """
 
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Annotated, Any, Literal
 
 from fastapi import FastAPI, Request, Response
-from pydantic import BaseModel, Field, StrictBool
+from pydantic import BaseModel, FailFast, Field, StrictBool
 
 from penult._version import __version__
 from penult.core.tokenized import Tokenized
-from penult.server import metrics
+from penult.server import metrics, tei_tokens
 from penult.server.errors import Refusal
 from penult.server.queued_models import Purpose, QueuedEmbedder
 from penult.server.requests import (
@@ -32,12 +33,19 @@ from penult.server.requests import (
 from penult.server.service import Endpoint, Service
 
 
-class EmbedAllRequest(Prompted):
+class Truncated(BaseModel):
+    """What happens to a text that is too long."""
+
+    truncate: StrictBool | None = Field(None, description="false: a text that is too long is refused instead of cut.")
+    truncation_direction: Literal["Left", "Right", "left", "right"] | None = Field(
+        None, description="Where such a text is cut. Default: as the model's files say."
+    )
+
+
+class EmbedAllRequest(Prompted, Truncated):
     """What a client sends to /embed_all."""
 
     inputs: Texts
-    truncate: StrictBool | None = Field(None, description="false: a text that is too long is refused instead of cut.")
-    truncation_direction: Literal["Left", "Right", "left", "right"] | None = None
     model: str | None = Field(None, description="Which of several models; the first, where it is left out.")
 
 
@@ -46,6 +54,27 @@ class EmbedRequest(EmbedAllRequest):
 
     normalize: StrictBool | None = Field(None, description="true, the default: each vector has length 1.")
     dimensions: Dimensions | None = None
+
+
+class SimilarityInputs(BaseModel):
+    """A text, and those that it is compared with."""
+
+    source_sentence: str
+    sentences: Annotated[list[str], FailFast(), Field(json_schema_extra={"minItems": 1})]
+
+
+class SimilarityParameters(Truncated):
+    """How the texts are read."""
+
+    prompt_name: str | None = None
+
+
+class SimilarityRequest(BaseModel):
+    """What a client sends to /similarity."""
+
+    inputs: SimilarityInputs
+    parameters: SimilarityParameters | None = None
+    model: str | None = Field(None, description="Which of several models; the first, where it is left out.")
 
 
 class TEIError(BaseModel):
@@ -111,6 +140,10 @@ def add(app: FastAPI, service: Service) -> None:
         asked = await read(request, EmbedAllRequest)
         return await while_there(request, _embed_all(request, service, asked))
 
+    async def similarity(request: Request) -> Response:
+        asked = await read(request, SimilarityRequest)
+        return await while_there(request, _similarity(request, service, asked))
+
     async def info(model: str | None = None) -> Info:
         endpoint = _endpoint(service, model)
         return _info(service, endpoint, await service.models.embedder_for(endpoint.config))
@@ -120,6 +153,7 @@ def add(app: FastAPI, service: Service) -> None:
 
     for path, route, kind, answers in (
         ("/embed", embed_route, EmbedRequest, list[list[float]]),
+        ("/", embed_route, EmbedRequest, list[list[float]]),  # where Hugging Face's own clients send their texts
         ("/embed_all", embed_all, EmbedAllRequest, list[list[list[float]]]),
     ):
         app.add_api_route(
@@ -127,7 +161,8 @@ def add(app: FastAPI, service: Service) -> None:
             route,
             methods=["POST"],
             tags=["TEI"],
-            summary="Embed texts" if path == "/embed" else "Embed every token of texts",
+            summary="Embed every token of texts" if path == "/embed_all" else "Embed texts",
+            include_in_schema=path != "/",
             responses={200: {"model": answers}, **ERRORS},
             openapi_extra=body_of(
                 kind,
@@ -136,6 +171,20 @@ def add(app: FastAPI, service: Service) -> None:
                 prompt_names=service.prompt_names,
             ),
         )
+    app.add_api_route(
+        "/similarity",
+        similarity,
+        methods=["POST"],
+        tags=["TEI"],
+        summary="Compare a text with others: the cosine of each",
+        responses={200: {"model": list[float]}, **ERRORS},
+        openapi_extra=body_of(
+            SimilarityRequest,
+            {"inputs": {"source_sentence": "A cat sat.", "sentences": ["A cat was sitting.", "The moon."]}},
+            prompt_names=service.prompt_names,
+        ),
+    )
+    tei_tokens.add(app, service, ERRORS)
     known: dict[int | str, dict[str, Any]] = {status: ERRORS[status] for status in (401, 404, 422, 424)}
     app.add_api_route("/info", info, tags=["TEI"], summary="Say what is served", responses=known)
     app.add_api_route(
@@ -149,51 +198,58 @@ def add(app: FastAPI, service: Service) -> None:
 
 
 async def _embed(request: Request, service: Service, asked: EmbedRequest) -> Response:
-    model, purpose = await _open(service, asked)
+    check(asked.inputs, service.config.limits, "inputs")
+    model, purpose = await _open(service, asked, asked.model)
     if asked.normalize is False and model.recipe(purpose.role).unit_length:  # the same model without its last step
         model = await service.models.embedder_for(
             _endpoint(service, asked.model).config.model_copy(update={"normalize": False})
         )
-    tokenized = await _tokenize(request, model, asked, purpose)
+    tokenized = await _tokenize(request, model, asked, asked.inputs, purpose)
     vectors = await model.vectors(tokenized)
-    normalize = asked.normalize is not False
-    own = asked.dimensions is None and (not normalize or model.recipe(purpose.role).unit_length)
+    normalize, recipe = asked.normalize is not False, model.recipe(purpose.role)
+    own = asked.dimensions is None and (not normalize or recipe.unit_length)
     vectors = vectors if own else shorten(vectors, asked.dimensions, normalize=normalize)
-    return await respond(vectors, vectors.size, headers_of(model, tokenized, own=own))
+    other_side = (asked.truncation_direction or recipe.side).lower() != recipe.side and len(tokenized.truncated) > 0
+    return await respond(vectors, vectors.size, headers_of(model, tokenized, own=own and not other_side))
 
 
 async def _embed_all(request: Request, service: Service, asked: EmbedAllRequest) -> Response:
-    model, purpose = await _open(service, asked)
-    tokenized = await _tokenize(request, model, asked, purpose)
+    check(asked.inputs, service.config.limits, "inputs")
+    model, purpose = await _open(service, asked, asked.model)
+    tokenized = await _tokenize(request, model, asked, asked.inputs, purpose)
     rows = await model.tokens(tokenized)
     return await respond(list(rows), sum(row.size for row in rows), headers_of(model, tokenized, own=False))
 
 
-async def _open(service: Service, asked: EmbedAllRequest) -> tuple[QueuedEmbedder, Purpose]:
-    endpoint = _endpoint(service, asked.model)
-    check(asked.inputs, service.config.limits, "inputs")
-    model = await service.models.embedder_for(endpoint.config)
+async def _similarity(request: Request, service: Service, asked: SimilarityRequest) -> Response:
+    source, sentences = asked.inputs.source_sentence, asked.inputs.sentences
+    check(sentences, service.config.limits, "inputs.sentences")
+    check([source], service.config.limits, "inputs.source_sentence")
+    parameters = asked.parameters or SimilarityParameters.model_validate({})
+    model, purpose = await _open(service, Prompted.model_validate({"prompt_name": parameters.prompt_name}), asked.model)
+    tokenized = await _tokenize(request, model, parameters, [source, *sentences], purpose)
+    vectors = shorten(await model.vectors(tokenized), None, normalize=True)
+    return await respond(vectors[1:] @ vectors[0], len(sentences), headers_of(model, tokenized, own=False))
+
+
+async def _open(service: Service, asked: Prompted, name: str | None) -> tuple[QueuedEmbedder, Purpose]:
+    model = await service.models.embedder_for(_endpoint(service, name).config)
     return model, purpose_of(asked, model.embedder.recipe)
 
 
-async def _tokenize(request: Request, model: QueuedEmbedder, asked: EmbedAllRequest, purpose: Purpose) -> Tokenized:
-    tokenized = await tokenize(request, asked.inputs, model.tokenize(asked.inputs, purpose))
-    if not len(tokenized.truncated):
-        return tokenized
-    row, recipe = tokenized.truncated[0], model.recipe(purpose.role)
-    if asked.truncate is False:
+async def _tokenize(request: Request, model: QueuedEmbedder, asked: Truncated, texts: list[str], purpose: Purpose) -> Tokenized:
+    side = asked.truncation_direction
+    if side is None and asked.truncate is not None:
+        side = "left" if model.recipe(purpose.role).side == "left" else "right"
+    if side is not None:
+        purpose = replace(purpose, truncate="left" if side.lower() == "left" else "right")
+    tokenized = await tokenize(request, texts, model.tokenize(texts, purpose))
+    if asked.truncate is False and len(tokenized.truncated):
         longest = model.embedder.recipe.longest(purpose.role)
         raise Refusal(
             "text",
-            f"`inputs` must have at most {longest} tokens; text {row} has more, and `truncate` is false.",
+            f"`inputs` must have at most {longest} tokens; text {tokenized.truncated[0]} has more, and `truncate` is false.",
             param="inputs",
-        )
-    if (asked.truncation_direction or recipe.side).lower() != recipe.side:
-        raise Refusal(
-            "invalid",
-            f"`truncation_direction` is {asked.truncation_direction!r}, text {row} is too long, and this server cuts on the "
-            f"{recipe.side}; cut it before.",
-            param="truncation_direction",
         )
     return tokenized
 
@@ -205,7 +261,7 @@ def _endpoint(service: Service, model: str | None) -> Endpoint:
 def _info(service: Service, endpoint: Endpoint, model: QueuedEmbedder) -> Info:
     recipe, limits = model.embedder.recipe, service.config.limits
     return Info(
-        model_id=endpoint.config.model,
+        model_id=endpoint.model_id,
         model_sha=recipe.graph_sha256,
         model_dtype="float32" if recipe.precision == "fp32" else recipe.precision,
         served_model_name=endpoint.model_id,
@@ -215,7 +271,7 @@ def _info(service: Service, endpoint: Endpoint, model: QueuedEmbedder) -> Info:
         max_batch_tokens=limits.max_tick_tokens,
         max_batch_requests=None,
         max_client_batch_size=limits.max_client_batch_size,
-        auto_truncate=True,
+        auto_truncate=endpoint.config.truncate != "error",
         tokenization_workers=1,
         version=__version__,
         sha=None,

@@ -1,0 +1,60 @@
+"""The text of a request's body: the byte order mark that some clients write, and characters that are none.
+
+JSON can hold half of a surrogate pair, which editors and slicing in JavaScript make of an emoji; no tokenizer can read it.
+"""
+
+import json
+import re
+from collections.abc import Iterator
+
+from penult.server.errors import Refusal
+
+_UTF8, _UTF16 = b"\xef\xbb\xbf", (b"\xff\xfe", b"\xfe\xff")
+_HALF_PAIR = re.compile("[\ud800-\udfff]")
+_ESCAPED_HALF = re.compile(rb"\\u[dD][89a-fA-F]")
+_INVALID_BYTE = "\udc80", "\udcff"  # how Python's `surrogateescape` writes the bytes that are not UTF-8
+
+
+def without_mark(body: bytes) -> bytes:
+    """Return a body without the byte order mark at its start.
+
+    Raises:
+        Refusal: the mark is that of UTF-16.
+    """
+    if body.startswith(_UTF16):
+        raise Refusal("invalid", "The body is UTF-16; send it as UTF-8.")
+    return body.removeprefix(_UTF8)
+
+
+def broken_text(body: bytes) -> Refusal | None:
+    """Return the refusal of a body that cannot be parsed for a character in one of its texts; None: for another reason."""
+    try:
+        body.decode()
+        if not _ESCAPED_HALF.search(body):
+            return None
+    except UnicodeDecodeError:
+        pass
+    try:
+        values = json.loads(body.decode(errors="surrogateescape"))
+    except (ValueError, RecursionError):
+        return None
+    for where, text in _texts(values if isinstance(values, dict) else {}):
+        if half := _HALF_PAIR.search(text):
+            param, *place = where
+            name = f"`{param}`" if not place else f"Text {place[-1]} of `{'.'.join([param, *place[:-1]])}`"
+            what = f"half a surrogate pair, U+{ord(half[0]):04X}"
+            if _INVALID_BYTE[0] <= half[0] <= _INVALID_BYTE[1] and not _ESCAPED_HALF.search(body):
+                what = "bytes that are not UTF-8"
+            return Refusal("invalid", f"{name} has {what}, at character {half.start()}; send whole characters.", param=param)
+    return None
+
+
+def _texts(values: dict[str, object], above: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], str]]:
+    """Yield every text of a JSON object, with the keys and numbers that lead to it."""
+    for key, value in values.items():
+        for number, item in enumerate(value if isinstance(value, list) else [value]):
+            where = (*above, key, str(number)) if isinstance(value, list) else (*above, key)
+            if isinstance(item, str):
+                yield where, item
+            elif isinstance(item, dict) and len(above) < 2:
+                yield from _texts(item, where)

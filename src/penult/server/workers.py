@@ -1,0 +1,211 @@
+"""Several processes that answer on one socket: started, watched, started again, and ended together.
+
+Each worker loads the models and accepts connections from the sockets that the first process bound. Their metrics are files in a
+temporary folder, which whoever answers /metrics adds up.
+"""
+
+import logging
+import multiprocessing
+import os
+import signal
+import socket
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
+from typing import TYPE_CHECKING
+
+from penult.core.threads import default_threads
+from penult.server.config import ConfigError, ServerConfig
+from penult.server.config_file import override
+
+if TYPE_CHECKING:
+    from penult.server.app import Extend
+
+_LOGGER = logging.getLogger(__name__)
+_METRICS_FOLDER = "PROMETHEUS_MULTIPROC_DIR"  # prometheus_client reads it where it is imported
+_PAUSE_SECONDS = 1.0  # before a worker that ended is started again
+_READY = ""  # what a worker says when it answers; anything else is why it cannot
+
+Answer = Callable[[ServerConfig, "Extend | None", Sequence[socket.socket], Callable[[], None]], None]
+
+
+@dataclass(slots=True)
+class _Worker:
+    """A process, and the pipe on which it says that it answers. The pipe ends with this process, which ends the worker."""
+
+    process: SpawnProcess
+    pipe: Connection
+    ready: bool = False
+
+
+def run(
+    config: ServerConfig,
+    extend: "Extend | None",
+    sockets: Sequence[socket.socket],
+    answer: Answer,
+    ready: Callable[[], None],
+    ending_seconds: float,
+) -> None:
+    """Start the workers, and keep their number until SIGTERM or Ctrl-C; what was begun is finished.
+
+    Args:
+        config: what is served.
+        extend: see `create_app`; the workers import it.
+        sockets: bound sockets.
+        answer: what a worker does.
+        ready: called when every worker answers.
+        ending_seconds: how long the end waits for requests.
+
+    Raises:
+        ConfigError: a worker cannot start; the message is the worker's.
+    """
+    config = with_threads(config)
+    _LOGGER.info("%d workers start, %d threads each", config.workers, config.threads)
+    with tempfile.TemporaryDirectory(prefix="penult-metrics-") as folder, _environment(folder), _signals() as stop:
+        _Supervisor(config, extend, sockets, answer).run(stop, ready, ending_seconds)
+
+
+def with_threads(config: ServerConfig) -> ServerConfig:
+    """Return the configuration with the threads of each worker: its part of the cores, unless they are stated."""
+    return override(config, {"threads": config.threads or max(1, default_threads() // config.workers)})
+
+
+class _Supervisor:
+    """The workers of a server."""
+
+    def __init__(self, config: ServerConfig, extend: "Extend | None", sockets: Sequence[socket.socket], answer: Answer) -> None:
+        self._what = (config, extend, list(sockets), answer)
+        self._count = config.workers
+        self._context = multiprocessing.get_context("spawn")  # a fork would copy locks of threads that do not exist in it
+        self._workers: list[_Worker] = []
+
+    def run(self, stop: Connection, ready: Callable[[], None], ending_seconds: float) -> None:
+        """Start the workers, and watch them until something comes through `stop`."""
+        told = False
+        try:
+            self._workers = [self._start()]  # alone: it prepares the graphs in the cache, which the others then open
+            while stop not in wait([stop, *self._events()]):
+                for worker in list(self._workers):
+                    self._look_at(worker)
+                answering = sum(worker.ready for worker in self._workers)
+                if answering and len(self._workers) < self._count:
+                    self._workers += [self._start() for _ in range(self._count - len(self._workers))]
+                if answering == self._count and not told:
+                    told = True
+                    ready()
+        finally:
+            self._end(ending_seconds)
+
+    def _start(self) -> _Worker:
+        mine, theirs = self._context.Pipe()
+        process = self._context.Process(target=_work, args=(*self._what, theirs), name="penult worker")
+        process.start()
+        theirs.close()
+        return _Worker(process, mine)
+
+    def _events(self) -> Iterator[Connection | int]:
+        for worker in self._workers:
+            yield worker.process.sentinel
+            if not worker.ready:
+                yield worker.pipe
+
+    def _look_at(self, worker: _Worker) -> None:
+        """Note that a worker answers, or start another one in place of one that has ended.
+
+        Raises:
+            ConfigError: it cannot start, and another one could not either.
+        """
+        if not worker.ready and worker.pipe.poll():
+            try:
+                message = worker.pipe.recv()
+            except EOFError:
+                message = ""
+                worker.process.join()
+            else:
+                if message != _READY:
+                    raise ConfigError(message)
+                worker.ready = worker.process.is_alive()
+        if worker.process.is_alive():
+            return
+        status = worker.process.exitcode
+        if not worker.ready:
+            raise ConfigError(f"A worker ended with exit status {status} before it answered; its log says why.")
+        _LOGGER.error("Worker %s ended with exit status %s; another one starts.", worker.process.pid, status)
+        self._forget(worker)
+        time.sleep(_PAUSE_SECONDS)
+        self._workers[self._workers.index(worker)] = self._start()
+
+    def _forget(self, worker: _Worker) -> None:
+        from penult.server import metrics  # noqa: PLC0415 - the variable of its folder is set by now
+
+        worker.pipe.close()
+        if worker.process.pid is not None:
+            metrics.forget(worker.process.pid)
+
+    def _end(self, seconds: float) -> None:
+        """Tell the workers to finish, and wait for them."""
+        for worker in self._workers:
+            worker.process.terminate()
+        until = time.monotonic() + seconds + 5
+        for worker in self._workers:
+            worker.process.join(max(0.0, until - time.monotonic()))
+            if worker.process.is_alive():
+                worker.process.kill()
+            worker.pipe.close()
+
+
+def _work(
+    config: ServerConfig, extend: "Extend | None", sockets: list[socket.socket], answer: Answer, pipe: Connection
+) -> None:
+    """Answer requests in this process; say when, or why not."""
+    from penult.server.run import say  # noqa: PLC0415 - in the worker, and after the variable of the metrics is set
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; while it loads, the first one ends this one
+    say(json=config.log_json)
+    threading.Thread(target=_end_with, args=(pipe,), daemon=True).start()
+    try:
+        answer(config, extend, sockets, lambda: pipe.send(_READY))
+    except (ValueError, OSError, ModuleNotFoundError) as error:
+        pipe.send(str(error) or type(error).__name__)
+    finally:
+        for one in sockets:
+            one.close()
+
+
+def _end_with(pipe: Connection) -> None:
+    """End this process as SIGTERM does when the one that started it is gone."""
+    try:
+        pipe.recv()
+    except (EOFError, OSError):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+@contextmanager
+def _environment(folder: str) -> Iterator[None]:
+    before = os.environ.get(_METRICS_FOLDER)
+    os.environ[_METRICS_FOLDER] = folder
+    try:
+        yield
+    finally:
+        del os.environ[_METRICS_FOLDER]
+        if before is not None:
+            os.environ[_METRICS_FOLDER] = before
+
+
+@contextmanager
+def _signals() -> Iterator[Connection]:
+    """Yield what can be read from once SIGTERM or SIGINT has come."""
+    stop, send = multiprocessing.Pipe(duplex=False)
+    before = {number: signal.signal(number, lambda *_: send.send(None)) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        send.close()
+        stop.close()

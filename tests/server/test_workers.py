@@ -1,0 +1,147 @@
+"""Several workers: one port, one sum of metrics, none missing for long, and one end for all."""
+
+import http.client
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+from server_kit import Process
+
+from penult.server import ConfigError, EndpointConfig, ServerConfig
+from penult.server.config_file import load
+from penult.server.workers import with_threads
+
+SINGLE = 'te_request_count{method="single"}'
+
+pytestmark = pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="looks for processes in /proc")
+
+
+def workers(process) -> list[int]:
+    """The processes of the workers; the first child is multiprocessing's tracker of resources."""
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    return [int(pid) for pid in children if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+
+
+def scrape(server) -> dict[str, float]:
+    lines = httpx.get(f"{server.url}/metrics").text.splitlines()
+    return {name: float(value) for name, value in (line.rsplit(" ", 1) for line in lines if not line.startswith("#"))}
+
+
+def wait_for(condition) -> None:
+    until = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
+@pytest.fixture(scope="module")
+def server(tiny):
+    running = Process("--model_path", str(tiny), "--workers", "2")
+    yield running
+    if running.process.poll() is None:
+        running.end()
+
+
+def embed(server, text: str = "the cat") -> list[float]:
+    return httpx.post(f"{server.url}/v1/embeddings", json={"input": text}, timeout=30).json()["data"][0]["embedding"]
+
+
+def test_metrics_are_the_sum(server, embedder):
+    """Whichever worker answered, and whichever is asked, the counters are those of all."""
+    before = scrape(server)
+    assert {"te_queue_size", "penult_truncated_texts_total", "te_embed_duration_count"} <= set(before)
+    for i in range(20):  # each on a connection of its own
+        np.testing.assert_allclose(embed(server, f"cat {i}"), embedder.embed([f"cat {i}"])[0], atol=1e-6)
+    for _ in range(4):
+        after = scrape(server)
+        assert after[SINGLE] - before[SINGLE] == 20
+        assert after["te_embed_duration_count"] - before["te_embed_duration_count"] == 20
+        assert after["te_queue_size"] == 0
+    each = [int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * 4096 for pid in workers(server.process)]
+    assert sum(each) * 0.8 < after["process_resident_memory_bytes"] < sum(each) * 1.2
+
+
+def test_endpoints_are_not_changed(server, tiny):
+    """A change of the endpoints would reach one worker; it is refused."""
+    body = {"task": "transformers_embedding_extraction", "model": str(tiny), "name": "more"}
+    answer = httpx.post(f"{server.url}/endpoints", json=body)
+    assert (answer.status_code, "2 workers" in answer.text) == (403, True)
+
+
+def test_a_worker_that_dies_is_replaced(server):
+    """The others answer meanwhile, and what it has counted is not lost."""
+    embed(server)
+    before = scrape(server)
+    dead, other = workers(server.process)
+    os.kill(dead, signal.SIGKILL)
+    wait_for(lambda: dead not in workers(server.process))
+    embed(server)
+    wait_for(lambda: len(workers(server.process)) == 2)
+    assert other in workers(server.process)
+    assert any(f"Worker {dead} ended with exit status -9" in line for line in server.lines)
+    after = scrape(server)
+    assert after[SINGLE] == before[SINGLE] + 1
+    assert after["te_queue_size"] == 0
+
+
+def test_sigterm_finishes_what_was_begun(server):
+    """Requests that are under way in any worker are answered; then all processes end."""
+    texts = [f"the cat sat on mat {i} " * 10 for i in range(1500)]
+    body = json.dumps({"input": texts, "encoding_format": "base64"})
+    connections = [http.client.HTTPConnection("127.0.0.1", server.port, timeout=60) for _ in range(6)]
+    for connection in connections:
+        connection.request("POST", "/v1/embeddings", body)
+    wait_for(lambda: scrape(server)["te_queue_size"] == 6)
+    running = workers(server.process)
+    server.process.terminate()
+    for connection in connections:
+        answer = connection.getresponse()
+        assert (answer.status, len(json.loads(answer.read())["data"])) == (200, 1500)
+        connection.close()
+    assert server.end() == 0
+    assert not any(Path(f"/proc/{pid}").exists() for pid in running)
+
+
+def test_workers_end_with_the_first_process(tiny):
+    """Where the first process is killed, no worker keeps the port."""
+    server = Process("--model_path", str(tiny), "--workers", "2")
+    running = workers(server.process)
+    assert len(running) == 2
+    server.kill()
+    wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in running))
+
+
+def test_a_model_that_cannot_be_loaded_is_one_line(tmp_path):
+    """The worker's own sentence, and exit status 2."""
+    code = "from penult.deepsparse.command import main; main()"
+    command = [sys.executable, "-c", code, str(tmp_path), "--workers", "2", "--host", "127.0.0.1", "--port", "0"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert str(tmp_path) in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("cores", "count", "stated", "threads"), [(8, 2, None, 4), (8, 3, None, 2), (2, 4, None, 1), (8, 2, 3, 3)]
+)
+def test_cores_are_divided(monkeypatch, cores, count, stated, threads):
+    """Each worker gets its part of the cores, at least one thread; threads that are stated stand."""
+    monkeypatch.setattr("penult.server.workers.default_threads", lambda: cores)
+    config = ServerConfig(endpoints=(EndpointConfig(model="some/model"),), workers=count, threads=stated)
+    assert with_threads(config).threads == threads
+
+
+@pytest.mark.parametrize("count", [0, 65, "two"])
+def test_a_number_that_makes_no_sense(tmp_path, count):
+    """The number of workers is bounded."""
+    file = tmp_path / "config.yaml"
+    file.write_text(f"workers: {count}\nendpoints: [{{model: some/model}}]\n")
+    with pytest.raises(ConfigError, match="workers is"):
+        load(file, ServerConfig)
