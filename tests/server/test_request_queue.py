@@ -50,6 +50,9 @@ class Watcher:
         self.calls.append((texts, tokens))
 
 
+BOUNDS = {"max_requests": 40, "max_tokens": 10_000, "max_wait_seconds": 30}
+
+
 @pytest.fixture
 def engine():
     return Engine()
@@ -62,7 +65,7 @@ def watcher():
 
 @pytest.fixture
 def queue(watcher):
-    queue = RequestQueue("test", max_requests=40, max_run_tokens=100, watcher=watcher)
+    queue = RequestQueue("test", **BOUNDS, max_run_tokens=100, watcher=watcher)
     yield queue
     queue.close()
     assert watcher.in_queue == 0
@@ -200,7 +203,7 @@ async def test_cancelled_work_is_dropped(queue, engine):
 
 async def test_closing_finishes_what_waits(watcher, engine):
     """close() answers every request that is in the queue."""
-    queue = RequestQueue("test", max_requests=40, max_run_tokens=10, watcher=watcher)
+    queue = RequestQueue("test", **BOUNDS, max_run_tokens=10, watcher=watcher)
     first = await occupied(queue, engine)
     waiting = [ask(queue, engine.run, ["x" * 9]) for _ in range(5)]
     await asyncio.sleep(0)

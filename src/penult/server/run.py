@@ -1,6 +1,6 @@
 """From a configuration to a process that listens: the log, and uvicorn.
 
-The only file that imports uvicorn.
+This file and `connection` are the only ones that import uvicorn.
 """
 
 import logging
@@ -11,6 +11,7 @@ import uvicorn
 
 from penult.server.app import Extend, create_app
 from penult.server.config import ServerConfig
+from penult.server.connection import Connection
 from penult.server.middleware import Json, Plain
 from penult.types import TruncationWarning
 
@@ -39,6 +40,7 @@ def run(config: ServerConfig, extend: Extend | None = None) -> None:
         app,
         host=config.host,
         port=config.port,
+        http=Connection,
         log_config=None,
         access_log=False,
         server_header=False,
