@@ -330,7 +330,8 @@ class RemoteEmbedder:
         if _is_late(error):
             more = min(self._retries, _TIMED_OUT_AGAIN)
             return TimeoutError(
-                f"{self._base} gave no answer within {self._timeout:g} s, also after {more} more attempts; give a larger timeout=, or a lower concurrency=."
+                f"{self._base} gave no answer within {self._timeout:g} s, also after {more} more attempts; give a larger "
+                "timeout=, or a lower concurrency=."
             )
         return ConnectionError(f"{self._base} cannot be reached, also after {self._retries} more attempts: {error}.")
 

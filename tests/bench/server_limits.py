@@ -230,6 +230,7 @@ def part_mixed(model: str, options: list[str], seconds: float) -> None:
                 assert answer.status == 429, answer.status
                 refused[size] += 1
                 waits[size].append(int(answer.headers["retry-after"]))
+                connection.close()  # it may be idle for longer than the server keeps it
                 time.sleep(waits[size][-1])
                 if time.monotonic() > until:
                     return

@@ -15,7 +15,8 @@ from typing import Any
 from penult.server.errors import Refusal
 from penult.server.models import Models
 
-_MOST = 4  # models that are tried at once; one that never opens holds up the three others' places, no more
+_MOST = 4  # models that are tried at once
+_COMMAND = (sys.executable, "-m", "penult.deepsparse.load_probe")
 _RUNNING: set[int] = set()
 
 
@@ -32,9 +33,7 @@ async def try_endpoint(values: Mapping[str, Any], models: Models) -> None:
     if len(_RUNNING) >= _MOST:
         raise Refusal("full", f"{_MOST} models are being opened already. Retry in 5 s.", headers={"Retry-After": "5"})
     child = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "penult.deepsparse.load_probe",
+        *_COMMAND,
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.DEVNULL,

@@ -35,13 +35,21 @@ class Bodies:
         Raises:
             Refusal: there would be too many.
         """
+        self.check(size, small=small)
+        self._used += size
+
+    def check(self, size: int, *, small: bool = False) -> None:
+        """Check that there is room.
+
+        Raises:
+            Refusal: there is not.
+        """
         if self._used + size > self._most + (self._most // 8 if small else 0):
             raise Refusal(
                 "full",
                 f"The requests that are not answered yet have {self._used} bytes, the limit is {self._most}. Retry in 1 s.",
                 headers={"Retry-After": "1"},
             )
-        self._used += size
 
     def release(self, size: int) -> None:
         """Remove bytes."""
@@ -56,9 +64,6 @@ class Body:
         receive: ASGI's own.
         bodies: bytes of all requests.
         max_bytes: maximum bytes of this body.
-
-    Raises:
-        Refusal: its head announces more bytes.
     """
 
     def __init__(self, scope: Scope, receive: Receive, bodies: Bodies, max_bytes: int) -> None:
@@ -77,13 +82,16 @@ class Body:
         return not self._whole and (self._announced is None or self._announced > SMALL)
 
     def check_announced(self) -> None:
-        """Refuse a body that is too large by what its head says.
+        """Refuse a body that is too large, or for which there is no room, by what its head says.
 
         Raises:
             Refusal: it is.
         """
-        if self._announced is not None and self._announced > self._max_bytes:
+        if self._announced is None:
+            return
+        if self._announced > self._max_bytes:
             raise self._too_large()
+        self._bodies.check(self._announced, small=self._announced <= SMALL)
 
     async def receive(self) -> Message:
         """Count the body as it comes, whatever its head says.
