@@ -19,6 +19,7 @@ from penult.deepsparse.command import main
 from penult.deepsparse.config_file import DeepSparseEndpoint, DeepSparseServer
 from penult.server import EndpointConfig, ServerConfig
 from penult.server.app import create_app
+from penult.server.connection import Connection
 
 
 class Running:
@@ -26,7 +27,7 @@ class Running:
 
     def __init__(self, config: ServerConfig) -> None:
         self.app = create_app(config, routes.add if isinstance(config, DeepSparseServer) else None)
-        settings = uvicorn.Config(self.app, host="127.0.0.1", port=0, log_config=None, access_log=False)
+        settings = uvicorn.Config(self.app, host="127.0.0.1", port=0, http=Connection, log_config=None, access_log=False)
         self._server = uvicorn.Server(settings)
         self._thread = threading.Thread(target=lambda: asyncio.run(self._server._serve()), daemon=True)
         self._thread.start()

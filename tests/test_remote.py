@@ -338,12 +338,18 @@ def test_retry_after_is_kept(waits):
     [
         (503, ConnectionError, 3),
         (httpx.ConnectError("refused"), ConnectionError, 3),
-        (httpx.ReadTimeout("slow"), TimeoutError, 1),
+        (httpx.ReadTimeout("slow"), TimeoutError, 3),
+        (httpx.WriteTimeout("slow"), TimeoutError, 3),
         (400, ValueError, 1),
     ],
 )
-def test_it_gives_up(failure, error, attempts, waits):
-    """After the last attempt the error says so; what would fail again in the same way is not tried again."""
+@pytest.mark.parametrize("retries", [2, 6])
+def test_it_gives_up(failure, error, attempts, retries, waits):
+    """After the last attempt the error says so; what would fail again in the same way is not tried again.
+
+    An answer that does not come in time is waited for three times, however often a busy server is asked.
+    """
+    attempts = retries + 1 if error is ConnectionError else attempts
     count = []
 
     def answer(_):
@@ -353,9 +359,22 @@ def test_it_gives_up(failure, error, attempts, waits):
         return httpx.Response(failure, json={})
 
     transport = httpx.MockTransport(Fake({"/predict": answer}))
-    with RemoteEmbedder("http://fake/predict", transport=transport, retries=2) as remote, pytest.raises(error):
+    with RemoteEmbedder("http://fake/predict", transport=transport, retries=retries) as remote, pytest.raises(error):
         remote.embed(TEXTS)
     assert len(count) == attempts
+
+
+def test_a_late_answer_is_asked_for_again(waits):
+    """A request whose answer did not come in time is sent again, and its answer counts."""
+    lates = iter([httpx.ReadTimeout("slow"), httpx.WriteTimeout("slow"), None])
+
+    def answer(body):
+        if (late := next(lates)) is not None:
+            raise late
+        return deepsparse(body)
+
+    with RemoteEmbedder("http://fake/predict", transport=httpx.MockTransport(Fake({"/predict": answer}))) as remote:
+        np.testing.assert_array_equal(remote.embed(TEXTS), expected(TEXTS))
 
 
 # The interface

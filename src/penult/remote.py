@@ -30,6 +30,7 @@ Result = TypeVar("Result")
 _BUSY = (429, 502, 503, 504)
 _LOST = (httpx.NetworkError, httpx.ConnectTimeout, httpx.RemoteProtocolError, httpx.ProxyError)
 _LONGEST_PAUSE = 60.0
+_TIMED_OUT_AGAIN = 2  # embedding twice does no harm, but a server that needs longer than `timeout` needs it each time
 _FIXED = ("/predict", "/infer", "/invocations")
 
 
@@ -41,11 +42,11 @@ class RemoteEmbedder:
     Args:
         base_url: of the server, as `http://host:5543`; or of one route of DeepSparse, as `http://host:5543/predict`.
         api_key: sent as `Authorization: Bearer`. None: none is, but the user and the password that stand in the URL.
-        timeout: seconds to wait for an answer to one request.
+        timeout: seconds to wait for the answer to a request, or for its next bytes; then it is sent again, at most twice.
         concurrency: requests of one call that are under way at once.
         model: which of a server's models. None: the only one.
-        retries: how often a request is sent again that found the server busy (429, 502, 503, 504) or gone; about 15 s of
-            waiting in all with the default, unless the server itself says when to come back.
+        retries: how often a request is sent again that found the server busy (429, 502, 503, 504), slow or gone; about 15 s
+            of waiting in all with the default, unless the server itself says when to come back: at most a minute each time.
         prompts: put before the texts of a role, "query" or "document", instead of the server's own prompt for it; a role
             that is not named keeps the server's. Only a penult server takes them. None: the server's for both.
         transport: what carries requests instead of a socket: an httpx transport, for tests and proxies. One that only
@@ -145,7 +146,7 @@ class RemoteEmbedder:
             TextError: some rows are no text.
             PermissionError: the server wants a key, or another one.
             ConnectionError: the server cannot be reached, or fails, also after trying again.
-            TimeoutError: no answer came within `timeout` seconds.
+            TimeoutError: no answer came within `timeout` seconds, also after trying again.
             ValueError: the server takes no prompt, it refused the texts, or its answer is not N finite vectors of one size.
         """
         checked, prompt = _checked(texts, role), self._prompt(role, prompt)
@@ -320,16 +321,21 @@ class RemoteEmbedder:
 
     def _pause(self, attempt: int, outcome: Reply | httpx.HTTPError) -> float | None:
         """Say how many seconds to wait before the next attempt; None: there is none."""
-        again = outcome.status in _BUSY if isinstance(outcome, Reply) else isinstance(outcome, _LOST)
+        if isinstance(outcome, Reply):
+            again = outcome.status in _BUSY
+        else:
+            again = isinstance(outcome, _LOST) or (_is_late(outcome) and attempt < _TIMED_OUT_AGAIN)
         if not again or attempt >= self._retries:
             return None
         backoff: float = min(8.0, 0.25 * 2**attempt) * random.uniform(0.5, 1.0)  # noqa: S311 - so that clients do not come back as one
         return max(backoff, _retry_after(outcome.headers)) if isinstance(outcome, Reply) else backoff
 
     def _failure(self, error: httpx.HTTPError) -> OSError:
-        if isinstance(error, httpx.TimeoutException) and not isinstance(error, httpx.ConnectTimeout):
+        if _is_late(error):
+            more = min(self._retries, _TIMED_OUT_AGAIN)
             return TimeoutError(
-                f"{self._base} gave no answer within {self._timeout:g} s; give a larger timeout=, or a lower concurrency=."
+                f"{self._base} gave no answer within {self._timeout:g} s, also after {more} more attempts; give a larger "
+                "timeout=, or a lower concurrency=."
             )
         return ConnectionError(f"{self._base} cannot be reached, also after {self._retries} more attempts: {error}.")
 
@@ -386,6 +392,11 @@ def _close(clients: PerProcess[httpx.Client]) -> None:
     client = clients.pop()
     if client is not None:
         client.close()
+
+
+def _is_late(error: httpx.HTTPError) -> bool:
+    """Return whether a request was sent, or could have been, and its answer did not come in time."""
+    return isinstance(error, httpx.TimeoutException) and not isinstance(error, httpx.ConnectTimeout)
 
 
 def _content(call: Call) -> bytes | None:

@@ -206,7 +206,7 @@ def test_penults_own_file(tmp_path):
 @pytest.mark.parametrize(
     ("old", "new", "line", "words"),
     [
-        ("threads: 2", "thread: 2", 1, "thread is not a known key. Did you mean threads? Known keys: endpoints"),
+        ("threads: 2", "thread: 2", 1, "thread is not a known key. Did you mean threads? Known keys: allow_endpoints"),
         ("layer: 0", "layers: 0", 4, "endpoints[0].layers is not a known key. Did you mean layer? Known keys: aliases"),
         ("layer: 0", "place: x", 4, "endpoints[0].place is not a known key"),
         ("threads: 2", "threads: two", 1, "threads is 'two'; it must be a valid integer"),

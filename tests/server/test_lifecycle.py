@@ -66,7 +66,7 @@ def test_a_client_that_never_reads_does_not_hold_up_the_end(tiny):
     server = Process("--model_path", str(tiny), before="import penult.server.run; penult.server.run._ENDING_SECONDS = 2")
     with socket.create_connection(("127.0.0.1", server.port)) as stalled:
         body = json.dumps({"inputs": ["cat"] * 1500}).encode()
-        stalled.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+        stalled.sendall(b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
         until = time.monotonic() + 30
         while not any("POST /predict 200" in line for line in server.lines):
             assert time.monotonic() < until, server.lines

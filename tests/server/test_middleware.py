@@ -10,7 +10,7 @@ import httpx
 import pytest
 from server_kit import serving
 
-from penult.server import EndpointConfig, Limits, middleware
+from penult.server import EndpointConfig, Limits, bodies
 from penult.server.middleware import Json, Plain
 
 KEY = "s3cret-kéy"
@@ -79,7 +79,7 @@ def test_who_may_change_endpoints(tiny, guarded):
 
 def test_the_most_endpoints(tiny):
     """A server takes 16 endpoints; one more is refused, and taken when another has gone."""
-    with serving(*(EndpointConfig(model=str(tiny), name=f"n{i}") for i in range(16))) as full:
+    with serving(*(EndpointConfig(model=str(tiny), name=f"n{i}") for i in range(16)), allow_endpoints=True) as full:
         body = {"task": "transformers_embedding_extraction", "model": str(tiny), "name": "more"}
         answer = full.post("/endpoints", body)
         assert answer.status_code == 422
@@ -111,7 +111,7 @@ def test_a_very_large_body_still_reads_its_answer(tiny):
         assert answer.status_code == 413
 
 
-HALF = b'POST /v1/embeddings HTTP/1.1\r\nHost: x\r\nContent-Length: 500\r\n\r\n{"input": "mo'
+HALF = b'POST /v1/embeddings HTTP/1.1\r\nHost: localhost\r\nContent-Length: 500\r\n\r\n{"input": "mo'
 
 
 def test_a_client_that_leaves_within_its_body_is_no_failure(tiny, log):
@@ -132,7 +132,7 @@ def test_a_client_that_leaves_within_its_body_is_no_failure(tiny, log):
 
 def test_a_client_that_stalls_is_sent_away(tiny, monkeypatch):
     """A body that stops coming is answered with 408, so that it cannot hold up the end of the server."""
-    monkeypatch.setattr(middleware, "_STALL_SECONDS", 0.3)
+    monkeypatch.setattr(bodies, "_STALL_SECONDS", 0.3)
     with serving(EndpointConfig(model=str(tiny))) as running:
         with socket.create_connection(("127.0.0.1", running.port), timeout=10) as stalled:
             stalled.sendall(HALF)

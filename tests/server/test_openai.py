@@ -69,7 +69,7 @@ def test_dimensions_are_cut_and_normalised_again(client, embedder):
         ({"input": "a", "encoding_format": "hex"}, 400, "encoding_format", "base64"),
         ({"input": "a", "input_type": "poem"}, 400, "input_type", "query"),
         ({"input": ["a"] * 101}, 422, "input", "100"),
-        ({"input": "a" * 5001}, 422, "input", "5000"),
+        ({"input": "a" * 5001}, 413, "input", "5000"),
     ],
 )
 def test_bad_input_is_said_in_openais_shape(client, body, status, param, words):

@@ -1,6 +1,8 @@
 """The queue before an engine: merging, sharing, bounds, and who hears of a failure."""
 
 import asyncio
+import itertools
+import random
 import threading
 import time
 
@@ -8,7 +10,7 @@ import numpy as np
 import pytest
 
 from penult.core.tokenized import Tokenized
-from penult.server.request_queue import QueueFull, RequestQueue
+from penult.server.request_queue import QueueClosed, QueueFull, RequestQueue
 
 
 def read(tokenized: Tokenized) -> list[str]:
@@ -50,6 +52,9 @@ class Watcher:
         self.calls.append((texts, tokens))
 
 
+BOUNDS = {"max_requests": 40, "max_tokens": 10_000, "max_wait_seconds": 30}
+
+
 @pytest.fixture
 def engine():
     return Engine()
@@ -62,7 +67,7 @@ def watcher():
 
 @pytest.fixture
 def queue(watcher):
-    queue = RequestQueue("test", max_requests=40, max_run_tokens=100, watcher=watcher)
+    queue = RequestQueue("test", **BOUNDS, max_run_tokens=100, watcher=watcher)
     yield queue
     queue.close()
     assert watcher.in_queue == 0
@@ -179,6 +184,121 @@ async def test_a_full_queue_says_when_to_come_back(queue, engine):
     assert (await ask(queue, engine.run, ["now"])).tolist() == [[3, 1]]
 
 
+async def test_a_large_request_ends_under_a_stream_of_small_ones(queue, engine):
+    """However many small requests keep coming, the request that has waited longest gets half of each call."""
+    first = await occupied(queue, engine)
+    large = ask(queue, engine.run, ["x" * 10] * 30)
+    small: set[asyncio.Future] = set()
+
+    def add(done=None):
+        small.discard(done)
+        if not large.done():
+            small.add(new := ask(queue, engine.run, ["y" * 9]))
+            new.add_done_callback(add)
+
+    for _ in range(30):  # more than a whole call of them, all the time
+        add()
+    await asyncio.sleep(0)
+    engine.free.set()
+    await asyncio.wait_for(large, 20)
+    calls = [call for call in engine.calls[1:] if any(text[0] == "x" for text in call)]
+    assert len(calls) <= 7  # 300 tokens, 50 a call, and the first request before them
+    assert all(sum(map(len, call)) <= 110 for call in engine.calls)  # the last text of a call may be one too many
+    await asyncio.gather(first, *small)
+
+
+async def test_small_requests_pass_large_ones(queue, engine):
+    """Large requests that are not the oldest leave the other half of each call to small ones."""
+    first = await occupied(queue, engine)
+    large = [ask(queue, engine.run, ["x" * 10] * 30) for _ in range(5)]
+    await asyncio.sleep(0)
+    small = ask(queue, engine.run, ["y"])
+    await asyncio.sleep(0)
+    engine.free.set()
+    await small
+    assert len(engine.calls) <= 3
+    await asyncio.gather(first, *large)
+
+
+async def test_a_long_wait_is_refused(queue, engine):
+    """A request that would wait for too long is refused, a small one that would not is taken."""
+    queue._max_wait_seconds, queue._tokens_per_second = 2, 100
+    first = await occupied(queue, engine)
+    waiting = ask(queue, engine.run, ["x" * 50] * 10)
+    await asyncio.sleep(0)
+    with pytest.raises(QueueFull, match=r"an expected wait of 5 s\)\. Retry in 3 s") as full:
+        await ask(queue, engine.run, ["y" * 50] * 10)
+    assert full.value.retry_after == 3
+    small = ask(queue, engine.run, ["y"])
+    await asyncio.sleep(0)
+    engine.free.set()
+    await asyncio.gather(first, waiting, small)
+
+
+async def test_a_request_that_runs_whole_is_waited_for_whole(queue, engine):
+    """What cannot be merged goes first as a whole, so that a small request has to wait for all of it."""
+    queue._max_wait_seconds, queue._tokens_per_second = 2, 100
+    first = await occupied(queue, engine)
+    whole = ask(queue, engine.run, ["x" * 50] * 10, mergeable=False)
+    await asyncio.sleep(0)
+    with pytest.raises(QueueFull, match="an expected wait of 5 s"):
+        await ask(queue, engine.run, ["y"])
+    engine.free.set()
+    await asyncio.gather(first, whole)
+
+
+async def test_too_many_tokens_are_refused(queue, engine):
+    """The tokens in the queue are bounded, but a request that finds it empty is taken whatever its size."""
+    engine.free.clear()
+    lone = ask(queue, engine.run, ["x" * 100] * 200)
+    await asyncio.to_thread(engine.entered.wait, 10)
+    with pytest.raises(QueueFull, match=r"19900 tokens"):
+        await ask(queue, engine.run, ["y"])
+    engine.free.set()
+    assert len(await lone) == 200
+    assert len(await ask(queue, engine.run, ["x" * 100] * 200)) == 200
+
+
+async def test_the_rate_is_that_of_full_calls(queue, engine):
+    """Small calls take long for their tokens, which says nothing of how long a full queue takes."""
+    run = engine.run
+
+    def slowly(tokenized):
+        time.sleep(0.05)
+        return run(tokenized)
+
+    for _ in range(5):
+        await ask(queue, slowly, ["x"])
+    assert queue._tokens_per_second == 5000
+    await ask(queue, slowly, ["x" * 100])
+    assert 500 < queue._tokens_per_second <= 2000
+
+
+async def test_rows_of_many_requests_keep_their_order(queue):
+    """Whatever their sizes, and in however many calls they run, requests get the rows of their own texts in order."""
+    queue._max_tokens = 1_000_000
+    draw = random.Random(0)
+
+    def run(tokenized):
+        return np.array([int(text.rstrip("x")) for text in read(tokenized)])
+
+    numbers = itertools.count(1000)
+    requests = [
+        [f"{next(numbers)}".ljust(draw.randint(4, 90), "x") for _ in range(draw.choice((1, 2, 3, 40)))] for _ in range(38)
+    ]
+    answers = await asyncio.gather(*(ask(queue, run, texts) for texts in requests))
+    for texts, rows in zip(requests, answers, strict=True):
+        assert [*rows] == [int(text.rstrip("x")) for text in texts]
+
+
+async def test_a_closed_queue_takes_nothing(watcher, engine):
+    """A request that comes after the end is told so, and does not wait for ever."""
+    queue = RequestQueue("test", **BOUNDS, max_run_tokens=10, watcher=watcher)
+    queue.close()
+    with pytest.raises(QueueClosed):
+        await asyncio.wait_for(ask(queue, engine.run, ["x"]), 10)
+
+
 async def test_cancelled_work_is_dropped(queue, engine):
     """What nobody waits for any more is not run, also in the middle of a large request."""
     first = await occupied(queue, engine)
@@ -200,7 +320,7 @@ async def test_cancelled_work_is_dropped(queue, engine):
 
 async def test_closing_finishes_what_waits(watcher, engine):
     """close() answers every request that is in the queue."""
-    queue = RequestQueue("test", max_requests=40, max_run_tokens=10, watcher=watcher)
+    queue = RequestQueue("test", **BOUNDS, max_run_tokens=10, watcher=watcher)
     first = await occupied(queue, engine)
     waiting = [ask(queue, engine.run, ["x" * 9]) for _ in range(5)]
     await asyncio.sleep(0)

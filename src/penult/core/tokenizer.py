@@ -179,7 +179,7 @@ class Tokenizer:
             return self._tokenizer.pieces(text, add_special_tokens=add)
         with self._guard:
             encoding = self._tokenizer.encode(text, add_special_tokens=add)
-        before, after = _around(encoding.special_tokens_mask)
+        before, after = around(encoding.special_tokens_mask)
         whole = []
         for part in (encoding, *encoding.overflowing):  # truncation leaves the rest of the text in parts of its own
             for index, token, (start, stop), mask in zip(
@@ -188,8 +188,8 @@ class Tokenizer:
                 if not mask:
                     whole.append(Piece(index, text[start:stop] or token, start, stop))
         whole.sort(key=lambda piece: piece.start or 0)
-        around = [Piece(index, token, special=True) for index, token in zip(encoding.ids, encoding.tokens, strict=True)]
-        return [*around[:before], *whole, *around[len(around) - after :]]
+        framed = [Piece(index, token, special=True) for index, token in zip(encoding.ids, encoding.tokens, strict=True)]
+        return [*framed[:before], *whole, *framed[len(framed) - after :]]
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """Return the text of token ids, as the tokenizer writes it; ids that it does not know are left out."""

@@ -15,7 +15,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from penult.deepsparse.arguments import TASK
 from penult.deepsparse.config_file import DeepSparseEndpoint, DeepSparseServer, read_endpoint
-from penult.deepsparse.served_pipeline import QueuedPipeline, pipeline, pipeline_for
+from penult.deepsparse.load_probe import try_endpoint
+from penult.deepsparse.served_pipeline import QueuedPipeline, model_keys, pipeline, pipeline_for
+from penult.server.bodies import SMALL
 from penult.server.config import ConfigError
 from penult.server.errors import Refusal
 from penult.server.health import Ready, say
@@ -101,11 +103,11 @@ def add(app: FastAPI, service: Service) -> None:
 
     async def add_one(request: Request) -> JSONResponse:
         _check_may_change(request, service)
-        return await _add(app, service, await request.body())
+        return await while_there(request, _add(app, service, await request.body()))
 
     async def delete_one(request: Request) -> bool:
         _check_may_change(request, service)
-        return _delete(app, service, await request.body())
+        return await _delete(app, service, await request.body())
 
     app.add_api_route("/config", config, tags=["DeepSparse"], summary="The configuration", responses={401: ERRORS[401]})
     app.add_api_route("/v2", hello, tags=["DeepSparse"], summary="Say hello", responses={401: ERRORS[401]})
@@ -270,7 +272,7 @@ def _endpoint_config(number: int, endpoint: Endpoint) -> dict[str, Any]:
 
 
 def _check_may_change(request: Request, service: Service) -> None:
-    """Refuse changes of endpoints on a server that other machines reach without a key.
+    """Refuse changes of endpoints on a server without a key, unless it was started for them on a loopback address.
 
     In DeepSparse everybody on the network could load any file of the server.
     """
@@ -280,10 +282,14 @@ def _check_may_change(request: Request, service: Service) -> None:
             "closed", f"This server has {config.workers} workers, and a request reaches one of them: its endpoints cannot be "
             "changed. State them in the configuration file, or start it with --workers 1."
         )  # fmt: skip
-    if config.api_key is None and config.host not in ("127.0.0.1", "::1", "localhost"):
+    if config.api_key is None and not config.on_loopback:
         raise Refusal(
             "closed", f"This server listens on {config.host} and has no key: its endpoints cannot be changed. Start it with "
-            "--api-key, or with --host 127.0.0.1."
+            "--api-key, or with --host 127.0.0.1 --allow-endpoints."
+        )  # fmt: skip
+    if config.api_key is None and not config.allow_endpoints:
+        raise Refusal(
+            "closed", "This server has no key: its endpoints cannot be changed. Start it with --api-key or --allow-endpoints."
         )  # fmt: skip
     # A browser does not send this content type from another site without a preflight request, which fails.
     if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
@@ -291,27 +297,47 @@ def _check_may_change(request: Request, service: Service) -> None:
 
 
 async def _add(app: FastAPI, service: Service, body: bytes) -> JSONResponse:
+    _check_size(body)
     try:
         endpoint_body = EndpointBody.model_validate_json(body.decode(errors="replace"))  # the answer quotes it
     except ValidationError as error:
         wrong = [{**one, "loc": ["body", *one["loc"]]} for one in error.errors(include_url=False, include_context=False)]
         return JSONResponse({"detail": wrong}, 422)
-    if len(service.endpoints) >= _MOST_ENDPOINTS:
-        raise Refusal("invalid", f"There are {_MOST_ENDPOINTS} endpoints already, that is the most; remove one.")
     try:
         config = read_endpoint(endpoint_body.model_dump())
-        for path in _old_paths(service, config):
-            _check_free(app, path, config)
-        await asyncio.to_thread(_open, service, config)
-        add_endpoint(app, service, await asyncio.to_thread(service.add, config))
+        _check_addable(app, service, config)
+        await try_endpoint(endpoint_body.model_dump(), service.models)
+        await (service.models.embedder_for(config) if config.open_at_start else pipeline_for(service.models, config))
+        _check_addable(app, service, config)  # another request may have added one meanwhile
+        add_endpoint(app, service, service.add(config))
     except (OSError, TypeError, ValueError) as error:
         raise Refusal("invalid", f"The endpoint cannot be added: {error}") from error
     app.openapi_schema = None  # the next request makes it again
     return JSONResponse(content=True)
 
 
-def _delete(app: FastAPI, service: Service, body: bytes) -> bool:
-    """Remove the endpoints of a name, route or path; none is fine too."""
+def _check_addable(app: FastAPI, service: Service, config: DeepSparseEndpoint) -> None:
+    """Check that there is room for an endpoint, and that its names and paths are free.
+
+    Raises:
+        Refusal: there are as many endpoints as a server takes.
+        ConfigError: a name or a path is taken.
+    """
+    if len(service.endpoints) >= _MOST_ENDPOINTS:
+        raise Refusal("invalid", f"There are {_MOST_ENDPOINTS} endpoints already, that is the most; remove one.")
+    service.named(config)
+    for path in _old_paths(service, config):
+        _check_free(app, path, config)
+
+
+def _check_size(body: bytes) -> None:
+    if len(body) > SMALL:
+        raise Refusal("body", f"The endpoint has more than {SMALL} bytes, that is the most.")
+
+
+async def _delete(app: FastAPI, service: Service, body: bytes) -> bool:
+    """Remove the endpoints of a name, route or path, and free their models; none is fine too."""
+    _check_size(body)
     try:
         endpoint_body = EndpointBody.model_validate_json(body)
         config = read_endpoint(endpoint_body.model_dump())
@@ -327,4 +353,6 @@ def _delete(app: FastAPI, service: Service, body: bytes) -> bool:
         paths |= {f"/v2/models/{name}/benchmark" for name in names} | set(_old_paths(service, _endpoint_of(endpoint)))
         app.router.routes[:] = [route for route in app.router.routes if getattr(route, "path", None) not in paths]
         app.openapi_schema = None
+    keys = [key for endpoint in service.endpoints for key in model_keys(_endpoint_of(endpoint))]
+    await asyncio.to_thread(service.models.close_unused, keys)  # after the requests that they still have
     return True

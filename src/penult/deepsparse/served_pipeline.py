@@ -13,18 +13,21 @@ from penult.deepsparse.config_file import DeepSparseEndpoint
 from penult.deepsparse.pipeline import Pipeline
 from penult.server.config import Limits
 from penult.server.metrics import Metrics
-from penult.server.models import Models
+from penult.server.models import Key, Models, embedder_key
 from penult.server.queued_models import ModelQueue
 
 _LOGGER = logging.getLogger(__name__)
 
 
 class QueuedPipeline:
-    """A pipeline with its queue."""
+    """A pipeline with its queue; `session_of` is the embedder whose session it may use."""
 
-    def __init__(self, pipeline: Pipeline, reference: str, limits: Limits, metrics: Metrics) -> None:
+    def __init__(
+        self, pipeline: Pipeline, reference: str, limits: Limits, metrics: Metrics, *, session_of: Embedder | None = None
+    ) -> None:
         self.queue = ModelQueue(f"pipeline {reference}", limits, metrics)
         self.pipeline = pipeline
+        self.session_of = session_of
         settings = pipeline.settings
         self._longest = max(settings.sequence_lengths)
         self._per_token = settings.extraction_strategy == "per_token"
@@ -85,7 +88,7 @@ def _open(models: Models, endpoint: DeepSparseEndpoint) -> QueuedPipeline:
             "model_file and files_from are for the routes of OpenAI and TEI. For DeepSparse's, name the file in model: "
             "FOLDER/FILE.onnx, its tokenizer beside it."
         )
-    lengths = endpoint.sequence_length
+    lengths, share = endpoint.sequence_length, _open_embedder(models, endpoint)
     opened = Pipeline.create(
         TASK,
         endpoint.model,
@@ -94,10 +97,10 @@ def _open(models: Models, endpoint: DeepSparseEndpoint) -> QueuedPipeline:
         sequence_length=list(lengths) if isinstance(lengths, tuple) else lengths,
         return_numpy=True,
         num_cores=models.threads,
-        share=_open_embedder(models, endpoint),
+        share=share,
     )
     _LOGGER.info("%s is open for the routes of DeepSparse: %s", endpoint.model, opened)
-    return QueuedPipeline(opened, endpoint.model, models.limits, models.metrics)
+    return QueuedPipeline(opened, endpoint.model, models.limits, models.metrics, session_of=share)
 
 
 def _open_embedder(models: Models, endpoint: DeepSparseEndpoint) -> Embedder | None:
@@ -110,5 +113,11 @@ def _open_embedder(models: Models, endpoint: DeepSparseEndpoint) -> Embedder | N
         return None
 
 
-def _key(endpoint: DeepSparseEndpoint) -> tuple[object, ...]:
+def model_keys(endpoint: DeepSparseEndpoint) -> tuple[Key, ...]:
+    """Return the keys of all models that the routes of an endpoint may open."""
+    plain = endpoint.model_copy(update={"normalize": False})  # for /embed with normalize: false
+    return _key(endpoint), embedder_key(endpoint), embedder_key(plain)
+
+
+def _key(endpoint: DeepSparseEndpoint) -> Key:
     return ("deepsparse", endpoint.model, endpoint.layer, endpoint.extraction_strategy, endpoint.sequence_length)

@@ -5,14 +5,19 @@ It composes; it does not know the words of any contract.
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from typing import Any
 
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 
 from penult._version import __version__
 from penult.server import docs, health, openai, tei
+from penult.server.bodies import Bodies
+from penult.server.browsers import BrowserCheck
 from penult.server.compressed_bodies import CompressedBodyMiddleware
 from penult.server.config import ServerConfig
+from penult.server.connection import STOP_OPENING
 from penult.server.errors import no_route
 from penult.server.middleware import RequestMiddleware
 from penult.server.request_line import RequestLineMiddleware
@@ -39,8 +44,8 @@ def create_app(config: ServerConfig, extend: Extend | None = None) -> FastAPI:
     service = Service(config)
 
     @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        yield
+    async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, Any]]:
+        yield {STOP_OPENING: service.models.stop_opening}
         service.models.close()  # every request has its answer by now
 
     app = FastAPI(
@@ -67,6 +72,16 @@ def create_app(config: ServerConfig, extend: Extend | None = None) -> FastAPI:
         metrics=service.metrics,
         api_key=config.api_key,
         max_body_bytes=config.limits.max_body_bytes,
+        bodies=Bodies(max(config.limits.max_bodies_in_flight, config.limits.max_body_bytes)),
+        browsers=BrowserCheck(config),
     )
     app.add_middleware(RequestLineMiddleware)
+    if config.allow_origin:  # outermost: a preflight request has no key
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=config.allow_origin,
+            allow_methods=("GET", "POST", "DELETE"),
+            allow_headers=("*",),
+            expose_headers=("x-penult-truncated", "x-penult-fingerprint", "retry-after"),
+        )
     return app

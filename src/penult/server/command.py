@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from typer.core import TyperCommand
 
+from penult.cli_options import layer_of
 from penult.extras import install_hint
 
 if TYPE_CHECKING:
@@ -35,6 +36,16 @@ class Options:
     api_key: Annotated[
         str | None, typer.Option(help="Clients send it as `Authorization: Bearer KEY`. Default: PENULT_API_KEY, if set.")
     ] = None
+    allowed_hosts: Annotated[
+        str | None,
+        typer.Option(help="Names by which clients reach the server (several with commas). See docs/server-limits.md."),
+    ] = None
+    allow_origin: Annotated[
+        str | None, typer.Option(help="Web pages that may use the server from a browser: https://a.example,... or *.")
+    ] = None
+    allow_endpoints: Annotated[
+        bool, typer.Option("--allow-endpoints", help="On a loopback address, POST and DELETE /endpoints need no key.")
+    ] = False
     log_json: Annotated[bool, typer.Option("--log-json", help="Write the log as JSON lines.")] = False
     threads: Annotated[
         int | None, typer.Option(help="Threads of each model. Default: the physical cores, divided among the workers.")
@@ -81,13 +92,26 @@ class Options:
     ] = None
     model_task: Annotated[str | None, typer.Option(help="The task of a model that has several.")] = None
     max_body_bytes: Annotated[int | None, typer.Option(help="Limit: bytes of a request. Default: 33554432.")] = None
+    max_bodies_in_flight: Annotated[
+        int | None, typer.Option(help="Limit: bytes of all requests together. Default: 268435456.")
+    ] = None
     max_client_batch_size: Annotated[int | None, typer.Option(help="Limit: texts of a request. Default: 2048.")] = None
     max_text_chars: Annotated[int | None, typer.Option(help="Limit: characters of a text. Default: 1000000.")] = None
+    max_request_tokens: Annotated[int | None, typer.Option(help="Limit: tokens of a request. Default: 1048576.")] = None
     max_concurrent_requests: Annotated[
         int | None, typer.Option(help="Limit: requests that run or wait, for each model. Default: 512.")
     ] = None
+    max_queue_tokens: Annotated[
+        int | None, typer.Option(help="Limit: tokens that run or wait, for each model. Default: 2097152.")
+    ] = None
+    max_queue_seconds: Annotated[
+        int | None, typer.Option(help="Limit: expected seconds in the queue, for each model. Default: 30.")
+    ] = None
     max_tick_tokens: Annotated[int | None, typer.Option(help="Limit: tokens of a merged batch. Default: 4096.")] = None
     max_answer_values: Annotated[int | None, typer.Option(help="Limit: numbers of an answer. Default: 16777216.")] = None
+    max_load_seconds: Annotated[
+        int | None, typer.Option(help="Limit: seconds to open a model while the server runs. Default: 300.")
+    ] = None
 
     def configuration(self) -> "ServerConfig":
         """Return the configuration of the file or of the one model, overridden by the other options.
@@ -162,7 +186,10 @@ class Options:
         values = {
             "host": self.host or None,
             "port": self.port,
-            "api_key": self.api_key or os.environ.get("PENULT_API_KEY") or None,
+            "api_key": os.environ.get("PENULT_API_KEY") if self.api_key is None else self.api_key,
+            "allowed_hosts": _listed(self.allowed_hosts),
+            "allow_origin": _listed(self.allow_origin),
+            "allow_endpoints": self.allow_endpoints or None,
             "log_json": self.log_json or None,
             "threads": self.threads or None,
             "workers": self.workers,
@@ -173,11 +200,8 @@ class Options:
         return {key: value for key, value in values.items() if value is not None}
 
 
-def layer_of(text: str) -> int | str | None:
-    """Return the layer that an option states."""
-    if text.lower() == "none":
-        return None
-    return int(text) if text.removeprefix("-").isdecimal() else text
+def _listed(value: str | None) -> tuple[str, ...] | None:
+    return None if value is None else tuple(part.strip() for part in value.split(",") if part.strip())
 
 
 class Serve(TyperCommand):

@@ -5,11 +5,13 @@ This file knows no file format, no web framework and no model. `config_file` rea
 
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
+from ipaddress import ip_address
 from pathlib import Path
 from types import NoneType
 from typing import Annotated, Any, get_args
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -32,6 +34,17 @@ HOST, PORT = "0.0.0.0", 5543  # noqa: S104 - DeepSparse's defaults, which its cl
 
 
 _SECRETS = {"api_key"}  # fields that a file must not state
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether a host is a name or an address of this machine that no other machine can reach."""
+    host = host.lower().removesuffix(".")
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        return ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
 
 
 class ConfigError(ValueError):
@@ -98,7 +111,30 @@ def _check_roles(value: object) -> object:
     return {role: prompt for role, prompt in value.items() if prompt is not None}
 
 
+def _check_key(value: str | None) -> str | None:
+    if value is not None and not value.strip():
+        raise ValueError("it is empty, which would leave the server open; set a key, or leave it out")
+    return value
+
+
+def _check_origin(value: str) -> str:
+    scheme, found, host = value.partition("://")
+    if value != "*" and (not found or scheme not in ("http", "https") or not host or set("/?#@* ") & set(host)):
+        raise ValueError("it must be an origin such as https://app.example.com, or *")
+    return value.lower()
+
+
+def _check_host(value: str) -> str:
+    name = value.removeprefix("*.")
+    if value != "*" and (not name or set("/?#@* ") & set(name) or name.count(":") == 1):
+        raise ValueError("it must be a host without a port, such as box.example.com or *.example.com, or *")
+    return value.lower()
+
+
 Count = Annotated[StrictInt, Field(ge=1)]
+Key = Annotated[StrictStr | None, AfterValidator(_check_key)]
+Origin = Annotated[StrictStr, AfterValidator(_check_origin)]
+HostName = Annotated[StrictStr, AfterValidator(_check_host)]
 Poolings = Annotated[Pooling | tuple[Pooling, ...] | None, PlainValidator(_check_poolings)]
 IntegerOrText = Annotated[int | str | None, BeforeValidator(_check_integer_or_text)]
 Prompts = Annotated[Mapping[str, StrictStr] | None, BeforeValidator(_check_roles)]
@@ -109,19 +145,30 @@ class Limits(Settings):
 
     Attributes:
         max_body_bytes: bytes of one request's body.
+        max_bodies_in_flight: bytes of all bodies that are being received or worked on, at least `max_body_bytes`; more are
+            answered with 429.
         max_client_batch_size: texts of one request.
         max_text_chars: characters of one text.
+        max_request_tokens: tokens of one request, those that truncation removes not counted.
         max_concurrent_requests: requests that run or wait, for each model; more are answered with 429.
+        max_queue_tokens: tokens of all requests that run or wait, for each model; more are answered with 429.
+        max_queue_seconds: a request that is expected to wait longer for the model is answered with 429.
         max_tick_tokens: tokens of one merged batch; it bounds how long a small request waits behind a large one.
         max_answer_values: numbers of one answer; `per_token` and /embed_all have thousands for each text.
+        max_load_seconds: opening of a model while the server runs; one that takes longer is given up.
     """
 
     max_body_bytes: Count = 32 * 1024 * 1024
+    max_bodies_in_flight: Count = 256 * 1024 * 1024
     max_client_batch_size: Count = 2048
     max_text_chars: Count = 1_000_000
+    max_request_tokens: Count = 1024 * 1024
     max_concurrent_requests: Count = 512
+    max_queue_tokens: Count = 2 * 1024 * 1024
+    max_queue_seconds: Count = 30
     max_tick_tokens: Count = 4096
     max_answer_values: Count = 16 * 1024 * 1024
+    max_load_seconds: Count = 300
 
 
 class EndpointConfig(Settings):
@@ -226,6 +273,11 @@ class ServerConfig(Settings):
         host: address to listen on: 0.0.0.0 for every network, 127.0.0.1 for this machine alone.
         port: port to listen on; 0: any that is free.
         api_key: key that clients send as `Authorization: Bearer KEY`, except to the health routes. None: no key is needed.
+        allowed_hosts: names under which clients may reach the server, as *.example.com too; * allows all. Loopback names are
+            always allowed. Empty: on a loopback address without a key loopback names alone, else all.
+        allow_origin: web pages that may use the server from a browser, as https://app.example.com; * allows all. Empty: none
+            but the server's own.
+        allow_endpoints: whether POST and DELETE /endpoints need no key on a loopback address.
         log_json: whether the log's lines are JSON objects.
         threads: intra-op threads of each model. None: the physical cores this process may use, divided among the workers.
         workers: processes that answer; each loads the models.
@@ -238,13 +290,21 @@ class ServerConfig(Settings):
     endpoints: tuple[EndpointConfig, ...]
     host: StrictStr = HOST
     port: Annotated[StrictInt, Field(ge=0, le=65535)] = PORT
-    api_key: Annotated[StrictStr | None, Field(repr=False)] = None
+    api_key: Annotated[Key, Field(repr=False)] = None
+    allowed_hosts: tuple[HostName, ...] = ()
+    allow_origin: tuple[Origin, ...] = ()
+    allow_endpoints: StrictBool = False
     log_json: StrictBool = False
     threads: Count | None = None
     workers: Annotated[Count, Field(le=MAX_WORKERS)] = 1
     keep_alive: Count = 60
     strict_model_name: StrictBool = False
     limits: Limits = Field(default_factory=Limits)
+
+    @property
+    def on_loopback(self) -> bool:
+        """Whether only this machine can reach the server."""
+        return is_loopback(self.host)
 
     @field_validator("endpoints")
     @classmethod

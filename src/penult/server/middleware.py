@@ -4,7 +4,6 @@ It is the outermost ASGI application but for `request_line`, so that it sees wha
 text, a header or a query.
 """
 
-import asyncio
 import hmac
 import json
 import logging
@@ -14,6 +13,8 @@ from urllib.parse import quote
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from penult.server.bodies import Bodies, Body
+from penult.server.browsers import BrowserCheck
 from penult.server.errors import Gone, Refusal, answer, contract
 from penult.server.metrics import Metrics
 from penult.server.request_log import RequestLog
@@ -22,7 +23,6 @@ _ACCESS = logging.getLogger("penult.server.access")
 _LOGGER = logging.getLogger(__name__)
 _OPEN = frozenset({"/health", "/ping", "/healthcheck", "/status", "/v2/health/ready", "/v2/health/live"})
 _GONE = 499  # as nginx logs a client that left
-_STALL_SECONDS = 30.0  # without a byte of the body; a client that stalls for ever must not hold up the end of the server
 
 
 class RequestMiddleware:
@@ -33,13 +33,26 @@ class RequestMiddleware:
         metrics: counters of the server.
         api_key: key that clients must send. None: no key is needed.
         max_body_bytes: maximum bytes of a request's body.
+        bodies: bytes of the bodies of all requests.
+        browsers: check of requests that come from web pages.
     """
 
-    def __init__(self, app: ASGIApp, *, metrics: Metrics, api_key: str | None, max_body_bytes: int) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        metrics: Metrics,
+        api_key: str | None,
+        max_body_bytes: int,
+        bodies: Bodies,
+        browsers: BrowserCheck,
+    ) -> None:
         self._app = app
         self._metrics = metrics
         self._key = None if api_key is None else api_key.encode()
         self._max_body_bytes = max_body_bytes
+        self._bodies = bodies
+        self._browsers = browsers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request to the application, and log it."""
@@ -55,22 +68,26 @@ class RequestMiddleware:
                 status = message["status"]
             await send(message)
 
+        body = Body(scope, receive, self._bodies, self._max_body_bytes)
         try:
+            self._browsers.check(scope)
             self._check_key(scope)
-            await self._app(scope, self._limited(scope, receive), watched_send)
+            body.check_announced()
+            await self._app(scope, body.receive, watched_send)
         except (Gone, ClientDisconnect):  # while it waited, or in the middle of its body
             pass
         except Refusal as refusal:
             log.reason = refusal.reason
             if not status:
-                await answer(scope["path"], refusal)(scope, receive, watched_send)
+                await _refuse(scope, body, refusal, watched_send)
         except Exception:
             _LOGGER.exception("%s %s failed", scope["method"], _path(scope))
             log.reason = "bug"
             if not status:
                 trouble = Refusal("bug", "The server failed to answer; its log says why.")
-                await answer(scope["path"], trouble)(scope, receive, watched_send)
+                await _refuse(scope, body, trouble, watched_send)
         finally:
+            body.release()
             self._record(scope, log, status or _GONE, time.monotonic() - started)
 
     def _check_key(self, scope: Scope) -> None:
@@ -82,34 +99,6 @@ class RequestMiddleware:
             raise Refusal(
                 "auth", "The key is missing or wrong; send `Authorization: Bearer KEY`.", headers={"WWW-Authenticate": "Bearer"}
             )
-
-    def _limited(self, scope: Scope, receive: Receive) -> Receive:
-        """Count the body as it comes, whatever its head says."""
-        announced = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
-        read, whole = 0, False
-        too_large = Refusal("body", f"The body has more than {self._max_body_bytes} bytes, that is the most; send fewer texts.")
-        if announced.isdigit() and int(announced) > self._max_body_bytes:
-            raise too_large
-
-        async def limited() -> Message:
-            nonlocal read, whole
-            if whole:  # what comes now is that the client leaves, whenever that is
-                return await receive()
-            try:
-                async with asyncio.timeout(_STALL_SECONDS):
-                    message = await receive()
-            except TimeoutError:
-                raise Refusal(
-                    "slow",
-                    f"{_STALL_SECONDS:g} s went by without a byte of the body; send it again.",
-                    headers={"Connection": "close"},
-                ) from None
-            read, whole = read + len(message.get("body", b"")), not message.get("more_body", False)
-            if read > self._max_body_bytes:
-                raise too_large
-            return message
-
-        return limited
 
     def _record(self, scope: Scope, log: RequestLog, status: int, seconds: float) -> None:
         if log.texts:
@@ -133,6 +122,23 @@ class RequestMiddleware:
             "client": (scope.get("client") or ("",))[0],
         }
         _ACCESS.info("%s", line, extra={"request": line})
+
+
+async def _refuse(scope: Scope, body: Body, refusal: Refusal, send: Send) -> None:
+    """Send a refusal, and receive what its client still sends, so that a client that sends all before it reads gets it."""
+    linger = body.unread and "Connection" not in refusal.headers
+    response = answer(scope["path"], refusal)
+
+    async def send_and_drain(message: Message) -> None:
+        if message["type"] == "http.response.body":
+            await send({**message, "more_body": True})
+            await body.drain()
+            message = {"type": "http.response.body", "body": b""}
+        await send(message)
+
+    if linger:
+        response.headers["connection"] = "close"
+    await response(scope, body.receive, send_and_drain if linger else send)
 
 
 class Plain(logging.Formatter):

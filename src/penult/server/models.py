@@ -6,8 +6,9 @@ Of HTTP it knows the reason of a refusal.
 import asyncio
 import logging
 import threading
-from collections.abc import Callable
-from typing import Protocol, TypeVar, cast
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future
+from typing import Any, Protocol, TypeVar, cast
 
 from penult.core.embedder import Embedder
 from penult.core.recipe import Recipe
@@ -19,6 +20,9 @@ from penult.types import Pooling
 
 _LOGGER = logging.getLogger(__name__)
 
+Key = tuple[object, ...]
+"""The settings that decide a model."""
+
 
 class Queued(Protocol):
     """A model behind its queue."""
@@ -29,6 +33,10 @@ class Queued(Protocol):
     def dimension(self) -> int:
         """D, the number of values in a vector."""
 
+    @property
+    def session_of(self) -> Embedder | None:
+        """The embedder whose session it uses; None: it has its own session."""
+
     def close(self) -> None:
         """Finish the requests in the queue, then free the model."""
 
@@ -37,7 +45,7 @@ Kind = TypeVar("Kind", bound=Queued)
 
 
 class Models:
-    """The open models.
+    """The open models. One that is being opened holds up nobody but those who need it.
 
     Args:
         limits: limits of requests and answers.
@@ -49,23 +57,30 @@ class Models:
         self.limits = limits
         self.metrics = metrics
         self.threads = threads
-        self._models: dict[tuple[object, ...], Queued] = {}
-        self._opening = threading.RLock()
+        self.ending = asyncio.Event()
+        self._models: dict[Key, Queued] = {}
+        self._opening: dict[Key, Future[Queued]] = {}
+        self._lock = threading.Lock()  # of the two dicts; never held while a model is opened or closed
 
     @property
     def alive(self) -> bool:
         """Whether the thread of every queue runs."""
-        return all(model.queue.alive for model in self._models.values())
+        return all(model.queue.alive for model in self._open_models)
 
     @property
     def dimensions(self) -> list[int]:
         """D of each model that is open."""
-        return [model.dimension for model in self._models.values()]
+        return [model.dimension for model in self._open_models]
 
     @property
     def recipes(self) -> list[Recipe]:
         """The recipe of each embedder that is open."""
-        return [model.embedder.recipe for model in self._models.values() if isinstance(model, QueuedEmbedder)]
+        return [model.embedder.recipe for model in self._open_models if isinstance(model, QueuedEmbedder)]
+
+    @property
+    def _open_models(self) -> list[Queued]:
+        with self._lock:
+            return [*self._models.values()]
 
     def embedder(self, endpoint: EndpointConfig) -> QueuedEmbedder:
         """Return the embedder of an endpoint, for the OpenAI and TEI routes; the first call opens it.
@@ -74,7 +89,7 @@ class Models:
             FileNotFoundError: the model is missing.
             ValueError: the model cannot be used with these settings; the message says what to change in the endpoint.
         """
-        return self.opened(_embedder_key(endpoint), lambda: self._open(endpoint))
+        return self.opened(embedder_key(endpoint), lambda: self._open(endpoint))
 
     async def embedder_for(self, endpoint: EndpointConfig) -> QueuedEmbedder:
         """Return the embedder of an endpoint without blocking the event loop.
@@ -82,32 +97,98 @@ class Models:
         Raises:
             Refusal: it cannot be opened.
         """
-        return await self.opened_for(endpoint, _embedder_key(endpoint), lambda: self._open(endpoint))
+        return await self.opened_for(endpoint, embedder_key(endpoint), lambda: self._open(endpoint))
 
-    def opened(self, key: tuple[object, ...], open_model: Callable[[], Kind]) -> Kind:
+    def opened(self, key: Key, open_model: Callable[[], Kind]) -> Kind:
         """Return the model of a key; the first call opens it, once for all threads."""
-        with self._opening:
-            if key not in self._models:
-                self._models[key] = open_model()
-            return cast("Kind", self._models[key])
+        future, mine = self._claim(key)
+        if mine:
+            self._settle(key, future, open_model)
+        return cast("Kind", future.result())
 
-    async def opened_for(self, endpoint: EndpointConfig, key: tuple[object, ...], open_model: Callable[[], Kind]) -> Kind:
+    async def opened_for(self, endpoint: EndpointConfig, key: Key, open_model: Callable[[], Kind]) -> Kind:
         """Return the model of a key; a thread opens it, so that the event loop is not blocked.
 
         Raises:
-            Refusal: it cannot be opened.
+            Refusal: it cannot be opened, or not in time.
         """
         if (model := self._models.get(key)) is not None:
             return cast("Kind", model)
+        future, mine = self._claim(key)
+        if mine:
+            # A daemon, so that a model that never opens does not hold up the end of the process.
+            name = f"open {endpoint.model}"
+            threading.Thread(target=self._settle, args=(key, future, open_model), name=name, daemon=True).start()
+        if not future.done():
+            await self._wait(future, endpoint)
         try:
-            return await asyncio.to_thread(self.opened, key, open_model)
+            return cast("Kind", future.result())
         except (OSError, TypeError, ValueError) as error:
             raise Refusal("unable", f"{endpoint.model_id} cannot be opened for this route: {error}") from error
 
+    def close_unused(self, keys: Iterable[Key]) -> None:
+        """Close every open model but those of some keys, and those whose session they use."""
+        with self._lock:
+            kept = {key: self._models[key] for key in keys if key in self._models}
+            sessions = {id(model.session_of) for model in kept.values()}
+            kept |= {
+                key: model
+                for key, model in self._models.items()
+                if isinstance(model, QueuedEmbedder) and id(model.embedder) in sessions
+            }
+            unused = [model for key, model in self._models.items() if key not in kept]
+            self._models = kept
+        for model in sorted(unused, key=lambda model: model.session_of is None):  # who uses a session before whose it is
+            model.close()
+
+    def stop_opening(self) -> None:
+        """Let the requests that wait for a model go: the server ends."""
+        self.ending.set()
+
     def close(self) -> None:
         """Finish the requests in the queues, then free every model."""
-        for model in self._models.values():
+        for model in self._open_models:
             model.close()
+
+    def _claim(self, key: Key) -> tuple[Future[Queued], bool]:
+        """Return the future of a model, and whether the caller has to open it."""
+        with self._lock:
+            if (future := self._opening.get(key)) is not None:
+                return future, False
+            future = Future()
+            future.set_running_or_notify_cancel()  # a request that is cancelled does not cancel it for the others
+            if (model := self._models.get(key)) is not None:
+                future.set_result(model)
+                return future, False
+            self._opening[key] = future
+            return future, True
+
+    def _settle(self, key: Key, future: Future[Queued], open_model: Callable[[], Queued]) -> None:
+        try:
+            model = open_model()
+        except BaseException as error:  # noqa: BLE001 - whoever waits gets it
+            with self._lock:
+                del self._opening[key]
+            future.set_exception(error)
+            return
+        with self._lock:
+            del self._opening[key]
+            self._models[key] = model
+        future.set_result(model)
+
+    async def _wait(self, future: Future[Queued], endpoint: EndpointConfig) -> None:
+        opening: asyncio.Future[Any] = asyncio.wrap_future(future)
+        opening.add_done_callback(asyncio.Future.exception)  # it is read from `future`
+        ending: asyncio.Future[Any] = asyncio.ensure_future(self.ending.wait())
+        limit = self.limits.max_load_seconds
+        try:
+            await asyncio.wait({opening, ending}, timeout=limit, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            ending.cancel()
+        if ending.done() and not opening.done():
+            raise Refusal("unable", f"{endpoint.model} is not open yet, and the server ends.")
+        if not opening.done():
+            raise Refusal("unable", f"{endpoint.model} did not open within {limit} s, the limit. It is still being opened.")
 
     def _open(self, endpoint: EndpointConfig) -> QueuedEmbedder:
         return QueuedEmbedder(self._load(endpoint), endpoint.model, self.limits, self.metrics)
@@ -155,7 +236,7 @@ class Models:
         return embedder
 
 
-def _embedder_key(endpoint: EndpointConfig) -> tuple[object, ...]:
+def embedder_key(endpoint: EndpointConfig) -> Key:
     """Return the settings of an endpoint that decide its embedder."""
     pooling = (endpoint.pooling, None if endpoint.pooling else endpoint.fallback_pooling)
     prompts = None if endpoint.prompts is None else tuple(sorted(endpoint.prompts.items()))

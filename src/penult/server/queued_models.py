@@ -16,7 +16,7 @@ from penult.core.tokenized import Tokenized
 from penult.server.config import Limits
 from penult.server.errors import Refusal
 from penult.server.metrics import Metrics
-from penult.server.request_queue import QueueFull, RequestQueue, Rows, Run
+from penult.server.request_queue import QueueClosed, QueueFull, RequestQueue, Rows, Run
 from penult.types import PromptError, Role, Side, TextError, Vectors
 
 _INLINE_CHARS = 4096  # texts of a request that are tokenized faster than a thread is woken
@@ -50,7 +50,12 @@ class ModelQueue:
         self._limits = limits
         self._metrics = metrics
         self._queue = RequestQueue(
-            name, max_requests=limits.max_concurrent_requests, max_run_tokens=limits.max_tick_tokens, watcher=metrics
+            name,
+            max_requests=limits.max_concurrent_requests,
+            max_tokens=limits.max_queue_tokens,
+            max_wait_seconds=limits.max_queue_seconds,
+            max_run_tokens=limits.max_tick_tokens,
+            watcher=metrics,
         )
 
     @property
@@ -66,18 +71,26 @@ class ModelQueue:
         """Tokenize the texts of a request; many are tokenized in a thread.
 
         Raises:
-            Refusal: a text cannot be tokenized.
+            Refusal: a text cannot be tokenized, the texts have too many tokens, or the queue is full already.
         """
         started = time.monotonic()
         try:
+            self._queue.check_room()
             if sum(map(len, texts)) <= _INLINE_CHARS:
                 tokenized = tokenize(texts)
             else:
                 tokenized = await asyncio.to_thread(tokenize, texts)
+        except QueueFull as full:
+            raise _overloaded(full) from full
         except PromptError as error:
             raise Refusal("text", str(error), param="prompt") from error
         except TextError as error:
             raise Refusal("text", str(error)) from error
+        if (tokens := int(tokenized.counts.sum())) > self._limits.max_request_tokens:
+            raise Refusal(
+                "body",
+                f"The texts have {tokens} tokens together, the limit is {self._limits.max_request_tokens}; send fewer texts.",
+            )
         self._metrics.tokenized(tokenized.counts.tolist(), len(tokenized.truncated), time.monotonic() - started)
         return tokenized
 
@@ -105,11 +118,17 @@ class ModelQueue:
         try:
             rows = await self._queue.rows(tokenized, run, costs=costs, mergeable=mergeable)
         except QueueFull as full:
-            raise Refusal("full", str(full), headers={"Retry-After": str(full.retry_after)}) from full
+            raise _overloaded(full) from full
+        except QueueClosed as closed:
+            raise Refusal("missing", "The model was removed from this server while the request waited.") from closed
         except TextError as error:
             raise Refusal("text", str(error)) from error
         self._metrics.embedded(time.monotonic() - started)
         return rows
+
+
+def _overloaded(full: QueueFull) -> Refusal:
+    return Refusal("full", str(full), headers={"Retry-After": str(full.retry_after)})
 
 
 class QueuedEmbedder:
@@ -123,6 +142,10 @@ class QueuedEmbedder:
     def dimension(self) -> int:
         """D, the number of values in a vector."""
         return self.embedder.dimension
+
+    @property
+    def session_of(self) -> None:
+        """The embedder whose session it uses: it has its own session."""
 
     def recipe(self, role: Role) -> Recipe:
         """Return the recipe of a role; models with a separate part for queries have two."""

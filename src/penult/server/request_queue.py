@@ -25,6 +25,7 @@ _MANY = 4  # minimum of requests in a call after which the queue waits for their
 # Fraction of the last call's time, and maximum: of the whole wait, and of the time without a new request that ends it.
 _WAIT, _WAIT_SECONDS = 0.5, 0.04
 _GAP, _GAP_SECONDS = 0.25, 0.012
+_CLOSING_SECONDS = 60.0
 
 Rows = Sequence[NDArray[Any]] | NDArray[Any]
 Run = Callable[[Tokenized], Rows]
@@ -47,14 +48,16 @@ class QueueFull(Exception):  # noqa: N818 - a state of the queue
     """The queue is full.
 
     Attributes:
-        waiting: number of requests in the queue.
         retry_after: seconds after which there should be room.
     """
 
-    def __init__(self, waiting: int, retry_after: int) -> None:
-        self.waiting = waiting
+    def __init__(self, held: str, retry_after: int) -> None:
         self.retry_after = retry_after
-        super().__init__(f"The queue is full ({waiting} requests). Retry in {retry_after} s.")
+        super().__init__(f"The queue is full ({held}). Retry in {retry_after} s.")
+
+
+class QueueClosed(Exception):  # noqa: N818 - a state of the queue
+    """The queue takes no more requests."""
 
 
 @dataclass(slots=True, eq=False)
@@ -90,7 +93,7 @@ class _Job:
 
     def selected(self, rows: list[int]) -> Tokenized:
         """Return the texts of some rows."""
-        return self.tokenized if len(rows) == len(self.tokenized) and not self.parts else self.tokenized.select(rows)
+        return self.tokenized if rows == [*range(len(self.tokenized))] else self.tokenized.select(rows)
 
     def result(self) -> Rows:
         """Return the answer from its parts, in the order of the texts."""
@@ -114,19 +117,32 @@ class RequestQueue:
     Args:
         name: name of the thread.
         max_requests: maximum of requests that wait or run.
+        max_tokens: maximum of tokens that wait or run. A single request of more is taken while the queue is empty.
+        max_wait_seconds: maximum of the seconds that a new request is expected to wait.
         max_run_tokens: maximum tokens of one call. A single text of more runs alone.
         watcher: receives the events of the queue.
     """
 
-    def __init__(self, name: str, *, max_requests: int, max_run_tokens: int, watcher: Watcher) -> None:
+    def __init__(
+        self,
+        name: str,
+        *,
+        max_requests: int,
+        max_tokens: int,
+        max_wait_seconds: float,
+        max_run_tokens: int,
+        watcher: Watcher,
+    ) -> None:
         self._max_requests = max_requests
+        self._max_tokens = max_tokens
+        self._max_wait_seconds = max_wait_seconds
         self._max_run_tokens = max_run_tokens
         self._watcher = watcher
         self._jobs: deque[_Job] = deque()
         self._wake = threading.Condition()
         self._closing = False
         self._answered, self._seconds = 0, 0.0  # requests that the last call answered, and how long it took
-        self._tokens_per_second = 5000.0  # an estimate, until the first calls have run
+        self._tokens_per_second, self._measured = 5000.0, False  # an estimate, until the first large call has run
         self._thread = threading.Thread(target=self._work, name=name, daemon=True)
         self._thread.start()
 
@@ -145,7 +161,8 @@ class RequestQueue:
             mergeable: whether the texts may run with those of other requests, and in several calls.
 
         Raises:
-            QueueFull: too many requests wait.
+            QueueFull: too many requests or tokens wait, or the wait would be too long.
+            QueueClosed: the model is closed.
             Exception: any that `run` raises for these texts.
         """
         future: asyncio.Future[Rows] = asyncio.get_running_loop().create_future()
@@ -156,23 +173,47 @@ class RequestQueue:
             order = sorted(order, key=lambda row: -costs[row])
         job = _Job(tokenized, costs, run, mergeable, future, time.monotonic(), deque(order), tokens_left=total)
         with self._wake:
-            self._check_room()
+            if self._closing:
+                raise QueueClosed
+            self._check_room(total)
             self._jobs.append(job)
             self._watcher.waiting(1)
             self._wake.notify()
         return await future  # cancelled when the client disconnects: the thread then skips the rest of the job
 
+    def check_room(self) -> None:
+        """Check that the queue would take a request of one token.
+
+        Raises:
+            QueueFull: it would not.
+        """
+        with self._wake:
+            self._check_room(1)
+
     def close(self) -> None:
-        """Finish the requests in the queue, then end the thread."""
+        """Finish the requests in the queue, then end the thread. One that still runs after a minute is not waited for."""
         with self._wake:
             self._closing = True
             self._wake.notify()
-        self._thread.join()
+        self._thread.join(_CLOSING_SECONDS)
 
-    def _check_room(self) -> None:
+    def _check_room(self, tokens: int) -> None:
+        """Check the bounds for a new request of so many tokens.
+
+        Calls share their budget, so that each request before it takes about as many tokens as it until it ends. A request
+        that finds the queue empty is taken, whatever its size.
+        """
+        if not self._jobs:
+            return
+        held = sum(job.tokens_left for job in self._jobs)
+        before = sum(min(job.tokens_left, tokens) if job.mergeable else job.tokens_left for job in self._jobs)
+        seconds = before / self._tokens_per_second
         if len(self._jobs) >= self._max_requests:
-            tokens = sum(job.tokens_left for job in self._jobs)
-            raise QueueFull(len(self._jobs), max(1, min(60, round(tokens / self._tokens_per_second))))
+            raise QueueFull(f"{len(self._jobs)} requests", _pause(held / self._tokens_per_second))
+        if held + tokens > self._max_tokens:
+            raise QueueFull(f"{held} tokens", _pause((held + tokens - self._max_tokens) / self._tokens_per_second))
+        if seconds > self._max_wait_seconds:
+            raise QueueFull(f"an expected wait of {seconds:.0f} s", _pause(seconds - self._max_wait_seconds))
 
     def _work(self) -> None:
         while True:
@@ -210,20 +251,29 @@ class RequestQueue:
         self._jobs = kept
 
     def _take(self) -> list[tuple[_Job, list[int]]]:
-        """Share the budget of one call: small requests run whole, large ones divide the rest."""
+        """Share the budget of one call.
+
+        Half of it is for the request that has waited longest, so that a large one ends under a stream of small ones. Of the
+        others, small ones run whole and large ones divide the rest.
+        """
         if not self._jobs:
             return []
         first = self._jobs[0]
         same = [job for job in self._jobs if job.mergeable and job.kind == first.kind] if first.mergeable else [first]
         now, budget, batch = time.monotonic(), self._max_run_tokens, []
-        for turn, job in enumerate(sorted(same, key=lambda job: job.tokens_left)):
+        oldest = min(same, key=lambda job: job.queued)
+        others = sorted((job for job in same if job is not oldest), key=lambda job: job.tokens_left)
+        for turn, job in enumerate([oldest, *others]):
             if budget <= 0:
                 break
             if not job.parts:
                 self._watcher.waited(now - job.queued)
-            rows = job.take(max(1, budget // (len(same) - turn)))
+            share = budget // min(2, len(same)) if job is oldest else budget // (len(same) - turn)
+            rows = job.take(max(1, share))
             budget -= sum(job.costs[row] for row in rows)
             batch.append((job, rows))
+        if oldest.left and oldest.costs[oldest.left[0]] <= budget:  # what the others did not need
+            batch[0][1].extend(oldest.take(budget))
         # Their remaining texts queue behind the requests that could not run with them.
         merged = {id(job) for job in same}
         self._jobs = deque([job for job in self._jobs if id(job) not in merged] + same)
@@ -243,7 +293,11 @@ class RequestQueue:
                     self._run([part])
             return
         self._seconds = seconds = time.monotonic() - started
-        self._tokens_per_second += 0.2 * (tokens / max(seconds, 1e-6) - self._tokens_per_second)
+        rate = tokens / max(seconds, 1e-6)
+        # Small calls are slow for their tokens, and say nothing of how fast a full queue empties.
+        if tokens >= self._max_run_tokens // 4 or (self._measured and rate > self._tokens_per_second):
+            self._tokens_per_second += (0.3 if self._measured else 1.0) * (rate - self._tokens_per_second)
+            self._measured = True
         self._watcher.ran(len(tokenized), tokens, seconds)
         start, self._answered = 0, 0
         for job, rows in batch:
@@ -262,6 +316,11 @@ class RequestQueue:
             job.future.get_loop().call_soon_threadsafe(_settle, job.future, value, error)
         except RuntimeError:  # the event loop is closed: no client waits
             _LOGGER.debug("an answer came after the end of the server")
+
+
+def _pause(seconds: float) -> int:
+    """Return the seconds after which a client may come again: whole ones, at most a minute."""
+    return max(1, min(60, round(seconds)))
 
 
 def _settle(future: "asyncio.Future[Rows]", value: Rows | None, error: Exception | None) -> None:

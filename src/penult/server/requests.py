@@ -17,6 +17,7 @@ from penult.core.tokenized import Tokenized
 from penult.server.body_text import broken_text, without_mark
 from penult.server.config import Limits
 from penult.server.errors import Gone, Refusal
+from penult.server.json_size import has_more_values
 from penult.server.queued_models import Purpose, QueuedEmbedder
 from penult.server.request_log import log_of
 from penult.types import Role, Vectors
@@ -24,6 +25,7 @@ from penult.types import Role, Vectors
 Body = TypeVar("Body", bound=BaseModel)
 Result = TypeVar("Result")
 _LARGE_BODY = 65_536  # bytes; a smaller body is parsed in less than 1 ms
+_OTHER_VALUES = 65_536  # of a body beside its texts; so many token ids still get the message that they are not texts
 _LARGE_ANSWER = 100_000  # numbers; fewer are written in less than 2 ms
 RoleName = Literal["query", "search_query", "web_search_query", "document", "passage", "corpus", "search_document"]
 """The names that models and APIs give to the two roles."""
@@ -96,11 +98,27 @@ async def read(request: Request, kind: type[Body]) -> Body:
     body = without_mark(await request.body())
     try:
         if len(body) > _LARGE_BODY:
-            return await asyncio.to_thread(kind.model_validate_json, body)
+            limits = request.app.state.service.config.limits
+            return await asyncio.to_thread(_parse_large, body, kind, limits.max_client_batch_size)
         return kind.model_validate_json(body)
     except ValidationError as error:
         refusal = _refusal(error)
         raise (await asyncio.to_thread(broken_text, body) if refusal.param is None else None) or refusal from error
+
+
+def _parse_large(body: bytes, kind: type[Body], max_texts: int) -> Body:
+    """Parse a large body, unless it has more values than any request needs.
+
+    Raises:
+        Refusal: it has.
+    """
+    if has_more_values(body, max_texts + _OTHER_VALUES):
+        raise Refusal(
+            "batch",
+            f"The body has more than {max_texts + _OTHER_VALUES} values; a request has at most {max_texts} texts, each of them "
+            "a string. Send several requests.",
+        )
+    return kind.model_validate_json(body)
 
 
 def body_of(
@@ -161,7 +179,7 @@ def check(texts: list[str], limits: Limits, param: str) -> None:
     for row, text in enumerate(texts):
         if len(text) > limits.max_text_chars:
             raise Refusal(
-                "text",
+                "body",
                 f"Text {row} of `{param}` has {len(text)} characters, the limit is {limits.max_text_chars}; split it.",
                 param=param,
             )

@@ -1,6 +1,6 @@
 """From a configuration to processes that listen: the log, the sockets, and uvicorn.
 
-The only file that imports uvicorn.
+This file and `connection` are the only ones that import uvicorn.
 """
 
 import errno
@@ -17,6 +17,7 @@ import uvicorn
 from penult.server import workers
 from penult.server.app import Extend, create_app
 from penult.server.config import ServerConfig
+from penult.server.connection import Connection
 from penult.server.middleware import Json, Plain
 from penult.types import TruncationWarning
 
@@ -71,6 +72,7 @@ def answer(config: ServerConfig, extend: Extend | None, sockets: Sequence[socket
         _listen(one)
     settings = uvicorn.Config(
         app,
+        http=Connection,
         log_config=None,
         access_log=False,
         server_header=False,

@@ -54,6 +54,18 @@ class Service:
             raise ConfigError(f"{config.place}: {error}") from error
 
     def _add(self, config: EndpointConfig) -> Endpoint:
+        endpoint = self.named(config)
+        if config.open_at_start:
+            self.models.embedder(config)
+        self.endpoints.append(endpoint)
+        return endpoint
+
+    def named(self, config: EndpointConfig) -> Endpoint:
+        """Return an endpoint with its names, without adding it.
+
+        Raises:
+            ConfigError: another endpoint has its name.
+        """
         names = self.config.names_of(config, len(self.endpoints))
         in_use = {name for endpoint in self.endpoints for name in endpoint.names}
         if names and names[0] in in_use:
@@ -64,11 +76,7 @@ class Service:
             model_id = names[0] if names else config.model
             if model_id in ids:
                 raise ConfigError(f"An endpoint is named {model_id!r} already; give this one a served_model_name.")
-        if config.open_at_start:
-            self.models.embedder(config)
-        endpoint = Endpoint(config, model_id, names)
-        self.endpoints.append(endpoint)
-        return endpoint
+        return Endpoint(config, model_id, names)
 
     def find(self, model: str | None) -> Endpoint:
         """Return the endpoint of a name from a client; a single endpoint has every name, unless names are strict.

@@ -1,0 +1,105 @@
+"""A process that opens the model of an endpoint for trial, before the server does.
+
+A model can be broken so that opening it never ends, or ends the process. `POST /endpoints` therefore lets a child open it and
+embed one text first; the child is stopped at a time limit, when the client leaves and when the server ends.
+"""
+
+import asyncio
+import json
+import os
+import sys
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+from penult.server.errors import Refusal
+from penult.server.models import Models
+
+_MOST = 4  # models that are tried at once
+_COMMAND = (sys.executable, "-m", "penult.deepsparse.load_probe")
+_RUNNING: set[int] = set()
+
+
+async def try_endpoint(values: Mapping[str, Any], models: Models) -> None:
+    """Open the model of an endpoint in a child, and embed one text.
+
+    Args:
+        values: the endpoint, as a client has sent it.
+        models: limits and threads, and when the server ends.
+
+    Raises:
+        Refusal: it cannot be opened; the message says why.
+    """
+    if len(_RUNNING) >= _MOST:
+        raise Refusal("full", f"{_MOST} models are being opened already. Retry in 5 s.", headers={"Retry-After": "5"})
+    child = await asyncio.create_subprocess_exec(
+        *_COMMAND,
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.DEVNULL,
+    )
+    _RUNNING.add(child.pid)
+    assert child.stdin is not None  # noqa: S101 - it is a pipe
+    assert child.stdout is not None  # noqa: S101
+    child.stdin.write(json.dumps({"endpoint": dict(values), "threads": models.threads}).encode() + b"\n")
+    answer = asyncio.ensure_future(child.stdout.read())  # until the child ends
+    ending = asyncio.ensure_future(models.ending.wait())
+    limit = models.limits.max_load_seconds
+    try:
+        await asyncio.wait({answer, ending}, timeout=limit, return_when=asyncio.FIRST_COMPLETED)
+        if not answer.done():
+            raise Refusal(
+                "invalid",
+                "The endpoint cannot be added: the server ends."
+                if ending.done()
+                else f"The endpoint cannot be added: its model did not open within {limit} s, the limit.",
+            )
+        status = await child.wait()
+    finally:
+        answer.cancel()
+        ending.cancel()
+        _RUNNING.discard(child.pid)
+        if child.returncode is None:
+            child.kill()
+        child.stdin.close()  # the child ends with it, should it be alive
+    if status:
+        message = answer.result().decode(errors="replace") or f"opening its model ended a process with status {status}"
+        raise Refusal("invalid", f"The endpoint cannot be added: {message}")
+
+
+def main() -> None:
+    """Open the model of the endpoint on standard input; print on standard output why it cannot be opened."""
+    request = json.loads(sys.stdin.readline())
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    try:
+        _open(request["endpoint"], request["threads"])
+    except (OSError, TypeError, ValueError) as error:
+        sys.stdout.write(str(error))
+        sys.stdout.flush()
+        os._exit(1)
+    os._exit(0)  # at once: nothing here is worth an orderly end
+
+
+def _end_with_parent() -> None:
+    sys.stdin.read()
+    os._exit(1)
+
+
+def _open(values: Mapping[str, Any], threads: int | None) -> None:
+    from penult.deepsparse.config_file import read_endpoint  # noqa: PLC0415 - after the thread that watches the parent
+    from penult.deepsparse.served_pipeline import pipeline  # noqa: PLC0415
+    from penult.server.config import Limits  # noqa: PLC0415
+    from penult.server.metrics import Metrics  # noqa: PLC0415
+
+    config, models = read_endpoint(values), Models(Limits(), Metrics(), threads)
+    try:
+        models.embedder(config).embedder.embed(["a"])
+    except (OSError, TypeError, ValueError):  # where it is opened at its first request, that says why it cannot be
+        if config.open_at_start:
+            raise
+    if not config.open_at_start:
+        pipeline(models, config).pipeline(["a"])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,78 @@
+"""uvicorn's connection, with bounds on a request's head and an end that resets no client.
+
+uvicorn's own waits for the end of a head for ever, and on SIGTERM it closes connections on which a request may be under way.
+"""
+
+import asyncio
+from asyncio import TimerHandle
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+_HEAD_SECONDS = 30.0  # from the first byte of a connection's request, or from its opening, to the end of the head
+_MAX_HEAD_BYTES = 65_536  # as in h11
+STOP_OPENING = "stop_opening"
+"""Key of the application's state: what is called when the server is told to end."""
+_LAST_SECONDS = 0.3  # after SIGTERM; a request that comes in them on a kept connection is answered
+
+
+class Connection(HttpToolsProtocol):
+    """One connection of a client."""
+
+    _head_timer: TimerHandle | None = None
+    _head_bytes = 0
+    _ending = False
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Wait for the first head, but not for ever."""
+        super().connection_made(transport)
+        self._wait_for_head()
+
+    def data_received(self, data: bytes) -> None:
+        """Pass on what has come, unless it is a head without end."""
+        if self._head_timer is None and (self.cycle is None or self.cycle.response_complete):
+            self._wait_for_head()
+        super().data_received(data)
+        if self._head_timer is None:
+            return
+        self._head_bytes += len(data)
+        if self._head_bytes > _MAX_HEAD_BYTES and not self.transport.is_closing():
+            self.send_400_response(f"The head of the request has more than {_MAX_HEAD_BYTES} bytes.")
+
+    def on_headers_complete(self) -> None:
+        """Begin a request."""
+        self._forget_head()
+        super().on_headers_complete()
+        if self._ending:
+            self.cycle.keep_alive = False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forget the connection."""
+        self._forget_head()
+        super().connection_lost(exc)
+
+    def shutdown(self) -> None:
+        """Close the connection after its last answer; an idle one a little later, as a request may be on its way."""
+        self._ending = True
+        if (stop := self.app_state.get(STOP_OPENING)) is not None:
+            stop()
+        if self.cycle is None or self.cycle.response_complete:
+            self.loop.call_later(_LAST_SECONDS, self._close_idle)
+        else:
+            self.cycle.keep_alive = False
+
+    def _close_idle(self) -> None:
+        if self.cycle is None or self.cycle.response_complete:
+            self.transport.close()
+
+    def _wait_for_head(self) -> None:
+        self._head_bytes = 0
+        self._head_timer = self.loop.call_later(_HEAD_SECONDS, self._close_headless)
+
+    def _close_headless(self) -> None:
+        self._head_timer = None
+        self.transport.close()
+
+    def _forget_head(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None

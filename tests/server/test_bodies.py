@@ -1,0 +1,156 @@
+"""Bodies while they are received: all together bounded, none for ever, and a refusal that reaches its client."""
+
+import http.client
+import json
+import socket
+import threading
+import time
+from contextlib import ExitStack
+
+import pytest
+from server_kit import serving
+
+from penult.server import EndpointConfig, Limits, bodies
+
+CHUNKED = b"POST /embed HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n"
+HEAD = "POST /embed HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {}\r\n{}\r\n"
+
+
+def connect(running) -> socket.socket:
+    return socket.create_connection(("127.0.0.1", running.port), timeout=20)
+
+
+def send(client: socket.socket, body: bytes, announced: int | None = None, headers: str = "") -> None:
+    client.sendall(HEAD.format(len(body) if announced is None else announced, headers).encode() + body)
+
+
+def read(client: socket.socket) -> bytes:
+    """Read until the server closes."""
+    return b"".join(iter(lambda: client.recv(65536), b""))
+
+
+def used(running) -> int:
+    """Return the bytes that the server counts."""
+    layer = running.app.middleware_stack
+    while not hasattr(layer, "_bodies"):
+        layer = layer.app if hasattr(layer, "app") else layer._app
+    return layer._bodies._used
+
+
+def wait_for(condition) -> None:
+    until = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.01)
+
+
+def test_bodies_in_flight_are_bounded(tiny):
+    """Half-sent bodies fill the bound and no more; what comes then is 429, small requests are answered, and it empties."""
+    limits = Limits(max_body_bytes=400_000, max_bodies_in_flight=1_000_000)
+    with serving(EndpointConfig(model=str(tiny)), limits=limits) as running, ExitStack() as stack:
+        held = [stack.enter_context(connect(running)) for _ in range(2)]
+        for client in held:
+            send(client, b" " * 390_000, 400_000)
+        wait_for(lambda: used(running) == 780_000)
+        with connect(running) as third:  # one that announces nothing is refused when the bound is reached
+            third.sendall(CHUNKED)
+            third.sendall(b"493e0\r\n" + b" " * 300_000 + b"\r\n0\r\n\r\n")
+            assert third.recv(65536).startswith(b"HTTP/1.1 429 ")
+        with connect(running) as third:
+            send(third, b" " * 390_000, headers="Connection: close\r\n")
+            answer = read(third)
+        assert answer.startswith(b"HTTP/1.1 429 ")
+        assert b"retry-after: 1" in answer.lower()
+        assert running.post("/embed", {"inputs": "a"}).status_code == 200
+        for client in held:
+            client.close()
+        wait_for(lambda: used(running) == 0)
+        assert running.post("/embed", {"inputs": "a" * 390_000}).status_code == 200
+        assert used(running) == 0
+
+
+def test_one_body_always_fits(tiny):
+    """A bound below the size of one body does not shut it out."""
+    with serving(EndpointConfig(model=str(tiny)), limits=Limits(max_bodies_in_flight=1)) as running:
+        assert running.post("/embed", {"inputs": "a" * 500_000}).status_code == 200
+
+
+def test_a_body_that_trickles_is_sent_away(tiny, monkeypatch):
+    """A client that sends some bytes now and then is slower than any network, and cannot hold a body for ever."""
+    monkeypatch.setattr(bodies, "_STALL_SECONDS", 0.5)
+    with serving(EndpointConfig(model=str(tiny))) as running, connect(running) as slow:
+        send(slow, b" ", 5000)
+        started, answer = time.monotonic(), b""
+        slow.settimeout(0.1)
+        while not answer and time.monotonic() - started < 10:
+            try:
+                slow.sendall(b" ")
+                answer = slow.recv(65536)
+            except TimeoutError:
+                continue
+        assert answer.startswith(b"HTTP/1.1 408 ")
+        assert time.monotonic() - started < 5
+
+
+@pytest.mark.parametrize("headers", ["", "Connection: close\r\n"])
+@pytest.mark.parametrize("size", [300_000, 3_000_000])
+def test_a_client_that_writes_before_it_reads_gets_its_413(tiny, headers, size):
+    """A body over the limit is received to its end, within bounds, so that the refusal is not lost in a reset."""
+    with serving(
+        EndpointConfig(model=str(tiny)), limits=Limits(max_body_bytes=1_000_000 if size > 1e6 else 200_000)
+    ) as running:
+        with connect(running) as client:
+            send(client, b" " * size, headers=headers)
+            answer = read(client)
+        assert answer.startswith(b"HTTP/1.1 413 ")
+        with connect(running) as client:  # a length that is not announced
+            client.sendall(CHUNKED)
+            for _ in range(size // 50_000):
+                client.sendall(b"c350\r\n" + b" " * 50_000 + b"\r\n")
+            client.sendall(b"0\r\n\r\n")
+            answer = read(client)
+        assert answer.startswith(b"HTTP/1.1 413 ")
+        assert used(running) == 0
+
+
+def test_what_is_received_of_a_refused_body_is_bounded(tiny, monkeypatch):
+    """A client that never stops sending is cut off."""
+    monkeypatch.setattr(bodies, "_DRAIN_TIMES", 2)
+    with serving(EndpointConfig(model=str(tiny)), limits=Limits(max_body_bytes=100_000)) as running, connect(running) as client:
+        sent = []
+
+        def flood():
+            try:
+                while len(sent) < 10_000:
+                    client.sendall(b"c350\r\n" + b" " * 50_000 + b"\r\n")
+                    sent.append(1)
+            except OSError:
+                return
+
+        client.sendall(CHUNKED)
+        thread = threading.Thread(target=flood)
+        thread.start()
+        thread.join(20)
+        assert not thread.is_alive()
+        assert len(sent) < 1000  # what the system's buffers hold included
+
+
+def test_a_refusal_of_a_small_body_keeps_the_connection(tiny):
+    """Where little is left to receive, the next request goes over the same connection."""
+    with serving(EndpointConfig(model=str(tiny)), api_key="k") as running:
+        client = http.client.HTTPConnection("127.0.0.1", running.port, timeout=20)
+        for key, status in (("wrong", 401), ("k", 200)):
+            client.request("POST", "/embed", json.dumps({"inputs": "a"}), {"Authorization": f"Bearer {key}"})
+            answer = client.getresponse()
+            answer.read()
+            assert (answer.status, answer.headers.get("connection")) == (status, None)
+        client.close()
+
+
+def test_a_client_that_waits_for_leave_is_answered_at_once(tiny):
+    """`Expect: 100-continue` with a body over the limit gets the 413 in place of the 100, and is not waited for."""
+    with serving(EndpointConfig(model=str(tiny)), limits=Limits(max_body_bytes=1000)) as running, connect(running) as client:
+        started = time.monotonic()
+        send(client, b"", 300_000, "Expect: 100-continue\r\n")
+        assert client.recv(65536).startswith(b"HTTP/1.1 413 ")
+        assert time.monotonic() - started < 2

@@ -1,0 +1,132 @@
+"""Connections: heads that never end are closed, and SIGTERM resets no client."""
+
+import http.client
+import socket
+import threading
+import time
+
+import pytest
+from server_kit import Process, serving
+
+from penult.server import EndpointConfig, connection
+
+
+@pytest.fixture
+def running(tiny, monkeypatch):
+    monkeypatch.setattr(connection, "_HEAD_SECONDS", 0.5)
+    with serving(EndpointConfig(model=str(tiny))) as made:
+        yield made
+
+
+def seconds_open(running, *parts: bytes, pause: float = 0.2) -> float:
+    """Send parts, each after a pause; return how long the connection stayed open."""
+    started = time.monotonic()
+    with socket.create_connection(("127.0.0.1", running.port), timeout=10) as client:
+        try:
+            for part in parts:
+                client.sendall(part)
+                time.sleep(pause)
+            while client.recv(65536):
+                pass
+        except ConnectionError:
+            pass
+    return time.monotonic() - started
+
+
+WHOLE = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        (),  # nothing at all
+        (b"POST /embed HT",),
+        (b"POST /embed HTTP/1.1\r\nHost: localhost\r\n",),
+        (WHOLE, b"GET /hea"),  # the second of a kept connection
+        tuple(b"X-%d: 1\r\n" % i if i else b"GET / HTTP/1.1\r\n" for i in range(20)),  # a line now and then
+    ],
+)
+def test_a_head_that_does_not_end_is_closed(running, parts):
+    """Half-sent heads are closed after their time, however the bytes come; the server goes on."""
+    assert 0.4 < seconds_open(running, *parts, pause=0.1) < 3
+    assert running.get("/health").status_code == 200
+
+
+def test_a_whole_request_is_not_cut_off(running):
+    """A request that works for longer than a head may take is answered, and so is one whose body comes later."""
+    service = running.app.state.service
+    embedder = service.models.embedder(service.endpoints[0].config).embedder
+    run = embedder.run
+    embedder.run = lambda tokenized: (time.sleep(1.2), run(tokenized))[1]
+    assert running.post("/embed", {"inputs": "a"}).status_code == 200
+    with socket.create_connection(("127.0.0.1", running.port), timeout=10) as client:
+        client.sendall(b"POST /embed HTTP/1.1\r\nHost: localhost\r\nContent-Length: 14\r\nConnection: close\r\n\r\n")
+        time.sleep(0.8)
+        client.sendall(b'{"inputs":"a"}')
+        answer = b"".join(iter(lambda: client.recv(65536), b""))
+    assert answer.startswith(b"HTTP/1.1 200 ")
+
+
+def test_a_kept_connection_outlives_the_time_of_a_head(tiny, monkeypatch):
+    """An idle connection is closed by the time-out of keep-alive, not by that of heads."""
+    monkeypatch.setattr(connection, "_HEAD_SECONDS", 0.3)
+    with serving(EndpointConfig(model=str(tiny))) as running:
+        client = http.client.HTTPConnection("127.0.0.1", running.port, timeout=10)
+        for _ in range(3):
+            client.request("GET", "/health")
+            answer = client.getresponse()
+            assert (answer.status, answer.read()) == (200, b"true")
+            address = client.sock.getsockname()
+            time.sleep(0.6)
+        assert client.sock.getsockname() == address  # the same connection all along
+        client.close()
+
+
+def test_a_head_of_any_size_is_refused(running):
+    """A head that grows without end is refused before it fills the memory."""
+    with socket.create_connection(("127.0.0.1", running.port), timeout=10) as client:
+        answer = b""
+        try:
+            client.sendall(b"GET /health HTTP/1.1\r\nX: ")
+            for _ in range(10_000):
+                client.sendall(b"x" * 10_000)
+        except ConnectionError:
+            pass
+        else:
+            pytest.fail("100 MB of a head were taken")
+        try:
+            answer = client.recv(1000)
+        except ConnectionError:
+            return
+        assert answer.startswith(b"HTTP/1.1 400 ")
+
+
+def test_sigterm_resets_no_busy_client(tiny):
+    """Clients that ask again and again are told to close, and none loses a request that it has sent."""
+    server = Process("--model_path", str(tiny))
+    outcomes: list[str] = []
+
+    def ask() -> None:
+        client = http.client.HTTPConnection("127.0.0.1", server.port, timeout=20)
+        while True:
+            time.sleep(0.02)
+            try:
+                client.request("POST", "/embed", '{"inputs": "a"}', {"Content-Type": "application/json"})
+                answer = client.getresponse()
+                assert answer.status == 200
+                answer.read()
+            except OSError as error:
+                outcomes.append(repr(error))
+                return
+            if answer.headers.get("connection") == "close":
+                outcomes.append("told to close")
+                return
+
+    threads = [threading.Thread(target=ask) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    time.sleep(0.5)
+    assert server.end() in (0, -15, 143)
+    for thread in threads:
+        thread.join(20)
+    assert outcomes == ["told to close"] * 4

@@ -1,0 +1,254 @@
+"""Endpoints that come and go: their models are freed, and one that never opens holds up nobody."""
+
+import asyncio
+import gc
+import threading
+import time
+import weakref
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from server_kit import Process, serving
+
+from penult.deepsparse import load_probe
+from penult.deepsparse.arguments import TASK
+from penult.server import EndpointConfig, Limits
+from penult.server.errors import Refusal
+from penult.server.metrics import Metrics
+from penult.server.models import Models
+
+
+@pytest.fixture
+def running(tiny):
+    with serving(EndpointConfig(model=str(tiny)), allow_endpoints=True) as made:
+        made.post("/predict", {"inputs": "a"})
+        yield made
+
+
+def endpoint(tiny, name: str, **more) -> dict:
+    return {"task": TASK, "model": str(tiny), "name": name, **more}
+
+
+def delete(running, body):
+    return running.client.request("DELETE", "/endpoints", json=body)
+
+
+def models(running) -> dict:
+    return running.app.state.service.models._models
+
+
+def test_deleting_frees_the_model(running, tiny):
+    """Threads, sessions and queues of an endpoint's models end with it, those that others use stay."""
+    kept, threads = {*models(running)}, threading.active_count()
+    for cycle in range(3):
+        body = endpoint(tiny, f"more{cycle}", kwargs={"sequence_length": 16 + cycle, "extraction_strategy": "reduce_max"})
+        assert running.post("/endpoints", body).status_code == 200
+        assert running.post(f"/v2/models/more{cycle}/infer", {"inputs": "a"}).status_code == 200
+        assert running.post("/embed", {"inputs": "a", "model": f"more{cycle}", "normalize": False}).status_code == 200
+        new = {*models(running)} - kept
+        assert len(new) >= 2  # the pipeline and the embedder
+        opened = [weakref.ref(models(running)[key]) for key in new]
+        assert delete(running, body).status_code == 200
+        assert {*models(running)} == kept
+        gc.collect()
+        assert not [ref for ref in opened if ref() is not None]
+    assert threading.active_count() <= threads + 1  # a worker that tokenizes, perhaps
+    assert running.post("/predict", {"inputs": "a"}).status_code == 200
+    assert running.get("/health").status_code == 200
+
+
+def test_models_that_others_use_stay_open(running, tiny):
+    """Endpoints share models; one goes with the last endpoint that uses it or its session."""
+    bodies = [endpoint(tiny, name, prompts={"query": name}) for name in ("one", "two")]
+    for body in bodies:  # one pipeline, which uses the session of the first's embedder; two embedders
+        assert running.post("/endpoints", body).status_code == 200
+        assert running.post("/embed", {"inputs": "a", "model": body["name"], "input_type": "query"}).status_code == 200
+    assert delete(running, bodies[0]).status_code == 200
+    assert running.post("/v2/models/two/infer", {"inputs": "a"}).status_code == 200
+    assert running.post("/embed", {"inputs": "a", "model": "two"}).status_code == 200
+    assert running.post("/v2/models/one/infer", {"inputs": "a"}).status_code == 404
+
+
+def test_requests_in_flight_are_finished(running, tiny):
+    """What runs for an endpoint when it is deleted is answered; what comes too late is told that the model is gone."""
+    body = endpoint(tiny, "more", kwargs={"sequence_length": 16, "extraction_strategy": "reduce_max"})
+    assert running.post("/endpoints", body).status_code == 200
+    (queued,) = [model for key, model in models(running).items() if "reduce_max" in key]
+    run, entered, free = queued.pipeline.run, threading.Event(), threading.Event()
+
+    def slowly(tokenized):
+        entered.set()
+        assert free.wait(20)
+        return run(tokenized)
+
+    queued.pipeline.run = slowly
+    with ThreadPoolExecutor(2) as pool:
+        answer = pool.submit(running.post, "/v2/models/more/infer", {"inputs": "a"})
+        assert entered.wait(20)
+        deleting = pool.submit(delete, running, body)
+        while any(getattr(route, "path", "").startswith("/v2/models/more") for route in running.app.routes):
+            time.sleep(0.01)
+        assert running.post("/v2/models/more/infer", {"inputs": "a"}).status_code == 404
+        assert not deleting.done()
+        free.set()
+        assert answer.result().status_code == 200
+        assert deleting.result().status_code == 200
+
+    async def late():
+        tokenized = await queued.tokenize(["a"])
+        await queued.items(tokenized)
+
+    with pytest.raises(Refusal, match="removed") as refusal:
+        asyncio.run(late())
+    assert refusal.value.reason == "missing"
+
+
+def test_a_name_is_taken_once(running, tiny):
+    """Of two requests at once with one name, one is refused, and nothing of it stays."""
+    bodies = [endpoint(tiny, "more", kwargs={"sequence_length": length}) for length in (16, 17)]
+    with ThreadPoolExecutor(2) as pool:
+        answers = [*pool.map(lambda body: running.post("/endpoints", body).status_code, bodies)]
+    assert sorted(answers) == [200, 422]
+    assert len(running.app.state.service.endpoints) == 2
+
+
+HANGS = ("-c", "import sys, time; sys.stdin.readline(); time.sleep(100)")
+
+
+def probe(monkeypatch, *arguments: str) -> None:
+    monkeypatch.setattr(load_probe, "_COMMAND", (load_probe.sys.executable, *arguments))
+
+
+def test_a_model_that_never_opens(tiny, monkeypatch):
+    """It is given up at the limit, and until then holds up no request and no other endpoint; so does one that crashes."""
+    limits = Limits(max_load_seconds=2)
+    with (
+        serving(EndpointConfig(model=str(tiny)), limits=limits, allow_endpoints=True) as running,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        own = load_probe._COMMAND
+        probe(monkeypatch, *HANGS)
+        hanging = pool.submit(running.post, "/endpoints", endpoint(tiny, "hangs"))
+        while not load_probe._RUNNING:
+            time.sleep(0.01)
+        probe(monkeypatch, *own[1:])
+        assert running.post("/predict", {"inputs": "a"}).status_code == 200
+        body = endpoint(tiny, "good", kwargs={"extraction_strategy": "reduce_mean"})
+        assert running.post("/endpoints", body).status_code == 200 or "within 2 s" in running.post("/endpoints", body).text
+        answer = hanging.result()
+        assert answer.status_code == 422
+        assert "did not open within 2 s" in answer.text
+        for code, words in (
+            ("import os; os.abort()", "ended a process with status -6"),
+            ("print('why not', end=''); exit(1)", "why not"),
+        ):
+            probe(monkeypatch, "-c", code)
+            answer = running.post("/endpoints", endpoint(tiny, "broken"))
+            assert (answer.status_code, words in answer.text) == (422, True)
+        assert not load_probe._RUNNING
+
+
+def test_few_models_are_tried_at_once(tiny, monkeypatch):
+    """More than four at once are told to come again; a client that leaves ends its own."""
+    probe(monkeypatch, *HANGS)
+    with serving(EndpointConfig(model=str(tiny)), allow_endpoints=True) as running:
+        import httpx
+
+        clients = [httpx.Client(base_url=running.url, timeout=1.5) for _ in range(4)]
+        with ThreadPoolExecutor(4) as pool:
+            waiting = [pool.submit(one.post, "/endpoints", json=endpoint(tiny, f"n{i}")) for i, one in enumerate(clients)]
+            while len(load_probe._RUNNING) < 4:
+                time.sleep(0.01)
+            answer = running.post("/endpoints", endpoint(tiny, "fifth"))
+            assert (answer.status_code, answer.headers["retry-after"]) == (429, "5")
+            for one in waiting:
+                with pytest.raises(httpx.ReadTimeout):
+                    one.result()
+        for client in clients:
+            client.close()
+        until = time.monotonic() + 10
+        while load_probe._RUNNING:
+            assert time.monotonic() < until
+            time.sleep(0.05)
+
+
+def test_sigterm_waits_for_no_model(tiny):
+    """A server that is told to end stops what it tries to open, and ends."""
+    before = f"import sys, penult.deepsparse.load_probe as probe\nprobe._COMMAND = (sys.executable, *{HANGS!r})"
+    server = Process("--model_path", str(tiny), "--allow-endpoints", before=before)
+    import httpx
+
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(httpx.post, f"{server.url}/endpoints", json=endpoint(tiny, "hangs"), timeout=60)
+        time.sleep(1)
+        started = time.monotonic()
+        assert server.end() in (0, -15, 143)
+        assert time.monotonic() - started < 5
+        assert "the server ends" in answer.result().text
+
+
+def test_a_probe_ends_with_its_parent():
+    """A child whose parent is gone does not go on."""
+    import subprocess
+
+    child = subprocess.Popen(load_probe._COMMAND, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    child.stdin.write(b'{"endpoint": {"task": "%s", "model": "/dev/stdin"}, "threads": 1}' % TASK.encode())
+    child.stdin.close()
+    assert child.wait(20) != 0
+    child.stdout.close()
+
+
+async def test_a_model_that_is_being_opened_holds_up_no_other():
+    """Models are opened side by side; who needs the slow one waits, for a time, and the others do not."""
+    made, free, config = Models(Limits(max_load_seconds=1), Metrics(), 1), threading.Event(), EndpointConfig(model="slow")
+    calls = []
+
+    class Model:
+        session_of = None
+
+        def close(self):
+            pass
+
+    def slowly():
+        calls.append(1)
+        assert free.wait(20)
+        return Model()
+
+    first, second = (asyncio.ensure_future(made.opened_for(config, ("slow",), slowly)) for _ in range(2))
+    await asyncio.sleep(0.05)
+    assert isinstance(await made.opened_for(config, ("quick",), Model), Model)
+    assert not first.done()
+    for waiting in (first, second):
+        with pytest.raises(Refusal, match="did not open within 1 s"):
+            await waiting
+    free.set()
+    model = await made.opened_for(config, ("slow",), slowly)
+    assert (len(calls), await made.opened_for(config, ("slow",), slowly)) == (1, model)
+
+
+async def test_a_model_that_failed_is_tried_again():
+    """An error reaches all who wait for a model, and the next request opens it anew."""
+    made, config, outcomes = Models(Limits(), Metrics(), 1), EndpointConfig(model="m"), iter([ValueError("once"), None])
+
+    def opens():
+        time.sleep(0.05)
+        if (error := next(outcomes)) is not None:
+            raise error
+        return "a model"
+
+    waiting = [asyncio.ensure_future(made.opened_for(config, ("m",), opens)) for _ in range(3)]
+    for one in waiting:
+        with pytest.raises(Refusal, match="once"):
+            await one
+    assert await made.opened_for(config, ("m",), opens) == "a model"
+
+
+async def test_the_end_of_the_server_is_not_held_up():
+    """Requests that wait for a model are answered when the server ends."""
+    made, free = Models(Limits(), Metrics(), 1), threading.Event()
+    waiting = asyncio.ensure_future(made.opened_for(EndpointConfig(model="m"), ("m",), lambda: free.wait(20)))
+    await asyncio.sleep(0.05)
+    made.stop_opening()
+    with pytest.raises(Refusal, match="the server ends"):
+        await asyncio.wait_for(waiting, 5)
+    free.set()
