@@ -110,7 +110,7 @@ def test_leaves_import_no_leaf():
     """Leaves of core/ share `types`, the readers of config/, `wire_format`, `model_inputs` and `shutdown_guard`, and know no other leaf."""
     core = ROOT / "src" / "penult" / "core"
     shared = tuple(f"penult.{name}" for name in ("types", "fork", "extras", "graph.wire_format", *(f"core.{name}" for name in (
-        "config", "model_inputs", "shutdown_guard", "hub", "threads", "tokenized", "mapped_files",
+        "config", "model_inputs", "shutdown_guard", "hub", "threads", "tokenized", "mapped_files", "control_group",
     ))))  # fmt: skip
     for leaf in LEAVES:
         own = {name for name in imports_of(core / f"{leaf}.py") if name.startswith("penult.")} - {"penult.core"}

@@ -4,11 +4,19 @@ The names below are imported when they are first used: `import penult` costs no 
 """
 
 import os
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING
 
 # From 1.29 on, onnxruntime reports usage to its maker and writes a device id into HOME, offline too. Only this variable, set
 # before its first import, stops both; child processes inherit it.
+if "ORT_DISABLE_TELEMETRY" not in os.environ and "onnxruntime" in sys.modules:
+    import logging
+
+    logging.getLogger(__name__).warning(
+        "onnxruntime was imported before penult, and from its version 1.29 on it reports usage to its maker. Set "
+        "ORT_DISABLE_TELEMETRY=1 before the first import of onnxruntime, or import penult first."
+    )
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 from penult._version import __version__

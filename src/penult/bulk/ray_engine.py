@@ -152,6 +152,7 @@ def _record(answer: dict[str, Any]) -> Record:
 
 
 def _ray() -> Any:  # noqa: ANN401 - a module
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray's reports to its maker
     os.environ.setdefault("RAY_DATA_LOG_LEVEL", "ERROR")  # else its lines stand between those of --progress json
     try:
         import ray  # noqa: PLC0415 - an extra

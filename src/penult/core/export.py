@@ -22,6 +22,7 @@ from typing import Any
 from penult.core.cache import ADVICE, disk_errors, hash_files
 from penult.core.cache_entry import checksums, install, is_whole, making
 from penult.core.config.config_json import read_json, read_object
+from penult.core.memory import check_memory
 from penult.extras import install_hint
 
 # What an export was made of and with; beside the configuration of the exported folder.
@@ -30,6 +31,7 @@ _LOGGER = logging.getLogger(__name__)
 _FORMAT = 1  # raise when exports of an older penult must not be used any more
 _WORKER = Path(__file__).with_name("export_worker.py")
 _SECONDS = 3600.0  # a child that takes longer is ended
+_MEMORY = 8.0  # times the weights, at the most
 _WEIGHTS = ("model.safetensors", "model-*.safetensors", "pytorch_model.bin", "pytorch_model-*.bin")
 # Files of weights and graphs; of a folder with a transformer they are not copied, other modules keep theirs.
 _WEIGHT_SUFFIXES = frozenset(
@@ -131,6 +133,9 @@ def _export(folder: Path, out: Path, python: str, advice: str, *, progress: bool
     _check_exportable(folder)
     if python == sys.executable and not torch_available():
         raise FileNotFoundError(_without_torch(str(folder)))
+    weights = sum((folder / name).stat().st_size for name in _weights(folder))
+    elsewhere = "Run `penult export` on a larger machine and copy the folder here."
+    check_memory(f"The export of {folder}", weights, _MEMORY, elsewhere, held=True)
     with disk_errors(out.parent, advice), making(out.parent, "exporting") as aside, disk_errors(out.parent, advice):
         made = {}
         for name in _transformers(folder):

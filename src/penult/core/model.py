@@ -250,7 +250,7 @@ def _open(
 ) -> Engine:
     """Open a prepared graph; an error names the model instead of the file in the cache."""
     graph, data = prepared.graph, prepared.data_folder
-    check = None if data is None else partial(_check_unchanged, source, recipe, reread=runtime.reread)
+    check = None if data is None else partial(_check_unchanged, source, recipe)
     mapped = [] if data is None else [data / name for name in weights]
     threads = threads or runtime.threads
     try:
@@ -261,14 +261,14 @@ def _open(
         raise ValueError(f"{source.model}, cut at {prepared.tensor!r}: {error}") from error
 
 
-def _check_unchanged(source: Source, recipe: Recipe, *, reread: bool) -> None:
+def _check_unchanged(source: Source, recipe: Recipe) -> None:
     """Check that the weights are those that the recipe was read for: the prepared graph refers to their places.
 
     Raises:
         ChangedFilesError: they are not.
     """
     try:
-        changed = prepare.hash_model(source, recipe, reread=reread) != recipe.graph_sha256
+        changed = prepare.hash_model(source, recipe) != recipe.graph_sha256
     except (OSError, ValueError) as error:  # deleted, or no longer a file of ONNX
         raise ChangedFilesError(f"{source.model} cannot be read any more, and its weights are there: {error}") from error
     if changed:

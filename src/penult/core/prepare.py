@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from penult.core.cache import cache_folder, disk_errors, hash_files, read_note, remembered, writable_folder, write_note
 from penult.core.cache_entry import checksums, install, is_whole, making, sweep
 from penult.core.config.module_weights import weights_path
+from penult.core.memory import check_memory
 from penult.core.recipe import Recipe, pad_token_id, stated_positions
 from penult.core.source import Source, data_files, data_home
 from penult.data import calibration_texts
@@ -221,6 +222,8 @@ def _make(
     source: Source, recipe: Recipe, real: Mapping[str, Path], folder: Path, int8: _Int8 | None
 ) -> dict[str, Any]:  # fmt: skip
     """Make an entry of the cache, and return what it says about its graph."""
+    if int8 is None:
+        _check_memory(source, real, int8=False)
     from penult.core.assemble import assemble  # noqa: PLC0415 - onnx: 0.3 s, which a warm load saves
 
     cache = folder.parent.parent
@@ -234,12 +237,23 @@ def _make(
         max_length = recipe.max_length if graph.positions is None else min(recipe.max_length, graph.positions)
         recipe = replace(recipe, max_length=max_length, position_offset=graph.position_offset)
         if int8 is not None and graph.scales == "none":
+            _check_memory(source, real, int8=True)
             data_folder = data_home(source, real) if graph.external else None
             meta |= {"external": False, "int8": _convert(temporary / _GRAPH, data_folder, source, recipe, int8)}
         meta["files"] = checksums(temporary)
         write_note(temporary / _META, json.dumps(meta))
         install(temporary, folder, lambda: _read_meta(folder, reread=False) is not None)
     return meta
+
+
+def _check_memory(source: Source, real: Mapping[str, Path], *, int8: bool) -> None:
+    weights = sum(path.stat().st_size for path in (source.model, *real.values()))
+    copied = "Load it on a larger machine and copy the cache folder here"
+    if int8:
+        # MiniLM-L6, 90 MB of weights: 545 MB at the most, of which 111 stay (ONNX Runtime 1.32).
+        check_memory(f"Making {source.model} int8", weights, 4.7, f"{copied}, or pass precision='fp32'.", held=True)
+    else:
+        check_memory(f"The first load of {source.model}", weights, 1.0, f"{copied}, or raise the limit.", held=False)
 
 
 def _convert(graph: Path, data_folder: Path | None, source: Source, recipe: Recipe, int8: _Int8) -> str:

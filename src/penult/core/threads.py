@@ -4,6 +4,8 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+from penult.core.control_group import MEMBERSHIP, MOUNT, group_folders
+
 
 def default_threads() -> int:
     """Return the number of threads this process may use, at least 1.
@@ -19,7 +21,7 @@ def default_threads() -> int:
             raise ValueError(f"PENULT_THREADS is {setting!r}; it must be a whole number of at least 1.")
         return int(setting)
     cpus = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
-    return max(1, min(_physical_cores(cpus), _quota(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup"))))
+    return max(1, min(_physical_cores(cpus), _quota(MEMBERSHIP, MOUNT)))
 
 
 def _physical_cores(cpus: Iterable[int]) -> int:
@@ -34,15 +36,8 @@ def _physical_cores(cpus: Iterable[int]) -> int:
 def _quota(membership: Path, mount: Path) -> int:
     """Return the CPU quota of the control group and of all its parents (v2 `cpu.max`, v1 `cpu.cfs_quota_us`), in whole CPUs."""
     quotas = [os.cpu_count() or 1]
-    lines = membership.read_text().splitlines() if membership.exists() else []
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        for root in (mount, mount / "cpu", mount / "cpu,cpuacct") if "cpu" in controllers else (mount,):
-            group = root / path.lstrip("/")
-            for folder in (group, *group.parents):
-                if not folder.is_relative_to(root):
-                    break
-                quotas.extend(_quota_of(folder))
+    for folder in group_folders("cpu", membership, mount):
+        quotas.extend(_quota_of(folder))
     return max(1, min(quotas))
 
 

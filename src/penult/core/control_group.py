@@ -1,0 +1,26 @@
+"""The control groups of this process: the folders in which Linux states the limits of a container or service."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+MEMBERSHIP, MOUNT = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
+
+
+def group_folders(controller: str, membership: Path = MEMBERSHIP, mount: Path = MOUNT) -> Iterator[Path]:
+    """Yield the folder of this process's group and those of all its parents, of version 2 and of a controller of version 1.
+
+    Args:
+        controller: its name in version 1, such as "cpu" or "memory".
+        membership: the kernel's list of the groups of this process.
+        mount: where their file systems are mounted.
+    """
+    lines = membership.read_text().splitlines() if membership.exists() else []
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        own = controller in controllers.split(",")
+        for root in (mount, mount / controller, mount / controllers) if own else (mount,):
+            group = root / path.lstrip("/")
+            for folder in (group, *group.parents):
+                if not folder.is_relative_to(root):
+                    break
+                yield folder

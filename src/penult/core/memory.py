@@ -1,0 +1,56 @@
+"""What a first load takes, compared with the memory that this process may use before the work begins.
+
+Where memory ends, the kernel kills a process without a word.
+"""
+
+import logging
+import os
+from pathlib import Path
+
+from penult.core.control_group import MEMBERSHIP, MOUNT, group_folders
+
+if os.name != "nt":
+    import resource
+
+_LOGGER = logging.getLogger(__name__)
+_BASE = 120 * 10**6  # bytes of the interpreter and its libraries, onnxruntime 1.32 and onnx 1.23 among them
+
+
+def check_memory(work: str, weights: int, times: float, advice: str, *, held: bool) -> None:
+    """Warn before work that is expected to take more memory than there is.
+
+    Args:
+        work: what is done, the subject of a sentence.
+        weights: bytes of the files of weights.
+        times: how many times `weights` the work takes; docs/cache.md has the measurements.
+        advice: what to do.
+        held: whether the work holds all weights in memory that is not a mapped file.
+
+    Raises:
+        ValueError: the weights alone exceed the memory, and all of them are held.
+    """
+    limit = memory_limit()
+    if limit is None or _BASE + times * weights <= limit:
+        return
+    sentence = f"{work} takes about {(_BASE + times * weights) / 1e9:.1f} GB of memory, and this process may use "
+    sentence += f"{limit / 1e9:.1f} GB. {advice}"
+    if held and weights > limit:
+        raise ValueError(sentence)
+    _LOGGER.warning("%s", sentence)
+
+
+def memory_limit(membership: Path = MEMBERSHIP, mount: Path = MOUNT) -> int | None:
+    """Return the bytes that this process may use: the machine's, a control group's or a resource limit's; None if unknown."""
+    limits = [limit for folder in group_folders("memory", membership, mount) if (limit := _limit_of(folder)) is not None]
+    if os.name != "nt":
+        limits += [soft for kind in (resource.RLIMIT_AS, resource.RLIMIT_DATA) if (soft := resource.getrlimit(kind)[0]) > 0]
+        limits.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    return min(limits, default=None)
+
+
+def _limit_of(folder: Path) -> int | None:
+    for name in ("memory.max", "memory.limit_in_bytes"):
+        if (folder / name).is_file():
+            text = (folder / name).read_text().strip()
+            return int(text) if text.isdecimal() else None
+    return None
