@@ -9,7 +9,7 @@ import pytest
 
 from penult.bulk.job import progress
 from penult.bulk.job.progress import Progress, Totals
-from penult.bulk.job.shard import Record
+from penult.bulk.job.record import Record
 
 
 class Terminal(io.StringIO):

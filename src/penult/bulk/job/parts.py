@@ -16,7 +16,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from penult.bulk.atomic_files import atomic_write
-from penult.bulk.tables import Outcome, embed_texts
+from penult.bulk.texts import Outcome, embed_texts
 from penult.core.embedder import Embedder
 from penult.types import Role
 
