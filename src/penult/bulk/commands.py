@@ -173,6 +173,9 @@ def ingest(
 ) -> None:
     """Write an embedded file into a vector store. Running it again changes nothing."""
     with _one_sentence("run it again to write the rest; no row is doubled."):
+        if find_spec("pyarrow") is None:
+            extra = to.partition(":")[0] if to.startswith(("qdrant:", "lancedb:", "pgvector:")) else "parquet"
+            raise ImportError(f"`penult ingest` needs the extra: pip install 'penult[{extra}]'.")
         from penult.bulk.ingest import ingest as ingest_  # noqa: PLC0415 - `penult --help` stays quick
 
         with rows_written(collection) as advance:

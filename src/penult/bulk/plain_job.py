@@ -64,7 +64,7 @@ def embed_files(request: Request) -> Summary:
             )
         files = open_inputs(request, job, paths, {})
         for file in files:
-            _need(file.format in _INPUTS, f"reading {file.name}")
+            _need(file.format in _INPUTS, f"reading {file.name}", "lance" if file.format == "lance" else "parquet")
         announce(request.shown, f"loading model {request.model.reference}")
         warnings.simplefilter("ignore", TruncationWarning)  # counted instead
         with request.model.load(threads=None) as embedder:
@@ -78,7 +78,8 @@ def embed_files(request: Request) -> Summary:
 def _check(request: Request) -> None:
     if request.out.suffix not in (".parquet", ".lance", *_OUTPUTS):
         raise ValueError(f"{request.out} ends in none of .parquet, .lance, .npy, .jsonl; the ending says what is written.")
-    _need(request.out.suffix in _OUTPUTS, f"writing {request.out}")
+    lance = request.out.suffix == ".lance"
+    _need(request.out.suffix in _OUTPUTS, f"writing {request.out}", "lance" if lance else "parquet")
     _need(request.old is None, "--from")
     _need(request.workers == 1, "--workers")
     _need(request.engine == "local", "--engine ray", "ray")
