@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from penult.bulk.embed import Request, StoppedError, Summary
 from penult.bulk.ingest import Ingested
+from penult.bulk.job.errors import StoppedError
 from penult.bulk.job.progress import Totals
 from penult.bulk.options import Columns, Model
+from penult.bulk.request import Request, Summary
 from penult.cli import app
 
 

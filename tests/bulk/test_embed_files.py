@@ -17,8 +17,8 @@ from models import tiny_model
 
 from penult import Embedder
 from penult.bulk import embed, lance_files, ray_engine
-from penult.bulk.embed import StoppedError
 from penult.bulk.input import input_files, readers
+from penult.bulk.job.errors import StoppedError
 from penult.bulk.output import output_files, writers
 
 

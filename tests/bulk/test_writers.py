@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from penult.bulk import lance_files, tables
-from penult.bulk.job.shard import rejected_path, shard_path
+from penult.bulk.job.record import rejected_path, shard_path
 from penult.bulk.output import output_files, row_groups, writers
 
 

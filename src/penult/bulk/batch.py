@@ -15,7 +15,7 @@ from penult.fork import PerProcess
 from penult.types import Pooling, Precision, Role, TextError, Truncate
 
 if TYPE_CHECKING:
-    from penult.bulk.tables import Outcome
+    from penult.bulk.texts import Outcome
     from penult.core.embedder import Embedder
 
 Batch = TypeVar("Batch")
@@ -143,7 +143,7 @@ class BatchEmbedder:
             raise ValueError(f"The batch has a column {self.vector_column!r} already; choose another vector_column.")
 
     def _embed(self, texts: list[Any]) -> "Outcome":
-        from penult.bulk.tables import embed_texts  # noqa: PLC0415 - as in `embedder`
+        from penult.bulk.texts import embed_texts  # noqa: PLC0415 - as in `embedder`
 
         outcome = embed_texts(self.embedder, texts, self.role)
         if outcome.bad and self.bad_rows == "raise":
@@ -164,7 +164,8 @@ class BatchEmbedder:
     def _arrow(self, batch: Any) -> Any:  # noqa: ANN401 - pyarrow has no types
         import pyarrow as pa  # noqa: PLC0415 - here already: the batch is its own
 
-        from penult.bulk.tables import metadata_of, texts_of, with_vectors  # noqa: PLC0415
+        from penult.bulk.tables import texts_of, with_vectors  # noqa: PLC0415
+        from penult.bulk.texts import metadata_of  # noqa: PLC0415
 
         table = batch if isinstance(batch, pa.Table) else pa.Table.from_batches([batch])
         outcome = self._embed(texts_of(table.column(self.text_column)))

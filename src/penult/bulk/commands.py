@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -106,8 +107,13 @@ def embed(
     Exit status: 0 every row has a vector; 3 some rows were rejected, and OUT.rejected.jsonl says why; 1 the job did not finish.
     """
     with _one_sentence("nothing was begun, and what an earlier run had done is kept.", json_=progress == "json"):
-        from penult.bulk.embed import Request, embed_files  # noqa: PLC0415 - `penult --help` stays quick
-        from penult.bulk.options import Columns, Model, ReadOptions  # noqa: PLC0415
+        from penult.bulk.options import Columns, Model, ReadOptions  # noqa: PLC0415 - `penult --help` stays quick
+        from penult.bulk.request import Request  # noqa: PLC0415
+
+        if find_spec("pyarrow") is None:
+            from penult.bulk.plain_job import embed_files  # noqa: PLC0415
+        else:
+            from penult.bulk.embed import embed_files  # noqa: PLC0415
 
         loaded = Model(
             model,
@@ -177,6 +183,9 @@ def ingest(
 ) -> None:
     """Write an embedded file into a vector store. Running it again changes nothing."""
     with _one_sentence("run it again to write the rest; no row is doubled."):
+        if find_spec("pyarrow") is None:
+            extra = to.partition(":")[0] if to.startswith(("qdrant:", "lancedb:", "pgvector:")) else "parquet"
+            raise ImportError(f"`penult ingest` needs the extra: pip install 'penult[{extra}]'.")
         from penult.bulk.ingest import ingest as ingest_  # noqa: PLC0415 - `penult --help` stays quick
 
         with rows_written(collection) as advance:

@@ -16,7 +16,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from penult.atomic_files import atomic_write
-from penult.bulk.tables import Outcome, embed_texts
+from penult.bulk.texts import Outcome, embed_texts
 from penult.core.embedder import Embedder
 from penult.types import Role
 
@@ -152,7 +152,7 @@ def _equal_texts_together(texts: Sequence[Any]) -> list[int]:
     """Return all rows, those of equal texts one after the other: the model reads equal texts of a part once."""
     rows: dict[Any, list[int]] = {}
     for row, text in enumerate(texts):
-        rows.setdefault(text, []).append(row)
+        rows.setdefault(text if isinstance(text, str) else row, []).append(row)
     return [row for equal in rows.values() for row in equal]
 
 
@@ -164,7 +164,7 @@ def _end(texts: Sequence[Any], order: Sequence[int], start: int, wanted: float, 
         if text != before or at == start:
             if chars >= wanted:
                 return at, chars
-            chars, before = chars + 1 + min(len(text or ""), most), text
+            chars, before = chars + 1 + min(len(text) if isinstance(text, str) else 0, most), text
     return len(order), chars
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from penult.bulk.job.errors import WorkError
 from penult.bulk.job.parts import Tick
-from penult.bulk.job.shard import Record
+from penult.bulk.job.record import Record
 from penult.bulk.job.worker import AT_ONCE, Failed, Ready, Task, serve
 from penult.bulk.options import Model
 from penult.types import Role

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal, TypeAlias
 
 from penult.bulk.job.parts import Tick
-from penult.bulk.job.shard import Record
+from penult.bulk.job.record import Record
 from penult.progress_bar import LINE_SECONDS, duration
 
 Shown: TypeAlias = Literal["auto", "json", "off"]

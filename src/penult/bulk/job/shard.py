@@ -6,7 +6,6 @@ Knows the layout of a shard's files. Must not know which shards there are, nor w
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
@@ -17,42 +16,10 @@ from penult.bulk.arrow_values import rows_of
 from penult.bulk.input.rows import Rejected
 from penult.bulk.input.sources import Shard
 from penult.bulk.job.parts import Pace, Ticked, embed_in_parts, remove_parts
+from penult.bulk.job.record import Record, rejected_path, shard_path
 from penult.bulk.job.reuse import Old
 from penult.bulk.options import Columns
 from penult.core.embedder import Embedder
-
-
-@dataclass(frozen=True, slots=True)
-class Record:
-    """What became of one shard.
-
-    Attributes:
-        shard: its number.
-        rows: rows with a vector.
-        rejected: rows without.
-        cut: rows of which the model did not read all.
-        taken: rows whose vector was taken over from an older output.
-        tokens: that the model read.
-        size: bytes of its file, to tell a whole one.
-    """
-
-    shard: int
-    rows: int
-    rejected: int
-    cut: int
-    taken: int
-    tokens: int
-    size: int
-
-
-def shard_path(folder: Path, number: int) -> Path:
-    """Name the file of a shard."""
-    return folder / f"{number:08}.arrow"
-
-
-def rejected_path(folder: Path, number: int) -> Path:
-    """Name the file of a shard's rejected rows; it is there only if there are any."""
-    return folder / f"{number:08}.rejected.jsonl"
 
 
 def make_shard(

@@ -14,10 +14,11 @@ from pathlib import Path
 
 from penult.bulk.input.sources import Shard
 from penult.bulk.job.parts import Pace, Tick
+from penult.bulk.job.record import Record
 from penult.bulk.job.reuse import Old
-from penult.bulk.job.shard import Record, make_shard
+from penult.bulk.job.shard import make_shard
 from penult.bulk.options import Columns, Model
-from penult.bulk.tables import metadata_of
+from penult.bulk.texts import metadata_of
 from penult.core.threads import default_threads
 from penult.types import Role, TruncationWarning
 

@@ -4,9 +4,10 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import pyarrow as pa
-import pyarrow.parquet as pq
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 OTHER_FINGERPRINT = "made by another version of penult, or with another model or other options"
 """Why two fingerprints differ. A version changes them too, once, where it learns what else decides a vector."""
@@ -93,6 +94,8 @@ def metadata(out: Path) -> dict[str, str] | None:
         file = metadata_file(out)
         found: dict[str, str] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
         return found
+    import pyarrow as pa  # noqa: PLC0415 - an extra, here and below
+
     try:
         return named(schema(out))
     except (pa.ArrowException, OSError) as error:
@@ -104,22 +107,24 @@ def has_own_metadata(out: Path) -> bool:
     return out.suffix not in (".npy", ".jsonl")
 
 
-def named(columns: pa.Schema) -> dict[str, str]:
+def named(columns: "pa.Schema") -> dict[str, str]:
     """Return penult's own entries of a schema's metadata."""
     found = columns.metadata or {}
     return {key.decode(): value.decode() for key, value in found.items() if key.startswith(b"penult.")}
 
 
-def schema(out: Path) -> pa.Schema:
+def schema(out: Path) -> "pa.Schema":
     """Read the columns of a .parquet or .lance output."""
     if out.suffix == ".lance":
         from penult.bulk import lance_files  # noqa: PLC0415 - an extra
 
         return lance_files.look(out)[0]
+    import pyarrow.parquet as pq  # noqa: PLC0415
+
     return pq.read_schema(out)
 
 
-def batches(out: Path, *, rows: int = 4096, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
+def batches(out: Path, *, rows: int = 4096, columns: Sequence[str] | None = None) -> "Iterator[pa.RecordBatch]":
     """Read the rows of a .parquet or .lance output in their order.
 
     Args:
@@ -133,5 +138,7 @@ def batches(out: Path, *, rows: int = 4096, columns: Sequence[str] | None = None
 
         yield from lance_files.read(out, columns=names, batch_rows=rows)
         return
+    import pyarrow.parquet as pq  # noqa: PLC0415
+
     with pq.ParquetFile(out) as file:
         yield from file.iter_batches(rows, columns=names)

@@ -15,7 +15,9 @@ import pyarrow.parquet as pq
 from penult.atomic_files import atomic_write
 from penult.bulk import json_text, tables
 from penult.bulk.arrow_values import rows_of
-from penult.bulk.job.shard import opened_shard, rejected_path
+from penult.atomic_files import atomic_write
+from penult.bulk.job.record import rejected_path
+from penult.bulk.job.shard import opened_shard
 from penult.bulk.json_text import dumps
 from penult.bulk.output import output_files
 from penult.bulk.output.row_groups import row_groups
