@@ -453,6 +453,14 @@ def test_endpoints_of_one_recipe_share_a_session(tiny):
     service.models.close()
 
 
+def refused(words: list[str], capsys) -> str:
+    """Return the line that says why a command line cannot be served."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        parse(words)
+    return capsys.readouterr().err.strip().removeprefix("penult.server: ")
+
+
 def test_command_line(tmp_path, monkeypatch, capsys):
     """DeepSparse's options are read with dashes and with underscores; those of penult stand beside them."""
     words = ["--task", "transformers-embedding-extraction", "--model-path", "m", "--port", "1", "--max-text-chars", "9"]
@@ -463,7 +471,28 @@ def test_command_line(tmp_path, monkeypatch, capsys):
     assert config.limits == Limits(max_text_chars=9)
     monkeypatch.setenv("PENULT_API_KEY", "from the environment")
     assert parse(["--model_path", "some-model_x"]).api_key == "from the environment"
+    assert (
+        refused(["m", "--api-key", ""], capsys)
+        == "api_key is ''; it is empty, which would leave the server open; set a key, or leave it out."
+    )
+    assert "it is empty" in refused(["m", "--api-key", "  "], capsys)
+    monkeypatch.setenv("PENULT_API_KEY", "")  # a secret that was not filled in
+    assert "it is empty" in refused(["m"], capsys)
+    monkeypatch.delenv("PENULT_API_KEY")
     assert parse(["some-model_x"]).endpoints[0].model == "some-model_x"
+    config = parse(["m", "--allowed-hosts", "Box.example, *.lan", "--allow-origin", "https://A.example:1", "--allow-endpoints"])
+    assert (config.allowed_hosts, config.allow_origin, config.allow_endpoints) == (
+        ("box.example", "*.lan"),
+        ("https://a.example:1",),
+        True,
+    )
+    for words in (
+        "--allow-origin=https://a.example/",
+        "--allow-origin=a.example",
+        "--allowed-hosts=http://box",
+        "--allowed-hosts=box:80",
+    ):
+        assert "'; it must be " in refused(["m", words], capsys)
     assert "k" not in repr(parse(["m", "--api-key", "kkk"])).replace("api_key", "").split("endpoints")[0]
     assert parse(["m", "--integration", "openai"]).integration == "local"  # its routes are always there
     assert parse(["m", "--batch-size", "4", "--hot-reload-config"]).endpoints[0].model == "m"

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from penult.bulk.atomic_files import atomic_write
+from penult.atomic_files import atomic_write
 from penult.bulk.input import row_files
 from penult.bulk.input.input_files import Input
 from penult.bulk.input.rows import Item, Rejected, Row

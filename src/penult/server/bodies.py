@@ -116,9 +116,17 @@ class Body:
         self._read, self._whole = self._read + size, not message.get("more_body", False)
         if self._read > self._max_bytes:
             raise self._too_large()
-        self._bodies.take(size, small=self._read <= SMALL)
-        self._taken += size
+        self.count(size)
         return message
+
+    def count(self, size: int) -> None:
+        """Count bytes among those of all requests, also those that the body is decompressed to.
+
+        Raises:
+            Refusal: there is no room for them.
+        """
+        self._bodies.take(size, small=self._taken + size <= SMALL)
+        self._taken += size
 
     async def drain(self) -> None:
         """Receive and drop the rest, within bounds: a connection that is closed before is a reset for who still sends."""

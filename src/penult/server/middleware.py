@@ -68,7 +68,7 @@ class RequestMiddleware:
                 status = message["status"]
             await send(message)
 
-        body = Body(scope, receive, self._bodies, self._max_body_bytes)
+        scope["penult.body"] = body = Body(scope, receive, self._bodies, self._max_body_bytes)
         try:
             self._browsers.check(scope)
             self._check_key(scope)

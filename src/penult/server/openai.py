@@ -4,13 +4,13 @@ It knows OpenAI's JSON, `input_type` (the role of the texts, with Cohere's words
 that vectors may travel as base64 of little-endian float32, which is how penult's own client asks for them.
 """
 
-import base64
 from typing import Any, Literal
 
 from fastapi import FastAPI, Request, Response
 from pydantic import BaseModel, Field
 
 from penult.server.requests import (
+    Base64,
     Dimensions,
     Prompted,
     Texts,
@@ -157,12 +157,12 @@ async def _answer(request: Request, service: Service, endpoint: Endpoint, asked:
     if not own:  # as `dimensions=` does where the model is loaded
         vectors = shorten(vectors, asked.dimensions, normalize=model.recipe(purpose.role).ends_normalized)
     as_text = asked.encoding_format == "base64"
-    items = [base64.b64encode(row.tobytes()).decode() for row in vectors] if as_text else vectors
+    items = [Base64(row) for row in vectors] if as_text else vectors
     data = [{"object": "embedding", "index": i, "embedding": item} for i, item in enumerate(items)]
     tokens = int(tokenized.counts.sum())
     usage = {"prompt_tokens": tokens, "total_tokens": tokens}
     content = {"object": "list", "data": data, "model": endpoint.model_id, "usage": usage}
-    return await respond(content, 0 if as_text else vectors.size, headers_of(model, tokenized, own=own))
+    return await respond(content, vectors.size, headers_of(model, tokenized, own=own))
 
 
 def _card(endpoint: Endpoint) -> ModelCard:

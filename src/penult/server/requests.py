@@ -4,12 +4,14 @@ It knows requests and refusals; it does not know the words of any contract.
 """
 
 import asyncio
+import base64
 from collections.abc import Awaitable, Coroutine, Iterator, Sequence
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import numpy as np
 import orjson
 from fastapi import Request, Response
+from numpy.typing import NDArray
 from pydantic import BaseModel, BeforeValidator, FailFast, Field, ValidationError, WithJsonSchema
 
 from penult.core.recipe import Recipe
@@ -27,6 +29,7 @@ Result = TypeVar("Result")
 _LARGE_BODY = 65_536  # bytes; a smaller body is parsed in less than 1 ms
 _OTHER_VALUES = 65_536  # of a body beside its texts; so many token ids still get the message that they are not texts
 _LARGE_ANSWER = 100_000  # numbers; fewer are written in less than 2 ms
+_PART = 65_536  # numbers that are written at once
 RoleName = Literal["query", "search_query", "web_search_query", "document", "passage", "corpus", "search_document"]
 """The names that models and APIs give to the two roles."""
 ROLE_NAMES: tuple[str, ...] = get_args(RoleName)
@@ -286,9 +289,31 @@ async def respond(content: Any, numbers: int, headers: dict[str, str] | None = N
     return Response(body, media_type="application/json", headers=headers)
 
 
+class Base64:
+    """An array that an answer holds as base64 of its little-endian bytes."""
+
+    __slots__ = ("values",)
+
+    def __init__(self, values: NDArray[Any]) -> None:
+        self.values = values
+
+
 def _dump(content: Any) -> bytes:  # noqa: ANN401 - JSON
     # 25 times as fast as json for 384,000 float32, half as long, and each number still parses as the same float32.
-    return orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY)
+    return orjson.dumps(content, default=_dump_part)
+
+
+def _dump_part(value: object) -> Any:  # noqa: ANN401 - JSON
+    """Write one part of an answer; between two parts other threads run, which orjson itself does not let them."""
+    if isinstance(value, Base64):
+        return base64.b64encode(value.values.tobytes()).decode()
+    if not isinstance(value, np.ndarray):
+        raise TypeError
+    if value.ndim > 1:
+        return list(value)
+    parts = range(0, max(1, len(value)), _PART)
+    written = [orjson.dumps(value[start : start + _PART], option=orjson.OPT_SERIALIZE_NUMPY) for start in parts]
+    return orjson.Fragment(b"[%b]" % b",".join(part[1:-1] for part in written))
 
 
 def shorten(vectors: Vectors, dimensions: int | None, *, normalize: bool) -> Vectors:

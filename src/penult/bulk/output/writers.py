@@ -15,7 +15,6 @@ import pyarrow.parquet as pq
 from penult.atomic_files import atomic_write
 from penult.bulk import json_text, tables
 from penult.bulk.arrow_values import rows_of
-from penult.atomic_files import atomic_write
 from penult.bulk.job.record import rejected_path
 from penult.bulk.job.shard import opened_shard
 from penult.bulk.json_text import dumps
