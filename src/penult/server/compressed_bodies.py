@@ -5,6 +5,7 @@ A few kilobytes can unpack to gigabytes, so that no more is unpacked at a time t
 
 import asyncio
 import zlib
+from collections.abc import Callable
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -35,7 +36,9 @@ class CompressedBodyMiddleware:
         if scope["type"] == "http":
             encoding = _encoding(scope)
             if encoding not in ("", "identity"):
-                receive = _Unpacked(receive, encoding, self._max_body_bytes)
+                # Whoever counts the bytes of all requests together counts what this one unpacks to as well.
+                count = getattr(scope.get("penult.body"), "count", None)
+                receive = _Unpacked(receive, encoding, self._max_body_bytes, count)
                 # What follows sees a plain body of a length that nobody has announced.
                 kept = [pair for pair in scope["headers"] if pair[0] not in (b"content-encoding", b"content-length")]
                 scope = {**scope, "headers": kept}
@@ -62,10 +65,11 @@ def _encoding(scope: Scope) -> str:
 class _Unpacked:
     """The messages of a request, with the body decompressed; each holds at most `_PIECE` bytes of it."""
 
-    def __init__(self, receive: Receive, encoding: str, limit: int) -> None:
+    def __init__(self, receive: Receive, encoding: str, limit: int, count: Callable[[int], None] | None) -> None:
         self._receive = receive
         self._encoding = encoding
         self._limit = limit
+        self._count = count
         self._size = 0
         self._packed = b""
         self._more = True  # the client has not sent all
@@ -94,6 +98,8 @@ class _Unpacked:
         self._size += len(data)
         if self._size > self._limit:
             raise Refusal("body", f"The body unpacks to more than {self._limit} bytes, that is the most; send fewer texts.")
+        if self._count is not None:
+            self._count(len(data))
         self._whole = not (self._packed or self._pending or self._more)
         if self._whole and not self._decompressor.eof:
             raise Refusal("invalid", f"The body's {self._encoding} stream ends early; send it again.")

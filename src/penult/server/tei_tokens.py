@@ -16,7 +16,7 @@ from penult.server.service import Service
 
 MAX_CHARS = 250_000
 """Maximum characters of a request to /tokenize: the answer has some hundred bytes for each token."""
-MAX_IDS = 250_000
+MAX_IDS = 50_000
 """Maximum ids of a request to /decode."""
 
 
