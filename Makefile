@@ -53,6 +53,10 @@ fix: environment-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# Every command of the pages in an environment without extras, made for it: each works, or names the extra it needs.
+bare-install: environment-dev
+	$(BIN)/python tests/bench/bare_install.py
+
 bench: environment-dev bench-model
 	@$(BIN)/penult bench .bench/all-MiniLM-L6-v2 --against onnxruntime $(BENCH)
 
