@@ -559,6 +559,15 @@ def test_a_cache_that_cannot_be_written(server, cache):
     assert caught.value.__suppress_context__
 
 
+def test_a_user_without_a_home_has_no_cache_of_the_hub(server, monkeypatch, tmp_path):
+    """A folder called ~ in the working folder is not one."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", "~/.cache/huggingface/hub")
+    with pytest.raises(OSError, match="Set HF_HUB_CACHE to a folder that lasts"):
+        fetch("org/tiny")
+    assert not (tmp_path / "~").exists()
+
+
 def test_a_disk_without_links(server, monkeypatch):
     """Where the disk has no symbolic links, the snapshot holds copies."""
 
