@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import shutil
 import stat
 import subprocess
@@ -257,3 +258,10 @@ def test_files_that_are_holes_are_refused_before_they_are_read(tmp_path, monkeyp
     os.truncate(model / "onnx" / "model.onnx", 2**40)
     with pytest.raises(ValueError, match="an ONNX file has at most"):
         Embedder.load(model)
+
+
+def test_the_example_of_the_documentation_runs(tiny):
+    """The Python block of docs/cache.md, on the tiny model."""
+    text = (Path(__file__).parents[1] / "docs" / "cache.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"^```python\n(.*?)\n```", text, re.DOTALL | re.MULTILINE)
+    exec(code.replace("sentence-transformers/all-MiniLM-L6-v2", tiny.as_posix()), {})

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from damage_kit import DAMAGES, flip, shut
 from folder_kit import static_model
 from models import Size, bert_graph, bert_weights, tiny_model
 from safetensors.numpy import save_file
@@ -21,48 +22,6 @@ from penult.core import cache as caching
 from penult.core.cache_entry import making
 
 TEXTS = ["the cat", "a dog sat on the mat"]
-
-
-def empty(path):
-    path.write_bytes(b"")
-
-
-def halve(path):
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-
-
-def flip(path, place=0.5):
-    data = bytearray(path.read_bytes())
-    data[int(place * (len(data) - 1))] ^= 0x41
-    path.write_bytes(data)
-
-
-def flip_last(path):
-    flip(path, 1.0)
-
-
-def overwrite(path):
-    """Write eight floats into the middle, and put the times back."""
-    status = path.stat()
-    with path.open("r+b") as file:
-        file.seek(max(0, status.st_size // 2 - 32))
-        file.write(np.linspace(-3, 3, 8, dtype=np.float32).tobytes())
-    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
-
-
-def make_folder(path):
-    path.unlink()
-    path.mkdir()
-
-
-def shut(path):
-    """Leave what a folder on the way has become: a file."""
-    folder = path.parent
-    shutil.rmtree(folder)
-    folder.write_bytes(b"")
-
-
-DAMAGES = [empty, halve, flip, flip_last, overwrite, Path.unlink, make_folder, shut]
 
 
 def inline(folder):

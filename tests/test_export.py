@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from damage_kit import DAMAGES
 from models import bert_weights, tiny_model, write_json
 from safetensors.numpy import save_file
 
@@ -235,6 +236,23 @@ def test_an_export_that_lost_its_graph(saved, tmp_path, python):
     assert exported(saved, tmp_path / "cache", python=fake) == out
     assert (out / "onnx" / "model.onnx").exists()
     assert runs(fake) == 2
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_export_is_made_again(saved, tmp_path, python, damage, caplog):
+    """Whichever of its files: the next call makes it again, says so, and leaves what a first one does."""
+    fake = python()
+    out = exported(saved, tmp_path / "cache", python=fake)
+    whole = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    assert {path.name for path in whole} >= {"model.onnx", "config.json", RECORD}
+    for path in whole:
+        caplog.clear()
+        runs_before = runs(fake)
+        damage(path)
+        assert exported(saved, tmp_path / "cache", python=fake) == out
+        assert (runs(fake), "is made again" in caplog.text) == (runs_before + 1, True), path
+        assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == whole
+    assert list((tmp_path / "cache" / "exports").iterdir()) == [out]
 
 
 def test_the_loser_of_a_race_takes_the_winners_export(saved, tmp_path, python):

@@ -513,12 +513,59 @@ def test_no_one_listens(cache, monkeypatch):
         fetch("org/tiny")
 
 
+@pytest.mark.parametrize("damage", [lambda data: b"", lambda data: data[: len(data) // 2], lambda data: data[:-1] + b"\1"])
+def test_a_damaged_small_file_is_fetched_again(server, cache, monkeypatch, damage):
+    """Each small file of the cache is compared with the sha1 that names it; without the Hub, one that is damaged is missing."""
+    snapshot = fetch("org/tiny")
+    small = [name for name in sorted(NEEDED - {hub.README}) if len((snapshot.folder / name).resolve().name) == 40]
+    assert {"config.json", "tokenizer.json", "modules.json"} <= set(small)
+    for name in small:
+        path = (snapshot.folder / name).resolve()
+        path.chmod(0o644)
+        path.write_bytes(damage(TINY[name]))
+        if path.read_bytes() == TINY[name]:
+            continue
+        with monkeypatch.context() as offline:
+            offline.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+            with pytest.raises(FileNotFoundError, match="HF_HUB_OFFLINE is set"):
+                fetch("org/tiny")
+        server.asked.clear()
+        assert fetch("org/tiny") == snapshot
+        assert server.fetched() == [name]
+        assert (snapshot.folder / name).read_bytes() == TINY[name]
+
+
+def test_what_killed_downloads_left_is_removed(server, cache):
+    """At once for a file that is fetched again, whose lock is held; else after a day without a byte."""
+    fetch("org/tiny")
+    blobs = cache / "models--org--tiny" / "blobs"
+    graph = (cache / "models--org--tiny" / "snapshots" / server.commit / "onnx" / "model.onnx").resolve()
+    graph.unlink()
+    left = {name: blobs / name for name in (f"{graph.name[:64]}.0a1b2c3d.incomplete", f".{graph.name}.0a1b2c3d.incomplete",
+                                            ".other.0a1b2c3d.incomplete", ".old.0a1b2c3d.incomplete")}  # fmt: skip
+    for path in left.values():
+        path.write_bytes(b"half")
+    os.utime(left[".old.0a1b2c3d.incomplete"], (time.time() - 2 * 86400,) * 2)
+    fetch("org/tiny")
+    assert [path.name for path in blobs.glob("*.incomplete")] == [".other.0a1b2c3d.incomplete"]
+    assert graph.read_bytes() == TINY["onnx/model.onnx"]
+
+
 def test_a_cache_that_cannot_be_written(server, cache):
     """A cache below a file is an error of this disk's, which names the setting."""
     cache.write_text("a file")
     with pytest.raises(OSError, match=r"could not be written to the Hub's cache .*Set HF_HUB_CACHE") as caught:
         fetch("org/tiny")
     assert caught.value.__suppress_context__
+
+
+def test_a_user_without_a_home_has_no_cache_of_the_hub(server, monkeypatch, tmp_path):
+    """A folder called ~ in the working folder is not one."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", "~/.cache/huggingface/hub")
+    with pytest.raises(OSError, match="Set HF_HUB_CACHE to a folder that lasts"):
+        fetch("org/tiny")
+    assert not (tmp_path / "~").exists()
 
 
 def test_a_disk_without_links(server, monkeypatch):

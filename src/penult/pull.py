@@ -6,10 +6,11 @@ Knows folders and how one replaces another; what is fetched is `hub`'s decision.
 import json
 import os
 import shutil
-import tempfile
 from pathlib import Path
 
+from penult.atomic_files import sync_all
 from penult.core import cache, hub, source
+from penult.core.cache_entry import making
 
 # Lists what a folder holds that `pull` wrote, so that a later pull may replace it and nothing else.
 _MARK = ".penult-pull.json"
@@ -75,15 +76,14 @@ def _read_mark(folder: Path) -> tuple[str, set[str]]:
 
 def _write(snapshot: hub.Snapshot, to: Path, repo: str) -> None:
     """Copy a snapshot aside and rename it, so that the folder is there whole or not at all."""
-    to.absolute().parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=f".{to.name}.", dir=to.absolute().parent))
-    try:
+    with making(to.absolute().parent, f"pulling-{to.name}") as aside:
         new = aside / "new"
         for name in snapshot.names:
             (new / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(snapshot.folder / name, new / name)
         mark = {"repo": repo, "revision": snapshot.revision, "graph": snapshot.graph, "files": sorted(snapshot.names)}
         (new / _MARK).write_text(json.dumps(mark, indent=1), encoding="utf-8")
+        sync_all(new)
         old = aside / "old"
         if to.exists():
             to.rename(old)
@@ -93,5 +93,3 @@ def _write(snapshot: hub.Snapshot, to: Path, repo: str) -> None:
             if old.exists():
                 old.rename(to)
             raise
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)

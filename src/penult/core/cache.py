@@ -42,7 +42,7 @@ def cache_folder() -> Path:
     """
     if setting := os.environ.get("PENULT_CACHE"):
         try:
-            return Path(setting).expanduser()
+            return Path(setting).expanduser().absolute()  # a process may change its working folder
         except RuntimeError as error:
             raise OSError(
                 f"PENULT_CACHE is {setting!r}, and the system knows no home of that user. Set it to a full path."

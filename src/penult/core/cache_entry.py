@@ -4,6 +4,7 @@ A folder that is being made is locked by its maker. The kernel drops the lock of
 removes what it left.
 """
 
+import glob
 import os
 import shutil
 import socket
@@ -32,7 +33,7 @@ def making(parent: Path, kind: str) -> Iterator[Path]:
     """
     parent.mkdir(parents=True, exist_ok=True)
     prefix = f".{kind}-{socket.gethostname()}-"
-    sweep(parent, f".{kind}-*", ours=prefix)
+    sweep(parent, f".{glob.escape(kind)}-*", ours=prefix)
     folder, lock = _locked(parent, prefix)
     try:
         yield folder

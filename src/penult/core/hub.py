@@ -513,6 +513,8 @@ def _looks_complete(present: set[str], modules: Sequence[Module], wanted: _Wante
 @contextmanager
 def _on_disk(reference: str, cache: _Cache) -> Iterator[None]:
     """Turn what fails below the cache's folder into one error that says what to do."""
+    if cache.root.parts[:1] == ("~",):  # of a user without a home; it would be made in the working folder
+        raise OSError(f"{reference!r} has no place: this user has no home folder. Set HF_HUB_CACHE to a folder that lasts.")
     try:
         yield
     except FileNotFoundError:

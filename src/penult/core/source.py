@@ -227,7 +227,7 @@ def _from_zoo(text: str) -> Source:
     holds it) is beside it, and the tokenizer in `deployment` or `training`.
     """
     stub = text.removeprefix("zoo:").partition("?")[0]
-    cache = Path(os.environ.get("SPARSEZOO_MODELS_PATH") or Path.home() / ".cache" / "sparsezoo").expanduser()
+    cache = Path(os.path.expanduser(os.environ.get("SPARSEZOO_MODELS_PATH") or "~/.cache/sparsezoo"))  # noqa: PTH111 - raises nothing for a user without a home
     for folder in [cache / stub, *sorted(cache.glob(f"*/{stub}"))] if _ZOO_STUB.fullmatch(stub) else []:
         for part in (folder / "deployment", folder):
             graph = next((path for path in (part / "model.onnx", part / "model.onnx" / "model.onnx") if path.is_file()), None)
