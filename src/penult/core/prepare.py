@@ -22,6 +22,7 @@ from penult.core.config.module_weights import weights_path
 from penult.core.recipe import Recipe, pad_token_id, stated_positions
 from penult.core.source import Source, data_files
 from penult.data import calibration_texts
+from penult.graph.wire_format import LARGE_FILE
 
 if TYPE_CHECKING:
     import onnx
@@ -81,6 +82,10 @@ def hash_model(source: Source, recipe: Recipe | None = None) -> str:
             modules[path.relative_to(source.folder).as_posix()] = path.resolve()
     real = _real_data(source)
     _check_contained(source, real | modules)
+    if any(path.stat().st_size > LARGE_FILE for path in real.values()):
+        from penult.graph.model_file import check_data_sizes  # noqa: PLC0415 - as in `_make`
+
+        check_data_sizes(source.model, real)
     return hash_files([source.model, *real.values(), *modules.values()])
 
 

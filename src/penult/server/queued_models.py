@@ -73,7 +73,7 @@ class ModelQueue:
             else:
                 tokenized = await asyncio.to_thread(tokenize, texts)
         except PromptError as error:
-            raise Refusal("text", str(error), param="prompt") from error
+            raise Refusal("invalid", str(error), param="prompt") from error
         except TextError as error:
             raise Refusal("text", str(error)) from error
         self._metrics.tokenized(tokenized.counts.tolist(), len(tokenized.truncated), time.monotonic() - started)
