@@ -565,6 +565,53 @@ def test_a_tokenizer_whose_template_lacks_a_token(tmp_path):
         use(tmp_path)
 
 
+def replacing(*pairs, kind="String"):
+    return [{"type": "Replace", "pattern": {kind: pattern}, "content": content} for pattern, content in pairs]
+
+
+@pytest.mark.parametrize(
+    ("parts", "said"),
+    [
+        (replacing(*[("a", "a" * 10)] * 8), "may make a text 100,000,000 times as long; penult takes 64"),
+        (replacing(("a", "b" * 65)), "65 times"),
+        (replacing(("", "b" * 64), kind="Regex"), "65 times"),
+        ([{"type": "Prepend", "prepend": "x" * 100}], "100 times"),
+        ([{"type": "Sequence", "normalizers": replacing(("a", "bb"))}] * 7, "128 times"),
+        (replacing((" ", "_"), ("``", "x"), ("\\s+", "__________"), ("a", "bbbb")), None),
+    ],
+)
+@pytest.mark.parametrize("escaped", [False, True])
+def test_a_normalizer_that_lengthens_texts(tmp_path, parts, said, escaped):
+    """Replacements that make a text many times as long are refused before any text, an added token's too, is normalized."""
+    path = tiny_model(tmp_path) / "tokenizer.json"
+    whole = json.loads(path.read_text())
+    whole["normalizer"] = {"type": "Sequence", "normalizers": parts}
+    whole["added_tokens"].append({"id": len(whole["model"]["vocab"]), "content": "a" * 9, "single_word": False, "lstrip": False,
+                                  "rstrip": False, "normalized": True, "special": False})  # fmt: skip
+    text = json.dumps(whole)
+    path.write_text(text.replace("normalizer", "normal\\u0069zer").replace("Replace", "Repl\\u0061ce") if escaped else text)
+    if said is None:
+        assert use(tmp_path)
+    else:
+        answer = apart(lambda folder: use(folder) and "ok", tmp_path)
+        assert f"{path}: the normalizer" in answer
+        assert said in answer
+
+
+def test_a_length_of_words_without_a_bound(tmp_path):
+    """WordPiece looks up a word in the square of its length; a file that allows any length is refused."""
+    path = tiny_model(tmp_path) / "tokenizer.json"
+    whole = json.loads(path.read_text())
+    for length, said in ((1000, None), (1001, "is 1,001; it must be at most 1,000"), (10**12, "is 1,000,000,000,000")):
+        whole["model"]["max_input_chars_per_word"] = length
+        write_json(path, whole)
+        if said is None:
+            assert use(tmp_path)
+        else:
+            with pytest.raises(ValueError, match=rf"{re.escape(str(path))}: max_input_chars_per_word {said}"):
+                use(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("name", "key", "value"),
     [

@@ -20,7 +20,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from penult.core.cache import hash_files
-from penult.core.config.config_json import read_json, read_object
+from penult.core.config.config_json import check_content, read_json, read_object
 
 # What an export was made of and with; beside the configuration of the exported folder.
 RECORD = "penult_export.json"
@@ -137,11 +137,7 @@ def _check_exportable(folder: Path) -> None:
             "pytorch_model.bin beside it. Name the folder that SentenceTransformer.save or save_pretrained wrote."
         )
     for name in _weights(folder):
-        with (folder / name).open("rb") as file:
-            if file.read(40).startswith(b"version https://git-lfs"):
-                raise ValueError(
-                    f"{folder / name} is a git-LFS pointer, not the weights. Run `git lfs pull` in its repository."
-                )
+        check_content(folder / name, "weights")
 
 
 def _transformers(folder: Path) -> list[str]:
