@@ -1,6 +1,8 @@
 """Long texts: only a part is tokenized, and the tokens that are kept are those of the whole text, to the last one."""
 
 import random
+import subprocess
+import sys
 import unicodedata
 from functools import partial
 from pathlib import Path
@@ -10,7 +12,9 @@ import pytest
 from models import tiny_model
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
+from penult import Embedder
 from penult.core import text_cuts, truncation
+from penult.core.tokenized import Tokenized
 from penult.core.tokenizer import _cuts_of, _word_places_of
 from penult.core.truncation import Truncation, around
 from penult.types import TextError
