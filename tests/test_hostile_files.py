@@ -265,6 +265,107 @@ def huge_constant():
     return model
 
 
+def looping(kind, *inputs, nodes=(), weights=(), before=(), **attributes):
+    """A BERT with a node in front of it that carries a graph."""
+    model = bert_graph(bert_weights(), 4)
+    value = helper.make_tensor_value_info
+    scan = kind == "Scan"
+    body = helper.make_graph(
+        [helper.make_node("Identity", ["x" if scan else "go"], ["again"]), *nodes],
+        "body",
+        [value("x", TensorProto.INT64, None)]
+        if scan
+        else [value("turn", TensorProto.INT64, []), value("go", TensorProto.BOOL, [])],
+        [value("again", TensorProto.INT64 if scan else TensorProto.BOOL, None)],
+    )
+    if kind == "If":
+        del body.input[:]
+        body.node[0].CopyFrom(helper.make_node("Identity", ["yes"], ["again"]))
+        other = helper.make_graph([helper.make_node("Identity", ["yes"], ["again"])], "other", [], body.output)
+        attributes = {"then_branch": body, "else_branch": other}
+    else:
+        attributes |= {"body": body}
+    weights = {"yes": np.array(True), **dict(weights)}
+    model.graph.initializer.extend(numpy_helper.from_array(np.asarray(array), name) for name, array in weights.items())
+    nodes = [*before, helper.make_node(kind, inputs, ["looped"] if kind != "Loop" else [], name="looping", **attributes)]
+    for node in reversed(nodes):
+        model.graph.node.insert(0, node)
+    return model
+
+
+def loop(turns, **more):
+    return looping("Loop", "turns", "yes", weights={"turns": np.array(turns), **more.pop("weights", {})}, **more)
+
+
+def nested(depth, kind="If"):
+    """An If in an If in an If, or as many loops of a few turns."""
+    node = None
+    for _ in range(depth):
+        inner = looping(kind, *(("turns", "yes") if kind == "Loop" else ("yes",)), weights={"turns": np.array(40)},
+                        nodes=[] if node is None else [node])  # fmt: skip
+        node = inner.graph.node[0]
+        node.output[:] = [] if kind == "Loop" else [f"o{depth}{_}"]
+    return inner
+
+
+def called(node):
+    """The node within a local function."""
+    return calling(function("looping", [node, helper.make_node("Identity", ["x"], ["y"])]), first="looping")
+
+
+def length_of(tensor, *before):
+    """A loop over the length of a tensor's last axis."""
+    nodes = [*before, helper.make_node("Shape", [tensor], ["shape"]), helper.make_node("Gather", ["shape", "last"], ["turns"])]
+    return looping("Loop", "turns", "yes", weights={"last": np.array(-1), "many": np.array([2**31])}, before=nodes)
+
+
+def doubled(times):
+    """Concatenate the ids with themselves again and again."""
+    return [helper.make_node("Concat", [f"d{i - 1}" if i else "input_ids"] * 2, [f"d{i}"], axis=1) for i in range(times)]
+
+
+ENDLESS = "whose number of turns is neither a constant nor the length"
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: loop(2**62), r"has loops that run [\d,]+ nodes; penult runs at most 2,000,000"),
+        (lambda: loop(3), "ok"),
+        (lambda: loop(-1), "ok"),
+        (lambda: looping("Loop", "", "yes"), ENDLESS),
+        (lambda: looping("Loop"), "model.onnx"),
+        (lambda: looping("Loop", "attention_mask", "yes"), ENDLESS),
+        (lambda: loop(3, before=[helper.make_node("Neg", ["turns"], ["t"])]), "ok"),
+        (lambda: looping("Loop", "sum", "yes", weights={"turns": np.array(2**62)},
+                         before=[helper.make_node("Add", ["turns", "turns"], ["sum"])]), ENDLESS),
+        (lambda: looping("Loop", "same", "yes", weights={"turns": np.array(2**62)},
+                         before=[helper.make_node("Identity", ["turns"], ["same"])]), "has loops that run"),
+        (lambda: length_of("input_ids"), "ok"),
+        (lambda: length_of("d2", *doubled(3)), "ok"),
+        (lambda: length_of("d29", *doubled(30)), ENDLESS),
+        (lambda: length_of("zeros", helper.make_node("ConstantOfShape", ["many"], ["zeros"])), ENDLESS),
+        (lambda: looping("Scan", "input_ids", num_scan_inputs=1), "ok"),
+        (lambda: looping("Scan", "zeros", num_scan_inputs=1, weights={"many": np.array([2**31])},
+                         before=[helper.make_node("ConstantOfShape", ["many"], ["zeros"])]), ENDLESS),
+        (lambda: looping("Scan", "input_ids"), "model.onnx"),
+        (lambda: nested(3), "ok"),
+        (lambda: nested(30), "has graphs nested more than 4 deep"),
+        (lambda: nested(4, "Loop"), "has loops that run"),
+        (lambda: called(looping("Loop", "x", "").graph.node[0]), ENDLESS),
+        (lambda: called(nested(30).graph.node[0]), "has graphs nested more than 4 deep"),
+    ],
+)  # fmt: skip
+def test_loops(tmp_path, make, said):
+    """A loop that ends after few turns is taken; one that may not end is refused at once, wherever it is."""
+    folder = tiny_model(tmp_path)
+    (folder / "onnx" / "model.onnx").write_bytes(make().SerializeToString())
+    answer = apart(embeds, folder)
+    assert re.search(said, answer), answer
+    assert answer == "ok" or str(folder) in answer
+    assert not answer.startswith("unclear")
+
+
 @pytest.mark.parametrize(
     ("make", "said"),
     [
@@ -464,6 +565,53 @@ def test_a_tokenizer_whose_template_lacks_a_token(tmp_path):
         use(tmp_path)
 
 
+def replacing(*pairs, kind="String"):
+    return [{"type": "Replace", "pattern": {kind: pattern}, "content": content} for pattern, content in pairs]
+
+
+@pytest.mark.parametrize(
+    ("parts", "said"),
+    [
+        (replacing(*[("a", "a" * 10)] * 8), "may make a text 100,000,000 times as long; penult takes 64"),
+        (replacing(("a", "b" * 65)), "65 times"),
+        (replacing(("", "b" * 64), kind="Regex"), "65 times"),
+        ([{"type": "Prepend", "prepend": "x" * 100}], "100 times"),
+        ([{"type": "Sequence", "normalizers": replacing(("a", "bb"))}] * 7, "128 times"),
+        (replacing((" ", "_"), ("``", "x"), ("\\s+", "__________"), ("a", "bbbb")), None),
+    ],
+)
+@pytest.mark.parametrize("escaped", [False, True])
+def test_a_normalizer_that_lengthens_texts(tmp_path, parts, said, escaped):
+    """Replacements that make a text many times as long are refused before any text, an added token's too, is normalized."""
+    path = tiny_model(tmp_path) / "tokenizer.json"
+    whole = json.loads(path.read_text())
+    whole["normalizer"] = {"type": "Sequence", "normalizers": parts}
+    whole["added_tokens"].append({"id": len(whole["model"]["vocab"]), "content": "a" * 9, "single_word": False, "lstrip": False,
+                                  "rstrip": False, "normalized": True, "special": False})  # fmt: skip
+    text = json.dumps(whole)
+    path.write_text(text.replace("normalizer", "normal\\u0069zer").replace("Replace", "Repl\\u0061ce") if escaped else text)
+    if said is None:
+        assert use(tmp_path)
+    else:
+        answer = apart(lambda folder: use(folder) and "ok", tmp_path)
+        assert f"{path}: the normalizer" in answer
+        assert said in answer
+
+
+def test_a_length_of_words_without_a_bound(tmp_path):
+    """WordPiece looks up a word in the square of its length; a file that allows any length is refused."""
+    path = tiny_model(tmp_path) / "tokenizer.json"
+    whole = json.loads(path.read_text())
+    for length, said in ((1000, None), (1001, "is 1,001; it must be at most 1,000"), (10**12, "is 1,000,000,000,000")):
+        whole["model"]["max_input_chars_per_word"] = length
+        write_json(path, whole)
+        if said is None:
+            assert use(tmp_path)
+        else:
+            with pytest.raises(ValueError, match=rf"{re.escape(str(path))}: max_input_chars_per_word {said}"):
+                use(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("name", "key", "value"),
     [
@@ -502,6 +650,22 @@ def test_json_that_is_too_deep_or_too_large(tmp_path):
             file.truncate(10**12)  # a hole: it takes no room on the disk
         assert f"{name} has 1,000,000,000,000 bytes" in apart(embeds, folder)
         tiny_model(folder)
+
+
+def test_a_file_with_a_hole(bare):
+    """A graph or its data with a terabyte of nothing behind it, which takes no room on the disk, is refused at once."""
+    for name, said in (
+        ("onnx/model.onnx", r"has 1,000,000,000,000 bytes; an ONNX file has at most 2,147,483,647"),
+        ("onnx/weights.data", r"has 1,000,000,000,000 bytes, and .*model\.onnx reads the first \d+,\d+; fetch the file again"),
+    ):
+        path = bare / name
+        size = path.stat().st_size
+        os.truncate(path, 10**12)
+        try:
+            answer = apart(embeds, bare)
+        finally:
+            os.truncate(path, size)
+        assert re.search(said, answer), answer
 
 
 @pytest.mark.parametrize("name", ["onnx/model.onnx", "tokenizer.json", "config.json", "modules.json"])

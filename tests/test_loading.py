@@ -224,17 +224,41 @@ def test_a_file_that_is_a_link_to_nothing(folder, name):
         Embedder.load(folder)
 
 
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:" + "0" * 64 + "\nsize 90\n"
+
+
 @pytest.mark.parametrize(
     "name",
-    ["onnx/model.onnx", "modules.json", "1_Pooling/config.json", "config.json", "tokenizer.json", "tokenizer_config.json",
-     "sentence_bert_config.json", "config_sentence_transformers.json", "2_Dense/model.safetensors"],
+    ["onnx/model.onnx", "onnx/weights.data", "modules.json", "1_Pooling/config.json", "config.json", "tokenizer.json",
+     "tokenizer_config.json", "sentence_bert_config.json", "config_sentence_transformers.json", "2_Dense/model.safetensors"],
 )  # fmt: skip
-def test_a_pointer_in_place_of_a_file(folder, name):
-    """A git-LFS pointer in place of any file that decides a vector is refused by name."""
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (POINTER.encode(), "is a git-LFS pointer, not the .*; run `git lfs pull` in its repository"),
+        (b"\n<!DOCTYPE html>\n<html><body>Not Found</body></html>", "is a web page, not the .*; fetch it again"),
+        (b"", "is (empty|not a whole safetensors file) ?.*fetch it again"),
+    ],
+    ids=["pointer", "page", "empty"],
+)
+def test_another_file_in_place_of_a_file(folder, name, content, said):
+    """A git-LFS pointer, a web page or nothing in place of any file that decides a vector is refused by name."""
     list_modules(folder, ("Transformer", ""), ("Pooling", "1_Pooling"), ("Dense", "2_Dense"))
     add_dense(folder / "2_Dense", 32, 8)
-    (folder / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:" + "0" * 64 + "\nsize 90\n")
-    with pytest.raises(ValueError, match=re.escape(str(folder / name))):
+    graph = folder / "onnx" / "model.onnx"
+    onnx.save_model(onnx.load(graph), graph, save_as_external_data=True, location="weights.data", size_threshold=100)
+    (folder / name).write_bytes(content)
+    with pytest.raises(ValueError, match=f"{re.escape(str(folder / name))} {said}"):
+        Embedder.load(folder)
+
+
+@pytest.mark.parametrize("name", ["modules.json", "config.json", "tokenizer.json", "tokenizer_config.json"])
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-8-sig", "latin-1"])
+def test_a_file_in_another_encoding(folder, name, encoding):
+    """A file that an editor saved in another encoding than UTF-8 is refused by name."""
+    whole = (folder / name).read_text() if (folder / name).exists() else "{}"
+    (folder / name).write_text(whole.replace("}", ', "é": 1}', 1) if "{" in whole else "é", encoding=encoding)
+    with pytest.raises(ValueError, match=f"{re.escape(str(folder / name))} is not"):
         Embedder.load(folder)
 
 

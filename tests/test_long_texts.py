@@ -1,16 +1,23 @@
 """Long texts: only a part is tokenized, and the tokens that are kept are those of the whole text, to the last one."""
 
 import random
+import subprocess
+import sys
 import unicodedata
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
+from models import tiny_model
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
+from penult import Embedder
 from penult.core import text_cuts, truncation
+from penult.core.tokenized import Tokenized
 from penult.core.tokenizer import _cuts_of, _word_places_of
 from penult.core.truncation import Truncation, around
+from penult.types import TextError
 
 SHARED = Path(__file__).parents[2] / "shared"
 GPT2 = r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -58,6 +65,20 @@ def text_of(random_: random.Random, size: int) -> str:
             parts += [random_.choice(words), random_.choice(spaces)]
             length += len(parts[-1]) + len(parts[-2])
     return "".join(parts)[:size]
+
+
+NOISE = [" "] * 6 + list("abthe[]<>_'.,-\n1") + ["日", "中", "、", "。", "か", "\u0301", "\u3099", "[MASK]", "</s>", "<mask>", "<unk>",
+                                                     "``", "\u2581", "\u200d"]  # fmt: skip
+CHARACTERS = "the river sea 日本語 x"  # enough in a row for a place within a word
+
+
+def texts_of(random_: random.Random) -> list[str]:
+    """Make texts of three kinds."""
+    return [
+        *(text_of(random_, random_.choice([40, 200, 900, 2500])) for _ in range(5)),
+        *("".join(random_.choices(NOISE, k=random_.choice([50, 300, 1000]))) for _ in range(3)),
+        "".join(random_.choices(CHARACTERS, k=900)),
+    ]
 
 
 def trained(model, trainer, *, normalizer=None, pre_tokenizer=None, template=("[CLS]", "[SEP]"), added=()):
@@ -229,8 +250,8 @@ def check(tokenizer, texts, most, side):
 @pytest.fixture
 def small_parts(monkeypatch):
     """Parts of a few characters, so that a short text has many places to cut."""
-    monkeypatch.setattr(truncation, "_LEAST_PART", 16)
-    monkeypatch.setattr(truncation, "_PART", 2)
+    monkeypatch.setattr(truncation, "_LEAST_PART", 8)
+    monkeypatch.setattr(truncation, "_PART", 1)
 
 
 @pytest.mark.usefixtures("small_parts")
@@ -241,8 +262,7 @@ def test_the_tokens_of_the_whole_text(kind, side):
     tokenizer, random_ = KINDS[kind](), random.Random(kind + side)
     cut = 0
     for _ in range(12):
-        texts = [text_of(random_, random_.choice([40, 200, 900, 2500])) for _ in range(8)]
-        cut += check(tokenizer, texts, random_.choice([3, 4, 7, 12, 30, 64]), side)
+        cut += check(tokenizer, texts_of(random_), random_.choice([3, 4, 7, 12, 30, 64]), side)
     assert cut > 30 or (side == "left" and kind in WITHIN_WORDS)
 
 
@@ -268,8 +288,87 @@ def test_the_tokens_of_the_whole_text_of_real_tokenizers(path):
     """The same for the tokenizers of real models."""
     tokenizer, random_ = Tokenizer.from_file(str(path)), random.Random(str(path))
     for side in ("right", "left"):
-        texts = [text_of(random_, random_.choice([200, 900, 2500])) for _ in range(20)]
-        check(tokenizer, texts, random_.choice([4, 12, 64]), side)
+        for most in (4, 12, 64):
+            check(tokenizer, texts_of(random_), most, side)
+
+
+def test_a_text_without_a_place_to_cut(monkeypatch):
+    """Such a text is refused by number where it is longer than the limit, and read whole where it is not."""
+    monkeypatch.setattr(truncation, "MOST_CHARACTERS", 4096)
+    with monkeypatch.context() as small:
+        small.setattr(truncation, "_LEAST_PART", 16)
+        small.setattr(truncation, "_PART", 2)
+        tokenizer = KINDS["bert"]()
+        texts = ["river " * 5000, "\u0e33" * 4096, "\u0e33" * 4097, "sea", "\u0e33" * 9000 + " river sea" * 9]
+        with pytest.raises(TextError, match="2 of 5 texts") as caught:
+            truncation_of(tokenizer, "right").read(texts, 8)
+        assert list(caught.value.rows) == [2, 4]
+        assert "has 4,097 characters, and this model's tokenizer finds no place to cut it within 4,096; split it" in str(
+            caught.value
+        )
+        assert check(tokenizer, [texts[0], texts[1], texts[3]], 8, "right") == 1
+        backwards = [texts[4], "river " * 5000]
+        assert check(tokenizer, backwards, 8, "left") == 2  # what is read of them, their ends, has places
+
+
+def test_a_tokenizer_of_unknown_parts(monkeypatch):
+    """A tokenizer with a part that is not known to allow cuts reads texts whole up to the limit."""
+    monkeypatch.setattr(truncation, "MOST_CHARACTERS", 4096)
+    for normalizer, pre_tokenizer in (
+        (normalizers.Replace(Regex("(e) (r)"), "x"), pre_tokenizers.WhitespaceSplit()),
+        (normalizers.Replace("e r", "x"), pre_tokenizers.WhitespaceSplit()),
+        (None, pre_tokenizers.Split(Regex(r"\w+ \w+|\s+"), "isolated")),
+        (None, pre_tokenizers.Split(Regex(r"(?<=r)e|\s+"), "isolated")),
+        (None, pre_tokenizers.UnicodeScripts()),
+        (normalizers.BertNormalizer(), pre_tokenizers.ByteLevel()),
+        (None, None),
+    ):
+        tokenizer = wordpiece(normalizer, pre_tokenizer)
+        assert check(tokenizer, ["the river " * 400], 8, "right") == 0
+        with pytest.raises(TextError, match="no place to cut"):
+            truncation_of(tokenizer, "right").read(["the river " * 500], 8)
+
+
+def test_counts_of_what_was_cut_off(tmp_path):
+    """What was cut off a long text is a lower bound, and said to be one; what the model reads is counted exactly."""
+    with Embedder.load(tiny_model(tmp_path), truncate="right") as e:
+        tokenized = e.tokenize(["cat " * 100, "cat", "cat " * 100_000])
+        assert tokenized.counts.tolist() == [64, 3, 64]
+        assert e.count_tokens(["cat " * 100_000]) == [64]
+        assert tokenized.at_least.tolist() == [False, False, True]
+        assert tokenized.dropped[0] == 38
+        assert 0 < tokenized.dropped[2] < 100_000 - 62
+        assert tokenized.truncated.tolist() == [0, 2]
+        assert tokenized.select([2, 1]).at_least.tolist() == [True, False]
+        whole = tokenized.select([0, 1])
+        assert Tokenized.join([whole, tokenized]).at_least.tolist() == [False] * 4 + [True]
+        assert Tokenized.join([whole, whole]) != Tokenized.join([whole, tokenized.select([2, 1])])
+        assert e.tokenize(["cat"]).at_least is None
+    with Embedder.load(tmp_path, truncate="error") as e:
+        with pytest.raises(TextError) as caught:
+            e.embed(["cat " * 100, "cat", "cat " * 100_000])
+        assert caught.value.rows[0] == "has 102 tokens, the model takes 64"
+        assert caught.value.rows[2].startswith("has at least ")
+    with Embedder.load(tmp_path, truncate="left") as e:
+        assert np.array_equal(e.embed(["dog " + "cat " * 100_000]), e.embed(["cat " * 62]))
+        texts = ["cat"] * 5000 + ["\u0e33" * 2**21]
+        with pytest.raises(TextError, match="1 of 5001") as caught:
+            e.embed(texts)
+        assert list(caught.value.rows) == [5000]
+
+
+def test_memory_and_time_of_long_texts(tiny):
+    """33 texts of a million characters take little memory besides themselves."""
+    script = (
+        "import resource, sys, time, warnings; from penult import Embedder\n"
+        "warnings.simplefilter('ignore')\n"
+        "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024\n"
+        "e = Embedder.load(sys.argv[1], threads=1); e.embed(['a'])\n"
+        "texts = [f'{i} the river and the sea ' * 40_000 for i in range(33)]\n"
+        "before = peak(); e.embed(texts); print(peak() - before)\n"
+    )
+    grown = subprocess.run([sys.executable, "-c", script, str(tiny)], capture_output=True, text=True, timeout=120, check=True)
+    assert int(grown.stdout) < 150
 
 
 def test_the_letters_of_a_cut():

@@ -21,7 +21,7 @@ from typing import Any
 
 from penult.core.cache import ADVICE, disk_errors, hash_files
 from penult.core.cache_entry import checksums, install, is_whole, making
-from penult.core.config.config_json import read_json, read_object
+from penult.core.config.config_json import check_content, read_json, read_object
 from penult.core.memory import check_memory
 from penult.extras import install_hint
 
@@ -168,11 +168,7 @@ def _check_exportable(folder: Path) -> None:
             "pytorch_model.bin beside it. Name the folder that SentenceTransformer.save or save_pretrained wrote."
         )
     for name in _weights(folder):
-        with (folder / name).open("rb") as file:
-            if file.read(40).startswith(b"version https://git-lfs"):
-                raise ValueError(
-                    f"{folder / name} is a git-LFS pointer, not the weights. Run `git lfs pull` in its repository."
-                )
+        check_content(folder / name, "weights")
 
 
 def _transformers(folder: Path) -> list[str]:

@@ -25,6 +25,7 @@ from penult.core.memory import check_memory
 from penult.core.recipe import Recipe, pad_token_id, stated_positions
 from penult.core.source import Source, data_files, data_home
 from penult.data import calibration_texts
+from penult.graph.wire_format import LARGE_FILE
 
 if TYPE_CHECKING:
     import onnx
@@ -90,6 +91,10 @@ def hash_model(source: Source, recipe: Recipe | None = None, *, reread: bool = F
             modules[path.relative_to(source.folder).as_posix()] = path.resolve()
     real = _real_data(source)
     _check_contained(source, real | modules)
+    if any(path.stat().st_size > LARGE_FILE for path in real.values()):
+        from penult.graph.model_file import check_data_sizes  # noqa: PLC0415 - as in `_make`
+
+        check_data_sizes(source.model, real)
     return hash_files([source.model, *real.values(), *modules.values()], reread=reread)
 
 

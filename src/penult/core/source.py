@@ -16,11 +16,11 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from penult.core import hub
-from penult.core.config.config_json import value_of
+from penult.core.config.config_json import check_content, value_of
 from penult.core.config.modules import ROLES, Module, read_modules
 from penult.core.config.transformer_config import FILES as TRANSFORMER_FILES
 from penult.extras import install_hint
-from penult.graph.wire_format import layout
+from penult.graph.wire_format import MOST_BYTES, layout
 
 # Where exporters put the file, in the order of preference; the encoder of an encoder-decoder pair is the embedding.
 _USUAL_FILES = ("onnx/model.onnx", "model.onnx", "onnx/encoder_model.onnx", "encoder_model.onnx")
@@ -453,13 +453,13 @@ def _hub_files(reference: str, *, refresh: bool) -> Path:
 def _check_whole(model: Path) -> None:
     if not model.is_file():
         raise ValueError(f"{model} is not a file; name the folder of the model or its .onnx file.")
-    with model.open("rb") as file:
-        head = file.read(64)
-    if head.startswith(b"version https://git-lfs"):
-        raise ValueError(f"{model} is a git-LFS pointer, not the model; run `git lfs pull` in its repository.")
-    if not head:
-        raise ValueError(f"{model} is empty; it was not fetched to the end, fetch it again.")
+    check_content(model, "model")
+    if model.suffix == ".onnx" and (size := model.stat().st_size) > MOST_BYTES:
+        raise ValueError(f"{model} has {size:,} bytes; an ONNX file has at most {MOST_BYTES:,}. Fetch it again.")
     if missing := missing_data(model):
         raise FileNotFoundError(
             f"{model} keeps its weights in {', '.join(missing)}, which is not beside it; fetch that file too."
         )
+    for name in data_files(model):
+        if (model.parent / name).is_file():
+            check_content(model.parent / name, "model's weights")

@@ -21,17 +21,17 @@ from tokenizers import AddedToken, Encoding
 from tokenizers import Tokenizer as FastTokenizer
 
 from penult.core.config import tokenizer_overrides
-from penult.core.config.config_json import read_text
+from penult.core.config.config_json import check_content, check_size, read_text
 from penult.core.config.tokenizer_config import (
     USED,
     VOCABULARIES,
     Token,
     TokenizerConfig,
-    check_pointer,
     gives_types,
     padding_side,
     read_config,
 )
+from penult.core.config.tokenizer_limits import MOST_WORD, check_normalizer
 from penult.core.model_inputs import Padded
 from penult.core.shutdown_guard import ShutdownGuard
 from penult.core.text_cuts import AddedText, Cuts, cuts_of
@@ -283,11 +283,16 @@ def _load(
         raise ValueError(f"{path} is a link to a file that does not exist; fetch the whole model.")
     if not path.exists() or config.tokenizer_class in BEYOND_FILE:
         return _from_older_files(folder, settings, lowercase=lowercase), ""
-    check_pointer(path)
+    check_size(path)
+    check_content(path, "tokenizer")
+    text = read_text(path)
+    check_normalizer(path, text)
     try:
-        tokenizer = FastTokenizer.from_str(read_text(path))
+        tokenizer = FastTokenizer.from_str(text)
     except Exception as error:
         raise ValueError(f"{path} is not a tokenizer file ({error}); fetch it again.") from error
+    if (longest := getattr(tokenizer.model, "max_input_chars_per_word", 0)) > MOST_WORD:
+        raise ValueError(f"{path}: max_input_chars_per_word is {longest:,}; it must be at most {MOST_WORD:,}. Mend the file.")
     overridden = _override(tokenizer, config, lowercase=lowercase)
     return tokenizer, f"{config.tokenizer_class} {config.vocab_size}" if overridden else ""
 
@@ -370,7 +375,7 @@ def _from_older_files(folder: Path, settings: Mapping[str, object], *, lowercase
     if not vocabularies and not (folder / "tokenizer_config.json").exists():
         raise FileNotFoundError(f"{folder} holds no tokenizer (tokenizer.json, or the older vocabulary files).")
     for path in vocabularies:
-        check_pointer(path)
+        check_content(path, "tokenizer", may_be_empty=True)
         _check_package(path)
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # "PyTorch was not found" is no news here
     from transformers import AutoTokenizer  # noqa: PLC0415 - a second and 100 MB that most models never need

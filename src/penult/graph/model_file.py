@@ -6,17 +6,18 @@ large initializer are replaced by a reference to the file itself, as external da
 
 import mmap
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from math import prod
 from pathlib import Path
 
 import numpy as np
 import onnx
+from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from onnx.external_data_helper import ExternalDataInfo
 
-from penult.graph.wire_format import Layout, Weight, layout, sized_field
+from penult.graph.wire_format import LARGE_FILE, Layout, Weight, layout, sized_field
 
 OWN = "."
 """The location of data in the graph's own file; no other file can have this name."""
@@ -70,6 +71,35 @@ def read_values(tensor: TensorProto, file: Path) -> NDArray[np.generic]:
 def with_values(tensor: TensorProto, file: Path) -> TensorProto:
     """Return a copy of a tensor with its data, which are in `file`."""
     return numpy_helper.from_array(np.array(read_values(tensor, file)), tensor.name)
+
+
+def check_data_sizes(path: Path, real: Mapping[str, Path]) -> None:
+    """Refuse a file of external data that is far larger than what a graph reads of it, before anything else reads it.
+
+    Args:
+        path: the graph's file.
+        real: the real file of each location.
+
+    Raises:
+        ValueError: a file is such a one, as one with a hole is.
+    """
+    large = {name: file for name, file in real.items() if file.stat().st_size > LARGE_FILE}
+    if not large:
+        return
+    try:
+        model = read_model(path)
+    except DecodeError:
+        return  # whoever reads the graph says so
+    ends = dict.fromkeys(large, 0)
+    for tensor in model.graph.initializer:
+        location = location_of(tensor)
+        if location in ends:
+            info = ExternalDataInfo(tensor)
+            item = helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+            ends[location] = max(ends[location], (info.offset or 0) + (info.length or prod(tensor.dims) * item))
+    for name, file in large.items():
+        if (size := file.stat().st_size) > 2 * ends[name] + LARGE_FILE:
+            raise ValueError(f"{file} has {size:,} bytes, and {path} reads the first {ends[name]:,}; fetch the file again.")
 
 
 def _without_weights(data: mmap.mmap, plan: Layout) -> Iterator[bytes]:

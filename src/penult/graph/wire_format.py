@@ -10,6 +10,12 @@ from dataclasses import dataclass
 LARGE = 2**16
 """Minimum bytes of a weight."""
 
+MOST_BYTES = 2**31 - 1
+"""The most bytes of a protobuf message, and so of a graph's file; larger models keep their weights beside it."""
+
+LARGE_FILE = 2**32
+"""Bytes of external data that are read in seconds."""
+
 _MOST_FIELDS = 1_000_000  # of a file, walked in about a second; real files have some ten thousand
 # Numbers of fields in onnx.proto: ModelProto.graph, GraphProto.initializer, TensorProto.raw_data.
 _GRAPH, _INITIALIZER, _RAW_DATA = 7, 5, 9

@@ -83,7 +83,7 @@ class ModelQueue:
         except QueueFull as full:
             raise _overloaded(full) from full
         except PromptError as error:
-            raise Refusal("text", str(error), param="prompt") from error
+            raise Refusal("invalid", str(error), param="prompt") from error
         except TextError as error:
             raise Refusal("text", str(error)) from error
         if (tokens := int(tokenized.counts.sum())) > self._limits.max_request_tokens:

@@ -15,6 +15,9 @@ _MOST_BYTES = 128 * 2**20  # the largest tokenizer.json of a known model has som
 _HALF = re.compile(r"\\u[dD][89a-fA-F]")  # of a surrogate pair, perhaps without its other half
 
 
+_PAGES = (b"<!doctype", b"<html", b"<head", b"<?xml")
+
+
 def check_size(path: Path) -> None:
     """Refuse what would take for ever to read, or all memory.
 
@@ -30,21 +33,40 @@ def check_size(path: Path) -> None:
         raise ValueError(f"{path} has {size:,} bytes; such a file has at most {_MOST_BYTES:,}. Fetch it again.")
 
 
+def check_content(path: Path, what: str = "file", *, may_be_empty: bool = False) -> None:
+    """Refuse a file that is not what its name says: a git-LFS pointer, a web page, or nothing.
+
+    Args:
+        path: the file.
+        what: what it should be, for the error.
+        may_be_empty: whether the caller has its own words for an empty file.
+
+    Raises:
+        ValueError: it is one of these.
+    """
+    with path.open("rb") as file:
+        head = file.read(256)
+    if not head and not may_be_empty:
+        raise ValueError(f"{path} is empty; it was not fetched to the end, fetch it again.")
+    if head.startswith(b"version https://git-lfs"):
+        raise ValueError(f"{path} is a git-LFS pointer, not the {what}; run `git lfs pull` in its repository.")
+    if head.removeprefix(b"\xef\xbb\xbf").lstrip().lower().startswith(_PAGES):
+        raise ValueError(f"{path} is a web page, not the {what}, as a server sends it instead of a file; fetch it again.")
+
+
 def read_text(path: Path) -> str:
     """Read a text file of a size that such files have.
 
     Raises:
         FileNotFoundError: there is none.
-        ValueError: as `check_size`, or it is not UTF-8.
+        ValueError: as `check_size` or `check_content`, or it is not UTF-8.
     """
     check_size(path)
+    check_content(path)
     try:
-        text = path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 ({error}); fetch it again.") from error
-    if text.startswith("version https://git-lfs"):
-        raise ValueError(f"{path} is a git-LFS pointer, not the file; run `git lfs pull` in its repository.")
-    return text
 
 
 def read_json(path: Path) -> object:

@@ -16,12 +16,14 @@ import numpy as np
 import safetensors
 from numpy.typing import NDArray
 
+from penult.core.config.config_json import check_content
 from penult.extras import install_hint
 
 Floats = NDArray[np.float32]
 Shape = tuple[str, ...]  # a letter stands for any size, everywhere for the same: ("D", "H"), ("D",)
 
 SAFETENSORS, PICKLE = "model.safetensors", "pytorch_model.bin"  # in the order in which sentence-transformers looks for them
+_MOST_BYTES = 2**33  # a static embedding of two million tokens has this size
 _TYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1", "U8": "u1",
           "BF16": "<u2"}  # fmt: skip
 _SAFE_TORCH = (2, 6)  # before it, a hostile pickle can run code in spite of weights_only=True (CVE-2025-32434)
@@ -197,6 +199,9 @@ def _are_rows(mapping: NDArray[np.generic], *, of: NDArray[np.generic]) -> bool:
 def _read(path: Path) -> dict[str, NDArray[np.generic]]:
     if not path.is_file():
         raise ValueError(f"{path} is not a file; fetch it again.")  # reading a device or a pipe may never end
+    check_content(path, "weights", may_be_empty=True)
+    if (size := path.stat().st_size) > _MOST_BYTES:
+        raise ValueError(f"{path} has {size:,} bytes; penult reads at most {_MOST_BYTES:,}. Fetch it again.")
     return _read_safetensors(path) if path.name == SAFETENSORS else _read_torch(path)
 
 

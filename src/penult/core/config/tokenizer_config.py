@@ -12,7 +12,7 @@ from pathlib import Path
 from reprlib import repr as short
 from typing import Any
 
-from penult.core.config.config_json import read_object
+from penult.core.config.config_json import check_content, read_object
 
 _SIDES = ("right", "left")
 _BOOLS = (
@@ -164,14 +164,6 @@ def decisive_files(folder: Path, settings: Mapping[str, object] | None = None) -
     return [folder / name for name in dict.fromkeys(names)]
 
 
-def check_pointer(path: Path) -> None:
-    """Raise ValueError if a file is only a git-LFS pointer to its content."""
-    with path.open("rb") as file:
-        head = file.read(64)
-    if head.startswith(b"version https://git-lfs"):
-        raise ValueError(f"{path} is a git-LFS pointer, not the tokenizer; run `git lfs pull` in its repository.")
-
-
 def _merged(folder: Path, settings: Mapping[str, object]) -> tuple[dict[str, Any], dict[str, str]]:
     """Merge the settings: arguments over special_tokens_map.json over tokenizer_config.json.
 
@@ -320,7 +312,7 @@ def _section(path: Path, name: str) -> dict[str, Any] | None:
         start = _NEXT.match(head, end)
         sections["padding"], _ = json.JSONDecoder().raw_decode(head, start.end() if start else len(head))
     except ValueError:
-        check_pointer(path)
+        check_content(path, "tokenizer")
         sections = read_object(path)  # written by another program, in another order
     value = sections.get(name)
     return value if isinstance(value, dict) else None
@@ -337,7 +329,7 @@ def _decisive_beside(folder: Path, settings: Mapping[str, object] | None) -> lis
     named = {key: value for key, value in older.items() if _plain(value) != _plain(stated.get(key))}
     if not added and not named:
         return []
-    check_pointer(folder / "tokenizer.json")
+    check_content(folder / "tokenizer.json", "tokenizer")
     tokenizer = read_object(folder / "tokenizer.json")
     known = {_content(token) for token in _items(tokenizer.get("added_tokens"))}
     if not set(added) <= known:

@@ -9,9 +9,10 @@ from collections.abc import Iterator, Mapping
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
-from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto
+from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto
 
 from penult.graph.find.flow import every_node, read_by
+from penult.graph.rewrite.loops import MOST_RUNS, EndlessError, Work, work_of
 
 # The largest export known, 80 layers of operators one by one, has some 16 thousand. What depends on what is kept as bits, a
 # square of this number: 50 thousand take 0.4 GB.
@@ -43,8 +44,7 @@ def check_whole(model: ModelProto, path: Path, real: Mapping[str, Path]) -> None
         )
     if not all(isinstance(name, str) for name in _names(model)):
         raise ValueError(f"{path} holds a name that is not UTF-8; fetch it again.")
-    if (size := _nodes(model, path)) > _MOST_NODES:
-        raise ValueError(f"{path} has {size:,} nodes; penult reads a graph of at most {_MOST_NODES:,}.")
+    _check_size(model, path)
     _check_order(graph, path)
     for tensor in graph.initializer:
         if tensor.data_location == TensorProto.EXTERNAL:
@@ -82,12 +82,15 @@ def _names(model: ModelProto) -> Iterator[object]:
         yield from (attribute.name for attribute in node.attribute)
 
 
-def _nodes(model: ModelProto, path: Path) -> int:
-    """Count the nodes there will be once every local function stands where it is called."""
-    bodies: dict[_Key, list[NodeProto]] = {}
+def _check_size(model: ModelProto, path: Path) -> None:
+    """Refuse a graph of more nodes, or more runs of them, than a transformer has, local functions put where they are called."""
+    bodies: dict[_Key, list[FunctionProto]] = {}  # several may differ in the overload alone
     for function in model.functions:
-        bodies.setdefault((function.domain, function.name), []).extend(every_node(function.node))
-    calls = {key: Counter(_key(node) for node in nodes) for key, nodes in bodies.items()}
+        bodies.setdefault((function.domain, function.name), []).append(function)
+    calls = {
+        key: Counter(_key(node) for function in functions for node in every_node(function.node))
+        for key, functions in bodies.items()
+    }
     try:
         order = list(TopologicalSorter({key: bodies.keys() & called for key, called in calls.items()}).static_order())
     except CycleError as error:
@@ -95,7 +98,19 @@ def _nodes(model: ModelProto, path: Path) -> int:
     sizes: dict[_Key, int] = {}
     for key in order:
         sizes[key] = sum(count * sizes.get(called, 1) for called, count in calls[key].items())
-    return sum(sizes.get(_key(node), 1) for node in every_node(model.graph.node))
+    size = sum(sizes.get(_key(node), 1) for node in every_node(model.graph.node))
+    if size > _MOST_NODES:
+        raise ValueError(f"{path} has {size:,} nodes; penult reads a graph of at most {_MOST_NODES:,}.")
+    work: dict[_Key, Work] = {}
+    try:
+        for key in order:
+            works = [work_of(function, work) for function in bodies[key]]
+            work[key] = Work(sum(each.runs for each in works), max(each.depth for each in works))
+        runs = work_of(model.graph, work).runs
+    except EndlessError as error:
+        raise ValueError(f"{path} {error}.") from error
+    if runs > MOST_RUNS:
+        raise ValueError(f"{path} has loops that run {runs:,} nodes; penult runs at most {MOST_RUNS:,}.")
 
 
 def _key(node: NodeProto) -> _Key:

@@ -1,0 +1,175 @@
+"""Refuse a graph that might run for ever: every loop in it must end after few turns, and its inner graphs must be few.
+
+It knows the operators that carry a graph of their own, and what decides how often they run it. A loop whose number of turns is
+a constant counts as often; one that goes over an axis of the graph's inputs ends with the text.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+
+from onnx import AttributeProto, FunctionProto, GraphProto, NodeProto, TensorProto, numpy_helper
+
+from penult.graph.find.flow import subgraphs
+
+MOST_RUNS = 2_000_000
+"""Runs of nodes, those of inner graphs included, some seconds of work besides that of the nodes themselves."""
+
+_MOST_DEPTH = 4  # graphs within graphs; exports have one or two
+_TURNS = 10_000  # of a loop over an axis of the inputs
+_MOST_COPIES = 64  # times that an axis may be longer than the inputs
+# Operators whose output has the values of their first input, for a number of turns.
+_SAME_NUMBER = ("Identity", "Cast", "Squeeze", "Unsqueeze", "Reshape")
+# Operators that choose from the lengths of axes.
+_CHOOSING = (*_SAME_NUMBER, "Gather", "Slice")
+# Operators whose output has no axis longer than their inputs together have elements in one.
+_NOT_LONGER = ("Identity", "Cast", "Squeeze", "Unsqueeze", "Transpose", "Slice", "Gather", "Concat", "Shape", "Constant")
+Key = tuple[str, str]
+
+
+class EndlessError(ValueError):
+    """A loop may not end, or graphs are nested too deeply; the message begins with what the graph has."""
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What a list of nodes makes the runtime do: how many nodes it runs, and how deeply graphs are nested in them."""
+
+    runs: int = 1
+    depth: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Scope:
+    """What the names in one graph or function stand for."""
+
+    made_by: Mapping[str, NodeProto]
+    weights: Mapping[str, TensorProto]
+    inputs: frozenset[str]
+
+    @classmethod
+    def of(cls, body: GraphProto | FunctionProto) -> "_Scope":
+        made_by = {output: node for node in body.node for output in node.output}
+        if isinstance(body, FunctionProto):
+            return cls(made_by, {}, frozenset())
+        weights = {tensor.name: tensor for tensor in body.initializer}
+        return cls(made_by, weights, frozenset(value.name for value in body.input))
+
+
+def work_of(body: GraphProto | FunctionProto, functions: Mapping[Key, Work]) -> Work:
+    """Return the work of a graph or a function.
+
+    Args:
+        body: the graph or function.
+        functions: the work of each local function that it calls.
+
+    Raises:
+        EndlessError: a loop may not end, or graphs are nested too deeply.
+    """
+    return _work(body.node, [_Scope.of(body)], functions)
+
+
+def _work(nodes: Iterable[NodeProto], scopes: Sequence[_Scope], functions: Mapping[Key, Work]) -> Work:
+    runs = depth = 0
+    for node in nodes:
+        work = functions.get((node.domain, node.op_type), Work())
+        inner = [_work(graph.node, [_Scope.of(graph), *scopes], functions) for graph in subgraphs(node)]
+        turns = _turns(node, scopes) if inner else 0
+        runs += work.runs + turns * sum(graph.runs for graph in inner)
+        depth = max([depth, work.depth, *(1 + graph.depth for graph in inner)])
+    if depth > _MOST_DEPTH:
+        raise EndlessError(f"has graphs nested more than {_MOST_DEPTH} deep; export the model without them")
+    return Work(runs, depth)
+
+
+def _turns(node: NodeProto, scopes: Sequence[_Scope]) -> int:
+    """Return the most times that a node runs its graphs."""
+    if node.op_type == "If":
+        return 1
+    if node.op_type == "Loop" and node.input:
+        number = _constant(node.input[0], scopes)
+        if number is not None:
+            return max(0, number)
+        if _is_length(node.input[0], scopes):
+            return _TURNS
+    count = next((a.i for a in node.attribute if a.name == "num_scan_inputs"), 0)
+    if node.op_type == "Scan" and any(_is_short(name, scopes) for name in node.input[len(node.input) - count :]):
+        return _TURNS
+    raise EndlessError(
+        f"has a {node.op_type}, {node.name!r}, whose number of turns is neither a constant nor the length of an input, "
+        "so that it might never end; export the model without it"
+    )
+
+
+def _maker(name: str, scopes: Sequence[_Scope]) -> tuple[NodeProto | TensorProto | None, Sequence[_Scope]]:
+    """Return what makes a tensor, None for an input, and the scopes from its own on."""
+    for i, scope in enumerate(scopes):
+        if name in scope.made_by or name in scope.weights or name in scope.inputs:
+            return scope.made_by.get(name, scope.weights.get(name)), scopes[i:]
+    return None, ()
+
+
+def _constant(name: str, scopes: Sequence[_Scope]) -> int | None:
+    """Return the number that a tensor holds; None where it is not one constant number."""
+    for _ in range(len(_SAME_NUMBER)):
+        maker, scopes = _maker(name, scopes)
+        if isinstance(maker, NodeProto) and maker.op_type in _SAME_NUMBER and maker.input:
+            name = maker.input[0]
+            continue
+        if isinstance(maker, NodeProto):
+            maker = _value(maker)
+        if maker is None or maker.data_location == TensorProto.EXTERNAL or prod(maker.dims) != 1:
+            return None
+        try:
+            return int(numpy_helper.to_array(maker).item())
+        except (TypeError, ValueError):  # a broken tensor
+            return None
+    return None
+
+
+def _value(node: NodeProto) -> TensorProto | None:
+    """Return the tensor of a Constant."""
+    for attribute in node.attribute if node.op_type == "Constant" else ():
+        if attribute.type == AttributeProto.TENSOR:
+            return attribute.t
+        if attribute.name == "value_int":
+            return TensorProto(data_type=TensorProto.INT64, int64_data=[attribute.i])
+    return None
+
+
+def _is_length(name: str, scopes: Sequence[_Scope]) -> bool:
+    """Return whether a tensor holds the length of an axis that is not much longer than the graph's inputs."""
+    for _ in range(16):
+        maker, scopes = _maker(name, scopes)
+        if not isinstance(maker, NodeProto) or not maker.input:
+            return False
+        name = maker.input[0]
+        if maker.op_type == "Shape":
+            return _is_short(name, scopes)
+        if maker.op_type not in _CHOOSING:
+            return False
+    return False
+
+
+def _is_short(name: str, scopes: Sequence[_Scope]) -> bool:
+    """Return whether no axis of a tensor is much longer than the graph's inputs."""
+    copies, seen, open_names = 1, set(), [(name, scopes)]
+    while open_names:
+        name, scopes = open_names.pop()
+        maker, scopes = _maker(name, scopes)
+        if maker is None:
+            if len(scopes) != 1:  # an input of an inner graph or of a function, whose size is unknown
+                return False
+        elif isinstance(maker, TensorProto):
+            if max(maker.dims, default=1) > _TURNS:
+                return False
+        elif maker.op_type not in _NOT_LONGER:
+            return False
+        elif id(maker) not in seen:
+            seen.add(id(maker))
+            if maker.op_type == "Concat":
+                copies *= max(1, len(maker.input))
+            open_names += [(inner, scopes) for inner in maker.input if inner]
+            if copies > _MOST_COPIES:
+                return False
+    return True
