@@ -49,7 +49,7 @@ FENCE = {
     "uvicorn": {"server/"},
     "prometheus_client": {"server/"},
     "yaml": {"server/config_file.py"},
-    "typer": {"cli.py", "bulk/commands.py", "server/command.py", "deepsparse/command.py"},
+    "typer": {"cli.py", "cli_options.py", "bulk/commands.py", "server/command.py", "deepsparse/command.py"},
     "torch": {"core/export_worker.py", "core/config/module_weights.py"},
 }
 LEAVES = ("source", "recipe", "engine", "tokenizer", "tokenized", "batching", "model_inputs", "shutdown_guard", "threads")

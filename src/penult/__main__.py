@@ -1,5 +1,25 @@
 """`python -m penult` is the command `penult`."""
 
-from penult.cli import app
+import sys
 
-app()
+
+def main() -> None:
+    """Run the command line. Ctrl-C while it is still being imported is a word too, and no traceback."""
+    try:
+        from penult.cli import app  # noqa: PLC0415
+
+        app()
+    except KeyboardInterrupt:
+        print("penult: interrupted", file=sys.stderr)  # noqa: T201
+        sys.exit(130)
+    except ImportError as error:
+        from penult.cli_options import sentence_of  # noqa: PLC0415
+
+        if not isinstance(error, ModuleNotFoundError) or sentence_of(error) == str(error):
+            raise  # a bug, or a broken installation
+        print(f"penult: {sentence_of(error)}", file=sys.stderr)  # noqa: T201
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

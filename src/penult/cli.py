@@ -9,12 +9,32 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
 from penult._version import __version__
 from penult.bulk import commands as bulk
+from penult.cli_options import (
+    Dimensions,
+    DocumentPrompt,
+    FilesFrom,
+    Layer,
+    LayerNorm,
+    MaxLength,
+    Model,
+    ModelFile,
+    Normalize,
+    Poolings,
+    QueryPrompt,
+    Task,
+    in_options,
+    layer_of,
+    pooling_of,
+    prompts_of,
+    sentence_of,
+    task_of,
+)  # fmt: skip
 from penult.deepsparse import command as deepsparse_command
 from penult.server import command as server_command
 
@@ -26,15 +46,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # brackets in a help text are brackets
 )
-
-Model = Annotated[str, typer.Argument(help="A folder, an .onnx file, a Hub id (org/name[@revision]) or package:NAME[/folder].")]
-Layer = Annotated[
-    str,
-    typer.Option(
-        help="Hidden state: -1 the last, 0 the embedding output, n, a tensor's name, or none (the graph's own output)."
-    ),
-]
-PoolingChoice = Literal["mean", "max", "cls", "last"]
 
 
 def _version(wanted: bool) -> None:  # noqa: FBT001 - typer's callback
@@ -49,13 +60,6 @@ def main(
 ) -> None:
     """Turn text into vectors on an ordinary CPU."""
     del version
-
-
-ModelFile = Annotated[str | None, typer.Option(help="Which graph, such as onnx/model_int8.onnx. Default: the usual one.")]
-FilesFrom = Annotated[
-    str | None, typer.Option(help="A folder or Hub id whose files say how the model is used, for mirrors in ONNX.")
-]
-Poolings = Annotated[str | None, typer.Option(help="mean, max, cls, last, weightedmean, ... (several with commas).")]
 
 
 @app.command()
@@ -74,13 +78,13 @@ def inspect(
     from penult.graph.picture import draw  # noqa: PLC0415
 
     with _one_sentence():
-        shown = inspection.inspect(model, _layer(layer), _listed(pooling), model_file=model_file, files_from=files_from)
+        shown = inspection.inspect(model, layer_of(layer), pooling_of(pooling), model_file=model_file, files_from=files_from)
         if html is not None:
             html.write_text(draw(shown.graph, model), encoding="utf-8")
             typer.echo(f"wrote {html}", err=True)
-    typer.echo(json.dumps(inspection.as_json(shown), indent=2) if json_ else inspection.as_text(shown))
+    typer.echo(json.dumps(inspection.as_json(shown), indent=2) if json_ else in_options(inspection.as_text(shown)))
     if shown.error:
-        typer.echo(f"penult: {shown.error}", err=True)
+        typer.echo(f"penult: {in_options(shown.error)}", err=True)
         raise typer.Exit(1)
 
 
@@ -122,8 +126,8 @@ def cut_(
     *,
     layer: Layer = "-1",
     pooling: Poolings = None,
-    normalize: Annotated[bool | None, typer.Option(help="Vectors of length 1. Default: as the model's files say.")] = None,
-    dimensions: Annotated[int | None, typer.Option(help="Keep only the leading values.")] = None,
+    normalize: Normalize = None,
+    dimensions: Dimensions = None,
     model_file: ModelFile = None,
     files_from: FilesFrom = None,
     role: Annotated[
@@ -139,7 +143,9 @@ def cut_(
             raise ValueError(f"{out} does not end in .onnx; name the new file OUT.onnx.")
         if not out.parent.is_dir():
             raise ValueError(f"{out.parent} is not a folder; make it, or name another place for {out.name}.")
-        overrides = recipe.Overrides(layer=_layer(layer), pooling=_listed(pooling), normalize=normalize, dimensions=dimensions)
+        overrides = recipe.Overrides(
+            layer=layer_of(layer), pooling=pooling_of(pooling), normalize=normalize, dimensions=dimensions
+        )
         found, read = loading.read(model, overrides, model_file=model_file, files_from=files_from)
         if found.query is not None and read.query is not None:
             typer.echo(f"penult: {model} has a model for queries and one for documents; this is the {role}'s", err=True)
@@ -162,8 +168,10 @@ def bench(
     texts: Annotated[
         Path | None, typer.Option(help="One a line, or JSONL with `text`. Default: texts of penult's own.")
     ] = None,
-    pooling: Annotated[PoolingChoice | None, typer.Option(help="Default: as the model's files say.")] = None,
-    max_length: Annotated[int | None, typer.Option(help="The most tokens of a text. Default: as the files say.")] = None,
+    pooling: Poolings = None,
+    max_length: MaxLength = None,
+    model_file: ModelFile = None,
+    files_from: FilesFrom = None,
     threads: Annotated[int, typer.Option(help="Threads of each system.")] = 1,
     rounds: Annotated[int, typer.Option(help="How often each system takes its turn.")] = 5,
     limit: Annotated[int, typer.Option(help="The first so many texts.")] = 200,
@@ -178,8 +186,10 @@ def bench(
             model,
             measure.read_texts(texts)[:limit],
             against=[name.strip() for name in against.split(",") if name.strip()],
-            pooling=pooling,
+            pooling=pooling_of(pooling),
             max_length=max_length,
+            model_file=model_file,
+            files_from=files_from,
             threads=threads,
             rounds=rounds,
         )
@@ -199,20 +209,44 @@ def quality(
         Path | None,
         typer.Option(help="Lines, JSONL with `text`, a table score/sentence1/sentence2, or a folder as BEIR's data sets are."),
     ] = None,
-    pooling: Annotated[PoolingChoice | None, typer.Option(help="Default: as the model's files say.")] = None,
-    max_length: Annotated[int | None, typer.Option(help="The most tokens of a text. Default: as the files say.")] = None,
+    layer: Layer = "-1",
+    pooling: Poolings = None,
+    normalize: Normalize = None,
+    layer_norm: LayerNorm = False,
+    dimensions: Dimensions = None,
+    max_length: MaxLength = None,
+    query_prompt: QueryPrompt = None,
+    document_prompt: DocumentPrompt = None,
+    task: Task = None,
+    model_file: ModelFile = None,
+    files_from: FilesFrom = None,
     limit: Annotated[int, typer.Option(help="The first so many texts or pairs; a search corpus is taken whole.")] = 2000,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Compare int8 vectors with fp32 ones: cosine, rank correlation with scores, nDCG@10 of a search."""
-    from penult import Embedder  # noqa: PLC0415
     from penult import quality as compare  # noqa: PLC0415
+    from penult.bulk.options import Model as Options  # noqa: PLC0415
 
     with _one_sentence():
         read = compare.read_data(data, limit)
-        exact = Embedder.load(model, pooling=pooling, max_length=max_length, truncate="right")
-        other = Embedder.load(model, pooling=pooling, max_length=max_length, truncate="right", precision=precision)
-        found = compare.measure(exact, other, read)
+        prompts = prompts_of(query_prompt, document_prompt) or {}
+        options = Options(
+            model,
+            layer=layer_of(layer),
+            pooling=pooling_of(pooling),
+            normalize=normalize,
+            layer_norm=layer_norm,
+            dimensions=dimensions,
+            max_length=max_length,
+            truncate="right",
+            query_prompt=prompts.get("query"),
+            document_prompt=prompts.get("document"),
+            task=task_of(task),
+            model_file=model_file,
+            files_from=files_from,
+        )
+        exact = options.load(threads=None)
+        found = compare.measure(exact, dataclasses.replace(options, precision=precision).load(threads=None), read)
     typer.echo(json.dumps(dataclasses.asdict(found), indent=1) if as_json else compare.table(found, read))
 
 
@@ -220,25 +254,13 @@ server_command.add(app)
 deepsparse_command.add(app)  # the same command, with DeepSparse's options; goes with the folder deepsparse/
 
 
-def _layer(text: str) -> int | str | None:
-    if text.lower() == "none":
-        return None
-    return int(text) if text.removeprefix("-").isdecimal() else text
-
-
-def _listed(text: str | None) -> Any:  # noqa: ANN401 - the recipe checks the names
-    """Read poolings separated by commas; a single one is a name."""
-    names = [name.strip() for name in (text or "").split(",") if name.strip()]
-    return names[0] if len(names) == 1 else names or None
-
-
 @contextmanager
 def _one_sentence() -> Iterator[None]:
     """Turn what a user can mend into one sentence and exit status 1; anything else keeps its traceback, it is a bug."""
     try:
         yield
-    except (ValueError, OSError) as error:
-        typer.echo(f"penult: {error}", err=True)
+    except (ValueError, OSError, ImportError) as error:
+        typer.echo(f"penult: {sentence_of(error)}", err=True)
         raise typer.Exit(1) from error
 
 

@@ -1,7 +1,12 @@
-"""An optional progress bar over texts."""
+"""Progress bars: over texts in Python, over rows on the command line."""
 
+import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+
+LINE_SECONDS = 10.0
+"""Seconds between two lines of progress where there is no terminal to draw a bar on."""
 
 
 @contextmanager
@@ -18,3 +23,37 @@ def progress_bar(total: int, *, shown: bool) -> Iterator[Callable[[int], object]
 
     with tqdm(total=total, unit="text", desc="embedding") as bar:
         yield bar.update
+
+
+@contextmanager
+def rows_written(target: str) -> Iterator[Callable[[int, int], object]]:
+    """Yield a function that takes the rows written and those there are: a bar on a terminal, else a line every 10 seconds."""
+    if sys.stderr.isatty():
+        from tqdm.auto import tqdm  # noqa: PLC0415 - only a terminal needs it
+
+        with tqdm(unit="row", desc=f"writing to {target}") as bar:
+
+            def draw(rows: int, total: int) -> None:
+                bar.total = total
+                bar.update(rows - bar.n)
+
+            yield draw
+        return
+    started = last = time.monotonic()
+
+    def say(rows: int, total: int) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last >= LINE_SECONDS:
+            last, rate = now, rows / (now - started)
+            left = f"; {duration((total - rows) / rate)} left"
+            print(f"penult: {rows:,} of {total:,} rows in {target}; {rate:,.0f} rows/s{left}", file=sys.stderr, flush=True)  # noqa: T201
+
+    yield say
+
+
+def duration(seconds: float) -> str:
+    """Return a time as a person says it: 40 s, 12 min, 3.5 h."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:,.1f} h"

@@ -90,7 +90,7 @@ def server(model: str) -> Callable[[], object]:
 def shard(model: str) -> Callable[[], object]:
     """Return what a worker of a bulk job does with the texts of a shard."""
     from penult import Embedder
-    from penult.bulk.tables import embed_texts
+    from penult.bulk.texts import embed_texts
 
     embedder = Embedder.load(model)
     return lambda: embed_texts(embedder, ["the cat", "a dog"], "document")

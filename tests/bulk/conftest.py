@@ -6,8 +6,9 @@ import pytest
 from bulk.jobs import InProcess
 
 from penult.bulk import embed
-from penult.bulk.embed import Request, embed_files
+from penult.bulk.embed import embed_files
 from penult.bulk.options import Columns, Model
+from penult.bulk.request import Request
 
 
 @pytest.fixture

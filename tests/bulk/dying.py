@@ -4,7 +4,7 @@ import os
 import signal
 import time
 
-from penult.bulk.job.shard import Record
+from penult.bulk.job.record import Record
 from penult.bulk.job.worker import Ready
 
 

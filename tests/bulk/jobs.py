@@ -17,7 +17,7 @@ from penult.bulk import embed
 from penult.bulk.job.reuse import Old
 from penult.bulk.job.shard import make_shard
 from penult.bulk.job.worker import Ready
-from penult.bulk.tables import metadata_of
+from penult.bulk.texts import metadata_of
 
 
 class InProcess:

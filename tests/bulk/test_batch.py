@@ -134,7 +134,7 @@ def test_every_option_reaches_load(monkeypatch, embedder):
     options = {
         "precision": "int8", "dimensions": 3, "max_length": 9, "truncate": "left", "max_batch_tokens": 7, "pooling": "cls",
         "prompts": {"query": "q"}, "files_from": "f", "model_file": "m.onnx", "task": "t", "threads": 2,
-        "normalize": False, "layer_norm": True,
+        "normalize": False, "layer_norm": True, "layer": 2,
     }  # fmt: skip
     assert BatchEmbedder("m", **options).embedder is embedder
     assert asked == [("m", options)]

@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from penult.bulk.embed import Request, StoppedError, Summary
 from penult.bulk.ingest import Ingested
+from penult.bulk.job.errors import StoppedError
 from penult.bulk.job.progress import Totals
 from penult.bulk.options import Columns, Model
+from penult.bulk.request import Request, Summary
 from penult.cli import app
 
 
@@ -133,6 +134,7 @@ def test_ingest(run):
     """It says what it read and what there is now; an error is one sentence and 1."""
     arguments = ("ingest", "in.parquet", "--to", "qdrant:p", "--collection", "c", "--id-column", "i")
     code, last, asked = run(*arguments, ends=Ingested(1234, 5678))
+    assert asked[3].pop("advance")
     assert asked == (Path("in.parquet"), "qdrant:p", "c", {"id_column": "i"})
     assert (code, last) == (0, "penult: 1,234 rows read; c has 5,678 entries\n")
     assert run(*arguments, ends=ValueError("no"))[:2] == (1, "penult: no\n")

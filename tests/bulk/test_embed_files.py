@@ -17,8 +17,8 @@ from models import tiny_model
 
 from penult import Embedder
 from penult.bulk import embed, lance_files, ray_engine
-from penult.bulk.embed import StoppedError
 from penult.bulk.input import input_files, readers
+from penult.bulk.job.errors import StoppedError
 from penult.bulk.output import output_files, writers
 
 
@@ -90,12 +90,11 @@ def test_what_a_folder_or_a_glob_holds_beside_input(job, tmp_path):
     line(folder / "old.parquet.job" / "done.jsonl")
     (folder / "old.parquet.job" / "lock").touch()
     (folder / "lock").touch()
-    for given, out in ((folder, "in/out.jsonl"), (f"{folder}/**/*.jsonl", "in/glob.jsonl")):
-        before = sorted(folder.iterdir())
-        assert job(given, out=out).totals.rows == 2
-        assert job(given, out=out).rows_per_second is None
-        for path in {*folder.iterdir()} - {*before}:
-            path.unlink()
+    given, out, before = f"{folder}/**/*.jsonl", "in/glob.jsonl", sorted(folder.iterdir())
+    assert job(given, out=out).totals.rows == 2
+    assert job(given, out=out).rows_per_second is None
+    for path in {*folder.iterdir()} - {*before}:
+        path.unlink()
     job(folder, out="before.parquet")
     assert texts_of(tmp_path / "before.parquet") == ["a.jsonl", "c.jsonl"]
     line(folder / "nightly.job" / "d.jsonl")
@@ -279,7 +278,7 @@ def test_cut_texts_are_counted(tiny, tmp_path):
     assert done.returncode == 0
     assert "6 rows" in done.stderr
     assert "3 cut at 64 tokens" in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1
+    assert [line.partition(" /")[0] for line in done.stderr.splitlines()[:-1]] == ["penult: loading model"]
 
 
 def test_standard_input_and_json_progress(tiny, tmp_path):
@@ -289,7 +288,8 @@ def test_standard_input_and_json_progress(tiny, tmp_path):
     with source.open() as pipe:
         done = run(*arguments, "--progress", "json", stdin=pipe)
     events = [json.loads(line) for line in done.stderr.splitlines()]
-    assert [event["event"] for event in events] == ["progress", "progress", "progress", "done"]
+    assert [event["event"] for event in events] == ["note", "progress", "progress", "progress", "done"]
+    assert events.pop(0)["message"] == f"loading model {tiny}"
     assert events[-2]["rows"] == events[-2]["of"] == events[-1]["rows"] == 40
     assert events[0]["eta_seconds"] >= events[-2]["eta_seconds"] == 0
     assert events[0]["rows_per_second"] > 0

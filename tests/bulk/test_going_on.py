@@ -13,10 +13,10 @@ from bulk.jobs import corpus, half_done, vectors
 from models import tiny_model
 
 from penult.bulk.atomic_files import atomic_write
-from penult.bulk.embed import StoppedError
 from penult.bulk.input import input_files
+from penult.bulk.job.errors import StoppedError
 from penult.bulk.job.manifest import Job
-from penult.bulk.job.shard import Record
+from penult.bulk.job.record import Record
 from penult.bulk.output import writers
 
 

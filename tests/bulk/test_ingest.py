@@ -14,9 +14,10 @@ from bulk.postgres import server
 from models import tiny_model
 
 from penult.bulk import embed
-from penult.bulk.embed import Request, embed_files
+from penult.bulk.embed import embed_files
 from penult.bulk.ingest import entry_id, ingest
 from penult.bulk.options import Columns, Model
+from penult.bulk.request import Request
 from penult.bulk.stores import qdrant
 
 QUESTIONS = 100

@@ -9,9 +9,9 @@ from bulk.jobs import half_done, rejected
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penult.bulk.embed import StoppedError
 from penult.bulk.input import columns, input_files, jsonl, readers, sources, streams
 from penult.bulk.input.rows import Rejected, Row
+from penult.bulk.job.errors import StoppedError
 from penult.bulk.options import DEFAULT_READING
 
 SCHEMA = pa.schema(

@@ -10,7 +10,7 @@ import pytest
 
 from penult.bulk.input.readers import Scanned
 from penult.bulk.job.manifest import Identity, Job, Manifest
-from penult.bulk.job.shard import Record, shard_path
+from penult.bulk.job.record import Record, shard_path
 
 IDENTITY = Identity(("h1", "h2"), "f", "document", "text", "vector", None, "cut", None)
 SCHEMA = pa.schema([pa.field("text", pa.string()), pa.field("n", pa.int64(), metadata={b"k": b"v"})])

@@ -12,7 +12,8 @@ from bulk.jobs import corpus, run
 
 from penult.bulk.input.sources import Shard
 from penult.bulk.job import pool, worker
-from penult.bulk.job.pool import Pool, WorkError
+from penult.bulk.job.errors import WorkError
+from penult.bulk.job.pool import Pool
 from penult.bulk.job.worker import AT_ONCE, Failed, Ready, Task, serve
 from penult.bulk.options import Columns, Model
 

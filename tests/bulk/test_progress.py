@@ -7,9 +7,11 @@ from dataclasses import asdict
 
 import pytest
 
+from penult import progress_bar
 from penult.bulk.job import progress
+from penult.bulk.job.parts import Tick
 from penult.bulk.job.progress import Progress, Totals
-from penult.bulk.job.shard import Record
+from penult.bulk.job.record import Record
 
 
 class Terminal(io.StringIO):
@@ -94,3 +96,85 @@ def test_off_on_a_terminal(monkeypatch):
     terminal = on_a_terminal(monkeypatch)
     Progress("off", 5, Totals()).add(record(rows=5))
     assert terminal.getvalue() == ""
+
+
+def test_lines_where_there_is_no_terminal(monkeypatch, capfd):
+    """A line every ten seconds with all that a bar shows, unfinished shards included; what an earlier run did is no rate of this one."""
+    clock = [100.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
+    shown = Progress("auto", 20_000, Totals(rows=1000, tokens=7))
+    shown.add(Tick(3, rows=500, tokens=100, kept=500, earlier=500))
+    for now, rows in ((109.9, 600), (110.0, 700), (115.0, 900), (119.0, 1000)):
+        clock[0] = now
+        shown.add(Tick(3, rows=rows, rejected=1, cut=2, tokens=rows * 10 + 100, kept=500, earlier=500))
+    clock[0] = 120.0
+    shown.add(record(shard=3, rows=1500, cut=4, tokens=20_100))
+    assert capfd.readouterr().err.splitlines() == [
+        "penult: 1,700 of 20,000 rows (8 %); 20 rows/s, 700 tokens/s; 15 min left; 2 truncated, 1 rejected",
+        "penult: 2,500 of 20,000 rows (12 %); 50 rows/s, 1,000 tokens/s; 6 min left; 4 truncated, 0 rejected",
+    ]
+    assert shown.rate == 50
+
+
+def test_what_is_kept(capfd):
+    """Finished shards, and of the others what is on the disk."""
+    shown = Progress("off", 20, Totals(rows=2))
+    shown.add(record(shard=0, rows=4, rejected=1))
+    shown.add(Tick(1, rows=5, kept=3))
+    shown.add(Tick(2, rows=5, kept=0))
+    assert (shown.kept, shown.totals.seen) == (10, 7)
+    shown.add(record(shard=1, rows=6))
+    assert shown.kept == 13
+    assert capfd.readouterr().err == ""
+
+
+def test_a_bar_moves_within_a_shard(monkeypatch):
+    """With every tick, and back where a worker died over it."""
+    terminal = on_a_terminal(monkeypatch)
+    shown = Progress("auto", 200, Totals())
+    for rows in (10, 50, 20):
+        shown.add(Tick(0, rows=rows, rejected=1, cut=2, tokens=rows))
+        assert shown._bar.n == rows
+    shown.add(record(shard=0, rows=60))
+    assert shown._bar.n == 60
+    shown._bar.refresh()
+    shown.close()
+    assert "tokens/s, cut=0, rejected=0" in terminal.getvalue()
+
+
+def test_json_within_a_shard(monkeypatch):
+    """A line where none was for ten seconds."""
+    terminal, clock = on_a_terminal(monkeypatch), [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
+    shown = Progress("json", 100, Totals())
+    for now in (5.0, 10.0, 15.0, 20.0):
+        clock[0] = now
+        shown.add(Tick(0, rows=int(now), tokens=int(now)))
+    assert [json.loads(line)["rows"] for line in terminal.getvalue().splitlines()] == [10, 20]
+
+
+@pytest.mark.parametrize("on_terminal", [False, True])
+def test_rows_written_to_a_store(monkeypatch, capfd, on_terminal):
+    """A bar or a line every ten seconds, with the time that is left."""
+    clock = [0.0]
+    if on_terminal:
+        terminal = on_a_terminal(monkeypatch)
+    else:
+        monkeypatch.setattr(progress_bar.time, "monotonic", lambda: clock[0])
+    with progress_bar.rows_written("docs") as advance:
+        for rows in (100, 200, 300, 400):
+            clock[0] += 6
+            advance(rows, 1000)
+    if on_terminal:
+        assert "writing to docs" in terminal.getvalue()
+        assert "400/1000" in terminal.getvalue()
+    else:
+        lines = ["200 of 1,000 rows in docs; 17 rows/s; 48 s left", "400 of 1,000 rows in docs; 17 rows/s; 36 s left"]
+        assert capfd.readouterr().err.splitlines() == [f"penult: {line}" for line in lines]
+
+
+def test_durations():
+    """In the unit that a person would say."""
+    assert [progress_bar.duration(seconds) for seconds in (0, 99, 101, 5990, 7200, 90_000)] == [
+        "0 s", "99 s", "2 min", "100 min", "2.0 h", "25.0 h",
+    ]  # fmt: skip

@@ -18,7 +18,7 @@ from bulk.jobs import corpus, recorded, run, started
 from penult.bulk import ray_engine
 from penult.bulk.input import input_files, readers
 from penult.bulk.job import reuse
-from penult.bulk.job.pool import WorkError
+from penult.bulk.job.errors import WorkError
 from penult.bulk.options import Columns, Model
 from penult.bulk.ray_engine import Setup, ShardActor
 

@@ -4,7 +4,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from penult.bulk.tables import embed_texts, texts_of, vectors_of, with_vectors
+from penult.bulk.tables import texts_of, vectors_of, with_vectors
+from penult.bulk.texts import embed_texts
 from penult.core.tokenized import Tokenized
 from penult.types import TextError
 

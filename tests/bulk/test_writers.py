@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from penult.bulk import lance_files, tables
-from penult.bulk.job.shard import opened_shard, rejected_path, shard_path
-from penult.bulk.output import output_files, writers
+from penult.bulk.job.record import rejected_path, shard_path
+from penult.bulk.output import output_files, row_groups, writers
 
 
 @pytest.mark.parametrize("together", [3, 1024])
@@ -65,13 +65,10 @@ def groups_of(path):
         return [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
 
 
-@pytest.mark.parametrize(
-    ("most", "groups"),
-    [(1, SIZES), (8, [8, 13, 21, 3]), (9, [12, 9, 21, 3]), (10, [12, 10, 20, 3]), (45, [45]), (46, [45])],
-)
+@pytest.mark.parametrize(("most", "groups"), [(1, [1] * 45), (8, [8] * 5 + [5]), (44, [44, 1]), (45, [45]), (46, [45])])
 def test_row_groups(tmp_path, monkeypatch, most, groups):
-    """Shards are put together until there are rows enough; what is left over is a group too."""
-    monkeypatch.setattr(writers, "_GROUP_ROWS", most)
+    """Each has as many rows as a group may have, wherever shards end; what is left over is a group too."""
+    monkeypatch.setattr(row_groups, "_GROUP_ROWS", most)
     schema, whole = shards(tmp_path, SIZES)
     writers.write(tmp_path / "out.parquet", tmp_path, schema, range(len(SIZES)), vector_column="vector")
     assert groups_of(tmp_path / "out.parquet") == groups
@@ -79,20 +76,55 @@ def test_row_groups(tmp_path, monkeypatch, most, groups):
     assert pq.read_schema(tmp_path / "out.parquet").metadata[b"k"] == b"v"
 
 
+ROW = len("of shard 0") + 3 * 4  # bytes
+
+
 @pytest.mark.parametrize(
-    ("together", "more", "groups"),
-    [([0, 1], 0, [8, 13, 21, 3]), ([0, 1], 1, [12, 9, 21, 3]), ([3], 0, [12, 9, 21, 3]), ([3], 1, [12, 10, 20, 3])],
+    ("most", "groups"), [(1, [1] * 45), (20 * ROW, [20, 20, 5]), (20 * ROW - 1, [20, 20, 5]), (20 * ROW + 1, [21, 21, 3])]
 )
-def test_row_groups_of_long_rows(tmp_path, monkeypatch, together, more, groups):
-    """Or until there are bytes enough, however few the rows are: as many as some shards have together, or a byte more."""
+def test_row_groups_of_long_rows(tmp_path, monkeypatch, most, groups):
+    """Or it ends with the row that fills its bytes, however few the rows are."""
     schema, _ = shards(tmp_path, SIZES)
-    sizes = []
-    for number in range(len(SIZES)):
-        with opened_shard(tmp_path, number) as table:
-            sizes.append(table.nbytes)
-    monkeypatch.setattr(writers, "_GROUP_BYTES", sum(sizes[number] for number in together) + more)
+    monkeypatch.setattr(row_groups, "_GROUP_BYTES", most)
     writers.write(tmp_path / "out.parquet", tmp_path, schema, range(len(SIZES)), vector_column="vector")
     assert groups_of(tmp_path / "out.parquet") == groups
+
+
+def columns_of_every_kind(count):
+    """Give a table with columns of every kind of type: some values null, the longer ones later."""
+    texts = [None if row % 7 == 3 else "x" * (row + 1) for row in range(count)]
+    dictionary = pa.array([text and text[:3] for text in texts]).dictionary_encode()
+    return pa.table({
+        "text": texts, "large": pa.array(texts, pa.large_string()), "view": pa.array(texts, pa.string_view()),
+        "bytes": pa.array([text and text.encode() for text in texts], pa.binary()),
+        "list": pa.array([text and list(text) for text in texts]), "lists": pa.array([text and [[text], []] for text in texts]),
+        "struct": pa.array([text and {"a": text, "b": row} for row, text in enumerate(texts)]),
+        "map": pa.array([text and [(text, 1)] for text in texts], pa.map_(pa.string(), pa.int64())),
+        "kind": dictionary, "few": dictionary.cast(pa.dictionary(pa.int8(), pa.string())), "flag": [row % 2 == 0 for row in range(count)],
+        "nothing": pa.nulls(count), "when": pa.array(range(count), pa.timestamp("us")), "fixed": pa.array([b"ab"] * count, pa.binary(2)),
+    })  # fmt: skip
+
+
+@pytest.mark.parametrize("most", [2000, 1 << 25])
+def test_shards_leave_no_trace_in_parquet(tmp_path, monkeypatch, most):
+    """The same bytes, however the rows were cut into shards."""
+    monkeypatch.setattr(row_groups, "_GROUP_BYTES", most)
+    table = tables.with_vectors(
+        columns_of_every_kind(60), "vector", np.arange(180, dtype=np.float32).reshape(60, 3), {"k": "v"}
+    )
+    written = set()
+    for sizes in ([60], [1] * 60, [7, 20, 3, 30], [59, 1]):
+        start = 0
+        for number, size in enumerate(sizes):
+            part = pa.concat_tables([table.slice(start, size)]).unify_dictionaries().combine_chunks()
+            with pa.ipc.new_file(str(shard_path(tmp_path, number)), table.schema) as writer:
+                writer.write_table(part)
+            start += size
+        writers.write(tmp_path / "out.parquet", tmp_path, table.schema, range(len(sizes)), vector_column="vector")
+        written.add((tmp_path / "out.parquet").read_bytes())
+    assert len(written) == 1
+    assert pq.read_table(tmp_path / "out.parquet").column("text").equals(table.column("text"))
+    assert len(groups_of(tmp_path / "out.parquet")) == (1 if most > 2000 else 8)
 
 
 @pytest.mark.parametrize("columns", [("text", "vector"), ("vector",)])

@@ -18,9 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from penult.bench import worker
-from penult.core import prepare, recipe, source
+from penult.core import loading, prepare, recipe
 from penult.core.model_tokenizer import tokenizer_of
 from penult.data import calibration_texts
+from penult.types import Pooling
 
 AGAINST = ("onnxruntime",)
 _OURS = ("penult", "penult-int8")
@@ -156,8 +157,10 @@ def measure(
     texts: Sequence[str],
     *,
     against: Sequence[str] = (),
-    pooling: str | None = None,
+    pooling: Pooling | Sequence[Pooling] | None = None,
     max_length: int | None = None,
+    model_file: str | None = None,
+    files_from: str | None = None,
     threads: int = 1,
     rounds: int = 5,
     peers: Peers | None = None,
@@ -170,6 +173,8 @@ def measure(
         against: names of `AGAINST`.
         pooling: "mean" or "cls", where the model's files do not say.
         max_length: the most tokens of a text. None: as the model's files say.
+        model_file: which graph of the model. None: the usual one.
+        files_from: a folder or Hub id whose files say how the model is used. None: the model's own.
         threads: threads of each system.
         rounds: how often each system takes its turn.
         peers: other libraries; one that cannot run is reported with its reason.
@@ -185,8 +190,9 @@ def measure(
         )
     if not texts:
         raise ValueError("There are no texts to embed; give a file with one a line.")
-    found = source.resolve(model)
-    read = recipe.read(found.folder, recipe.Overrides(pooling=pooling, max_length=max_length))  # type: ignore[arg-type]
+    overrides = recipe.Overrides(pooling=pooling, max_length=max_length)
+    found = loading.files_of(model, model_file=model_file, files_from=files_from)
+    read = loading.read_files(found, overrides)
     if max_length is None and (most := recipe.positions(found.home)) is not None:
         read = replace(read, max_length=min(read.max_length, most))  # the peers do not look into the graph
     if read.query is not None:
@@ -197,7 +203,9 @@ def measure(
     with tempfile.TemporaryDirectory() as folder:
         int8_graph = Path(folder) / "int8.onnx"
         job: dict[str, object] = {
-            "model": model, "graph": str(found.model), "folder": str(found.folder), "pooling": read.pooling,
+            "model": model, "model_file": model_file, "files_from": files_from,
+            "graph": str(found.model), "folder": str(found.folder),
+            "tokenizer": str(found.tokenizer), "pooling": read.pooling,
             "max_length": read.max_length, "threads": threads, "cube": _CUBE, "int8_graph": str(int8_graph),
         }  # fmt: skip
         from penult.bench.matmul import flops, write_int8_matmul  # noqa: PLC0415 - the import of onnx, here and below

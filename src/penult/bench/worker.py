@@ -31,7 +31,8 @@ def penult_int8(job: dict[str, Any]) -> Run:
 def _penult(job: dict[str, Any], precision: Any) -> Run:
     from penult.core.embedder import Embedder
 
-    options = {"pooling": job["pooling"], "normalize": True, "max_length": job["max_length"]}
+    names = ("pooling", "max_length", "model_file", "files_from")
+    options: dict[str, Any] = {name: job.get(name) for name in names} | {"normalize": True}
     return Embedder.load(job["model"], threads=job["threads"], precision=precision, truncate="right", **options).embed
 
 
@@ -53,7 +54,7 @@ def padded(job: dict[str, Any], run: Callable[[dict[str, Any]], Any], *, rows: i
     import numpy as np
     from tokenizers import Tokenizer
 
-    tokenizer = Tokenizer.from_file(str(Path(job["folder"]) / "tokenizer.json"))
+    tokenizer = Tokenizer.from_file(str(Path(job["tokenizer"]) / "tokenizer.json"))
     tokenizer.no_padding()
     tokenizer.enable_truncation(job["max_length"])
 

@@ -15,7 +15,7 @@ from penult.fork import PerProcess
 from penult.types import Pooling, Precision, Role, TextError, Truncate
 
 if TYPE_CHECKING:
-    from penult.bulk.tables import Outcome
+    from penult.bulk.texts import Outcome
     from penult.core.embedder import Embedder
 
 Batch = TypeVar("Batch")
@@ -42,6 +42,7 @@ class BatchEmbedder:
         task: the task of models that have several.
         normalize: whether vectors have length 1. None: as the model's files say.
         layer_norm: whether a layer norm without weights comes before `dimensions` are kept.
+        layer: the hidden state that is pooled.
         bad_rows: "raise" for a row that is no text; "null" gives it a null instead of a vector (not for dicts of arrays,
             which have none).
         fixed_size: whether Arrow's lists are of one fixed size. False: of any, the only ones that Spark knows.
@@ -67,6 +68,7 @@ class BatchEmbedder:
         task: str | int | None = None,
         normalize: bool | None = None,
         layer_norm: bool = False,
+        layer: int | str | None = -1,
         bad_rows: Literal["raise", "null"] = "raise",
         fixed_size: bool = True,
     ) -> None:
@@ -91,6 +93,7 @@ class BatchEmbedder:
             task=task,
             normalize=normalize,
             layer_norm=layer_norm,
+            layer=layer,
         )
         self._fixed_size = fixed_size
         self._embedder = PerProcess(partial(Model.load, self._model, threads))
@@ -140,7 +143,7 @@ class BatchEmbedder:
             raise ValueError(f"The batch has a column {self.vector_column!r} already; choose another vector_column.")
 
     def _embed(self, texts: list[Any]) -> "Outcome":
-        from penult.bulk.tables import embed_texts  # noqa: PLC0415 - as in `embedder`
+        from penult.bulk.texts import embed_texts  # noqa: PLC0415 - as in `embedder`
 
         outcome = embed_texts(self.embedder, texts, self.role)
         if outcome.bad and self.bad_rows == "raise":
@@ -161,7 +164,8 @@ class BatchEmbedder:
     def _arrow(self, batch: Any) -> Any:  # noqa: ANN401 - pyarrow has no types
         import pyarrow as pa  # noqa: PLC0415 - here already: the batch is its own
 
-        from penult.bulk.tables import metadata_of, texts_of, with_vectors  # noqa: PLC0415
+        from penult.bulk.tables import texts_of, with_vectors  # noqa: PLC0415
+        from penult.bulk.texts import metadata_of  # noqa: PLC0415
 
         table = batch if isinstance(batch, pa.Table) else pa.Table.from_batches([batch])
         outcome = self._embed(texts_of(table.column(self.text_column)))

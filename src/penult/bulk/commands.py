@@ -4,15 +4,38 @@ Exit status: 0 every row has a vector; 3 the job is finished and some rows were 
 """
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Literal
 
 import typer
 
-from penult.types import Pooling, Role
+from penult.bulk.job.errors import StoppedError, WorkError
+from penult.cli_options import (
+    Dimensions,
+    DocumentPrompt,
+    FilesFrom,
+    Layer,
+    LayerNorm,
+    MaxLength,
+    ModelFile,
+    Normalize,
+    Poolings,
+    Precision,
+    QueryPrompt,
+    Task,
+    Truncate,
+    layer_of,
+    pooling_of,
+    sentence_of,
+    task_of,
+)  # fmt: skip
+from penult.progress_bar import rows_written
+from penult.types import Role
 
-_POOLINGS: tuple[Pooling, ...] = get_args(Pooling)
 _REJECTED = 3
 _FAILED = 1
 
@@ -22,7 +45,10 @@ def embed(
         list[str],
         typer.Argument(metavar="IN...", help="Parquet, Lance, JSON, CSV, text, Markdown...; folders, globs, or - for a pipe."),
     ],
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="The output: .parquet, .lance, .npy or .jsonl.")],
+    out: Annotated[
+        Path,
+        typer.Argument(metavar="OUT", help="The output: .parquet, .lance, .npy or .jsonl; never an input."),
+    ],
     *,
     model: Annotated[str, typer.Option(help="A folder, an .onnx file, a Hub id or package:NAME[/folder].")],
     text_column: Annotated[str, typer.Option(help="The column of the texts.")] = "text",
@@ -34,35 +60,29 @@ def embed(
     prompt: Annotated[
         str | None, typer.Option(help="Put before each text. Default: the model's own prompt for the role.", metavar="TEXT")
     ] = None,
-    prompt_query: Annotated[
-        str | None, typer.Option(help="The prompt of the role query; with --prompt-document, names both.", metavar="TEXT")
+    prompt_name: Annotated[
+        str | None, typer.Option(help="The name of a prompt in the model's files, to put before each text.", metavar="NAME")
     ] = None,
-    prompt_document: Annotated[
-        str | None, typer.Option(help="The prompt of the role document; the fingerprint has both.", metavar="TEXT")
-    ] = None,
-    pooling: Annotated[
-        str | None, typer.Option(help=f"{', '.join(_POOLINGS)}, or several with commas. Default: as the model's files say.")
-    ] = None,
-    model_file: Annotated[str | None, typer.Option(help="The .onnx file, where the model has several.")] = None,
-    files_from: Annotated[
-        str | None, typer.Option(help="Folder or Hub id with tokenizer and configuration, for a model without them.")
-    ] = None,
-    task: Annotated[str | None, typer.Option(help="The task of a model that has several.")] = None,
-    normalize: Annotated[bool | None, typer.Option(help="Vectors of length 1. Default: as the model's files say.")] = None,
-    layer_norm: Annotated[
-        bool, typer.Option("--layer-norm", help="A layer norm before --dimensions, as some cards ask.")
-    ] = False,
-    precision: Annotated[Literal["fp32", "int8"], typer.Option(help="Of the arithmetic.")] = "fp32",
-    dimensions: Annotated[int | None, typer.Option(help="Keep only the leading values.")] = None,
-    max_length: Annotated[int | None, typer.Option(help="Most tokens of a text. Default: as the model's files say.")] = None,
-    truncate: Annotated[
-        Literal["error", "warn", "right", "left"], typer.Option(help="A longer text is rejected (error), or cut and counted.")
-    ] = "warn",
+    query_prompt: QueryPrompt = None,
+    document_prompt: DocumentPrompt = None,
+    layer: Layer = "-1",
+    pooling: Poolings = None,
+    normalize: Normalize = None,
+    layer_norm: LayerNorm = False,
+    dimensions: Dimensions = None,
+    max_length: MaxLength = None,
+    truncate: Truncate = "warn",
+    precision: Precision = "fp32",
+    task: Task = None,
+    model_file: ModelFile = None,
+    files_from: FilesFrom = None,
     batch_tokens: Annotated[
         int | None, typer.Option(help="Most padded tokens of a batch. Default: 512, with int8 256.")
     ] = None,
     workers: Annotated[int, typer.Option(help="Processes; they share the machine's cores.")] = 1,
-    shard_rows: Annotated[int | None, typer.Option(help="Rows that a crash may cost. Default: by the texts' length.")] = None,
+    shard_rows: Annotated[
+        int | None, typer.Option(help="Rows of a shard, the unit of work. Default: by the texts' length.")
+    ] = None,
     format_: Annotated[
         Literal["parquet", "lance", "jsonl", "json", "csv", "tsv", "text", "document"] | None,
         typer.Option("--format", help="Of inputs whose ending says nothing. A pipe is jsonl by default."),
@@ -76,37 +96,48 @@ def embed(
     ] = None,
     resume: Annotated[bool, typer.Option("--resume/--overwrite", help="Go on with an unfinished job, or start anew.")] = True,
     progress: Annotated[
-        Literal["auto", "json", "off"], typer.Option(help="auto: a bar on a terminal, else nothing; json: a line a shard.")
+        Literal["auto", "json", "off"],
+        typer.Option(help="auto: a bar on a terminal, else a line every 10 s; json: a line a shard, and every 10 s."),
     ] = "auto",
     engine: Annotated[Literal["local", "ray"], typer.Option(help="Processes of this machine, or Ray Data.")] = "local",
     address: Annotated[str | None, typer.Option(help="Of a Ray cluster; auto finds the one this machine is in.")] = None,
 ) -> None:
-    """Turn files of texts into one file of rows with vectors. A job that was stopped goes on where it was."""
-    from penult.bulk.embed import Request, StoppedError, embed_files  # noqa: PLC0415 - `penult --help` stays quick
-    from penult.bulk.job.pool import WorkError  # noqa: PLC0415
-    from penult.bulk.options import Columns, Model, ReadOptions  # noqa: PLC0415
+    """Turn files of texts into one file of rows with vectors. A job that was stopped goes on where it was.
 
-    try:
-        prompts = _prompts(role, prompt, {"query": prompt_query, "document": prompt_document})
+    Exit status: 0 every row has a vector; 3 some rows were rejected, and OUT.rejected.jsonl says why; 1 the job did not finish.
+    """
+    with _one_sentence("nothing was begun, and what an earlier run had done is kept.", json_=progress == "json"):
+        from penult.bulk.options import Columns, Model, ReadOptions  # noqa: PLC0415 - `penult --help` stays quick
+        from penult.bulk.request import Request  # noqa: PLC0415
+
+        if find_spec("pyarrow") is None:
+            from penult.bulk.plain_job import embed_files  # noqa: PLC0415
+        else:
+            from penult.bulk.embed import embed_files  # noqa: PLC0415
+
+        loaded = Model(
+            model,
+            precision=precision,
+            dimensions=dimensions,
+            max_length=max_length,
+            truncate=truncate,
+            max_batch_tokens=batch_tokens,
+            pooling=pooling_of(pooling),
+            files_from=files_from,
+            model_file=model_file,
+            task=task_of(task),
+            normalize=normalize,
+            layer_norm=layer_norm,
+            layer=layer_of(layer),
+        )
+        if prompt_name is not None:
+            if prompt is not None:
+                raise ValueError("--prompt and --prompt-name are both given; give one of the two.")
+            prompt = loaded.named_prompt(prompt_name)
         request = Request(
             inputs=tuple(inputs),
             out=out,
-            model=Model(
-                model,
-                precision=precision,
-                dimensions=dimensions,
-                max_length=max_length,
-                truncate=truncate,
-                max_batch_tokens=batch_tokens,
-                pooling=_pooling(pooling),
-                query_prompt=prompts["query"],
-                document_prompt=prompts["document"],
-                files_from=files_from,
-                model_file=model_file,
-                task=int(task) if task is not None and task.isdecimal() else task,
-                normalize=normalize,
-                layer_norm=layer_norm,
-            ),
+            model=loaded.with_prompts(_prompts(role, prompt, {"query": query_prompt, "document": document_prompt})),
             columns=Columns(text_column, vector_column, role),
             id_column=id_column,
             format=format_,
@@ -120,9 +151,6 @@ def embed(
             reading=ReadOptions(encoding, max_row_bytes),
         )
         summary = embed_files(request)
-    except (StoppedError, WorkError, ValueError, OSError, ImportError) as error:
-        _end({"event": "failed", "message": str(error)}, str(error), json_=progress == "json")
-        raise typer.Exit(_FAILED) from error
     totals, rejected = summary.totals, f"{out}.rejected.jsonl"
     parts = [f"{totals.rows:,} rows in {out}"]
     parts += [f"{totals.rejected:,} rejected, see {rejected}"] * (totals.rejected > 0)
@@ -144,14 +172,26 @@ def ingest(
     id_column: Annotated[str | None, typer.Option(help="Names a row. Default: as the file says, else its content.")] = None,
 ) -> None:
     """Write an embedded file into a vector store. Running it again changes nothing."""
-    from penult.bulk.ingest import ingest as ingest_  # noqa: PLC0415 - `penult --help` stays quick
+    with _one_sentence("run it again to write the rest; no row is doubled."):
+        if find_spec("pyarrow") is None:
+            extra = to.partition(":")[0] if to.startswith(("qdrant:", "lancedb:", "pgvector:")) else "parquet"
+            raise ImportError(f"`penult ingest` needs the extra: pip install 'penult[{extra}]'.")
+        from penult.bulk.ingest import ingest as ingest_  # noqa: PLC0415 - `penult --help` stays quick
 
-    try:
-        done = ingest_(source, to, collection, id_column=id_column)
-    except (ValueError, OSError, ImportError) as error:
-        typer.echo(f"penult: {error}", err=True)
-        raise typer.Exit(_FAILED) from error
+        with rows_written(collection) as advance:
+            done = ingest_(source, to, collection, id_column=id_column, advance=advance)
     typer.echo(f"penult: {done.rows:,} rows read; {collection} has {done.entries:,} entries", err=True)
+
+
+@contextmanager
+def _one_sentence(interrupted: str, *, json_: bool = False) -> Iterator[None]:
+    """Turn what a user can mend, and Ctrl-C, into one sentence and exit status 1."""
+    try:
+        yield
+    except (StoppedError, WorkError, ValueError, OSError, ImportError, KeyboardInterrupt) as error:
+        sentence = f"interrupted; {interrupted}" if isinstance(error, KeyboardInterrupt) else sentence_of(error)
+        _end({"event": "failed", "message": sentence}, sentence, json_=json_)
+        raise typer.Exit(_FAILED) from error
 
 
 def _prompts(role: Role, prompt: str | None, named: dict[Role, str | None]) -> dict[Role, str | None]:
@@ -159,17 +199,6 @@ def _prompts(role: Role, prompt: str | None, named: dict[Role, str | None]) -> d
     if prompt is not None and named[role] is not None:
         raise ValueError(f"--prompt and --prompt-{role} are both given; give one of the two.")
     return named if prompt is None else {**named, role: prompt}
-
-
-def _pooling(text: str | None) -> Pooling | tuple[Pooling, ...] | None:
-    """Read one pooling, or several with commas."""
-    if text is None:
-        return None
-    given = text.split(",")
-    known = tuple(name for part in given for name in _POOLINGS if name == part)
-    if len(known) != len(given):
-        raise ValueError(f"--pooling is {text!r}; it must be one of {', '.join(_POOLINGS)}, or several with commas.")
-    return known[0] if len(known) == 1 else known
 
 
 def _end(values: dict[str, object], sentence: str, *, json_: bool) -> None:

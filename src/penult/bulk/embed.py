@@ -6,82 +6,29 @@ It composes the other files of this folder and owns the one decision none of the
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Literal
 
 import pyarrow as pa
 
 from penult.bulk import tables
-from penult.bulk.input import input_files, readers
-from penult.bulk.input.input_files import STDIN, Format, Input
+from penult.bulk.input import readers
+from penult.bulk.input.input_files import Input
 from penult.bulk.input.readers import Scanned
 from penult.bulk.job import reuse
+from penult.bulk.job.errors import WorkError
 from penult.bulk.job.manifest import Identity, Job, Manifest
-from penult.bulk.job.pool import Pool, WorkError
-from penult.bulk.job.progress import Progress, Shown, Totals, say
-from penult.bulk.job.shard import Record
+from penult.bulk.job.parts import Tick
+from penult.bulk.job.pool import Pool
+from penult.bulk.job.progress import Progress, Totals, announce, say
+from penult.bulk.job.record import Record
 from penult.bulk.job.worker import Ready, Task
-from penult.bulk.options import DEFAULT_READING, Columns, Model, ReadOptions
+from penult.bulk.options import Columns
 from penult.bulk.output import output_files, writers
-from penult.bulk.output.output_files import OTHER_FINGERPRINT
+from penult.bulk.request import EXISTS, Request, Summary, find_inputs, identity_of, open_inputs, stopped
 
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """What a user asks for; the options of `penult embed`.
-
-    Attributes:
-        inputs: files, folders, globs, or "-" for standard input.
-        out: the output; its ending says the format.
-        model: which, and how it is opened.
-        columns: of the texts and of the vectors, and the role.
-        id_column: names a row in a vector store. None: `id` where there is such a column.
-        format: of inputs whose ending says nothing. None: that is an error (standard input: JSON lines).
-        old: an older output whose vectors are taken over where the text is the same.
-        shard_rows: rows of a shard. None: chosen by the length of the texts, or as an unfinished job has it.
-        workers: processes.
-        overwrite: whether to throw away an unfinished job and replace a finished output.
-        shown: how progress is shown.
-        engine: who carries the shards out: processes here, or Ray.
-        address: of a Ray cluster. None: one of this machine's own.
-        reading: how the rows of text files are read.
-    """
-
-    inputs: tuple[str, ...]
-    out: Path
-    model: Model
-    columns: Columns
-    id_column: str | None = None
-    format: Format | None = None
-    old: Path | None = None
-    shard_rows: int | None = None
-    workers: int = 1
-    overwrite: bool = False
-    shown: Shown = "auto"
-    engine: Literal["local", "ray"] = "local"
-    address: str | None = None
-    reading: ReadOptions = DEFAULT_READING
-
-
-@dataclass(frozen=True, slots=True)
-class Summary:
-    """What became of a job.
-
-    Attributes:
-        totals: of all rows, those of earlier runs included.
-        max_length: the tokens at which longer texts were cut.
-        rows_per_second: of this run; 0 if only the output was left to write. None: there was nothing left to do.
-    """
-
-    totals: Totals
-    max_length: int
-    rows_per_second: float | None
-
-
-class StoppedError(Exception):
-    """A job stopped before its end; the message says why, what is kept, and how to go on."""
+_MANY = 100_000  # rows of an output that takes more than a moment to write
 
 
 def embed_files(request: Request) -> Summary:
@@ -93,16 +40,20 @@ def embed_files(request: Request) -> Summary:
         StoppedError: it began and did not finish; what is done is kept.
     """
     writers.check(request.out)
+    paths = find_inputs(request)
     job = Job(request.out)
     try:
         if request.overwrite:
             job.clear()
-        files = _inputs(request, job)
+        manifest = job.manifest
+        files = open_inputs(request, job, paths, {} if manifest is None else manifest.hashes())
         if request.engine == "ray":
             from penult.bulk import ray_engine  # noqa: PLC0415 - an extra
 
             ray_engine.check(files)
-        pool = Pool(request.model, request.columns.role, request.workers if request.engine == "local" else 1, say)
+        announce(request.shown, f"loading model {request.model.reference}")
+        workers = request.workers if request.engine == "local" else 1
+        pool = Pool(request.model, request.columns.role, workers, partial(say, json_=request.shown == "json"))
         try:
             return _run(request, job, files, pool)
         finally:
@@ -114,7 +65,7 @@ def embed_files(request: Request) -> Summary:
 
 
 def _run(request: Request, job: Job, files: tuple[Input, ...], pool: Pool) -> Summary:
-    identity, manifest = _identity(request, files, pool.ready), job.manifest
+    identity, manifest = identity_of(request, files, pool.ready.metadata["penult.fingerprint"]), job.manifest
     finished = None if request.overwrite else output_files.metadata(request.out)
     if finished is not None and is_finished(request.out, finished, identity, manifest):
         job.clear()
@@ -124,10 +75,7 @@ def _run(request: Request, job: Job, files: tuple[Input, ...], pool: Pool) -> Su
         reuse.check(request.old, fingerprint=identity.fingerprint, role=identity.role, text_column=identity.text_column)
     if manifest is None:
         if finished is not None:
-            raise ValueError(
-                f"{request.out} exists and was made from other input, or was {OTHER_FINGERPRINT}; --overwrite replaces it, and "
-                f"--overwrite --from {request.out} keeps the vectors of texts that did not change."
-            )
+            raise ValueError(EXISTS.format(out=request.out))
         scanned = _scan(request, files)
         schema = output_schema(request.columns, scanned, pool.ready, identity, Totals())
         check_format(request.out, job.scratch, schema, request.columns.vector)
@@ -156,21 +104,20 @@ def _carry_out(request: Request, job: Job, files: tuple[Input, ...], pool: Pool,
     try:
         if request.old is not None:
             reuse.build(request.old, job.shards(identity), identity.text_column)
-        for record in _records(request, job, files, pool, manifest, frozenset(done)):
-            job.record(record)
-            progress.add(record)
+        for news in _records(request, job, files, pool, manifest, frozenset(done)):
+            if isinstance(news, Record):
+                job.record(news)
+            progress.add(news)
         pool.close()  # the model's memory is the merge's from here on
         for file in files:
             file.check_unchanged()
+        if progress.totals.seen > _MANY and request.shown != "off":
+            progress.say(f"writing {request.out}")
         schema = output_schema(request.columns, scanned, pool.ready, identity, progress.totals)
         shards = range(readers.count_shards(scanned))
         writers.write(request.out, job.shards(identity), schema, shards, vector_column=request.columns.vector)
     except (OSError, ValueError, WorkError, pa.ArrowException, KeyboardInterrupt) as error:
-        why = "interrupted" if isinstance(error, KeyboardInterrupt) else str(error).rstrip(".")
-        raise StoppedError(
-            f"{why}. {progress.totals.seen:,} of {sum(scanned.counts):,} rows are done and kept in {job.folder}; the same "
-            f"command{' without --overwrite' if request.overwrite else ''} goes on from there."
-        ) from error
+        raise stopped(request, error, job.folder, progress.kept, sum(scanned.counts)) from error
     finally:
         progress.close()
     job.clear()
@@ -179,8 +126,8 @@ def _carry_out(request: Request, job: Job, files: tuple[Input, ...], pool: Pool,
 
 def _records(
     request: Request, job: Job, files: tuple[Input, ...], pool: Pool, manifest: Manifest, done: frozenset[int]
-) -> Iterator[Record]:
-    """Carry out the shards that are not done."""
+) -> Iterator[Record | Tick]:
+    """Carry out the shards that are not done; tell how far each is."""
     missing = [number for number in range(readers.count_shards(manifest.scanned)) if number not in done]
     if not missing:
         return
@@ -202,57 +149,6 @@ def _records(
     yield from pool.run(tasks)
 
 
-def _inputs(request: Request, job: Job) -> tuple[Input, ...]:
-    manifest = job.manifest
-    known = {} if manifest is None else manifest.hashes()
-    given = [name for name in request.inputs if name != STDIN]
-    own = output_files.files_of(request.out)
-    found = input_files.find(given, request.format, without=own, say=partial(_note, request)) if given else []
-    if STDIN in request.inputs:
-        try:
-            found.append(input_files.spool(job.folder))
-        except OSError as error:
-            raise OSError(f"Standard input cannot be copied to {job.folder}: {error}") from error
-    return tuple(
-        input_files.opened(
-            path,
-            request.format or ("jsonl" if input_files.is_spooled(path) else None),
-            known=known,
-            options=request.reading,
-            root=input_files.root_of(request.inputs),
-        )
-        for path in found
-    )
-
-
-def _note(request: Request, sentence: str) -> None:
-    """Say a sentence before there is a progress bar."""
-    if request.shown == "json":
-        Progress.say_json({"event": "note", "message": sentence})
-    else:
-        say(sentence)
-
-
-def _identity(request: Request, files: tuple[Input, ...], ready: Ready) -> Identity:
-    return Identity(
-        inputs=tuple(file.sha256 for file in files),
-        fingerprint=ready.metadata["penult.fingerprint"],
-        role=request.columns.role,
-        text_column=request.columns.text,
-        vector_column=request.columns.vector,
-        id_column=request.id_column,
-        too_long="rejected" if request.model.truncate == "error" else "cut",
-        takes_over=None if request.old is None else _hash(request.old),
-        reading=input_files.reading(files),
-    )
-
-
-def _hash(old: Path) -> str:
-    if not old.exists():
-        raise FileNotFoundError(f"No file at {old}, which --from names.")
-    return input_files.opened(old, "parquet").sha256
-
-
 def _changed(manifest: Manifest, files: tuple[Input, ...]) -> list[str]:
     """Name the input files whose content is not what it was."""
     before = manifest.identity.inputs
@@ -264,7 +160,7 @@ def _changed(manifest: Manifest, files: tuple[Input, ...]) -> list[str]:
 def _scan(request: Request, files: tuple[Input, ...]) -> Scanned:
     if request.shard_rows is not None and request.shard_rows < 1:
         raise ValueError(f"--shard-rows is {request.shard_rows}; it must be at least 1.")
-    scanned = readers.scan(files, request.columns.text, request.shard_rows, partial(_note, request))
+    scanned = readers.scan(files, request.columns.text, request.shard_rows, partial(announce, request.shown))
     names = scanned.schema.names
     if request.columns.vector in names:
         raise ValueError(f"The input has a column {request.columns.vector!r} already; name another with --vector-column.")

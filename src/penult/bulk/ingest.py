@@ -6,7 +6,7 @@ own in stores/.
 
 import json
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,9 @@ class Ingested:
     entries: int
 
 
-def ingest(source: Path, to: str, collection: str, *, id_column: str | None = None) -> Ingested:
+def ingest(
+    source: Path, to: str, collection: str, *, id_column: str | None = None, advance: Callable[[int, int], object] | None = None
+) -> Ingested:
     """Write all rows of an embedded file into a collection; make it where there is none.
 
     Args:
@@ -38,6 +40,7 @@ def ingest(source: Path, to: str, collection: str, *, id_column: str | None = No
         to: qdrant:PATH|URL, lancedb:PATH or pgvector:DSN.
         collection: its name.
         id_column: names a row. None: as the file says, and where it names none, the whole row is its id.
+        advance: called with the rows that are written, and those of the file.
 
     Raises:
         ValueError: the file has no vectors of penult, the store holds vectors of another model, or an id is null.
@@ -53,6 +56,8 @@ def ingest(source: Path, to: str, collection: str, *, id_column: str | None = No
         for entries in _entries(source, spec, id_column, store.batch_rows):
             store.upsert(entries)
             rows += len(entries.ids)
+            if advance is not None:
+                advance(rows, int(spec.metadata.get("penult.rows", 0)))
         return Ingested(rows, store.count())
     finally:
         store.close()

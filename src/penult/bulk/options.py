@@ -1,7 +1,8 @@
 """Which model, which columns, how rows are read: plain values that travel to every worker. Imports no engine at first."""
 
 import codecs
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from penult.types import Pooling, Precision, Role, Truncate
@@ -34,12 +35,33 @@ class Model:
     task: str | int | None = None
     normalize: bool | None = None
     layer_norm: bool = False
+    layer: int | str | None = -1
 
     @property
     def prompts(self) -> dict[str, str] | None:
         """The prompts that stand above those of the model's files; None where there are none."""
         given = {"query": self.query_prompt, "document": self.document_prompt}
         return {role: prompt for role, prompt in given.items() if prompt is not None} or None
+
+    def with_prompts(self, prompts: Mapping[Role, str | None]) -> "Model":
+        """Return the same with these prompts."""
+        return replace(self, query_prompt=prompts["query"], document_prompt=prompts["document"])
+
+    def named_prompt(self, name: str) -> str:
+        """Return a prompt that the model's files have under a name; reads no weights.
+
+        Raises:
+            ValueError: they have none of this name.
+        """
+        from penult.core import loading  # noqa: PLC0415 - as below
+        from penult.core.recipe import Overrides  # noqa: PLC0415
+
+        files = loading.files_of(self.reference, model_file=self.model_file, files_from=self.files_from)
+        prompts = loading.read_files(files, Overrides()).named_prompts
+        if name not in prompts:
+            known = ", ".join(map(repr, prompts)) or "none"
+            raise ValueError(f"--prompt-name is {name!r}; the prompts that the files of {self.reference} name are {known}.")
+        return prompts[name]
 
     def load(self, threads: int | None) -> "Embedder":
         """Open the model. `threads`: of one run; None: as the machine has cores."""
@@ -59,6 +81,7 @@ class Model:
             task=self.task,
             normalize=self.normalize,
             layer_norm=self.layer_norm,
+            layer=self.layer,
             threads=threads,
         )
 

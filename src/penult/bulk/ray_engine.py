@@ -16,9 +16,10 @@ from typing import Any
 from penult.bulk.input import readers
 from penult.bulk.input.input_files import Input
 from penult.bulk.input.readers import Scanned
-from penult.bulk.job.pool import WorkError
+from penult.bulk.job.errors import WorkError
+from penult.bulk.job.record import Record
 from penult.bulk.job.reuse import Old
-from penult.bulk.job.shard import Record, make_shard
+from penult.bulk.job.shard import make_shard
 from penult.bulk.job.worker import failed
 from penult.bulk.options import Columns, Model
 from penult.core.embedder import Embedder

@@ -3,56 +3,14 @@
 Knows columns, rows that cannot be embedded and the metadata that names vectors. Knows no files.
 """
 
-import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from penult.core.embedder import Embedder
-from penult.types import Role, TextError, Vectors
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What became of N texts.
-
-    Attributes:
-        vectors: (number of good rows, D) float32.
-        good: which rows have one, in order.
-        bad: why each of the others has none.
-        tokens: that the model read.
-        cut: texts of which something was cut off.
-    """
-
-    vectors: Vectors
-    good: list[int]
-    bad: dict[int, str]
-    tokens: int
-    cut: int
-
-
-def embed_texts(embedder: Embedder, texts: Sequence[Any], role: Role) -> Outcome:
-    """Embed the texts that can be embedded, and say why the others cannot."""
-    good = list(range(len(texts)))
-    bad: dict[int, str] = {}
-    while True:
-        try:
-            tokenized = embedder.tokenize([texts[row] for row in good], role)
-            vectors = embedder.run(tokenized)
-            break
-        except TextError as error:
-            found = {good[row]: why for row, why in error.rows.items()}
-        except ArithmeticError:
-            found = {row: why for row in good if (why := _not_finite(embedder, texts[row], role))}
-            if not found:
-                raise
-        bad |= found
-        good = [row for row in good if row not in found]
-    return Outcome(vectors, good, bad, int(tokenized.counts.sum()), len(tokenized.truncated))
+from penult.types import Vectors
 
 
 def is_text(kind: pa.DataType, *, or_bytes: bool = False) -> bool:
@@ -137,17 +95,6 @@ def vectors_of(column: pa.ChunkedArray) -> Vectors:
     return np.asarray(array.flatten()).reshape(len(array), array.type.list_size)
 
 
-def metadata_of(embedder: Embedder, model: str, role: Role) -> dict[str, str]:
-    """Name what made the vectors: fingerprint, recipe, model and role."""
-    recipe = json.dumps(embedder.recipe.as_dict(), sort_keys=True)
-    return {
-        "penult.fingerprint": embedder.fingerprint,
-        "penult.recipe": recipe,
-        "penult.model": model,
-        "penult.role": role,
-    }
-
-
 def _is_bytes(kind: pa.DataType) -> bool:
     plain = pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind)
     return bool(plain or pa.types.is_fixed_size_binary(kind))
@@ -157,11 +104,3 @@ def _value(scalar: pa.Scalar) -> str | None:
     if not scalar.is_valid:
         return None
     return bytes(scalar.as_buffer()).decode("utf-8", "surrogateescape")
-
-
-def _not_finite(embedder: Embedder, text: str, role: Role) -> str | None:
-    try:
-        embedder.embed([text], role)
-    except ArithmeticError:
-        return "gave NaN or infinite values in the model"
-    return None

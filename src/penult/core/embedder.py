@@ -5,7 +5,7 @@ embed:  texts -> tokenize -> Tokenized -> run -> (N, D)
 
 import os
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import islice
@@ -218,8 +218,12 @@ class Embedder:
         texts = checked_texts(texts)
         return Tokenized.join([*self._for(role)._reader.windows(texts, role, prompt)])
 
-    def run(self, tokenized: Tokenized) -> Vectors:
+    def run(self, tokenized: Tokenized, done: Callable[[int], object] | None = None) -> Vectors:
         """Return the vectors of N texts from `tokenize`, of this embedder or of one with the same fingerprint.
+
+        Args:
+            tokenized: N texts.
+            done: called after each batch with the number of texts that it finished.
 
         Returns:
             (N, D) float32, in the order of the texts. A text's vector is the same whatever the other texts.
@@ -228,7 +232,7 @@ class Embedder:
             TypeError: they are not `Tokenized`.
             ValueError: another embedder tokenized them.
         """
-        return self._runner_of(tokenized).vectors(tokenized, self.dimension)
+        return self._runner_of(tokenized).vectors(tokenized, self.dimension, done)
 
     def run_tokens(self, tokenized: Tokenized) -> list[NDArray[np.float32]]:
         """Return the vectors of the tokens of N texts: a list of (T_i, H) float32, without padding.

@@ -14,14 +14,14 @@ import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Self
-
-import pyarrow as pa
+from typing import TYPE_CHECKING, Any, BinaryIO, Self
 
 from penult.bulk.atomic_files import atomic_write, sync_folder
-from penult.bulk.input.readers import Scanned
-from penult.bulk.job.shard import Record, shard_path
-from penult.bulk.output.output_files import OTHER_FINGERPRINT
+from penult.bulk.job.record import Record, shard_path
+from penult.bulk.output.output_files import OTHER_FINGERPRINT, job_folder
+
+if TYPE_CHECKING:
+    from penult.bulk.input.readers import Scanned
 
 _FORMAT = 1  # raise when shards of an older penult must not be gone on with
 _JOB, _RECORDS, _LOCK = "job.json", "done.jsonl", "lock"
@@ -84,7 +84,7 @@ class Manifest:
     """What a job is, as its folder says: its identity, what a scan of its input found, and its files when it began."""
 
     identity: Identity
-    scanned: Scanned
+    scanned: "Scanned"
     stamps: tuple[Any, ...]
 
     def as_json(self) -> str:
@@ -96,6 +96,10 @@ class Manifest:
     @classmethod
     def from_json(cls, text: str) -> Self:
         """Read what `as_json` gave."""
+        import pyarrow as pa  # noqa: PLC0415 - an extra
+
+        from penult.bulk.input.readers import Scanned  # noqa: PLC0415
+
         values = json.loads(text)
         scanned = values["scanned"]
         schema = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(scanned["schema"])))
@@ -116,10 +120,15 @@ class Job:
     """
 
     def __init__(self, out: Path) -> None:
-        self.folder = out.with_name(f"{out.name}.job")
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self.folder = job_folder(out)
+        self.folder.mkdir(exist_ok=True)
         self._lock = _locked(self.folder / _LOCK)
         self._records: BinaryIO | None = None
+
+    @property
+    def is_begun(self) -> bool:
+        """Whether a job has begun here."""
+        return (self.folder / _JOB).exists()
 
     @property
     def manifest(self) -> Manifest | None:

@@ -5,12 +5,16 @@ Knows processes and tasks, nothing of rows or vectors.
 
 import multiprocessing
 import signal
+import sys
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from multiprocessing import connection
 from typing import Any
 
-from penult.bulk.job.shard import Record
+from penult.bulk.job.errors import WorkError
+from penult.bulk.job.parts import Tick
+from penult.bulk.job.record import Record
 from penult.bulk.job.worker import AT_ONCE, Failed, Ready, Task, serve
 from penult.bulk.options import Model
 from penult.types import Role
@@ -18,8 +22,20 @@ from penult.types import Role
 _TRIES = 2
 
 
-class WorkError(RuntimeError):
-    """A worker failed in a way that another try would not mend."""
+@contextmanager
+def _sigint_blocked() -> Iterator[None]:
+    """Start processes that never get Ctrl-C, which is this process' to answer; one that comes meanwhile is answered after.
+
+    A started process keeps the mask. It would else show a traceback until it has imported enough to ignore the signal.
+    """
+    if sys.platform == "win32":
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class _Worker:
@@ -29,7 +45,8 @@ class _Worker:
         context = multiprocessing.get_context("spawn")
         self.pipe, theirs = context.Pipe()
         self.process = context.Process(target=serve, args=(theirs, model, role, share), name="penult-worker", daemon=True)
-        self.process.start()
+        with _sigint_blocked():
+            self.process.start()
         theirs.close()  # else a dead worker would not end the pipe
         self.tasks: dict[int, Task] = {}
         self.ready: Ready | None = None
@@ -65,8 +82,8 @@ class Pool:
             list(self._hear(self._workers[0]))
         self.ready: Ready = self._workers[0].ready
 
-    def run(self, tasks: Iterator[Task]) -> Iterator[Record]:
-        """Carry out tasks, in any order.
+    def run(self, tasks: Iterator[Task]) -> Iterator[Record | Tick]:
+        """Carry out tasks, in any order: a record of each, and ticks before it.
 
         Raises:
             ValueError: a task failed for something that the user can mend: a full disk, for example.
@@ -105,7 +122,7 @@ class Pool:
                 except OSError:
                     self._died(worker)
 
-    def _hear(self, worker: _Worker) -> Iterator[Record]:
+    def _hear(self, worker: _Worker) -> Iterator[Record | Tick]:
         try:
             answer: Any = worker.pipe.recv()
         except (EOFError, OSError):
@@ -116,7 +133,8 @@ class Pool:
         if isinstance(answer, Ready):
             worker.ready = answer
         else:
-            del worker.tasks[answer.shard]
+            if isinstance(answer, Record):
+                del worker.tasks[answer.shard]
             yield answer
 
     def _died(self, worker: _Worker) -> None:

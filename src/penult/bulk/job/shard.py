@@ -6,7 +6,6 @@ Knows the layout of a shard's files. Must not know which shards there are, nor w
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
@@ -16,46 +15,24 @@ from penult.bulk.arrow_values import rows_of
 from penult.bulk.atomic_files import atomic_write
 from penult.bulk.input.rows import Rejected
 from penult.bulk.input.sources import Shard
+from penult.bulk.job.parts import Pace, Ticked, embed_in_parts, remove_parts
+from penult.bulk.job.record import Record, rejected_path, shard_path
 from penult.bulk.job.reuse import Old
 from penult.bulk.options import Columns
 from penult.core.embedder import Embedder
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
-    """What became of one shard.
-
-    Attributes:
-        shard: its number.
-        rows: rows with a vector.
-        rejected: rows without.
-        cut: rows of which the model did not read all.
-        taken: rows whose vector was taken over from an older output.
-        tokens: that the model read.
-        size: bytes of its file, to tell a whole one.
-    """
-
-    shard: int
-    rows: int
-    rejected: int
-    cut: int
-    taken: int
-    tokens: int
-    size: int
-
-
-def shard_path(folder: Path, number: int) -> Path:
-    """Name the file of a shard."""
-    return folder / f"{number:08}.arrow"
-
-
-def rejected_path(folder: Path, number: int) -> Path:
-    """Name the file of a shard's rejected rows; it is there only if there are any."""
-    return folder / f"{number:08}.rejected.jsonl"
-
-
-def make_shard(embedder: Embedder, shard: Shard, folder: Path, columns: Columns, old: Old | None = None) -> Record:
-    """Embed a shard and write its files, each whole or not at all.
+def make_shard(
+    embedder: Embedder,
+    shard: Shard,
+    folder: Path,
+    columns: Columns,
+    old: Old | None = None,
+    *,
+    pace: Pace | None = None,
+    ticked: Ticked | None = None,
+) -> Record:
+    """Embed a shard and write its files, each whole or not at all. `pace` and `ticked` are those of `embed_in_parts`.
 
     Raises:
         OSError: the disk is full, or takes no files.
@@ -63,7 +40,10 @@ def make_shard(embedder: Embedder, shard: Shard, folder: Path, columns: Columns,
     texts = tables.texts_of(tables.column_of(shard.table, columns.text))
     taken = {} if old is None else old.find(texts)
     left = [row for row in range(len(texts)) if row not in taken]
-    outcome = tables.embed_texts(embedder, [texts[row] for row in left], columns.role)
+    path = shard_path(folder, shard.number)
+    outcome = embed_in_parts(
+        embedder, [texts[row] for row in left], columns.role, path, shard.number, pace=pace or Pace(), ticked=ticked
+    )
     bad = {left[row]: why for row, why in outcome.bad.items()}
     good = [row for row in range(len(texts)) if row not in bad]
     vectors = outcome.vectors
@@ -77,9 +57,9 @@ def make_shard(embedder: Embedder, shard: Shard, folder: Path, columns: Columns,
         with atomic_write(rejected_path(folder, shard.number), own) as file:
             order = sorted(rejected, key=lambda row: (row.file, row.line))
             file.writelines(f"{row.as_json()}\n".encode() for row in order)
-    path = shard_path(folder, shard.number)
     with atomic_write(path, own) as file, pa.ipc.new_file(file, made.schema) as writer:
         writer.write_table(made.unify_dictionaries().combine_chunks())
+    remove_parts(path)
     return Record(shard.number, len(good), len(rejected), outcome.cut, len(taken), outcome.tokens, path.stat().st_size)
 
 

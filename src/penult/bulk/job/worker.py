@@ -13,10 +13,12 @@ from multiprocessing import connection, parent_process
 from pathlib import Path
 
 from penult.bulk.input.sources import Shard
+from penult.bulk.job.parts import Pace, Tick
+from penult.bulk.job.record import Record
 from penult.bulk.job.reuse import Old
-from penult.bulk.job.shard import Record, make_shard
+from penult.bulk.job.shard import make_shard
 from penult.bulk.options import Columns, Model
-from penult.bulk.tables import metadata_of
+from penult.bulk.texts import metadata_of
 from penult.core.threads import default_threads
 from penult.types import Role, TruncationWarning
 
@@ -51,7 +53,7 @@ class Failed:
     user_error: bool
 
 
-def serve(pipe: "connection.Connection[Ready | Record | Failed, Task]", model: Model, role: Role, share: int) -> None:
+def serve(pipe: "connection.Connection[Ready | Record | Tick | Failed, Task]", model: Model, role: Role, share: int) -> None:
     """Open the model, then answer tasks until the pipe closes.
 
     Args:
@@ -73,16 +75,19 @@ def serve(pipe: "connection.Connection[Ready | Record | Failed, Task]", model: M
     pipe.send(answer)
     if isinstance(answer, Failed):
         return
-    lock = threading.Lock()
+    lock, pace = threading.Lock(), Pace()
+
+    def send(message: Record | Tick | Failed) -> None:
+        with lock:
+            pipe.send(message)
 
     def work(task: Task) -> None:
         try:
             old = None if task.old is None else Old(task.old, embedder.dimension)
-            answer: Record | Failed = make_shard(embedder, task.shard, task.folder, task.columns, old)
+            answer: Record | Failed = make_shard(embedder, task.shard, task.folder, task.columns, old, pace=pace, ticked=send)
         except Exception as error:  # noqa: BLE001 - a process boundary
             answer = failed(error)
-        with lock:
-            pipe.send(answer)
+        send(answer)
 
     with ThreadPoolExecutor(AT_ONCE) as threads:
         while True:

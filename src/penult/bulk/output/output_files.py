@@ -1,11 +1,13 @@
 """The files of an output: their names, their rows, and the metadata that names the model behind the vectors."""
 
 import json
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import pyarrow as pa
-import pyarrow.parquet as pq
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 OTHER_FINGERPRINT = "made by another version of penult, or with another model or other options"
 """Why two fingerprints differ. A version changes them too, once, where it learns what else decides a vector."""
@@ -31,6 +33,55 @@ def rows_file(out: Path) -> Path:
     return out.with_name(f"{out.name}.rows.jsonl")
 
 
+def check_place(out: Path, given: Sequence[str], inputs: Sequence[Path]) -> None:
+    """Check that an output can be written where it is to be, and that it is not written over its own input.
+
+    Args:
+        out: the output.
+        given: the input as the user names it: files, folders, globs, "-".
+        inputs: the files behind these names.
+
+    Raises:
+        ValueError: the folder of the output is missing, something of another kind has its name, or output and input are one
+            file or lie in each other. Links and hard links count as the file that they name.
+    """
+    if not out.parent.is_dir():
+        raise ValueError(f"{out.parent} is not a folder; make it, or name another place for {out.name}.")
+    if out.exists() and out.is_dir() != (out.suffix == ".lance"):
+        raise ValueError(f"{out} is a {'folder' if out.is_dir() else 'file'}; name another output.")
+    written = {file.resolve(): file for file in (*files_of(out), job_folder(out))}
+    inodes = {_inode(file): file for file in written if file.exists()}
+    for path in inputs:
+        resolved = path.resolve()
+        same = [written[file] for file in (resolved, *resolved.parents) if file in written]
+        if same or (same := [written[inodes[inode]] for inode in (_inode(path),) if inode in inodes]):
+            what = "is the output" if same[0] == out else f"is a file that is written with the output ({same[0].name})"
+            raise ValueError(f"The input {path} {what}, and would be lost; name another output than {out}.")
+    for folder in {*filter(Path.is_dir, map(Path, given)), *filter(Path.is_dir, inputs)}:
+        if out.resolve().is_relative_to(folder.resolve()):
+            raise ValueError(f"The output {out} lies in the input folder {folder}; name an output outside of it.")
+    if "-" in given and out.exists() and os.path.samestat(os.fstat(0), out.stat()):
+        raise ValueError(f"Standard input reads the output {out}, which would be lost; name another output.")
+
+
+def job_folder(out: Path) -> Path:
+    """Return the folder of an output's unfinished job."""
+    return out.with_name(f"{out.name}.job")
+
+
+def is_own(out: Path) -> bool:
+    """Return whether penult wrote what is there; anything else may be a user's input."""
+    try:
+        return bool(metadata(out))
+    except (OSError, ValueError):
+        return False
+
+
+def _inode(path: Path) -> tuple[int, int]:
+    status = path.stat()
+    return status.st_dev, status.st_ino
+
+
 def metadata(out: Path) -> dict[str, str] | None:
     """Read the metadata of an output; None where there is no output.
 
@@ -43,6 +94,8 @@ def metadata(out: Path) -> dict[str, str] | None:
         file = metadata_file(out)
         found: dict[str, str] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
         return found
+    import pyarrow as pa  # noqa: PLC0415 - an extra, here and below
+
     try:
         return named(schema(out))
     except (pa.ArrowException, OSError) as error:
@@ -54,22 +107,24 @@ def has_own_metadata(out: Path) -> bool:
     return out.suffix not in (".npy", ".jsonl")
 
 
-def named(columns: pa.Schema) -> dict[str, str]:
+def named(columns: "pa.Schema") -> dict[str, str]:
     """Return penult's own entries of a schema's metadata."""
     found = columns.metadata or {}
     return {key.decode(): value.decode() for key, value in found.items() if key.startswith(b"penult.")}
 
 
-def schema(out: Path) -> pa.Schema:
+def schema(out: Path) -> "pa.Schema":
     """Read the columns of a .parquet or .lance output."""
     if out.suffix == ".lance":
         from penult.bulk import lance_files  # noqa: PLC0415 - an extra
 
         return lance_files.look(out)[0]
+    import pyarrow.parquet as pq  # noqa: PLC0415
+
     return pq.read_schema(out)
 
 
-def batches(out: Path, *, rows: int = 4096, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
+def batches(out: Path, *, rows: int = 4096, columns: Sequence[str] | None = None) -> "Iterator[pa.RecordBatch]":
     """Read the rows of a .parquet or .lance output in their order.
 
     Args:
@@ -83,5 +138,7 @@ def batches(out: Path, *, rows: int = 4096, columns: Sequence[str] | None = None
 
         yield from lance_files.read(out, columns=names, batch_rows=rows)
         return
+    import pyarrow.parquet as pq  # noqa: PLC0415
+
     with pq.ParquetFile(out) as file:
         yield from file.iter_batches(rows, columns=names)

@@ -15,12 +15,13 @@ import pyarrow.parquet as pq
 from penult.bulk import json_text, tables
 from penult.bulk.arrow_values import rows_of
 from penult.bulk.atomic_files import atomic_write
-from penult.bulk.job.shard import opened_shard, rejected_path
+from penult.bulk.job.record import rejected_path
+from penult.bulk.job.shard import opened_shard
 from penult.bulk.json_text import dumps
 from penult.bulk.output import output_files
+from penult.bulk.output.row_groups import row_groups
 from penult.types import Vectors
 
-_GROUP_ROWS, _GROUP_BYTES = 65_536, 32 << 20  # of a Parquet row group: large enough to read fast, small enough to hold
 _LINES = 1024  # of JSON, written together
 as_text = json_text.as_text
 ENDINGS = (".parquet", ".lance", ".npy", ".jsonl")
@@ -75,21 +76,8 @@ def _write_parquet(out: Path, folder: Path, schema: pa.Schema, shards: Sequence[
         atomic_write(out) as file,
         pq.ParquetWriter(file, schema, compression="zstd", compression_level=1, use_dictionary=plain or False) as writer,
     ):
-        waiting: list[pa.Table] = []
-        rows = size = 0
-        for table in _tables(folder, shards):
-            waiting.append(table)
-            rows, size = rows + table.num_rows, size + table.nbytes
-            if rows >= _GROUP_ROWS or size >= _GROUP_BYTES:
-                _write_group(writer, waiting, schema)
-                waiting, rows, size = [], 0, 0
-        _write_group(writer, waiting, schema)
-
-
-def _write_group(writer: pq.ParquetWriter, waiting: list[pa.Table], schema: pa.Schema) -> None:
-    if waiting:
-        table = pa.concat_tables(waiting).replace_schema_metadata(schema.metadata)
-        writer.write_table(table, row_group_size=max(1, table.num_rows))
+        for group in row_groups(_tables(folder, shards)):
+            writer.write_table(group.replace_schema_metadata(schema.metadata), row_group_size=group.num_rows)
 
 
 def _write_npy(out: Path, folder: Path, schema: pa.Schema, shards: Sequence[int], vector_column: str) -> None:

@@ -1,0 +1,216 @@
+"""The vectors of one shard, part by part: a crash or Ctrl-C costs seconds, however long the shard takes.
+
+A part is as much as this process embeds in some seconds; each but the last is kept in a file of its own until the shard is
+whole. The clock decides where a part ends, and no vector depends on it: a vector is the same whatever its batch.
+"""
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from penult.bulk.atomic_files import atomic_write
+from penult.bulk.texts import Outcome, embed_texts
+from penult.core.embedder import Embedder
+from penult.types import Role
+
+PART_SECONDS = 5.0
+"""Seconds that a part takes, and so about what is lost when the process ends."""
+
+_FIRST_CHARS = 4000  # of the first part, while the pace is not known: a second of a small model, some more of a large one
+_MOST_GROWTH = 4.0  # from one part to the next
+_TICK_SECONDS = 0.2  # a tick a batch would be hundreds a second
+_CHARS_A_TOKEN = 8  # at most, on average, in any language
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """How far an unfinished shard is.
+
+    Attributes:
+        shard: its number.
+        rows: rows that are done, those without a vector included.
+        rejected: rows of these without.
+        cut: rows of these that the model did not read to their end.
+        tokens: that the model read.
+        kept: rows whose part is on the disk.
+        earlier: rows of these that an earlier run embedded.
+    """
+
+    shard: int
+    rows: int = 0
+    rejected: int = 0
+    cut: int = 0
+    tokens: int = 0
+    kept: int = 0
+    earlier: int = 0
+
+
+Ticked: TypeAlias = Callable[[Tick], object]
+
+
+class Pace:
+    """How many characters a process embeds in `PART_SECONDS`, learned from part to part."""
+
+    def __init__(self) -> None:
+        self.chars = float(_FIRST_CHARS)
+
+    def learn(self, chars: int, seconds: float) -> None:
+        """Take in how long a part of so many characters took."""
+        self.chars = min(max(1.0, chars * PART_SECONDS / max(seconds, 1e-6)), self.chars * _MOST_GROWTH)
+
+
+def embed_in_parts(
+    embedder: Embedder, texts: Sequence[Any], role: Role, stem: Path, number: int, *, pace: Pace, ticked: Ticked | None = None
+) -> Outcome:
+    """Embed the texts of a shard that can be embedded. Parts that an earlier run kept are not embedded again.
+
+    Args:
+        embedder: the model.
+        texts: the shard's texts.
+        role: what they are for.
+        stem: the paths of the parts begin so.
+        number: of the shard.
+        pace: of this process.
+        ticked: called a few times a second.
+    """
+    order = _equal_texts_together(texts)
+    meter = _Meter(Tick(number), ticked)
+    whole: list[Outcome] = []
+    start = 0
+    while (part := _read(stem, start, texts, order, embedder.dimension)) is not None:
+        whole.append(part)
+        start += len(part.good) + len(part.bad)
+        meter.part(part, kept=True, earlier=True)
+    most = embedder.recipe.longest(role) * _CHARS_A_TOKEN
+    while start < len(order):
+        end, chars = _end(texts, order, start, pace.chars, most) if embedder.recipe.batch_invariant else (len(order), 0)
+        rows, began = order[start:end], time.monotonic()
+        part = _placed(embed_texts(embedder, [texts[row] for row in rows], role, meter.rows), rows)
+        if chars:
+            pace.learn(chars, time.monotonic() - began)
+        if end < len(order):
+            _write(stem, start, texts, rows, part)
+        meter.part(part, kept=end < len(order))
+        whole.append(part)
+        start = end
+    return _joined(whole, embedder.dimension)
+
+
+def remove_parts(stem: Path) -> None:
+    """Remove the parts of a shard that is whole."""
+    start = 0
+    while (path := _path(stem, start)).exists():
+        with path.open("rb") as file:
+            rows = json.loads(file.readline())["rows"]
+        path.unlink()
+        start += rows
+
+
+class _Meter:
+    """Ticks as rows are done."""
+
+    def __init__(self, tick: Tick, ticked: Ticked | None) -> None:
+        self._tick, self._ticked = tick, ticked
+        self._running, self._last = 0, 0.0
+
+    def rows(self, count: int) -> None:
+        """Count rows of the running part."""
+        self._running += count
+        if self._ticked is not None and time.monotonic() - self._last >= _TICK_SECONDS:
+            self._say(replace(self._tick, rows=self._tick.rows + self._running))
+
+    def part(self, part: Outcome, *, kept: bool, earlier: bool = False) -> None:
+        """Count a part that is done."""
+        tick, rows = self._tick, len(part.good) + len(part.bad)
+        self._tick = Tick(
+            tick.shard,
+            tick.rows + rows,
+            tick.rejected + len(part.bad),
+            tick.cut + part.cut,
+            tick.tokens + part.tokens,
+            tick.kept + rows * kept,
+            tick.earlier + rows * earlier,
+        )
+        self._running = 0
+        if kept:
+            self._say(self._tick)
+
+    def _say(self, tick: Tick) -> None:
+        if self._ticked is not None:
+            self._last = time.monotonic()
+            self._ticked(tick)
+
+
+def _equal_texts_together(texts: Sequence[Any]) -> list[int]:
+    """Return all rows, those of equal texts one after the other: the model reads equal texts of a part once."""
+    rows: dict[Any, list[int]] = {}
+    for row, text in enumerate(texts):
+        rows.setdefault(text if isinstance(text, str) else row, []).append(row)
+    return [row for equal in rows.values() for row in equal]
+
+
+def _end(texts: Sequence[Any], order: Sequence[int], start: int, wanted: float, most: int) -> tuple[int, int]:
+    """Return where a part ends that has at least so many characters, and how many it has; `most` counts of a text."""
+    chars, before = 0, None
+    for at in range(start, len(order)):
+        text = texts[order[at]]
+        if text != before or at == start:
+            if chars >= wanted:
+                return at, chars
+            chars, before = chars + 1 + min(len(text) if isinstance(text, str) else 0, most), text
+    return len(order), chars
+
+
+def _placed(outcome: Outcome, rows: Sequence[int]) -> Outcome:
+    """Return what became of some rows of a shard by their numbers in the shard."""
+    bad = {rows[row]: why for row, why in outcome.bad.items()}
+    return Outcome(outcome.vectors, [rows[row] for row in outcome.good], bad, outcome.tokens, outcome.cut)
+
+
+def _joined(parts: Sequence[Outcome], dimension: int) -> Outcome:
+    """Return all parts as one, in the order of the rows."""
+    good = [row for part in parts for row in part.good]
+    vectors = np.concatenate([np.empty((0, dimension), np.float32), *(part.vectors for part in parts)])
+    bad = {row: why for part in parts for row, why in part.bad.items()}
+    tokens, cut = sum(part.tokens for part in parts), sum(part.cut for part in parts)
+    if good != sorted(good):
+        vectors = vectors[np.argsort(good)]
+    return Outcome(vectors, sorted(good), dict(sorted(bad.items())), tokens, cut)
+
+
+def _path(stem: Path, start: int) -> Path:
+    return stem.with_name(f"{stem.name}.part.{start}")
+
+
+def _write(stem: Path, start: int, texts: Sequence[Any], rows: Sequence[int], part: Outcome) -> None:
+    """Keep a part: a line of JSON, then the vectors."""
+    values = {"rows": len(rows), "good": part.good, "bad": [*part.bad.items()], "tokens": part.tokens, "cut": part.cut}
+    with atomic_write(_path(stem, start), f"{os.getpid()}.part") as file:
+        file.write(f"{json.dumps(values | {'texts': _hash(texts, rows)})}\n".encode())
+        file.write(np.ascontiguousarray(part.vectors, "<f4").tobytes())
+
+
+def _read(stem: Path, start: int, texts: Sequence[Any], order: Sequence[int], dimension: int) -> Outcome | None:
+    """Read the part that begins at a row of the order; None where there is none of these very texts."""
+    try:
+        with _path(stem, start).open("rb") as file:
+            values = json.loads(file.readline())
+            data = file.read()
+    except FileNotFoundError:
+        return None
+    rows = order[start : start + values["rows"]]
+    if values["texts"] != _hash(texts, rows) or len(data) != 4 * dimension * len(values["good"]):
+        return None  # of a job with shards of another size, whose worker was still dying
+    vectors = np.frombuffer(data, "<f4").reshape(len(values["good"]), dimension)
+    return Outcome(vectors, values["good"], dict(values["bad"]), values["tokens"], values["cut"])
+
+
+def _hash(texts: Sequence[Any], rows: Sequence[int]) -> str:
+    return hashlib.sha256(json.dumps([[row, texts[row]] for row in rows]).encode()).hexdigest()

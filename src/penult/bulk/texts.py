@@ -1,0 +1,67 @@
+"""Texts to vectors, bad ones named: what a job, a Ray actor and a Spark task all do. Imports no Arrow."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from penult.core.embedder import Embedder
+from penult.types import Role, TextError, Vectors
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of N texts.
+
+    Attributes:
+        vectors: (number of good rows, D) float32.
+        good: which rows have one, in order.
+        bad: why each of the others has none.
+        tokens: that the model read.
+        cut: texts of which something was cut off.
+    """
+
+    vectors: Vectors
+    good: list[int]
+    bad: dict[int, str]
+    tokens: int
+    cut: int
+
+
+def embed_texts(embedder: Embedder, texts: Sequence[Any], role: Role, done: Callable[[int], object] | None = None) -> Outcome:
+    """Embed the texts that can be embedded, and say why the others cannot. `done` is called as in `Embedder.run`."""
+    good = list(range(len(texts)))
+    bad: dict[int, str] = {}
+    while True:
+        try:
+            tokenized = embedder.tokenize([texts[row] for row in good], role)
+            vectors = embedder.run(tokenized, done)
+            break
+        except TextError as error:
+            found = {good[row]: why for row, why in error.rows.items()}
+        except ArithmeticError:
+            found = {row: why for row in good if (why := _not_finite(embedder, texts[row], role))}
+            if not found:
+                raise
+        bad |= found
+        good = [row for row in good if row not in found]
+    return Outcome(vectors, good, bad, int(tokenized.counts.sum()), len(tokenized.truncated))
+
+
+def metadata_of(embedder: Embedder, model: str, role: Role) -> dict[str, str]:
+    """Name what made the vectors: fingerprint, recipe, model and role."""
+    recipe = json.dumps(embedder.recipe.as_dict(), sort_keys=True)
+    return {
+        "penult.fingerprint": embedder.fingerprint,
+        "penult.recipe": recipe,
+        "penult.model": model,
+        "penult.role": role,
+    }
+
+
+def _not_finite(embedder: Embedder, text: str, role: Role) -> str | None:
+    try:
+        embedder.embed([text], role)
+    except ArithmeticError:
+        return "gave NaN or infinite values in the model"
+    return None

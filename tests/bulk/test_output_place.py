@@ -1,0 +1,110 @@
+"""Where an output may be written: never over its own input, whatever name leads there, and --overwrite included."""
+
+import json
+import os
+
+import pytest
+from bulk.jobs import corpus, run
+
+
+def snapshot(folder):
+    return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A folder with a few inputs, links and hard links to them among others; it is the working folder."""
+    monkeypatch.chdir(tmp_path)
+    corpus(tmp_path / "in.jsonl", 3)
+    (tmp_path / "sub" / "deep").mkdir(parents=True)
+    corpus(tmp_path / "sub" / "a.jsonl", 3)
+    corpus(tmp_path / "out.npy.rows.jsonl", 3)
+    corpus(tmp_path / "out.jsonl.rejected.jsonl", 3)
+    (tmp_path / "link.jsonl").symlink_to("in.jsonl")
+    os.link(tmp_path / "in.jsonl", tmp_path / "hard.jsonl")
+    (tmp_path / "same").symlink_to("sub", target_is_directory=True)
+    (tmp_path / "d.lance").mkdir()
+    corpus(tmp_path / "d.lance" / "in.jsonl", 3)
+    (tmp_path / "out.parquet.job").mkdir()
+    corpus(tmp_path / "out.parquet.job" / "in.jsonl", 3)
+    return tmp_path
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize(
+    ("given", "out"),
+    [
+        (["in.jsonl"], "in.jsonl"),
+        (["in.jsonl"], "sub/../in.jsonl"),
+        (["link.jsonl"], "in.jsonl"),
+        (["in.jsonl"], "link.jsonl"),
+        (["in.jsonl"], "hard.jsonl"),
+        (["sub/a.jsonl", "in.jsonl"], "in.jsonl"),
+        (["i*.jsonl"], "in.jsonl"),  # a glob that matches a file of the user's
+        (["sub"], "same/a.jsonl"),
+        (["sub"], "sub/new.parquet"),
+        (["sub"], "same/new.parquet"),
+        (["./sub/"], "sub/deep/new.npy"),
+        (["out.npy.rows.jsonl"], "out.npy"),
+        (["out.jsonl.rejected.jsonl"], "out.jsonl"),
+        (["d.lance/in.jsonl"], "d.lance"),
+        (["out.parquet.job/in.jsonl"], "out.parquet"),
+    ],
+)
+def test_an_output_is_not_written_over_its_input(job, folder, given, out, overwrite):
+    """Relative, through links, hard links, folders, globs, and the files beside the output: one sentence, nothing changed."""
+    before = snapshot(folder)
+    with pytest.raises(ValueError, match=r"name another output|name an output outside"):
+        job(*given, out=out, overwrite=overwrite)
+    assert snapshot(folder) == before
+
+
+def test_a_link_in_the_input_folder_that_leads_to_the_output(job, folder):
+    """A folder that holds a link to a user's file is refused for that file too."""
+    (folder / "sub" / "b.jsonl").symlink_to("../in.jsonl")
+    before = snapshot(folder)
+    with pytest.raises(ValueError, match=r"b\.jsonl is the output"):
+        job("sub", out="in.jsonl", overwrite=True)
+    assert snapshot(folder) == before
+
+
+def test_standard_input_that_is_the_output(folder, tiny):
+    """`penult embed - x.jsonl < x.jsonl` too."""
+    before = snapshot(folder)
+    with (folder / "in.jsonl").open() as pipe:
+        done = run("embed", "-", "in.jsonl", "--model", tiny, "--overwrite", stdin=pipe)
+    assert (done.returncode, snapshot(folder)) == (1, before)
+    assert "Standard input reads the output in.jsonl" in done.stderr
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize(
+    ("out", "said"),
+    [
+        ("no/such/out.parquet", "no/such is not a folder; make it"),
+        ("in.jsonl/out.parquet", "in.jsonl is not a folder; make it"),
+        ("folder.parquet", "folder.parquet is a folder; name another output"),
+        ("file.lance", "file.lance is a file; name another output"),
+    ],
+)
+def test_a_place_that_cannot_take_an_output(job, folder, out, said, overwrite):
+    """It is said before any work, and no folder is made."""
+    (folder / "folder.parquet").mkdir()
+    (folder / "file.lance").touch()
+    before = sorted(folder.rglob("*"))
+    with pytest.raises(ValueError, match=said):
+        job("in.jsonl", out=out, overwrite=overwrite)
+    assert sorted(folder.rglob("*")) == before
+
+
+def test_a_glob_may_match_an_earlier_output_of_ours(job, folder):
+    """It is left out, as other files of an output are: the same command again has nothing to do, and may be overwritten."""
+    for options in ({}, {}, {"overwrite": True}):
+        assert job("in*.jsonl", out="in.out.jsonl", **options).totals.rows == 3
+    assert len([json.loads(line) for line in (folder / "in.out.jsonl").read_text().splitlines()]) == 3
+
+
+def test_the_output_of_another_job_is_an_input(job, folder):
+    """A name beside the output, or in a folder of its own, is no collision."""
+    assert job("out.npy.rows.jsonl", out="out.parquet").totals.rows == 3
+    assert job("sub", out="sub.parquet").totals.rows == 3

@@ -1,0 +1,61 @@
+"""The words of the command line: options in place of Python's arguments, and extras in place of modules."""
+
+import pytest
+
+from penult import cli_options
+from penult.cli_options import in_options, layer_of, pooling_of, prompts_of, sentence_of, task_of
+
+
+@pytest.mark.parametrize(
+    ("message", "said"),
+    [
+        ("Pass pooling='mean', 'cls', 'max' or 'last' as", "Pass --pooling mean, 'cls', 'max' or 'last' as"),
+        ("or files_from='org/original', if this", "or --files-from org/original, if this"),
+        ("max_length=600 exceeds 512. Pass max_length<=512.", "--max-length 600 exceeds 512. Pass --max-length <= 512."),
+        ("pass normalize=True, or layer_norm=True for", "pass --normalize, or --layer-norm for"),
+        ("pass normalize=False", "pass --no-normalize"),
+        ("first (text_embeds), and pass layer=None.", "first (text_embeds), and pass --layer none."),
+        ("load it with layer=-1.", "load it with --layer -1."),
+        ("max_length is 0; it must be", "--max-length is 0; it must be"),
+        ("pools by itself. Leave layer and pooling out.", "pools by itself. Leave --layer and --pooling out."),
+        ("task was given, and the graph", "--task was given, and the graph"),
+        ("gives some, pass prompts=", "gives some, pass --query-prompt or --document-prompt"),
+        ("pass model_file='onnx/m.onnx'; else", "pass --model-file onnx/m.onnx; else"),
+        ("max_batch_tokens is 0; it", "--batch-tokens is 0; it"),
+        ("Pass texts as calibration=, or", "Pass texts as calibration=, or"),
+        ("a file says that a layer is odd; its pooling and layer norm are", "a file says that a layer is odd; its pooling and layer norm are"),
+        ("tokenizer.json: truncation is wrong", "tokenizer.json: truncation is wrong"),
+    ],
+)  # fmt: skip
+def test_messages_name_options(message, said):
+    """A value stands behind its option as a shell takes it; words that only look alike stay."""
+    assert in_options(message) == said
+
+
+@pytest.mark.parametrize(("name", "extra"), [("pyarrow", "parquet"), ("pyarrow.parquet", "parquet"), ("uvicorn", "server")])
+def test_a_missing_package_is_its_extra(name, extra):
+    """One sentence with what to install; a module of another name is said as it is."""
+    error = ModuleNotFoundError(f"No module named {name!r}", name=name)
+    assert sentence_of(error) == f"{name.split('.')[0]} is not installed. Install the extra: pip install 'penult[{extra}]'."
+    assert sentence_of(ModuleNotFoundError("No module named 'other'", name="other")) == "No module named 'other'"
+
+
+def test_every_extra_is_one_of_the_package():
+    """The extras that messages name are those that pip knows."""
+    import tomllib
+    from pathlib import Path
+
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
+    assert {*cli_options._EXTRAS.values()} <= {*project["optional-dependencies"]}
+
+
+def test_values():
+    """Numbers, names and several of them."""
+    assert [layer_of(text) for text in ("-1", "3", "none", "None", "/encoder/x")] == [-1, 3, None, None, "/encoder/x"]
+    assert [pooling_of(text) for text in (None, "cls", "mean, max")] == [None, "cls", ("mean", "max")]
+    assert [task_of(text) for text in (None, "3", "name")] == [None, 3, "name"]
+    assert [prompts_of(None, None), prompts_of("", None), prompts_of("q", "d")] == [
+        None, {"query": ""}, {"query": "q", "document": "d"},
+    ]  # fmt: skip
+    with pytest.raises(ValueError, match="--pooling is 'mean,'; it must be one of mean, max"):
+        pooling_of("mean,")
