@@ -57,6 +57,10 @@ def test_html(installed, tmp_path):
         assert text_of(path, options) == "f\u00fcr"
     path.write_bytes(b"<p>f\xfcr")
     assert text_of(path) == "is not UTF-8 at its byte 4; pass its --encoding"
+    path.write_bytes(b'<meta charset="utf-16"><p>f\xc3\xbcr')
+    assert text_of(path) == "f\u00fcr"
+    path.write_bytes(b'<meta charset="punycode"><p>' + b"x" * 1_000_000)  # to decode it so takes minutes
+    assert len(text_of(path)) == 1_000_000
     path.write_bytes(b'<meta charset="klingon"><p>x')
     assert text_of(path) == "says that its encoding is klingon, which Python does not know; pass its --encoding"
     for content in ("", "  ", "<!-- a remark -->", "<script>x</script>"):

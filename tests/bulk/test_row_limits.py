@@ -8,9 +8,9 @@ import pyarrow.parquet as pq
 import pytest
 from bulk.jobs import half_done, lance_table, rejected
 
-from penult.bulk.embed import StoppedError
 from penult.bulk.input import input_files, readers, sources
 from penult.bulk.input.shard_sizes import Sizes
+from penult.bulk.job.errors import StoppedError
 from penult.bulk.options import ReadOptions
 
 LONG = "word " * 4000

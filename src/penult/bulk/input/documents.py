@@ -3,6 +3,7 @@
 The only file that imports pypdf and lxml. Imports no Arrow.
 """
 
+import codecs
 import logging
 import re
 from importlib.util import find_spec
@@ -59,6 +60,7 @@ _CELLS = frozenset(["td", "th", "option", "img", "input"])
 _UNSEEN = frozenset(["script", "style", "noscript", "template", "svg"])
 _DECLARED = re.compile(rb"""<meta[^>]+charset\s*=\s*["']?([\w.:-]+)""", re.IGNORECASE)
 _AS_BROWSERS = {"iso-8859-1": "cp1252", "latin-1": "cp1252", "latin1": "cp1252", "us-ascii": "cp1252", "ascii": "cp1252"}
+_NOT_OF_PAGES = ("punycode", "idna", "unicode_escape", "raw_unicode_escape", "utf-7", "utf-16", "utf-32")
 _HEAD = 4096  # bytes in which a page says its encoding
 _OF_DAMAGED_PDF = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RecursionError, NotImplementedError)
 
@@ -143,6 +145,7 @@ def _html(path: Path, options: ReadOptions) -> str | Refused:
     encoding = streams.encoding_of(content[:64], options)
     if encoding == "utf-8" and (declared := _DECLARED.search(content[:_HEAD])):
         encoding = declared[1].decode()
+        encoding = "utf-8" if _is_not_of_pages(encoding) else encoding
     text = _decoded(content, _AS_BROWSERS.get(encoding.lower(), encoding))
     if isinstance(text, Refused):
         return text
@@ -186,6 +189,14 @@ class _Shown:
         """Return the text."""
         lines = (" ".join(line.split()) for line in "".join(self._parts).split("\n"))
         return "\n".join(line for line in lines if line)
+
+
+def _is_not_of_pages(encoding: str) -> bool:
+    """Return whether a page cannot say that it has an encoding: it could not be read so far, or never ends."""
+    try:
+        return codecs.lookup(encoding).name.startswith(_NOT_OF_PAGES)
+    except LookupError:
+        return False
 
 
 def _decoded(content: bytes, encoding: str) -> str | Refused:
