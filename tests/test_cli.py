@@ -13,6 +13,7 @@ import reference
 from models import tiny_model
 
 from penult import Embedder, __version__
+from penult.__main__ import main
 from penult.server import Limits
 
 
@@ -112,3 +113,37 @@ def test_a_cut_file_runs_without_penult(tmp_path, weights):
     (vectors,) = session.run(["sentence_embedding"], {node.name: feed[node.name] for node in session.get_inputs()})
     with Embedder.load(folder, layer=1, pooling="cls", dimensions=8) as e:
         assert np.abs(vectors - e.embed(["the cat sat"])).max() <= 1e-6
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (KeyboardInterrupt(), 130, "penult: interrupted\n"),
+        (
+            ModuleNotFoundError("x", name="uvicorn"),
+            1,
+            "penult: uvicorn is not installed. Install the extra: pip install 'penult[server]'.\n",
+        ),
+    ],
+)
+def test_what_ends_a_command_before_it_begins(monkeypatch, capsys, error, code, said):
+    """Ctrl-C during imports and a package that is missing are one line."""
+
+    def app():
+        raise error
+
+    monkeypatch.setattr("penult.cli.app", app)
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert (end.value.code, capsys.readouterr().err) == (code, said)
+
+
+def test_a_bug_keeps_its_traceback(monkeypatch):
+    """A module of our own that is missing is no extra."""
+
+    def app():
+        raise ModuleNotFoundError("No module named 'penult.cor'", name="penult.cor")
+
+    monkeypatch.setattr("penult.cli.app", app)
+    with pytest.raises(ModuleNotFoundError):
+        main()
