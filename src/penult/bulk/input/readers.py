@@ -184,10 +184,11 @@ def _json_items(file: Input, fields: Mapping[str, pa.Field], sizes: Sizes) -> It
         return
     lines = streams.lines(file.path, file.options)
     while block := sources.lines_held(lines, BLOCK):
-        for line in block:
-            if line.strip():
+        if jsonl.table(block, pa.schema(fields.values())) is not None:
+            sizes.add(len(block), sum(map(len, block)))
+        else:
+            for line in filter(bytes.strip, block):
                 sizes.add(1, len(line))
-        if jsonl.table(block, pa.schema(fields.values())) is None:
             yield jsonl.row_by_row(file.name, 1, block, file.options)
 
 
