@@ -14,7 +14,9 @@ from models import tiny_model
 from typer.testing import CliRunner
 
 from penult import Embedder, __version__
+from penult.__main__ import main
 from penult.cli import app
+from penult.extras import install_hint
 from penult.server import Limits
 
 
@@ -176,15 +178,35 @@ def test_a_program_reads_why_a_model_is_refused(tmp_path):
     assert json.loads(done.stdout)["error"] == done.stderr.removeprefix("penult: ").rstrip("\n")
 
 
-def test_an_extra_that_is_not_installed(monkeypatch):
-    """A command that lacks a package of an extra names the extra; any other missing package is a bug, with its traceback."""
-    for name, error in (("pyarrow", SystemExit), ("penult.nothing", ModuleNotFoundError)):
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (KeyboardInterrupt(), 130, "penult: interrupted\n"),
+        (
+            ModuleNotFoundError("x", name="uvicorn"),
+            1,
+            f"penult: uvicorn is not installed. Install {install_hint('server')}.\n",
+        ),
+    ],
+)
+def test_what_ends_a_command_before_it_begins(monkeypatch, capsys, error, code, said):
+    """Ctrl-C during imports and a package that is missing are one line."""
 
-        def lacking(*_, name=name):
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+    def app():
+        raise error
 
-        monkeypatch.setattr("penult.quality.read_data", lacking)
-        done = CliRunner().invoke(app, ["quality", "model"])
-        assert isinstance(done.exception, error)
-        if error is SystemExit:
-            assert re.fullmatch(r"penult quality needs the extra penult\[parquet\] \(pip install .*\)\.\n", done.stderr)
+    monkeypatch.setattr("penult.cli.app", app)
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert (end.value.code, capsys.readouterr().err) == (code, said)
+
+
+def test_a_bug_keeps_its_traceback(monkeypatch):
+    """A module of our own that is missing is no extra."""
+
+    def app():
+        raise ModuleNotFoundError("No module named 'penult.cor'", name="penult.cor")
+
+    monkeypatch.setattr("penult.cli.app", app)
+    with pytest.raises(ModuleNotFoundError):
+        main()

@@ -43,7 +43,7 @@ FENCE = {
     "lancedb": {"bulk/stores/lancedb.py"},
     "psycopg": {"bulk/stores/pgvector.py"},
     "pypdf": {"bulk/input/documents.py"},
-    "bs4": {"bulk/input/documents.py"},
+    "lxml": {"bulk/input/documents.py"},
     "pydantic": {"adapters.py", "server/", "deepsparse/"},
     "fastapi": {"server/", "deepsparse/"},
     "uvicorn": {"server/"},

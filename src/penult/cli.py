@@ -9,10 +9,9 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
-from typer.core import TyperGroup
 
 from penult._version import __version__
 from penult.bulk import commands as bulk
@@ -37,27 +36,10 @@ from penult.cli_options import (
     task_of,
 )  # fmt: skip
 from penult.deepsparse import command as deepsparse_command
-from penult.extras import extra_with, install_hint
 from penult.server import command as server_command
-
-
-class _Commands(TyperGroup):
-    """All commands; one that lacks a package of an extra says which extra, in one sentence and with exit status 1."""
-
-    def invoke(self, ctx: Any) -> Any:  # noqa: ANN401 - click's, which newer typers bring along
-        try:
-            return super().invoke(ctx)
-        except ModuleNotFoundError as error:
-            extra = extra_with(error.name or "")
-            if extra is None:
-                raise
-            typer.echo(f"penult {ctx.invoked_subcommand} needs {install_hint(extra)}.", err=True)
-            raise typer.Exit(1) from error
-
 
 app = typer.Typer(
     name="penult",
-    cls=_Commands,
     help="Turn text into vectors on an ordinary CPU.",
     no_args_is_help=True,
     add_completion=False,

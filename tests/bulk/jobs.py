@@ -54,9 +54,9 @@ def run(*arguments: object, **options: object) -> subprocess.CompletedProcess:
     return subprocess.run(command(*arguments), capture_output=True, text=True, timeout=120, **options)
 
 
-def started(*arguments: object) -> subprocess.Popen:
-    pipe = {"stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(command(*arguments), preexec_fn=hearing, **pipe)  # noqa: PLW1509 - takes no lock
+def started(*arguments: object, **options: object) -> subprocess.Popen:
+    options |= {"stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command(*arguments), preexec_fn=hearing, **options)  # noqa: PLW1509 - takes no lock
 
 
 def recorded(out: Path) -> int:

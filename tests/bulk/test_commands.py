@@ -1,14 +1,15 @@
 """What `penult embed` and `penult ingest` ask for, what they say at the end, and how they exit."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
 from penult.bulk.ingest import Ingested
-from penult.bulk.job.errors import StoppedError
+from penult.bulk.job.errors import StoppedError, WorkError
 from penult.bulk.job.progress import Totals
-from penult.bulk.options import Columns, Model
+from penult.bulk.options import Columns, Model, ReadOptions
 from penult.bulk.request import Request, Summary
 from penult.cli import app
 
@@ -22,7 +23,7 @@ def run(monkeypatch, capsys):
 
         def job(*request, **named):
             asked.append((*request, named) if named else request[0])
-            if isinstance(ends, Exception):
+            if isinstance(ends, BaseException):
                 raise ends
             return ends
 
@@ -138,3 +139,72 @@ def test_ingest(run):
     assert asked == (Path("in.parquet"), "qdrant:p", "c", {"id_column": "i"})
     assert (code, last) == (0, "penult: 1,234 rows read; c has 5,678 entries\n")
     assert run(*arguments, ends=ValueError("no"))[:2] == (1, "penult: no\n")
+
+
+def test_options_that_decide_vectors(run):
+    """As `Embedder.load` has them; both spellings of a prompt's option are one."""
+    ends = Summary(Totals(), 64, None)
+    options = "--layer 2 --no-normalize --layer-norm --query-prompt q --document-prompt d --max-row-bytes 9 --encoding latin-1"
+    asked = run(*EMBED, *options.split(), ends=ends)[2]
+    assert asked.model == Model("m", normalize=False, layer_norm=True, layer=2, query_prompt="q", document_prompt="d")
+    assert asked.reading == ReadOptions("latin-1", 9)
+    assert run(*EMBED, "--layer", "none", "--normalize", ends=ends)[2].model == Model("m", layer=None, normalize=True)
+
+
+def test_a_prompt_by_its_name(run, capsys, tiny, tmp_path):
+    """It is one of the model's files; another name is an error that lists them."""
+    model, ends = shutil.copytree(tiny, tmp_path / "model"), Summary(Totals(), 64, None)
+    (model / "config_sentence_transformers.json").write_text(
+        json.dumps({"prompts": {"classification": "classify: ", "query": "q: "}})
+    )
+    command = ("embed", "a.csv", "out.jsonl", "--model", str(model), "--prompt-name")
+    assert run(*command, "classification", ends=ends)[2].model.prompts == {"document": "classify: "}
+    assert run(*command, "classification", "--role", "query", ends=ends)[2].model.prompts == {"query": "classify: "}
+    for options, said in (
+        (["other"], "--prompt-name is 'other'; the prompts that the files of"),
+        (["query", "--prompt", "x"], "--prompt and --prompt-name are both given"),
+    ):
+        with pytest.raises(SystemExit) as end:
+            app([*command, *options])
+        assert end.value.code == 1
+        assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (ValueError("Pass pooling='mean', or files_from='org/x'."), "Pass --pooling mean, or --files-from org/x."),
+        (KeyboardInterrupt(), "interrupted; nothing was begun, and what an earlier run had done is kept."),
+        (
+            ModuleNotFoundError("x", name="pyarrow"),
+            "pyarrow is not installed. Install the extra: pip install 'penult[parquet]'.",
+        ),
+        (WorkError("a worker was killed"), "a worker was killed"),
+    ],
+)
+def test_the_words_of_a_failure(run, error, said):
+    """Options, not arguments; Ctrl-C and a missing extra are a sentence too."""
+    assert run(*EMBED, ends=error)[:2] == (1, f"penult: {said}\n")
+
+
+def test_an_interrupted_ingest(run):
+    """It may be run again."""
+    code, said, _ = run("ingest", "in.parquet", "--to", "qdrant:p", "--collection", "c", ends=KeyboardInterrupt())
+    assert (code, said) == (1, "penult: interrupted; run it again to write the rest; no row is doubled.\n")
+
+
+def test_an_ingest_without_arrow(capsys, monkeypatch):
+    """The extra of the store is named, before anything is looked at."""
+    monkeypatch.setattr("penult.bulk.commands.find_spec", lambda name: None)
+    for to, extra in (("qdrant:p", "qdrant"), ("pgvector:d", "pgvector"), ("other", "parquet")):
+        with pytest.raises(SystemExit):
+            app(["ingest", "in.parquet", "--to", to, "--collection", "c"])
+        assert capsys.readouterr().err == f"penult: `penult ingest` needs the extra: pip install 'penult[{extra}]'.\n"
+
+
+def test_help_says_how_it_ends(capsys):
+    """The exit statuses are in the help of `penult embed`."""
+    with pytest.raises(SystemExit):
+        app(["embed", "--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "Exit status: 0 every row has a vector; 3 some rows were rejected" in said

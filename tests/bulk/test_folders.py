@@ -7,8 +7,8 @@ import pyarrow.parquet as pq
 import pytest
 from bulk.jobs import half_done, rejected
 
-from penult.bulk.embed import StoppedError
 from penult.bulk.input import folders, input_files
+from penult.bulk.job.errors import StoppedError
 
 
 def fill(folder, *names):

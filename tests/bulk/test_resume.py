@@ -142,3 +142,20 @@ def test_two_jobs_with_one_output(undisturbed, tmp_path, tiny):
     assert second.returncode == 1
     assert "Another process is writing" in second.stderr
     assert out.read_bytes() == expected
+
+
+@pytest.mark.parametrize("later", [0, 0.15, 0.4])
+def test_interrupted_while_workers_begin(tmp_path, tiny, later):
+    """Ctrl-C goes to the whole group; a worker that is still importing shows no traceback, and nothing stays behind."""
+    source = corpus(tmp_path / "in.jsonl", 20)
+    arguments = ("embed", source, tmp_path / "out.parquet", "--model", tiny, "--workers", 2)
+    job = started(*arguments, start_new_session=True)
+    first = job.stderr.readline()
+    time.sleep(later)
+    os.killpg(job.pid, signal.SIGINT)
+    _, said = job.communicate(timeout=60)
+    assert first.startswith("penult: loading model")
+    assert job.returncode == 1
+    assert "interrupted" in said
+    assert len(said.splitlines()) == 1
+    assert run(*arguments).returncode == 0

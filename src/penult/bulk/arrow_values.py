@@ -74,7 +74,9 @@ def _time(scalar: pa.Scalar) -> _Temporal | str:
             return f"{scalar.value} {unit}"
         if pa.types.is_date(kind):
             return str(np.datetime64(scalar.value, "D" if pa.types.is_date32(kind) else "ms"))
-        return str(np.datetime64(scalar.value, unit)).replace("T", " ")
+        text = str(np.datetime64(scalar.value, unit)).replace("T", " ")
+        text = text.rstrip("0").removesuffix(".") if "." in text else text
+        return f"{text}+00:00" if kind.tz else text
     nanoseconds = scalar.value % 1000 if unit == "ns" else 0
     if not nanoseconds:
         return value

@@ -5,13 +5,15 @@ import json
 import math
 from typing import Any
 
+import numpy as np
+
 
 def dumps(value: Any) -> str:  # noqa: ANN401 - whatever a row holds
     """Return a value as strict JSON: NaN and infinity become null, and what JSON does not have becomes text (`as_text`)."""
     try:
-        return json.dumps(value, ensure_ascii=False, default=as_text, allow_nan=False)
+        return json.dumps(value, ensure_ascii=False, default=_plain, allow_nan=False)
     except ValueError:
-        return json.dumps(finite(value), ensure_ascii=False, default=as_text, allow_nan=False)
+        return json.dumps(finite(value), ensure_ascii=False, default=_plain, allow_nan=False)
 
 
 def as_text(value: Any) -> str:  # noqa: ANN401 - whatever Arrow holds
@@ -28,3 +30,8 @@ def finite(value: Any) -> Any:  # noqa: ANN401
     if isinstance(value, list | tuple):
         return [finite(inner) for inner in value]
     return value
+
+
+def _plain(value: Any) -> Any:  # noqa: ANN401
+    """Return what `json` does not know as what it knows: older versions of Arrow give half floats as those of NumPy."""
+    return finite(float(value)) if isinstance(value, np.floating) else as_text(value)

@@ -23,6 +23,9 @@ def infer(rows: Sequence[Row], text_column: str) -> pa.Schema:
                 columns.setdefault(name, []).append(value)
             else:
                 columns.setdefault(name, [])
+    head, *path = text_column.split(".")
+    if path and head in columns:
+        columns[head] = [_only_text(value, path) for value in columns[head]]
     fields = [_text(name) if name == text_column else _field(name, values) for name, values in columns.items()]
     return pa.schema([_with_text(field, text_column) for field in fields])
 
@@ -41,6 +44,16 @@ def merge(fields: Iterable[pa.Field]) -> pa.Field:
         except (pa.ArrowInvalid, pa.ArrowTypeError):
             return _json(merged.name)
     return merged if _fits(merged.type) else _json(merged.name)
+
+
+def _only_text(value: Any, path: Sequence[str]) -> Any:  # noqa: ANN401 - a value of JSON
+    """Return an object in which what should be the text is None where it is something else."""
+    if not isinstance(value, dict) or path[0] not in value:
+        return value
+    inner = value[path[0]]
+    if len(path) > 1:
+        return value | {path[0]: _only_text(inner, path[1:])}
+    return value if isinstance(inner, str) else value | {path[0]: None}
 
 
 def _with_text(field: pa.Field, text_column: str) -> pa.Field:

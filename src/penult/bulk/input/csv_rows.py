@@ -7,6 +7,7 @@ import csv
 import re
 from collections import deque
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -115,6 +116,8 @@ class _Lines:
                 yield self._quoted(number, line, dialect)
 
     def _quoted(self, number: int, line: str, dialect: _Dialect) -> _Record:
+        with suppress(csv.Error):  # most records with quotes are one line
+            return _Record(number, next(_reader(iter([line]), dialect, strict=True)), line, len(line))
         taken = [(number, line)]
         try:
             fields = next(_reader(self._continued(taken), dialect, strict=True))

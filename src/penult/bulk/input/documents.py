@@ -1,9 +1,11 @@
 """Documents: one row a file, its whole text. Markdown and text as they stand, HTML and PDF with the extra `documents`.
 
-The only file that imports pypdf and bs4. Imports no Arrow.
+The only file that imports pypdf and lxml. Imports no Arrow.
 """
 
+import codecs
 import logging
+import re
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -15,12 +17,52 @@ COLUMNS = ("id", "text")
 PLAIN = (".md", ".markdown", ".txt")
 WITH_EXTRA = (".html", ".htm", ".pdf")
 EXTRA = "pip install 'penult[documents]'"
-_BLOCKS = """
-address article aside blockquote br caption dd div dl dt fieldset figcaption figure footer form h1 h2 h3 h4 h5 h6 header hr li
-main nav ol p pre section table title tr ul
-""".split()  # noqa: SIM905 - what a browser shows on lines of its own
+# What a browser shows on lines of its own, beside other cells, and not at all.
+_BLOCKS = frozenset(
+    [
+        "address",
+        "article",
+        "aside",
+        "blockquote",
+        "br",
+        "caption",
+        "dd",
+        "div",
+        "dl",
+        "dt",
+        "fieldset",
+        "figcaption",
+        "figure",
+        "footer",
+        "form",
+        "h1",
+        "h2",
+        "h3",
+        "h4",
+        "h5",
+        "h6",
+        "header",
+        "hr",
+        "li",
+        "main",
+        "nav",
+        "ol",
+        "p",
+        "pre",
+        "section",
+        "table",
+        "title",
+        "tr",
+        "ul",
+    ]
+)
+_CELLS = frozenset(["td", "th", "option", "img", "input"])
+_UNSEEN = frozenset(["script", "style", "noscript", "template", "svg"])
+_DECLARED = re.compile(rb"""<meta[^>]+charset\s*=\s*["']?([\w.:-]+)""", re.IGNORECASE)
+_AS_BROWSERS = {"iso-8859-1": "cp1252", "latin-1": "cp1252", "latin1": "cp1252", "us-ascii": "cp1252", "ascii": "cp1252"}
+_NOT_OF_PAGES = ("punycode", "idna", "unicode_escape", "raw_unicode_escape", "utf-7", "utf-16", "utf-32")
+_HEAD = 4096  # bytes in which a page says its encoding
 _OF_DAMAGED_PDF = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RecursionError, NotImplementedError)
-_UNSEEN = ["script", "style", "noscript", "template", "svg"]
 
 
 def read_document(path: Path, name: str, id_: str, options: ReadOptions = DEFAULT_READING) -> Item:
@@ -72,7 +114,7 @@ def text_of(path: Path, options: ReadOptions = DEFAULT_READING) -> str | Refused
 
 def has_extra() -> bool:
     """Return whether HTML and PDF can be read."""
-    return find_spec("bs4") is not None and find_spec("pypdf") is not None
+    return find_spec("lxml") is not None and find_spec("pypdf") is not None
 
 
 def is_readable(path: Path) -> bool:
@@ -90,35 +132,80 @@ def _bytes(path: Path, options: ReadOptions) -> bytes | Refused:
 
 def _plain(path: Path, options: ReadOptions) -> str | Refused:
     content = _bytes(path, options)
-    if isinstance(content, Refused):
-        return content
-    encoding = streams.encoding_of(content[:64], options)
-    try:
-        return content.decode("utf-8-sig" if encoding == "utf-8" else encoding)
-    except UnicodeDecodeError as error:
-        return Refused(f"is not {'UTF-8' if encoding == 'utf-8' else encoding} at its byte {error.start}; pass its --encoding")
+    return content if isinstance(content, Refused) else _decoded(content, streams.encoding_of(content[:64], options))
 
 
 def _html(path: Path, options: ReadOptions) -> str | Refused:
     """Return what a browser would show, a line a block. The encoding: as a mark, the options or the file itself say."""
-    from bs4 import BeautifulSoup  # noqa: PLC0415 - an extra
+    from lxml import etree  # noqa: PLC0415 - an extra
 
     content = _bytes(path, options)
     if isinstance(content, Refused):
         return content
-    said = None if options.codec == "utf-8" else options.codec
+    encoding = streams.encoding_of(content[:64], options)
+    if encoding == "utf-8" and (declared := _DECLARED.search(content[:_HEAD])):
+        encoding = declared[1].decode()
+        encoding = "utf-8" if _is_not_of_pages(encoding) else encoding
+    text = _decoded(content, _AS_BROWSERS.get(encoding.lower(), encoding))
+    if isinstance(text, Refused):
+        return text
+    shown = _Shown()
+    # Its target is called part by part, so that a page of a million open elements costs no more than another.
+    parser = etree.HTMLParser(target=shown, encoding="utf-8", no_network=True, huge_tree=True)
+    parser.feed(text.replace("\0", "").encode())
     try:
-        page = BeautifulSoup(content, "html.parser", from_encoding=said)
-        for tag in page(_UNSEEN):
-            tag.decompose()
-        for tag in page(_BLOCKS):
-            tag.insert_before("\n")
-            tag.insert_after("\n")
-        found = page.get_text()
-    except (RecursionError, ValueError, AssertionError) as error:
-        return Refused(f"is not HTML that can be read: {error}")
-    lines = (" ".join(line.split()) for line in found.split("\n"))
-    return "\n".join(line for line in lines if line)
+        found: str = parser.close()
+    except etree.XMLSyntaxError:  # nothing but blanks
+        found = shown.close()
+    return found
+
+
+class _Shown:
+    """Takes the parts of a page, and keeps the text that a browser shows."""
+
+    def __init__(self) -> None:
+        self._parts: list[str] = []
+        self._unseen = 0
+
+    def start(self, tag: str, _attributes: dict[str, str]) -> None:
+        """Take the beginning of an element."""
+        self._unseen += tag in _UNSEEN
+        self._parts.append("\n" if tag in _BLOCKS else " " if tag in _CELLS else "")
+
+    def end(self, tag: str) -> None:
+        """Take the end of an element."""
+        self._unseen -= tag in _UNSEEN
+        self._parts.append("\n" if tag in _BLOCKS else "")
+
+    def data(self, text: str) -> None:
+        """Take text."""
+        if not self._unseen:
+            self._parts.append(" ".join(text.split("\n")))
+
+    def comment(self, text: str) -> None:
+        """Leave out a remark."""
+
+    def close(self) -> str:
+        """Return the text."""
+        lines = (" ".join(line.split()) for line in "".join(self._parts).split("\n"))
+        return "\n".join(line for line in lines if line)
+
+
+def _is_not_of_pages(encoding: str) -> bool:
+    """Return whether a page cannot say that it has an encoding: it could not be read so far, or never ends."""
+    try:
+        return codecs.lookup(encoding).name.startswith(_NOT_OF_PAGES)
+    except LookupError:
+        return False
+
+
+def _decoded(content: bytes, encoding: str) -> str | Refused:
+    try:
+        return content.decode("utf-8-sig" if encoding == "utf-8" else encoding)
+    except UnicodeDecodeError as error:
+        return Refused(f"is not {'UTF-8' if encoding == 'utf-8' else encoding} at its byte {error.start}; pass its --encoding")
+    except LookupError:
+        return Refused(f"says that its encoding is {encoding}, which Python does not know; pass its --encoding")
 
 
 def _pdf(path: Path, options: ReadOptions) -> str | Refused:

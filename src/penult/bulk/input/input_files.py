@@ -186,7 +186,7 @@ def reading(files: Sequence[Input]) -> str:
     if any(id_ or partitions for id_, partitions in names):
         values["names"] = hashlib.sha256(json.dumps(names).encode()).hexdigest()[:16]
     if any(file.format == "document" and streams.ending(file.path) in documents.WITH_EXTRA for file in files):
-        values |= {package: importlib.metadata.version(package) for package in ("beautifulsoup4", "pypdf")}
+        values |= {package: importlib.metadata.version(package) for package in ("lxml", "pypdf")}
     return json.dumps(values, sort_keys=True) if values else ""
 
 

@@ -29,7 +29,7 @@ def row_by_row(name: str, first: int, block: Sequence[bytes], options: ReadOptio
 def table(block: Sequence[bytes], schema: pa.Schema) -> pa.Table | None:
     """Turn lines into a table of the given columns, a row each. None: read them row by row; some may be blank."""
     whole = b"".join(block)
-    simple = all(map(_is_simple, schema)) and not any(isinstance(line, LongLine) for line in block)
+    simple = all(map(_is_simple, schema)) and LongLine not in set(map(type, block))
     if not simple or not _is_one_object_a_line(whole, len(block)):
         return None
     try:

@@ -15,7 +15,7 @@ from penult.bulk import tables
 from penult.bulk.input import columns, json_rows, jsonl, row_files, sources, streams
 from penult.bulk.input.csv_rows import MOST_COLUMNS
 from penult.bulk.input.input_files import Input
-from penult.bulk.input.rows import Item, Rejected, Row
+from penult.bulk.input.rows import Item, Rejected, Row, UnreadableError
 from penult.bulk.input.shard_sizes import Sizes
 from penult.bulk.input.sources import BLOCK, Shard
 
@@ -104,6 +104,8 @@ def shards(inputs: Sequence[Input], scanned: Scanned, first: int = 0) -> Iterato
                 if not wanted:
                     yield _join(number, parts)
                     number, parts, wanted = number + 1, [], scanned.shard_rows
+        except UnreadableError:
+            raise
         except (pa.ArrowException, OSError) as error:
             raise OSError(f"{file.name} cannot be read: {error}") from error
         file.check_unchanged()
@@ -133,6 +135,8 @@ def _look(file: Input, text_column: str, say: Callable[[str], None]) -> FileScan
         if file.format == "document":
             return FileScan(_texts(row_files.columns(file), file), Sizes().add(1, file.stamp[0][1]))
         return _look_at_rows(file, text_column, say)
+    except UnreadableError:
+        raise
     except (pa.ArrowException, OSError) as error:
         why = f"it {what}" if what else error
         raise OSError(f"{file.name} cannot be read: {why}") from error
@@ -180,10 +184,11 @@ def _json_items(file: Input, fields: Mapping[str, pa.Field], sizes: Sizes) -> It
         return
     lines = streams.lines(file.path, file.options)
     while block := sources.lines_held(lines, BLOCK):
-        for line in block:
-            if line.strip():
+        if jsonl.table(block, pa.schema(fields.values())) is not None:
+            sizes.add(len(block), sum(map(len, block)))
+        else:
+            for line in filter(bytes.strip, block):
                 sizes.add(1, len(line))
-        if jsonl.table(block, pa.schema(fields.values())) is None:
             yield jsonl.row_by_row(file.name, 1, block, file.options)
 
 
@@ -277,6 +282,8 @@ def _shard_rows(inputs: Sequence[Input], scanned: Scanned, text_column: str, siz
                     break
                 count += shard.table.num_rows
                 lengths += sum(_lengths(tables.column_of(shard.table, text_column)))
+        except UnreadableError:
+            raise
         except (pa.ArrowException, OSError) as error:
             raise OSError(f"{file.name} cannot be read: {error}") from error
         if count >= BLOCK or lengths >= _SAMPLE:

@@ -2,15 +2,24 @@
 
 from collections.abc import Iterator
 
-from penult.bulk.input import csv_rows, documents, json_rows, text_rows
+from penult.bulk.input import csv_rows, documents, json_rows, streams, text_rows
 from penult.bulk.input.input_files import Input
-from penult.bulk.input.rows import Item, Row
+from penult.bulk.input.rows import Item, Row, UnreadableError
 
 
 def items(file: Input) -> Iterator[Item]:
-    """Return all rows of a file in their order; those of its folders' names (`key=value`) fill what a row does not have."""
-    found = _items(file)
-    return found if not file.partitions else (_filled(item, file) for item in found)
+    """Return all rows of a file in their order; those of its folders' names (`key=value`) fill what a row does not have.
+
+    Raises:
+        UnreadableError: it is damaged, or something else than its name says.
+    """
+    try:
+        if file.format != "document" and (what := streams.foreign(file.path)):
+            raise OSError(f"it {what}")
+        for item in _items(file):
+            yield _filled(item, file) if file.partitions else item
+    except OSError as error:
+        raise UnreadableError(f"{file.name} cannot be read: {error}") from error
 
 
 def columns(file: Input) -> list[str]:

@@ -49,6 +49,10 @@ class Rejected:
             return json.dumps(finite(asdict(self)), ensure_ascii=True, default=str, allow_nan=False)
 
 
+class UnreadableError(OSError):
+    """A file cannot be read; the message names it."""
+
+
 Item: TypeAlias = Row | Rejected
 
 

@@ -6,10 +6,11 @@ Knows processes and tasks, nothing of rows or vectors.
 import multiprocessing
 import signal
 import sys
+import threading
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from multiprocessing import connection
+from multiprocessing import connection, resource_tracker
 from typing import Any
 
 from penult.bulk.job.errors import WorkError
@@ -23,19 +24,26 @@ _TRIES = 2
 
 
 @contextmanager
-def _sigint_blocked() -> Iterator[None]:
+def _without_sigint() -> Iterator[None]:
     """Start processes that never get Ctrl-C, which is this process' to answer; one that comes meanwhile is answered after.
 
-    A started process keeps the mask. It would else show a traceback until it has imported enough to ignore the signal.
+    A started process keeps the signal mask. It would else show a traceback until it has imported enough to ignore the signal,
+    and another one if this process were interrupted before it has told the new one what to do.
     """
-    if sys.platform == "win32":
+    if sys.platform == "win32" or threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    resource_tracker.ensure_running()  # multiprocessing's own process, whose start unblocks the signal
+    received: list[int] = []
+    handler = signal.signal(signal.SIGINT, lambda number, _: received.append(number))  # other threads do not block it
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        signal.signal(signal.SIGINT, handler)
+        if received:
+            signal.raise_signal(signal.SIGINT)
 
 
 class _Worker:
@@ -45,7 +53,7 @@ class _Worker:
         context = multiprocessing.get_context("spawn")
         self.pipe, theirs = context.Pipe()
         self.process = context.Process(target=serve, args=(theirs, model, role, share), name="penult-worker", daemon=True)
-        with _sigint_blocked():
+        with _without_sigint():
             self.process.start()
         theirs.close()  # else a dead worker would not end the pipe
         self.tasks: dict[int, Task] = {}

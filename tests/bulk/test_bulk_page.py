@@ -1,0 +1,38 @@
+"""docs/bulk.md: its commands and its Python run as they stand, and it names every option of `penult embed`."""
+
+import json
+import re
+import shlex
+from pathlib import Path
+
+from bulk.jobs import run
+from test_readme import HUB_ID, blocks
+
+PAGE = Path(__file__).parents[2] / "docs" / "bulk.md"
+
+
+def test_the_commands_run(tiny, tmp_path):
+    """In their order, in a fresh folder, on a tiny model."""
+    (tmp_path / "docs").mkdir()
+    rows = [{"id": f"r{i}", "body": f"the cat sat on mat {i}"} for i in range(8)]
+    (tmp_path / "docs" / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "questions.csv").write_text("text\nwho sat?\nwhere?\n")
+    given = {HUB_ID: str(tiny), "docs/*.jsonl": "docs/a.jsonl"}
+    commands = [shlex.split(line, comments=True) for block in blocks(PAGE, "console") for line in block.splitlines()]
+    assert len(commands) == 5
+    for _, _, *words in commands:
+        done = run(*(given.get(word, word) for word in words), cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+
+
+def test_the_examples_run(tiny):
+    """Of Python."""
+    exec("\n".join(blocks(PAGE, "python")).replace(HUB_ID, tiny.as_posix()), {})
+
+
+def test_every_option_is_there():
+    """None of the options of `penult embed` is missing from the page."""
+    page = PAGE.read_text()
+    options = set(re.findall(r"--[a-z-]+", run("embed", "--help").stdout)) - {"--help", "--prompt-query", "--prompt-document"}
+    assert {option for option in options if option not in page and option.replace("--no-", "--") not in page} == set()
+    assert len(options) > 25

@@ -1,0 +1,137 @@
+"""HTML and PDF as documents, with the extra `documents`: their text, and what becomes of those that have none."""
+
+import pytest
+from bulk.jobs import rejected
+
+from penult.bulk.input import documents, input_files, row_files
+from penult.bulk.input.documents import Refused, text_of
+from penult.bulk.options import ReadOptions
+
+EXTRA = "pip install 'penult\\[documents\\]'"
+PAGE = """<!DOCTYPE html><html><head><title>The cat</title><style>p {color: red}</style><script>var x = "<p>no</p>";</script></head>
+<body><h1>A  cat</h1><p>sat on <b>the</b> mat &amp; slept.<br>Then it<!-- a remark --> woke.</p>
+<ul><li>one<li>two</ul><table><tr><td>a</td> <td>b</td></tr></table></body></html>"""
+SHOWN = "The cat\nA cat\nsat on the mat & slept.\nThen it woke.\none\ntwo\na b"
+
+
+def pdf(*pages):
+    """Write a PDF of pages that show a line of text each."""
+    kids = " ".join(f"{4 + 2 * n} 0 R" for n in range(len(pages)))
+    bodies = [
+        "<< /Type /Catalog /Pages 2 0 R >>",
+        f"<< /Type /Pages /Kids [{kids}] /Count {len(pages)} >>",
+        "<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica >>",
+    ]
+    for n, text in enumerate(pages):
+        content = f"BT /F1 12 Tf 72 720 Td ({text}) Tj ET"
+        resources = "/Resources << /Font << /F1 3 0 R >> >> /MediaBox [0 0 612 792]"
+        bodies.append(f"<< /Type /Page /Parent 2 0 R {resources} /Contents {5 + 2 * n} 0 R >>")
+        bodies.append(f"<< /Length {len(content)} >>\nstream\n{content}\nendstream")
+    data, places = b"%PDF-1.4\n", []
+    for number, body in enumerate(bodies, 1):
+        places.append(len(data))
+        data += f"{number} 0 obj\n{body}\nendobj\n".encode()
+    table = "".join(f"{place:010} 00000 n \n" for place in places)
+    end = f"xref\n0 {len(places) + 1}\n0000000000 65535 f \n{table}trailer << /Size {len(places) + 1} /Root 1 0 R >>\n"
+    return data + f"{end}startxref\n{len(data)}\n%%EOF\n".encode()
+
+
+@pytest.fixture
+def installed():
+    pytest.importorskip("lxml", reason="the extra `documents` is not installed")
+    return pytest.importorskip("pypdf", reason="the extra `documents` is not installed")
+
+
+def test_html(installed, tmp_path):
+    """What a browser shows, a line a block; the file itself, a mark or --encoding says the encoding."""
+    path = tmp_path / "a.html"
+    path.write_text(PAGE)
+    assert text_of(path) == SHOWN
+    for content, options in (
+        ('<meta charset="latin-1"><p>f\u00fcr'.encode("latin-1"), ReadOptions()),
+        ("<p>f\u00fcr".encode("utf-16"), ReadOptions()),
+        ("<p>f\u00fcr".encode("cp1252"), ReadOptions("cp1252")),
+        ("<p>f\u00fcr".encode(), ReadOptions()),
+    ):
+        path.write_bytes(content)
+        assert text_of(path, options) == "f\u00fcr"
+    path.write_bytes(b"<p>f\xfcr")
+    assert text_of(path) == "is not UTF-8 at its byte 4; pass its --encoding"
+    path.write_bytes(b'<meta charset="utf-16"><p>f\xc3\xbcr')
+    assert text_of(path) == "f\u00fcr"
+    path.write_bytes(b'<meta charset="punycode"><p>' + b"x" * 1_000_000)  # to decode it so takes minutes
+    assert len(text_of(path)) == 1_000_000
+    path.write_bytes(b'<meta charset="klingon"><p>x')
+    assert text_of(path) == "says that its encoding is klingon, which Python does not know; pass its --encoding"
+    for content in ("", "  ", "<!-- a remark -->", "<script>x</script>"):
+        path.write_text(content)
+        assert text_of(path) == ""
+
+
+def test_pages_without_end(installed, tmp_path):
+    """Elements that are never closed, remarks, marks of any kind: a page costs what its length costs."""
+    path = tmp_path / "a.html"
+    for part in ("<div>", "<b>", "<p><table>", "<!--", "<", "<!", "<?", "</", "<![CDATA[", "<a b='", "&"):
+        path.write_text(part * 100_000 + "the end")
+        assert isinstance(text_of(path), str)  # minutes each, were it quadratic
+    path.write_text("<div>" * 100_000 + "the end")
+    assert text_of(path) == "the end"
+
+
+def test_pdf(installed, tmp_path):
+    """The text of all pages; one without text, a damaged or an encrypted one says so."""
+    path = tmp_path / "a.pdf"
+    path.write_bytes(pdf("the cat sat", "on the mat"))
+    assert text_of(path).split() == "the cat sat on the mat".split()
+    assert text_of(path, ReadOptions(max_row_bytes=15)) == "has more than 15 bytes, the limit of --max-row-bytes"
+    path.write_bytes(pdf(""))
+    assert text_of(path) == "is a PDF without text: perhaps scanned images"
+    for content in (b"%PDF-1.4", b"", pdf("x")[:300], pdf("x").replace(b"/Kids", b"/Dogs")):
+        path.write_bytes(content)
+        assert isinstance(text_of(path), Refused)
+    path.write_bytes(pdf("secret"))
+    writer = installed.PdfWriter(clone_from=path)
+    writer.encrypt("word", algorithm="RC4-128")
+    writer.write(path)
+    assert text_of(path) == "is a PDF that is encrypted"
+    path.write_text("version https://git-lfs.github.com/spec/v1\n")
+    assert text_of(path).startswith("is a pointer of Git LFS")
+
+
+def test_a_folder_of_documents(installed, job, tmp_path):
+    """All kinds of documents are rows, in the order of their names; those without text are rejected rows."""
+    folder = tmp_path / "in"
+    folder.mkdir()
+    (folder / "a.pdf").write_bytes(pdf("the cat"))
+    (folder / "b.html").write_text("<p>the dog</p>")
+    (folder / "c.md").write_text("the moon")
+    (folder / "d.htm").write_text("the fish")
+    (folder / "e.pdf").write_bytes(b"%PDF-1.4")
+    (folder / "f.docx").write_bytes(b"PK\x03\x04")
+    sentences = []
+    paths = input_files.find([str(folder)], say=sentences.append)
+    assert "1 file of other kinds left out: .docx 1 (f.docx)" in sentences[0]
+    items = [item for path in paths for item in row_files.items(input_files.opened(path, root=folder))]
+    assert [item.values["text"] for item in items[:4]] == ["the cat", "the dog", "the moon", "the fish"]
+    done = job(folder)
+    assert (done.totals.rows, done.totals.rejected) == (4, 1)
+    assert rejected(tmp_path / "out.parquet")[0]["record"] == {"id": "e.pdf"}
+
+
+def test_without_the_extra(job, tmp_path, monkeypatch):
+    """Of a folder, HTML and PDF are left out, counted and named, with what to install; by their names they are refused."""
+    monkeypatch.setattr(documents, "has_extra", lambda: False)
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for name in ("a.pdf", "b.html", "c.md"):
+        (folder / name).write_text(name)
+    sentences = []
+    assert input_files.find([str(folder)], say=sentences.append) == [folder / "c.md"]
+    assert "2 files of other kinds left out: .html 1, .pdf 1 (a.pdf, b.html)" in sentences[0]
+    assert "HTML and PDF are read with the extra `documents`: pip install 'penult[documents]'" in sentences[0]
+    for name in ("a.pdf", "b.html"):
+        with pytest.raises(ImportError, match=rf"{name} is read with the extra `documents`: {EXTRA}\."):
+            job(folder / name)
+        with pytest.raises(ImportError, match=rf"{name} is read with an extra: {EXTRA}\."):
+            text_of(folder / name)
+    assert text_of(folder / "c.md") == "c.md"

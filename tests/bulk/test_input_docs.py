@@ -1,0 +1,61 @@
+"""What the page "input-files.md" shows runs as it stands, on a tiny model in place of MODEL."""
+
+import gzip
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pyarrow.parquet as pq
+from bulk.jobs import run
+
+PAGE = (Path(__file__).parents[2] / "docs" / "input-files.md").read_text(encoding="utf-8")
+
+
+def blocks(language):
+    return re.findall(rf"^```{language}\n(.*?)\n```", PAGE, re.DOTALL | re.MULTILINE)
+
+
+def fill(folder):
+    """Write the files that the page speaks of."""
+    (folder / "texts.jsonl").write_text('{"text": "a cat"}\n')
+    (folder / "notes").mkdir()
+    for name in ("a.md", "b.md", "c.docx"):
+        (folder / "notes" / name).write_text(f"note {name}")
+    (folder / "logs" / "deep").mkdir(parents=True)
+    (folder / "logs" / "deep" / "a.csv").write_bytes("id;message\n1;f\u00fcr\n".encode("cp1252"))
+    (folder / "events.jsonl.gz").write_bytes(gzip.compress(json.dumps({"event": {"body": "the dog"}}).encode()))
+
+
+def test_the_commands_run(tiny, tmp_path):
+    """Each command of the page, in a folder with the files that it names."""
+    fill(tmp_path)
+    lines = [shlex.split(line)[1:] for block in blocks("console") for line in block.splitlines()]
+    assert len(lines) == 4
+    for _, *words in lines:
+        done = run(*[str(tiny) if word == "MODEL" else word for word in words], cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert pq.read_table(tmp_path / words[2]).num_rows >= 1
+        if words[1] == "notes":
+            assert "notes: 1 file of other kinds left out: .docx 1 (c.docx); 2 files read: a.md, b.md" in done.stderr
+
+
+def test_the_python_runs(tmp_path, monkeypatch):
+    """The block of Python gives the texts of a folder."""
+    fill(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    (code,) = blocks("python")
+    names = {}
+    exec(code, names)
+    assert names["texts"] == ["note a.md", "note b.md"]
+
+
+def test_the_limits_are_those_of_the_code():
+    """The numbers of the page are those of the code, and all endings are on it."""
+    from penult.bulk.input import csv_rows, input_files, shard_sizes, streams
+    from penult.bulk.options import DEFAULT_READING
+
+    assert f"`--max-row-bytes` ({DEFAULT_READING.max_row_bytes:,})" in PAGE
+    assert f"at most {csv_rows.MOST_COLUMNS:,} columns" in PAGE
+    assert f"about {shard_sizes._MOST_BYTES >> 20} MB of rows" in PAGE
+    assert all(f"`{ending}`" in PAGE for ending in (*input_files._ENDINGS, *streams.COMPRESSED))
