@@ -1,6 +1,7 @@
 """`penult bench`: figures of a real run on a tiny model; a library that cannot run is reported, not hidden."""
 
 import json
+import shutil
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
@@ -73,3 +74,14 @@ def test_the_command(tiny, tmp_path):
     assert "penult-int8" in done.stdout
     assert (tmp_path / "b.svg").read_text().startswith("<svg")
     assert json.loads((tmp_path / "b.json").read_text())["texts"] == 3
+
+
+def test_the_files_of_another_model(tiny, tmp_path, monkeypatch):
+    """A mirror that holds the graph alone is measured with the files of the original, as every command loads it."""
+    mirror = tmp_path / "mirror"
+    mirror.mkdir()
+    shutil.copy(tiny / "onnx" / "model.onnx", mirror / "small.onnx")
+    monkeypatch.setattr(measure, "_OURS", ("penult",))
+    result = measure.measure(str(mirror), TEXTS, model_file="small.onnx", files_from=str(tiny), rounds=1)
+    assert [row.failure for row in result.rows] == [""]
+    assert result.rows[0].tokens_per_cpu_second > 0

@@ -122,7 +122,7 @@ def test_a_cut_file_runs_without_penult(tmp_path, weights):
     ("arguments", "sentence"),
     [
         (["inspect", "MODEL", "--layer", ""], "--layer is empty; it must be a number, a tensor's name, or none."),
-        (["inspect", "MODEL", "--pooling", ","], "pooling is ''; it must be one of None, 'mean'"),
+        (["inspect", "MODEL", "--pooling", ","], "--pooling is ','; it must be one of mean, max"),
         (["inspect", "MODEL", "--html", "none/x.html"], "none is not a folder; make it, or name another place for x.html."),
         (["inspect", "MODEL", "--html", "folder"], "folder is a folder; name a file."),
         (["cut", "MODEL", "x.onnx", "--dimensions", "33"], "dimensions=33 exceeds the model's 32 values."),

@@ -1,9 +1,12 @@
 """The words of the command line: options in place of Python's arguments, and extras in place of modules."""
 
+import warnings
+
 import pytest
 
-from penult import cli_options
-from penult.cli_options import in_options, layer_of, pooling_of, prompts_of, sentence_of, task_of
+from penult import cli_words
+from penult.cli_options import layer_of, pooling_of, prompts_of, task_of
+from penult.cli_words import in_options, sentence_of
 
 
 @pytest.mark.parametrize(
@@ -46,7 +49,7 @@ def test_every_extra_is_one_of_the_package():
     from pathlib import Path
 
     project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
-    assert {*cli_options._EXTRAS.values()} <= {*project["optional-dependencies"]}
+    assert {*cli_words._EXTRAS.values()} <= {*project["optional-dependencies"]}
 
 
 def test_values():
@@ -59,3 +62,12 @@ def test_values():
     ]  # fmt: skip
     with pytest.raises(ValueError, match="--pooling is 'mean,'; it must be one of mean, max"):
         pooling_of("mean,")
+
+
+def test_warnings_are_one_line(capsys):
+    """In the words of the command line, without the file and line of the code."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        cli_words.show_warnings()
+        warnings.warn("dimensions=16: pass normalize=True", UserWarning, stacklevel=1)
+    assert capsys.readouterr().err == "penult: --dimensions 16: pass --normalize\n"

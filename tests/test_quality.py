@@ -135,6 +135,9 @@ def test_the_command(tmp_path):
     (tmp_path / "lines.txt").write_text("the cat sat\na dog\n")
     lines = CliRunner().invoke(app, ["quality", str(folder), "--data", str(tmp_path / "lines.txt")]).output
     assert f"2 texts of {tmp_path / 'lines.txt'}" in lines
+    (folder / "onnx" / "model.onnx").rename(tmp_path / "small.onnx")  # a mirror with the graph alone
+    mirror = [str(tmp_path), "--model-file", "small.onnx", "--files-from", str(folder), "--limit", "20", "--json"]
+    assert json.loads(CliRunner().invoke(app, ["quality", *mirror]).output) == told
     failed = run("quality", folder, "--data", tmp_path / "none.txt")
     assert failed.returncode != 0
     assert "none.txt" in failed.stderr

@@ -13,7 +13,7 @@ def main() -> None:
         print("penult: interrupted", file=sys.stderr)  # noqa: T201
         sys.exit(130)
     except ImportError as error:
-        from penult.cli_options import sentence_of  # noqa: PLC0415
+        from penult.cli_words import sentence_of  # noqa: PLC0415
 
         if not isinstance(error, ModuleNotFoundError) or sentence_of(error) == str(error):
             raise  # a bug, or a broken installation

@@ -28,13 +28,12 @@ from penult.cli_options import (
     Poolings,
     QueryPrompt,
     Task,
-    in_options,
     layer_of,
     pooling_of,
     prompts_of,
-    sentence_of,
     task_of,
 )  # fmt: skip
+from penult.cli_words import in_options, sentence_of, show_warnings
 from penult.deepsparse import command as deepsparse_command
 from penult.server import command as server_command
 
@@ -60,6 +59,7 @@ def main(
 ) -> None:
     """Turn text into vectors on an ordinary CPU."""
     del version
+    show_warnings()
 
 
 @app.command()

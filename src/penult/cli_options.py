@@ -1,11 +1,9 @@
-"""Options and words that the commands share: those of `Embedder.load`, and its messages in the command line's own words."""
+"""The options of `Embedder.load` on the command line, for every command that loads a model."""
 
-import re
 from typing import Annotated, Literal, get_args
 
 import typer
 
-from penult.extras import extra_with, install_hint
 from penult.types import Pooling, Role
 
 _POOLINGS: tuple[Pooling, ...] = get_args(Pooling)
@@ -49,20 +47,15 @@ DocumentPrompt = Annotated[
 ]
 Task = Annotated[str | None, typer.Option(help="The task of a model that has several.")]
 
-_OPTIONS = {
-    **{name: name for name in ("layer", "pooling", "precision", "truncate", "dimensions", "normalize", "task", "threads")},
-    "max_length": "max-length", "layer_norm": "layer-norm", "model_file": "model-file", "files_from": "files-from",
-    "max_batch_tokens": "batch-tokens",
-}  # fmt: skip
-"""Option of an argument of `Embedder.load`, where there is one."""
-
-_NAME = f"(?P<name>{'|'.join(_OPTIONS)})"
-_ASSIGNED = re.compile(rf"\b{_NAME}(?P<sign>=|<=)(?P<value>'[^']*'|True|False|None|[^\s,;.)]+)")
-_NAMED = re.compile(rf"(?P<before>^|[.;:] |\bLeave |\band |\blower ){_NAME}(?= is | was | out\b|\.$| and \w+ out\b)")
-
 
 def layer_of(text: str) -> int | str | None:
-    """Read --layer."""
+    """Read --layer.
+
+    Raises:
+        ValueError: it is empty.
+    """
+    if not text.strip():
+        raise ValueError("--layer is empty; it must be a number, a tensor's name, or none.")
     if text.lower() == "none":
         return None
     return int(text) if text.removeprefix("-").isdecimal() else text
@@ -92,27 +85,3 @@ def prompts_of(query: str | None, document: str | None) -> dict[str, str] | None
     """Read --query-prompt and --document-prompt; None where neither is given."""
     given: dict[Role, str | None] = {"query": query, "document": document}
     return {role: prompt for role, prompt in given.items() if prompt is not None} or None
-
-
-def sentence_of(error: BaseException) -> str:
-    """Return an error's message in the words of the command line; a package that is missing by the extra that installs it."""
-    if isinstance(error, ModuleNotFoundError) and (extra := extra_with(error.name or "")) is not None:
-        return f"{error.name} is not installed. Install {install_hint(extra)}."
-    if isinstance(error, OSError) and error.filename and error.strerror:
-        return f"{error.filename}: {error.strerror}."
-    return in_options(str(error))
-
-
-def in_options(message: str) -> str:
-    """Return a message with options in place of the arguments of `Embedder.load`: --pooling mean, not pooling='mean'."""
-    message = message.replace("pass prompts=", "pass --query-prompt or --document-prompt")
-    return _NAMED.sub(lambda match: f"{match['before']}--{_OPTIONS[match['name']]}", _ASSIGNED.sub(_as_option, message))
-
-
-def _as_option(match: re.Match[str]) -> str:
-    option, value = _OPTIONS[match["name"]], match["value"].strip("'")
-    if match["sign"] == "<=":
-        return f"--{option} <= {value}"
-    if value in ("True", "False"):
-        return f"--{'no-' * (value == 'False')}{option}"
-    return f"--{option} {'none' if value == 'None' else value}"

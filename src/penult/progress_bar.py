@@ -1,5 +1,6 @@
 """Progress bars: over texts in Python, over rows on the command line."""
 
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -21,7 +22,8 @@ def progress_bar(total: int, *, shown: bool) -> Iterator[Callable[[int], object]
         return
     from tqdm.auto import tqdm  # noqa: PLC0415 - its import warns in notebooks without ipywidgets
 
-    with tqdm(total=total, unit="text", desc="embedding") as bar:
+    columns, rows = screen()
+    with tqdm(total=total, unit="text", desc="embedding", ncols=columns, nrows=rows) as bar:
         yield bar.update
 
 
@@ -31,7 +33,8 @@ def rows_written(target: str) -> Iterator[Callable[[int, int], object]]:
     if sys.stderr.isatty():
         from tqdm.auto import tqdm  # noqa: PLC0415 - only a terminal needs it
 
-        with tqdm(unit="row", desc=f"writing to {target}") as bar:
+        columns, lines = screen()
+        with tqdm(unit="row", desc=f"writing to {target}", ncols=columns, nrows=lines) as bar:
 
             def draw(rows: int, total: int) -> None:
                 bar.total = total
@@ -50,6 +53,15 @@ def rows_written(target: str) -> Iterator[Callable[[int, int], object]]:
             print(f"penult: {rows:,} of {total:,} rows in {target}; {rate:,.0f} rows/s{left}", file=sys.stderr, flush=True)  # noqa: T201
 
     yield say
+
+
+def screen() -> tuple[int | None, int | None]:
+    """Return columns and rows for a bar. None: as the terminal says. Some, in containers, say 0, where no bar would be seen."""
+    try:
+        size = os.get_terminal_size(sys.stderr.fileno())
+    except OSError:
+        return None, None
+    return None if size.columns else 100, None if size.lines else 20
 
 
 def duration(seconds: float) -> str:

@@ -2,6 +2,9 @@
 
 import io
 import json
+import os
+import pty
+import subprocess
 import sys
 from dataclasses import asdict
 
@@ -178,3 +181,13 @@ def test_durations():
     assert [progress_bar.duration(seconds) for seconds in (0, 99, 101, 5990, 7200, 90_000)] == [
         "0 s", "99 s", "2 min", "100 min", "2.0 h", "25.0 h",
     ]  # fmt: skip
+
+
+def test_a_bar_where_a_terminal_has_no_size(tmp_path):
+    """In some containers it says 0 by 0; the bar is seen there too."""
+    ours, theirs = pty.openpty()
+    code = "from penult.progress_bar import progress_bar\nwith progress_bar(4, shown=True) as step: step(3)"
+    subprocess.run([sys.executable, "-c", code], stderr=theirs, check=True, timeout=60)
+    assert b"3/4" in os.read(ours, 10_000)
+    os.close(ours)
+    os.close(theirs)

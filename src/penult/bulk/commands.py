@@ -30,9 +30,9 @@ from penult.cli_options import (
     Truncate,
     layer_of,
     pooling_of,
-    sentence_of,
     task_of,
 )  # fmt: skip
+from penult.cli_words import sentence_of
 from penult.progress_bar import rows_written
 from penult.types import Role
 

@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeAlias
 
 from penult.bulk.job.parts import Tick
 from penult.bulk.job.record import Record
-from penult.progress_bar import LINE_SECONDS, duration
+from penult.progress_bar import LINE_SECONDS, duration, screen
 
 Shown: TypeAlias = Literal["auto", "json", "off"]
 
@@ -63,7 +63,10 @@ class Progress:
         if shown == "auto" and sys.stderr.isatty():
             from tqdm.auto import tqdm  # noqa: PLC0415 - only a terminal needs it
 
-            self._bar = tqdm(total=count, initial=before.seen, unit="row", desc="embedding", smoothing=0.05)
+            columns, rows = screen()
+            self._bar = tqdm(
+                total=count, initial=before.seen, unit="row", desc="embedding", smoothing=0.05, ncols=columns, nrows=rows
+            )
 
     @property
     def rate(self) -> float:

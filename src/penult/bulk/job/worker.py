@@ -19,6 +19,7 @@ from penult.bulk.job.reuse import Old
 from penult.bulk.job.shard import make_shard
 from penult.bulk.options import Columns, Model
 from penult.bulk.texts import metadata_of
+from penult.cli_words import show_warnings
 from penult.core.threads import default_threads
 from penult.types import Role, TruncationWarning
 
@@ -65,6 +66,7 @@ def serve(pipe: "connection.Connection[Ready | Record | Tick | Failed, Task]", m
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
     threading.Thread(target=_die_with_parent, daemon=True).start()
     warnings.simplefilter("ignore", TruncationWarning)  # counted in every record instead
+    show_warnings()
     try:
         embedder = model.load(_threads(share))
         answer: Ready | Failed = Ready(

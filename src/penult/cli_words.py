@@ -1,0 +1,60 @@
+"""What the command line says: Python's messages with options in place of arguments, and extras in place of modules."""
+
+import re
+import sys
+import warnings
+from typing import TextIO
+
+from penult.extras import extra_with, install_hint
+
+_OPTIONS = {
+    **{name: name for name in ("layer", "pooling", "precision", "truncate", "dimensions", "normalize", "task", "threads")},
+    "max_length": "max-length", "layer_norm": "layer-norm", "model_file": "model-file", "files_from": "files-from",
+    "max_batch_tokens": "batch-tokens",
+}  # fmt: skip
+"""Option of an argument of `Embedder.load`, where there is one."""
+
+_NAME = f"(?P<name>{'|'.join(_OPTIONS)})"
+_ASSIGNED = re.compile(rf"\b{_NAME}(?P<sign>=|<=)(?P<value>'[^']*'|True|False|None|[^\s,;.)]+)")
+_NAMED = re.compile(rf"(?P<before>^|[.;:] |\bLeave |\band |\blower ){_NAME}(?= is | was | out\b|\.$| and \w+ out\b)")
+
+
+def sentence_of(error: BaseException) -> str:
+    """Return an error's message in the words of the command line; a package that is missing by the extra that installs it."""
+    if isinstance(error, ModuleNotFoundError) and (extra := extra_with(error.name or "")) is not None:
+        return f"{error.name} is not installed. Install {install_hint(extra)}."
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        return f"{error.filename}: {error.strerror}."
+    return in_options(str(error))
+
+
+def in_options(message: str) -> str:
+    """Return a message with options in place of the arguments of `Embedder.load`: --pooling mean, not pooling='mean'."""
+    message = message.replace("pass prompts=", "pass --query-prompt or --document-prompt")
+    return _NAMED.sub(lambda match: f"{match['before']}--{_OPTIONS[match['name']]}", _ASSIGNED.sub(_as_option, message))
+
+
+def _as_option(match: re.Match[str]) -> str:
+    option, value = _OPTIONS[match["name"]], match["value"].strip("'")
+    if match["sign"] == "<=":
+        return f"--{option} <= {value}"
+    if value in ("True", "False"):
+        return f"--{'no-' * (value == 'False')}{option}"
+    return f"--{option} {'none' if value == 'None' else value}"
+
+
+def show_warnings() -> None:
+    """Show this process' warnings as one line each, in the words of the command line."""
+    warnings.showwarning = _show
+
+
+def _show(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    del category, filename, lineno, line
+    print(f"penult: {in_options(str(message))}", file=file or sys.stderr)
