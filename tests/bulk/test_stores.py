@@ -430,7 +430,8 @@ def test_an_index_that_cannot_be_built(embedder, tmp_path, dsn):
         ingest(source, f"pgvector:{dsn.replace('user=penult', 'user=filler')}", "unindexed")
 
 
-def test_the_index_of_lancedb(embedder, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("index", "kind"), [("auto", "IVF_FLAT"), ("hnsw", "IVF_HNSW_SQ")])
+def test_the_index_of_lancedb(embedder, tmp_path, monkeypatch, index, kind):
     """A large table is compacted and indexed once; a small one, or with --index none, is not indexed."""
     lancedb = pytest.importorskip("lancedb", reason="the extra `lancedb` is not installed")
     rng = np.random.default_rng(0)
@@ -456,7 +457,7 @@ def test_the_index_of_lancedb(embedder, tmp_path, monkeypatch):
     ingest(tmp_path / "in.parquet", to, "c", index="none")
     assert indexes() == []
     pq.write_table(tables.with_vectors(table, "embedding", vectors, metadata), tmp_path / "in.parquet")
-    ingest(tmp_path / "in.parquet", to, "c")
-    assert len(indexes()) == 1
+    ingest(tmp_path / "in.parquet", to, "c", index=index)
+    assert [found.upper().replace("_", "") for found in indexes()] == [kind.replace("_", "")]
     found = lancedb.connect(str(tmp_path / "db")).open_table("c").search(vectors[7]).distance_type("cosine").limit(1).to_list()
     assert found[0]["id"] == 7

@@ -145,8 +145,9 @@ def ingest(
         typer.Option(help="Names of text and metadata: the file's columns, or those that a framework's vector store reads."),
     ] = "columns",
     index: Annotated[
-        Literal["hnsw", "none"], typer.Option(help="hnsw: for fast approximate search; none: every search reads all vectors.")
-    ] = "hnsw",
+        Literal["auto", "hnsw", "none"],
+        typer.Option(help="auto: HNSW, in LanceDB IVF_FLAT from 100,000 rows on; none: every search reads all vectors."),
+    ] = "auto",
 ) -> None:
     """Write an embedded file into a vector store. Running it again changes nothing."""
     from penult.bulk.ingest import ingest as ingest_  # noqa: PLC0415 - `penult --help` stays quick

@@ -56,7 +56,7 @@ def ingest(
     id_column: str | None = None,
     id_suffix: Literal["row"] | None = None,
     layout: Layout = "columns",
-    index: Index = "hnsw",
+    index: Index = "auto",
 ) -> Ingested:
     """Write all rows of an embedded file into a collection; make it where there is none.
 
@@ -67,7 +67,8 @@ def ingest(
         id_column: names a row. None: as the file says, and where it names none, the whole row is its id.
         id_suffix: "row" makes an entry's id of its row's id and number, where several rows are chunks of one document.
         layout: "columns" keeps the columns' names; "langchain" and "llama-index" are what their vector stores read.
-        index: "hnsw" builds an index after the last row where the store does not by itself; "none" none.
+        index: built after the last row. "auto": HNSW in Qdrant and PostgreSQL, IVF_FLAT in a large table of LanceDB; "none":
+            none, so that a search reads all vectors.
 
     Raises:
         ValueError: the file has no vectors of penult, the store holds vectors of another model or in another layout, or an
