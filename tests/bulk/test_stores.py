@@ -445,7 +445,8 @@ def test_the_index_of_lancedb(embedder, tmp_path, monkeypatch, index, kind):
     monkeypatch.setattr(lancedb_store.LanceDB, "batch_rows", 100)
 
     def indexes():
-        return [index.index_type for index in lancedb.connect(str(tmp_path / "db")).open_table("c").list_indices()]
+        found = lancedb.connect(str(tmp_path / "db")).open_table("c").list_indices()
+        return [index.index_type for index in found if index.columns == ["vector"]]
 
     to = f"lancedb:{tmp_path}/db"
     ingest(tmp_path / "in.parquet", to, "c")
@@ -461,3 +462,36 @@ def test_the_index_of_lancedb(embedder, tmp_path, monkeypatch, index, kind):
     assert [found.upper().replace("_", "") for found in indexes()] == [kind.replace("_", "")]
     found = lancedb.connect(str(tmp_path / "db")).open_table("c").search(vectors[7]).distance_type("cosine").limit(1).to_list()
     assert found[0]["id"] == 7
+
+
+def test_a_filled_lancedb_table_has_an_index_of_ids(embedder, tmp_path, monkeypatch):
+    """So that a run over it does not read all ids for each batch; rows that changed are replaced, new ones are added."""
+    lancedb = pytest.importorskip("lancedb", reason="the extra `lancedb` is not installed")
+    monkeypatch.setattr(lancedb_store, "_INDEX_ROWS", 3)
+    monkeypatch.setattr(lancedb_store, "_INDEXED", 1)
+    monkeypatch.setattr(lancedb_store.LanceDB, "batch_rows", 2)
+    to = f"lancedb:{tmp_path}/db"
+    ingest(embedded(tmp_path / "in.parquet", embedder, id=[1, 2, 3, 4], n=[1, 2, 3, 4]), to, "c", index="none")
+    more = embedded(tmp_path / "in.parquet", embedder, id=[2, 1, 5, 6, 3], n=[2, 1, 5, 6, 9])
+    for _ in range(2):
+        assert ingest(more, to, "c", index="none") == Ingested(5, 6)
+        table = lancedb.connect(str(tmp_path / "db")).open_table("c")
+        assert [index.columns for index in table.list_indices()] == [["penult_id"]]
+        rows = table.to_arrow().sort_by("id").select(["id", "n"]).to_pydict()
+        assert rows == {"id": [1, 2, 3, 4, 5, 6], "n": [1, 2, 9, 4, 5, 6]}
+
+
+def test_two_processes_that_fill_a_new_lancedb_table(embedder, tmp_path, monkeypatch):
+    """Both add; the one that sees more rows than its own says so."""
+    lancedb = pytest.importorskip("lancedb", reason="the extra `lancedb` is not installed")
+    source = embedded(tmp_path / "in.parquet", embedder, id=[1, 2], n=[1, 2])
+    finish = lancedb_store.LanceDB.finish
+
+    def late(self):
+        other = lancedb.connect(str(tmp_path / "db")).open_table("c")
+        other.add(other.to_arrow())
+        return finish(self)
+
+    monkeypatch.setattr(lancedb_store.LanceDB, "finish", late)
+    with pytest.raises(OSError, match="Another process wrote to the table at the same time"):
+        ingest(source, f"lancedb:{tmp_path}/db", "c")
