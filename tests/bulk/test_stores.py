@@ -185,6 +185,20 @@ def test_odd_values_in_lancedb(embedder, tmp_path, layout):
     assert rows.column("seen").cast(pa.int64()).to_pylist() == [1, 1000, None, -1, 2]
 
 
+def test_string_views_and_names_in_lancedb(embedder, tmp_path):
+    """Views become strings; a name that LanceDB does not take is one sentence without places in its source."""
+    lancedb = pytest.importorskip("lancedb", reason="the extra `lancedb` is not installed")
+    views = {"id": pa.array(["a", "b"], pa.string_view()), "raw": pa.array([b"a", None], pa.binary_view())}
+    for _ in range(2):
+        assert ingest(embedded(tmp_path / "in.parquet", embedder, **views), f"lancedb:{tmp_path}/db", "c") == Ingested(2, 2)
+    rows = lancedb.connect(str(tmp_path / "db")).open_table("c").to_arrow().sort_by("id")
+    assert rows.select(["id", "raw"]).to_pydict() == {"id": ["a", "b"], "raw": [b"a", None]}
+    source = embedded(tmp_path / "in.parquet", embedder, id=[1, 2], **{"a.b": [1, 2]})
+    with pytest.raises(OSError, match=r"LanceDB refuses: .*cannot contain") as refused:
+        ingest(source, f"lancedb:{tmp_path}/db", "d")
+    assert ".rs:" not in str(refused.value)
+
+
 # --- layouts
 
 

@@ -138,7 +138,9 @@ def _spec(source: Path, layout: Layout) -> VectorSpec:
     if column is None or "penult.fingerprint" not in metadata:
         raise ValueError(f"{source} does not say which model made its vectors; write it with `penult embed`.")
     plain = schema.remove(schema.get_field_index(column)).remove_metadata()
-    return VectorSpec(schema.field(column).type.list_size, metadata, plain, layout)
+    views = {pa.string_view(): pa.string(), pa.binary_view(): pa.binary()}  # which few libraries take
+    rows = pa.schema([field.with_type(views.get(field.type, field.type)) for field in plain])
+    return VectorSpec(schema.field(column).type.list_size, metadata, rows, layout)
 
 
 def _check_ids(source: Path, id_column: str, *, repeats: bool) -> None:
@@ -172,7 +174,7 @@ def _entries(
     done = 0
     for batch in output_files.batches(source, rows=count):
         table = pa.Table.from_batches([batch])
-        rows = table.select(spec.schema.names)
+        rows = table.select(spec.schema.names).cast(spec.schema)
         documents = None if id_column is None else values_of(rows.column(id_column))
         numbered = enumerate(rows_of(rows) if documents is None else documents, done + 1)
         ids = [entry_id([value, number] if id_suffix else value) for number, value in numbered]

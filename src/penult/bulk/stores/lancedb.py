@@ -1,5 +1,6 @@
 """A LanceDB table in a folder. The only file that imports lancedb (the extra `lancedb`)."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -154,7 +155,8 @@ def _os_errors() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        raise OSError(f"LanceDB refuses: {' '.join(str(error).split())}") from error
+        said = re.sub(r", /\S+\.rs:\d+.*", "", " ".join(str(error).split()))  # without the place in LanceDB's source
+        raise OSError(f"LanceDB refuses: {said}") from error
 
 
 def _vectors(entries: Entries) -> pa.Array:
