@@ -495,6 +495,36 @@ def test_a_filled_lancedb_table_has_an_index_of_ids(embedder, tmp_path, monkeypa
         assert rows == {"id": [1, 2, 3, 4, 5, 6], "n": [1, 2, 9, 4, 5, 6]}
 
 
+@pytest.mark.parametrize("layout", ["columns", "langchain"])
+def test_a_lancedb_table_of_texts_alone(embedder, tmp_path, monkeypatch, layout):
+    """Without ids, equal rows of different batches are one entry."""
+    lancedb = pytest.importorskip("lancedb", reason="the extra `lancedb` is not installed")
+    monkeypatch.setattr(lancedb_store, "_INDEX_ROWS", 2)
+    monkeypatch.setattr(lancedb_store, "_INDEXED", 1)
+    monkeypatch.setattr(lancedb_store.LanceDB, "batch_rows", 2)
+    table = pq.read_table(embedded(tmp_path / "in.parquet", embedder, id_column="", n=[1, 2, 3])).drop_columns(["n"])
+    table = pa.concat_tables([table, table]).replace_schema_metadata(table.schema.metadata)
+    pq.write_table(table, tmp_path / "in.parquet")
+    for _ in range(2):
+        done = ingest(tmp_path / "in.parquet", f"lancedb:{tmp_path}/db", "c", layout=layout, index="none")
+        assert done == Ingested(6, 3, 3)
+    assert sorted(lancedb.connect(str(tmp_path / "db")).open_table("c").to_arrow().column("text").to_pylist()) == sorted(
+        TEXTS[:3]
+    )
+
+
+def test_an_index_that_was_not_finished(embedder, tmp_path, monkeypatch):
+    """Killed while it built the index: the next run builds it, though it has nothing to write."""
+    lancedb = pytest.importorskip("lancedb", reason="the extra `lancedb` is not installed")
+    monkeypatch.setattr(lancedb_store, "_INDEX_ROWS", 2)
+    source = embedded(tmp_path / "in.parquet", embedder, id=[1, 2, 3, 4, 5], n=[1] * 5)
+    ingest(source, f"lancedb:{tmp_path}/db", "c", index="none")
+    for _ in range(2):
+        ingest(source, f"lancedb:{tmp_path}/db", "c")
+        indexes = lancedb.connect(str(tmp_path / "db")).open_table("c").list_indices()
+        assert sorted(index.columns for index in indexes) == [["penult_id"], ["vector"]]
+
+
 def test_two_processes_that_fill_a_new_lancedb_table(embedder, tmp_path, monkeypatch):
     """Both add; the one that sees more rows than its own says so."""
     lancedb = pytest.importorskip("lancedb", reason="the extra `lancedb` is not installed")

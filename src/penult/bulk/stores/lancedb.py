@@ -49,10 +49,8 @@ class LanceDB:
             else:
                 self._table = database.open_table(collection)
                 self._check(f"The table {collection!r} in {place}")
-            rows = self._table.count_rows()
-            self._new = not rows
-            if rows >= _INDEX_ROWS and not self._indexed(self._id):
-                self._table.create_index(self._id, config=lancedb.index.BTree())
+            self._new = not self._table.count_rows()
+            self._index_ids()
 
     def _check(self, name: str) -> None:
         existing = self._table.schema
@@ -74,8 +72,8 @@ class LanceDB:
         columns = [pa.array(entries.ids), *self._rows(finite(entries.rows)), _vectors(entries)]
         table = pa.table(columns, schema=self._schema).take(pa.array(last, pa.int64()))
         with _os_errors():
-            # A look-up of ids that are known to be new would read all ids of the table each time.
-            existing = None if self._new and entries.documents is not None else self._existing(table)
+            known_new = self._new and entries.documents is not None  # ids in a column are checked before
+            existing = None if known_new else self._existing(table)
             if existing is None or not existing.num_rows:
                 self._table.add(table)
             elif not _same(existing, table, self._id):
@@ -84,8 +82,10 @@ class LanceDB:
                 return
             self._written += table.num_rows
             self._batches += 1
-            if self._batches % (_MERGED if self._new else _INDEXED) == 0:
+            if self._batches % (_MERGED if known_new else _INDEXED) == 0:
                 self._table.optimize()
+                if not known_new:
+                    self._index_ids()
 
     def _rows(self, rows: pa.Table) -> list[pa.Array]:
         """Return the columns between the id and the vector."""
@@ -93,7 +93,7 @@ class LanceDB:
             return list(rows.columns)
         text = rows.column(self._spec.text_column)
         others = rows.drop_columns([self._spec.text_column]).combine_chunks()
-        return [text, others.to_struct_array()]
+        return [text, others.to_struct_array()] if others.num_columns else [text]
 
     def _existing(self, table: pa.Table) -> pa.Table:
         """Return the rows that have the ids of these rows."""
@@ -102,17 +102,21 @@ class LanceDB:
 
     def finish(self) -> None:
         """Merge the small files of many upserts, and build the index or bring it up to date."""
-        if not self._written:
-            return
         with _os_errors():
-            self._table.optimize()
-            self._table.checkout_latest()
+            if self._written:
+                self._table.optimize()
+                self._table.checkout_latest()
             if self._new and self._table.count_rows() > self._written:
                 raise OSError("Another process wrote to the table at the same time, so ids may be in it twice. Drop it first.")
             if self._index == "none" or self._table.count_rows() < _INDEX_ROWS or self._indexed(_VECTOR):
                 return
             kind = _lancedb().index.HnswSq if self._index == "hnsw" else _lancedb().index.IvfFlat
             self._table.create_index(_VECTOR, config=kind(distance_type="cosine"))
+
+    def _index_ids(self) -> None:
+        """Index the ids of a large table: a look-up would read all of them, for each batch."""
+        if self._table.count_rows() >= _INDEX_ROWS and not self._indexed(self._id):
+            self._table.create_index(self._id, config=_lancedb().index.BTree())
 
     def _indexed(self, column: str) -> bool:
         return any(column in index.columns for index in self._table.list_indices())
@@ -130,7 +134,7 @@ def _schema(spec: VectorSpec, id_: str) -> pa.Schema:
     if spec.layout == "langchain":
         text = spec.schema.field(spec.text_column)
         others = [field for field in spec.schema if field.name != text.name]
-        fields = [text.with_name("text"), pa.field("metadata", pa.struct(others))]
+        fields = [text.with_name("text"), *([pa.field("metadata", pa.struct(others))] if others else [])]
     else:
         fields = list(spec.schema)
     taken = {id_, _VECTOR} & {field.name for field in fields}
