@@ -5,7 +5,9 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def progress_bar(total: int, *, shown: bool) -> Iterator[Callable[[int], object]]:
+def progress_bar(
+    total: int, *, shown: bool, description: str = "embedding", unit: str = "text"
+) -> Iterator[Callable[[int], object]]:
     """Yield a function that adds finished texts to a progress bar; unless `shown`, it does nothing.
 
     A disabled bar, `tqdm(disable=True)`, is not free: it makes a lock between processes, which starts a helper process where
@@ -16,5 +18,5 @@ def progress_bar(total: int, *, shown: bool) -> Iterator[Callable[[int], object]
         return
     from tqdm.auto import tqdm  # noqa: PLC0415 - its import warns in notebooks without ipywidgets
 
-    with tqdm(total=total, unit="text", desc="embedding") as bar:
+    with tqdm(total=total, unit=unit, desc=description) as bar:
         yield bar.update

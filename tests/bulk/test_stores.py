@@ -123,6 +123,15 @@ def test_equal_rows_without_an_id_column(embedder, tmp_path):
     assert ingest(source, f"qdrant:{tmp_path}/db", "d", id_suffix="row") == Ingested(4, 4)
 
 
+def test_a_progress_bar_when_asked_for(embedder, tmp_path, capsys):
+    """It counts the rows."""
+    source = embedded(tmp_path / "in.parquet", embedder, id=[1, 2, 3])
+    ingest(source, f"qdrant:{tmp_path}/db", "c", progress=True)
+    assert "3/3" in capsys.readouterr().err
+    ingest(source, f"qdrant:{tmp_path}/db", "c")
+    assert capsys.readouterr().err == ""
+
+
 # --- metadata
 
 

@@ -4,6 +4,7 @@ Exit status: 0 every row has a vector; 3 the job is finished and some rows were 
 """
 
 import json
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Literal, get_args
@@ -148,12 +149,22 @@ def ingest(
         Literal["auto", "hnsw", "none"],
         typer.Option(help="auto: HNSW, in LanceDB IVF_FLAT from 100,000 rows on; none: every search reads all vectors."),
     ] = "auto",
+    progress: Annotated[Literal["auto", "off"], typer.Option(help="auto: a bar on a terminal.")] = "auto",
 ) -> None:
     """Write an embedded file into a vector store. Running it again changes nothing."""
     from penult.bulk.ingest import ingest as ingest_  # noqa: PLC0415 - `penult --help` stays quick
 
     try:
-        done = ingest_(source, to, collection, id_column=id_column, id_suffix=id_suffix, layout=layout, index=index)
+        done = ingest_(
+            source,
+            to,
+            collection,
+            id_column=id_column,
+            id_suffix=id_suffix,
+            layout=layout,
+            index=index,
+            progress=progress == "auto" and sys.stderr.isatty(),
+        )
     except (ValueError, OSError, ImportError) as error:
         typer.echo(f"penult: {error}", err=True)
         raise typer.Exit(_FAILED) from error

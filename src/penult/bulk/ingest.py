@@ -19,6 +19,7 @@ from penult.bulk.output.writers import as_text
 from penult.bulk.repeated_ids import HashRuns, find_repeated, hashes_of
 from penult.bulk.stores.base import Entries, Index, Layout, Store, VectorSpec
 from penult.bulk.stores.values import rows_of, values_of
+from penult.progress_bar import progress_bar
 
 _NAMESPACE = uuid.UUID("8d0f3a52-6c1e-5b7e-9b0e-2f4f6b1c9a10")  # of our ids: drawn once, never to be changed
 
@@ -57,6 +58,7 @@ def ingest(
     id_suffix: Literal["row"] | None = None,
     layout: Layout = "columns",
     index: Index = "auto",
+    progress: bool = False,
 ) -> Ingested:
     """Write all rows of an embedded file into a collection; make it where there is none.
 
@@ -69,6 +71,7 @@ def ingest(
         layout: "columns" keeps the columns' names; "langchain" and "llama-index" are what their vector stores read.
         index: built after the last row. "auto": HNSW in Qdrant and PostgreSQL, IVF_FLAT in a large table of LanceDB; "none":
             none, so that a search reads all vectors.
+        progress: show a progress bar on standard error.
 
     Raises:
         ValueError: the file has no vectors of penult, the store holds vectors of another model or in another layout, or an
@@ -86,10 +89,12 @@ def ingest(
     seen = HashRuns()
     rows = 0
     try:
-        for entries in _entries(source, spec, id_column, id_suffix, store.batch_rows):
-            store.upsert(entries)
-            seen.add(hashes_of(entries.ids))
-            rows += len(entries.ids)
+        with progress_bar(output_files.count(source), shown=progress, description="ingesting", unit="row") as step:
+            for entries in _entries(source, spec, id_column, id_suffix, store.batch_rows):
+                store.upsert(entries)
+                seen.add(hashes_of(entries.ids))
+                rows += len(entries.ids)
+                step(len(entries.ids))
         note = store.finish()
         return Ingested(rows, store.count(), seen.repeated()[0], note)
     finally:
