@@ -123,6 +123,14 @@ def test_equal_rows_without_an_id_column(embedder, tmp_path):
     assert ingest(source, f"qdrant:{tmp_path}/db", "d", id_suffix="row") == Ingested(4, 4)
 
 
+def test_progress(embedder, tmp_path):
+    """It counts the rows that are written, of those there are."""
+    source = embedded(tmp_path / "in.parquet", embedder, id=[1, 2, 3])
+    seen = []
+    ingest(source, f"qdrant:{tmp_path}/db", "c", advance=lambda *counts: seen.append(counts))
+    assert seen[-1] == (3, 3)
+
+
 # --- metadata
 
 
@@ -183,6 +191,20 @@ def test_odd_values_in_lancedb(embedder, tmp_path, layout):
     assert rows.column("score").to_pylist() == rows.column("half").to_pylist() == [1.5, None, None, None, None]
     assert rows.column("nested").to_pylist() == [{"x": [1.5]}] + [{"x": [None]}] * 4
     assert rows.column("seen").cast(pa.int64()).to_pylist() == [1, 1000, None, -1, 2]
+
+
+def test_string_views_and_names_in_lancedb(embedder, tmp_path):
+    """Views become strings; a name that LanceDB does not take is one sentence without places in its source."""
+    lancedb = pytest.importorskip("lancedb", reason="the extra `lancedb` is not installed")
+    views = {"id": pa.array(["a", "b"], pa.string_view()), "raw": pa.array([b"a", None], pa.binary_view())}
+    for _ in range(2):
+        assert ingest(embedded(tmp_path / "in.parquet", embedder, **views), f"lancedb:{tmp_path}/db", "c") == Ingested(2, 2)
+    rows = lancedb.connect(str(tmp_path / "db")).open_table("c").to_arrow().sort_by("id")
+    assert rows.select(["id", "raw"]).to_pydict() == {"id": ["a", "b"], "raw": [b"a", None]}
+    source = embedded(tmp_path / "in.parquet", embedder, id=[1, 2], **{"a.b": [1, 2]})
+    with pytest.raises(OSError, match=r"LanceDB refuses: .*cannot contain") as refused:
+        ingest(source, f"lancedb:{tmp_path}/db", "d")
+    assert ".rs:" not in str(refused.value)
 
 
 # --- layouts
@@ -430,7 +452,8 @@ def test_an_index_that_cannot_be_built(embedder, tmp_path, dsn):
         ingest(source, f"pgvector:{dsn.replace('user=penult', 'user=filler')}", "unindexed")
 
 
-def test_the_index_of_lancedb(embedder, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("index", "kind"), [("auto", "IVF_FLAT"), ("hnsw", "IVF_HNSW_SQ")])
+def test_the_index_of_lancedb(embedder, tmp_path, monkeypatch, index, kind):
     """A large table is compacted and indexed once; a small one, or with --index none, is not indexed."""
     lancedb = pytest.importorskip("lancedb", reason="the extra `lancedb` is not installed")
     rng = np.random.default_rng(0)
@@ -444,7 +467,8 @@ def test_the_index_of_lancedb(embedder, tmp_path, monkeypatch):
     monkeypatch.setattr(lancedb_store.LanceDB, "batch_rows", 100)
 
     def indexes():
-        return [index.index_type for index in lancedb.connect(str(tmp_path / "db")).open_table("c").list_indices()]
+        found = lancedb.connect(str(tmp_path / "db")).open_table("c").list_indices()
+        return [index.index_type for index in found if index.columns == ["vector"]]
 
     to = f"lancedb:{tmp_path}/db"
     ingest(tmp_path / "in.parquet", to, "c")
@@ -456,7 +480,70 @@ def test_the_index_of_lancedb(embedder, tmp_path, monkeypatch):
     ingest(tmp_path / "in.parquet", to, "c", index="none")
     assert indexes() == []
     pq.write_table(tables.with_vectors(table, "embedding", vectors, metadata), tmp_path / "in.parquet")
-    ingest(tmp_path / "in.parquet", to, "c")
-    assert len(indexes()) == 1
+    ingest(tmp_path / "in.parquet", to, "c", index=index)
+    assert [found.upper().replace("_", "") for found in indexes()] == [kind.replace("_", "")]
     found = lancedb.connect(str(tmp_path / "db")).open_table("c").search(vectors[7]).distance_type("cosine").limit(1).to_list()
     assert found[0]["id"] == 7
+
+
+def test_a_filled_lancedb_table_has_an_index_of_ids(embedder, tmp_path, monkeypatch):
+    """So that a run over it does not read all ids for each batch; rows that changed are replaced, new ones are added."""
+    lancedb = pytest.importorskip("lancedb", reason="the extra `lancedb` is not installed")
+    monkeypatch.setattr(lancedb_store, "_INDEX_ROWS", 3)
+    monkeypatch.setattr(lancedb_store, "_INDEXED", 1)
+    monkeypatch.setattr(lancedb_store.LanceDB, "batch_rows", 2)
+    to = f"lancedb:{tmp_path}/db"
+    ingest(embedded(tmp_path / "in.parquet", embedder, id=[1, 2, 3, 4], n=[1, 2, 3, 4]), to, "c", index="none")
+    more = embedded(tmp_path / "in.parquet", embedder, id=[2, 1, 5, 6, 3], n=[2, 1, 5, 6, 9])
+    for _ in range(2):
+        assert ingest(more, to, "c", index="none") == Ingested(5, 6)
+        table = lancedb.connect(str(tmp_path / "db")).open_table("c")
+        assert [index.columns for index in table.list_indices()] == [["penult_id"]]
+        rows = table.to_arrow().sort_by("id").select(["id", "n"]).to_pydict()
+        assert rows == {"id": [1, 2, 3, 4, 5, 6], "n": [1, 2, 9, 4, 5, 6]}
+
+
+@pytest.mark.parametrize("layout", ["columns", "langchain"])
+def test_a_lancedb_table_of_texts_alone(embedder, tmp_path, monkeypatch, layout):
+    """Without ids, equal rows of different batches are one entry."""
+    lancedb = pytest.importorskip("lancedb", reason="the extra `lancedb` is not installed")
+    monkeypatch.setattr(lancedb_store, "_INDEX_ROWS", 2)
+    monkeypatch.setattr(lancedb_store, "_INDEXED", 1)
+    monkeypatch.setattr(lancedb_store.LanceDB, "batch_rows", 2)
+    table = pq.read_table(embedded(tmp_path / "in.parquet", embedder, id_column="", n=[1, 2, 3])).drop_columns(["n"])
+    table = pa.concat_tables([table, table]).replace_schema_metadata(table.schema.metadata)
+    pq.write_table(table, tmp_path / "in.parquet")
+    for _ in range(2):
+        done = ingest(tmp_path / "in.parquet", f"lancedb:{tmp_path}/db", "c", layout=layout, index="none")
+        assert done == Ingested(6, 3, 3)
+    assert sorted(lancedb.connect(str(tmp_path / "db")).open_table("c").to_arrow().column("text").to_pylist()) == sorted(
+        TEXTS[:3]
+    )
+
+
+def test_an_index_that_was_not_finished(embedder, tmp_path, monkeypatch):
+    """Killed while it built the index: the next run builds it, though it has nothing to write."""
+    lancedb = pytest.importorskip("lancedb", reason="the extra `lancedb` is not installed")
+    monkeypatch.setattr(lancedb_store, "_INDEX_ROWS", 2)
+    source = embedded(tmp_path / "in.parquet", embedder, id=[1, 2, 3, 4, 5], n=[1] * 5)
+    ingest(source, f"lancedb:{tmp_path}/db", "c", index="none")
+    for _ in range(2):
+        ingest(source, f"lancedb:{tmp_path}/db", "c")
+        indexes = lancedb.connect(str(tmp_path / "db")).open_table("c").list_indices()
+        assert sorted(index.columns for index in indexes) == [["penult_id"], ["vector"]]
+
+
+def test_two_processes_that_fill_a_new_lancedb_table(embedder, tmp_path, monkeypatch):
+    """Both add; the one that sees more rows than its own says so."""
+    lancedb = pytest.importorskip("lancedb", reason="the extra `lancedb` is not installed")
+    source = embedded(tmp_path / "in.parquet", embedder, id=[1, 2], n=[1, 2])
+    finish = lancedb_store.LanceDB.finish
+
+    def late(self):
+        other = lancedb.connect(str(tmp_path / "db")).open_table("c")
+        other.add(other.to_arrow())
+        return finish(self)
+
+    monkeypatch.setattr(lancedb_store.LanceDB, "finish", late)
+    with pytest.raises(OSError, match="Another process wrote to the table at the same time"):
+        ingest(source, f"lancedb:{tmp_path}/db", "c")

@@ -33,6 +33,7 @@ from penult.cli_options import (
     task_of,
 )  # fmt: skip
 from penult.cli_words import sentence_of
+from penult.extras import install_hint
 from penult.progress_bar import rows_written
 from penult.types import Role
 
@@ -178,14 +179,15 @@ def ingest(
         typer.Option(help="Names of text and metadata: the file's columns, or those that a framework's vector store reads."),
     ] = "columns",
     index: Annotated[
-        Literal["hnsw", "none"], typer.Option(help="hnsw: for fast approximate search; none: every search reads all vectors.")
-    ] = "hnsw",
+        Literal["auto", "hnsw", "none"],
+        typer.Option(help="auto: HNSW, in LanceDB IVF_FLAT from 100,000 rows on; none: every search reads all vectors."),
+    ] = "auto",
 ) -> None:
     """Write an embedded file into a vector store. Running it again changes nothing."""
     with _one_sentence("run it again to write the rest; no row is doubled."):
         if find_spec("pyarrow") is None:
             extra = to.partition(":")[0] if to.startswith(("qdrant:", "lancedb:", "pgvector:")) else "parquet"
-            raise ImportError(f"`penult ingest` needs the extra: pip install 'penult[{extra}]'.")
+            raise ImportError(f"`penult ingest` needs {install_hint(extra)}.")
         from penult.bulk.ingest import ingest as ingest_  # noqa: PLC0415 - `penult --help` stays quick
 
         with rows_written(collection) as advance:

@@ -56,7 +56,7 @@ def ingest(
     id_column: str | None = None,
     id_suffix: Literal["row"] | None = None,
     layout: Layout = "columns",
-    index: Index = "hnsw",
+    index: Index = "auto",
     advance: Callable[[int, int], object] | None = None,
 ) -> Ingested:
     """Write all rows of an embedded file into a collection; make it where there is none.
@@ -68,7 +68,8 @@ def ingest(
         id_column: names a row. None: as the file says, and where it names none, the whole row is its id.
         id_suffix: "row" makes an entry's id of its row's id and number, where several rows are chunks of one document.
         layout: "columns" keeps the columns' names; "langchain" and "llama-index" are what their vector stores read.
-        index: "hnsw" builds an index after the last row where the store does not by itself; "none" none.
+        index: built after the last row. "auto": HNSW in Qdrant and PostgreSQL, IVF_FLAT in a large table of LanceDB; "none":
+            none, so that a search reads all vectors.
         advance: called with the rows that are written, and those of the file.
 
     Raises:
@@ -87,12 +88,13 @@ def ingest(
     seen = HashRuns()
     rows = 0
     try:
+        total = output_files.count(source)
         for entries in _entries(source, spec, id_column, id_suffix, store.batch_rows):
             store.upsert(entries)
             seen.add(hashes_of(entries.ids))
             rows += len(entries.ids)
             if advance is not None:
-                advance(rows, int(spec.metadata.get("penult.rows", 0)))
+                advance(rows, total)
         note = store.finish()
         return Ingested(rows, store.count(), seen.repeated()[0], note)
     finally:
@@ -141,7 +143,9 @@ def _spec(source: Path, layout: Layout) -> VectorSpec:
     if column is None or "penult.fingerprint" not in metadata:
         raise ValueError(f"{source} does not say which model made its vectors; write it with `penult embed`.")
     plain = schema.remove(schema.get_field_index(column)).remove_metadata()
-    return VectorSpec(schema.field(column).type.list_size, metadata, plain, layout)
+    views = {pa.string_view(): pa.string(), pa.binary_view(): pa.binary()}  # which few libraries take
+    rows = pa.schema([field.with_type(views.get(field.type, field.type)) for field in plain])
+    return VectorSpec(schema.field(column).type.list_size, metadata, rows, layout)
 
 
 def _check_ids(source: Path, id_column: str, *, repeats: bool) -> None:
@@ -175,7 +179,7 @@ def _entries(
     done = 0
     for batch in output_files.batches(source, rows=count):
         table = pa.Table.from_batches([batch])
-        rows = table.select(spec.schema.names)
+        rows = table.select(spec.schema.names).cast(spec.schema)
         documents = None if id_column is None else values_of(rows.column(id_column))
         numbered = enumerate(rows_of(rows) if documents is None else documents, done + 1)
         ids = [entry_id([value, number] if id_suffix else value) for number, value in numbered]

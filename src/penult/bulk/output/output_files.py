@@ -124,6 +124,17 @@ def schema(out: Path) -> "pa.Schema":
     return pq.read_schema(out)
 
 
+def count(out: Path) -> int:
+    """Count the rows of a .parquet or .lance output."""
+    if out.suffix == ".lance":
+        from penult.bulk import lance_files  # noqa: PLC0415 - an extra
+
+        return lance_files.look(out)[1]
+    import pyarrow.parquet as pq  # noqa: PLC0415
+
+    return int(pq.read_metadata(out).num_rows)
+
+
 def batches(out: Path, *, rows: int = 4096, columns: Sequence[str] | None = None) -> "Iterator[pa.RecordBatch]":
     """Read the rows of a .parquet or .lance output in their order.
 

@@ -10,7 +10,7 @@ from penult.bulk.stores.values import json_rows
 from penult.types import Vectors
 
 Layout = Literal["columns", "langchain", "llama-index"]
-Index = Literal["hnsw", "none"]
+Index = Literal["auto", "hnsw", "none"]
 _KEPT = ("penult.fingerprint", "penult.role", "penult.model", "penult.recipe")
 _LAYOUT = "penult.layout"
 

@@ -1,5 +1,6 @@
 """A LanceDB table in a folder. The only file that imports lancedb (the extra `lancedb`)."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -13,6 +14,7 @@ from penult.bulk.stores.values import finite
 from penult.extras import install_hint
 
 _ID, _VECTOR = "penult_id", "vector"
+_MERGED, _INDEXED = 64, 16  # batches after which small files are merged, and in a filled table new ids put into their index
 _INDEX_ROWS = 100_000  # below, LanceDB's own advice is to search without an index
 
 
@@ -25,33 +27,39 @@ class LanceDB:
         place: the database's folder.
         collection: the table's name; made where there is none.
         spec: of the vectors.
-        index: "hnsw": a table of 100,000 rows or more gets an index; a smaller one is searched exactly in milliseconds.
+        index: of a table of 100,000 rows or more; a smaller one is searched without. "auto": IVF_FLAT, which keeps float32;
+            "hnsw": IVF_HNSW_SQ, which takes 40 times as long to build.
 
     Raises:
         ValueError: the table holds vectors of another model, or other columns.
         OSError: LanceDB refuses the folder or the name.
     """
 
-    batch_rows = 16_384  # every upsert reads all ids of the table once
+    batch_rows = 16_384  # of 384 values: 25 MB
 
     def __init__(self, place: str, collection: str, spec: VectorSpec, index: Index) -> None:
         self._spec, self._index = spec, index
         self._id = "id" if spec.layout == "langchain" else _ID
         self._schema = _schema(spec, self._id)
-        self._written = False
+        self._written = self._batches = 0
         lancedb = _lancedb()
         with _os_errors():
             database = lancedb.connect(place)
             if collection not in database.list_tables(limit=1_000_000).tables:
                 self._table = database.create_table(collection, schema=self._schema)
-                return
-            self._table = database.open_table(collection)
-            existing = self._table.schema
-        spec.check_same_model(output_files.named(existing), f"The table {collection!r} in {place}")
+            else:
+                self._table = database.open_table(collection)
+                self._check(f"The table {collection!r} in {place}")
+            self._new = not self._table.count_rows()
+            self._index_ids()
+
+    def _check(self, name: str) -> None:
+        existing = self._table.schema
+        self._spec.check_same_model(output_files.named(existing), name)
         if existing.names != self._schema.names:
             raise ValueError(
-                f"The table {collection!r} in {place} has the columns {', '.join(existing.names)}, the rows "
-                f"{', '.join(self._schema.names)}; name another --collection."
+                f"{name} has the columns {', '.join(existing.names)}, the rows {', '.join(self._schema.names)}; name another "
+                "--collection."
             )
 
     def upsert(self, entries: Entries) -> None:
@@ -65,9 +73,20 @@ class LanceDB:
         columns = [pa.array(entries.ids), *self._rows(finite(entries.rows)), _vectors(entries)]
         table = pa.table(columns, schema=self._schema).take(pa.array(last, pa.int64()))
         with _os_errors():
-            if not self._holds(table):
+            known_new = self._new and entries.documents is not None  # ids in a column are checked before
+            existing = None if known_new else self._existing(table)
+            if existing is None or not existing.num_rows:
+                self._table.add(table)
+            elif not _same(existing, table, self._id):
                 self._table.merge_insert(self._id).when_matched_update_all().when_not_matched_insert_all().execute(table)
-                self._written = True
+            else:
+                return
+            self._written += table.num_rows
+            self._batches += 1
+            if self._batches % (_MERGED if known_new else _INDEXED) == 0:
+                self._table.optimize()
+                if not known_new:
+                    self._index_ids()
 
     def _rows(self, rows: pa.Table) -> list[pa.Array]:
         """Return the columns between the id and the vector."""
@@ -75,31 +94,33 @@ class LanceDB:
             return list(rows.columns)
         text = rows.column(self._spec.text_column)
         others = rows.drop_columns([self._spec.text_column]).combine_chunks()
-        return [text, others.to_struct_array()]
+        return [text, others.to_struct_array()] if others.num_columns else [text]
 
-    def _holds(self, table: pa.Table) -> bool:
-        """Say whether all rows are in the table as they are: each version would be one more copy of them on the disk."""
-        ids = table.column(self._id)
-        wanted = ", ".join(f"'{id_}'" for id_ in ids.to_pylist())
-        found = self._table.search().where(f"{self._id} IN ({wanted})").limit(len(ids) + 1).to_arrow()
-        if found.num_rows != table.num_rows:
-            return False
-        place = {id_: row for row, id_ in enumerate(found.column(self._id).to_pylist())}
-        same = found.select(table.schema.names).take(pa.array([place[id_] for id_ in ids.to_pylist()], pa.int64()))
-        return bool(same.equals(table))
+    def _existing(self, table: pa.Table) -> pa.Table:
+        """Return the rows that have the ids of these rows."""
+        wanted = ", ".join(f"'{id_}'" for id_ in table.column(self._id).to_pylist())
+        return self._table.search().where(f"{self._id} IN ({wanted})").limit(table.num_rows + 1).to_arrow()
 
     def finish(self) -> None:
         """Merge the small files of many upserts, and build the index or bring it up to date."""
-        if not self._written:
-            return
         with _os_errors():
-            self._table.optimize()
-            if self._index == "none" or self._table.count_rows() < _INDEX_ROWS or self._indexed():
+            if self._written:
+                self._table.optimize()
+                self._table.checkout_latest()
+            if self._new and self._table.count_rows() > self._written:
+                raise OSError("Another process wrote to the table at the same time, so ids may be in it twice. Drop it first.")
+            if self._index == "none" or self._table.count_rows() < _INDEX_ROWS or self._indexed(_VECTOR):
                 return
-            self._table.create_index(metric="cosine", vector_column_name=_VECTOR, index_type="IVF_HNSW_SQ")
+            kind = _lancedb().index.HnswSq if self._index == "hnsw" else _lancedb().index.IvfFlat
+            self._table.create_index(_VECTOR, config=kind(distance_type="cosine"))
 
-    def _indexed(self) -> bool:
-        return any(_VECTOR in index.columns for index in self._table.list_indices())
+    def _index_ids(self) -> None:
+        """Index the ids of a large table: a look-up would read all of them, for each batch."""
+        if self._table.count_rows() >= _INDEX_ROWS and not self._indexed(self._id):
+            self._table.create_index(self._id, config=_lancedb().index.BTree())
+
+    def _indexed(self, column: str) -> bool:
+        return any(column in index.columns for index in self._table.list_indices())
 
     def count(self) -> int:
         """Count the rows of the table."""
@@ -114,7 +135,7 @@ def _schema(spec: VectorSpec, id_: str) -> pa.Schema:
     if spec.layout == "langchain":
         text = spec.schema.field(spec.text_column)
         others = [field for field in spec.schema if field.name != text.name]
-        fields = [text.with_name("text"), pa.field("metadata", pa.struct(others))]
+        fields = [text.with_name("text"), *([pa.field("metadata", pa.struct(others))] if others else [])]
     else:
         fields = list(spec.schema)
     taken = {id_, _VECTOR} & {field.name for field in fields}
@@ -124,13 +145,23 @@ def _schema(spec: VectorSpec, id_: str) -> pa.Schema:
     return pa.schema([pa.field(id_, pa.string()), *fields, tables.vector_field(_VECTOR, spec.dimension)], metadata=metadata)
 
 
+def _same(existing: pa.Table, table: pa.Table, id_: str) -> bool:
+    """Return whether all rows are in the table as they are: each version would be one more copy of them on the disk."""
+    if existing.num_rows != table.num_rows:
+        return False
+    place = {value: row for row, value in enumerate(existing.column(id_).to_pylist())}
+    rows = pa.array([place[value] for value in table.column(id_).to_pylist()], pa.int64())
+    return bool(existing.select(table.schema.names).take(rows).equals(table))
+
+
 @contextmanager
 def _os_errors() -> Iterator[None]:
     """Raise as OSError what the library under LanceDB raises as RuntimeError."""
     try:
         yield
     except RuntimeError as error:
-        raise OSError(f"LanceDB refuses: {' '.join(str(error).split())}") from error
+        said = re.sub(r", /\S+\.rs:\d+.*", "", " ".join(str(error).split()))  # without the place in LanceDB's source
+        raise OSError(f"LanceDB refuses: {said}") from error
 
 
 def _vectors(entries: Entries) -> pa.Array:
@@ -140,6 +171,7 @@ def _vectors(entries: Entries) -> pa.Array:
 def _lancedb() -> Any:  # noqa: ANN401 - a module
     try:
         import lancedb  # noqa: PLC0415 - an extra
+        import lancedb.index  # noqa: PLC0415
     except ImportError as error:
         raise ImportError(f"LanceDB needs {install_hint('lancedb')}.") from error
     return lancedb

@@ -44,7 +44,7 @@ class PgVector:
         place: what libpq takes: a URI or `host=... dbname=...`.
         collection: TABLE or SCHEMA.TABLE; the table is made where there is none, and the extension `vector` too.
         spec: of the vectors.
-        index: "hnsw": an HNSW index of cosine distance is built after the last row.
+        index: "auto" and "hnsw": an HNSW index of cosine distance is built after the last row.
 
     Raises:
         ValueError: the table holds vectors of another model, is not one of penult's, or its name or schema cannot be.

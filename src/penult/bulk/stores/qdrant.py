@@ -19,7 +19,7 @@ class Qdrant:
         place: a folder, or an http(s) address; QDRANT_API_KEY is sent to an address.
         collection: its name; made where there is none.
         spec: of the vectors.
-        index: "hnsw": a server builds its index by itself; "none": a new collection is made without one.
+        index: "auto" and "hnsw": a server builds its index by itself; "none": a new collection is made without one.
 
     Raises:
         ValueError: the collection holds vectors of another model, or in another layout.
