@@ -25,7 +25,7 @@ _MANY = 4  # minimum of requests in a call after which the queue waits for their
 # Fraction of the last call's time, and maximum: of the whole wait, and of the time without a new request that ends it.
 _WAIT, _WAIT_SECONDS = 0.5, 0.04
 _GAP, _GAP_SECONDS = 0.25, 0.012
-_CLOSING_SECONDS = 60.0
+_CLOSING_SECONDS = 300.0
 
 Rows = Sequence[NDArray[Any]] | NDArray[Any]
 Run = Callable[[Tokenized], Rows]
@@ -191,7 +191,7 @@ class RequestQueue:
             self._check_room(1)
 
     def close(self) -> None:
-        """Finish the requests in the queue, then end the thread. One that still runs after a minute is not waited for."""
+        """Finish the requests in the queue, then end the thread. Those that run for five minutes are not waited for."""
         with self._wake:
             self._closing = True
             self._wake.notify()
