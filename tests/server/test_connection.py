@@ -130,7 +130,8 @@ def test_an_answer_that_nobody_reads_is_dropped(tiny, monkeypatch):
 
 def test_sigterm_resets_no_busy_client(tiny):
     """Clients that ask again and again are told to close, and none loses a request that it has sent."""
-    server = Process("--model_path", str(tiny))
+    before = "import penult.server.connection as c; c._LAST_SECONDS = 10"  # however slow this machine is
+    server = Process("--model_path", str(tiny), before=before)
     outcomes: list[str] = []
 
     def ask() -> None:

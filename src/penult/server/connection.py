@@ -15,7 +15,7 @@ _MAX_HEAD_BYTES = 65_536  # as in h11
 _UNREAD_SECONDS, _UNREAD_BYTES = 60.0, 262_144
 STOP_OPENING = "stop_opening"
 """Key of the application's state: what is called when the server is told to end."""
-_LAST_SECONDS = 0.3  # after SIGTERM; a request that comes in them on a kept connection is answered
+_LAST_SECONDS = 0.5  # after SIGTERM; a request that comes in them on a kept connection is answered
 
 
 class Connection(HttpToolsProtocol):
