@@ -1,12 +1,13 @@
 """What a server does at its limits: huge bodies, half-sent bodies, endpoints that come and go, more clients than it can serve.
 
-usage: server_limits.py MODEL [--only json bodies long cycles mixed] [--seconds 60] [--option ARGUMENT ...]
+usage: server_limits.py MODEL [--only json bodies long slow cycles mixed] [--seconds 60] [--option ARGUMENT ...]
 
 It starts a server of its own on a free port of this machine for each part and prints its figures:
 - json: for bodies of 32 MB that no request needs, the status, the seconds until it came, the worst latency of GET /health
   meanwhile, and the server's peak resident memory;
 - bodies: 40 clients that hold a body of 29 MB one byte short: resident memory, and how many were refused;
 - long: a request of 33 texts of 1,000,001 characters: status, seconds, peak memory;
+- slow: 400 clients that send half a head, and 20 that send half a body: how many are closed after 20 and 40 seconds;
 - cycles: 21 times POST and DELETE /endpoints: resident memory and threads;
 - mixed: 256 clients, a quarter each of 1, 4, 16 and 64 texts a request, which retry after the seconds of a 429: p50, p99 and
   the number of answers and of 429s for each size.
@@ -185,6 +186,33 @@ def part_long(model: str, options: list[str], _: float) -> None:
     server.stop()
 
 
+def part_slow(model: str, options: list[str], _: float) -> None:
+    """Measure half-sent requests."""
+    server = Server(model, options)
+    halves = [b"POST /embed HTTP/1.1\r\nhost: localhost\r\n"] * 400
+    halves += [b"POST /embed HTTP/1.1\r\nhost: localhost\r\ncontent-length: 5000\r\n\r\n{"] * 20
+    clients = [socket.create_connection(("127.0.0.1", server.port)) for _ in halves]
+    for client, half in zip(clients, halves, strict=True):
+        client.sendall(half)
+        client.setblocking(False)
+    closed: set[int] = set()
+    for seconds in (20, 40):
+        time.sleep(20)
+        for client in clients:
+            try:
+                while client.recv(65536):
+                    pass
+                closed.add(client.fileno())
+            except BlockingIOError:
+                continue
+            except OSError:
+                closed.add(client.fileno())
+        print(f"slow: {len(closed)} of {len(clients)} closed after {seconds} s")
+    for client in clients:
+        client.close()
+    server.stop()
+
+
 def part_cycles(model: str, options: list[str], _: float) -> None:
     """Measure endpoints that come and go."""
     known = subprocess.run([sys.executable, "-m", "penult", "serve", "--help"], capture_output=True, text=True).stdout
@@ -254,7 +282,14 @@ def main() -> None:
     """Run the parts."""
     parser = argparse.ArgumentParser()
     parser.add_argument("model")
-    parts = {"json": part_json, "bodies": part_bodies, "long": part_long, "cycles": part_cycles, "mixed": part_mixed}
+    parts = {
+        "json": part_json,
+        "bodies": part_bodies,
+        "long": part_long,
+        "slow": part_slow,
+        "cycles": part_cycles,
+        "mixed": part_mixed,
+    }
     parser.add_argument("--only", nargs="*", default=[*parts])
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--option", nargs="*", default=[])

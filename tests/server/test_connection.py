@@ -1,6 +1,7 @@
 """Connections: heads that never end are closed, and SIGTERM resets no client."""
 
 import http.client
+import json
 import socket
 import threading
 import time
@@ -101,9 +102,36 @@ def test_a_head_of_any_size_is_refused(running):
         assert answer.startswith(b"HTTP/1.1 400 ")
 
 
+def test_an_answer_that_nobody_reads_is_dropped(tiny, monkeypatch):
+    """A client that asks for much and reads nothing is closed, so that the memory of its answer is free; a slow one reads on."""
+    monkeypatch.setattr(connection, "_UNREAD_SECONDS", 1.0)
+    monkeypatch.setattr(connection, "_UNREAD_BYTES", 1000)
+    body = json.dumps({"inputs": ["the cat sat on the mat " * 9] * 500}).encode()  # 10 MB of numbers
+    head = b"POST /embed_all HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(body)
+    with serving(EndpointConfig(model=str(tiny))) as running:
+        for reads in (False, True):
+            with socket.create_connection(("127.0.0.1", running.port), timeout=20) as client:
+                client.sendall(head + body)
+                read, started = len(client.recv(1000)), time.monotonic()
+                while reads and time.monotonic() - started < 2:
+                    time.sleep(0.05)
+                    read += len(client.recv(1_000_000))
+                if not reads:
+                    time.sleep(3)
+                try:
+                    while data := client.recv(1 << 20):
+                        read += len(data)
+                        if read > 9_000_000:
+                            break
+                except ConnectionError:
+                    pass
+                assert (read > 9_000_000) == reads
+
+
 def test_sigterm_resets_no_busy_client(tiny):
     """Clients that ask again and again are told to close, and none loses a request that it has sent."""
-    server = Process("--model_path", str(tiny))
+    before = "import penult.server.connection as c; c._LAST_SECONDS = 10"  # however slow this machine is
+    server = Process("--model_path", str(tiny), before=before)
     outcomes: list[str] = []
 
     def ask() -> None:

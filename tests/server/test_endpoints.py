@@ -2,11 +2,13 @@
 
 import asyncio
 import gc
+import subprocess
 import threading
 import time
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 
+import httpx
 import pytest
 from server_kit import Process, serving
 
@@ -152,8 +154,6 @@ def test_few_models_are_tried_at_once(tiny, monkeypatch):
     """More than four at once are told to come again; a client that leaves ends its own."""
     probe(monkeypatch, *HANGS)
     with serving(EndpointConfig(model=str(tiny)), allow_endpoints=True) as running:
-        import httpx
-
         clients = [httpx.Client(base_url=running.url, timeout=1.5) for _ in range(4)]
         with ThreadPoolExecutor(4) as pool:
             waiting = [pool.submit(one.post, "/endpoints", json=endpoint(tiny, f"n{i}")) for i, one in enumerate(clients)]
@@ -176,8 +176,6 @@ def test_sigterm_waits_for_no_model(tiny):
     """A server that is told to end stops what it tries to open, and ends."""
     before = f"import sys, penult.deepsparse.load_probe as probe\nprobe._COMMAND = (sys.executable, *{HANGS!r})"
     server = Process("--model_path", str(tiny), "--allow-endpoints", before=before)
-    import httpx
-
     with ThreadPoolExecutor(1) as pool:
         answer = pool.submit(httpx.post, f"{server.url}/endpoints", json=endpoint(tiny, "hangs"), timeout=60)
         time.sleep(1)
@@ -187,10 +185,24 @@ def test_sigterm_waits_for_no_model(tiny):
         assert "the server ends" in answer.result().text
 
 
+def test_sigterm_waits_for_no_model_of_its_own(tiny, tmp_path):
+    """The same where a request opens a model that the server was started with."""
+    before = "import time, penult.server.models as models\nmodels.Models._open = lambda *_: time.sleep(100)"
+    file = tmp_path / "config.yaml"
+    file.write_text(f"endpoints:\n  - {{task: {TASK}, model: '{tiny}', kwargs: {{extraction_strategy: reduce_mean}}}}\n")
+    server = Process("--config_file", str(file), before=before)
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(httpx.get, f"{server.url}/info", timeout=60)
+        time.sleep(1)
+        started = time.monotonic()
+        assert httpx.get(f"{server.url}/health").status_code == 200
+        assert server.end() in (0, -15, 143)
+        assert time.monotonic() - started < 5
+        assert (answer.result().status_code, "the server ends" in answer.result().text) == (424, True)
+
+
 def test_a_probe_ends_with_its_parent():
     """A child whose parent is gone does not go on."""
-    import subprocess
-
     child = subprocess.Popen(load_probe._COMMAND, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     child.stdin.write(b'{"endpoint": {"task": "%s", "model": "/dev/stdin"}, "threads": 1}' % TASK.encode())
     child.stdin.close()

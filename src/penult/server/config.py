@@ -119,7 +119,7 @@ def _check_key(value: str | None) -> str | None:
 
 def _check_origin(value: str) -> str:
     scheme, found, host = value.partition("://")
-    if value != "*" and (not found or scheme not in ("http", "https") or not host or set("/?#@* ") & set(host)):
+    if value != "*" and (not found or not scheme or not host or set("/?#@* ") & set(host)):
         raise ValueError("it must be an origin such as https://app.example.com, or *")
     return value.lower()
 

@@ -1,6 +1,7 @@
-"""uvicorn's connection, with bounds on a request's head and an end that resets no client.
+"""uvicorn's connection, with bounds on a request's head and on an answer that is not read, and an end that resets no client.
 
-uvicorn's own waits for the end of a head for ever, and on SIGTERM it closes connections on which a request may be under way.
+uvicorn's own waits for ever for the end of a head and for a client to read, and on SIGTERM it closes connections on which a
+request may be under way.
 """
 
 import asyncio
@@ -10,9 +11,11 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 _HEAD_SECONDS = 30.0  # from the first byte of a connection's request, or from its opening, to the end of the head
 _MAX_HEAD_BYTES = 65_536  # as in h11
+# Of an answer, a client has to read so many bytes in so long, or all of it. What the system's buffers hold is not seen here.
+_UNREAD_SECONDS, _UNREAD_BYTES = 60.0, 262_144
 STOP_OPENING = "stop_opening"
 """Key of the application's state: what is called when the server is told to end."""
-_LAST_SECONDS = 0.3  # after SIGTERM; a request that comes in them on a kept connection is answered
+_LAST_SECONDS = 0.5  # after SIGTERM; a request that comes in them on a kept connection is answered
 
 
 class Connection(HttpToolsProtocol):
@@ -20,6 +23,7 @@ class Connection(HttpToolsProtocol):
 
     _head_timer: TimerHandle | None = None
     _head_bytes = 0
+    _unread_timer: TimerHandle | None = None
     _ending = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -48,7 +52,18 @@ class Connection(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget the connection."""
         self._forget_head()
+        self._forget_unread()
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        """Watch whether the client reads what is written."""
+        super().pause_writing()
+        self._watch_unread()
+
+    def resume_writing(self) -> None:
+        """Note that the client has read nearly all."""
+        self._forget_unread()
+        super().resume_writing()
 
     def shutdown(self) -> None:
         """Close the connection after its last answer; an idle one a little later, as a request may be on its way."""
@@ -76,3 +91,19 @@ class Connection(HttpToolsProtocol):
         if self._head_timer is not None:
             self._head_timer.cancel()
             self._head_timer = None
+
+    def _watch_unread(self) -> None:
+        self._forget_unread()
+        unread = self.transport.get_write_buffer_size()
+        self._unread_timer = self.loop.call_later(_UNREAD_SECONDS, self._check_unread, unread)
+
+    def _check_unread(self, before: int) -> None:
+        if self.transport.get_write_buffer_size() > before - _UNREAD_BYTES:
+            self.transport.abort()  # `close` would wait for the client to read
+        else:
+            self._watch_unread()
+
+    def _forget_unread(self) -> None:
+        if self._unread_timer is not None:
+            self._unread_timer.cancel()
+            self._unread_timer = None

@@ -25,7 +25,7 @@ _MANY = 4  # minimum of requests in a call after which the queue waits for their
 # Fraction of the last call's time, and maximum: of the whole wait, and of the time without a new request that ends it.
 _WAIT, _WAIT_SECONDS = 0.5, 0.04
 _GAP, _GAP_SECONDS = 0.25, 0.012
-_CLOSING_SECONDS = 60.0
+_CLOSING_SECONDS = 300.0
 
 Rows = Sequence[NDArray[Any]] | NDArray[Any]
 Run = Callable[[Tokenized], Rows]
@@ -191,7 +191,7 @@ class RequestQueue:
             self._check_room(1)
 
     def close(self) -> None:
-        """Finish the requests in the queue, then end the thread. One that still runs after a minute is not waited for."""
+        """Finish the requests in the queue, then end the thread. Those that run for five minutes are not waited for."""
         with self._wake:
             self._closing = True
             self._wake.notify()
@@ -200,20 +200,23 @@ class RequestQueue:
     def _check_room(self, tokens: int) -> None:
         """Check the bounds for a new request of so many tokens.
 
-        Calls share their budget, so that each request before it takes about as many tokens as it until it ends. A request
-        that finds the queue empty is taken, whatever its size.
+        Each request before it takes about as many tokens as it until it ends, in the half of a call that is not for the one
+        that has waited longest. A request that finds the queue empty is taken, whatever its size.
         """
         if not self._jobs:
             return
         held = sum(job.tokens_left for job in self._jobs)
         before = sum(min(job.tokens_left, tokens) if job.mergeable else job.tokens_left for job in self._jobs)
-        seconds = before / self._tokens_per_second
+        seconds = min(held, 2 * before) / self._tokens_per_second
         if len(self._jobs) >= self._max_requests:
             raise QueueFull(f"{len(self._jobs)} requests", _pause(held / self._tokens_per_second))
         if held + tokens > self._max_tokens:
             raise QueueFull(f"{held} tokens", _pause((held + tokens - self._max_tokens) / self._tokens_per_second))
         if seconds > self._max_wait_seconds:
-            raise QueueFull(f"an expected wait of {seconds:.0f} s", _pause(seconds - self._max_wait_seconds))
+            raise QueueFull(
+                f"an expected wait of {seconds:.0f} s",
+                _pause(max(seconds - self._max_wait_seconds, self._max_wait_seconds / 4)),
+            )
 
     def _work(self) -> None:
         while True:
