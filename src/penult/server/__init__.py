@@ -22,8 +22,8 @@ def serve(config: "ServerConfig", extend: "Extend | None" = None) -> None:
 
     Args:
         config: what is served.
-        extend: adds further routes; `penult.deepsparse.routes.add` those of DeepSparse, for a `DeepSparseServer`. Workers import
-            it by its name.
+        extend: adds further routes; `penult.deepsparse.routes.add` those of DeepSparse, for a `DeepSparseServer`. Workers
+            import it by its name.
 
     Raises:
         FileNotFoundError: a model is missing.
