@@ -165,17 +165,18 @@ class Tokenizer:
             return self._tokenizer.pieces(text, add_special_tokens=add)
         with self._guard:
             encoding = self._tokenizer.encode(text, add_special_tokens=add)
-        before, after = _around(encoding.special_tokens_mask)
-        whole = []
+        whole, names = [], []
         for part in (encoding, *encoding.overflowing):  # truncation leaves the rest of the text in parts of its own
             for index, token, (start, stop), mask in zip(
                 part.ids, part.tokens, part.offsets, part.special_tokens_mask, strict=True
             ):
                 if not mask:
                     whole.append(Piece(index, text[start:stop] or token, start, stop))
-        whole.sort(key=lambda piece: piece.start or 0)
-        around = [Piece(index, token, special=True) for index, token in zip(encoding.ids, encoding.tokens, strict=True)]
-        return [*around[:before], *whole, *around[len(around) - after :]]
+                elif part is encoding:
+                    names.append(Piece(index, token, special=True))
+        mask = encoding.special_tokens_mask
+        before = mask.index(0) if 0 in mask else len(mask)
+        return [*names[:before], *sorted(whole, key=lambda piece: piece.start or 0), *names[before:]]
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """Return the text of token ids, as the tokenizer writes it; ids that it does not know are left out."""
