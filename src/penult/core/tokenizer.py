@@ -167,10 +167,10 @@ class Tokenizer:
             encoding = self._tokenizer.encode(text, add_special_tokens=add)
         whole, names = [], []
         for part in (encoding, *encoding.overflowing):  # truncation leaves the rest of the text in parts of its own
-            for index, token, (start, stop), mask in zip(
+            for index, token, (start, stop), special in zip(
                 part.ids, part.tokens, part.offsets, part.special_tokens_mask, strict=True
             ):
-                if not mask:
+                if not special:
                     whole.append(Piece(index, text[start:stop] or token, start, stop))
                 elif part is encoding:
                     names.append(Piece(index, token, special=True))
