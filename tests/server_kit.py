@@ -83,7 +83,7 @@ class Process:
         self._found = threading.Event()
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
-        assert self._found.wait(30), self.lines
+        assert self._found.wait(60), self.lines
         self.url = f"http://127.0.0.1:{self.port}"
 
     def _read(self) -> None:

@@ -103,6 +103,21 @@ def test_deepsparses_paths_take_the_served_name(tiny):
         assert running.get("/v1/models").json()["data"][0]["id"] == "minilm"
 
 
+@pytest.mark.parametrize("route", ["/embeddings", "tokenize", "/decode", "/similarity", "/models"])
+def test_an_endpoints_own_route_overrides(tiny, route):
+    """A configuration file of DeepSparse may name any of the further paths; the contracts' own stay refused."""
+    mean = {"extraction_strategy": "reduce_mean"}
+    with serving(DeepSparseEndpoint(model=str(tiny), route=route, kwargs=mean)) as running:
+        answer = running.post("/" + route.strip("/"), {"inputs": "the cat"})
+        assert (answer.status_code, len(answer.json()["embeddings"][0])) == (200, 32)
+        assert running.post("/v1/embeddings", {"input": "the cat"}).status_code == 200
+    with (
+        pytest.raises(ConfigError, match=r"each endpoint needs its own|taken already"),
+        serving(*(DeepSparseEndpoint(model=str(tiny), route=path) for path in (route, "/embed"))),
+    ):
+        pass
+
+
 @pytest.mark.parametrize(
     ("model", "name"),
     [

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import httpx
@@ -18,7 +19,7 @@ from penult.server import ConfigError, EndpointConfig, ServerConfig
 from penult.server.config_file import load
 from penult.server.workers import with_threads
 
-SINGLE = 'te_request_count{method="single"}'
+SINGLE, SEVERAL = 'te_request_count{method="single"}', 'te_request_success{method="batch"}'
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="looks for processes in /proc")
 
@@ -93,18 +94,25 @@ def test_a_worker_that_dies_is_replaced(server):
 
 def test_sigterm_finishes_what_was_begun(server):
     """Requests that are under way in any worker are answered; then all processes end."""
-    texts = [f"the cat sat on mat {i} " * 10 for i in range(1500)]
+    texts = [f"the cat sat on mat {i} " * 10 for i in range(400)]
     body = json.dumps({"input": texts, "encoding_format": "base64"})
-    connections = [http.client.HTTPConnection("127.0.0.1", server.port, timeout=60) for _ in range(6)]
-    for connection in connections:
-        connection.request("POST", "/v1/embeddings", body)
-    wait_for(lambda: scrape(server)["te_queue_size"] == 6)
-    running = workers(server.process)
-    server.process.terminate()
-    for connection in connections:
-        answer = connection.getresponse()
-        assert (answer.status, len(json.loads(answer.read())["data"])) == (200, 1500)
-        connection.close()
+    before = scrape(server)
+    with ExitStack() as stack:
+        connections = [http.client.HTTPConnection("127.0.0.1", server.port, timeout=60) for _ in range(6)]
+        for connection in connections:
+            stack.callback(connection.close)
+            connection.request("POST", "/v1/embeddings", body)
+
+        def begun() -> bool:
+            now = scrape(server)
+            return now["te_queue_size"] + now[SEVERAL] - before[SEVERAL] == 6
+
+        wait_for(begun)
+        running = workers(server.process)
+        server.process.terminate()
+        for connection in connections:
+            answer = connection.getresponse()
+            assert (answer.status, len(json.loads(answer.read())["data"])) == (200, 400)
     assert server.end() == 0
     assert not any(Path(f"/proc/{pid}").exists() for pid in running)
 

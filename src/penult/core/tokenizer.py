@@ -179,17 +179,11 @@ class Tokenizer:
             return self._tokenizer.pieces(text, add_special_tokens=add)
         with self._guard:
             encoding = self._tokenizer.encode(text, add_special_tokens=add)
-        before, after = around(encoding.special_tokens_mask)
-        whole = []
-        for part in (encoding, *encoding.overflowing):  # truncation leaves the rest of the text in parts of its own
-            for index, token, (start, stop), mask in zip(
-                part.ids, part.tokens, part.offsets, part.special_tokens_mask, strict=True
-            ):
-                if not mask:
-                    whole.append(Piece(index, text[start:stop] or token, start, stop))
-        whole.sort(key=lambda piece: piece.start or 0)
-        framed = [Piece(index, token, special=True) for index, token in zip(encoding.ids, encoding.tokens, strict=True)]
-        return [*framed[:before], *whole, *framed[len(framed) - after :]]
+        pieces = zip(encoding.ids, encoding.tokens, encoding.offsets, encoding.special_tokens_mask, strict=True)
+        return [
+            Piece(index, token, special=True) if special else Piece(index, text[start:stop] or token, start, stop)
+            for index, token, (start, stop), special in pieces
+        ]
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """Return the text of token ids, as the tokenizer writes it; ids that it does not know are left out."""

@@ -27,6 +27,8 @@ from penult.server.service import Endpoint, Service
 _ABOUT = "Those of DeepSparse (`/predict`, `/v2/models/NAME/infer`) give DeepSparse's numbers."
 _MOST_ENDPOINTS = 16
 _OWN = ("served_model_name", "pooling", "prompts", "files_from", "model_file", "model_task")  # shown where an endpoint has them
+# Further paths of other contracts, which an endpoint's own `route` overrides: files with such a route are older than they are.
+_YIELDING = ("/embeddings", "/models", "/similarity", "/tokenize", "/decode")
 _OFF: dict[str, Any] = {"enable": False, "target_loggers": []}
 _LOGGING = {
     "enable": True,
@@ -209,6 +211,12 @@ def _add_infer(app: FastAPI, path: str, infer: Callable[[Request], Awaitable[Res
 
 
 def _check_free(app: FastAPI, path: str, config: DeepSparseEndpoint) -> None:
+    if path in _YIELDING:
+        app.router.routes[:] = [
+            route
+            for route in app.router.routes
+            if getattr(route, "path", None) != path or "DeepSparse" in getattr(route, "tags", ())
+        ]
     if any(getattr(route, "path", None) == path for route in app.routes):
         place = f"{config.place}: " if config.place else ""
         raise ConfigError(f"{place}The route {path} is taken already; give the endpoint another.")

@@ -18,12 +18,16 @@ _HOMES = {"main": "command"}
 def serve(config: "ServerConfig", extend: "Extend | None" = None) -> None:
     """Load the models and answer requests until SIGTERM or SIGINT; then finish those that have begun.
 
+    A program that serves with several workers needs `if __name__ == "__main__":` around this call, as with multiprocessing.
+
     Args:
         config: what is served.
-        extend: adds further routes; `penult.deepsparse.routes.add` those of DeepSparse, for a `DeepSparseServer`.
+        extend: adds further routes; `penult.deepsparse.routes.add` those of DeepSparse, for a `DeepSparseServer`. Workers
+            import it by its name.
 
     Raises:
         FileNotFoundError: a model is missing.
+        OSError: the port is in use, or the host is not one of this machine; raised before a model is loaded.
         ValueError: the configuration cannot be served.
         ModuleNotFoundError: the packages of penult[server] are not installed.
     """

@@ -1,4 +1,4 @@
-"""OpenAI's routes: POST /v1/embeddings and GET /v1/models.
+"""OpenAI's routes: POST /v1/embeddings and GET /v1/models, also without the /v1.
 
 It knows OpenAI's JSON, `input_type` (the role of the texts, with Cohere's words), TEI's `prompt_name`, penult's `prompt`, and
 that vectors may travel as base64 of little-endian float32, which is how penult's own client asks for them.
