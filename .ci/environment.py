@@ -115,7 +115,7 @@ def install(folder, name, arguments):
     terminal = sys.stderr.isatty()
     try:
         while process.poll() is None:
-            reader.join(0.5 if terminal else 10)
+            reader.join(0.5 if terminal else max(10, (time.time() - started) / 4))
             if process.poll() is None:
                 say("\r{}{}".format(progress(), " " * 8) if terminal else progress(), end="" if terminal else "\n")
     except KeyboardInterrupt:
