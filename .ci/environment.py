@@ -87,7 +87,7 @@ def probe(python):
 
 def install(folder, name, arguments):
     """Run pip, and show on one line how far it is; where it fails, show the end of what it said."""
-    command = [str(folder / "bin" / "python"), "-m", "pip", "install", "--progress-bar", "off", *arguments]
+    command = [str(folder / "bin" / "python"), "-m", "pip", "install", "--progress-bar", "off", "--no-compile", *arguments]
     log = folder / (name + ".log")
     state = {"packages": 0, "megabytes": 0.0, "installing": False}
     started = time.time()
