@@ -87,7 +87,7 @@ def probe(python):
 
 def install(folder, name, arguments):
     """Run pip, and show on one line how far it is; where it fails, show the end of what it said."""
-    command = [str(folder / "bin" / "python"), "-m", "pip", "install", "--progress-bar", "off", *arguments]
+    command = [str(folder / "bin" / "python"), "-m", "pip", "install", "--progress-bar", "off", "--no-compile", *arguments]
     log = folder / (name + ".log")
     state = {"packages": 0, "megabytes": 0.0, "installing": False}
     started = time.time()
@@ -115,7 +115,7 @@ def install(folder, name, arguments):
     terminal = sys.stderr.isatty()
     try:
         while process.poll() is None:
-            reader.join(0.5 if terminal else 10)
+            reader.join(0.5 if terminal else max(10, (time.time() - started) / 4))
             if process.poll() is None:
                 say("\r{}{}".format(progress(), " " * 8) if terminal else progress(), end="" if terminal else "\n")
     except KeyboardInterrupt:

@@ -2,7 +2,8 @@
 
 A page's ```python blocks run one after the other, and so do its `$ penult` commands in ```console blocks, in a folder that
 holds the files of `files_for`. A line `<!-- needs PACKAGE -->` on a page skips its code where that package is not installed.
-Code that is not to run here is marked as another language: ```py, ```sh.
+Code that is not to run here is marked as another language: ```py, ```sh. A guide that needs more than this has tests of its own,
+which name its file; it is left to them.
 """
 
 import json
@@ -45,9 +46,15 @@ def name_of(page: Path) -> str:
     return page.relative_to(ROOT).as_posix()
 
 
+def has_own_tests(page: Path) -> bool:
+    """Whether another file of tests names this guide."""
+    others = [path for path in (ROOT / "tests").rglob("test_*.py") if path != Path(__file__)]
+    return page.parent.name == "docs" and any(f'"{page.name}"' in path.read_text(encoding="utf-8") for path in others)
+
+
 def with_code(language: str) -> list:
     """The pages with code in a language, as parameters."""
-    return [pytest.param(page, id=name_of(page)) for page in PAGES if blocks(page, language)]
+    return [pytest.param(page, id=name_of(page)) for page in PAGES if blocks(page, language) and not has_own_tests(page)]
 
 
 def check_needs(page: Path) -> None:
