@@ -6,6 +6,7 @@
 """
 
 import datetime as dt
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ _Temporal = dt.datetime | dt.time | dt.timedelta | dt.date
 
 def values_of(column: pa.ChunkedArray | pa.Array) -> list[Any]:
     """Return a column's values. A time that Python cannot hold is text, whether pandas is installed or not."""
-    if not _has_nanoseconds(column.type):
+    if not contains(column.type, _has_nanoseconds):
         try:
             values: list[Any] = column.to_pylist()
         except (ValueError, OverflowError):  # UnicodeDecodeError is a ValueError
@@ -34,13 +35,17 @@ def rows_of(table: pa.Table) -> list[dict[str, Any]]:
     return [dict(zip(table.column_names, row, strict=True)) for row in zip(*columns, strict=True)]
 
 
-def _has_nanoseconds(kind: pa.DataType) -> bool:
+def contains(kind: pa.DataType, check: Callable[[pa.DataType], bool]) -> bool:
+    """Return whether a type, or a type inside it, passes the check."""
     if isinstance(kind, pa.BaseExtensionType):
-        return _has_nanoseconds(kind.storage_type)
+        return contains(kind.storage_type, check)
     if pa.types.is_dictionary(kind):
-        return _has_nanoseconds(kind.value_type)
-    own = pa.types.is_temporal(kind) and getattr(kind, "unit", None) == "ns"
-    return own or any(_has_nanoseconds(kind.field(index).type) for index in range(kind.num_fields))
+        return contains(kind.value_type, check)
+    return bool(check(kind)) or any(contains(kind.field(index).type, check) for index in range(kind.num_fields))
+
+
+def _has_nanoseconds(kind: pa.DataType) -> bool:
+    return pa.types.is_temporal(kind) and getattr(kind, "unit", None) == "ns"
 
 
 def _value(scalar: pa.Scalar) -> Any:  # noqa: ANN401 - whatever Arrow holds

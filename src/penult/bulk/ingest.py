@@ -14,11 +14,11 @@ from typing import Any, Literal
 import pyarrow as pa
 
 from penult.bulk import tables
+from penult.bulk.arrow_values import rows_of, values_of
+from penult.bulk.json_text import as_text
 from penult.bulk.output import output_files
-from penult.bulk.output.writers import as_text
 from penult.bulk.repeated_ids import HashRuns, find_repeated, hashes_of
 from penult.bulk.stores.base import Entries, Index, Layout, Store, VectorSpec
-from penult.bulk.stores.values import rows_of, values_of
 
 _NAMESPACE = uuid.UUID("8d0f3a52-6c1e-5b7e-9b0e-2f4f6b1c9a10")  # of our ids: drawn once, never to be changed
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from penult.bulk.output.writers import as_text
+from penult.bulk.json_text import as_text
 
 _RUN = 4 << 20  # hashes of a run: 32 MB in memory, at most three times that while runs are merged
 _BIN_BITS = 10

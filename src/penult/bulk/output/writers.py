@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from penult.atomic_files import atomic_write
-from penult.bulk import json_text, tables
+from penult.bulk import tables
 from penult.bulk.arrow_values import rows_of
 from penult.bulk.job.record import rejected_path
 from penult.bulk.job.shard import opened_shard
@@ -23,7 +23,6 @@ from penult.bulk.output.row_groups import row_groups
 from penult.types import Vectors
 
 _LINES = 1024  # of JSON, written together
-as_text = json_text.as_text
 ENDINGS = (".parquet", ".lance", ".npy", ".jsonl")
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from penult.bulk.output.writers import as_text
+from penult.bulk.json_text import as_text
 from penult.bulk.stores.base import Entries, Index, VectorSpec
 from penult.extras import install_hint
 
