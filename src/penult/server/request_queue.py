@@ -142,7 +142,7 @@ class RequestQueue:
         self._wake = threading.Condition()
         self._closing = False
         self._answered, self._seconds = 0, 0.0  # requests that the last call answered, and how long it took
-        self._tokens_per_second, self._measured = 1000.0, False  # a careful estimate, until the first large call has run
+        self._tokens_per_second, self._measured = 20_000.0, False  # until the first large call: a guess refuses nobody
         self._thread = threading.Thread(target=self._work, name=name, daemon=True)
         self._thread.start()
 
