@@ -19,42 +19,8 @@ WITH_EXTRA = (".html", ".htm", ".pdf")
 EXTRA = "pip install 'penult[documents]'"
 # What a browser shows on lines of its own, beside other cells, and not at all.
 _BLOCKS = frozenset(
-    [
-        "address",
-        "article",
-        "aside",
-        "blockquote",
-        "br",
-        "caption",
-        "dd",
-        "div",
-        "dl",
-        "dt",
-        "fieldset",
-        "figcaption",
-        "figure",
-        "footer",
-        "form",
-        "h1",
-        "h2",
-        "h3",
-        "h4",
-        "h5",
-        "h6",
-        "header",
-        "hr",
-        "li",
-        "main",
-        "nav",
-        "ol",
-        "p",
-        "pre",
-        "section",
-        "table",
-        "title",
-        "tr",
-        "ul",
-    ]
+    """address article aside blockquote br caption dd div dl dt fieldset figcaption figure footer form h1 h2 h3 h4 h5 h6 header
+    hr li main nav ol p pre section table title tr ul""".split()  # noqa: SIM905 - a list of names
 )
 _CELLS = frozenset(["td", "th", "option", "img", "input"])
 _UNSEEN = frozenset(["script", "style", "noscript", "template", "svg"])
