@@ -125,7 +125,7 @@ def test_a_cut_file_runs_without_penult(tmp_path, weights):
         (["inspect", "MODEL", "--pooling", ","], "--pooling is ','; it must be one of mean, max"),
         (["inspect", "MODEL", "--html", "none/x.html"], "none is not a folder; make it, or name another place for x.html."),
         (["inspect", "MODEL", "--html", "folder"], "folder is a folder; name a file."),
-        (["cut", "MODEL", "x.onnx", "--dimensions", "33"], "dimensions=33 exceeds the model's 32 values."),
+        (["cut", "MODEL", "x.onnx", "--dimensions", "33"], "--dimensions 33 exceeds the model's 32 values."),
         (["cut", "MODEL", "folder/y.onnx"], "folder/y.onnx is a folder; name a file."),
         (["cut", "MODEL/onnx/model.onnx", "MODEL/onnx/model.onnx"], "is a file of the model itself, which is never changed"),
         (["quality", "MODEL", "--data", "latin.txt"], "latin.txt is not UTF-8 (byte 3)"),
