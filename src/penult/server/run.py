@@ -65,6 +65,7 @@ def answer(config: ServerConfig, extend: Extend | None, sockets: Sequence[socket
         sockets: bound sockets.
         ready: called when requests are answered.
     """
+    say(json=config.log_json)  # a worker has no log yet
     warnings.filterwarnings("ignore", category=TruncationWarning)  # each answer says how many of its texts were cut
     app = create_app(config, extend)
     for one in sockets:

@@ -163,10 +163,7 @@ def _work(
     config: ServerConfig, extend: "Extend | None", sockets: list[socket.socket], answer: Answer, pipe: Connection
 ) -> None:
     """Answer requests in this process; say when, or why not."""
-    from penult.server.run import say  # noqa: PLC0415 - in the worker, and after the variable of the metrics is set
-
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; while it loads, the first one ends this one
-    say(json=config.log_json)
     threading.Thread(target=_end_with, args=(pipe,), daemon=True).start()
     try:
         answer(config, extend, sockets, lambda: pipe.send(_READY))
