@@ -12,11 +12,11 @@ from pathlib import Path
 from penult.bulk.input import streams
 from penult.bulk.input.rows import Item, Rejected, Row, too_long
 from penult.bulk.options import DEFAULT_READING, ReadOptions
+from penult.extras import install_hint
 
 COLUMNS = ("id", "text")
 PLAIN = (".md", ".markdown", ".txt")
 WITH_EXTRA = (".html", ".htm", ".pdf")
-EXTRA = "pip install 'penult[documents]'"
 # What a browser shows on lines of its own, beside other cells, and not at all.
 _BLOCKS = frozenset(
     [
@@ -97,7 +97,7 @@ def text_of(path: Path, options: ReadOptions = DEFAULT_READING) -> str | Refused
     """
     ending = streams.ending(path)
     if ending in WITH_EXTRA and not has_extra():
-        raise ImportError(f"{path} is read with an extra: {EXTRA}.")
+        raise ImportError(f"{path} is read with {install_hint('documents')}.")
     try:
         if ending == ".pdf":
             text = _pdf(path, options)
