@@ -4,9 +4,10 @@ import warnings
 
 import pytest
 
-from penult import cli_words
+from penult import cli_words, extras
 from penult.cli_options import layer_of, pooling_of, prompts_of, task_of
 from penult.cli_words import in_options, sentence_of
+from penult.extras import install_hint
 
 
 @pytest.mark.parametrize(
@@ -39,7 +40,7 @@ def test_messages_name_options(message, said):
 def test_a_missing_package_is_its_extra(name, extra):
     """One sentence with what to install; a module of another name is said as it is."""
     error = ModuleNotFoundError(f"No module named {name!r}", name=name)
-    assert sentence_of(error) == f"{name.split('.')[0]} is not installed. Install the extra: pip install 'penult[{extra}]'."
+    assert sentence_of(error) == f"{name} is not installed. Install {install_hint(extra)}."
     assert sentence_of(ModuleNotFoundError("No module named 'other'", name="other")) == "No module named 'other'"
 
 
@@ -49,7 +50,7 @@ def test_every_extra_is_one_of_the_package():
     from pathlib import Path
 
     project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
-    assert {*cli_words._EXTRAS.values()} <= {*project["optional-dependencies"]}
+    assert {*extras._EXTRAS.values()} <= {*project["optional-dependencies"]}
 
 
 def test_values():

@@ -12,6 +12,7 @@ from penult.bulk.job.progress import Totals
 from penult.bulk.options import Columns, Model, ReadOptions
 from penult.bulk.request import Request, Summary
 from penult.cli import app
+from penult.extras import install_hint
 
 
 @pytest.fixture
@@ -177,7 +178,7 @@ def test_a_prompt_by_its_name(run, capsys, tiny, tmp_path):
         (KeyboardInterrupt(), "interrupted; nothing was begun, and what an earlier run had done is kept."),
         (
             ModuleNotFoundError("x", name="pyarrow"),
-            "pyarrow is not installed. Install the extra: pip install 'penult[parquet]'.",
+            f"pyarrow is not installed. Install {install_hint('parquet')}.",
         ),
         (WorkError("a worker was killed"), "a worker was killed"),
     ],
@@ -199,7 +200,7 @@ def test_an_ingest_without_arrow(capsys, monkeypatch):
     for to, extra in (("qdrant:p", "qdrant"), ("pgvector:d", "pgvector"), ("other", "parquet")):
         with pytest.raises(SystemExit):
             app(["ingest", "in.parquet", "--to", to, "--collection", "c"])
-        assert capsys.readouterr().err == f"penult: `penult ingest` needs the extra: pip install 'penult[{extra}]'.\n"
+        assert capsys.readouterr().err == f"penult: `penult ingest` needs {install_hint(extra)}.\n"
 
 
 def test_help_says_how_it_ends(capsys):

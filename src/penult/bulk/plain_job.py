@@ -26,6 +26,7 @@ from penult.bulk.output import output_files
 from penult.bulk.request import EXISTS, Request, Summary, find_inputs, identity_of, open_inputs, stopped
 from penult.bulk.texts import metadata_of
 from penult.core.embedder import Embedder
+from penult.extras import install_hint
 from penult.types import TruncationWarning, Vectors
 
 _OUTPUTS = (".npy", ".jsonl")
@@ -59,8 +60,8 @@ def embed_files(request: Request) -> Summary:
             job.clear()
         if job.is_begun:
             raise ValueError(
-                f"{job.folder} holds an unfinished job of an installation with pyarrow. Install it to go on: pip install "
-                "'penult[parquet]'; --overwrite throws the job away and starts anew."
+                f"{job.folder} holds an unfinished job of an installation with pyarrow. Install "
+                f"{install_hint('parquet')} to go on; --overwrite throws the job away and starts anew."
             )
         files = open_inputs(request, job, paths, {})
         for file in files:
@@ -87,7 +88,7 @@ def _check(request: Request) -> None:
 
 def _need(is_met: bool, what: str, extra: str = "parquet") -> None:  # noqa: FBT001 - a condition
     if not is_met:
-        raise ImportError(f"{what[:1].upper()}{what[1:]} needs the extra: pip install 'penult[{extra}]'.")
+        raise ImportError(f"{what[:1].upper()}{what[1:]} needs {install_hint(extra)}.")
 
 
 def _run(request: Request, job: Job, files: tuple[Input, ...], embedder: Embedder) -> Summary:
