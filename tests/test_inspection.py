@@ -20,6 +20,7 @@ from folder_kit import (
 from models import tiny_model, write_json
 
 from penult import Embedder, inspection
+from penult.cli_words import in_options
 
 
 @pytest.fixture
@@ -108,7 +109,10 @@ def test_no_prompt_is_stated(folder, inspect):
     """Where no file states a prompt, the line points to the model's card."""
     shown = lines(inspect(folder))
     for role in ("document", "query"):
-        assert f"prompt {role} '' not stated by any file; if the model's card gives prompts, pass prompts=" in shown
+        assert (
+            f"prompt {role} '' not stated by any file; if the model's card gives prompts, pass --query-prompt or --document-prompt"
+            in shown
+        )
 
 
 @pytest.mark.parametrize(
@@ -229,7 +233,7 @@ def test_it_fails_where_loading_fails(folder, spoil, inspect):
     text, as_json = inspect(folder), inspect(folder, "--json")
     for result in (text, as_json):
         assert result.status == 1
-        assert result.err == f"penult: {caught.value}\n"
+        assert result.err == f"penult: {in_options(str(caught.value))}\n"
     assert "input_ids" in text.out
     assert "recipe" in lines(text)
     assert not [line for line in lines(text) if line.startswith(("fingerprint", "dimension 3"))]

@@ -12,10 +12,11 @@ from pathlib import Path
 from penult.bulk.input import streams
 from penult.bulk.input.rows import Item, Rejected, Row, too_long
 from penult.bulk.options import DEFAULT_READING, ReadOptions
+from penult.extras import install_hint
 
 COLUMNS = ("id", "text")
+PLAIN = (".md", ".markdown", ".rst", ".txt")
 WITH_EXTRA = (".html", ".htm", ".xhtml", ".pdf")
-EXTRA = "pip install 'penult[documents]'"
 # What a browser shows on lines of its own, beside other cells, and not at all.
 _BLOCKS = frozenset(
     """address article aside blockquote br caption dd div dl dt fieldset figcaption figure footer form h1 h2 h3 h4 h5 h6 header
@@ -62,7 +63,7 @@ def text_of(path: Path, options: ReadOptions = DEFAULT_READING) -> str | Refused
     """
     ending = streams.ending(path)
     if ending in WITH_EXTRA and not has_extra():
-        raise ImportError(f"{path} is read with an extra: {EXTRA}.")
+        raise ImportError(f"{path} is read with {install_hint('documents')}.")
     try:
         if ending == ".pdf":
             text = _pdf(path, options)

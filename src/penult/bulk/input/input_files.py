@@ -19,6 +19,7 @@ from urllib.parse import unquote
 from penult.atomic_files import atomic_write
 from penult.bulk.input import documents, folders, json_rows, streams
 from penult.bulk.options import DEFAULT_READING, ReadOptions
+from penult.extras import install_hint
 
 Format: TypeAlias = Literal["parquet", "lance", "jsonl", "json", "csv", "tsv", "text", "document"]
 _ENDINGS: dict[str, Format] = {
@@ -123,7 +124,7 @@ def find(
             raise ValueError(f"{path} is given twice, and its rows would be doubled; give it once.")
         seen.add(path.resolve())
         if kind(path, format_) == "document" and not documents.is_readable(path):
-            raise ImportError(f"{path} is read with the extra `documents`: {documents.EXTRA}.")
+            raise ImportError(f"{path} is read with {install_hint('documents')}.")
     return found
 
 
@@ -245,7 +246,7 @@ def _in_folder(folder: Path, outputs: set[Path], format_: Format | None) -> tupl
     if other:
         said.append(f"{_files_of(other)} of other kinds left out: {folders.counted(other, folder)}")
         if any(_kind(path) == "document" for path in other):
-            said.append(f"HTML and PDF are read with the extra `documents`: {documents.EXTRA}")
+            said.append(f"HTML and PDF are read with {install_hint('documents')}")
     if beside:
         notes = folders.counted(sorted(beside), folder)
         said.append(f"documents beside tables left out: {notes}; a glob, a name or --format document reads them")

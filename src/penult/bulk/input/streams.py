@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import BinaryIO, TypeVar, cast
 
 from penult.bulk.options import ReadOptions
+from penult.extras import install_hint
 
 _MARKS = (  # longest first: that of UTF-32 begins as that of UTF-16
     (codecs.BOM_UTF8, "utf-8"),
@@ -180,6 +181,6 @@ def _decompressed(file: BinaryIO, magic: bytes) -> BinaryIO:
         try:
             import pyarrow as pa  # noqa: PLC0415 - a bare install has none
         except ImportError as error:
-            raise ImportError("Files compressed with zstd need the extra: pip install 'penult[parquet]'.") from error
+            raise ImportError(f"Files compressed with zstd need {install_hint('parquet')}.") from error
         return cast("BinaryIO", io.BufferedReader(pa.input_stream(file, compression="zstd")))
     return file
