@@ -12,7 +12,7 @@ import qdrant_client
 from bulk.jobs import run
 from bulk.postgres import server
 
-from penult.bulk import tables
+from penult.bulk import tables, texts
 from penult.bulk.ingest import Ingested, entry_id, ingest
 from penult.bulk.stores import lancedb as lancedb_store
 
@@ -26,7 +26,7 @@ pytestmark = [
 def embedded(path, embedder, *, id_column="id", **columns):
     """Write a file as `penult embed` writes it, of TEXTS and other columns."""
     table = pa.table({"text": TEXTS[: len(next(iter(columns.values())))]} | columns)
-    metadata = tables.metadata_of(embedder, "tiny", "document")
+    metadata = texts.metadata_of(embedder, "tiny", "document")
     metadata |= {"penult.text_column": "text", "penult.vector_column": "embedding", "penult.id_column": id_column}
     table = tables.with_vectors(table, "embedding", embedder.embed(table.column("text").to_pylist()), metadata)
     pq.write_table(table, path)
@@ -458,7 +458,7 @@ def test_the_index_of_lancedb(embedder, tmp_path, monkeypatch, index, kind):
     lancedb = pytest.importorskip("lancedb", reason="the extra `lancedb` is not installed")
     rng = np.random.default_rng(0)
     table = pa.table({"id": list(range(600)), "text": ["moon"] * 600})
-    metadata = tables.metadata_of(embedder, "tiny", "document") | {
+    metadata = texts.metadata_of(embedder, "tiny", "document") | {
         "penult.vector_column": "embedding",
         "penult.id_column": "id",
     }

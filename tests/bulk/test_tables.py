@@ -38,7 +38,7 @@ class Shaky:
         ids = [list(text.encode()) for text in texts]
         return Tokenized.of(ids, None, [max(len(row) - 5, 0) for row in ids], 0)
 
-    def run(self, tokenized):
+    def run(self, tokenized, done=None):
         if list(b"inf") in tokenized.ids and (self.alone or len(tokenized) > 1):
             raise ArithmeticError("The model gave NaN")
         return tokenized.counts[:, None].astype(np.float32)
