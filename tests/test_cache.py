@@ -148,6 +148,19 @@ def test_a_named_cache_that_cannot_be_used_is_an_error(tmp_path, monkeypatch, ti
     assert "\n" not in str(error.value)
 
 
+def test_a_cache_can_be_read_by_whom_the_umask_allows(tmp_path, monkeypatch, tiny):
+    """An image that root built is run by another user."""
+    for umask, mode in ((0o022, 0o755), (0o027, 0o750), (0o077, 0o700)):
+        monkeypatch.setenv("PENULT_CACHE", str(tmp_path / oct(umask)))
+        before = os.umask(umask)
+        try:
+            Embedder.load(tiny).close()
+        finally:
+            os.umask(before)
+        for path in (tmp_path / oct(umask)).rglob("*"):
+            assert stat.S_IMODE(path.stat().st_mode) == (mode if path.is_dir() else mode & 0o666), path
+
+
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
 def test_a_warm_cache_is_only_read(tmp_path, monkeypatch, precision):
     """The same model at another path, with other inodes and times, opens from a cache that cannot be written."""

@@ -1,6 +1,7 @@
 """Long texts: only a part is tokenized, and the tokens that are kept are those of the whole text, to the last one."""
 
 import random
+import re
 import subprocess
 import sys
 import unicodedata
@@ -266,6 +267,27 @@ def test_the_tokens_of_the_whole_text(kind, side):
     assert cut > 30 or (side == "left" and kind in WITHIN_WORDS)
 
 
+ADDED = [
+    AddedToken("river", single_word=True), AddedToken("the sea", normalized=True), AddedToken("a,"), AddedToken("中国"),
+    AddedToken("NUL", rstrip=True), AddedToken("x\n"), AddedToken("  "),
+    AddedToken("a1", single_word=True, normalized=True), AddedToken("日本", single_word=True), AddedToken("語x"),
+]  # fmt: skip
+
+
+@pytest.mark.usefixtures("small_parts")
+@pytest.mark.parametrize("kind", KINDS)
+def test_added_tokens_of_every_kind(kind):
+    """The same where words, spaces and parts of words are added tokens, with each of their properties."""
+    random_ = random.Random(kind)
+    for _ in range(6):
+        tokenizer = KINDS[kind]()
+        tokenizer.add_tokens(random_.sample(ADDED, 3))
+        for side in ("right", "left"):
+            texts = ["".join(random_.choices(["the", "river", "sea", "NUL", "a", "1", ",", "，", " ", " ", "  ", "\n", "中", "国", "日", "本語", "x", "."],
+                                             k=k)) for k in (40, 200, 200, 200)]  # fmt: skip
+            check(tokenizer, texts, random_.choice([4, 12, 40]), side)
+
+
 @pytest.mark.usefixtures("small_parts")
 @pytest.mark.parametrize("side", ["right", "left"])
 def test_a_map_of_characters(side, tmp_path):
@@ -355,6 +377,14 @@ def test_counts_of_what_was_cut_off(tmp_path):
         with pytest.raises(TextError, match="1 of 5001") as caught:
             e.embed(texts)
         assert list(caught.value.rows) == [5000]
+
+
+def test_the_page_of_long_texts(tiny, capsys):
+    """The example of the page runs, and prints what it says."""
+    page = (Path(__file__).parents[1] / "docs" / "long-texts.md").read_text()
+    code = re.search(r"```python\n(.*?)```", page, re.DOTALL)[1]
+    exec(code.replace("sentence-transformers/all-MiniLM-L6-v2", tiny.as_posix()), {})
+    assert capsys.readouterr().out.splitlines()[1] == "[1]"
 
 
 def test_memory_and_time_of_long_texts(tiny):

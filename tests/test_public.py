@@ -52,7 +52,8 @@ FENCE = {
     "typer": {"cli.py", "cli_options.py", "bulk/commands.py", "server/command.py", "deepsparse/command.py"},
     "torch": {"core/export_worker.py", "core/config/module_weights.py"},
 }
-LEAVES = ("source", "recipe", "engine", "tokenizer", "tokenized", "batching", "model_inputs", "shutdown_guard", "threads")
+LEAVES = ("source", "recipe", "engine", "tokenizer", "tokenized", "batching", "model_inputs", "shutdown_guard", "threads",
+          "text_cuts", "truncation", "word_places")  # fmt: skip
 
 
 def imports_of(path: Path) -> set[str]:
@@ -107,10 +108,11 @@ def test_each_third_party_package_has_one_home():
 
 
 def test_leaves_import_no_leaf():
-    """Leaves of core/ share `types`, the readers of config/, `wire_format`, `model_inputs` and `shutdown_guard`, and know no other leaf."""
+    """Leaves of core/ share `types`, the readers of config/, `wire_format`, `model_inputs` and `shutdown_guard`, the tokenizer its three parts, and know no other leaf."""
     core = ROOT / "src" / "penult" / "core"
     shared = tuple(f"penult.{name}" for name in ("types", "fork", "extras", "graph.wire_format", *(f"core.{name}" for name in (
         "config", "model_inputs", "shutdown_guard", "hub", "threads", "tokenized", "mapped_files", "control_group",
+        "text_cuts", "truncation", "word_places",
     ))))  # fmt: skip
     for leaf in LEAVES:
         own = {name for name in imports_of(core / f"{leaf}.py") if name.startswith("penult.")} - {"penult.core"}

@@ -7,6 +7,7 @@ from bulk.jobs import rejected
 from hypothesis import given
 from hypothesis import strategies as st
 
+from penult.bulk.input import csv_rows
 from penult.bulk.input.csv_rows import columns_of, read_csv, read_tsv
 from penult.bulk.input.rows import Row
 from penult.bulk.options import ReadOptions
@@ -124,6 +125,13 @@ def test_a_row_that_is_too_long(tmp_path):
     assert read(tmp_path, content, max_row_bytes=40)[0] == 2
     assert read(tmp_path, content, max_row_bytes=40)[-1] == ["2", "z"]
     assert read(tmp_path, 'a,b\n1,"' + "x\n" * 20 + '"\n2,z\n', max_row_bytes=80) == [["1", "x\n" * 20], ["2", "z"]]
+
+
+def test_a_record_of_too_many_lines(tmp_path, monkeypatch):
+    """Lines take memory beside their text, so a record has no more than so many."""
+    monkeypatch.setattr(csv_rows, "_MOST_LINES", 5)
+    assert read(tmp_path, 'a,b\n1,"' + "\n" * 4 + '"\n2,z\n') == [["1", "\n" * 4], ["2", "z"]]
+    assert read(tmp_path, 'a,b\n1,"' + "\n" * 5 + 'x"\n2,z\n')[0] == 2
 
 
 def test_headers_that_are_none(tmp_path):

@@ -55,6 +55,8 @@ def test_html(installed, tmp_path):
     ):
         path.write_bytes(content)
         assert text_of(path, options) == "f\u00fcr"
+    (tmp_path / "a.xhtml").write_text('<?xml version="1.0"?><html><script src="a.js"/><body><p>f&#252;r</p></body></html>')
+    assert text_of(tmp_path / "a.xhtml") == "f\u00fcr"
     path.write_bytes(b"<p>f\xfcr")
     assert text_of(path) == "is not UTF-8 at its byte 4; pass its --encoding"
     path.write_bytes(b'<meta charset="utf-16"><p>f\xc3\xbcr')

@@ -19,6 +19,7 @@ MANIFEST = Manifest(IDENTITY, Scanned(SCHEMA, (3, 4), 2), ((("a", 1, 2), ("b", 3
 
 @pytest.fixture
 def job(tmp_path):
+    (tmp_path / "deep").mkdir()
     held = Job(tmp_path / "deep" / "out")
     yield held
     held.release()

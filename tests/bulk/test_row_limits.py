@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 from bulk.jobs import half_done, lance_table, rejected
 
-from penult.bulk.input import input_files, readers, sources
+from penult.bulk.input import input_files, readers, shard_sizes, sources
 from penult.bulk.input.shard_sizes import Sizes
 from penult.bulk.job.errors import StoppedError
 from penult.bulk.options import ReadOptions
@@ -130,6 +130,15 @@ def test_long_texts_that_come_late(tmp_path):
         whole.extend(part)
     assert whole.rows == 130
     assert sum(whole._cells) == 1010
+
+
+def test_long_rows_that_are_rejected(tmp_path, monkeypatch):
+    """They are held in their shard too, so they count for its size."""
+    path = tmp_path / "in.csv"
+    path.write_text("text,id\n" + "a,1\n" * 5000 + ("x" * 10_000 + "\n") * 600)
+    assert readers.scan([input_files.opened(path)], "text").shard_rows == 256
+    monkeypatch.setattr(shard_sizes, "_MOST_BYTES", 1 << 20)
+    assert readers.scan([input_files.opened(path)], "text").shard_rows == 64
 
 
 def test_texts_in_objects_and_bytes(job, tmp_path):

@@ -101,7 +101,8 @@ def test_allowed_hosts_hold_everywhere(tiny):
     "headers",
     [
         {"origin": "https://evil.example", "sec-fetch-site": "cross-site", "sec-fetch-mode": "cors"},
-        {"origin": "http://localhost:3000", "sec-fetch-site": "same-site"},  # another program on this machine
+        {"origin": "http://localhost.evil.example:3000", "sec-fetch-site": "cross-site"},
+        {"origin": "http://127.0.0.1@evil.example", "sec-fetch-site": "cross-site"},
         {"origin": "null", "sec-fetch-site": "cross-site"},  # a sandboxed frame, a file
         {"origin": "http://127.0.0.1.evil.example"},
         {"sec-fetch-site": "cross-site", "sec-fetch-mode": "no-cors"},  # an image, a script
@@ -171,11 +172,24 @@ def preflight(running, origin: str) -> httpx.Response:
     return httpx.options(f"{running.url}/v1/embeddings", headers=asked)
 
 
-def test_cors_is_off(local):
-    """Without --allow-origin no page is let in, its question before the request included."""
-    answer = preflight(local, "http://localhost:3000")
-    assert answer.status_code == 403
+@pytest.mark.parametrize("origin", ["https://evil.example", "http://localhost.evil.example", "http://evil-localhost", "null"])
+def test_cors_is_off(local, origin):
+    """Without --allow-origin no page from elsewhere is allowed, its preflight request included."""
+    answer = preflight(local, origin)
+    assert answer.status_code == 400
     assert "access-control-allow-origin" not in answer.headers
+
+
+@pytest.mark.parametrize(
+    "origin", ["http://localhost:3000", "http://127.0.0.1:8080", "http://[::1]:5173", "https://app.localhost"]
+)
+def test_pages_of_this_machine(local, opened, origin):
+    """A page that a program of this machine serves is allowed as the program is, unless --allow-origin names other pages."""
+    browser = {"origin": origin, "sec-fetch-site": "same-site", "sec-fetch-mode": "cors"}
+    assert preflight(local, origin).headers["access-control-allow-origin"] == origin
+    assert post(local, browser).headers["access-control-allow-origin"] == origin
+    assert post(opened, browser).status_code == (200 if origin == "http://localhost:3000" else 403)
+    assert httpx.post(f"{local.url}/endpoints", json={}, headers=browser).status_code == 403
 
 
 @pytest.mark.parametrize(("origin", "allowed"), [("https://app.example", True), ("https://evil.example", False)])

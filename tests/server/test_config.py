@@ -574,7 +574,7 @@ def test_a_file_is_overridden(tmp_path):
 )
 def test_a_wrong_command_line_is_one_line(words, said, capsys, monkeypatch):
     """A command line that cannot be served ends with status 2 and one line, without a stack."""
-    monkeypatch.setattr("penult.server.run.say", lambda *, json: None)  # this process's log is pytest's
+    monkeypatch.setattr("penult.server.run.start_log", lambda *, as_json: None)  # this process's log is pytest's
     with pytest.raises(SystemExit) as end:
         main(words)
     assert end.value.code == 2

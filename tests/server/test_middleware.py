@@ -11,7 +11,7 @@ import pytest
 from server_kit import serving
 
 from penult.server import EndpointConfig, Limits, bodies
-from penult.server.middleware import Json, Plain
+from penult.server.log_format import Json, Plain
 
 KEY = "s3cret-kéy"
 OPEN = ["/health", "/ping", "/healthcheck", "/status", "/v2/health/ready", "/v2/health/live"]

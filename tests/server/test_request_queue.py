@@ -259,6 +259,21 @@ async def test_too_many_tokens_are_refused(queue, engine):
     assert len(await ask(queue, engine.run, ["x" * 100] * 200)) == 200
 
 
+async def test_who_has_left_takes_no_room(queue, engine):
+    """A client that gives up and asks again finds the queue as it would without its first request."""
+    queue._max_requests, queue._max_tokens = 2, 3000
+    first = await occupied(queue, engine)
+    gone = ask(queue, engine.run, ["x" * 100] * 29)
+    await asyncio.sleep(0)
+    gone.cancel()
+    await asyncio.sleep(0)
+    again = ask(queue, engine.run, ["x" * 100] * 29)
+    await asyncio.sleep(0)
+    engine.free.set()
+    assert len(await again) == 29
+    await first
+
+
 async def test_the_rate_is_that_of_full_calls(queue, engine):
     """Small calls take long for their tokens, which says nothing of how long a full queue takes."""
     run = engine.run
@@ -269,7 +284,7 @@ async def test_the_rate_is_that_of_full_calls(queue, engine):
 
     for _ in range(5):
         await ask(queue, slowly, ["x"])
-    assert queue._tokens_per_second == 1000
+    assert queue._tokens_per_second == 20_000
     await ask(queue, slowly, ["x" * 50] * 2)
     assert 0 < queue._tokens_per_second <= 200
 

@@ -245,6 +245,7 @@ def _make(
             _check_memory(source, real, int8=True)
             data_folder = data_home(source, real) if graph.external else None
             meta |= {"external": False, "int8": _convert(temporary / _GRAPH, data_folder, source, recipe, int8)}
+        temporary.chmod(folder.parent.stat().st_mode & 0o755)  # a temporary folder is its owner's alone; caches are copied
         meta["files"] = checksums(temporary)
         write_note(temporary / _META, json.dumps(meta))
         install(temporary, folder, lambda: _read_meta(folder, reread=False) is not None)

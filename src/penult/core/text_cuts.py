@@ -93,18 +93,25 @@ def cuts_of(normalizer: Part | None, pre_tokenizer: Part | None, added: Sequence
     behind = _without(_behind(steps, spaces_replaced=spaces_replaced), used)
     # Within an added token, as before the "]" of "[MASK]", is no place to cut.
     within = {pair[1] for token in added for pair in re.findall(f"(?=([{_LETTERS}].))", token.content, re.DOTALL)}
-    behind = "".join(char for char in behind if char not in within and not (char == " " and "\u2581" in within))
+    single_words = any(
+        token.single_word for token in added
+    )  # what follows such a token, a digit say, decides whether it is one
+    behind = _without(behind, within | set(string.digits if single_words else ""))
+    if not within.isdisjoint(_SPACES + "\u2581"):
+        behind = _without(behind, set(_SPACES))
     places = [f"(?<=[{_LETTERS}])(?=[{re.escape(behind)}][{_LETTERS}])"] if behind else []
     isolated = any(part["type"] == "BertNormalizer" and part["handle_chinese_chars"] for part in normalizers)
-    if behind and isolated and not any(re.search(f"[{IDEOGRAPHS}][{_LETTERS}]", token.content) for token in added):
+    joined = any(re.search(f"[{IDEOGRAPHS}][{_LETTERS}]", token.content) for token in added)
+    if behind and isolated and not joined and not single_words:
         places.append(f"(?<=[{IDEOGRAPHS}])(?=[{_LETTERS}])")
     one_sided = any(part["type"] == "Prepend" or (part["type"] == "Strip" and part["strip_left"]) for part in normalizers)
-    sticky = any(token.single_word or (token.rstrip and re.search(f"[{_LETTERS}]\\Z", token.content)) for token in added)
+    sticky = any(token.rstrip and re.search(f"[{_LETTERS}]\\Z", token.content) for token in added)
     strips = any(token.lstrip or token.rstrip for token in added)
+    plain = _plain(normalizers, steps, used, spaces_replaced=spaces_replaced, strips=strips)
     return Cuts(
         re.compile("|".join(places)) if places else None,
-        apart=not (one_sided or sticky),
-        plain=_plain(normalizers, steps, used, spaces_replaced=spaces_replaced, strips=strips),
+        apart=not (one_sided or sticky or single_words),
+        plain="" if single_words else plain,
     )
 
 

@@ -75,6 +75,8 @@ class Tokenizer:
         lowercase: lowercase every text before the tokenizer's own normalizer, as `do_lower_case` of
             sentence_bert_config.json does.
         add_special_tokens: whether the special tokens of the template (CLS, SEP, BOS, EOS) are added.
+        alone: whether tokenizer.json is read without the files beside it, as for a static embedding.
+        may_be_bare: whether a length may hold special tokens alone, as in DeepSparse.
 
     Attributes:
         special_tokens: how many special tokens each text gets.
@@ -99,6 +101,7 @@ class Tokenizer:
         lowercase: bool = False,
         add_special_tokens: bool = True,
         alone: bool = False,
+        may_be_bare: bool = False,
     ) -> None:
         self._guard = ShutdownGuard()
         self._folder = folder
@@ -108,6 +111,7 @@ class Tokenizer:
             index for token in (*config.named.values(), *config.extra) if (index := self.token_id(token.content)) is not None
         )
         self._add_special_tokens = add_special_tokens
+        self._may_be_bare = may_be_bare
         self.max_length = max_length
         self.special_tokens = 0
         if add_special_tokens:
@@ -228,7 +232,7 @@ class Tokenizer:
         tokenizer.no_truncation()  # `Truncation` does it
 
     def _check_length(self, name: str, length: int) -> None:
-        if length <= self.special_tokens:
+        if length < max(1, self.special_tokens + (not self._may_be_bare)):
             raise ValueError(
                 f"{name} is {length}, and every text has {self.special_tokens} special tokens, so that none of a text "
                 f"fits; it must be at least {self.special_tokens + 1}."

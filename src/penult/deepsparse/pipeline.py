@@ -299,7 +299,7 @@ def _embedder(settings: Settings, threads: int | None, *, bucketed: bool, share:
     """Open the model with DeepSparse's recipe, or use the shared one."""
     lengths = settings.sequence_lengths
     files = source.resolve(settings.model_path)
-    tokenizer = Tokenizer(files.tokenizer, max_length=lengths[-1])
+    tokenizer = Tokenizer(files.tokenizer, max_length=lengths[-1], may_be_bare=True)
     recipe = Recipe(
         layer=_layer(settings.emb_extraction_layer, files),
         pooling=_POOLINGS[settings.extraction_strategy],

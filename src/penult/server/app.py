@@ -14,7 +14,7 @@ from starlette.middleware.cors import CORSMiddleware
 from penult._version import __version__
 from penult.server import docs, health, openai, tei
 from penult.server.bodies import Bodies
-from penult.server.browsers import BrowserCheck
+from penult.server.browsers import LOOPBACK_ORIGIN, BrowserCheck
 from penult.server.compressed_bodies import CompressedBodyMiddleware
 from penult.server.config import ServerConfig
 from penult.server.connection import STOP_OPENING
@@ -76,10 +76,12 @@ def create_app(config: ServerConfig, extend: Extend | None = None) -> FastAPI:
         browsers=BrowserCheck(config),
     )
     app.add_middleware(RequestLineMiddleware)
-    if config.allow_origin:  # outermost: a preflight request has no key
+    local = config.on_loopback and config.api_key is None
+    if config.allow_origin or local:  # outermost: a preflight request has no key
         app.add_middleware(
             CORSMiddleware,
             allow_origins=config.allow_origin,
+            allow_origin_regex=None if config.allow_origin else LOOPBACK_ORIGIN.pattern,
             allow_methods=("GET", "POST", "DELETE"),
             allow_headers=("*",),
             expose_headers=("x-penult-truncated", "x-penult-fingerprint", "retry-after"),

@@ -131,9 +131,9 @@ class Body:
     async def drain(self) -> None:
         """Receive and drop the rest, within bounds: a connection that is closed before is a reset for who still sends."""
         self.release()
-        until, left = time.monotonic() + _DRAIN_SECONDS, _DRAIN_TIMES * self._max_bytes
+        left = _DRAIN_TIMES * self._max_bytes
         try:
-            async with asyncio.timeout(until - time.monotonic()):
+            async with asyncio.timeout(_DRAIN_SECONDS):
                 while not self._whole and left > 0:
                     message = await self._receive()
                     left -= len(message.get("body", b""))

@@ -1,9 +1,11 @@
 """Whether a request comes from a web page that has no business here: DNS rebinding, cross-site requests, forms.
 
-A server on a loopback address without a key trusts whoever runs a program on this machine. A web page that the user visits is
-such a program too, so its requests are told apart by what browsers always state: `Host`, `Origin` and `Sec-Fetch-Site`.
+A server on a loopback address without a key trusts the programs of this machine, and the pages that they serve. A web page from
+elsewhere that the user visits runs on this machine too, so its requests are told apart by what browsers always state: `Host`,
+`Origin` and `Sec-Fetch-Site`.
 """
 
+import re
 from collections.abc import Sequence
 
 from starlette.types import Scope
@@ -11,6 +13,10 @@ from starlette.types import Scope
 from penult.server.config import ServerConfig, is_loopback
 from penult.server.errors import Refusal
 
+# Pages that programs of this machine serve, such as a front end under development; allowed unless --allow-origin names others.
+LOOPBACK_ORIGIN = re.compile(
+    r"https?://(localhost|[a-z0-9-]+(\.[a-z0-9-]+)*\.localhost|127(\.\d{1,3}){3}|\[::1\])(:\d{1,5})?", re.ASCII | re.IGNORECASE
+)
 _FORMS = ("application/x-www-form-urlencoded", "multipart/", "text/")  # what pages send anywhere without a preflight request
 
 
@@ -43,7 +49,7 @@ class BrowserCheck:
         if not self._local:
             return
         for origin in origins:
-            if not {"*", origin} & {*self._origins} and origin.partition("://")[2] not in hosts:
+            if not self._is_allowed(origin) and origin.partition("://")[2] not in hosts:
                 raise _foreign(f"The origin {origin[:200]!r}")
         # A click on a link states no origin, and neither do images and scripts of another page.
         link = modes == ["navigate"] and scope["method"] in ("GET", "HEAD")
@@ -51,6 +57,9 @@ class BrowserCheck:
             raise _foreign("Another web page")
         if any(kind.startswith(_FORMS) for kind in types):
             raise Refusal("media", "Send the body as application/json; this server takes no forms and no plain text.")
+
+    def _is_allowed(self, origin: str) -> bool:
+        return bool({"*", origin} & {*self._origins}) if self._origins else LOOPBACK_ORIGIN.fullmatch(origin) is not None
 
     def _check_host(self, host: str) -> None:
         name = _without_port(host)

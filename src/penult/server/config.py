@@ -275,8 +275,8 @@ class ServerConfig(Settings):
         api_key: key that clients send as `Authorization: Bearer KEY`, except to the health routes. None: no key is needed.
         allowed_hosts: names under which clients may reach the server, as *.example.com too; * allows all. Loopback names are
             always allowed. Empty: on a loopback address without a key loopback names alone, else all.
-        allow_origin: web pages that may use the server from a browser, as https://app.example.com; * allows all. Empty: none
-            but the server's own.
+        allow_origin: web pages that may use the server from a browser, as https://app.example.com; * allows all. Empty: on a
+            loopback address without a key pages of this machine, else none but the server's own.
         allow_endpoints: whether POST and DELETE /endpoints need no key on a loopback address.
         log_json: whether the log's lines are JSON objects.
         threads: intra-op threads of each model. None: the physical cores this process may use, divided among the workers.

@@ -5,7 +5,6 @@ text, a header or a query.
 """
 
 import hmac
-import json
 import logging
 import time
 from urllib.parse import quote
@@ -139,36 +138,6 @@ async def _refuse(scope: Scope, body: Body, refusal: Refusal, send: Send) -> Non
     if linger:
         response.headers["connection"] = "close"
     await response(scope, body.receive, send_and_drain if linger else send)
-
-
-class Plain(logging.Formatter):
-    """One line an event, for people."""
-
-    def __init__(self) -> None:
-        super().__init__("%(asctime)s %(levelname)s %(message)s")
-
-    def format(self, record: logging.LogRecord) -> str:
-        """Write a record."""
-        line = getattr(record, "request", None)
-        if line is not None:
-            head = f"{line['method']} {line['path']} {line['status']} {line['ms']} ms"
-            rest = "".join(
-                f" {name}={line[name]}" for name in ("texts", "tokens", "truncated", "reason", "client") if line[name]
-            )
-            record = logging.makeLogRecord({**record.__dict__, "msg": head + rest, "args": None})
-        return super().format(record)
-
-
-class Json(logging.Formatter):
-    """One JSON object an event."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        """Write a record."""
-        line = {"time": self.formatTime(record, "%Y-%m-%dT%H:%M:%S%z"), "level": record.levelname.lower()}
-        line |= getattr(record, "request", None) or {"message": record.getMessage()}
-        if record.exc_info:
-            line["exception"] = self.formatException(record.exc_info)
-        return json.dumps(line)
 
 
 def _path(scope: Scope) -> str:

@@ -142,7 +142,7 @@ class RequestQueue:
         self._wake = threading.Condition()
         self._closing = False
         self._answered, self._seconds = 0, 0.0  # requests that the last call answered, and how long it took
-        self._tokens_per_second, self._measured = 1000.0, False  # a careful estimate, until the first large call has run
+        self._tokens_per_second, self._measured = 20_000.0, False  # until the first large call: a guess refuses nobody
         self._thread = threading.Thread(target=self._work, name=name, daemon=True)
         self._thread.start()
 
@@ -203,20 +203,19 @@ class RequestQueue:
         Each request before it takes about as many tokens as it until it ends, in the half of a call that is not for the one
         that has waited longest. A request that finds the queue empty is taken, whatever its size.
         """
-        if not self._jobs:
+        jobs = [job for job in self._jobs if not job.future.cancelled()]
+        if not jobs:
             return
-        held = sum(job.tokens_left for job in self._jobs)
-        before = sum(min(job.tokens_left, tokens) if job.mergeable else job.tokens_left for job in self._jobs)
+        held = sum(job.tokens_left for job in jobs)
+        before = sum(min(job.tokens_left, tokens) if job.mergeable else job.tokens_left for job in jobs)
         seconds = min(held, 2 * before) / self._tokens_per_second
-        if len(self._jobs) >= self._max_requests:
-            raise QueueFull(f"{len(self._jobs)} requests", _pause(held / self._tokens_per_second))
+        if len(jobs) >= self._max_requests:
+            raise QueueFull(f"{len(jobs)} requests", _pause(held / self._tokens_per_second))
         if held + tokens > self._max_tokens:
             raise QueueFull(f"{held} tokens", _pause((held + tokens - self._max_tokens) / self._tokens_per_second))
         if seconds > self._max_wait_seconds:
-            raise QueueFull(
-                f"an expected wait of {seconds:.0f} s",
-                _pause(max(seconds - self._max_wait_seconds, self._max_wait_seconds / 4)),
-            )
+            pause = max(seconds - self._max_wait_seconds, self._max_wait_seconds / 4)
+            raise QueueFull(f"an expected wait of {seconds:.0f} s", _pause(pause))
 
     def _work(self) -> None:
         while True:

@@ -7,7 +7,6 @@ import errno
 import logging
 import os
 import socket
-import sys
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -18,7 +17,7 @@ from penult.server import workers
 from penult.server.app import Extend, create_app
 from penult.server.config import ServerConfig
 from penult.server.connection import Connection
-from penult.server.middleware import Json, Plain
+from penult.server.log_format import start_log
 from penult.types import TruncationWarning
 
 _LOGGER = logging.getLogger(__name__)
@@ -40,7 +39,7 @@ def run(config: ServerConfig, extend: Extend | None = None) -> None:
         OSError: nothing can listen there; raised before a model is loaded.
         ValueError: the configuration cannot be served.
     """
-    say(json=config.log_json)
+    start_log(as_json=config.log_json)
     if config.api_key is None and config.host in _ANY:
         _LOGGER.warning(
             "Listening on %s without a key: everybody on the network may ask. --host 127.0.0.1 or --api-key changes that.",
@@ -158,14 +157,3 @@ def _say_where(sockets: Sequence[socket.socket]) -> None:
     for one in sockets:
         host, port = one.getsockname()[:2]
         _LOGGER.info("penult is running on http://%s:%d (press Ctrl-C to end it)", f"[{host}]" if ":" in host else host, port)
-
-
-def say(*, json: bool) -> None:
-    """Send the log to standard error, a line an event."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(Json() if json else Plain())
-    root = logging.getLogger()
-    root.handlers[:] = [handler]
-    root.setLevel(logging.INFO)
-    logging.captureWarnings(capture=True)
-    logging.getLogger("httpx").setLevel(logging.WARNING)  # its lines hold whole URLs

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 from penult.core.threads import default_threads
 from penult.server.config import ConfigError, ServerConfig
 from penult.server.config_file import override
+from penult.server.log_format import start_log
 
 if TYPE_CHECKING:
     from penult.server.app import Extend
@@ -163,10 +164,8 @@ def _work(
     config: ServerConfig, extend: "Extend | None", sockets: list[socket.socket], answer: Answer, pipe: Connection
 ) -> None:
     """Answer requests in this process; say when, or why not."""
-    from penult.server.run import say  # noqa: PLC0415 - in the worker, and after the variable of the metrics is set
-
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; while it loads, the first one ends this one
-    say(json=config.log_json)
+    start_log(as_json=config.log_json)
     threading.Thread(target=_end_with, args=(pipe,), daemon=True).start()
     try:
         answer(config, extend, sockets, lambda: pipe.send(_READY))

@@ -17,6 +17,7 @@ from penult.bulk.input.streams import LongText
 from penult.bulk.options import DEFAULT_READING, ReadOptions
 
 MOST_COLUMNS = 10_000  # of a file; more are no table, and each costs memory in every row
+_MOST_LINES = 500_000  # of a record; each takes a hundred bytes of memory beside its text
 _DELIMITERS = ",;\t|"
 _SEPARATOR = re.compile(r"sep=([,;\t|])\s*", re.IGNORECASE)  # as Excel writes and reads it in a line before the header
 _QUOTED = re.compile(r'"[^"]*"')
@@ -142,7 +143,8 @@ class _Lines:
             following = self.next() if number >= self._alone else None
             if following is None:
                 return
-            if isinstance(following[1], LongText) or size + len(following[1]) > self._limit:
+            full = len(taken) >= _MOST_LINES or size + len(following[1]) > self._limit
+            if full or isinstance(following[1], LongText):
                 self.put_back([following])
                 return
             taken.append(following)

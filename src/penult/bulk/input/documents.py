@@ -14,47 +14,12 @@ from penult.bulk.input.rows import Item, Rejected, Row, too_long
 from penult.bulk.options import DEFAULT_READING, ReadOptions
 
 COLUMNS = ("id", "text")
-PLAIN = (".md", ".markdown", ".txt")
-WITH_EXTRA = (".html", ".htm", ".pdf")
+WITH_EXTRA = (".html", ".htm", ".xhtml", ".pdf")
 EXTRA = "pip install 'penult[documents]'"
 # What a browser shows on lines of its own, beside other cells, and not at all.
 _BLOCKS = frozenset(
-    [
-        "address",
-        "article",
-        "aside",
-        "blockquote",
-        "br",
-        "caption",
-        "dd",
-        "div",
-        "dl",
-        "dt",
-        "fieldset",
-        "figcaption",
-        "figure",
-        "footer",
-        "form",
-        "h1",
-        "h2",
-        "h3",
-        "h4",
-        "h5",
-        "h6",
-        "header",
-        "hr",
-        "li",
-        "main",
-        "nav",
-        "ol",
-        "p",
-        "pre",
-        "section",
-        "table",
-        "title",
-        "tr",
-        "ul",
-    ]
+    """address article aside blockquote br caption dd div dl dt fieldset figcaption figure footer form h1 h2 h3 h4 h5 h6 header
+    hr li main nav ol p pre section table title tr ul""".split()  # noqa: SIM905 - a list of names
 )
 _CELLS = frozenset(["td", "th", "option", "img", "input"])
 _UNSEEN = frozenset(["script", "style", "noscript", "template", "svg"])
@@ -69,7 +34,7 @@ def read_document(path: Path, name: str, id_: str, options: ReadOptions = DEFAUL
     """Read a file as one row: `id`, and its text. One that cannot be read is a rejected row, never an exception.
 
     Args:
-        path: the file. A .pdf is read as PDF, .html and .htm as HTML, anything else as text.
+        path: the file. A .pdf is read as PDF, .html, .htm and .xhtml as HTML, anything else as text.
         name: how the user knows it.
         id_: names the row: the path from the folder that was given.
         options: how it is read; the limit of a row is that of its text.

@@ -32,7 +32,9 @@ _ENDINGS: dict[str, Format] = {
     ".txt": "text",
     ".md": "document",
     ".markdown": "document",
+    ".rst": "document",
     ".html": "document",
+    ".xhtml": "document",
     ".htm": "document",
     ".pdf": "document",
 }

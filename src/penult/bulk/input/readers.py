@@ -163,7 +163,7 @@ def _look_at_rows(file: Input, text_column: str, say: Callable[[str], None]) -> 
     else:
         schema = _texts(row_files.columns(file), file)
         for item in row_files.items(file):
-            sizes.add(1, item.size if isinstance(item, Row) else 0)
+            sizes.add(1, item.size)
             undecoded += _is_undecoded(item)
     if rejected and sizes.rows > rejected and file.format == "jsonl" and (hint := json_rows.looks_like(_head(file))):
         say(f"{file.name} {hint}")
@@ -179,7 +179,7 @@ def _json_items(file: Input, fields: Mapping[str, pa.Field], sizes: Sizes) -> It
         found = row_files.items(replace(file, partitions=()))
         while items := list(islice(found, _FEW)):
             for item in items:
-                sizes.add(1, item.size if isinstance(item, Row) else 0)
+                sizes.add(1, item.size)
             yield items
         return
     lines = streams.lines(file.path, file.options)

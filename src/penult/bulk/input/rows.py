@@ -41,6 +41,12 @@ class Rejected:
     reason: str
     record: Any
 
+    @property
+    def size(self) -> int:
+        """About so many bytes, as of a `Row`."""
+        fields = self.record if isinstance(self.record, list) else [self.record]
+        return sum(len(field) for field in fields if isinstance(field, str))
+
     def as_json(self) -> str:
         """Give it as one line of JSON, whatever its values are."""
         try:

@@ -16,7 +16,7 @@ from penult.bulk import tables
 from penult.bulk.arrow_values import rows_of
 from penult.bulk.input import columns, jsonl, row_files, streams
 from penult.bulk.input.input_files import Input
-from penult.bulk.input.rows import Item, Rejected, Row, too_long
+from penult.bulk.input.rows import Item, Rejected, too_long
 from penult.bulk.json_text import dumps
 
 BLOCK = 4096  # rows that are read together
@@ -85,7 +85,7 @@ class _Rows:
         size = 0
         for item in islice(self._items, count):
             taken.append(item)
-            size += item.size if isinstance(item, Row) else 0
+            size += item.size
             if size > HELD:
                 break
         return _shard(self._file, taken, self._schema)
