@@ -137,7 +137,8 @@ def test_ingest(run):
     arguments = ("ingest", "in.parquet", "--to", "qdrant:p", "--collection", "c", "--id-column", "i")
     code, last, asked = run(*arguments, ends=Ingested(1234, 5678))
     assert asked[3].pop("advance")
-    assert asked == (Path("in.parquet"), "qdrant:p", "c", {"id_column": "i"})
+    assert asked[:3] == (Path("in.parquet"), "qdrant:p", "c")
+    assert asked[3] == {"id_column": "i", "id_suffix": None, "layout": "columns", "index": "auto"}
     assert (code, last) == (0, "penult: 1,234 rows read; c has 5,678 entries\n")
     assert run(*arguments, ends=ValueError("no"))[:2] == (1, "penult: no\n")
 

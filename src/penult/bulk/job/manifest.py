@@ -121,7 +121,7 @@ class Job:
 
     def __init__(self, out: Path) -> None:
         self.folder = job_folder(out)
-        self.folder.mkdir(exist_ok=True)
+        self.folder.mkdir(parents=True, exist_ok=True)
         self._lock = _locked(self.folder / _LOCK)
         self._records: BinaryIO | None = None
 
