@@ -114,9 +114,10 @@ def install(folder, name, arguments):
     reader.start()
     terminal = sys.stderr.isatty()
     try:
-        while process.poll() is None:
-            reader.join(0.5 if terminal else max(10, (time.time() - started) / 4))
-            if process.poll() is None:
+        while process.returncode is None:
+            try:
+                process.wait(0.5 if terminal else max(10, (time.time() - started) / 4))
+            except subprocess.TimeoutExpired:
                 say("\r{}{}".format(progress(), " " * 8) if terminal else progress(), end="" if terminal else "\n")
     except KeyboardInterrupt:
         process.terminate()

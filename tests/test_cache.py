@@ -2,6 +2,7 @@
 
 import errno
 import json
+import logging
 import os
 import re
 import shutil
@@ -19,6 +20,12 @@ from penult.core import cache as caching
 from penult.core import cache_entry, export
 
 CODE = "import sys; from penult import Embedder; print(Embedder.load(sys.argv[1], threads=1).embed(['the cat']).shape)"
+
+
+@pytest.fixture(autouse=True)
+def warnings_alone(caplog):
+    """Whatever level an earlier test left in the root logger."""
+    caplog.set_level(logging.WARNING)
 
 
 @pytest.fixture

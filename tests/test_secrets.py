@@ -120,10 +120,10 @@ def test_a_database_that_refuses_a_row():
     rows = pa.table({"text": [TEXT]})
     kept = {"penult.fingerprint": "f", "penult.role": "document"}
     with server() as dsn:
-        store = PgVector(dsn, "t", VectorSpec(2, kept, rows.schema))
+        store = PgVector(dsn, "t", VectorSpec(2, kept, rows.schema, "columns"), "none")
         with psycopg.connect(dsn, autocommit=True) as connection:
-            connection.execute("ALTER TABLE t ADD CONSTRAINT no_moon CHECK (row->>'text' NOT LIKE 'moon%')")
+            connection.execute("ALTER TABLE t ADD CONSTRAINT no_moon CHECK (metadata->>'text' NOT LIKE 'moon%')")
         with pytest.raises(OSError, match="no_moon") as caught:
-            store.upsert(Entries(["00000000-0000-0000-0000-000000000000"], np.ones((1, 2), np.float32), rows))
+            store.upsert(Entries(["00000000-0000-0000-0000-000000000000"], None, np.ones((1, 2), np.float32), rows))
         store.close()
     assert "moonlight" not in str(caught.value)

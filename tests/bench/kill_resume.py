@@ -1,22 +1,27 @@
 """kill -9 at random moments of a job, and what is there after it was resumed.
 
-    python tests/bench/kill_resume.py [--rows 20000] [--moments 20] [--model FOLDER] [--json FILE]
+    python tests/bench/kill_resume.py [--rows 20000] [--moments 20] [--one-job] [--model FOLDER] [--json FILE]
 
 An undisturbed job comes first; then, for each moment, a new job is killed there and run again to its end. Its output must
 hold every id once and be equal to the undisturbed one, byte for byte. A moment is a random number of rows that are on the
 disk and up to half a second more: moments in seconds would follow the load of the machine, and the last ones fall into the
-merge.
+merge. With --one-job, one job is killed again and again, at moments spread over its rows: in turn the parent alone, one worker alone,
+or parent and workers together.
 """
 
 import argparse
 import hashlib
 import json
+import os
 import random
+import signal
 import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -32,6 +37,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=20_000)
     parser.add_argument("--moments", type=int, default=20)
     parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--one-job", action="store_true")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--model", type=Path, help="default: the tests' tiny BERT")
     parser.add_argument("--json", type=Path)
@@ -54,6 +60,8 @@ def main() -> None:
             f"undisturbed: {given.rows} rows in {seconds:.1f} s, sha256 {hashlib.sha256(expected).hexdigest()[:16]}", flush=True
         )
         rng = random.Random(given.seed)
+        if given.one_job:
+            sys.exit(not killed_often(command(folder / "job.parquet"), folder / "job.parquet", given, rng, expected))
         rows = [
             moment(command, folder / f"{n}.parquet", rng.randint(0, given.rows), rng.uniform(0, 0.5), expected)
             for n in range(given.moments)
@@ -85,6 +93,42 @@ def moment(command: Callable[[Path], list[str]], out: Path, rows: int, later: fl
     print(json.dumps(row), flush=True)
     out.unlink(missing_ok=True)
     return row
+
+
+def killed_often(command: list[str], out: Path, given: argparse.Namespace, rng: random.Random, expected: bytes) -> bool:
+    """Kill one job at moments spread over its rows, resume it each time, and compare its output."""
+    kinds: Counter[str] = Counter()
+    for rows in sorted(rng.randint(0, given.rows) for _ in range(given.moments)):
+        job = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+        while kept(out) < rows and job.poll() is None and not out.exists():
+            time.sleep(0.005)
+        time.sleep(rng.uniform(0, 0.5))
+        kind = ("parent", "worker", "all")[kinds.total() % 3]
+        workers = children(job.pid)
+        for pid in {"parent": [job.pid], "worker": workers[:1], "all": [*workers, job.pid]}[kind]:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        if kind == "worker" and workers:
+            with suppress(subprocess.TimeoutExpired):
+                job.wait(timeout=2)  # it may end with a sentence, or go on with another worker
+        job.kill()
+        job.wait()
+        kinds[kind] += 1
+        print(json.dumps({"killed": kind, "rows_kept": kept(out)}), flush=True)
+    done = subprocess.run(command, capture_output=True, text=True)
+    equal = done.returncode == 0 and out.read_bytes() == expected
+    left = sorted(path.name for path in out.parent.glob(f"{out.name}*"))
+    print(f"{given.rows} rows, killed {dict(kinds)}; output equal byte for byte: {equal}; files: {', '.join(left)}")
+    return equal
+
+
+def children(pid: int) -> list[int]:
+    """Return the processes that a process started, those that embed first."""
+    try:
+        found = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    except FileNotFoundError:
+        return []
+    return sorted((int(child) for child in found), reverse=True)
 
 
 def kept(out: Path) -> int:

@@ -74,7 +74,7 @@ def test_tokens_and_their_vector_come_out(tmp_path, layer):
     said = made(tmp_path, d.model(logits), layer=layer)
     assert said.tensor == states[layer]
     assert said.why
-    assert (said.data_folder, said.scales) == (None, "none")
+    assert (said.external, said.scales) == (False, "none")
     found = run(tmp_path / "made.onnx")
     assert list(found) == ["token_embeddings", "sentence_embedding"]
     np.testing.assert_allclose(found["sentence_embedding"], mean(found["token_embeddings"], FEEDS["attention_mask"]), atol=1e-6)
@@ -297,13 +297,13 @@ def test_weights_in_other_files_are_pointed_to(tmp_path):
     made(tmp_path / "plain", whole)
     expected = run(tmp_path / "plain" / "made.onnx")["sentence_embedding"]
     said = made(tmp_path, model, real)
-    assert said.data_folder == tmp_path / "store"
+    assert said.external
     assert not data_file(tmp_path / "made.onnx").exists()
     prepared = onnx.load(tmp_path / "made.onnx", load_external_data=False)
     places = {entry.value for tensor in prepared.graph.initializer for entry in tensor.external_data if entry.key == "location"}
-    assert places == {"1", "deeper/2"}
-    (tmp_path / "store" / "g.onnx").write_bytes(prepared.SerializeToString())
-    assert np.array_equal(run(tmp_path / "store" / "g.onnx")["sentence_embedding"], expected)
+    assert places == {"store/1", "store/deeper/2"}
+    (tmp_path / "g.onnx").write_bytes(prepared.SerializeToString())
+    assert np.array_equal(run(tmp_path / "g.onnx")["sentence_embedding"], expected)
 
 
 def test_external_data_of_constants_are_refused(tmp_path):

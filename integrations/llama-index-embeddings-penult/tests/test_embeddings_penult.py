@@ -262,7 +262,7 @@ def test_an_embedder_must_embed():
 OPTIONS = {
     "layer": 0,
     "pooling": "max",
-    "max_length": 5,
+    "max_length": 6,
     "truncate": "right",
     "dimensions": 3,
     "normalize": True,

@@ -115,7 +115,7 @@ def test_errors_of_the_core_pass_through(embeddings):
 OPTIONS = {
     "layer": 0,
     "pooling": "max",
-    "max_length": 5,
+    "max_length": 6,
     "truncate": "right",
     "dimensions": 3,
     "normalize": True,
