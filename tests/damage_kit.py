@@ -39,6 +39,11 @@ def make_folder(path):
     path.mkdir()
 
 
+def link_to_itself(path):
+    path.unlink()
+    path.symlink_to(path)
+
+
 def shut(path):
     """Leave what a folder on the way has become: a file."""
     folder = path.parent
@@ -46,4 +51,4 @@ def shut(path):
     folder.write_bytes(b"")
 
 
-DAMAGES = [empty, halve, flip, flip_last, overwrite, Path.unlink, make_folder, shut]
+DAMAGES = [empty, halve, flip, flip_last, overwrite, Path.unlink, make_folder, link_to_itself, shut]

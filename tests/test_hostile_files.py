@@ -313,6 +313,20 @@ def called(node):
     return calling(function("looping", [node, helper.make_node("Identity", ["x"], ["y"])]), first="looping")
 
 
+def called_with_turns():
+    """A function whose caller says how often its loop runs; the function's own value is never used."""
+    turns = helper.make_node("Constant", [], ["turns"], value_int=5)
+    turns.attribute[0].ref_attr_name = "count"
+    node = looping("Loop", "turns", "").graph.node[0]
+    return calling(function("looping", [turns, node, helper.make_node("Identity", ["x"], ["y"])]), first="looping")
+
+
+def cast(value, *types):
+    """A loop over a constant that is cast to one type after the other."""
+    nodes = [helper.make_node("Cast", [f"c{i}"], [f"c{i + 1}"], to=type_) for i, type_ in enumerate(types)]
+    return looping("Loop", f"c{len(types)}", "yes", weights={"c0": np.array(value)}, before=nodes)
+
+
 def length_of(tensor, *before):
     """A loop over the length of a tensor's last axis."""
     nodes = [*before, helper.make_node("Shape", [tensor], ["shape"]), helper.make_node("Gather", ["shape", "last"], ["turns"])]
@@ -341,6 +355,10 @@ ENDLESS = "whose number of turns is neither a constant nor the length"
                          before=[helper.make_node("Add", ["turns", "turns"], ["sum"])]), ENDLESS),
         (lambda: looping("Loop", "same", "yes", weights={"turns": np.array(2**62)},
                          before=[helper.make_node("Identity", ["turns"], ["same"])]), "has loops that run"),
+        (lambda: cast(3, TensorProto.FLOAT, TensorProto.INT64), "ok"),
+        (lambda: cast(np.float32(np.inf), TensorProto.INT64), ENDLESS),
+        (lambda: cast(-1, TensorProto.UINT32, TensorProto.INT64), ENDLESS),
+        (lambda: cast(-(2**32) + 2**30, TensorProto.INT32, TensorProto.INT64), ENDLESS),
         (lambda: length_of("input_ids"), "ok"),
         (lambda: length_of("d2", *doubled(3)), "ok"),
         (lambda: length_of("d29", *doubled(30)), ENDLESS),
@@ -348,11 +366,14 @@ ENDLESS = "whose number of turns is neither a constant nor the length"
         (lambda: looping("Scan", "input_ids", num_scan_inputs=1), "ok"),
         (lambda: looping("Scan", "zeros", num_scan_inputs=1, weights={"many": np.array([2**31])},
                          before=[helper.make_node("ConstantOfShape", ["many"], ["zeros"])]), ENDLESS),
+        (lambda: looping("Scan", "table", num_scan_inputs=1,
+                         before=[helper.make_node("Constant", [], ["table"], value_ints=[1] * 10_001)]), ENDLESS),
         (lambda: looping("Scan", "input_ids"), "model.onnx"),
         (lambda: nested(3), "ok"),
         (lambda: nested(30), "has graphs nested more than 4 deep"),
         (lambda: nested(4, "Loop"), "has loops that run"),
         (lambda: called(looping("Loop", "x", "").graph.node[0]), ENDLESS),
+        (called_with_turns, ENDLESS),
         (lambda: called(nested(30).graph.node[0]), "has graphs nested more than 4 deep"),
     ],
 )  # fmt: skip

@@ -351,6 +351,38 @@ def test_a_tokenizer_of_unknown_parts(monkeypatch):
             truncation_of(tokenizer, "right").read(["the river " * 500], 8)
 
 
+@pytest.mark.usefixtures("small_parts")
+@pytest.mark.parametrize(
+    ("model", "pre_tokenizer"),
+    [
+        ("words", pre_tokenizers.Split(Regex(r"\p{N}{1,3}"), "isolated")),
+        ("words", pre_tokenizers.Split(Regex(r"\s+|\p{N}"), "isolated")),
+        ("words", pre_tokenizers.Split(Regex(r"\s+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"),
+                                       "isolated")),
+        ("words", pre_tokenizers.Split(" ", "merged_with_next", invert=True)),
+        ("words", pre_tokenizers.Sequence([pre_tokenizers.ByteLevel(use_regex=False), pre_tokenizers.Whitespace()])),
+        ("words", pre_tokenizers.Sequence([pre_tokenizers.Metaspace(), pre_tokenizers.WhitespaceSplit()])),
+        ("words", pre_tokenizers.Sequence([pre_tokenizers.Whitespace(), pre_tokenizers.Metaspace(prepend_scheme="first")])),
+        ("bpe", pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(r"\p{N}|\s+(?!\S)"), "isolated"),
+                                         pre_tokenizers.ByteLevel(use_regex=False)])),
+    ],
+)  # fmt: skip
+def test_pre_tokenizers_that_split_less_than_they_seem_to(model, pre_tokenizer):
+    """A pattern without letters, an inverted one, and steps after one that replaces spaces leave a text whole at most places."""
+    special = ["[UNK]", "[CLS]", "[SEP]"]
+    if model == "words":
+        tokenizer = Tokenizer(models.WordLevel(unk_token="[UNK]"))
+        trainer = trainers.WordLevelTrainer(vocab_size=500, special_tokens=special)
+    else:
+        tokenizer, trainer = Tokenizer(models.BPE()), trainers.BpeTrainer(vocab_size=500, special_tokens=special)
+    tokenizer.pre_tokenizer = pre_tokenizer
+    tokenizer.train_from_iterator(["the.sea the river, the sea\nthe.river"] * 5, trainer)
+    random_ = random.Random(0)
+    for side in ("right", "left"):
+        texts = ["".join(random_.choices(["the", "river", "sea", " ", " ", ".", ", ", "\n", "1"], k=300)) for _ in range(6)]
+        check(tokenizer, texts, 12, side)
+
+
 def test_counts_of_what_was_cut_off(tmp_path):
     """What was cut off a long text is a lower bound, and said to be one; what the model reads is counted exactly."""
     with Embedder.load(tiny_model(tmp_path), truncate="right") as e:

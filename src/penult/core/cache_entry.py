@@ -96,7 +96,7 @@ def is_whole(folder: Path, sums: object, *, reread: bool = False) -> bool:
         return False
     try:
         return all(hash_files([folder / name], reread=reread) == digest for name, digest in sums.items())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RuntimeError):  # Python 3.12 and older raise the latter for a link to itself
         return False
 
 

@@ -35,6 +35,7 @@ _WORD_ENDS = _SPACES + _PUNCTUATION + string.digits
 
 # Normalizers that map each character, or what Unicode composes to one, apart from its neighbors.
 _LOCAL = ("NFC", "NFD", "NFKC", "NFKD", "Lowercase", "StripAccents", "Nmt", "BertNormalizer", "Precompiled")
+_MAPS = ("ByteLevel", "Metaspace")  # pre-tokenizers that put other characters for spaces
 _REMOVES_SPACES = ("BertPreTokenizer", "Whitespace", "WhitespaceSplit")
 # Runs of two and more spaces; there is no such run beside a cut.
 _SPACE_RUNS = (" {2,}", "\\s{2,}")
@@ -51,6 +52,9 @@ _ALTERNATIVES = frozenset((
     "[^\\r\\n\\p{L}\\p{N}]?[\\p{Lu}\\p{Lt}\\p{Lm}\\p{Lo}\\p{M}]+[\\p{Ll}\\p{Lm}\\p{Lo}\\p{M}]*",
     "<\\|startoftext\\|>", "<\\|endoftext\\|>",
 ))  # fmt: skip
+# Of them, those that match any letter. A pattern without one leaves letters and what follows them together.
+_ANY_LETTER = frozenset((" ?\\p{L}+", "\\p{L}+", "[\\p{L}]+", "[^\\r\\n\\p{L}\\p{N}]?\\p{L}+"))
+_CASES = ("\\p{M}]+[\\p{Ll}", "\\p{M}]*[\\p{Ll}")  # o200k has an alternative for words in capitals, beside that of all others
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,13 +108,15 @@ def cuts_of(normalizer: Part | None, pre_tokenizer: Part | None, added: Sequence
     joined = any(re.search(f"[{IDEOGRAPHS}][{_LETTERS}]", token.content) for token in added)
     if behind and isolated and not joined and not single_words:
         places.append(f"(?<=[{IDEOGRAPHS}])(?=[{_LETTERS}])")
+    # Metaspace puts a space before the first word of a text only; "a" and ".b" become "▁a" and ".b", but ".b" becomes "▁.b".
+    first = any(step["type"] == "Metaspace" and step.get("prepend_scheme") == "first" for step in steps[1:])
     one_sided = any(part["type"] == "Prepend" or (part["type"] == "Strip" and part["strip_left"]) for part in normalizers)
     sticky = any(token.rstrip and re.search(f"[{_LETTERS}]\\Z", token.content) for token in added)
     strips = any(token.lstrip or token.rstrip for token in added)
     plain = _plain(normalizers, steps, used, spaces_replaced=spaces_replaced, strips=strips)
     return Cuts(
         re.compile("|".join(places)) if places else None,
-        apart=not (one_sided or sticky or single_words),
+        apart=not (first or one_sided or sticky or single_words),
         plain="" if single_words else plain,
     )
 
@@ -142,12 +148,13 @@ def _is_local(part: Part) -> bool:
 
 def _behind(steps: list[Part], *, spaces_replaced: bool) -> str:
     """Return the characters before which the pre-tokenizers split a word; empty where there are none, or none are known."""
-    best = ""
+    best, mapped = "", False
     for step in steps:
         behind = _split_before(step)
         if behind is None:
             return ""
-        best = max(best, behind, key=len)
+        best = best if mapped else max(best, behind, key=len)
+        mapped = mapped or step["type"] in _MAPS  # the steps after it see other characters
     if best and any(step["type"] == "Punctuation" and step["behavior"] not in ("Isolated", "Removed") for step in steps):
         best = "".join(char for char in best if char in _SPACES)
     if spaces_replaced:  # then only Metaspace splits at what stands for a space
@@ -173,9 +180,13 @@ def _split_before(step: Part) -> str | None:
 def _split_by_pattern(step: Part) -> str | None:
     pattern, behavior = step["pattern"], step["behavior"]
     if "String" in pattern:
-        return " " if pattern["String"] == " " and behavior in ("Isolated", "Removed", "MergedWithNext") else None
-    whole = (behavior, step["invert"]) in (("Isolated", False), ("Removed", True))
-    return _WORD_ENDS if whole and _alternatives(pattern["Regex"]) <= _ALTERNATIVES else None
+        split = behavior in ("Isolated", "Removed", "MergedWithNext") and not step["invert"]
+        return " " if pattern["String"] == " " and split else None
+    alternatives = _alternatives(pattern["Regex"])
+    if (behavior, step["invert"]) not in (("Isolated", False), ("Removed", True)) or not alternatives <= _ALTERNATIVES:
+        return None
+    letters = not _ANY_LETTER.isdisjoint(alternatives) or all(case in pattern["Regex"] for case in _CASES)
+    return _WORD_ENDS if letters else ""
 
 
 def _alternatives(pattern: str) -> set[str]:

@@ -85,6 +85,8 @@ def opened(path: Path) -> Iterator[BinaryIO]:
                 yield stream
         except (EOFError, zlib.error, lzma.LZMAError) as error:
             raise OSError(f"its compressed data are damaged or cut short: {error}") from error
+        except UnicodeError as error:  # of codecs that take no handler of errors, and of UTF-16 without its mark
+            raise OSError(f"it is not of the encoding that --encoding names: {error}") from error
 
 
 def head(path: Path) -> bytes:

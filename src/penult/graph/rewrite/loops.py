@@ -20,6 +20,8 @@ _TURNS = 10_000  # of a loop over an axis of the inputs
 _MOST_COPIES = 64  # times that an axis may be longer than the inputs
 # Operators whose output has the values of their first input, for a number of turns.
 _SAME_NUMBER = ("Identity", "Cast", "Squeeze", "Unsqueeze", "Reshape")
+# Types to which a Cast keeps a number that is not too large for a loop; others wrap around, so that -1 becomes 4,294,967,295.
+_WIDE = (TensorProto.INT64, TensorProto.INT32, TensorProto.FLOAT, TensorProto.DOUBLE)
 # Operators that choose from the lengths of axes.
 _CHOOSING = (*_SAME_NUMBER, "Gather", "Slice")
 # Operators whose output has no axis longer than their inputs together have elements in one.
@@ -113,7 +115,7 @@ def _constant(name: str, scopes: Sequence[_Scope]) -> int | None:
     """Return the number that a tensor holds; None where it is not one constant number."""
     for _ in range(len(_SAME_NUMBER)):
         maker, scopes = _maker(name, scopes)
-        if isinstance(maker, NodeProto) and maker.op_type in _SAME_NUMBER and maker.input:
+        if isinstance(maker, NodeProto) and maker.op_type in _SAME_NUMBER and maker.input and _keeps_numbers(maker):
             name = maker.input[0]
             continue
         if isinstance(maker, NodeProto):
@@ -121,15 +123,23 @@ def _constant(name: str, scopes: Sequence[_Scope]) -> int | None:
         if maker is None or maker.data_location == TensorProto.EXTERNAL or prod(maker.dims) != 1:
             return None
         try:
-            return int(numpy_helper.to_array(maker).item())
-        except (TypeError, ValueError):  # a broken tensor
+            number = int(numpy_helper.to_array(maker).item())
+        except (TypeError, ValueError, OverflowError):  # a broken tensor, or infinity
             return None
+        return number if number >= -(2**31) else None  # below, a Cast to 32 bits makes a large number of it
     return None
 
 
+def _keeps_numbers(node: NodeProto) -> bool:
+    """Return whether a node is not a Cast to a type that has other numbers."""
+    return node.op_type != "Cast" or any(attribute.name == "to" and attribute.i in _WIDE for attribute in node.attribute)
+
+
 def _value(node: NodeProto) -> TensorProto | None:
-    """Return the tensor of a Constant."""
+    """Return the tensor of a Constant; None where a function's caller says it."""
     for attribute in node.attribute if node.op_type == "Constant" else ():
+        if attribute.ref_attr_name:
+            return None
         if attribute.type == AttributeProto.TENSOR:
             return attribute.t
         if attribute.name == "value_int":
@@ -146,7 +156,7 @@ def _is_length(name: str, scopes: Sequence[_Scope]) -> bool:
         name = maker.input[0]
         if maker.op_type == "Shape":
             return _is_short(name, scopes)
-        if maker.op_type not in _CHOOSING:
+        if maker.op_type not in _CHOOSING or not _keeps_numbers(maker):
             return False
     return False
 
@@ -163,7 +173,7 @@ def _is_short(name: str, scopes: Sequence[_Scope]) -> bool:
         elif isinstance(maker, TensorProto):
             if max(maker.dims, default=1) > _TURNS:
                 return False
-        elif maker.op_type not in _NOT_LONGER:
+        elif maker.op_type not in _NOT_LONGER or _is_long(maker):
             return False
         elif id(maker) not in seen:
             seen.add(id(maker))
@@ -173,3 +183,12 @@ def _is_short(name: str, scopes: Sequence[_Scope]) -> bool:
             if copies > _MOST_COPIES:
                 return False
     return True
+
+
+def _is_long(node: NodeProto) -> bool:
+    """Return whether a node is a Constant with an axis that is too long for a loop, or of unknown length."""
+    lengths = (
+        max([*a.t.dims, *a.sparse_tensor.dims, len(a.ints), len(a.floats), len(a.strings), _TURNS + bool(a.ref_attr_name)])
+        for a in node.attribute
+    )
+    return node.op_type == "Constant" and max(lengths, default=0) > _TURNS
