@@ -102,6 +102,33 @@ def test_a_head_of_any_size_is_refused(running):
         assert answer.startswith(b"HTTP/1.1 400 ")
 
 
+POST = b"POST /embed HTTP/1.1\r\nHost: localhost\r\n"
+
+
+@pytest.mark.parametrize(
+    "begin",
+    [
+        POST + b'Content-Length: 14\r\n\r\n{"inputs":"a"}GET /health HTTP/1.1\r\nHost: localhost\r\n',
+        POST + b"Transfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n",
+        POST + b"Transfer-Encoding: chunked\r\n\r\n2;",
+    ],
+    ids=["a head behind a request", "a trailer", "extensions of a chunk"],
+)
+def test_no_lines_without_end_during_a_request(running, begin):
+    """What is neither a head, a body nor its end is bounded while another request works, and the next one is answered."""
+    service = running.app.state.service
+    embedder = service.models.embedder(service.endpoints[0].config).embedder
+    run, go = embedder.run, threading.Event()
+    embedder.run = lambda tokenized: (go.wait(10), run(tokenized))[1]
+    with socket.create_connection(("127.0.0.1", running.port), timeout=2) as client:
+        client.sendall(begin)
+        with pytest.raises(ConnectionError):
+            client.sendall((b"X: " + b"a" * 60_000 + b"\r\n") * 800)
+    go.set()
+    embedder.run = run
+    assert running.post("/embed", {"inputs": "a"}).status_code == 200
+
+
 def test_an_answer_that_nobody_reads_is_dropped(tiny, monkeypatch):
     """A client that asks for much and reads nothing is closed, so that the memory of its answer is free; a slow one reads on."""
     monkeypatch.setattr(connection, "_UNREAD_SECONDS", 1.0)

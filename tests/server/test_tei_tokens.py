@@ -40,6 +40,9 @@ def test_decode(client, plain):
     body = {"ids": [ids, ids[:3]], "skip_special_tokens": False}
     assert client.post("/decode", json=body).json() == [plain.decode(one, skip_special_tokens=False) for one in (ids, ids[:3])]
     assert client.post("/decode", json={"ids": [2_000_000_000]}).status_code == 200
+    assert client.post("/decode", json={"ids": []}).json() == [""]
+    words = client.post("/decode", json={"ids": ["a"] * 5000}).json()["error"]
+    assert words.startswith("`ids.0.0`: ")  # the first one that is wrong, not all of them
 
 
 @pytest.mark.parametrize(
@@ -49,7 +52,9 @@ def test_decode(client, plain):
         ("/tokenize", {"inputs": ["a"] * 101}, 413),
         ("/tokenize", {"inputs": ["a" * 4000] * 40}, 413),
         ("/tokenize", {"inputs": 5}, 422),
+        ("/tokenize", {"inputs": ["a"] * 100, "prompt": "a" * 4000}, 413),
         ("/decode", {"ids": [1] * 5001}, 413),
+        ("/decode", {"ids": [1, [2]]}, 422),
         ("/decode", {"ids": [[]] * 5001}, 413),
         ("/decode", {"ids": [-1]}, 422),
         ("/decode", {"ids": [2**40]}, 422),

@@ -1,5 +1,7 @@
 """Each text of a request is tokenized once, whatever the route; DeepSparse's routes share the session that is open."""
 
+import threading
+
 import numpy as np
 import pytest
 from server_kit import serving
@@ -77,3 +79,18 @@ def test_only_what_may_be_shared_is_opened_for_it(tiny, precision):
     with serving(DeepSparseEndpoint(model=str(tiny), open_at_start=False, precision=precision)) as running:
         assert running.post(PREDICT, {"inputs": "a"}).status_code == 200
         assert len(running.app.state.service.models.recipes) == (precision == "fp32")
+
+
+def test_a_prompt_counts_as_often_as_it_is_read(running, monkeypatch):
+    """Short texts with a long prompt are tokenized in a thread, so that other requests are answered meanwhile."""
+    threads: list[str] = []
+    tokenize = Tokenizer.tokenize
+
+    def seen(self, texts, *arguments):
+        threads.append(threading.current_thread().name)
+        return tokenize(self, texts, *arguments)
+
+    monkeypatch.setattr(Tokenizer, "tokenize", seen)
+    running.post("/v1/embeddings", {"input": ["a"] * 100, "prompt": "a"})
+    running.post("/v1/embeddings", {"input": ["a"] * 100, "prompt": "a" * 100})
+    assert len(set(threads)) == 2

@@ -3,6 +3,7 @@
 import http.client
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -110,6 +111,9 @@ def test_sigterm_finishes_what_was_begun(server):
         wait_for(begun)
         running = workers(server.process)
         server.process.terminate()
+        time.sleep(0.3)  # uvicorn looks for signals ten times a second
+        with pytest.raises(httpx.ConnectError):  # refused at once; a client that waited would be reset at the end
+            httpx.get(f"{server.url}/health", timeout=30)
         for connection in connections:
             answer = connection.getresponse()
             assert (answer.status, len(json.loads(answer.read())["data"])) == (200, 150)
@@ -134,6 +138,23 @@ def test_a_model_that_cannot_be_loaded_is_one_line(tmp_path):
     assert done.returncode == 2
     assert str(tmp_path) in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr
+
+
+def test_the_others_go_on_where_one_cannot_start_again(tiny, tmp_path):
+    """The model is gone when a worker dies: the other one answers, and a new one starts once the model is back."""
+    model, away = tmp_path / "model", tmp_path / "away"
+    shutil.copytree(tiny, model)
+    server = Process("--model_path", str(model), "--workers", "2")
+    try:
+        model.rename(away)
+        os.kill(workers(server.process)[0], signal.SIGKILL)
+        wait_for(lambda: any("cannot start, the others go on" in line for line in server.lines))
+        embed(server)
+        away.rename(model)
+        wait_for(lambda: sum("Application startup complete" in line for line in server.lines) == 3)
+        embed(server)
+    finally:
+        assert server.end() == 0
 
 
 @pytest.mark.parametrize(

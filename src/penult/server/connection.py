@@ -10,7 +10,7 @@ from asyncio import TimerHandle
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 _HEAD_SECONDS = 30.0  # from the first byte of a connection's request, or from its opening, to the end of the head
-_MAX_HEAD_BYTES = 65_536  # as in h11
+_MAX_HEAD_BYTES = 65_536  # as in h11; also of what follows the last chunk of a body, and of a chunk's extensions
 # Of an answer, a client has to read so many bytes in so long, or all of it. What the system's buffers hold is not seen here.
 _UNREAD_SECONDS, _UNREAD_BYTES = 60.0, 262_144
 STOP_OPENING = "stop_opening"
@@ -22,7 +22,7 @@ class Connection(HttpToolsProtocol):
     """One connection of a client."""
 
     _head_timer: TimerHandle | None = None
-    _head_bytes = 0
+    _head_bytes = 0  # received since the last end of a head, part of a body or end of one
     _unread_timer: TimerHandle | None = None
     _ending = False
 
@@ -35,15 +35,28 @@ class Connection(HttpToolsProtocol):
         """Pass on what has come, unless it is a head without end."""
         if self._head_timer is None and (self.cycle is None or self.cycle.response_complete):
             self._wait_for_head()
-        super().data_received(data)
-        if self._head_timer is None:
-            return
         self._head_bytes += len(data)
-        if self._head_bytes > _MAX_HEAD_BYTES and not self.transport.is_closing():
+        super().data_received(data)
+        if self._head_bytes <= _MAX_HEAD_BYTES or self.transport.is_closing():
+            return
+        if self.cycle is None or self.cycle.response_complete:
             self.send_400_response(f"The head of the request has more than {_MAX_HEAD_BYTES} bytes.")
+        else:  # behind a request that is not answered yet, whose answer this one must not interrupt
+            self.transport.close()
+
+    def on_body(self, body: bytes) -> None:
+        """Take a part of a body."""
+        self._head_bytes = 0
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """End the body of a request."""
+        self._head_bytes = 0
+        super().on_message_complete()
 
     def on_headers_complete(self) -> None:
         """Begin a request."""
+        self._head_bytes = 0
         self._forget_head()
         super().on_headers_complete()
         if self._ending:
@@ -80,7 +93,6 @@ class Connection(HttpToolsProtocol):
             self.transport.close()
 
     def _wait_for_head(self) -> None:
-        self._head_bytes = 0
         self._head_timer = self.loop.call_later(_HEAD_SECONDS, self._close_headless)
 
     def _close_headless(self) -> None:

@@ -67,8 +67,15 @@ class ModelQueue:
         """Finish the requests in the queue, then end its thread."""
         self._queue.close()
 
-    async def tokenize(self, texts: list[str], tokenize: Callable[[list[str]], Tokenized]) -> Tokenized:
+    async def tokenize(
+        self, texts: list[str], tokenize: Callable[[list[str]], Tokenized], *, prompt_chars: int = 0
+    ) -> Tokenized:
         """Tokenize the texts of a request; many are tokenized in a thread.
+
+        Args:
+            texts: N texts.
+            tokenize: called with the texts.
+            prompt_chars: characters that it puts before each text.
 
         Raises:
             Refusal: a text cannot be tokenized, the texts have too many tokens, or the queue is full already.
@@ -76,7 +83,7 @@ class ModelQueue:
         started = time.monotonic()
         try:
             self._queue.check_room()
-            if sum(map(len, texts)) <= _INLINE_CHARS:
+            if sum(map(len, texts)) + len(texts) * prompt_chars <= _INLINE_CHARS:
                 tokenized = tokenize(texts)
             else:
                 tokenized = await asyncio.to_thread(tokenize, texts)
@@ -154,9 +161,11 @@ class QueuedEmbedder:
 
     async def tokenize(self, texts: list[str], purpose: Purpose) -> Tokenized:
         """Return N texts as token ids."""
+        prompt = self.embedder.recipe.prompts[purpose.role] if purpose.prompt is None else purpose.prompt
         return await self.queue.tokenize(
             texts,
             lambda texts: self.embedder.tokenize(texts, purpose.role, prompt=purpose.prompt, truncate=purpose.truncate),
+            prompt_chars=len(prompt),
         )
 
     async def vectors(self, tokenized: Tokenized) -> Vectors:

@@ -4,10 +4,10 @@ They do not run the model, and therefore do not pass its queue; one request is a
 """
 
 import asyncio
-from typing import Any
+from typing import Annotated, Any
 
 from fastapi import FastAPI, Request, Response
-from pydantic import BaseModel, StrictBool
+from pydantic import BaseModel, BeforeValidator, FailFast, StrictBool, WithJsonSchema
 
 from penult.core.tokenizer import Tokenizer
 from penult.server.errors import Refusal
@@ -18,6 +18,7 @@ MAX_CHARS = 250_000
 """Maximum characters of a request to /tokenize: the answer has some hundred bytes for each token."""
 MAX_IDS = 50_000
 """Maximum ids of a request to /decode."""
+_IDS = {"type": "array", "items": {"type": "integer", "minimum": 0, "exclusiveMaximum": 2**31}}
 
 
 class TokenizeRequest(Prompted):
@@ -38,10 +39,23 @@ class Token(BaseModel):
     stop: int | None
 
 
-class DecodeRequest(BaseModel):
-    """What a client sends to /decode: the ids of one text, or of several."""
+def _listed(value: object) -> object:
+    return [value] if isinstance(value, list) and not any(isinstance(one, list) for one in value) else value
 
-    ids: list[TokenId] | list[list[TokenId]]
+
+Ids = Annotated[
+    list[Annotated[list[TokenId], FailFast()]],
+    FailFast(),
+    BeforeValidator(_listed),
+    WithJsonSchema({"anyOf": [_IDS, {"type": "array", "items": _IDS}]}),
+]
+"""The ids of a text, or of several, as a list of lists."""
+
+
+class DecodeRequest(BaseModel):
+    """What a client sends to /decode."""
+
+    ids: Ids
     skip_special_tokens: StrictBool = True
     model: str | None = None
 
@@ -60,8 +74,9 @@ def add(app: FastAPI, service: Service, errors: dict[int | str, dict[str, Any]])
         body = await read(request, TokenizeRequest)
         tokenizer, prompt = await _tokenizer(service, body)
         check(body.inputs, service.config.limits, "inputs")
-        if (size := sum(map(len, body.inputs))) > MAX_CHARS:
-            raise Refusal("text", f"`inputs` has {size} characters, the limit is {MAX_CHARS}; send fewer.", param="inputs")
+        if (size := sum(map(len, body.inputs)) + len(body.inputs) * len(prompt)) > MAX_CHARS:
+            what = "`inputs` has" if not prompt else "`inputs` and the prompt before each text have"
+            raise Refusal("text", f"{what} {size} characters, the limit is {MAX_CHARS}; send fewer.", param="inputs")
         async with turn:
             rows = await asyncio.to_thread(_pieces, tokenizer, [prompt + text for text in body.inputs], body.add_special_tokens)
             return await respond(rows, 5 * sum(map(len, rows)))
@@ -69,12 +84,10 @@ def add(app: FastAPI, service: Service, errors: dict[int | str, dict[str, Any]])
     async def decode(request: Request) -> Response:
         body = await read(request, DecodeRequest)
         tokenizer, _ = await _tokenizer(service, Prompted.model_validate({}), body.model)
-        several = [ids for ids in body.ids if isinstance(ids, list)]
-        rows = several or [[one for one in body.ids if isinstance(one, int)]]
-        if (size := sum(map(len, rows)) + len(rows)) > MAX_IDS:
+        if (size := sum(map(len, body.ids)) + len(body.ids)) > MAX_IDS:
             raise Refusal("text", f"`ids` has {size} ids, the limit is {MAX_IDS}; send fewer.", param="ids")
         async with turn:
-            texts = await asyncio.to_thread(_texts, tokenizer, rows, body.skip_special_tokens)
+            texts = await asyncio.to_thread(_texts, tokenizer, body.ids, body.skip_special_tokens)
         return await respond(texts, 0)
 
     for path, route, kind, example, answers in (

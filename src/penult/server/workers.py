@@ -80,14 +80,15 @@ class _Supervisor:
     """The workers of a server."""
 
     def __init__(self, config: ServerConfig, extend: "Extend | None", sockets: Sequence[socket.socket], answer: Answer) -> None:
-        self._what = (config, extend, list(sockets), answer)
+        self._sockets = list(sockets)
+        self._what = (config, extend, self._sockets, answer)
         self._count = config.workers
         self._context = multiprocessing.get_context("spawn")  # a fork would copy locks of threads that do not exist in it
         self._workers: list[_Worker] = []
+        self._complete = False  # all of them have answered once
 
     def run(self, stop: Connection, ready: Callable[[], None], ending_seconds: float) -> None:
         """Start the workers, and watch them until something comes through `stop`."""
-        told = False
         try:
             self._workers = [self._start()]  # alone: it prepares the graphs in the cache, which the others then open
             while stop not in wait([stop, *self._events()]):
@@ -96,8 +97,8 @@ class _Supervisor:
                 answering = sum(worker.ready for worker in self._workers)
                 if answering and len(self._workers) < self._count:
                     self._workers += [self._start() for _ in range(self._count - len(self._workers))]
-                if answering == self._count and not told:
-                    told = True
+                if answering == self._count and not self._complete:
+                    self._complete = True
                     ready()
         finally:
             self._end(ending_seconds)
@@ -119,24 +120,30 @@ class _Supervisor:
         """Note that a worker answers, or start another one in place of one that has ended.
 
         Raises:
-            ConfigError: it cannot start, and another one could not either.
+            ConfigError: it cannot start, and none of the others answers or they have not all answered yet.
         """
+        reason = ""
         if not worker.ready and worker.pipe.poll():
             try:
-                message = worker.pipe.recv()
+                reason = worker.pipe.recv()
             except EOFError:
-                message = ""
-                worker.process.join()
+                pass
             else:
-                if message != _READY:
-                    raise ConfigError(message)
-                worker.ready = worker.process.is_alive()
+                worker.ready = reason == _READY and worker.process.is_alive()
+            if reason:  # it ends by itself, but nobody waits for that
+                worker.process.kill()
+            if not worker.ready:
+                worker.process.join()
         if worker.process.is_alive():
             return
         status = worker.process.exitcode
         if not worker.ready:
-            raise ConfigError(f"A worker ended with exit status {status} before it answered; its log says why.")
-        _LOGGER.error("Worker %s ended with exit status %s; another one starts.", worker.process.pid, status)
+            reason = reason or f"A worker ended with exit status {status} before it answered; its log says why."
+            if not (self._complete and any(one.ready and one.process.is_alive() for one in self._workers)):
+                raise ConfigError(reason)
+            _LOGGER.error("A worker cannot start, the others go on: %s", reason)
+        else:
+            _LOGGER.error("Worker %s ended with exit status %s; another one starts.", worker.process.pid, status)
         self._forget(worker)
         time.sleep(_PAUSE_SECONDS)
         self._workers[self._workers.index(worker)] = self._start()
@@ -152,6 +159,8 @@ class _Supervisor:
         """Tell the workers to finish, and wait for them."""
         for worker in self._workers:
             worker.process.terminate()
+        for one in self._sockets:  # else new clients connect, wait for a worker that has ended, and are reset at the end
+            one.close()
         until = time.monotonic() + seconds + 5
         for worker in self._workers:
             worker.process.join(max(0.0, until - time.monotonic()))
