@@ -6,6 +6,7 @@ import os
 import re
 import resource
 import signal
+import time
 import traceback
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from safetensors.numpy import save_file
 
 from penult import Embedder, Engine
 from penult.core.config.config_json import read_object
+from penult.core.config.tokenizer_limits import check_normalizer
 from penult.core.recipe import Overrides, read
 from penult.core.tokenizer import Tokenizer
 from penult.graph.find.layers import NotATransformerError
@@ -617,6 +619,14 @@ def test_a_normalizer_that_lengthens_texts(tmp_path, parts, said, escaped):
         answer = apart(lambda folder: use(folder) and "ok", tmp_path)
         assert f"{path}: the normalizer" in answer
         assert said in answer
+
+
+def test_normalizers_within_each_other_are_read_once(tmp_path):
+    """A file of many megabytes in which each object holds the next is looked through once, not once at each depth."""
+    text = '{"normalizer":' * 200 + '"' + "a" * 5_000_000 + '"' + "}" * 200
+    began = time.monotonic()
+    check_normalizer(tmp_path, text)
+    assert time.monotonic() - began < 0.5
 
 
 def test_a_length_of_words_without_a_bound(tmp_path):

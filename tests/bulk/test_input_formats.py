@@ -127,12 +127,29 @@ def test_an_unfinished_job_of_another_encoding(job, tmp_path, monkeypatch):
     with half_done(monkeypatch), pytest.raises(StoppedError):
         job(tmp_path / "in.csv", shard_rows=16, reading=ReadOptions("latin-1"))
     for options in (ReadOptions(), ReadOptions("latin-1", 100)):
-        with pytest.raises(ValueError, match=r"how rows are read \(--encoding, --max-row-bytes, names of folders\) was"):
+        with pytest.raises(
+            ValueError, match=r"how rows are read \(--format, --encoding, --max-row-bytes, names of folders\) was"
+        ):
             job(tmp_path / "in.csv", reading=options)
     job(tmp_path / "in.csv", reading=ReadOptions("iso-8859-1"))
     assert job(tmp_path / "in.csv", reading=ReadOptions("latin-1")).rows_per_second is None
     with pytest.raises(ValueError, match="exists and was made from other input"):
         job(tmp_path / "in.csv")
+
+
+def test_a_job_of_another_format(job, tmp_path, monkeypatch):
+    """The same file read as something else is another job, whether the first one is finished or not."""
+    (tmp_path / "in.dat").write_text("text\ncat,1\n")
+    job(tmp_path / "in.dat", format="text")
+    assert job(tmp_path / "in.dat", format="text").rows_per_second is None
+    with pytest.raises(ValueError, match="exists and was made from other input"):
+        job(tmp_path / "in.dat", format="csv")
+    lines = "".join(f'{{"text": "cat {i}"}}\n' for i in range(40))
+    (tmp_path / "in.json").write_text(lines)
+    with half_done(monkeypatch), pytest.raises(StoppedError):
+        job(tmp_path / "in.json", out="o.parquet", shard_rows=16)
+    with pytest.raises(ValueError, match=r'how rows are read .* and is \'{"format": "jsonl"}\''):
+        job(tmp_path / "in.json", out="o.parquet", format="jsonl")
 
 
 def test_the_command_says_how_to_read(tiny, tmp_path):

@@ -185,6 +185,9 @@ def reading(files: Sequence[Input]) -> str:
             values["encoding"] = options.codec
         if options.max_row_bytes != default.max_row_bytes:
             values["max_row_bytes"] = options.max_row_bytes
+    formats = ["" if file.format == _stated_kind(file.path) else file.format for file in files]
+    if any(formats):
+        values["format"] = formats if len(set(formats)) > 1 else formats[0]
     names = [(file.id if file.format == "document" else "", file.partitions) for file in files]
     if any(id_ or partitions for id_, partitions in names):
         values["names"] = hashlib.sha256(json.dumps(names).encode()).hexdigest()[:16]
@@ -225,6 +228,11 @@ def _kind(path: Path) -> Format | None:
     ending = streams.ending(path)
     compressed = ending != path.suffix.lower()
     return None if compressed and ending in _NOT_COMPRESSED else _ENDINGS.get(ending)
+
+
+def _stated_kind(path: Path) -> Format | None:
+    """Tell how a file is read without --format."""
+    return "jsonl" if is_spooled(path) else _kind(path)
 
 
 def _in_folder(folder: Path, outputs: set[Path], format_: Format | None) -> tuple[list[Path], str]:

@@ -75,7 +75,7 @@ _LABELS = {
     "too_long": "what happens to long texts",
     "takes_over": "the hash of --from",
     "format": "the format of unfinished jobs",
-    "reading": "how rows are read (--encoding, --max-row-bytes, names of folders)",
+    "reading": "how rows are read (--format, --encoding, --max-row-bytes, names of folders)",
 }
 
 

@@ -32,7 +32,10 @@ def check_normalizer(path: Path, text: str) -> None:
         if _ESCAPED.search(text):
             found = [json.loads(text).get("normalizer")]
         else:
-            found = [decoder.raw_decode(text, place.end())[0] for place in _NORMALIZER.finditer(text)]
+            found, end = [], 0
+            while place := _NORMALIZER.search(text, end):  # not within another, which would be read again at each depth
+                normalizer, end = decoder.raw_decode(text, place.end())
+                found.append(normalizer)
     except (AttributeError, ValueError, RecursionError):
         return  # tokenizers refuses it
     for normalizer in found:
