@@ -264,6 +264,7 @@ def test_a_change_of_size_is_refused():
     ("status", "body", "error", "words"),
     [
         (401, {"error": {"message": "Incorrect key."}}, PermissionError, "Incorrect key. Give it as api_key="),
+        (403, {"error": {"message": "No such host."}}, PermissionError, "refused the request.*No such host. Should it want"),
         (422, {"detail": [{"loc": ["body"], "msg": "too long"}]}, ValueError, "HTTP 422.*too long"),
         (413, {"error": "too large", "error_type": "Validation"}, ValueError, "HTTP 413.*too large"),
         (500, "Internal Server Error", ConnectionError, "HTTP 500"),
@@ -319,7 +320,7 @@ def test_busy_or_gone_is_tried_again(failure, waits):
 def test_retry_after_is_kept(waits):
     """Retry-After is heeded as a number and as a date, up to a minute."""
     later = format_datetime(datetime.now(UTC) + timedelta(seconds=30), usegmt=True)
-    heads = iter(["7", later, "100000", "soon"])
+    heads = iter(["7", later, "100000", "soon", "1, 1 Jan 2000 00:00:00 +99999999999999"])
 
     def answer(body):
         head = next(heads, None)
@@ -331,6 +332,18 @@ def test_retry_after_is_kept(waits):
     assert 25 <= waits[1] <= 30
     assert waits[2] == 60
     assert waits[3] <= 2
+    assert waits[4] <= 4
+
+
+def test_a_key_that_no_header_can_carry():
+    """A key is taken without the end of its line; one with another line is refused, and no message shows it."""
+    fake = Fake({"/predict": deepsparse})
+    with RemoteEmbedder("http://fake/predict", api_key="schlüssel\n", transport=httpx.MockTransport(fake)) as remote:
+        np.testing.assert_array_equal(remote.embed(TEXTS), expected(TEXTS))
+    for key in ("s3cret\r\nX: y", " ", "s3cret\ud800"):
+        with pytest.raises(ValueError, match="api_key is empty or has") as caught:
+            RemoteEmbedder("http://fake", api_key=key)
+        assert "s3cret" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

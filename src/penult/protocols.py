@@ -214,8 +214,10 @@ def embed(server: Server, texts: Sequence[str], role: Role, *, prompt: str | Non
 def refusal(reply: Reply) -> Exception:
     """Make the error of an answer that says no, with the server's own words."""
     words = _words(reply)
-    if reply.status in (401, 403):
-        return PermissionError(f"The server refused the key (HTTP {reply.status}): {words} Give it as api_key=.")
+    if reply.status == 401:
+        return PermissionError(f"The server refused the key (HTTP 401): {words} Give it as api_key=.")
+    if reply.status == 403:  # penult's own is about the host or the origin of the request
+        return PermissionError(f"The server refused the request (HTTP 403): {words} Should it want a key, give it as api_key=.")
     if 300 <= reply.status < 400:
         where = reply.headers.get("location", "elsewhere")
         return ValueError(f"The server sends its clients to {where} (HTTP {reply.status}); give that address as base_url.")

@@ -53,7 +53,8 @@ class RemoteEmbedder:
             awaits serves `aembed` alone, one that only blocks `embed` alone.
 
     Raises:
-        ValueError: `base_url` is no http(s) URL, a number is too small, or `prompts` names something else than roles.
+        ValueError: `base_url` is no http(s) URL, a number is too small, `api_key` does not fit into a header, or `prompts`
+            names something else than roles.
         TypeError: a prompt is not a str.
     """
 
@@ -95,7 +96,7 @@ class RemoteEmbedder:
         basic = api_key is None and bool(url.userinfo)
         self._options: dict[str, Any] = {
             "headers": {"Content-Type": "application/json"}
-            | ({} if api_key is None else {"Authorization": f"Bearer {api_key}"}),
+            | ({} if api_key is None else {"Authorization": b"Bearer " + _checked_key(api_key)}),
             "auth": httpx.BasicAuth(url.username, url.password) if basic else None,
             "timeout": httpx.Timeout(timeout, connect=min(timeout, 10.0)),
             "limits": httpx.Limits(max_connections=None, max_keepalive_connections=max(8, concurrency)),
@@ -381,6 +382,18 @@ def _read_url(base_url: str) -> httpx.URL:
     return url
 
 
+def _checked_key(api_key: str) -> bytes:
+    """Return a key as a header carries it, without the end of the line that keys read from files have.
+
+    Raises:
+        ValueError: no header can carry it; the message does not show it.
+    """
+    key = api_key.strip()
+    if not key or not key.isprintable() or unencodable(key) is not None:
+        raise ValueError("api_key is empty or has characters that a header cannot carry, such as the end of a line.")
+    return key.encode()
+
+
 def _split(url: httpx.URL) -> tuple[str, str | None]:
     """Split a URL into the server's, without user and password, and DeepSparse's route where it names one."""
     server = str(url.copy_with(username=None, password=None, raw_path=b"/", fragment=None)).rstrip("/")
@@ -414,7 +427,7 @@ def _retry_after(headers: Mapping[str, str]) -> float:
         return min(float(said), _LONGEST_PAUSE)
     try:
         return max(0.0, min(parsedate_to_datetime(said).timestamp() - time.time(), _LONGEST_PAUSE))
-    except ValueError:
+    except (ValueError, OverflowError):  # the second: of a time zone of many digits
         return 0.0
 
 
