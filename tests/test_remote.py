@@ -317,6 +317,20 @@ def test_busy_or_gone_is_tried_again(failure, waits):
     assert all(0.125 * 2**i <= wait <= 0.25 * 2**i for i, wait in enumerate(waits))
 
 
+def test_a_refused_text_is_found_in_the_whole_list(tiny):
+    """The server numbers the texts of one request; the error says where that request begins in the caller's list."""
+    texts = ["a"] * 6 + ["b " * 100]
+    with serving(EndpointConfig(model=str(tiny), truncate="error"), limits=Limits(max_client_batch_size=4)) as running:
+        with RemoteEmbedder(running.url) as remote, pytest.raises(ValueError, match=r"texts\[2\] has .* from text 4 of yours"):
+            remote.embed(texts)
+        with RemoteEmbedder(running.url) as remote, pytest.raises(ValueError, match=r"texts\[2\] has .* from text 4 of yours"):
+            asyncio.run(remote.aembed(texts))
+    with serving(EndpointConfig(model=str(tiny)), limits=Limits(max_text_chars=100)) as running:
+        with RemoteEmbedder(running.url) as remote, pytest.raises(ValueError, match=r"Text 0 of .* sent 6 to 6\."):
+            remote.embed(texts)  # halved by 413s until the text is alone
+        assert remote.embed([]).shape[0] == 0
+
+
 def test_retry_after_is_kept(waits):
     """Retry-After is heeded as a number and as a date, up to a minute."""
     later = format_datetime(datetime.now(UTC) + timedelta(seconds=30), usegmt=True)

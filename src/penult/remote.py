@@ -10,10 +10,11 @@ import random
 import time
 import warnings
 import weakref
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from email.utils import parsedate_to_datetime
 from functools import partial
+from itertools import accumulate
 from types import TracebackType
 from typing import Any, Self, TypeVar, cast
 
@@ -157,7 +158,10 @@ class RemoteEmbedder:
         requests = protocols.parts(server, checked)
         threads = ThreadPoolExecutor(min(self._concurrency, len(requests)))
         with progress_bar(len(checked), shown=progress) as step, threads:
-            pending = [threads.submit(self._talk, protocols.embed(server, part, role, prompt=prompt)) for part in requests]
+            pending = [
+                threads.submit(self._talk, protocols.embed(server, part, role, prompt=prompt, start=start))
+                for start, part in _numbered(requests)
+            ]
             answers = []
             try:
                 for part, future in zip(requests, pending, strict=True):
@@ -179,12 +183,12 @@ class RemoteEmbedder:
             server = await self._aknown(client, role, prompt)
             slots = asyncio.Semaphore(self._concurrency)
 
-            async def one(part: list[str]) -> tuple[Vectors, int]:
+            async def one(start: int, part: list[str]) -> tuple[Vectors, int]:
                 async with slots:
-                    return await self._atalk(client, protocols.embed(server, part, role, prompt=prompt))
+                    return await self._atalk(client, protocols.embed(server, part, role, prompt=prompt, start=start))
 
             requests = protocols.parts(server, checked or (["a"] if self._dimension is None else []))
-            tasks = [asyncio.ensure_future(one(part)) for part in requests]
+            tasks = [asyncio.ensure_future(one(start, part)) for start, part in _numbered(requests)]
             try:
                 found = list(await asyncio.gather(*tasks))
             finally:
@@ -418,6 +422,11 @@ def _content(call: Call) -> bytes | None:
 
 def _reply(response: httpx.Response) -> Reply:
     return Reply(response.status_code, {name.lower(): value for name, value in response.headers.items()}, response.content)
+
+
+def _numbered(parts: list[list[str]]) -> Iterator[tuple[int, list[str]]]:
+    """Yield each part of a list of texts, with the number of its first text."""
+    return zip(accumulate(map(len, parts), initial=0), parts, strict=False)  # the last number has no part
 
 
 def _retry_after(headers: Mapping[str, str]) -> float:
