@@ -264,6 +264,7 @@ def test_a_change_of_size_is_refused():
     ("status", "body", "error", "words"),
     [
         (401, {"error": {"message": "Incorrect key."}}, PermissionError, "Incorrect key. Give it as api_key="),
+        (403, {"error": {"message": "No such host."}}, PermissionError, "refused the request.*No such host. Should it want"),
         (422, {"detail": [{"loc": ["body"], "msg": "too long"}]}, ValueError, "HTTP 422.*too long"),
         (413, {"error": "too large", "error_type": "Validation"}, ValueError, "HTTP 413.*too large"),
         (500, "Internal Server Error", ConnectionError, "HTTP 500"),
@@ -316,10 +317,24 @@ def test_busy_or_gone_is_tried_again(failure, waits):
     assert all(0.125 * 2**i <= wait <= 0.25 * 2**i for i, wait in enumerate(waits))
 
 
+def test_a_refused_text_is_found_in_the_whole_list(tiny):
+    """The server numbers the texts of one request; the error says where that request begins in the caller's list."""
+    texts = ["a"] * 6 + ["b " * 100]
+    with serving(EndpointConfig(model=str(tiny), truncate="error"), limits=Limits(max_client_batch_size=4)) as running:
+        with RemoteEmbedder(running.url) as remote, pytest.raises(ValueError, match=r"texts\[2\] has .* from text 4 of yours"):
+            remote.embed(texts)
+        with RemoteEmbedder(running.url) as remote, pytest.raises(ValueError, match=r"texts\[2\] has .* from text 4 of yours"):
+            asyncio.run(remote.aembed(texts))
+    with serving(EndpointConfig(model=str(tiny)), limits=Limits(max_text_chars=100)) as running:
+        with RemoteEmbedder(running.url) as remote, pytest.raises(ValueError, match=r"Text 0 of .* sent 6 to 6\."):
+            remote.embed(texts)  # halved by 413s until the text is alone
+        assert remote.embed([]).shape[0] == 0
+
+
 def test_retry_after_is_kept(waits):
     """Retry-After is heeded as a number and as a date, up to a minute."""
     later = format_datetime(datetime.now(UTC) + timedelta(seconds=30), usegmt=True)
-    heads = iter(["7", later, "100000", "soon"])
+    heads = iter(["7", later, "100000", "soon", "1, 1 Jan 2000 00:00:00 +99999999999999"])
 
     def answer(body):
         head = next(heads, None)
@@ -331,6 +346,18 @@ def test_retry_after_is_kept(waits):
     assert 25 <= waits[1] <= 30
     assert waits[2] == 60
     assert waits[3] <= 2
+    assert waits[4] <= 4
+
+
+def test_a_key_that_no_header_can_carry():
+    """A key is taken without the end of its line; one with another line is refused, and no message shows it."""
+    fake = Fake({"/predict": deepsparse})
+    with RemoteEmbedder("http://fake/predict", api_key="schlüssel\n", transport=httpx.MockTransport(fake)) as remote:
+        np.testing.assert_array_equal(remote.embed(TEXTS), expected(TEXTS))
+    for key in ("s3cret\r\nX: y", " ", "s3cret\ud800"):
+        with pytest.raises(ValueError, match="api_key is empty or has") as caught:
+            RemoteEmbedder("http://fake", api_key=key)
+        assert "s3cret" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

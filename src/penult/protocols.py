@@ -178,7 +178,9 @@ def parts(server: Server, texts: Sequence[str]) -> list[list[str]]:
     return found
 
 
-def embed(server: Server, texts: Sequence[str], role: Role, *, prompt: str | None = None) -> Talk[tuple[Vectors, int]]:
+def embed(
+    server: Server, texts: Sequence[str], role: Role, *, prompt: str | None = None, start: int = 0
+) -> Talk[tuple[Vectors, int]]:
     """Turn N texts into (N, D) vectors and the number of texts that the server cut; what it finds too much is halved.
 
     Args:
@@ -186,6 +188,7 @@ def embed(server: Server, texts: Sequence[str], role: Role, *, prompt: str | Non
         texts: N texts, within the server's limits or not.
         role: decides the server's own prompt, and the model's part for that role where it has one.
         prompt: put before the texts instead of the role's; `check_prompt` says whether the server can. None: the role's.
+        start: number of the first text in the caller's list, for errors: a server counts the texts of one request.
 
     Raises:
         PermissionError: the server wants a key, or another one.
@@ -195,11 +198,11 @@ def embed(server: Server, texts: Sequence[str], role: Role, *, prompt: str | Non
     reply = yield _ask(server, texts, role, prompt)
     if reply.status == 413 and len(texts) > 1:
         half = len(texts) // 2
-        first, cut_first = yield from embed(server, texts[:half], role, prompt=prompt)
-        second, cut_second = yield from embed(server, texts[half:], role, prompt=prompt)
+        first, cut_first = yield from embed(server, texts[:half], role, prompt=prompt, start=start)
+        second, cut_second = yield from embed(server, texts[half:], role, prompt=prompt, start=start + half)
         return np.concatenate([first, second]), cut_first + cut_second
     if reply.status != 200:
-        raise refusal(reply)
+        raise refusal(reply, range(start, start + len(texts)))
     theirs = reply.headers.get("x-penult-fingerprint", server.fingerprint)
     if server.kind == "penult" and theirs != server.fingerprint:
         raise ValueError(
@@ -211,11 +214,18 @@ def embed(server: Server, texts: Sequence[str], role: Role, *, prompt: str | Non
     return vectors, int(cut) if cut.isascii() and cut.isdigit() and len(cut) < 10 else 0
 
 
-def refusal(reply: Reply) -> Exception:
-    """Make the error of an answer that says no, with the server's own words."""
+def refusal(reply: Reply, rows: range = range(0)) -> Exception:
+    """Make the error of an answer that says no, with the server's own words.
+
+    Args:
+        reply: the answer.
+        rows: numbers of the request's texts in the caller's list.
+    """
     words = _words(reply)
-    if reply.status in (401, 403):
-        return PermissionError(f"The server refused the key (HTTP {reply.status}): {words} Give it as api_key=.")
+    if reply.status == 401:
+        return PermissionError(f"The server refused the key (HTTP 401): {words} Give it as api_key=.")
+    if reply.status == 403:  # penult's own is about the host or the origin of the request
+        return PermissionError(f"The server refused the request (HTTP 403): {words} Should it want a key, give it as api_key=.")
     if 300 <= reply.status < 400:
         where = reply.headers.get("location", "elsewhere")
         return ValueError(f"The server sends its clients to {where} (HTTP {reply.status}); give that address as base_url.")
@@ -223,7 +233,8 @@ def refusal(reply: Reply) -> Exception:
         return ConnectionError(f"The server is busy or not ready (HTTP {reply.status}), also after trying again: {words}")
     if reply.status >= 500 or reply.status == 424:
         return ConnectionError(f"The server failed (HTTP {reply.status}): {words}")
-    return ValueError(f"The server refused the texts (HTTP {reply.status}): {words}")
+    where = f" The server counts from text {rows.start} of yours: it was sent {rows.start} to {rows[-1]}." if rows.start else ""
+    return ValueError(f"The server refused the texts (HTTP {reply.status}): {words}{where}")
 
 
 def _answered(reply: Reply) -> Any:  # noqa: ANN401 - JSON

@@ -10,10 +10,11 @@ import random
 import time
 import warnings
 import weakref
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from email.utils import parsedate_to_datetime
 from functools import partial
+from itertools import accumulate
 from types import TracebackType
 from typing import Any, Self, TypeVar, cast
 
@@ -53,7 +54,8 @@ class RemoteEmbedder:
             awaits serves `aembed` alone, one that only blocks `embed` alone.
 
     Raises:
-        ValueError: `base_url` is no http(s) URL, a number is too small, or `prompts` names something else than roles.
+        ValueError: `base_url` is no http(s) URL, a number is too small, `api_key` does not fit into a header, or `prompts`
+            names something else than roles.
         TypeError: a prompt is not a str.
     """
 
@@ -95,7 +97,7 @@ class RemoteEmbedder:
         basic = api_key is None and bool(url.userinfo)
         self._options: dict[str, Any] = {
             "headers": {"Content-Type": "application/json"}
-            | ({} if api_key is None else {"Authorization": f"Bearer {api_key}"}),
+            | ({} if api_key is None else {"Authorization": b"Bearer " + _checked_key(api_key)}),
             "auth": httpx.BasicAuth(url.username, url.password) if basic else None,
             "timeout": httpx.Timeout(timeout, connect=min(timeout, 10.0)),
             "limits": httpx.Limits(max_connections=None, max_keepalive_connections=max(8, concurrency)),
@@ -156,7 +158,10 @@ class RemoteEmbedder:
         requests = protocols.parts(server, checked)
         threads = ThreadPoolExecutor(min(self._concurrency, len(requests)))
         with progress_bar(len(checked), shown=progress) as step, threads:
-            pending = [threads.submit(self._talk, protocols.embed(server, part, role, prompt=prompt)) for part in requests]
+            pending = [
+                threads.submit(self._talk, protocols.embed(server, part, role, prompt=prompt, start=start))
+                for start, part in _numbered(requests)
+            ]
             answers = []
             try:
                 for part, future in zip(requests, pending, strict=True):
@@ -178,12 +183,12 @@ class RemoteEmbedder:
             server = await self._aknown(client, role, prompt)
             slots = asyncio.Semaphore(self._concurrency)
 
-            async def one(part: list[str]) -> tuple[Vectors, int]:
+            async def one(start: int, part: list[str]) -> tuple[Vectors, int]:
                 async with slots:
-                    return await self._atalk(client, protocols.embed(server, part, role, prompt=prompt))
+                    return await self._atalk(client, protocols.embed(server, part, role, prompt=prompt, start=start))
 
             requests = protocols.parts(server, checked or (["a"] if self._dimension is None else []))
-            tasks = [asyncio.ensure_future(one(part)) for part in requests]
+            tasks = [asyncio.ensure_future(one(start, part)) for start, part in _numbered(requests)]
             try:
                 found = list(await asyncio.gather(*tasks))
             finally:
@@ -381,6 +386,18 @@ def _read_url(base_url: str) -> httpx.URL:
     return url
 
 
+def _checked_key(api_key: str) -> bytes:
+    """Return a key as a header carries it, without the end of the line that keys read from files have.
+
+    Raises:
+        ValueError: no header can carry it; the message does not show it.
+    """
+    key = api_key.strip()
+    if not key or not key.isprintable() or unencodable(key) is not None:
+        raise ValueError("api_key is empty or has characters that a header cannot carry, such as the end of a line.")
+    return key.encode()
+
+
 def _split(url: httpx.URL) -> tuple[str, str | None]:
     """Split a URL into the server's, without user and password, and DeepSparse's route where it names one."""
     server = str(url.copy_with(username=None, password=None, raw_path=b"/", fragment=None)).rstrip("/")
@@ -407,6 +424,11 @@ def _reply(response: httpx.Response) -> Reply:
     return Reply(response.status_code, {name.lower(): value for name, value in response.headers.items()}, response.content)
 
 
+def _numbered(parts: list[list[str]]) -> Iterator[tuple[int, list[str]]]:
+    """Yield each part of a list of texts, with the number of its first text."""
+    return zip(accumulate(map(len, parts), initial=0), parts, strict=False)  # the last number has no part
+
+
 def _retry_after(headers: Mapping[str, str]) -> float:
     """Read the seconds that a server asks for, as a number or as a date; at most a minute."""
     said = headers.get("retry-after", "").strip()
@@ -414,7 +436,7 @@ def _retry_after(headers: Mapping[str, str]) -> float:
         return min(float(said), _LONGEST_PAUSE)
     try:
         return max(0.0, min(parsedate_to_datetime(said).timestamp() - time.time(), _LONGEST_PAUSE))
-    except ValueError:
+    except (ValueError, OverflowError):  # the second: of a time zone of many digits
         return 0.0
 
 

@@ -167,9 +167,9 @@ def test_other_servers_take_what_they_took(tiny, options):
         assert post(running, headers).status_code == 200
 
 
-def preflight(running, origin: str) -> httpx.Response:
+def preflight(running, origin: str, more: dict[str, str] | None = None) -> httpx.Response:
     asked = {"origin": origin, "access-control-request-method": "POST", "access-control-request-headers": "content-type"}
-    return httpx.options(f"{running.url}/v1/embeddings", headers=asked)
+    return httpx.options(f"{running.url}/v1/embeddings", headers=asked | (more or {}))
 
 
 @pytest.mark.parametrize("origin", ["https://evil.example", "http://localhost.evil.example", "http://evil-localhost", "null"])
@@ -186,7 +186,9 @@ def test_cors_is_off(local, origin):
 def test_pages_of_this_machine(local, opened, origin):
     """A page that a program of this machine serves is allowed as the program is, unless --allow-origin names other pages."""
     browser = {"origin": origin, "sec-fetch-site": "same-site", "sec-fetch-mode": "cors"}
-    assert preflight(local, origin).headers["access-control-allow-origin"] == origin
+    for question in ({}, {"access-control-request-private-network": "true"}):  # the second: of Chrome
+        allowed = preflight(local, origin, question)
+        assert (allowed.status_code, allowed.headers["access-control-allow-origin"]) == (200, origin)
     assert post(local, browser).headers["access-control-allow-origin"] == origin
     assert post(opened, browser).status_code == (200 if origin == "http://localhost:3000" else 403)
     assert httpx.post(f"{local.url}/endpoints", json={}, headers=browser).status_code == 403

@@ -51,6 +51,13 @@ def test_the_key_opens(guarded):
     assert guarded.get("/docs", headers=headers).status_code == 200
 
 
+def test_a_key_with_spaces_around_it_opens(tiny):
+    """Headers cannot carry the end of a line that a key read from a file has."""
+    with serving(EndpointConfig(model=str(tiny)), api_key=f" {KEY}\n") as running:
+        headers = {"authorization": f"Bearer {KEY}".encode()}
+        assert running.post("/v1/embeddings", {"input": "a"}, headers=headers).status_code == 200
+
+
 def test_who_may_change_endpoints(tiny, guarded):
     """Endpoints are changed with the key; without one, from this machine alone, and never by a page in a browser."""
     body = {"task": "transformers_embedding_extraction", "model": str(tiny), "name": "more"}

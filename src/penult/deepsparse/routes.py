@@ -12,6 +12,7 @@ from typing import Any, cast
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, ValidationError
+from starlette.routing import BaseRoute
 
 from penult.deepsparse.arguments import TASK
 from penult.deepsparse.config_file import DeepSparseEndpoint, DeepSparseServer, read_endpoint
@@ -91,6 +92,7 @@ def add(app: FastAPI, service: Service) -> None:
         ConfigError: two endpoints would have one path, or a model cannot be used as its endpoint says.
     """
     app.description += f" {_ABOUT}"
+    app.state.overridden = {}  # routes of other contracts, by path; they come back when the endpoint is removed
     for endpoint in service.endpoints:
         _open(service, _endpoint_of(endpoint))
         add_endpoint(app, service, endpoint)
@@ -175,6 +177,7 @@ def add_endpoint(app: FastAPI, service: Service, endpoint: Endpoint) -> None:
         app.add_api_route(f"/v2/models/{name}/benchmark", _benchmark, methods=["POST"], include_in_schema=False)
     for path in _old_paths(service, _endpoint_of(endpoint)):
         _check_free(app, path, _endpoint_of(endpoint))
+        app.state.overridden[path] = _remove_routes(app, {path})
         _add_infer(app, path, infer, shown=True)
 
 
@@ -211,15 +214,20 @@ def _add_infer(app: FastAPI, path: str, infer: Callable[[Request], Awaitable[Res
 
 
 def _check_free(app: FastAPI, path: str, config: DeepSparseEndpoint) -> None:
-    if path in _YIELDING:
-        app.router.routes[:] = [
-            route
-            for route in app.router.routes
-            if getattr(route, "path", None) != path or "DeepSparse" in getattr(route, "tags", ())
-        ]
-    if any(getattr(route, "path", None) == path for route in app.routes):
+    if any(getattr(route, "path", None) == path and not _yields(route) for route in app.routes):
         place = f"{config.place}: " if config.place else ""
         raise ConfigError(f"{place}The route {path} is taken already; give the endpoint another.")
+
+
+def _yields(route: BaseRoute) -> bool:
+    return getattr(route, "path", None) in _YIELDING and "DeepSparse" not in getattr(route, "tags", ())
+
+
+def _remove_routes(app: FastAPI, paths: set[str]) -> list[BaseRoute]:
+    """Remove the routes of some paths, and return them."""
+    removed = [route for route in app.router.routes if getattr(route, "path", None) in paths]
+    app.router.routes[:] = [route for route in app.router.routes if route not in removed]
+    return removed
 
 
 def _infer(service: Service, endpoint: Endpoint) -> Callable[[Request], Awaitable[Response]]:
@@ -359,7 +367,9 @@ async def _delete(app: FastAPI, service: Service, body: bytes) -> bool:
         names = endpoint.names
         paths = {f"{base}/{name}{end}" for name in names for end in ("", "/ready", "/infer")}
         paths |= {f"/v2/models/{name}/benchmark" for name in names} | set(_old_paths(service, _endpoint_of(endpoint)))
-        app.router.routes[:] = [route for route in app.router.routes if getattr(route, "path", None) not in paths]
+        _remove_routes(app, paths)
+        for path in paths:
+            app.router.routes += app.state.overridden.pop(path, [])
         app.openapi_schema = None
     keys = [key for endpoint in service.endpoints for key in model_keys(_endpoint_of(endpoint))]
     await asyncio.to_thread(service.models.close_unused, keys)  # after the requests that they still have

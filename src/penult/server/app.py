@@ -5,6 +5,7 @@ It composes; it does not know the words of any contract.
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from inspect import signature
 from typing import Any
 
 from fastapi import FastAPI
@@ -26,6 +27,8 @@ from penult.server.service import Service
 _ABOUT = """Text to vectors on the CPU. The routes of OpenAI (`/v1/embeddings`) and of Text Embeddings Inference (`/embed`) give
 penult's vectors, as the model's own files say."""
 
+# Chrome asks whether pages of the internet may use a server of this machine; older versions of Starlette ignore the question.
+_PRIVATE_NETWORK = {"allow_private_network": True} if "allow_private_network" in signature(CORSMiddleware).parameters else {}
 
 Extend = Callable[[FastAPI, Service], None]
 
@@ -85,5 +88,6 @@ def create_app(config: ServerConfig, extend: Extend | None = None) -> FastAPI:
             allow_methods=("GET", "POST", "DELETE"),
             allow_headers=("*",),
             expose_headers=("x-penult-truncated", "x-penult-fingerprint", "retry-after"),
+            **_PRIVATE_NETWORK,
         )
     return app

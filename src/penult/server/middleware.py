@@ -48,7 +48,7 @@ class RequestMiddleware:
     ) -> None:
         self._app = app
         self._metrics = metrics
-        self._key = None if api_key is None else api_key.encode()
+        self._key = None if api_key is None else api_key.strip().encode()  # a header cannot begin or end with spaces
         self._max_body_bytes = max_body_bytes
         self._bodies = bodies
         self._browsers = browsers

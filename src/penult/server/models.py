@@ -4,10 +4,13 @@ Of HTTP it knows the reason of a refusal.
 """
 
 import asyncio
+import ctypes
+import gc
 import logging
 import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
+from contextlib import suppress
 from typing import Any, Protocol, TypeVar, cast
 
 from penult.core.embedder import Embedder
@@ -138,8 +141,11 @@ class Models:
             }
             unused = [model for key, model in self._models.items() if key not in kept]
             self._models = kept
-        for model in sorted(unused, key=lambda model: model.session_of is None):  # who uses a session before whose it is
-            model.close()
+        unused.sort(key=lambda model: model.session_of is None)  # who uses a session before whose it is
+        while unused:
+            unused.pop(0).close()
+        gc.collect()  # routes and their models refer to each other
+        _return_freed_memory()
 
     def stop_opening(self) -> None:
         """Let the requests that wait for a model go: the server ends."""
@@ -234,6 +240,15 @@ class Models:
                 endpoint.model,
             )
         return embedder
+
+
+def _return_freed_memory() -> None:
+    """Return freed memory to the operating system, where the C library does not do so by itself.
+
+    glibc keeps what the threads that open models have freed: some 350 MB after 24 models of 90 MB on two cores.
+    """
+    with suppress(OSError, AttributeError):  # other C libraries have no such function
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def embedder_key(endpoint: EndpointConfig) -> Key:
