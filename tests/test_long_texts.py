@@ -361,13 +361,15 @@ def test_a_tokenizer_of_unknown_parts(monkeypatch):
                                        "isolated")),
         ("words", pre_tokenizers.Split(" ", "merged_with_next", invert=True)),
         ("words", pre_tokenizers.Sequence([pre_tokenizers.ByteLevel(use_regex=False), pre_tokenizers.Whitespace()])),
+        ("words", pre_tokenizers.Sequence([pre_tokenizers.ByteLevel(use_regex=False), pre_tokenizers.Metaspace()])),
         ("words", pre_tokenizers.Sequence([pre_tokenizers.Metaspace(), pre_tokenizers.WhitespaceSplit()])),
         ("words", pre_tokenizers.Sequence([pre_tokenizers.Whitespace(), pre_tokenizers.Metaspace(prepend_scheme="first")])),
         ("bpe", pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(r"\p{N}|\s+(?!\S)"), "isolated"),
                                          pre_tokenizers.ByteLevel(use_regex=False)])),
     ],
 )  # fmt: skip
-def test_pre_tokenizers_that_split_less_than_they_seem_to(model, pre_tokenizer):
+@pytest.mark.parametrize("normalizer", [None, normalizers.Replace(" ", "\u2581")])
+def test_pre_tokenizers_that_split_less_than_they_seem_to(model, pre_tokenizer, normalizer):
     """A pattern without letters, an inverted one, and steps after one that replaces spaces leave a text whole at most places."""
     special = ["[UNK]", "[CLS]", "[SEP]"]
     if model == "words":
@@ -376,6 +378,8 @@ def test_pre_tokenizers_that_split_less_than_they_seem_to(model, pre_tokenizer):
     else:
         tokenizer, trainer = Tokenizer(models.BPE()), trainers.BpeTrainer(vocab_size=500, special_tokens=special)
     tokenizer.pre_tokenizer = pre_tokenizer
+    if normalizer is not None:
+        tokenizer.normalizer = normalizer
     tokenizer.train_from_iterator(["the.sea the river, the sea\nthe.river"] * 5, trainer)
     random_ = random.Random(0)
     for side in ("right", "left"):

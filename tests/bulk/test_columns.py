@@ -69,6 +69,16 @@ def test_a_column_without_nulls_that_another_file_lacks(job, tmp_path):
     assert not pq.read_schema(tmp_path / "one.parquet").field("n").nullable
 
 
+@pytest.mark.parametrize("opening", ['{"a":', "["])
+def test_values_that_are_nested_deeply_are_kept_as_json_text(job, tmp_path, opening):
+    """Arrow writes a column of 200 levels and cannot read it again."""
+    closing = "}" if opening == '{"a":' else "]"
+    value = f"{opening * 200}1{closing * 200}"
+    (tmp_path / "in.jsonl").write_text(f'{{"text": "cat", "d": {value}}}\n{{"text": "dog"}}\n')
+    assert job(tmp_path / "in.jsonl").totals.rows == 2
+    assert pq.read_table(tmp_path / "out.parquet")["d"].to_pylist() == [value.replace(":", ": "), None]
+
+
 def test_what_no_output_can_hold_is_said_first(job, tmp_path):
     """Two columns of one name, a name that Lance does not take, no rows at all: said before anything is embedded."""
     twice = pa.Table.from_arrays([pa.array(TEXTS), pa.array(TEXTS)], ["text", "text"])

@@ -67,6 +67,8 @@ def test_html(installed, tmp_path):
     assert len(text_of(path)) == 1_000_000
     path.write_bytes(b'<meta charset="klingon"><p>x')
     assert text_of(path) == "says that its encoding is klingon, which Python does not know; pass its --encoding"
+    path.write_bytes(b'<meta charset="undefined"><p>x')  # a codec of Python's that has no text
+    assert "pass its --encoding" in text_of(path)
     for content in ("", "  ", "<!-- a remark -->", "<script>x</script>"):
         path.write_text(content)
         assert text_of(path) == ""
@@ -93,6 +95,13 @@ def test_pdf(installed, tmp_path):
     for content in (b"%PDF-1.4", b"", pdf("x")[:300], pdf("x").replace(b"/Kids", b"/Dogs")):
         path.write_bytes(content)
         assert isinstance(text_of(path), Refused)
+    # The second is /FlateDecode cut off: an old name that pypdf refuses, with an error of another class.
+    for content in (
+        pdf("x").replace(b"/Contents", b"/Contents []", 1),
+        pdf("x").replace(b"<< /Length", b"<< /Filter /Fl /Length"),
+    ):
+        path.write_bytes(content)
+        assert isinstance(text_of(path), str)
     path.write_bytes(pdf("secret"))
     writer = installed.PdfWriter(clone_from=path)
     writer.encrypt("word", algorithm="RC4-128")

@@ -90,6 +90,15 @@ def test_one_process_holds_it(job):
     Job(out).release()
 
 
+def test_a_folder_of_the_user_is_left_alone(tmp_path):
+    """What stands under the name of a job's folder, and is none, is not removed with the job."""
+    (tmp_path / "out.parquet.job").mkdir()
+    (tmp_path / "out.parquet.job" / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match="holds files that are not of an unfinished job"):
+        Job(tmp_path / "out.parquet")
+    assert [path.name for path in (tmp_path / "out.parquet.job").iterdir()] == ["notes.txt"]
+
+
 def test_clearing_and_removing(job):
     """Cleared, nothing is left but the lock, and work begins anew; removed, the folder is gone."""
     job.begin(MANIFEST)

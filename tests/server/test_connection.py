@@ -9,7 +9,7 @@ import time
 import pytest
 from server_kit import Process, serving
 
-from penult.server import EndpointConfig, connection
+from penult.server import EndpointConfig, Limits, connection
 
 
 @pytest.fixture
@@ -153,6 +153,21 @@ def test_an_answer_that_nobody_reads_is_dropped(tiny, monkeypatch):
                 except ConnectionError:
                     pass
                 assert (read > 9_000_000) == reads
+
+
+def test_answers_that_nobody_reads_are_bounded(tiny):
+    """While one client does not read its large answer, another one is told to come again; then it gets all of it."""
+    body = {"inputs": ["the cat sat on the mat " * 9] * 500}  # 10 MB of numbers, more than the systems' buffers
+    limits = Limits(max_body_bytes=1_000_000, max_bodies_in_flight=1_000_000)
+    with serving(EndpointConfig(model=str(tiny)), limits=limits) as running:
+        whole = running.post("/embed_all", body)
+        assert whole.status_code == 200
+        with running.client.stream("POST", "/embed_all", json=body) as unread:
+            other = running.post("/embed_all", body)
+            assert (other.status_code, other.headers["retry-after"]) == (429, "1")
+            assert running.post("/embed", {"inputs": "a"}).status_code == 200
+            assert unread.read() == whole.content
+        assert running.post("/embed_all", body).content == whole.content
 
 
 def test_sigterm_resets_no_busy_client(tiny):

@@ -153,12 +153,12 @@ def _behind(steps: list[Part], *, spaces_replaced: bool) -> str:
         behind = _split_before(step)
         if behind is None:
             return ""
-        best = best if mapped else max(best, behind, key=len)
-        mapped = mapped or step["type"] in _MAPS  # the steps after it see other characters
+        # Only Metaspace splits at what stands for a space; the steps after one that maps characters see others.
+        if not mapped and (step["type"] == "Metaspace" or not spaces_replaced):
+            best = max(best, behind, key=len)
+        mapped = mapped or step["type"] in _MAPS
     if best and any(step["type"] == "Punctuation" and step["behavior"] not in ("Isolated", "Removed") for step in steps):
         best = "".join(char for char in best if char in _SPACES)
-    if spaces_replaced:  # then only Metaspace splits at what stands for a space
-        return " " if any(step["type"] == "Metaspace" and step["split"] for step in steps) else ""
     if any(step["type"] == "ByteLevel" and step["add_prefix_space"] for step in steps):
         return " " if best else ""  # a part that begins with a space gets no other
     return best

@@ -14,7 +14,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from penult._version import __version__
 from penult.server import docs, health, openai, tei
-from penult.server.bodies import Bodies
+from penult.server.bodies import Answers, Bodies
 from penult.server.browsers import LOOPBACK_ORIGIN, BrowserCheck
 from penult.server.compressed_bodies import CompressedBodyMiddleware
 from penult.server.config import ServerConfig
@@ -69,13 +69,15 @@ def create_app(config: ServerConfig, extend: Extend | None = None) -> FastAPI:
     app.state.service = service
     app.openapi()  # made now: it takes a fifth of a second, in which nobody else would be answered
     # The last one is the outermost.
+    in_flight = max(config.limits.max_bodies_in_flight, config.limits.max_body_bytes)
     app.add_middleware(CompressedBodyMiddleware, max_body_bytes=config.limits.max_body_bytes)
     app.add_middleware(
         RequestMiddleware,
         metrics=service.metrics,
         api_key=config.api_key,
         max_body_bytes=config.limits.max_body_bytes,
-        bodies=Bodies(max(config.limits.max_bodies_in_flight, config.limits.max_body_bytes)),
+        bodies=Bodies(in_flight),
+        answers=Answers(in_flight),
         browsers=BrowserCheck(config),
     )
     app.add_middleware(RequestLineMiddleware)

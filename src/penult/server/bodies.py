@@ -1,17 +1,20 @@
 """The bodies of requests while they are received: their sizes, the bytes of all together, and how long a client may take.
 
+The bodies of answers are counted until their clients have read them.
+
 It knows ASGI's messages and refusals; it does not know what a body means.
 """
 
 import asyncio
 import time
 
-from starlette.types import Message, Receive, Scope
+from starlette.types import Message, Receive, Scope, Send
 
 from penult.server.errors import Refusal
 
 SMALL = 65_536  # bytes; such a body is received, or left unread, without further care
 _STALL_SECONDS = 30.0  # without a byte of the body; a client that stalls for ever must not hold up the end of the server
+_PIECE = 1 << 20  # bytes of an answer that are handed on at a time
 _SLOWEST = 65_536  # bytes per second that a body has to reach after its first 30 s
 # A client that reads nothing before it has sent everything gets its answer if the rest of its body is at most so many times
 # the limit and comes in time.
@@ -54,6 +57,72 @@ class Bodies:
     def release(self, size: int) -> None:
         """Remove bytes."""
         self._used -= size
+
+
+class Answers:
+    """The bytes of the large answers that clients have not read yet.
+
+    Args:
+        most: maximum bytes. A single answer may have more.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._used = 0
+
+    def take(self, size: int) -> None:
+        """Add bytes.
+
+        Raises:
+            Refusal: there would be too many.
+        """
+        if self._used and self._used + size > self._most:
+            raise Refusal(
+                "full",
+                f"The answers that clients have not read yet have {self._used} bytes, the limit is {self._most}. Retry in 1 s.",
+                headers={"Retry-After": "1"},
+            )
+        self._used += size
+
+    def release(self, size: int) -> None:
+        """Remove bytes."""
+        self._used -= size
+
+
+class Answer:
+    """The answer to one request; `send` is ASGI's, and returns when the client has read nearly all of a large body.
+
+    Args:
+        send: ASGI's own. It waits before each message until the client has read the one before.
+        answers: bytes of all answers.
+    """
+
+    def __init__(self, send: Send, answers: Answers) -> None:
+        self._send = send
+        self._answers = answers
+        self._taken = 0
+
+    async def send(self, message: Message) -> None:
+        """Pass on a message, a large body in pieces.
+
+        Raises:
+            Refusal: before anything is sent, where there would be too many bytes that are not read.
+        """
+        if message["type"] == "http.response.start":
+            size = int(next((value for name, value in message.get("headers", ()) if name == b"content-length"), 0))
+            if size > SMALL:
+                self._answers.take(size)
+                self._taken = size
+        body = message.get("body", b"")
+        for start in range(0, len(body) - _PIECE, _PIECE):
+            await self._send({**message, "body": body[start : start + _PIECE], "more_body": True})
+        sent = max(0, -(-len(body) // _PIECE) - 1) * _PIECE
+        await self._send({**message, "body": body[sent:]} if sent else message)
+
+    def release(self) -> None:
+        """State that the client has read it, or has left."""
+        self._answers.release(self._taken)
+        self._taken = 0
 
 
 class Body:

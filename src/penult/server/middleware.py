@@ -12,7 +12,7 @@ from urllib.parse import quote
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from penult.server.bodies import Bodies, Body
+from penult.server.bodies import Answer, Answers, Bodies, Body
 from penult.server.browsers import BrowserCheck
 from penult.server.errors import Gone, Refusal, answer, contract
 from penult.server.metrics import Metrics
@@ -33,6 +33,7 @@ class RequestMiddleware:
         api_key: key that clients must send. None: no key is needed.
         max_body_bytes: maximum bytes of a request's body.
         bodies: bytes of the bodies of all requests.
+        answers: bytes of the answers that clients have not read yet.
         browsers: check of requests that come from web pages.
     """
 
@@ -44,6 +45,7 @@ class RequestMiddleware:
         api_key: str | None,
         max_body_bytes: int,
         bodies: Bodies,
+        answers: Answers,
         browsers: BrowserCheck,
     ) -> None:
         self._app = app
@@ -51,6 +53,7 @@ class RequestMiddleware:
         self._key = None if api_key is None else api_key.strip().encode()  # a header cannot begin or end with spaces
         self._max_body_bytes = max_body_bytes
         self._bodies = bodies
+        self._answers = answers
         self._browsers = browsers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -59,14 +62,23 @@ class RequestMiddleware:
             await self._app(scope, receive, send)
             return
         scope["penult"] = log = RequestLog()
-        started, status = time.monotonic(), 0
+        started, status, recorded = time.monotonic(), 0, False
+
+        def record() -> None:
+            nonlocal recorded
+            if not recorded:
+                recorded = True
+                self._record(scope, log, status or _GONE, time.monotonic() - started)
 
         async def watched_send(message: Message) -> None:
             nonlocal status
+            if message["type"] == "http.response.body" and not message.get("more_body"):
+                record()  # now: how long the client reads says nothing about the server
+            await reply.send(message)
             if message["type"] == "http.response.start":
                 status = message["status"]
-            await send(message)
 
+        reply = Answer(send, self._answers)
         scope["penult.body"] = body = Body(scope, receive, self._bodies, self._max_body_bytes)
         try:
             self._browsers.check(scope)
@@ -87,7 +99,8 @@ class RequestMiddleware:
                 await _refuse(scope, body, trouble, watched_send)
         finally:
             body.release()
-            self._record(scope, log, status or _GONE, time.monotonic() - started)
+            reply.release()
+            record()
 
     def _check_key(self, scope: Scope) -> None:
         if self._key is None or scope["path"] in _OPEN:

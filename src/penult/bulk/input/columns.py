@@ -11,6 +11,7 @@ from penult.bulk.json_text import dumps
 JSON_FIELD = {b"penult.json": b"true"}
 """Marks a column of JSON text: its values were of types that no Arrow column holds together."""
 _MOST_KEYS = 100  # an object with more keys is kept as JSON text, or a key a row would become a column each
+_MOST_DEPTH = 40  # of objects and lists within each other; Arrow reads 49 lists in Parquet, and stops with an error at more
 _VIEWS = {pa.string_view(): pa.string(), pa.binary_view(): pa.binary()}
 
 
@@ -153,11 +154,13 @@ def _is_unicode(value: Any) -> bool:  # noqa: ANN401 - a value of JSON
     return True
 
 
-def _fits(type_: pa.DataType) -> bool:
-    """Say whether files can hold a type: no object without keys, or with more than make sense as columns."""
+def _fits(type_: pa.DataType, depth: int = 0) -> bool:
+    """Say whether files can hold a type: no object without keys, with more than make sense as columns, or nested too deeply."""
+    if depth > _MOST_DEPTH:
+        return False
     if pa.types.is_struct(type_):
-        return 0 < type_.num_fields <= _MOST_KEYS and all(_fits(field.type) for field in type_)
-    return _fits(type_.value_type) if pa.types.is_list(type_) else True
+        return 0 < type_.num_fields <= _MOST_KEYS and all(_fits(field.type, depth + 1) for field in type_)
+    return _fits(type_.value_type, depth + 1) if pa.types.is_list(type_) else True
 
 
 def _text(name: str) -> pa.Field:

@@ -6,6 +6,8 @@ The only file that imports pypdf and lxml. Imports no Arrow.
 import codecs
 import logging
 import re
+import struct
+import zlib
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -28,7 +30,11 @@ _DECLARED = re.compile(rb"""<meta[^>]+charset\s*=\s*["']?([\w.:-]+)""", re.IGNOR
 _AS_BROWSERS = {"iso-8859-1": "cp1252", "latin-1": "cp1252", "latin1": "cp1252", "us-ascii": "cp1252", "ascii": "cp1252"}
 _NOT_OF_PAGES = ("punycode", "idna", "unicode_escape", "raw_unicode_escape", "utf-7", "utf-16", "utf-32")
 _HEAD = 4096  # bytes in which a page says its encoding
-_OF_DAMAGED_PDF = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RecursionError, NotImplementedError)
+# What pypdf lets out over damaged files, beside its own errors.
+_OF_DAMAGED_PDF = (
+    ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError, RecursionError, NotImplementedError,
+    struct.error, zlib.error,
+)  # fmt: skip
 
 
 def read_document(path: Path, name: str, id_: str, options: ReadOptions = DEFAULT_READING) -> Item:
@@ -172,6 +178,8 @@ def _decoded(content: bytes, encoding: str) -> str | Refused:
         return Refused(f"is not {'UTF-8' if encoding == 'utf-8' else encoding} at its byte {error.start}; pass its --encoding")
     except LookupError:
         return Refused(f"says that its encoding is {encoding}, which Python does not know; pass its --encoding")
+    except UnicodeError as error:  # of the codec "undefined"
+        return Refused(f"is not {encoding}: {error}; pass its --encoding")
 
 
 def _pdf(path: Path, options: ReadOptions) -> str | Refused:
@@ -191,7 +199,7 @@ def _pdf(path: Path, options: ReadOptions) -> str | Refused:
                     return Refused(too_long(options.max_row_bytes))
     except pypdf.errors.FileNotDecryptedError:
         return Refused("is a PDF that is encrypted")
-    except (pypdf.errors.PyPdfError, *_OF_DAMAGED_PDF) as error:
+    except (pypdf.errors.PyPdfError, pypdf.errors.DeprecationError, *_OF_DAMAGED_PDF) as error:
         return Refused(f"is not a PDF that can be read: {error}")
     text = "\n\n".join(pages)
     return text if text.strip() else Refused("is a PDF without text: perhaps scanned images")

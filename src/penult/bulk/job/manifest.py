@@ -116,11 +116,13 @@ class Job:
     """The folder of one unfinished job, held by one process at a time.
 
     Raises:
-        ValueError: another process holds it.
+        ValueError: another process holds it, or it is a folder of the user's.
     """
 
     def __init__(self, out: Path) -> None:
         self.folder = job_folder(out)
+        if self.folder.is_dir() and not (self.folder / _LOCK).exists() and any(self.folder.iterdir()):
+            raise ValueError(f"{self.folder} holds files that are not of an unfinished job; name another output, or move them.")
         self.folder.mkdir(parents=True, exist_ok=True)
         self._lock = _locked(self.folder / _LOCK)
         self._records: BinaryIO | None = None
