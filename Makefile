@@ -22,7 +22,7 @@ test: environment-dev
 
 # The same promises with the oldest version of every dependency. What the newest leg alone can run (the clients, stores and
 # engines that ask for newer versions of what they share with penult, the notebooks, the wheels) is left to it.
-NEWEST_ONLY := tests/bulk/test_docs.py tests/bulk/test_ingest.py tests/bulk/test_ray.py tests/bulk/test_stores.py \
+NEWEST_ONLY := tests/bulk/test_bulk_page.py tests/bulk/test_docs.py tests/bulk/test_ingest.py tests/bulk/test_ray.py tests/bulk/test_stores.py \
 	tests/server/test_clients.py tests/server/test_schema.py tests/test_notebooks.py tests/test_wheel.py tests/test_readme.py \
 	tests/test_bench.py tests/test_zoo.py integrations/langchain-penult/tests/unit_tests/test_standard.py
 test-oldest: environment-oldest

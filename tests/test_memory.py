@@ -1,5 +1,7 @@
 """What a first load takes is compared with what the process may use, before the work."""
 
+import logging
+
 import pytest
 from models import tiny_model
 
@@ -7,6 +9,12 @@ from penult import Embedder
 from penult.core import memory
 
 UNLIMITED_V1 = "9223372036854771712"
+
+
+@pytest.fixture(autouse=True)
+def warnings_alone(caplog):
+    """Whatever level an earlier test left in the root logger."""
+    caplog.set_level(logging.WARNING)
 
 
 @pytest.mark.parametrize(

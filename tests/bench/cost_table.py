@@ -59,8 +59,8 @@ def table(rate: int, price: float, tokens_a_row: int, dimension: int) -> str:
     lines += [
         "",
         (
-            f"A shard is {shard * row_bytes / 1e6:,.1f} MB and {shard * tokens_a_row / rate:,.0f} s of a core: what a crash "
-            f"costs. A core moves {busy / 1e3:,.0f} kB a second. Arithmetic is the bottleneck up to {MERGE / busy:,.0f} cores; "
+            f"A shard is {shard * row_bytes / 1e6:,.1f} MB and {shard * tokens_a_row / rate:,.0f} s of a core; a crash costs "
+            f"about 5 s of it. A core moves {busy / 1e3:,.0f} kB a second. Arithmetic is the bottleneck up to {MERGE / busy:,.0f} cores; "
             f"from there on the merge, which one process does at {MERGE / 1e6:,.0f} MB a second, takes longer than the "
             f"embedding: give each part of the corpus a job and an output of its own. At {DISK / busy:,.0f} cores a disk of "
             f"{DISK / 1e6:,.0f} MB a second is full: give each machine one."

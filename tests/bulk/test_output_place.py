@@ -2,9 +2,12 @@
 
 import json
 import os
+from importlib.util import find_spec
 
 import pytest
 from bulk.jobs import corpus, run
+
+LANCE = pytest.mark.skipif(find_spec("lance") is None, reason="needs the extra penult[lance]")
 
 
 def snapshot(folder):
@@ -47,7 +50,7 @@ def folder(tmp_path, monkeypatch):
         (["./sub/"], "sub/deep/new.npy"),
         (["out.npy.rows.jsonl"], "out.npy"),
         (["out.jsonl.rejected.jsonl"], "out.jsonl"),
-        (["d.lance/in.jsonl"], "d.lance"),
+        pytest.param(["d.lance/in.jsonl"], "d.lance", marks=LANCE),
         (["out.parquet.job/in.jsonl"], "out.parquet"),
     ],
 )
@@ -84,7 +87,7 @@ def test_standard_input_that_is_the_output(folder, tiny):
         ("no/such/out.parquet", "no/such is not a folder; make it"),
         ("in.jsonl/out.parquet", "in.jsonl is not a folder; make it"),
         ("folder.parquet", "folder.parquet is a folder; name another output"),
-        ("file.lance", "file.lance is a file; name another output"),
+        pytest.param("file.lance", "file.lance is a file; name another output", marks=LANCE),
     ],
 )
 def test_a_place_that_cannot_take_an_output(job, folder, out, said, overwrite):

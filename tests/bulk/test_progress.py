@@ -26,6 +26,8 @@ class Terminal(io.StringIO):
 
 def on_a_terminal(monkeypatch):
     made = Terminal()
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("LINES", "50")
     monkeypatch.setattr(sys, "stderr", made)
     return made
 

@@ -94,8 +94,10 @@ def columns_of_every_kind(count):
     """Give a table with columns of every kind of type: some values null, the longer ones later."""
     texts = [None if row % 7 == 3 else "x" * (row + 1) for row in range(count)]
     dictionary = pa.array([text and text[:3] for text in texts]).dictionary_encode()
+    # Parquet takes views of strings from Arrow 21 on; the readers of input make strings of them.
+    views = pa.string_view() if int(pa.__version__.partition(".")[0]) >= 21 else pa.string()
     return pa.table({
-        "text": texts, "large": pa.array(texts, pa.large_string()), "view": pa.array(texts, pa.string_view()),
+        "text": texts, "large": pa.array(texts, pa.large_string()), "view": pa.array(texts, views),
         "bytes": pa.array([text and text.encode() for text in texts], pa.binary()),
         "list": pa.array([text and list(text) for text in texts]), "lists": pa.array([text and [[text], []] for text in texts]),
         "struct": pa.array([text and {"a": text, "b": row} for row, text in enumerate(texts)]),
