@@ -109,5 +109,5 @@ def test_a_glob_may_match_an_earlier_output_of_ours(job, folder):
 
 def test_the_output_of_another_job_is_an_input(job, folder):
     """A name beside the output, or in a folder of its own, is no collision."""
-    assert job("out.npy.rows.jsonl", out="out.parquet").totals.rows == 3
+    assert job("out.npy.rows.jsonl", out="other.parquet").totals.rows == 3
     assert job("sub", out="sub.parquet").totals.rows == 3

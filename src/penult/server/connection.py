@@ -13,6 +13,7 @@ _HEAD_SECONDS = 30.0  # from the first byte of a connection's request, or from i
 _MAX_HEAD_BYTES = 65_536  # as in h11; also of what follows the last chunk of a body, and of a chunk's extensions
 # Of an answer, a client has to read so many bytes in so long, or all of it. What the system's buffers hold is not seen here.
 _UNREAD_SECONDS, _UNREAD_BYTES = 60.0, 262_144
+_CLOSE = (b"connection", b"close")
 STOP_OPENING = "stop_opening"
 """Key of the application's state: what is called when the server is told to end."""
 _LAST_SECONDS = 0.5  # after SIGTERM; a request that comes in them on a kept connection is answered
@@ -60,7 +61,7 @@ class Connection(HttpToolsProtocol):
         self._forget_head()
         super().on_headers_complete()
         if self._ending:
-            self.cycle.keep_alive = False
+            self._answer_last()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget the connection."""
@@ -86,7 +87,12 @@ class Connection(HttpToolsProtocol):
         if self.cycle is None or self.cycle.response_complete:
             self.loop.call_later(_LAST_SECONDS, self._close_idle)
         else:
-            self.cycle.keep_alive = False
+            self._answer_last()
+
+    def _answer_last(self) -> None:
+        """Close after the answer to this request, and say so in it: older versions of uvicorn do if the request asks for it."""
+        self.cycle.keep_alive = False
+        self.cycle.scope["headers"] = [*self.cycle.scope["headers"], _CLOSE]
 
     def _close_idle(self) -> None:
         if self.cycle is None or self.cycle.response_complete:
