@@ -234,3 +234,22 @@ def test_a_killed_load_leaves_nothing_for_the_next(tmp_path, monkeypatch):
     vectors_of(model, "fp32")
     (entry,) = (tmp_path / "cache" / "graphs").iterdir()
     assert not entry.name.startswith(".")
+
+
+def test_a_folder_that_is_swept_before_it_is_locked(tmp_path, monkeypatch):
+    """Another process may sweep between the two; then another folder is made."""
+    made = []
+    opened = os.open
+
+    def swept(path, *arguments, **options):
+        if Path(path).parent == tmp_path and not made:
+            made.append(path)
+            Path(path).rmdir()
+        return opened(path, *arguments, **options)
+
+    monkeypatch.setattr(os, "open", swept)
+    with making(tmp_path, "making") as folder:
+        assert folder.is_dir()
+        assert folder not in made
+    assert made
+    assert list(tmp_path.iterdir()) == []

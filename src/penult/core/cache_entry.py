@@ -122,7 +122,10 @@ def _locked(parent: Path, prefix: str) -> tuple[Path, int | None]:
         folder = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
         if os.name == "nt":
             return folder, None
-        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            descriptor = os.open(folder, os.O_RDONLY)
+        except FileNotFoundError:  # another process swept it
+            continue
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         except OSError:  # some network disks
