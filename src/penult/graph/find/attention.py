@@ -235,7 +235,7 @@ class _Search:
 
 
 def _said(node: NodeProto) -> dict[str, float]:
-    """Return a node's scalar attributes; the operators searched here have no attributes of other types that matter."""
+    """Return a node's scalar attributes; attributes of other types are ignored."""
     numbers = {AttributeProto.INT: "i", AttributeProto.FLOAT: "f"}
     return {a.name: getattr(a, numbers[a.type]) for a in node.attribute if a.type in numbers}
 
