@@ -232,7 +232,7 @@ class _Search:
     def _embed(self, node: NodeProto) -> None:
         """Record the position table of EmbedLayerNormalization, which looks up and adds ids, segments and positions."""
         if len(node.input) > 3 and (dims := self._flow.dims.get(node.input[3])) and dims[0] >= _FEWEST:
-            given = node.input[8] if len(node.input) > 8 and node.op_type.startswith("Embed") else ""  # positions, if they are an input
+            given = node.input[8] if len(node.input) > 8 and node.op_type.startswith("Embed") else ""  # positions, if passed
             place = self._places.get(given, _Place(None)) if given else _Place()
             self._found.add(PositionTable(node.input[3], dims[0], place.first, place.asked))
 

@@ -62,7 +62,7 @@ def static_graph(table: TensorProto) -> onnx.ModelProto:
     initializers = [numpy_helper.from_array(array, name) for name, array in weights.items()]
     graph = helper.make_graph(nodes, "static_embedding", inputs, [output], initializers)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", _OPSET)], ir_version=_IR, producer_name="penult")
-    model.graph.initializer.append(table)  # added last, because make_graph and make_model copy their contents
+    model.graph.initializer.append(table)  # added here, because make_graph and make_model copy their contents
     model.graph.initializer[-1].name = "table"
     return model
 
