@@ -37,7 +37,7 @@ def read_model(path: Path) -> onnx.ModelProto:
         google.protobuf.message.DecodeError: the file is not an ONNX file.
     """
     try:
-        os.fspath(path.resolve()).encode()  # a location is text
+        os.fspath(path.resolve()).encode()  # a location must be valid UTF-8
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             plan = layout(data)
             if plan is not None and plan.weights:

@@ -14,7 +14,7 @@ MOST_BYTES = 2**31 - 1
 """Maximum bytes of a protobuf message, and so of a graph file; larger models use external data."""
 
 LARGE_FILE = 2**32
-"""External data of up to this many bytes is read within seconds."""
+"""Size of external data, in bytes, up to which reading takes only seconds."""
 
 _MOST_FIELDS = 1_000_000  # fields per file, read in about a second; real files have about 10,000
 # Numbers of fields in onnx.proto: ModelProto.graph, GraphProto.initializer, TensorProto.raw_data.

@@ -78,7 +78,7 @@ def _kind(flow: Flow, stream: Stream, position: int) -> tuple[bool, bool, str, s
 
 
 def _normed(flow: Flow, stream: Stream, position: int) -> int | None:
-    """Return the position after the one norm that follows, with only element-wise operators and padding removal between.
+    """Return the end of the one norm that follows, with only element-wise operators and padding removal between.
 
     None if there is no such norm.
     """
@@ -95,7 +95,7 @@ def _normed(flow: Flow, stream: Stream, position: int) -> int | None:
 
 
 def _scaled(flow: Flow, stream: Stream, position: int) -> int:
-    """Return the position after a norm's scale and shift: at most one Mul and one Add with a parameter vector.
+    """Return the end of a norm's scale and shift: at most one Mul and one Add with a parameter vector.
 
     Without such a vector, the scale may be a scalar.
     """

@@ -24,7 +24,7 @@ from penult.graph.find.skeleton import Type
 
 
 class NotATransformerError(ValueError):
-    """The graph has no transformer layer; the message lists what was found instead."""
+    """Error for a graph without a transformer layer; the message lists what was found instead."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ def hidden_states(graph: GraphIndex) -> list[HiddenState]:
     """Return the hidden states of a transformer in order, the embedding output first.
 
     Raises:
-        NotATransformerError: there is no layer: the graph has no token ids or no attention.
+        NotATransformerError: the graph has no token ids or no attention.
     """
     bare, flow = graph.bare, graph.flow
     stream = _find(flow, bare.graph)
@@ -143,7 +143,7 @@ def _made(flow: Flow, stream: Stream, position: int) -> int:
 
 
 def _carried(flow: Flow, stream: Stream, position: int) -> int:
-    """Return the position after the following nodes that only rename, cast or reorder."""
+    """Return the position of the last of the following nodes that only rename, cast or reorder."""
     while position + 1 < len(stream.nodes) and flow.op[stream.nodes[position + 1]] in TRANSPARENT:
         position += 1
     return position

@@ -31,7 +31,7 @@ _SAME_START = TRANSPARENT | MOVEMENT | {"Where", "Clip", "Min", "Max", "Abs", "R
 # Substrings of the names of runtime-specific operators that do not mix tokens.
 _BY_TOKEN = ("Norm", "Gelu", "Silu", "Quantize", "QLinear")
 _FEWEST = 4  # rows; token type tables have fewer
-_MOST_READ = 1 << 20  # elements of a stored range that are read
+_MOST_READ = 1 << 20  # maximum number of elements of a stored range to read
 _EXTRA = 4  # most rows before the first token in known position tables
 _UNREADABLE = (ValueError, TypeError, KeyError, IndexError)  # what onnx raises for an inconsistent tensor
 
@@ -275,7 +275,7 @@ class _Search:
         other = others[0] if len(others) == 1 else None
         fixed = all(name in self._flow.dims for name in reads if name not in self._places)
         if op == "Mul" and not fixed:
-            return place  # with a mask
+            return place  # multiplication by a mask
         if (
             place.first is None
             or other is None

@@ -109,7 +109,7 @@ def follow(flow: Flow, ends: list[int], known: dict[tuple[int, int, int], Segmen
 
 
 def feeding(flow: Flow, stream: Stream) -> list[int]:
-    """Return the nodes outside the stream that depend on attention of their own and feed the stream.
+    """Return the nodes outside the stream that depend on attention of their own and that the stream or its branches read.
 
     There an encoder's output enters a decoder.
     """

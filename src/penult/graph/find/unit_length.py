@@ -167,7 +167,7 @@ class _Graph:
         if len(node.input) > 1:
             least = self.number(node.input[1])
             return least is not None and least <= _SMALL and not any(node.input[2:])
-        limits = {a.name: a.f for a in node.attribute}  # before opset 11
+        limits = {a.name: a.f for a in node.attribute}  # attributes before opset 11
         return set(limits) == {"min"} and limits["min"] <= _SMALL
 
     def number(self, name: str) -> float | None:

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from penult.graph.int8.gptq import Floats, closest, nearest, what_follows
 
-_LEVELS = 255  # of an input: uint8
+_LEVELS = 255  # of a uint8 input
 # Exponents of SmoothQuant (arXiv 2211.10438): 0.5 and above, because weights have per-column scales. None: no smoothing.
 _SMOOTH = (None, 0.5, 0.65, 0.8)
 _SPLIT = (0, 2, 8)

@@ -55,7 +55,7 @@ def fuse_attention(index: GraphIndex) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Mask:
-    """Tensors: a mask as (B, 1, 1, T); whether any value is not zero; whether it is equal for all queries (empty: known)."""
+    """Tensors: a mask as (B, 1, 1, T); whether any value is not zero; whether it is equal for all queries (empty: always)."""
 
     low: str
     some: str

@@ -30,7 +30,7 @@ Key = tuple[str, str]
 
 
 class EndlessError(ValueError):
-    """A loop may not terminate, or subgraphs are nested too deeply; the message starts with "has", to follow a file name."""
+    """Error for a loop that may not terminate or too deeply nested subgraphs; the message continues a file name."""
 
 
 @dataclass(frozen=True, slots=True)

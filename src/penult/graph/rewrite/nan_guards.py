@@ -46,7 +46,7 @@ def drop_guards(graph: GraphIndex) -> None:
     if not found:
         return
     nodes = links.nodes
-    first: dict[str, int] = {}  # the first node that reads each mask
+    first: dict[str, int] = {}  # mask -> first node that reads it
     for guard in found:
         first[guard.mask] = min(guard.add, first.get(guard.mask, guard.add))
         nodes[guard.add].input[:] = [_finite(name) if name == guard.mask else name for name in nodes[guard.add].input]
