@@ -1,7 +1,7 @@
-"""The names of the activations a dense layer may have, for code that must not import onnx.
+"""Names of the activations that a dense layer may have, for code that must not import onnx.
 
-They are the classes of torch.nn that have no parameters and do one thing element by element, with their default arguments, in
-evaluation mode. `graph/rewrite/steps.py` builds them; it has one entry for each name here.
+They are the element-wise classes of torch.nn without parameters, with default arguments, in evaluation mode.
+`graph/rewrite/steps.py` implements each of them.
 """
 
 ACTIVATIONS: tuple[str, ...] = (

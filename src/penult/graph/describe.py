@@ -1,4 +1,4 @@
-"""What a graph is: its ends, its hidden states, where it is cut and what falls away. Values only, no words on paper."""
+"""Description of a graph as values: inputs, outputs, hidden states, the cut and the removed part."""
 
 import math
 from collections import Counter
@@ -11,7 +11,7 @@ from penult.graph.find.graph_index import GraphIndex
 from penult.graph.find.layers import HiddenState, NotATransformerError, hidden_states, select
 from penult.graph.rewrite.cut import cut
 
-# Bits of one value of a data type; all others take whole bytes.
+# Bits per value of the data types that do not take whole bytes.
 _BITS = {onnx.TensorProto.INT4: 4, onnx.TensorProto.UINT4: 4}
 
 
@@ -26,7 +26,7 @@ class End:
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """Nodes, parameters and the bytes of the parameters."""
+    """Number of nodes, number of parameters, and bytes of the parameters."""
 
     nodes: int
     parameters: int
@@ -38,9 +38,9 @@ class Description:
     """A graph and its cut.
 
     Attributes:
-        precision: the data type that holds most of the weights' bytes.
+        precision: the data type of most of the weights, by bytes.
         layers: hidden states, the embedding output first.
-        cut: the one that was chosen.
+        cut: the hidden state at which the graph is cut.
         kept_inputs: the inputs that the cut graph still needs.
     """
 
@@ -56,15 +56,15 @@ class Description:
 
 
 def describe(model: onnx.ModelProto, layer: int | str = -1, *, chosen: HiddenState | None = None) -> Description:
-    """Describe a graph and its cut; external data need not be loaded, and the model is not changed.
+    """Describe a graph and its cut, without changing the model; external data need not be loaded.
 
     Args:
         model: the graph.
-        layer: where it is cut.
-        chosen: the tensor at which it is cut, where that is known; then a graph without layers is described too.
+        layer: the hidden state at which to cut.
+        chosen: the tensor at which to cut, if it is known; then the graph need not have layers.
 
     Raises:
-        ValueError: not a transformer, or no such layer.
+        ValueError: the graph is not a transformer, or the layer does not exist.
     """
     index = GraphIndex(model)
     try:
@@ -125,7 +125,7 @@ def _bytes(tensor: onnx.TensorProto) -> int:
     bits = _BITS.get(tensor.data_type)
     if bits is None:
         bits = 8 * onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
-    return int(-(-math.prod(tensor.dims) * bits // 8))  # the last byte of values of four bits may be half full
+    return int(-(-math.prod(tensor.dims) * bits // 8))  # the last byte of 4-bit values may be half used
 
 
 def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:

@@ -1,4 +1,4 @@
-"""Draw a description as one self-contained HTML file: the stack of layers, where it is cut, what falls away."""
+"""Render a description as one self-contained HTML file: the layers, the cut, and the removed part."""
 
 from collections.abc import Collection
 from html import escape
@@ -29,7 +29,7 @@ s { color: var(--gone); }
 
 
 def draw(description: Description, title: str) -> str:
-    """Give an HTML page; inputs stand below, the head on top, as data flows upwards."""
+    """Return an HTML page; data flows upwards, from the inputs at the bottom to the head at the top."""
     d = description
     rows = [_end(d.outputs, "outputs", gone=() if not d.removed.nodes else [end.name for end in d.outputs]), _removed(d)]
     rows += [_layer(d, index) for index in range(len(d.layers) - 1, d.cut.index, -1)]
@@ -47,7 +47,7 @@ def draw(description: Description, title: str) -> str:
 
 
 def megabytes(count: int) -> str:
-    """Write bytes for people, in units of 10^6, or of 10^3 where there are few."""
+    """Format a number of bytes in MB (10^6), or in kB (10^3) below 0.1 MB."""
     return f"{count / 1e6:,.1f} MB" if count >= 100_000 else f"{count / 1e3:,.1f} kB"
 
 
@@ -66,7 +66,7 @@ def _removed(d: Description) -> str:
 
 
 def _fallen(d: Description) -> str:
-    """Say how much stands above the cut, head and layers together."""
+    """Return the size of what is above the cut, head and layers together."""
     if not d.removed.nodes and not d.removed.bytes:
         return ""
     size = f"{d.removed.nodes:,} nodes, {d.removed.parameters:,} parameters, {megabytes(d.removed.bytes)}"
@@ -74,7 +74,7 @@ def _fallen(d: Description) -> str:
 
 
 def _end(ends: tuple[End, ...], what: str, gone: Collection[str]) -> str:
-    """List inputs or outputs, struck through those that the cut graph has not."""
+    """Return the list of inputs or outputs, with those that the cut graph lacks struck through."""
     listed = [f"{end.name} {end.dtype}({', '.join(map(str, end.shape))})" for end in ends]
     marked = [f"<s>{escape(one)}</s>" if end.name in gone else escape(one) for one, end in zip(listed, ends, strict=True)]
     return f'<li class="end">{what}: <code>{", ".join(marked)}</code></li>'

@@ -1,6 +1,6 @@
 """Find the weights inside an ONNX file by its protobuf wire format, without parsing it and without onnx.
 
-For an unusual or broken file nothing is returned, and protobuf parses it.
+For an unusual or broken file, `layout` returns None, and the caller parses the file with protobuf.
 """
 
 import mmap
@@ -8,15 +8,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 LARGE = 2**16
-"""Minimum bytes of a weight."""
+"""Minimum size of a large weight in bytes."""
 
 MOST_BYTES = 2**31 - 1
-"""The most bytes of a protobuf message, and so of a graph's file; larger models keep their weights beside it."""
+"""Maximum bytes of a protobuf message, and so of a graph file; larger models use external data."""
 
 LARGE_FILE = 2**32
-"""Bytes of external data that are read in seconds."""
+"""Size of external data, in bytes, up to which reading takes only seconds."""
 
-_MOST_FIELDS = 1_000_000  # of a file, walked in about a second; real files have some ten thousand
+_MOST_FIELDS = 1_000_000  # fields per file, read in about a second; real files have about 10,000
 # Numbers of fields in onnx.proto: ModelProto.graph, GraphProto.initializer, TensorProto.raw_data.
 _GRAPH, _INITIALIZER, _RAW_DATA = 7, 5, 9
 _VARINT, _EIGHT_BYTES, _SIZED, _FOUR_BYTES = 0, 1, 2, 5  # wire types
@@ -58,7 +58,7 @@ class Layout:
 
 
 def layout(data: mmap.mmap) -> Layout | None:
-    """Return the places of the weights in an ONNX file.
+    """Return the offsets of the weights in an ONNX file.
 
     None for a file that is not valid protobuf, has its graph in several parts, or has more than `_MOST_FIELDS` fields.
     """
@@ -96,7 +96,7 @@ def _weights(data: mmap.mmap, graph: Field, budget: Iterator[int]) -> Iterator[W
 
 
 def _fields(data: mmap.mmap, start: int, end: int, budget: Iterator[int]) -> Iterator[Field]:
-    """Yield the fields of a message, while the budget of the file lasts."""
+    """Yield the fields of a message, until the file's budget of fields is used up."""
     for _ in budget:
         if start == end:
             return

@@ -1,1 +1,1 @@
-"""Find things in a graph by its structure, never by a model family's names."""
+"""Graph analysis by structure, independent of the names that a model family uses."""

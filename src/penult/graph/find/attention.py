@@ -1,12 +1,12 @@
-"""Find attention in a graph: where the scores of queries and keys are masked and mix the values.
+"""Find decomposed attention in a graph.
 
     q --> Transpose --.
     k --> Transpose --+--> MatMul --> scale --> Add(mask) --> Softmax --> MatMul --> Transpose
     v --> Transpose --'
 
-It knows attention by its operators and shapes, no names. Scales may stand before or after the product, and the transposes may
-be one or several or missing. A mask that takes something away although no text is padded, as a causal one or a bias of
-positions does, makes it another kind of attention, which is not found.
+It matches operators and shapes, not names. Scales may come before or after the product. There may be one transpose, several,
+or none. Attention whose mask is not zero without padding (a causal mask, a position bias) is a different kind and is not
+matched.
 """
 
 from collections.abc import Sequence
@@ -23,11 +23,11 @@ from penult.graph.find.graph_index import GraphIndex, kind
 from penult.graph.find.skeleton import Type
 from penult.graph.model_file import OWN, location_of, with_values
 
-_HEADS_INSIDE, _KEYS_LAST = (0, 2, 1, 3), (0, 2, 3, 1)  # from (B, T, N, H) to what the two products read
+_HEADS_INSIDE, _KEYS_LAST = (0, 2, 1, 3), (0, 2, 3, 1)  # from (B, T, N, H) to the operands of the two products
 _SWAPPED = (0, 1, 3, 2)
 AS_IT_IS = (0, 1, 2, 3)
-_LEAST = 1e-6  # a scale below it is none that attention uses, and a mask divided by it might be no number any more
-_TOKENS = 160  # of a text that a mask is tried on: more than those that local attention sees, 64 to each side in ModernBERT
+_LEAST = 1e-6  # attention does not use a smaller scale, and a mask divided by a smaller one might become infinite or NaN
+_TOKENS = 160  # length of the texts a mask is evaluated for: above the local window, 64 to each side in ModernBERT
 _TURNED = ("transA", "transBatchA", "transBatchB")
 
 Axes = tuple[int, ...]
@@ -35,7 +35,7 @@ Axes = tuple[int, ...]
 
 @dataclass(frozen=True, slots=True)
 class Operand:
-    """A tensor whose axes in this order are (B, T, N, H), its heads and channels; the same as (B, T, N H) if there is one."""
+    """A tensor whose axes in this order are (B, T, N, H), its N and H, and its source tensor (B, T, N H) if there is one."""
 
     tensor: str
     order: Axes
@@ -46,16 +46,16 @@ class Operand:
 
 @dataclass(frozen=True, slots=True)
 class Attention:
-    """One attention.
+    """One attention operation.
 
     Attributes:
-        query: what asks.
-        key: what is asked.
-        value: what is mixed.
+        query: the queries.
+        key: the keys.
+        value: the values.
         scale: the factor of the scores.
-        mask: the tensor (B, 1 or N, 1 or T, T) that is added to them.
-        level: whether the mask surely is the same for all heads and queries.
-        last: the position of the node whose output is the mix (B, T, N, H).
+        mask: the tensor (B, 1 or N, 1 or T, T) that is added to the scores.
+        level: the mask is known to be the same for all heads and queries.
+        last: the position of the node whose output is the attention output (B, T, N, H).
     """
 
     query: Operand
@@ -68,10 +68,10 @@ class Attention:
 
 
 def find_attention(graph: GraphIndex) -> list[Attention]:
-    """List the attention of a graph, in its order."""
+    """Return the attention operations of a graph, in graph order."""
     links = graph.links
     if not any(operator(node) == "Softmax" for node in links.nodes) or not links.well_formed:
-        return []  # of a broken graph the runtime says more
+        return []  # the runtime reports a broken graph in more detail
     search = _Search(graph)
     every = [found for i in range(len(links.nodes)) if (found := search.around(i)) is not None]
     idle = {mask for mask in dict.fromkeys(found.mask for found in every) if search.is_idle(mask)}
@@ -79,7 +79,7 @@ def find_attention(graph: GraphIndex) -> list[Attention]:
 
 
 class _Search:
-    """Finds attention in a graph."""
+    """Pattern matcher for attention in one graph."""
 
     def __init__(self, graph: GraphIndex) -> None:
         self._model, self._file = graph.model, graph.file
@@ -90,9 +90,9 @@ class _Search:
         self._known = graph.types
 
     def around(self, softmax: int) -> Attention | None:
-        """Give the attention that a node is the Softmax of."""
+        """Return the attention operation whose Softmax is the node at `softmax`; None if there is none."""
         node = self._nodes[softmax]
-        # Before opset 13, Softmax runs over all axes from one on, the second if none is stated.
+        # Before opset 13, Softmax normalizes over all axes from `axis` on; the default is 1.
         if operator(node) != "Softmax" or _said(node).get("axis", -1 if self._opset >= 13 else 1) not in {-1, 3}:
             return None
         mix = self._links.after(softmax)
@@ -123,9 +123,9 @@ class _Search:
         return Attention(query, key, value, scale, mask, level, last)
 
     def _reshaped(self, mix: int, query: Operand) -> int:
-        """Give the node that a mix (B, N, T, H) leaves by: itself, or a Reshape to the sizes that it has anyway.
+        """Return the last node of the output (B, N, T, H): `mix`, or a Reshape after it that does not change the shape.
 
-        Of four sizes three are compared: a Reshape keeps their product.
+        Comparing three of the four sizes is enough, because a Reshape keeps their product.
         """
         mixed = self._nodes[mix].output[0]
         shaped = next((i for i in self._links.readers.get(mixed, ()) if i >= 0 and operator(self._nodes[i]) == "Reshape"), None)
@@ -137,7 +137,7 @@ class _Search:
         return shaped if same and None not in after and self._feeds_alone(mix, shaped) else mix
 
     def _feeds_alone(self, node: int, target: int) -> bool:
-        """Say whether all that is made of a node's output goes into another node, directly or by way of sizes."""
+        """Return whether a node's output feeds only the node `target`, directly or through computed sizes."""
         waiting, seen = [node], {target}
         while waiting:
             readers = {i for name in self._nodes[waiting.pop()].output for i in self._links.readers.get(name, ())} - seen
@@ -148,7 +148,7 @@ class _Search:
         return True
 
     def _operand(self, tensor: str, wanted: Axes, *, turned: object = False) -> tuple[float, Operand | None]:
-        """Follow an operand of a product back through scales and transposes to where it has the axes (B, T, N, H)."""
+        """Return an operand's scale and the tensor with axes (B, T, N, H) behind its scales and transposes."""
         perm: Axes = _SWAPPED if turned else AS_IT_IS
         scale = 1.0
         while _order(perm, wanted) != AS_IT_IS:
@@ -172,7 +172,7 @@ class _Search:
         return scale, Operand(tensor, order, heads, width, flat)
 
     def _turn(self, tensor: str) -> tuple[str, Axes] | None:
-        """Give what a tensor of four axes is a transpose of, and how; some exporters swap the last two in three axes."""
+        """Return the source and permutation of a transposed 4-D tensor; some exporters swap the last two axes in 3-D."""
         node = self._links.maker(tensor)
         if operator(node) == "Transpose":
             return (node.input[0], _perm(node)) if len(_perm(node)) == 4 else None
@@ -185,24 +185,24 @@ class _Search:
         return (merge.input[0], _SWAPPED) if same and merged[1:] == before[2:] and swapped[1:] == after[2:] else None
 
     def _dims(self, tensor: str) -> tuple[int | str | None, ...]:
-        """Give the shape of a tensor, as far as it is known; of no axes if nothing is."""
+        """Return the known shape of a tensor; () if it is unknown."""
         return self._known.get(tensor, (0, None))[1] or ()
 
     def _unsplit(self, tensor: str, first: Sequence[int | str | None]) -> str | None:
-        """Give the tensor (B, T, N H) that (B, T, N, H) was reshaped from, if both surely have the same rows and tokens."""
+        """Return the tensor (B, T, N H) that was reshaped to (B, T, N, H), if B and T are known to be equal in both."""
         node = self._links.maker(tensor)
         dims = self._dims(node.input[0]) if operator(node) == "Reshape" else ()
         return node.input[0] if len(dims) == 3 and None not in first and list(dims[:2]) == first else None
 
     def _is_mask(self, tensor: str) -> bool:
-        """Say whether a tensor of (B, N or 1, T or 1, T) carries no token data."""
+        """Return whether a tensor has the shape (B, N or 1, T or 1, T) and carries no token data."""
         kind, dims = self._known.get(tensor, (0, None))
         if kind != TensorProto.FLOAT or dims is None or len(dims) != 4 or self._is_active(tensor):
             return False
         return dims[3] != 1 and (dims[2] != 1 or dims[1] == 1)
 
     def is_idle(self, mask: str) -> bool:
-        """Say whether a mask takes nothing away where no text is padded, by computing it for two texts."""
+        """Return whether a mask is all zero without padding, by evaluating it for two texts."""
         beside = [node for node in self._nodes if not any(map(self._is_active, node.output))]
         part = ModelProto(ir_version=self._model.ir_version, opset_import=self._model.opset_import)
         part.functions.extend(self._model.functions)
@@ -211,12 +211,12 @@ class _Search:
         part.graph.node.extend(beside[i] for i in ancestors(beside, [mask]))
         part.graph.output.append(helper.make_tensor_value_info(mask, TensorProto.FLOAT, None))
         if any(any(subgraphs(node)) for node in part.graph.node):
-            return False  # a loop may have no end
+            return False  # a loop may not terminate
         read = {mask, *(name for node in part.graph.node for name in read_by(node))}
         weights = [tensor for tensor in self._model.graph.initializer if tensor.name in read]
         if self._file is not None:
             weights = [with_values(tensor, self._file) if location_of(tensor) == OWN else tensor for tensor in weights]
-        # Weights that are not loaded: a mask needs their shape, a bias of positions their values, which must not look idle.
+        # Weights that are not loaded: a mask needs only their shape; a position bias needs their values and must not look zero.
         stubs = [tensor for tensor in weights if tensor.data_location == TensorProto.EXTERNAL]
         part.graph.initializer.extend(tensor for tensor in weights if tensor.data_location != TensorProto.EXTERNAL)
         there = {tensor.name for tensor in part.graph.initializer} | {name for node in part.graph.node for name in node.output}
@@ -230,12 +230,12 @@ class _Search:
         return not np.any(found)
 
     def _is_active(self, tensor: str) -> bool:
-        """Say whether a tensor carries token data."""
+        """Return whether a tensor carries token data."""
         return bool(self._bits.get(tensor, 0) & ACTIVE)
 
 
 def _said(node: NodeProto) -> dict[str, float]:
-    """Give a node's attributes that are one number; an attribute of another type is none that these operators have."""
+    """Return a node's scalar attributes; attributes of other types are ignored."""
     numbers = {AttributeProto.INT: "i", AttributeProto.FLOAT: "f"}
     return {a.name: getattr(a, numbers[a.type]) for a in node.attribute if a.type in numbers}
 
@@ -245,12 +245,12 @@ def _perm(node: NodeProto) -> Axes:
 
 
 def _order(perm: Axes, wanted: Axes) -> Axes:
-    """Say how axes have to be put in order so that `wanted` gives what `perm` gives without."""
+    """Return the order of axes after which the transposition `wanted` equals the transposition `perm`."""
     return tuple(perm[wanted.index(axis)] for axis in range(len(perm)))
 
 
 def _ones(kind: Type) -> NDArray[Any]:
-    """Give ones of a type, two rows and `_TOKENS` where it does not say how many, in hardly any memory."""
+    """Return ones of a type, with 2 and then `_TOKENS` for unknown sizes, as a broadcast view that needs almost no memory."""
     sizes = iter((2, _TOKENS, _TOKENS, _TOKENS))
     one = np.ones((), dtype=helper.tensor_dtype_to_np_dtype(kind[0]))
     return np.broadcast_to(one, tuple(size if isinstance(size, int) else next(sizes) for size in kind[1] or ()))

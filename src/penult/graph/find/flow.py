@@ -1,10 +1,10 @@
-"""The data flow of one graph: what each tensor depends on, and which nodes lie between two others.
+"""The data flow of one graph: what each tensor depends on, and which nodes are between two others.
 
-It knows the semantics of ONNX's own operators where they matter (which are element-wise, which only move data) and treats
-every other operator as a black box that reads and writes tensors. It knows nothing of layers, and no node, tensor or model
-names: two graphs that differ in names only give equal answers.
+Standard ONNX operators are classified where it matters (element-wise, data movement). Every other operator is opaque: it
+only reads and writes tensors. The result does not depend on names of nodes, tensors or models, and layers are not
+modeled: graphs that differ only in names have equal data flow.
 
-A *lookup* is the first node at which integer input meets a table of parameters: the token embedding, in whatever operator.
+A *lookup* is the first node that combines integer input with a parameter table: the token embedding, in any operator.
 Tensors that depend on a lookup's output are *active*: they carry token data. Everything else (masks, positions, weights,
 shapes) is a side input.
 """
@@ -20,7 +20,7 @@ import onnx
 SHAPE, VALUE, NUMBER, ACTIVE = 1, 2, 4, 8
 
 # fmt: off
-# Element by element, with broadcasting or alone: the standard's arithmetic, logic and activations.
+# Element-wise, with or without broadcasting: the standard arithmetic, logic and activations.
 ELEMENTWISE = frozenset((
     "Abs", "Add", "And", "BitwiseAnd", "BitwiseNot", "BitwiseOr", "BitwiseXor", "BitShift", "Ceil", "Celu", "Clip",
     "Cos", "Cosh", "Div", "Elu", "Equal", "Erf", "Exp", "Floor", "Gelu", "Greater", "GreaterOrEqual", "HardSigmoid",
@@ -33,7 +33,7 @@ TRANSPARENT = frozenset((
     "Identity", "Cast", "CastLike", "QuantizeLinear", "DequantizeLinear", "Reshape", "Transpose", "Squeeze",
     "Unsqueeze", "Flatten", "Dropout",
 ))
-# Data moved, chosen or repeated, none computed.
+# Data is moved, selected or repeated, never computed.
 MOVEMENT = frozenset((
     "Concat", "Expand", "Gather", "GatherElements", "GatherND", "Pad", "ScatterElements", "ScatterND", "Slice",
     "Split", "Tile", "TopK", "Compress",
@@ -46,19 +46,19 @@ _GATHERS = frozenset(("Gather", "GatherElements", "GatherND"))
 
 @dataclass(frozen=True, slots=True)
 class Flow:
-    """The data-flow facts of one graph; nodes are numbers in topological order.
+    """Data flow of one graph; nodes are numbered in topological order.
 
     Attributes:
-        nodes: the graph's nodes, sorted; float inputs of rank 3 stand in front as nodes without inputs.
-        op: per node, the standard's name for its operator, empty for a black box.
-        reads: per node, every tensor whose values it reads, those its subgraphs capture included.
+        nodes: the graph's nodes, sorted; float inputs of rank 3 come first, as nodes without inputs.
+        op: per node, the standard name of its operator, empty for an opaque one.
+        reads: per node, every tensor whose values it reads, including those that its subgraphs capture.
         producer: tensor -> the node that writes it.
-        bits: tensor -> SHAPE | VALUE | NUMBER | ACTIVE; a tensor that is absent is a constant.
-        dims: constant tensor -> its shape; a computed constant has its largest ancestor's.
+        bits: tensor -> SHAPE | VALUE | NUMBER | ACTIVE; an absent tensor is a constant.
+        dims: constant tensor -> its shape; a computed constant has the shape of its largest ancestor.
         sources: the nodes at which token data enters.
         feeders: per node, the distinct nodes whose active tensors it reads, in topological order.
         before: per node, the set of nodes it depends on, as a bit set (bit i = node i), over active tensors only.
-        dominators: per source, the immediate dominator of every node; filled when first asked for.
+        dominators: per source, the immediate dominator of every node; computed on first use.
     """
 
     nodes: Sequence[onnx.NodeProto]
@@ -73,19 +73,19 @@ class Flow:
     dominators: dict[int, dict[int, int]] = field(default_factory=dict)
 
     def active_reads(self, node: int) -> list[tuple[str, int]]:
-        """List (tensor, producing node) for every active tensor the node reads."""
+        """Return (tensor, producing node) for every active tensor that the node reads."""
         return [(t, self.producer[t]) for t in self.reads[node] if self.bits.get(t, 0) & ACTIVE]
 
     def beside(self, tensor: str) -> bool:
-        """Say whether a tensor depends on the input and carries no token data: a mask, lengths, positions."""
+        """Return whether a tensor depends on the input but carries no token data: a mask, lengths, positions."""
         return self.bits.get(tensor, ACTIVE) < ACTIVE  # a constant has no bits
 
     def depends(self, node: int, other: int) -> bool:
-        """Say whether active data flows from `other` to `node`; a node depends on itself."""
+        """Return whether active data flows from `other` to `node`; a node depends on itself."""
         return node == other or bool(self.before[node] >> other & 1)
 
     def between(self, start: int, end: int) -> Iterator[int]:
-        """Yield the nodes on a path from `start` to `end`, last first, `end` included and `start` not."""
+        """Yield the nodes on a path from `start` to `end`, last first, with `end` and without `start`."""
         stack, seen = [end], {end}
         while stack:
             node = stack.pop()
@@ -96,11 +96,11 @@ class Flow:
                     stack.append(p)
 
     def constants(self, node: int) -> list[tuple[int, ...]]:
-        """List the shapes of the constants the node reads."""
+        """Return the shapes of the constants that the node reads."""
         return [self.dims[t] for t in self.reads[node] if t in self.dims]
 
     def common_dominator(self, nodes: Sequence[int]) -> int | None:
-        """Find the last node that lies on every path from a source to each of `nodes`, for the source that sees furthest."""
+        """Return the last node on every path from a source to each of `nodes`, for the source with the latest such node."""
         best = None
         for root in self.sources:
             if all(self.depends(n, root) for n in nodes):
@@ -119,24 +119,24 @@ class Flow:
 
 
 def operator(node: onnx.NodeProto) -> str:
-    """Give the standard's name for an operator, that of its float twin for a quantised one; empty for a black box."""
+    """Return the standard name of an operator, the float operator's for a quantized one; empty for an opaque one."""
     if node.op_type.startswith("QLinear"):
         return str(node.op_type.removeprefix("QLinear"))
     return str(node.op_type) if node.domain in {"", "ai.onnx"} else ""
 
 
 def is_matrix(dims: tuple[int, ...]) -> bool:
-    """Say whether a constant of this shape is a matrix (two axes or more longer than one)."""
+    """Return whether a constant of this shape is a matrix (two or more axes longer than 1)."""
     return sum(d != 1 for d in dims) >= 2
 
 
 def is_vector(dims: tuple[int, ...]) -> bool:
-    """Say whether a constant of this shape has one value per channel."""
+    """Return whether a constant of this shape has one value per channel."""
     return sum(d != 1 for d in dims) == 1
 
 
 def subgraphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
-    """Yield the graphs a node carries (If, Loop, Scan)."""
+    """Yield the subgraphs of a node (If, Loop, Scan)."""
     for attribute in node.attribute:
         if attribute.type == onnx.AttributeProto.GRAPH:
             yield attribute.g
@@ -145,7 +145,7 @@ def subgraphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
 
 
 def every_node(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
-    """Yield nodes, each followed by those of the graphs that it carries, at any depth."""
+    """Yield nodes, each followed by the nodes of its subgraphs, at any depth."""
     for node in nodes:
         yield node
         for graph in subgraphs(node):
@@ -153,7 +153,7 @@ def every_node(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
 
 
 def read_by(node: onnx.NodeProto) -> tuple[str, ...]:
-    """List the tensors a node reads, those captured by its subgraphs from outside included."""
+    """Return the tensors that a node reads, including those that its subgraphs capture."""
     names = dict.fromkeys(filter(None, node.input))
     for graph in subgraphs(node):
         local = {i.name for i in graph.input} | {i.name for i in graph.initializer}
@@ -165,7 +165,7 @@ def read_by(node: onnx.NodeProto) -> tuple[str, ...]:
 
 
 def ancestors(nodes: Sequence[onnx.NodeProto], tensors: Iterable[str]) -> list[int]:
-    """List the positions of the nodes that any of some tensors depends on, in their order."""
+    """Return the positions, in order, of the nodes that any of `tensors` depends on."""
     producer = {o: i for i, n in enumerate(nodes) for o in n.output if o}
     stack, found = list(tensors), set[int]()
     while stack:
@@ -177,7 +177,7 @@ def ancestors(nodes: Sequence[onnx.NodeProto], tensors: Iterable[str]) -> list[i
 
 
 def trace(graph: onnx.GraphProto) -> Flow:
-    """Work out the data flow of a graph; initialisers need their shapes only, not their bytes."""
+    """Compute the data flow of a graph; it needs the shapes of initializers, not their values."""
     dims = {i.name: tuple(i.dims) for i in graph.initializer}
     dims.update((i.values.name, tuple(i.dims)) for i in graph.sparse_initializer)
     bits: dict[str, int] = {}
@@ -191,7 +191,7 @@ def trace(graph: onnx.GraphProto) -> Flow:
             nodes.append(onnx.NodeProto(op_type="Identity", output=[value.name]))
     entries = len(nodes)
     nodes += _sorted(graph.node)
-    reads = [read_by(n)[:1] if operator(n) == "CastLike" else read_by(n) for n in nodes]  # its second input lends its type
+    reads = [read_by(n)[:1] if operator(n) == "CastLike" else read_by(n) for n in nodes]  # the second input only sets the type
     producer = {o: i for i, n in enumerate(nodes) for o in n.output if o}
     lookups = [i for i in range(entries, len(nodes)) if _spread(nodes[i], reads[i], bits, dims)]
     flow = Flow(nodes, [operator(n) for n in nodes], reads, producer, bits, dims, (*range(entries), *lookups))
@@ -205,14 +205,14 @@ def trace(graph: onnx.GraphProto) -> Flow:
 
 
 def _spread(node: onnx.NodeProto, reads: tuple[str, ...], bits: dict[str, int], dims: dict[str, tuple[int, ...]]) -> bool:
-    """Set what the node's outputs depend on; say whether it is a lookup."""
+    """Set what the node's outputs depend on; return whether it is a lookup."""
     standard = operator(node)
     had = 0
     for name in reads:
         had |= bits.get(name, 0)
     if standard in {"Shape", "Size"}:
         had = SHAPE if had else 0
-    # Parameters chosen by token data, as a router chooses its experts' weights, carry none themselves.
+    # Parameters selected by token data, as a router selects its experts' weights, are not token data.
     chosen = standard in _GATHERS and bool(had & ACTIVE) and not bits.get(node.input[0], 0) & ACTIVE
     if chosen:
         had &= ~ACTIVE
@@ -245,7 +245,7 @@ def _rank(value: onnx.ValueInfoProto) -> int | None:
 
 
 def _sorted(nodes: Sequence[onnx.NodeProto]) -> list[onnx.NodeProto]:
-    """Give the nodes in topological order: as they stand, if they are in order already."""
+    """Return the nodes in topological order, unchanged if they are sorted already."""
     nodes = list(nodes)
     made_by = {o: i for i, n in enumerate(nodes) for o in n.output if o}
     needs = {i: [made_by[r] for r in read_by(n) if r in made_by] for i, n in enumerate(nodes)}
@@ -255,7 +255,7 @@ def _sorted(nodes: Sequence[onnx.NodeProto]) -> list[onnx.NodeProto]:
 
 
 def _meet(dominators: dict[int, int], nodes: Sequence[int]) -> int:
-    """Find the last node that dominates each of `nodes`, by climbing from the later one until all agree."""
+    """Return the last node that dominates each of `nodes`, by climbing from the latest one until all agree."""
     climbers = set(nodes)
     while len(climbers) > 1:
         climbers.add(dominators[latest := max(climbers)])

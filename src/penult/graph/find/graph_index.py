@@ -1,6 +1,6 @@
-"""The one index of a model: maker and readers of each tensor, constants, data flow, types and shapes.
+"""Index of a model: producer and readers of each tensor, constants, data flow, types and shapes.
 
-Every search in a graph uses it, and every pass that changes the graph calls `changed`.
+All graph searches share it. Every pass that changes the graph calls `changed`.
 """
 
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ _READS = {"Softmax": 1, "Transpose": 1, "Reshape": 2, "MatMul": 2, "FusedMatMul"
 
 
 class Links:
-    """The nodes of one graph by the tensors between them. A node is named by its index.
+    """The nodes of one graph by the tensors that connect them. Nodes are identified by their position.
 
     Attributes:
         nodes: the graph's nodes.
@@ -42,12 +42,12 @@ class Links:
 
     @cached_property
     def well_formed(self) -> bool:
-        """Whether the nodes of attention have all their inputs and an output; in a broken graph they may not."""
+        """True if the nodes of attention have all their inputs and an output, which a broken graph may lack."""
         known = [node for node in self.nodes if node.op_type in _READS]
         return all(len(node.input) >= _READS[node.op_type] and any(node.output[:1]) for node in known)
 
     def before(self, tensor: str) -> int | None:
-        """Return the node that makes a tensor, if the tensor has one reader."""
+        """Return the node that produces a tensor, if the tensor has exactly one reader."""
         return self._makers.get(tensor) if len(self.readers.get(tensor, ())) == 1 else None
 
     def after(self, node: int) -> int | None:
@@ -56,7 +56,7 @@ class Links:
         return readers[0] if len(readers) == 1 and readers[0] >= 0 else None
 
     def maker(self, tensor: str) -> NodeProto:
-        """Return the node that makes a tensor; an empty node if none does."""
+        """Return the node that produces a tensor; an empty node if none does."""
         return self.nodes[self._makers[tensor]] if tensor in self._makers else NodeProto()
 
     def number(self, name: str) -> float | None:
@@ -66,12 +66,12 @@ class Links:
             return None
         if len(tensor.dims) > 4 or any(size != 1 for size in tensor.dims):
             return None
-        with suppress(ValueError):  # its data are missing
+        with suppress(ValueError):  # its data is missing
             return float(numpy_helper.to_array(tensor).reshape(()))
         return None
 
     def scaled(self, tensor: str) -> tuple[float, str]:
-        """Follow a tensor back through multiplications by scalars; return the product of these and the tensor before them."""
+        """Return the product of the scalars that a tensor was multiplied by, and the tensor before these multiplications."""
         scale = 1.0
         while (maker := self.before(tensor)) is not None:
             node = self.nodes[maker]
@@ -94,8 +94,8 @@ class GraphIndex:
     A pass changes `model` in place and calls `changed`.
 
     Attributes:
-        model: the model, maybe loaded without its external data.
-        file: file of the model, if some of its weights were not loaded from it.
+        model: the model, possibly loaded without its external data.
+        file: the model file, if some of its weights were not loaded.
     """
 
     def __init__(self, model: ModelProto, file: Path | None = None) -> None:
@@ -104,32 +104,32 @@ class GraphIndex:
 
     @property
     def opset(self) -> int:
-        """The version of ONNX's own operators."""
+        """Version of the standard ONNX operators."""
         return opset_of(self.model)
 
     @cached_property
     def links(self) -> Links:
-        """The nodes of the graph, without those of subgraphs and functions."""
+        """Nodes of the graph, without those of subgraphs and functions."""
         return Links(self.model.graph)
 
     @cached_property
     def bare(self) -> ModelProto:
-        """The model without its weights, its local functions inlined."""
+        """The model without its weights, with its local functions inlined."""
         return skeleton(self.model)
 
     @cached_property
     def flow(self) -> Flow:
-        """The data flow of `bare`."""
+        """Data flow of `bare`."""
         return trace(self.bare.graph)
 
     @property
     def types(self) -> dict[str, Type]:
-        """Element type and shape of the tensors of `bare`, as far as known."""
+        """Element type and shape of the tensors of `bare`, where known."""
         return self._types[0]
 
     @cached_property
     def _types(self) -> tuple[dict[str, Type], bool]:
-        """The types, and whether they could be inferred; otherwise they are those that the graph states."""
+        """The types, and whether they were inferred; otherwise they are the ones that the graph states."""
         inferred = infer(self.bare)
         return stated_types(inferred or self.bare), inferred is not None
 
@@ -137,8 +137,8 @@ class GraphIndex:
         """Drop the index after a pass.
 
         Args:
-            renamed: old -> new name of tensors, of a pass that removed nodes and added only nodes whose types are not needed:
-                the inferred types of all other tensors are kept. None: anything may have changed.
+            renamed: old -> new tensor names, for a pass that removed nodes and added only nodes whose types are not needed:
+                the inferred types of the other tensors are kept. None: anything may have changed.
         """
         types, inferred = vars(self).get("_types", ({}, False))
         for name in ("links", "bare", "flow", "_types"):
@@ -148,5 +148,5 @@ class GraphIndex:
 
 
 def kind(node: NodeProto) -> str:
-    """Return a node's operator; ONNX Runtime's FusedMatMul is MatMul."""
+    """Return a node's operator, with ONNX Runtime's FusedMatMul as MatMul."""
     return "MatMul" if (node.domain, node.op_type) == (MICROSOFT, "FusedMatMul") else operator(node)

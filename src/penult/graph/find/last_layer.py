@@ -1,7 +1,7 @@
-"""Where the last layer of a stream ends, which is where its head begins.
+"""The end of the last layer of a residual stream, where the head begins.
 
-It knows that layers of one model resemble each other: what follows the last residual block of the others, a norm or a scale,
-follows that of the last too. What comes after, a matrix first of all, is the head.
+The layers of a model have the same structure: a norm or a scale that follows the last residual block of the other layers also
+follows that of the last layer. What comes after it, starting with a matrix, is the head.
 """
 
 from collections import Counter
@@ -11,7 +11,7 @@ from penult.graph.find.residual_stream import Stream, one_norm, trims
 
 
 def finish(flow: Flow, stream: Stream) -> tuple[int, str]:
-    """Find the position of a stream at which its last layer ends, and why."""
+    """Return the position in a stream at which its last layer ends, and the reason."""
     joins = [i + 1 for i, s in enumerate(stream.segments) if s.residual]
     starts = stream.starts
     end = _blocks(flow, stream, joins)[-1]
@@ -32,11 +32,11 @@ def finish(flow: Flow, stream: Stream) -> tuple[int, str]:
 
 
 def _blocks(flow: Flow, stream: Stream, joins: list[int]) -> list[int]:
-    """List where the residual blocks of the last layer end: a head may have some too, but it comes after.
+    """Return the ends of the residual blocks of the last layer, without those of a head after it.
 
-    1. A layer has at most as many blocks as the earlier ones whose first block is made of the same operators.
-    2. Where none is like it, it ends with one feed-forward block, and at all events before a choice or a mean of tokens
-       or a matrix with nothing around it.
+    1. A layer has at most as many blocks as the earlier layers whose first block has the same operators.
+    2. If there is no such layer, it ends with one feed-forward block, or before a selection or mean of tokens
+       or a matrix without a skip connection.
     """
     *earlier, last = starts = stream.starts
     first = _operators(flow, stream, last)
@@ -54,7 +54,7 @@ def _blocks(flow: Flow, stream: Stream, joins: list[int]) -> list[int]:
 
 
 def _halved(flow: Flow, stream: Stream, position: int) -> bool:
-    """Say whether data that went around a position is put beside it next, as the two halves of a reversible model are."""
+    """Return whether a Concat with data that bypasses the position follows, as for the halves of a reversible model."""
     if position + 1 >= len(stream.nodes) or flow.op[node := stream.nodes[position + 1]] != "Concat":
         return False
     shared = flow.common_dominator(flow.feeders[node])
@@ -66,21 +66,21 @@ def _operators(flow: Flow, stream: Stream, position: int) -> Counter[str]:
 
 
 def _alike(flow: Flow, stream: Stream, one: int, other: int) -> bool:
-    """Say whether the segments at two positions do the same with the same operator; matrices are of one shape."""
+    """Return whether the segments at two positions are of the same kind, with the same operator and matrix shapes."""
     return max(one, other) < len(stream.segments) and _kind(flow, stream, one) == _kind(flow, stream, other)
 
 
 def _kind(flow: Flow, stream: Stream, position: int) -> tuple[bool, bool, str, str, list[tuple[int, ...]]]:
-    """Tell what the segment at a position does, and with which operator and matrices it ends."""
+    """Return the kind of the segment at a position, and the operator and matrix shapes at its end."""
     segment, end = stream.segments[position], stream.nodes[position + 1]
     node, matrices = flow.nodes[end], [d for d in flow.constants(end) if is_matrix(d)]
     return segment.norm, segment.plain, node.op_type, node.domain, matrices
 
 
 def _normed(flow: Flow, stream: Stream, position: int) -> int | None:
-    """Move past the one norm that follows a position with nothing but element-wise operators and the end of padding between.
+    """Return the end of the one norm that follows, with only element-wise operators and padding removal between.
 
-    None if none does.
+    None if there is no such norm.
     """
     if one_norm(flow, stream.nodes[position]):
         return position
@@ -89,15 +89,15 @@ def _normed(flow: Flow, stream: Stream, position: int) -> int | None:
         if not segment.norm and not segment.plain and not trims(flow, node):
             return None
         position += 1
-        if segment.norm and flow.op[node] != "Sub":  # a Sub only centres: the norm's division follows
+        if segment.norm and flow.op[node] != "Sub":  # a Sub only centers: the norm's division follows
             return position if one_norm(flow, node) else _scaled(flow, stream, position)
     return None
 
 
 def _scaled(flow: Flow, stream: Stream, position: int) -> int:
-    """Move past a norm's own scale and shift: at most one Mul and one Add with a vector of parameters.
+    """Return the end of a norm's scale and shift: at most one Mul and one Add with a parameter vector.
 
-    Where there is none, its scale may be a number.
+    Without such a vector, the scale may be a scalar.
     """
     found, left, scaled = position, ["Mul", "Add"], position
     for later in range(position + 1, len(stream.nodes)):

@@ -1,13 +1,13 @@
-"""Find a transformer's hidden states in its graph by what flows where, never by what anything is called.
+"""Find a transformer's hidden states in its graph by data flow, independent of names.
 
-1. A layer starts at every segment of the stream that is residual and mixing (`Stream.starts`), or a block or two before it
-   (`Stream.layers`). The stream's tensor there is the hidden state before it; the first one is the embedding output.
-2. The last layer ends where the earlier ones do: after the last residual segment (its feed-forward block, or the
-   attention itself) and what follows that segment in the layer before. If no norm is part of that, one norm that follows
-   directly is the model's final norm and counts too. What comes after, a matrix first of all, is the head (`last_layer`).
-3. A stream fed by layers off the stream is a decoder; then the stream that feeds it, the encoder, is the one searched.
+1. A layer starts at every segment of the residual stream that is residual and mixing (`Stream.starts`), or a block or two
+   before it (`Stream.layers`). The stream's tensor there is the layer's input; the first one is the embedding output.
+2. The last layer ends as the earlier ones do: after the last residual segment (its feed-forward block, or the
+   attention itself) and the segments that follow it in the previous layer. If these contain no norm, a norm that follows
+   directly is the model's final norm and counts too. What comes after, starting with a matrix, is the head (`last_layer`).
+3. A stream fed by layers outside it is a decoder; then the encoder's stream, which feeds it, is searched instead.
 
-See `residual_stream` for the words, and `flow` for what each tensor depends on.
+See `residual_stream` for the terms, and `flow` for the dependencies of each tensor.
 """
 
 from collections import Counter
@@ -24,7 +24,7 @@ from penult.graph.find.skeleton import Type
 
 
 class NotATransformerError(ValueError):
-    """A graph in which no transformer layer is found; the message says what was found instead."""
+    """Error for a graph without a transformer layer; the message lists what was found instead."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,12 +32,12 @@ class HiddenState:
     """A tensor that carries one vector per token between two layers.
 
     Attributes:
-        index: 0 is the embedding output, n the output of layer n (the last after the final norm), as in transformers.
-        tensor: its name in the graph, local functions inlined.
-        hidden_size: H, None if the graph does not say.
-        why: one clause for people.
-        axes: the order of its axes, "BTH" in most graphs; "TBH" or "BHT" where a model is transposed inside, "NH" where
-            the rows of all texts are one after the other (N = B T). `cut` turns each into (B, T, H).
+        index: 0 for the embedding output, n for the output of layer n (the last after the final norm), as in transformers.
+        tensor: its name in the graph with local functions inlined.
+        hidden_size: H, None if the graph does not state it.
+        why: the reason, as one clause for messages.
+        axes: the order of its axes, "BTH" in most graphs; "TBH" or "BHT" if the model transposes internally, "NH" if the
+            rows of all texts are concatenated (N = B T). `cut` converts each to (B, T, H).
     """
 
     index: int
@@ -48,10 +48,10 @@ class HiddenState:
 
 
 def hidden_states(graph: GraphIndex) -> list[HiddenState]:
-    """List the hidden states of a transformer in order, the embedding output first.
+    """Return the hidden states of a transformer in order, the embedding output first.
 
     Raises:
-        NotATransformerError: no layer is found: no token ids, or tokens that never attend to each other.
+        NotATransformerError: the graph has no token ids or no attention.
     """
     bare, flow = graph.bare, graph.flow
     stream = _find(flow, bare.graph)
@@ -63,7 +63,7 @@ def hidden_states(graph: GraphIndex) -> list[HiddenState]:
     taken = [next((p for p in range(first, final + 1) if axes[p] == "BTH"), first) for first, final in places]
     tensors = [stream.segments[p].tensor if p < last else _output(flow, stream, bare.graph) for p in taken]
     widths = [_width(flow, types, stream.nodes[p], t, axes[p]) for p, t in zip(taken, tensors, strict=True)]
-    usual = next(iter({w for w in widths if w}), None)  # blocks add to the stream, so that its width rarely changes
+    usual = next(iter({w for w in widths if w}), None)  # blocks add to the stream, so its width rarely changes
     reasons = [f"what attention {i + 1} and its residual both read" for i in range(len(starts))] + [why]
     return [
         HiddenState(i, tensor, width or usual, reason, axes[place])
@@ -72,10 +72,10 @@ def hidden_states(graph: GraphIndex) -> list[HiddenState]:
 
 
 def select(states: Sequence[HiddenState], layer: int | str) -> HiddenState:
-    """Pick a hidden state: 0 the embedding output, n the output of layer n, -1 the last, or one by its tensor name.
+    """Return a hidden state: 0 for the embedding output, n for the output of layer n, -1 for the last, or by tensor name.
 
     Raises:
-        ValueError: there is no such state; the message lists those that exist.
+        ValueError: there is no such hidden state; the message lists the existing ones.
     """
     listed = ", ".join(f"{s.index} {s.tensor!r}" for s in states)
     if isinstance(layer, str):
@@ -92,7 +92,7 @@ def select(states: Sequence[HiddenState], layer: int | str) -> HiddenState:
 
 
 def _find(flow: Flow, graph: onnx.GraphProto) -> Stream:
-    """Walk back from every output, keep the stream with most layers, and move on to its encoder if it has one."""
+    """Walk back from every output; return the stream with most layers, or that of its encoder if it has one."""
     made = dict.fromkeys(flow.producer[o.name] for o in graph.output if o.name in flow.producer)
     sinks = [s for s in made if flow.feeders[s] or s in flow.sources]
     if not sinks:
@@ -111,9 +111,9 @@ def _find(flow: Flow, graph: onnx.GraphProto) -> Stream:
 
 
 def _deepest(flow: Flow, stream: Stream, known: dict[tuple[int, int, int], Segment]) -> Stream:
-    """Move on to the last of several hidden states, where a head adds them up or puts them side by side.
+    """Return the stream to the last hidden state if a head adds or concatenates several of them.
 
-    h1 ---> layer ---> h2 ---> + --->    seems to be one more block around a layer, and is none
+    h1 ---> layer ---> h2 ---> + --->    looks like one more residual block around a layer, but is not
       `------------------------^
     """
     while True:
@@ -134,23 +134,23 @@ def _depth(stream: Stream) -> tuple[int, int]:
 
 
 def _made(flow: Flow, stream: Stream, position: int) -> int:
-    """Move back over nodes that only rename, retype or quantise, to the node that made the values."""
+    """Return the position of the node that computes the values: back over renames, casts, reshapes and quantization."""
     while position > 0 and flow.op[node := stream.nodes[position]] in TRANSPARENT:
         if flow.op[node] == "DequantizeLinear" and flow.op[stream.nodes[position - 1]] != "QuantizeLinear":
-            break  # what it reads are integers
+            break  # its input is integers
         position -= 1
     return position
 
 
 def _carried(flow: Flow, stream: Stream, position: int) -> int:
-    """Move on over nodes that only rename, retype or reorder."""
+    """Return the position of the last of the following nodes that only rename, cast or reorder."""
     while position + 1 < len(stream.nodes) and flow.op[stream.nodes[position + 1]] in TRANSPARENT:
         position += 1
     return position
 
 
 def _axes(flow: Flow, stream: Stream, types: dict[str, Type]) -> list[str]:
-    """Follow the order of axes along the stream, from the lookup through every Transpose and Reshape on the way."""
+    """Return the order of axes at each position of the stream, tracked from the lookup on through Transpose and Reshape."""
     axes = "TBH" if _transposed_ids(flow, stream.nodes[0]) else "BTH"
     whole, found = axes, []
     ways = [(stream.nodes[0],), *(s.around or (n,) for s, n in zip(stream.segments, stream.nodes[1:], strict=True))]
@@ -161,7 +161,7 @@ def _axes(flow: Flow, stream: Stream, types: dict[str, Type]) -> list[str]:
             if flow.op[node] == "Transpose" and len(perm) == 3 == len(axes):
                 axes = whole = "".join(axes[p] for p in perm)
             elif flow.op[node] in {"Conv", "ConvInteger"}:
-                axes = whole = "BHT"  # the order that the operator demands
+                axes = whole = "BHT"  # the operator requires this order
             elif dims is not None and len(dims) == 2:
                 axes = "NH"
             elif dims is not None and len(dims) == 3:
@@ -171,7 +171,7 @@ def _axes(flow: Flow, stream: Stream, types: dict[str, Type]) -> list[str]:
 
 
 def _transposed_ids(flow: Flow, lookup: int) -> bool:
-    """Say whether the ids are turned from (B, T) to (T, B) on their way to the lookup."""
+    """Return whether the ids are transposed from (B, T) to (T, B) before the lookup."""
     turned, node = False, lookup
     while True:
         match [flow.producer.get(t) for t in flow.reads[node] if flow.bits.get(t) == VALUE]:
@@ -182,14 +182,14 @@ def _transposed_ids(flow: Flow, lookup: int) -> bool:
 
 
 def _output(flow: Flow, stream: Stream, graph: onnx.GraphProto) -> str:
-    """Name the output of the stream's last node: one the graph gives out, or the first."""
+    """Return the output of the stream's last node: a graph output if there is one, otherwise the first."""
     outputs = [str(o) for o in flow.nodes[stream.nodes[-1]].output if o]
     given = {o.name for o in graph.output}
     return next((o for o in outputs if o in given), outputs[0])
 
 
 def _width(flow: Flow, types: dict[str, Type], node: int, tensor: str, axes: str) -> int | None:
-    """Tell H from the tensor's shape, or from the vector of parameters applied to it last."""
+    """Return H from the tensor's shape, or from the parameter vector applied last."""
     dims = _dims(types, tensor)
     if dims and len(dims) == len(axes) and isinstance(size := dims[axes.index("H")], int):
         return size

@@ -1,7 +1,7 @@
-"""Find the linear layers of a graph: token data times a matrix of parameters, plus the bias that follows.
+"""Find the linear layers of a graph: token data times a constant matrix, plus the bias that follows.
 
-It knows the operators that multiply by a constant matrix, ONNX's and ONNX Runtime's; it knows nothing of what comes before or
-after, and no names. A layer whose weight is computed, shared along the batch, or of another type than float32 is none.
+It matches the operators of ONNX and ONNX Runtime that multiply by a constant matrix, independent of names and of the rest of
+the graph. Layers whose weight is computed, batched, or not float32 are skipped.
 """
 
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ from penult.graph.find.graph_index import GraphIndex
 
 Floats = NDArray[np.float32]
 
-# Below this many rows or columns a matrix costs nothing, and its calls would.
+# A matrix with fewer rows or columns costs too little to be worth the extra operators.
 _SMALLEST = 8
 
 
@@ -30,7 +30,7 @@ class Linear:
         output: the tensor y, (..., N).
         weight: (K, N).
         bias: (N,), or None.
-        nodes: positions of the nodes that do it, in order.
+        nodes: positions of the nodes that compute it, in order.
     """
 
     input: str
@@ -41,11 +41,11 @@ class Linear:
 
 
 def find_linears(graph: GraphIndex, before: str) -> list[Linear]:
-    """List the linear layers that `before` depends on, in the graph's order.
+    """Return the linear layers that `before` depends on, in graph order.
 
     Args:
-        graph: of a model that is loaded with its data.
-        before: a tensor; a layer behind it (a dense layer on the pooled vector) is not listed.
+        graph: index of a model that is loaded with its weights.
+        before: a tensor; a layer after it (a dense layer on the pooled vector) is left out.
     """
     links, fixed = graph.links, graph.links.constants
     wanted = set(ancestors(links.nodes, [before]))
@@ -66,7 +66,7 @@ def find_linears(graph: GraphIndex, before: str) -> list[Linear]:
 
 
 def _matrix(node: NodeProto, fixed: Mapping[str, TensorProto]) -> tuple[Floats, Floats | None] | None:
-    """Give (K, N) and the bias of a node that multiplies by a constant matrix; None for any other node."""
+    """Return the weight (K, N) and bias of a node that multiplies by a constant matrix; None for any other node."""
     kind = (node.domain.replace("ai.onnx", ""), node.op_type)
     if kind not in {("", "MatMul"), ("", "Gemm"), ("com.microsoft", "FusedMatMul")}:
         return None
@@ -85,14 +85,14 @@ def _matrix(node: NodeProto, fixed: Mapping[str, TensorProto]) -> tuple[Floats, 
 
 
 def _bias(node: NodeProto, product: str, fixed: Mapping[str, TensorProto], width: int) -> Floats | None:
-    """Give the bias (N,) that an Add adds to `product`; None for any other node."""
+    """Return the bias (N,) that an Add adds to `product`; None for any other node."""
     if node.op_type != "Add" or node.domain not in {"", "ai.onnx"}:
         return None
     return _channels(fixed.get(node.input[1] if node.input[0] == product else node.input[0]), width)
 
 
 def _channels(tensor: TensorProto | None, width: int) -> Floats | None:
-    """Give the values of a constant that has one for each channel, along its last axis; None for any other."""
+    """Return the values of a constant with one value per channel, along its last axis; None for any other."""
     if tensor is None or tensor.dims[-1:] != [width] or prod(tensor.dims) != width:
         return None
     return _floats(tensor).reshape(-1)

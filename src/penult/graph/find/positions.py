@@ -1,11 +1,11 @@
-"""Find the learned table of positions of an encoder, and where in it a text begins.
+"""Find the learned position embedding table of an encoder, and the row of a text's first token.
 
     positions ---> Gather(table, .) ---> + ---> first layer
     ids -----> Gather(vocabulary, .) ----^
 
-Positions are what varies with a token's place and not with its id: a range, a running sum of a mask, a slice of a stored range,
-the input `position_ids`. They are followed through the graph by data flow and by no names but those of its inputs. A table that
-only rotates, as of rotary positions, or only enters attention scores, as of relative ones, is not added to the tokens.
+Positions vary with a token's place and not with its id: a range, a cumulative sum of a mask, a slice of a stored range, the
+input `position_ids`. The search follows them by data flow and uses no names except those of the graph inputs. Tables that are
+not added to the tokens are not matched: those of rotary positions, and of relative positions, which enter attention scores.
 """
 
 from collections.abc import Callable, Iterable
@@ -28,23 +28,23 @@ _TESTS = frozenset(
 )
 _PRODUCTS = frozenset(("MatMul", "Gemm", "Einsum", "MatMulInteger", "Conv", "ConvInteger"))
 _SAME_START = TRANSPARENT | MOVEMENT | {"Where", "Clip", "Min", "Max", "Abs", "Relu"}
-# Parts of the names of a runtime's own operators in which no token meets another.
+# Substrings of the names of runtime-specific operators that do not mix tokens.
 _BY_TOKEN = ("Norm", "Gelu", "Silu", "Quantize", "QLinear")
-_FEWEST = 4  # rows; tables of token types are shorter
-_MOST_READ = 1 << 20  # elements of a stored range that are read
-_EXTRA = 4  # the most rows before a text's first that tables of positions are known to have
-_UNREADABLE = (ValueError, TypeError, KeyError, IndexError)  # what onnx raises over a tensor that is not as it says
+_FEWEST = 4  # rows; token type tables have fewer
+_MOST_READ = 1 << 20  # maximum number of elements of a stored range to read
+_EXTRA = 4  # most rows before the first token in known position tables
+_UNREADABLE = (ValueError, TypeError, KeyError, IndexError)  # what onnx raises for an inconsistent tensor
 
 
 @dataclass(frozen=True, slots=True)
 class PositionTable:
-    """A table of positions that is added to the tokens.
+    """A position embedding table that is added to the token embeddings.
 
     Attributes:
-        tensor: the constant that holds it.
-        rows: how many positions it has.
-        first: the row of a text's first token; None where the graph does not show it.
-        asked: the graph takes positions as an input, and `first` is what it adds to them.
+        tensor: name of the constant.
+        rows: number of positions.
+        first: the row of a text's first token; None if the graph does not show it.
+        asked: the graph takes positions as an input, and `first` is the offset that it adds to them.
     """
 
     tensor: str
@@ -55,7 +55,7 @@ class PositionTable:
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """Integers that vary with a token's place: the first one, whether they were asked for, the length of a stored range."""
+    """Position integers: the first value, whether they come from an input, and the length of a stored range."""
 
     first: int | None = 0
     asked: bool = False
@@ -63,10 +63,10 @@ class _Place:
 
 
 def position_table(graph: GraphIndex) -> PositionTable | None:
-    """Return the table of positions, the shortest if there are several; None where there is none.
+    """Return the position table, the shortest if there are several; None if there is none.
 
     Args:
-        graph: its inputs have the names that `name_inputs` gives them.
+        graph: index of a graph whose inputs were renamed by `name_inputs`.
     """
     return _Search(graph).table()
 
@@ -79,20 +79,20 @@ def position_offset(
     stated_length: int | None = None,
     read: Read | None = None,
 ) -> int:
-    """Return the position of a text's first token where the graph takes positions as an input.
+    """Return the position of a text's first token for a graph that takes positions as an input.
 
-    It is 0, or one more than the row of padding: `nn.Embedding(padding_idx=p)` keeps row p at zero, and models that have such a
-    row count from p + 1. Elsewhere the length of the table tells: a power of two or the stated length, or p + 1 rows more.
+    It is 0, or p + 1 for padding row p: `nn.Embedding(padding_idx=p)` keeps row p at zero, and models with such a row count
+    from p + 1. Without a zero row, the table's length decides: a power of two or the stated length, or p + 1 rows more.
 
     Args:
         graph: as in `position_table`.
-        pad_id: the token id of padding, which numbers the padding row of such tables too.
-        stated_rows: how many positions the model's configuration states.
-        stated_length: how many tokens of a text the model's files allow.
-        read: returns the values of a tensor whose data are external, or None.
+        pad_id: the token id of padding, which is also the padding row of such tables.
+        stated_rows: number of positions in the model's configuration.
+        stated_length: maximum number of tokens of a text, from the model's files.
+        read: returns the values of a tensor with external data, or None.
 
     Raises:
-        ValueError: nothing tells, or one thing contradicts another.
+        ValueError: the position cannot be determined, or the evidence is contradictory.
     """
     search = _Search(graph)
     table = search.table()
@@ -114,27 +114,27 @@ def position_offset(
 
 @dataclass(frozen=True, slots=True)
 class _Lengths:
-    """The rows of a table beside what the files state."""
+    """The number of rows of a table, and the numbers that the files state."""
 
     rows: int
     stated_rows: int | None
     stated_length: int | None
 
     def fit(self, start: int) -> bool:
-        """Return whether the rows from `start` on are as many as stated, or a power of two."""
+        """Return whether the number of rows from `start` on is a stated number or a power of two."""
         left = self.rows - start
         stated = {self.stated_length} if start == 0 else {self.stated_length, self.stated_rows}
         return left in stated or (left >= 16 and left & (left - 1) == 0)
 
 
 def _start(lengths: _Lengths, zero: list[int], pad_id: int | None, *, seen: bool) -> int | None:
-    """Return the first position; None where it cannot be told.
+    """Return the first position; None if it cannot be determined.
 
-    1. All rows are zero: any will do.
-    2. The row of the padding id is zero and the next one is not: the next one.
-    3. One other row is zero, and the length fits from the next one on: the next one.
-    4. No row is zero, and the length fits either from 0 or from behind the row of the padding id: that.
-    5. No row is zero, and the length fits from no row that a text could begin at: 0, unless the padding id could be a row.
+    1. All rows are zero: 0, because any position works.
+    2. The row of the padding id is zero and the next row is not: the next row.
+    3. One other row is zero, and the length fits from the next row on: the next row.
+    4. No row is zero, and the length fits either from 0 or from the row after the padding id, not both: that row.
+    5. No row is zero, and the length fits from no possible first row: 0, unless the padding id could be a row.
     """
     padded = None if pad_id is None or not 0 <= pad_id < lengths.rows - 1 else pad_id + 1
     if len(zero) == lengths.rows:
@@ -151,13 +151,13 @@ def _start(lengths: _Lengths, zero: list[int], pad_id: int | None, *, seen: bool
 
 
 def _zero_rows(values: NDArray[np.generic]) -> list[int]:
-    """List the rows that are zero; among integers, which have a zero point, those of one value."""
+    """Return the rows that are zero; for integers, which have a zero point, the rows with a single value."""
     same = (values == values[:, :1]).all(axis=1) if values.dtype.kind in "iu" else (values == 0).all(axis=1)
     return [int(row) for row in np.flatnonzero(same)]
 
 
 class _Search:
-    """What each tensor of a graph carries: ids, token data, places, or rows of a table of positions alone."""
+    """Forward propagation of what each tensor carries: ids, token data, positions, or rows of a position table."""
 
     def __init__(self, index: GraphIndex) -> None:
         bare, model = index.bare.graph, index.model
@@ -167,8 +167,8 @@ class _Search:
         self._tensors.update((node.output[0], node.attribute[0].t) for node in model.graph.node if _is_constant(node))
         self._scalars = {name: value for name, tensor in self._tensors.items() if (value := _whole(tensor)) is not None}
         self._ids: set[str] = set()
-        self._data: set[str] = set()  # depends on the ids of tokens, each token by itself
-        self._met: set[str] = set()  # tokens have met
+        self._data: set[str] = set()  # depends on token ids, each token separately
+        self._met: set[str] = set()  # tokens were mixed
         self._places: dict[str, _Place] = {}
         self._rows: dict[str, frozenset[PositionTable]] = {}
         self._found: set[PositionTable] = set()
@@ -181,16 +181,16 @@ class _Search:
                 (self._data if value.type.tensor_type.elem_type in FLOATS else self._ids).add(value.name)
 
     def table(self) -> PositionTable | None:
-        """Return the shortest table of positions that is added to the tokens."""
+        """Return the shortest position table that is added to the tokens."""
         for number in range(len(self._flow.nodes)):
             self._step(number)
         return min(self._found, key=lambda table: (table.rows, table.tensor), default=None)
 
     def values(self, table: PositionTable, read: Read | None) -> NDArray[np.generic] | None:
-        """Return the values of a table, (rows, size); None where they cannot be read."""
+        """Return the values of a table, (rows, size); None if they cannot be read."""
         name = table.tensor
         while name not in self._tensors and (made := self._flow.producer.get(name)) is not None and self._flow.reads[made]:
-            name = self._flow.reads[made][0]  # back over what only retypes it
+            name = self._flow.reads[made][0]  # back over casts
         tensor = self._tensors.get(name)
         if tensor is None:
             return None
@@ -230,14 +230,14 @@ class _Search:
             self._follow(node, op, reads, made)
 
     def _embed(self, node: NodeProto) -> None:
-        """Note the table of the operator that looks ids, segments and positions up at once, and adds them."""
+        """Record the position table of EmbedLayerNormalization, which looks up and adds ids, segments and positions."""
         if len(node.input) > 3 and (dims := self._flow.dims.get(node.input[3])) and dims[0] >= _FEWEST:
-            given = node.input[8] if len(node.input) > 8 and node.op_type.startswith("Embed") else ""  # positions, if asked for
+            given = node.input[8] if len(node.input) > 8 and node.op_type.startswith("Embed") else ""  # positions, if passed
             place = self._places.get(given, _Place(None)) if given else _Place()
             self._found.add(PositionTable(node.input[3], dims[0], place.first, place.asked))
 
     def _follow(self, node: NodeProto, op: str, reads: tuple[str, ...], made: list[str]) -> None:
-        """Set what the outputs of a node carry that reads neither ids nor token data."""
+        """Set what the outputs carry, for a node that reads neither ids nor token data."""
         if not any(self._flow.bits.get(name) for name in made):
             self._note(node, op, reads, made)
             return
@@ -252,7 +252,7 @@ class _Search:
         elif op == "Range":
             place = _Place(self._scalars.get(reads[0])) if reads else None
         elif op == "NonZero" and self._flow.bits.get(reads[0] if reads else "") == SHAPE:
-            place = _Place()  # of ones: an older way to write a range
+            place = _Place()  # NonZero of ones: an older form of Range
         elif op == "CumSum":
             place = _Place(0 if any(a.name == "exclusive" and a.i for a in node.attribute) else 1)
         else:
@@ -261,7 +261,7 @@ class _Search:
             self._places.update(dict.fromkeys(made, place))
 
     def _moved(self, op: str, reads: Iterable[str]) -> _Place | None:
-        """Return what an operator makes of places."""
+        """Return the positions after an operator; None if its output is not positions."""
         reads = tuple(reads)
         places = [self._places[name] for name in reads if name in self._places]
         if not places or op in _TESTS or op in _PRODUCTS or not op:
@@ -275,7 +275,7 @@ class _Search:
         other = others[0] if len(others) == 1 else None
         fixed = all(name in self._flow.dims for name in reads if name not in self._places)
         if op == "Mul" and not fixed:
-            return place  # with a mask
+            return place  # multiplication by a mask
         if (
             place.first is None
             or other is None
@@ -286,7 +286,7 @@ class _Search:
         return replace(place, first={"Add": place.first + other, "Sub": place.first - other, "Mul": place.first * other}[op])
 
     def _stored(self, op: str, reads: tuple[str, ...]) -> _Place | None:
-        """Return the places that are taken from a stored range; None if it is no range."""
+        """Return the positions read from a stored range; None if the constant is not a range."""
         span = max(self._flow.dims[reads[0]])
         tensor = self._tensors.get(reads[0])
         values = None
@@ -304,7 +304,7 @@ class _Search:
         return _Place(first, span=span)
 
     def _looked_up(self, node: NodeProto, op: str, reads: tuple[str, ...]) -> PositionTable | None:
-        """Return the table that a node looks places up in, or takes the first rows of; None if it is none of positions."""
+        """Return the position table that a node indexes or slices; None if it is not a position table."""
         dims = self._flow.dims[reads[0]]
         if len(dims) not in {2, 3} or dims[-1] < 2 or (len(dims) == 3 and 1 not in dims[:2]):
             return None
@@ -321,7 +321,7 @@ class _Search:
         return PositionTable(reads[0], rows, place.first, place.asked) if rows >= _FEWEST else None
 
     def _note(self, node: NodeProto, op: str, reads: tuple[str, ...], made: list[str]) -> None:
-        """Remember a constant of one whole number."""
+        """Record a constant integer scalar."""
         attribute = node.attribute[0] if op == "Constant" and node.attribute else None
         if attribute is not None and attribute.name == "value_int":
             self._scalars.update(dict.fromkeys(made, attribute.i))
@@ -334,7 +334,7 @@ def _is_constant(node: NodeProto) -> bool:
 
 
 def _whole(tensor: TensorProto) -> int | None:
-    """Return the value of a tensor of one whole number."""
+    """Return the value of an integer tensor with one element; None for any other."""
     if any(size != 1 for size in tensor.dims) or tensor.data_location == TensorProto.EXTERNAL:
         return None
     try:
@@ -345,7 +345,7 @@ def _whole(tensor: TensorProto) -> int | None:
 
 
 def _meet(node: NodeProto, op: str, sources: int) -> bool:
-    """Return whether tokens meet in a node that reads the data of so many nodes: as matrices, or in a whole block."""
+    """Return whether a node that reads the token data of `sources` nodes mixes tokens: a product, or a whole block."""
     if op in _PRODUCTS or "MatMul" in node.op_type:
         return sources > 1
     if not op:

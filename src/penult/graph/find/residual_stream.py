@@ -1,15 +1,15 @@
-"""The stream of a graph: the nodes every token's vector passes through, and what lies between two of them.
+"""The residual stream of a graph: the nodes that every token's vector passes through, and the segments between them.
 
-Walking back from an output, at every join of branches to the operand the other branches start from, gives the stream. It
-knows four facts about the segment between two neighbours of the stream, found by data flow alone:
+`follow` walks back from an output. At every join it takes the operand from which the other branches start. Each segment
+between two adjacent nodes of the stream is classified by data flow alone:
 
-    residual  the stream goes around a learned matrix:      x ---> ... W ... ---> + --->
+    residual  a skip connection around a learned matrix:    x ---> ... W ... ---> + --->
                                                               `-------------------^
-    mixing    inside it token data meets token data twice, (q k) v, or once in one fused operator
-    local     inside it a convolution or a recurrence lets tokens meet their neighbours
-    norm      no matrix, but a statistic of the channels:   x ---> mean, rsqrt ---> * --->
+    mixing    token data is multiplied with token data twice, (q k) v, or once in a fused attention operator
+    local     a convolution or a recurrence mixes adjacent tokens
+    norm      a statistic of the channels and no matrix:    x ---> mean, rsqrt ---> * --->
 
-It does not know what a layer or a head is.
+This module does not define layers or heads.
 """
 
 from collections.abc import Iterable
@@ -25,17 +25,17 @@ CONTRACTIONS = frozenset(("MatMul", "Gemm", "Einsum", "MatMulInteger", "Conv", "
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """What lies between two neighbours of the stream.
+    """The part of the graph between two adjacent nodes of the residual stream.
 
     Attributes:
-        around: the nodes from the first neighbour's reader to the second that carry data past all learned matrices, in
-            order, the second included, where the second is a sum; None if there is no such way.
-        tensor: the output of the first neighbour that goes on, around if there is a way around.
-        learned: a matrix of parameters, or attention fused into one operator, is inside.
-        mixing: tokens attend to each other inside.
-        local: tokens meet their neighbours inside, in a convolution or a recurrence.
-        norm: it divides by a statistic of the channels and has no learned matrix.
-        plain: it is element-wise, or only retypes and reshapes.
+        around: the skip connection: the nodes in order, from the first node's reader to the second node (included), that
+            carry data past all learned matrices. None if there is none or the second node is not a sum.
+        tensor: the output of the first node that the segment reads, on the skip connection if there is one.
+        learned: the segment contains a parameter matrix or a fused attention operator.
+        mixing: the segment contains attention.
+        local: a convolution or a recurrence mixes adjacent tokens.
+        norm: the segment divides by a statistic of the channels and has no learned matrix.
+        plain: the segment is element-wise, or only casts and reshapes.
     """
 
     around: tuple[int, ...] | None
@@ -48,13 +48,13 @@ class Segment:
 
     @property
     def residual(self) -> bool:
-        """Say whether data goes around a learned matrix."""
+        """True if a skip connection bypasses a learned matrix."""
         return self.learned and self.around is not None
 
 
 @dataclass(frozen=True, slots=True)
 class Stream:
-    """Nodes of the graph, first to last, and the segment after each but the last."""
+    """The residual stream: its nodes in order, and the segment after each node except the last."""
 
     nodes: list[int]
     segments: list[Segment]
@@ -63,8 +63,8 @@ class Stream:
     def starts(self) -> list[int]:
         """Positions in `nodes` after which a residual block with attention follows.
 
-        In a hybrid a convolution or a recurrence may stand in for attention; it does not count where it directly follows
-        one, with no feed-forward block between, nor in a graph without attention.
+        In a hybrid model a convolution or a recurrence may replace attention. It does not count if it directly follows
+        such a block with no feed-forward block between, or if the graph has no attention.
         """
         found, mixed = [], False
         for i, segment in enumerate(self.segments):
@@ -76,10 +76,10 @@ class Stream:
 
     @property
     def layers(self) -> list[int]:
-        """Positions in `nodes` at which layers begin: `starts`, before the blocks that precede the attention in each layer.
+        """Positions in `nodes` at which layers begin: `starts`, moved before the blocks that precede attention in a layer.
 
-        These show where blocks before the first attention and after the last make up what lies between two, as in
-        f a f | f a f, whose feed-forward blocks stand on both sides.
+        They are moved only if the blocks before the first and after the last attention add up to those between two, as
+        in f a f | f a f, with feed-forward blocks on both sides of attention.
         """
         joins = [i for i, segment in enumerate(self.segments) if segment.residual]
         where = [joins.index(start) for start in self.starts]
@@ -89,9 +89,9 @@ class Stream:
 
 
 def follow(flow: Flow, ends: list[int], known: dict[tuple[int, int, int], Segment]) -> Stream:
-    """Follow token data back from `ends` (one node, or all that one reader reads) to where it enters.
+    """Return the residual stream from the input of token data to `ends` (one node, or all nodes that one reader reads).
 
-    `known` remembers segments between calls: streams to different outputs of a graph share most of theirs.
+    `known` caches segments between calls, because the streams to different outputs of a graph share most segments.
     """
     nodes: list[int] = []
     step = _upstream(flow, ends)
@@ -109,9 +109,9 @@ def follow(flow: Flow, ends: list[int], known: dict[tuple[int, int, int], Segmen
 
 
 def feeding(flow: Flow, stream: Stream) -> list[int]:
-    """List the nodes off the stream, with attention of their own behind them, that nodes on or beside it read.
+    """Return the nodes outside the stream that depend on attention of their own and that the stream or its branches read.
 
-    They are where an encoder's output enters a decoder.
+    There an encoder's output enters a decoder.
     """
     origin, sink = stream.nodes[0], stream.nodes[-1]
     inside = [n for n in range(len(flow.nodes)) if flow.depends(sink, n)]
@@ -124,22 +124,22 @@ def feeding(flow: Flow, stream: Stream) -> list[int]:
 
 
 def learned(flow: Flow, node: int) -> bool:
-    """Say whether token data meets a matrix of parameters here."""
+    """Return whether a node combines token data with a parameter matrix."""
     if flow.op[node] in ELEMENTWISE | TRANSPARENT | MOVEMENT:
         return False
     return any(is_matrix(d) for d in flow.constants(node))
 
 
 def trims(flow: Flow, node: int) -> bool:
-    """Say whether a node keeps a range of tokens whose length follows from the input, as after padding to whole blocks.
+    """Return whether a node slices tokens to a length computed from the input, as after padding to whole blocks.
 
-    A range with fixed bounds is the choice of some token instead.
+    A slice with fixed bounds selects certain tokens instead.
     """
     return flow.op[node] == "Slice" and any(flow.beside(t) for t in flow.reads[node][:3])
 
 
 def one_norm(flow: Flow, node: int) -> bool:
-    """Say whether one operator is a norm: so called by the standard, or a black box with a vector of parameters."""
+    """Return whether one operator is a norm: a standard normalization, or an opaque operator with a parameter vector."""
     proto, op = flow.nodes[node], flow.op[node]
     if "Normalization" in proto.op_type:
         return True
@@ -147,12 +147,12 @@ def one_norm(flow: Flow, node: int) -> bool:
 
 
 def _upstream(flow: Flow, feeders: list[int]) -> int | None:
-    """Choose where the stream comes from, of the nodes that feed a node.
+    """Return the node of `feeders` from which the stream comes.
 
     1. The only one.
-    2. The one all others depend on: the residual of a block.
-    3. The last node all of them pass through.
-    4. The one with most behind it: the rest are positions, token types, masks.
+    2. The one that all others depend on: the residual of a block.
+    3. Otherwise the last node that all of them pass through.
+    4. Otherwise the one with the most ancestors: the rest are positions, token types, masks.
     """
     if not feeders:
         return None
@@ -186,16 +186,16 @@ def _segment(flow: Flow, origin: int, start: int, end: int) -> Segment:
 
 
 def _meets(flow: Flow, node: int, feeders: list[int]) -> bool:
-    """Say whether token data is multiplied with token data here, as matrices."""
+    """Return whether a node is a matrix product of token data with token data."""
     op = flow.op[node]
     return len(feeders) >= 2 and (op in CONTRACTIONS or (not op and "MatMul" in flow.nodes[node].op_type))
 
 
 def _fused(flow: Flow, node: int, feeders: list[int]) -> bool:
-    """Say whether an operator that is a black box here lets tokens meet.
+    """Return whether an opaque operator mixes tokens (fused attention).
 
-    It does if it divides the channels into heads, reads three or more kinds of token data (q, k, v), or reads token data
-    beside a mask, lengths or positions. Of the standard's own operators, the Fourier transform does too.
+    It does if it has an attribute for heads, reads three or more token tensors (q, k, v), or reads token data
+    together with a mask, lengths or positions. Of the standard operators, the Fourier transform also mixes tokens.
     """
     proto, op = flow.nodes[node], flow.op[node]
     if any("heads" in a.name for a in proto.attribute) or op == "DFT":
@@ -207,7 +207,7 @@ def _fused(flow: Flow, node: int, feeders: list[int]) -> bool:
 
 
 def _local(flow: Flow, node: int) -> bool:
-    """Say whether an operator slides over its last axes or carries a state along one."""
+    """Return whether an operator is a convolution wider than 1 or a recurrence, with parameters."""
     if flow.op[node] in {"Conv", "ConvInteger"}:
         return any(size > 1 for d in flow.constants(node) for size in d[2:])
     return flow.op[node] in {"LSTM", "GRU", "RNN", "Loop", "Scan"} and learned(flow, node)
@@ -220,7 +220,7 @@ def _attention_within(graph: onnx.GraphProto) -> bool:
 
 
 def _attends(flow: Flow, meetings: set[int], passable: set[int]) -> bool:
-    """Say whether one meeting of token data feeds another, over any nodes of the segment: scores, then values."""
+    """Return whether one product of token data feeds another inside the segment: scores, then values."""
     for last in meetings:
         stack, seen = [last], set[int]()
         while stack:
@@ -234,19 +234,19 @@ def _attends(flow: Flow, meetings: set[int], passable: set[int]) -> bool:
 
 
 def _adds(flow: Flow, node: int) -> bool:
-    """Say whether a node may add two branches: a sum, or a black box that is no product with a matrix."""
+    """Return whether a node may add two branches: a sum, or an opaque operator that is not a matrix product."""
     black_box = not flow.op[node] and "MatMul" not in flow.nodes[node].op_type
     return not learned(flow, node) and (black_box or flow.op[node] in {"Add", "Sum", "Sub"})
 
 
 def _divides(flow: Flow, start: int, end: int) -> bool:
-    """Say whether a node combines the data of `start`, each value in its place, with a statistic of them."""
+    """Return whether a node combines the values of `start`, element by element, with a statistic of them."""
     way = _around(flow, start, end, ()) if flow.op[end] in {"Mul", "Div", "Sub", "Add"} else None
     return way is not None and not MOVEMENT.intersection(flow.op[n] for n in way[1])
 
 
 def _around(flow: Flow, start: int, end: int, blocked: Iterable[int]) -> tuple[str, tuple[int, ...]] | None:
-    """Find the tensor of `start` that reaches `end` past the blocked nodes as data, not as a statistic of it."""
+    """Return the tensor of `start` that reaches `end` as data, not as a statistic, past the blocked nodes, and the path."""
     stack: list[tuple[int, ...]] = [(end,)]
     seen = {end, *blocked}
     while stack:

@@ -1,9 +1,9 @@
-"""A model without its weights: small enough to be copied, inlined and shape-inferred, whatever the model weighs.
+"""A model without its weights: small enough to copy, inline and shape-infer, whatever the model size.
 
-It knows where a ModelProto keeps bulk bytes (initialisers, Constant nodes, subgraphs) and how to put the wanted ones back.
-It also opens what hides the nodes that matter: local functions, and an If that a graph input decides, with which an exporter
-puts a decoder with and one without a cache into one file.
-It must never read those bytes: `len(tensor.raw_data)` alone would copy them, and so would `tensor.ByteSize()`.
+`skeleton` drops the data of initializers, Constant nodes and subgraphs; `restore` puts the weights of selected nodes back.
+`skeleton` also inlines local functions and each If on a graph input. Exporters use such an If to store a decoder with and
+without a cache in one file.
+The weight data must never be read: `len(tensor.raw_data)` alone would copy it, and so would `tensor.ByteSize()`.
 """
 
 from collections.abc import Iterable, Iterator
@@ -17,17 +17,17 @@ from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, SparseTensor
 
 from penult.graph.find.flow import read_by, subgraphs
 
-# Beside its own error, onnx lets through what its C++ raises over an operator that lacks inputs, a Loop without any for one.
+# Besides its own error, onnx passes on what its C++ code raises for missing inputs, such as a Loop without inputs.
 _NOT_INFERRED = (onnx.shape_inference.InferenceError, ValueError, IndexError, MemoryError, RuntimeError)
 _SMALL = 512  # elements; shapes, axes and scalars are far below, weights far above
 Type = tuple[int, tuple[int | str | None, ...] | None]
 
 
 def skeleton(model: ModelProto) -> ModelProto:
-    """Copy a model without its weights, its local functions inlined.
+    """Return a copy of a model without its weights, with its local functions inlined.
 
-    An If on a graph input is replaced by the branch that reads fewer graph inputs, which is the one without a cache.
-    Top-level tensor names stay as they are; `restore` puts the weights of the nodes that remain back.
+    An If on a graph input is replaced by the branch that reads fewer graph inputs: the one without a cache.
+    Top-level tensor names do not change. `restore` puts the weights of the remaining nodes back.
     """
     bare = ModelProto(ir_version=model.ir_version, opset_import=model.opset_import, functions=model.functions)
     bare.graph.CopyFrom(_bare_graph(model.graph, deep=not model.functions, top=True))
@@ -35,7 +35,7 @@ def skeleton(model: ModelProto) -> ModelProto:
 
 
 def infer(bare: ModelProto, *, strict: bool = False) -> ModelProto | None:
-    """Infer the types of the tensors of a skeleton as far as ONNX knows its operators; None if the graph contradicts itself."""
+    """Infer the tensor types of a skeleton, for operators that ONNX defines; None if the graph is inconsistent."""
     if not _has_broken_scan(bare.graph):
         with suppress(*_NOT_INFERRED):
             return onnx.shape_inference.infer_shapes(bare, data_prop=True, strict_mode=strict)
@@ -43,7 +43,7 @@ def infer(bare: ModelProto, *, strict: bool = False) -> ModelProto | None:
 
 
 def stated_types(model: ModelProto) -> dict[str, Type]:
-    """Return (element type, shape) of the tensors of which a model states them.
+    """Return (element type, shape) of the tensors for which the model states them.
 
     A dimension is a number, a symbol or None; a shape of unknown rank is None.
     """
@@ -58,7 +58,7 @@ def stated_types(model: ModelProto) -> dict[str, Type]:
 
 
 def _has_broken_scan(graph: GraphProto) -> bool:
-    """Say whether there is a Scan without its body or the inputs it runs over, over which onnx 1.17 ends the process."""
+    """Return whether a Scan lacks its body or scan inputs: onnx 1.17 crashes the process on such a graph."""
     return any(
         (node.op_type == "Scan" and not _is_whole_scan(node)) or any(map(_has_broken_scan, subgraphs(node)))
         for node in graph.node
@@ -71,23 +71,23 @@ def _is_whole_scan(node: NodeProto) -> bool:
 
 
 def restore(nodes: Iterable[NodeProto], model: ModelProto) -> list[NodeProto]:
-    """Replace the emptied nodes of a skeleton by those of its model."""
+    """Return the nodes with the weights of the model instead of the skeleton's stubs."""
     bulky = {tuple(n.output): n for n in _nodes(model.graph) if _is_bulky(n, deep=not model.functions)}
     return [bulky.get(tuple(n.output), n) for n in nodes]
 
 
 def inner_weights(model: ModelProto) -> Iterator[TensorProto | SparseTensorProto]:
-    """Yield the initializers of the branches that a skeleton has opened, with their bytes."""
+    """Yield the initializers, with data, of the If branches that a skeleton inlines."""
     for graph in _branches(model.graph).values():
         yield from graph.initializer
         yield from graph.sparse_initializer
 
 
 def _branches(graph: GraphProto) -> dict[int, GraphProto]:
-    """Give the branch to take of every If that an input of the graph decides, by the position of its node.
+    """Return the branch to inline for every If on a graph input: position of the If -> branch.
 
-    One that uses a name of what is outside, or of another branch, stays shut: opened, its nodes could run in a circle.
-    ONNX Runtime refuses such a graph in a clear sentence.
+    A branch that redefines a name of the outer graph or of another branch is not inlined: its nodes could form a cycle.
+    ONNX Runtime rejects such a graph with a clear message.
     """
     inputs = {i.name for i in graph.input}
     made = inputs | {i.name for i in graph.initializer} | {o for node in graph.node for o in node.output}
@@ -103,7 +103,7 @@ def _branches(graph: GraphProto) -> dict[int, GraphProto]:
 
 
 def _decided(node: NodeProto, inputs: set[str]) -> bool:
-    """Say whether a node is an If with branches that an input of the graph decides; a broken one may lack either."""
+    """Return whether a node is an If with branches on a graph input; a broken If may lack either."""
     return node.op_type == "If" and not inputs.isdisjoint(node.input[:1]) and any(a.HasField("g") for a in node.attribute)
 
 
@@ -112,7 +112,7 @@ def _read(graph: GraphProto) -> set[str]:
 
 
 def _nodes(graph: GraphProto) -> Iterator[NodeProto]:
-    """Yield the nodes of a graph, those of the branch to take in the place of an If that an input decides."""
+    """Yield the nodes of a graph, with each If on a graph input replaced by the nodes of the branch to inline."""
     branches = _branches(graph)
     for place, node in enumerate(graph.node):
         if (branch := branches.get(place)) is not None:
@@ -124,7 +124,7 @@ def _nodes(graph: GraphProto) -> Iterator[NodeProto]:
 
 
 def _is_bulky(node: NodeProto, *, deep: bool) -> bool:
-    """Say whether a node may hold weights: a large Constant, or with `deep` one with subgraphs."""
+    """Return whether a node may hold weights: a large Constant or, with `deep`, a node with subgraphs."""
     if node.op_type == "Constant":
         return any(prod(a.t.dims) > _SMALL for a in node.attribute)
     return deep and any(a.HasField("g") or a.graphs for a in node.attribute)

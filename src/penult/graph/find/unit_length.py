@@ -1,8 +1,8 @@
-"""Find out whether a graph's own vectors leave it with length 1, from the graph's structure.
+"""Detect from its structure whether a graph normalizes the vectors that it outputs.
 
-A model that is pooled inside its graph says in no file whether it normalizes; whoever keeps fewer dimensions must then
-normalize again. It knows the forms in which exporters write "divide by the Euclidean norm"; whatever it does not recognize
-counts as not normalized. It reads small constants (axes, exponents, epsilons) and no weights.
+The files of a model that pools inside its graph do not state whether it normalizes. If it does, vectors must be normalized
+again after they are truncated to fewer dimensions. The module recognizes the forms in which exporters write "divide by the
+Euclidean norm"; anything else counts as not normalized. It reads small constants (axes, exponents, epsilons), no weights.
 
     x --> ReduceL2 | Sqrt(ReduceSum(x * x)) --> Clip | Max | Add epsilon --> Expand --.
      `--------------------------------------------------------------------------- Div --> Cast | Gather | ... --> vectors
@@ -19,22 +19,22 @@ from penult.graph.find.graph_index import GraphIndex, Links
 
 _SMALL = 1e-3  # an epsilon; a larger floor under the norm would change ordinary vectors
 _SAME = frozenset(("Identity", "Cast", "CastLike", "Dropout"))  # the same values
-_SHAPED = _SAME | {"Reshape", "Squeeze", "Unsqueeze", "Flatten", "Expand"}  # the same values in another shape, or repeated
+_SHAPED = _SAME | {"Reshape", "Squeeze", "Unsqueeze", "Flatten", "Expand"}  # the same values, reshaped or repeated
 _CHOSEN = frozenset(("Gather", "Slice"))  # some of the rows
 _LITERALS = frozenset(("value_int", "value_ints", "value_float", "value_floats"))
-_MOST_STEPS = 64  # nodes between the division and the output, or inside the norm; real graphs have less than ten
+_MOST_STEPS = 64  # nodes between the division and the output, or inside the norm; real graphs have fewer than 10
 
 
 def ends_in_normalize(index: GraphIndex, tensor: str) -> bool:
-    """Return whether a tensor (B, D) has been divided by its Euclidean norm, and not been changed after that.
+    """Return whether a tensor (B, D) was divided by its Euclidean norm and not changed afterwards.
 
-    1. From the tensor back, over what keeps the values of a row (casts, reshapes that keep the last axis, choices of rows).
-    2. Then LpNormalization with p = 2; or x / norm(x), x * (1 / norm(x)), x * sum(x * x) ** -0.5; over the last axis.
-    3. norm(x) is ReduceL2, or the root of the sum of squares, with an epsilon added or as a floor.
+    1. Walk back over nodes that keep the values of a row (casts, reshapes that keep the last axis, selections of rows).
+    2. Match LpNormalization with p = 2, x / norm(x), x * (1 / norm(x)) or x * sum(x * x) ** -0.5, over the last axis.
+    3. norm(x) is ReduceL2 or the root of the sum of squares, with an epsilon added or as the minimum.
 
     Args:
-        index: the model's.
-        tensor: the name of an output or of any other tensor; one that does not exist is not normalized.
+        index: index of the model.
+        tensor: name of an output or any other tensor; a tensor that does not exist is not normalized.
     """
     graph = _Graph(index)
     for _ in range(_MOST_STEPS):
@@ -101,7 +101,7 @@ def _is_square(graph: "_Graph", tensor: str, of: str) -> bool:
 
 
 def _without_epsilon(graph: "_Graph", tensor: str) -> str:
-    """Return the tensor behind casts, reshapes and an epsilon that is added, or is the least value."""
+    """Return the tensor before casts, reshapes and an epsilon that is added or used as the minimum."""
     for _ in range(_MOST_STEPS):
         tensor = graph.back(tensor, _SHAPED)
         node = graph.maker(tensor)
@@ -119,7 +119,7 @@ def _without_epsilon(graph: "_Graph", tensor: str) -> str:
 
 
 class _Graph:
-    """Questions about the nodes, constants and shapes of a graph; functions are inlined."""
+    """Access to the nodes, constants and shapes of a graph with inlined functions."""
 
     def __init__(self, index: GraphIndex) -> None:
         links = Links(index.bare.graph)
@@ -128,7 +128,7 @@ class _Graph:
         self._shapes = index.types
 
     def back(self, tensor: str, kinds: frozenset[str]) -> str:
-        """Follow a tensor back over nodes of some operators; return where they begin."""
+        """Return the tensor before a chain of nodes with operators in `kinds`."""
         for _ in range(_MOST_STEPS):
             node = self.maker(tensor)
             if operator(node) not in kinds or not node.input:
@@ -137,11 +137,11 @@ class _Graph:
         return tensor
 
     def same(self, left: str, right: str) -> bool:
-        """Return whether two tensors hold the same values, apart from their type."""
+        """Return whether two tensors have the same values, except for their type."""
         return self.back(left, _SAME) == self.back(right, _SAME)
 
     def keeps_rows(self, node: NodeProto) -> bool:
-        """Return whether the last axis of what a node gives is, row by row, that of its input."""
+        """Return whether each output row of a node, along the last axis, is a row of its input."""
         kind = operator(node)
         if not node.input or kind not in _SHAPED | _CHOSEN:
             return False
@@ -159,24 +159,24 @@ class _Graph:
         return bool(node.input) and len(axes) == 1 and self.is_last(axes[0], node.input[0])
 
     def is_last(self, axis: int, tensor: str) -> bool:
-        """Return whether an axis is a tensor's last one; where its rank is not known, it has two."""
+        """Return whether an axis is a tensor's last one; an unknown rank counts as 2."""
         return axis in (-1, (self._rank(tensor) or 2) - 1)
 
     def is_floor(self, node: NodeProto) -> bool:
-        """Return whether a Clip has a small least value and no largest one."""
+        """Return whether a Clip has a small minimum and no maximum."""
         if len(node.input) > 1:
             least = self.number(node.input[1])
             return least is not None and least <= _SMALL and not any(node.input[2:])
-        limits = {a.name: a.f for a in node.attribute}  # before opset 11
+        limits = {a.name: a.f for a in node.attribute}  # attributes before opset 11
         return set(limits) == {"min"} and limits["min"] <= _SMALL
 
     def number(self, name: str) -> float | None:
-        """Return the value of a constant of one number."""
+        """Return the value of a scalar constant; None for any other tensor."""
         value = self._constant(name)
         return float(value.reshape(())) if value is not None and value.size == 1 and value.dtype.kind in "fiu" else None
 
     def _axes(self, node: NodeProto, place: int) -> list[int]:
-        """Return the axes of a node, which older opsets have as an attribute; empty where they are not known."""
+        """Return the axes of a node, an attribute in older opsets; empty if unknown."""
         if len(node.input) > place:
             value = self._constant(node.input[place])
             return [] if value is None or value.dtype.kind not in "iu" else [int(axis) for axis in value.reshape(-1)]
@@ -190,7 +190,7 @@ class _Graph:
         tensor = self._constants.get(name)
         if tensor is None or tensor.data_location == TensorProto.EXTERNAL:
             return None
-        with suppress(ValueError, TypeError):  # it has no values: a weight, or a broken file
+        with suppress(ValueError, TypeError):  # no values: a weight, or a broken file
             return np.asarray(numpy_helper.to_array(tensor))
         return None
 

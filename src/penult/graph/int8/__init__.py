@@ -1,1 +1,1 @@
-"""8-bit graphs: activation scales, GPTQ rounding, calibration."""
+"""Int8 quantization: activation scales, GPTQ rounding, calibration."""

@@ -1,16 +1,16 @@
-"""Choose how the input of linear layers becomes 8 bits wide: pure arithmetic on samples of that input.
+"""Choose the activation scale and quantization scheme of the input of linear layers, from samples of that input.
 
-One scale holds for every token and every text, so a vector cannot depend on what else is in its batch. What makes one scale
-hard is a few channels that are ten times as large as the rest (28 where the others stay within 4, in the feed-forward blocks
-of BERT-like models): they decide the scale, and the rest drowns in its steps. Three remedies, each with its price:
+One scale applies to all tokens and texts, so that vectors are batch-invariant. The difficulty is outlier channels, a few that
+are ten times as large as the others (28 against at most 4, in the feed-forward blocks of BERT-like models): they set the scale,
+and the others lose resolution. Three methods reduce the error:
 
-    smooth   x f before, W / f after: every channel about as wide as the next; costs one product per input value
-    centre   x - c before, c W in the bias: a large channel often stays far from 0, and is no wider than the rest around its
-             middle; costs one sum per input value
-    split    the largest channels stay float32 and pass a small matrix of their own; costs about three sums per output value
+    smooth   x f before, W / f after (SmoothQuant): makes all channels about equally wide; costs one product per input value
+    centre   x - c before, c W in the bias: an outlier channel is often far from 0, but not wider than the others around its
+             midpoint; costs one sum per input value
+    split    the largest channels stay float32 and have a small matrix of their own; costs about three sums per output value
 
-Errors are measured on the layers' own outputs, with ranges from one half of the texts and rows from the other: a range that
-is too narrow for unseen text shows. This file knows arrays and no graph.
+Errors are measured on the layers' outputs, with ranges from one half of the texts and rows from the other half, to detect
+ranges that are too narrow for unseen text. This module works on arrays and is independent of graphs.
 """
 
 from collections.abc import Sequence
@@ -22,21 +22,21 @@ from numpy.typing import NDArray
 
 from penult.graph.int8.gptq import Floats, closest, nearest, what_follows
 
-_LEVELS = 255  # of an input: uint8
-# The exponents of SmoothQuant, arXiv 2211.10438: a half and above, since weights have a scale a column. None: not at all.
+_LEVELS = 255  # of a uint8 input
+# Exponents of SmoothQuant (arXiv 2211.10438): 0.5 and above, because weights have per-column scales. None: no smoothing.
 _SMOOTH = (None, 0.5, 0.65, 0.8)
 _SPLIT = (0, 2, 8)
-_MARGINS = (1.0, 1.15, 0.9, 0.8)  # a range may be wider than what was seen, or cut its rarest values
-_MEASURED = 384  # rows of the sample that errors are measured on; all of them take part in rounding
+_MARGINS = (1.0, 1.15, 0.9, 0.8)  # factors of the observed range: wider, or clipping its rarest values
+_MEASURED = 384  # rows of the sample for measuring errors; rounding uses all rows
 
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What calibration saw of one tensor, in two halves of the texts.
+    """Calibration statistics of one tensor, in two halves of the texts.
 
     Attributes:
-        low: the smallest value of each channel in each half, (2, K); infinite in the second one where there is a single text.
-        high: the largest, (2, K), likewise.
+        low: minimum of each channel in each half, (2, K); infinite in the second half if there is a single text.
+        high: maximum of each channel in each half, (2, K), likewise.
         sample: rows of the second half in any order, (n, K).
     """
 
@@ -47,7 +47,7 @@ class Seen:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The exponent of smoothing (None: not smoothed), the number of channels that stay float32, and whether all are centred."""
+    """Smoothing exponent (None: no smoothing), number of channels kept in float32, and whether channels are centered."""
 
     smooth: float | None
     split: int
@@ -56,7 +56,7 @@ class Choice:
 
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """One layer in 8 bits: weight (K, N) int8, its scale a column (N,), bias (N,), and the split channels' rows (k, N)."""
+    """One int8 layer: weight (K, N) int8, its per-column scale (N,), bias (N,), and the split channels' rows (k, N)."""
 
     weight: NDArray[np.int8]
     scale: Floats
@@ -66,15 +66,15 @@ class Packed:
 
 @dataclass(frozen=True, slots=True)
 class Treatment:
-    """How one input and the layers that read it are carried out.
+    """Quantization of one input and of the layers that read it.
 
     Attributes:
-        factor: what the input is multiplied by first, (K,); None: nothing.
-        offset: what is added to that, (K,); None: nothing.
-        split: the channels that pass in float32.
-        scale: the width of one step of the input.
-        zero: the step that stands for 0.
-        layers: the layers, in the order given.
+        factor: multiplier of the input, (K,); None: no multiplication.
+        offset: added to the product, (K,); None: no addition.
+        split: channels that stay in float32.
+        scale: activation scale of the input.
+        zero: zero point of the input.
+        layers: the quantized layers, in the order of the weights.
     """
 
     factor: Floats | None
@@ -86,7 +86,7 @@ class Treatment:
 
 
 def choices(inputs: int, outputs: int) -> list[list[Choice]]:
-    """List the ways to treat an input of `inputs` channels whose layers have `outputs` channels, those of one price together.
+    """Return the schemes for an input of `inputs` channels and layers of `outputs` channels, grouped by cost.
 
     The cheapest come first.
     """
@@ -99,19 +99,19 @@ def choices(inputs: int, outputs: int) -> list[list[Choice]]:
 
 
 def error_of(seen: Seen, weights: Sequence[Floats], choice: Choice) -> float:
-    """Measure the layers' squared error relative to the variance of their outputs, the mean over the layers."""
+    """Return the layers' squared error relative to the variance of their outputs, averaged over the layers."""
     return _errors(seen, weights, choice, (1.0,))[0]
 
 
 def apply(seen: Seen, weights: Sequence[Floats], biases: Sequence[Floats | None], choice: Choice, *, limit: int) -> Treatment:
-    """Treat an input and its layers.
+    """Quantize an input and its layers.
 
     Args:
-        seen: of the input the layers share.
+        seen: statistics of the input.
         weights: (K, N) of each layer.
         biases: (N,) of each layer, or None.
-        choice: how.
-        limit: the largest magnitude of an 8-bit weight: 127, or less where the processor's sums would overflow.
+        choice: the scheme.
+        limit: the largest magnitude of an 8-bit weight: 127, or less if the processor's sums would overflow.
     """
     margin = _MARGINS[int(np.argmin(_errors(seen, weights, choice, _MARGINS)))]
     form = _form(seen.low.min(axis=0), seen.high.max(axis=0), weights, choice)
@@ -121,7 +121,7 @@ def apply(seen: Seen, weights: Sequence[Floats], biases: Sequence[Floats | None]
     for weight, bias in zip(weights, biases, strict=True):
         packed, scales = closest(weight * (form.kept / form.factor)[:, None], later, limit)
         rest = weight[form.out]
-        # What the rounding and the offset do to a layer's mean, the bias takes back.
+        # The bias corrects the change of a layer's mean by rounding and offset.
         shift = (seen.sample @ weight - (x @ packed.astype(np.float32)) * scales - seen.sample[:, form.out] @ rest).mean(axis=0)
         layers.append(Packed(packed, scales, shift if bias is None else bias + shift, rest))
     factor, offset = form.factor if choice.smooth else None, form.offset if choice.centre else None
@@ -129,7 +129,7 @@ def apply(seen: Seen, weights: Sequence[Floats], biases: Sequence[Floats | None]
 
 
 def _errors(seen: Seen, weights: Sequence[Floats], choice: Choice, margins: Sequence[float]) -> list[float]:
-    """Measure the error of a choice for each margin, the range taken from the first half of the texts."""
+    """Return the error of a scheme for each margin, with the range of the first half of the texts."""
     form = _form(seen.low[0], seen.high[0], weights, choice)
     sample, rounded = seen.sample[:_MEASURED], []
     for weight in weights:
@@ -140,7 +140,7 @@ def _errors(seen: Seen, weights: Sequence[Floats], choice: Choice, margins: Sequ
     found = []
     for margin in margins:
         x, _, _ = form.rounded(sample, margin)
-        # The variance of the difference, since the bias takes its mean back.
+        # The variance of the difference, because the bias corrects its mean.
         errors = [(wanted - x @ weight).var(axis=0).sum() / (spread or 1.0) for weight, wanted, spread in rounded]
         found.append(float(np.mean(errors)))
     return found
@@ -148,15 +148,15 @@ def _errors(seen: Seen, weights: Sequence[Floats], choice: Choice, margins: Sequ
 
 @dataclass(frozen=True, slots=True)
 class _Form:
-    """What is rounded: x * factor + offset.
+    """The affine transform before rounding: x * factor + offset.
 
     Attributes:
-        factor: (K,), 1 where nothing is smoothed.
-        offset: (K,), 0 where nothing is centred.
-        out: the channels that are split off.
-        kept: (K,), 1 and for those 0.
-        low: the smallest value that is to be rounded.
-        high: the largest.
+        factor: (K,), 1 without smoothing.
+        offset: (K,), 0 without centering.
+        out: the split channels.
+        kept: (K,), 0 for split channels, 1 for the others.
+        low: the smallest value to round.
+        high: the largest value to round.
     """
 
     factor: Floats
@@ -167,7 +167,7 @@ class _Form:
     high: float
 
     def rounded(self, x: Floats, margin: float) -> tuple[Floats, float, int]:
-        """Round as QuantizeLinear does to a grid that spans the range and 0; give the values, the scale and the zero."""
+        """Round like QuantizeLinear to a grid that spans the range and 0; return values, scale and zero point."""
         least, most = min(0.0, self.low) * margin, max(0.0, self.high) * margin
         scale = float(np.float32((most - least) / _LEVELS)) or 1.0
         zero = round(-least / scale)
@@ -176,7 +176,7 @@ class _Form:
 
 
 def _form(low: Floats, high: Floats, weights: Sequence[Floats], choice: Choice) -> _Form:
-    """Find factor, offset and split channels for an input whose channels lie between `low` and `high`."""
+    """Return factor, offset and split channels for an input whose channels are between `low` and `high`."""
     out = np.sort(np.argsort(-np.maximum(np.abs(low), np.abs(high)), kind="stable")[: choice.split])
     middle = np.asarray((low + high) / 2 if choice.centre else np.zeros_like(low), dtype=np.float32)
     low, high = (low - middle).astype(np.float32), (high - middle).astype(np.float32)

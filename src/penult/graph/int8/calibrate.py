@@ -1,10 +1,10 @@
-"""Make the 8-bit form of a graph file: watch it run, choose how each layer is treated, check the vectors, choose again.
+"""Quantize a graph file to int8: record activations, choose a scheme per layer, check the vectors, repeat.
 
-Where a session is needed it is handed in; this file knows files and graphs, no runtime and no tokenizer. Every text of the
-calibration runs alone, so no padding is watched.
+The caller passes functions that run sessions, so this module is independent of runtime and tokenizer. Every calibration text
+runs alone, so that no padding is recorded.
 
-    fp32 graph --> fused, plain --> watched on texts --> treated within a tolerance --> written --> vectors close enough?
-                                                             ^------- a smaller tolerance, or the worst in fp32 ------'
+    fp32 graph --> fuse, unfuse --> record on texts --> quantize within a tolerance --> write --> vectors close enough?
+                                                             ^---- a smaller tolerance, or the worst layers in fp32 ----'
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -30,21 +30,21 @@ from penult.graph.rewrite.unfuse import unfuse
 Run = Callable[[Path, Sequence[str]], Iterable[Mapping[str, NDArray[Any]]]]
 Fuse = Callable[[Path, Path], None]
 
-_ROWS = 1024  # of a tensor that are kept to measure errors on
-_BUDGET = 2**27  # values kept of all tensors together, 512 MiB
-_TOLERANCES = (4e-4, 1.5e-4)  # of a layer's error; about 20 layers add theirs up
-# The largest 8-bit weight where 8-bit products are summed up right: by AVX-512 mostly, for which ONNX Runtime 1.32 has a kernel
-# of the exact Gelu that takes less time than the tanh form; elsewhere the tanh form takes less.
+_ROWS = 1024  # of a tensor, kept to measure errors on
+_BUDGET = 2**27  # values kept for all tensors together, 512 MiB
+_TOLERANCES = (4e-4, 1.5e-4)  # maximum error of a layer; the errors of about 20 layers add up
+# The largest 8-bit weight on processors that sum 8-bit products without overflow. Most of them have AVX-512, for which the
+# exact Gelu of ONNX Runtime 1.32 is faster than the tanh form; on others the tanh form is faster.
 _EXACT = 127
-_KEPT = (0.05, 0.1, 0.2)  # shares of the layers that stay in fp32 where no tolerance is small enough
+_KEPT = (0.05, 0.1, 0.2)  # fractions of the layers to keep in fp32 if no tolerance is small enough
 
 
 @dataclass(frozen=True, slots=True)
 class Goal:
-    """How close to fp32 the calibration texts' vectors must be, as cosines.
+    """Target cosines between the int8 and fp32 vectors of the calibration texts.
 
-    What is wanted of real passages is 0.998 and 0.995. The calibration texts hold single words and languages that the model
-    may not know, whose vectors are the least exact ones.
+    The target for real passages is 0.998 and 0.995. The minimum is lower here, because the calibration texts contain single
+    words and languages that the model may not support, whose vectors are the least accurate.
     """
 
     mean: float = 0.998
@@ -53,13 +53,13 @@ class Goal:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What was reached on the calibration texts.
+    """Result of quantization on the calibration texts.
 
     Attributes:
-        layers: linear layers in 8 bits.
-        kept: linear layers left in fp32.
-        mean: the mean cosine to fp32.
-        least: the smallest one.
+        layers: number of linear layers in int8.
+        kept: number of linear layers in fp32.
+        mean: mean cosine to fp32.
+        least: minimum cosine to fp32.
     """
 
     layers: int
@@ -69,25 +69,25 @@ class Outcome:
 
 
 def make_int8(graph: Path, target: Path, *, fuse: Fuse, run: Run, limit: int, before: str, goal: Goal = Goal()) -> Outcome:
-    """Write the 8-bit form of a graph file.
+    """Write the int8 version of a graph file.
 
     Args:
-        graph: a standalone file with the output `sentence_embedding`, alone in a folder that is used for work.
-        target: the new file; its weights are written beside it, to `<target>.data`. Both are replaced.
-        fuse: writes a file's graph with the runtime's own fusions to another file in the same folder.
-        run: runs a file on every calibration text, alone, and gives the outputs asked for.
-        limit: the largest 8-bit weight, as `integer.weight_limit` finds.
-        before: the tensor of the tokens' last states; layers behind it stay as they are.
-        goal: what to reach.
+        graph: a standalone file with the output `sentence_embedding`, alone in a folder that is also used for temporary files.
+        target: the new file; its weights are written to `<target>.data`. Both files are replaced.
+        fuse: writes a file's graph, with the runtime's fusions, to another file in the same folder.
+        run: runs a file on every calibration text, one at a time, and yields the requested outputs.
+        limit: the largest 8-bit weight, from `int8_support.weight_limit`.
+        before: the last hidden state; layers after it are not quantized.
+        goal: target cosines.
 
     Raises:
-        ValueError: the graph has no linear layer in float32, or gives vectors that are no numbers.
+        ValueError: the graph has no float32 linear layer, or its vectors contain NaN or infinity.
     """
     fused, wide = graph.with_name("fused.onnx"), graph.with_name("wide.onnx")
     half = onnx.load(graph)
     widen(half)
     save(half, wide)
-    del half  # as large as the file
+    del half  # frees as much memory as the file has bytes
     fuse(wide, fused)
     index = GraphIndex(onnx.load(fused))
     unfuse(index)
@@ -113,7 +113,7 @@ def make_int8(graph: Path, target: Path, *, fuse: Fuse, run: Run, limit: int, be
         save(quantize(index, treated, fast_gelu=limit < _EXACT), attempt)
         got = np.concatenate([found[VECTORS] for found in run(attempt, [VECTORS])])
         outcome = _outcome(groups, treated, _cosines(got, wanted))
-        # The distance to the goal, in the goal's own measure: the worse of the two shares of the allowed error.
+        # The distance to the goal: the error as a fraction of the allowed error, the larger of the two.
         short = max((1 - outcome.mean) / (1 - goal.mean), (1 - outcome.least) / (1 - goal.least))
         if short < best:
             best, chosen = short, outcome
@@ -131,7 +131,7 @@ def _outcome(groups: Sequence[Group], treated: Mapping[str, tuple[Group, Treatme
 
 
 def _save_watched(model: onnx.ModelProto, groups: Sequence[Group], path: Path) -> None:
-    """Write a model with what the groups read as more outputs."""
+    """Write a model with the inputs of the groups as additional outputs."""
     outputs = model.graph.output
     stated = {output.name for output in outputs}
     more = [group.input for group in groups if group.input not in stated]
@@ -141,7 +141,7 @@ def _save_watched(model: onnx.ModelProto, groups: Sequence[Group], path: Path) -
 
 
 def _watch(runs: Iterable[Mapping[str, NDArray[Any]]], groups: Sequence[Group]) -> tuple[dict[str, Seen], Floats]:
-    """Gather range and sample of every watched tensor, and the vectors (N, D); texts go to the two halves in turn."""
+    """Return range and sample of every recorded tensor, and the vectors (N, D); texts alternate between the two halves."""
     widths = {group.input: group.layers[0].weight.shape[0] for group in groups}
     rows = min(_ROWS, max(64, _BUDGET // sum(widths.values())))
     low = {name: np.full((2, width), np.inf, dtype=np.float32) for name, width in widths.items()}
@@ -166,7 +166,7 @@ def _watch(runs: Iterable[Mapping[str, NDArray[Any]]], groups: Sequence[Group]) 
 
 
 def _attempts(groups: Sequence[Group], seen: Mapping[str, Seen], limit: int) -> Iterable[dict[str, tuple[Group, Treatment]]]:
-    """Treat all groups within ever smaller tolerances; then leave the ones with the largest errors out."""
+    """Yield schemes for all groups with decreasing tolerances, then without the groups with the largest errors."""
     searches = {group.input: _Search(seen[group.input], group) for group in groups}
     treated: dict[str, tuple[Group, Treatment]] = {}
     for tolerance in _TOLERANCES:
@@ -182,7 +182,7 @@ def _attempts(groups: Sequence[Group], seen: Mapping[str, Seen], limit: int) -> 
 
 
 class _Search:
-    """The ways to treat one group, tried from the cheapest on and no further than needed."""
+    """Lazy search over the quantization schemes of one group, from the cheapest on."""
 
     def __init__(self, seen: Seen, group: Group) -> None:
         self._seen = seen
@@ -194,7 +194,7 @@ class _Search:
         self._choice = self._untried[0][0]
 
     def narrow(self, tolerance: float) -> bool:
-        """Find the cheapest way within `tolerance`, else about the most exact one; say whether it is another than before."""
+        """Choose the cheapest scheme within `tolerance`, else about the most accurate one; return whether it changed."""
         before = self._choice, self.error
         while self._untried and all(error > tolerance for error, _ in self._tried):
             errors = [(error_of(self._seen, self._weights, choice), choice) for choice in self._untried.pop(0)]
@@ -204,7 +204,7 @@ class _Search:
         return before != (self._choice, self.error)
 
     def apply(self, limit: int) -> Treatment:
-        """Treat the group in the way that was found."""
+        """Quantize the group with the chosen scheme."""
         return apply(self._seen, self._weights, self._biases, self._choice, limit=limit)
 
 

@@ -1,7 +1,7 @@
-"""Turn the half precision of a graph into single precision: the same numbers, in a type that CPUs compute in.
+"""Convert a graph from float16 to float32: the same values, in a type that CPUs compute in.
 
-A CPU has no kernels for half precision: a runtime casts before and after every operator. It knows types and no operators
-but those that name one.
+CPU runtimes have no float16 kernels: they cast before and after every operator. The conversion covers tensor types and the
+attributes of operators that name a type.
 """
 
 import numpy as np
@@ -13,7 +13,7 @@ _NAMING = frozenset(("to", "dtype", "output_datatype"))  # attributes whose valu
 
 
 def widen(model: onnx.ModelProto) -> None:
-    """Make every float16 of a model, which is loaded with its data, a float32."""
+    """Convert every float16 of a model, which must be loaded with its weights, to float32."""
     if has_half(model.graph):
         _widen(model.graph)
         for function in model.functions:
@@ -22,7 +22,7 @@ def widen(model: onnx.ModelProto) -> None:
 
 
 def has_half(graph: onnx.GraphProto) -> bool:
-    """Say whether a graph computes in float16 somewhere, subgraphs aside."""
+    """Return whether a graph uses float16 anywhere outside of its subgraphs."""
     return any(tensor.data_type == _HALF for tensor in graph.initializer) or any(
         a.t.data_type == _HALF or (a.name in _NAMING and a.i == _HALF) for node in graph.node for a in node.attribute
     )
@@ -51,5 +51,5 @@ def _widen_node(node: onnx.NodeProto) -> None:
 def _widen_tensor(tensor: TensorProto) -> None:
     if tensor.data_type == _HALF:
         wide = numpy_helper.to_array(tensor).astype(np.float32)
-        # Half precision's infinities stay infinite; its largest number, which masks add, stays large enough.
+        # Infinities stay infinite. The largest float16 number, which masks add, is still large enough.
         tensor.CopyFrom(numpy_helper.from_array(wide, tensor.name))

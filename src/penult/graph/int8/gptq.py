@@ -1,8 +1,8 @@
-"""Round a matrix to 8-bit whole numbers so that its products, not its entries, stay close.
+"""Round a matrix to 8-bit integers with GPTQ, to minimize the error of its products instead of its entries.
 
-Rounding each entry to the nearest step is best for an input of independent channels. Channels are not independent: what one
-entry's rounding does to the products, later entries of its column can take back. The order and the closed form of that
-correction are GPTQ's (arXiv 2210.17323); this file knows matrices and nothing else.
+Rounding each entry to the nearest integer is optimal for inputs with independent channels. Channels are correlated, so later
+entries of a column can compensate for the rounding error of earlier ones. The order and the closed form of this correction
+are those of GPTQ (arXiv 2210.17323).
 """
 
 from typing import Any
@@ -12,34 +12,34 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float32]
 
-_DAMPING = 0.01  # of the mean square of a channel; keeps the inverse of a matrix of few samples tame
+_DAMPING = 0.01  # fraction of the mean square of a channel; keeps the inverse stable if there are few samples
 _BLOCK = 32
 
 
 def nearest(weight: Floats, limit: int = 127, axis: int = 0) -> tuple[NDArray[np.int8], Floats]:
-    """Round each entry to the nearest of the whole numbers within +-`limit`, with one scale for all along `axis`."""
+    """Round each entry to the nearest integer within +-`limit`, with one scale per slice along `axis`."""
     scale = _scale(weight, limit, axis)
     return np.rint(weight / np.expand_dims(scale, axis)).astype(np.int8), scale
 
 
 def what_follows(x: Floats) -> Floats:
-    """Say how the rounding of each channel is best made up for by the channels after it.
+    """Return the upper Cholesky factor of the inverse Hessian, as in GPTQ.
 
     Args:
-        x: rows of an input as products will see it, (n, K).
+        x: rows of the quantized input, (n, K).
 
     Returns:
-        (K, K), the upper factor of the inverse of x's Gram matrix; layers that read the same input share it.
+        (K, K), the upper factor of the inverse of x's Gram matrix; layers with the same input share it.
     """
     gram = (x.T @ x).astype(np.float64)
     gram[np.diag_indices_from(gram)] += _DAMPING * gram.trace() / len(gram) + 1e-12
-    # With R R' = G, R upper, the factor is R's inverse; R is found from the last channel to the first. Inverting G first takes
-    # more than twice as long for 3072 channels.
+    # With R R' = G, R upper, the factor is the inverse of R, which is computed from the last channel to the first. Inverting G
+    # first takes more than twice as long for 3072 channels.
     return _inverse(np.linalg.cholesky(gram[::-1, ::-1]))[::-1, ::-1].astype(np.float32)
 
 
 def _inverse(lower: NDArray[Any]) -> NDArray[Any]:
-    """Invert a lower triangular matrix by halves."""
+    """Invert a lower triangular matrix recursively, by halves."""
     half = len(lower) // 2
     if half < _BLOCK:
         return np.linalg.inv(lower)
@@ -50,12 +50,12 @@ def _inverse(lower: NDArray[Any]) -> NDArray[Any]:
 
 
 def closest(weight: Floats, later: Floats, limit: int) -> tuple[NDArray[np.int8], Floats]:
-    """Round a matrix (K, N) so that its product with an input changes little, with one scale a column.
+    """Round a matrix (K, N) with GPTQ, with one scale per column.
 
     Args:
         weight: (K, N).
-        later: what `what_follows` says of the input.
-        limit: the largest whole number.
+        later: GPTQ factor of the input, from `what_follows`.
+        limit: the largest integer.
     """
     scale = _scale(weight, limit, 0)
     left, out = (weight / scale).astype(np.float32), np.empty(weight.shape, dtype=np.int8)

@@ -1,7 +1,7 @@
-"""What a graph's 8-bit arithmetic, and this processor's, is like.
+"""Detect how a graph quantizes activations, and which 8-bit weights this processor supports.
 
-A graph may come as an 8-bit one. If its scales are constants, a text's vector is its own; if they are measured on each run
-over the whole batch, every vector depends on its batch mates.
+A graph may already be quantized. With constant scales (static), vectors are batch-invariant. With scales computed over the
+whole batch in each run (dynamic), every vector depends on the other texts in the batch.
 """
 
 from collections.abc import Callable
@@ -21,11 +21,11 @@ _STATIC = frozenset(
 
 
 def scales_of(model: onnx.ModelProto) -> Scales:
-    """Say how a graph's activations become 8 bits wide: not at all, by constants, or by each batch's own range.
+    """Return how a graph quantizes its activations: not at all, statically, or dynamically per batch.
 
-    1. An operator that measures its input's range is dynamic, and so is a QuantizeLinear whose scale is computed.
+    1. An operator that computes its input's range is dynamic, as is a QuantizeLinear with a computed scale.
     2. An integer matrix product, or a QuantizeLinear with a constant scale, is static.
-    3. Weights alone in 8 bits are none of both.
+    3. A graph with only its weights in 8 bits is "none".
     """
     fixed = {tensor.name for tensor in model.graph.initializer}
     fixed.update(o for node in model.graph.node if node.op_type == "Constant" for o in node.output)
@@ -39,13 +39,13 @@ def scales_of(model: onnx.ModelProto) -> Scales:
 
 
 def weight_limit(run: Callable[[bytes, dict[str, NDArray[Any]]], list[NDArray[Any]]]) -> int:
-    """Find the largest 8-bit weight whose products this processor sums up right.
+    """Return the largest 8-bit weight whose products this processor sums without overflow.
 
-    Processors without an instruction for 8-bit dot products add two products in 16 bits, where 2 x 255 x 127 does not fit;
-    2 x 255 x 64 does. It is tried, for one row and for many, whose kernels differ.
+    Processors without an 8-bit dot product instruction add two products in 16 bits: 2 x 255 x 127 overflows, 2 x 255 x 64
+    does not. This runs a test graph with one row and with many rows, because their kernels differ.
 
     Args:
-        run: runs a model on inputs.
+        run: runs a serialized model on inputs and returns its outputs.
 
     Returns:
         127 or 64.

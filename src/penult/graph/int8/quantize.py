@@ -1,12 +1,12 @@
-"""Write linear layers as 8-bit integer ones whose scales are constants, so that no vector depends on its batch mates.
+"""Replace linear layers by int8 ones with constant scales, so that vectors do not depend on the other texts in the batch.
 
     x --> MatMul(W) --> Add(b) --> y        becomes
 
     x --> [Mul(factor)] --> [Add(offset)] --> QuantizeLinear(scale) --> MatMulIntegerToFloat(W8, scales, b) --> [Add] --> y
     `---> [Gather(split channels) ------------------> MatMul(their rows of W)] -----------------^
 
-Layers that read the same tensor share its quantisation. The word table is kept as 8-bit rows with a scale each.
-`activation_scales` decides how each layer is quantized; this file writes the nodes.
+Layers with the same input share its quantization. The token embedding table is stored as 8-bit rows with one scale per row.
+`activation_scales` chooses the scheme of each layer; this module writes the nodes.
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,19 +28,19 @@ from penult.graph.rewrite.external_data import without_weights
 from penult.graph.rewrite.prune import drop_unread
 
 _PREFIX = "penult/int8/"
-_TABLE_ROWS = 256  # a table of fewer rows is small as it is
+_TABLE_ROWS = 256  # a table with fewer rows is too small to quantize
 
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Linear layers that read one tensor."""
+    """Linear layers with the same input tensor."""
 
     input: str
     layers: tuple[Linear, ...]
 
 
 def grouped(linears: Sequence[Linear]) -> list[Group]:
-    """Put the layers together that read the same tensor, in order."""
+    """Group linear layers by their input tensor, in order."""
     found: dict[str, list[Linear]] = {}
     for linear in linears:
         found.setdefault(linear.input, []).append(linear)
@@ -48,14 +48,15 @@ def grouped(linears: Sequence[Linear]) -> list[Group]:
 
 
 def quantize(index: GraphIndex, treated: Mapping[str, tuple[Group, Treatment]], *, fast_gelu: bool = False) -> onnx.ModelProto:
-    """Return a new model with the treated layers in 8 bits; the rest of the graph stays as it is.
+    """Return a new model with the layers in `treated` in int8; the rest of the graph is unchanged.
 
-    A new one, since others may be made of the same model, treated in other ways; it copies no weight that it does not need.
+    The model in `index` is not changed, because the caller may quantize it again in other ways. Only weights that the new
+    model needs are copied.
 
     Args:
-        index: of a model that is loaded with its data.
-        treated: by the tensor that a group reads.
-        fast_gelu: whether Gelu takes its tanh form, whose error (5e-4) is far below a step of what quantises it next.
+        index: index of a model that is loaded with its weights.
+        treated: input tensor of a group -> the group and its scheme.
+        fast_gelu: use the tanh form of Gelu, whose error (5e-4) is far below one step of the quantization after it.
     """
     out = without_weights(index.model)
     del out.graph.node[:]
@@ -81,12 +82,12 @@ def quantize(index: GraphIndex, treated: Mapping[str, tuple[Group, Treatment]], 
 
 
 def _is_gelu(node: NodeProto) -> bool:
-    """Say whether this is the exact Gelu, of ONNX or of ONNX Runtime."""
+    """Return whether a node is the exact Gelu, of ONNX or of ONNX Runtime."""
     return node.op_type == "Gelu" and all(a.s == b"none" for a in node.attribute)
 
 
 def _table(node: NodeProto, links: Links) -> NDArray[np.float32] | None:
-    """Give the table of a lookup that alone reads it; None for any other node."""
+    """Return the table of a lookup if no other node reads it; None for any other node."""
     fixed = links.constants
     if node.op_type != "Gather" or any(a.name == "axis" and a.i != 0 for a in node.attribute) or node.input[1] in fixed:
         return None
@@ -97,7 +98,7 @@ def _table(node: NodeProto, links: Links) -> NDArray[np.float32] | None:
 
 
 class _Writer:
-    """Appends nodes and constants to a graph under names that no exporter writes."""
+    """Writer of int8 nodes and constants, under names that no exporter uses."""
 
     def __init__(self, graph: onnx.GraphProto, opset: int) -> None:
         self._graph = graph
@@ -105,7 +106,7 @@ class _Writer:
         self._quantised: dict[str, tuple[str, str, str]] = {}
 
     def linear(self, group: Group, which: int, treatment: Treatment) -> None:
-        """Write one layer of a group, and before the first one what they share."""
+        """Append one layer of a group, and before the first one the shared quantization of its input."""
         linear, packed = group.layers[which], treatment.layers[which]
         steps, scale, zero = self._quantised.get(group.input) or self._quantise(group.input, treatment)
         constant = self._build.constant
@@ -119,7 +120,7 @@ class _Writer:
             self._rest(group.input, treatment, packed, product, linear.output)
 
     def table(self, node: NodeProto, table: NDArray[np.float32]) -> None:
-        """Write a lookup in a table of 8-bit rows."""
+        """Append a lookup in a table of 8-bit rows."""
         rows, scales = nearest(table, axis=1)
         ids = node.input[1]
         build = self._build
@@ -127,7 +128,7 @@ class _Writer:
         build.op("Mul", steps, build.op("Gather", build.constant(scales[:, None]), ids), output=node.output[0])
 
     def fast_gelu(self, node: NodeProto) -> None:
-        """Write a Gelu in its tanh form."""
+        """Append the tanh form of a Gelu."""
         self._build.node("FastGelu", node.input, output=node.output[0], domain=MICROSOFT)
 
     def _quantise(self, x: str, treatment: Treatment) -> tuple[str, str, str]:
@@ -139,7 +140,7 @@ class _Writer:
         return self._quantised[x]
 
     def _rest(self, x: str, treatment: Treatment, packed: Packed, product: str, output: str) -> None:
-        """Add what the split channels contribute."""
+        """Append the float32 product of the split channels, and add it."""
         name = f"{_PREFIX}split/{x}"
         if all(name not in node.output for node in self._graph.node):
             self._build.node("Gather", [x, self._build.constant(treatment.split)], {"axis": -1}, output=name)

@@ -1,1 +1,1 @@
-"""Change a graph: cut, append the reducer, free axes, fuse attention, clean up."""
+"""Graph rewriting: cut, append the reducer, make axes dynamic, fuse attention, prune."""

@@ -1,20 +1,20 @@
-"""Replace attention's plain operators by one that never holds all scores at once.
+"""Fuse decomposed attention into one operator that computes the scores block by block.
 
-    MatMul(q, k) --> scale --> Add(mask) --> Softmax --> MatMul(v)      becomes, where
+    MatMul(q, k) --> scale --> Add(mask) --> Softmax --> MatMul(v)      becomes
 
-    the mask is zero everywhere:  MultiHeadAttention(q, k, v)
-    else, the same for each query:  MultiHeadAttention(q with a one, k with the mask, v)
+    if the mask is all zero:  MultiHeadAttention(q, k, v)
+    else, if it is the same for each query:  MultiHeadAttention(q with a one, k with the mask, v)
     else:  MultiHeadAttention(q, k, v, mask)
 
-ONNX Runtime's MultiHeadAttention works on blocks of the scores that stay in the cache, yet only where it is given no mask:
-given one, it holds (B, N, T, T) as the plain operators do. So a batch without padding runs without a mask, and one with
-padding has it inside the product: with one more channel, 1 in every query and the mask in every key, the product of both is
-the score plus the mask. At 512 tokens that takes 8 % less time in fp32 and 10 % in int8 for all-MiniLM-L6-v2, at 256 tokens
-3 and 5 %, at 64 none (ONNX Runtime 1.32, one core with AVX2); the memory of the scores, 25 MB a text of 512 tokens, goes.
-With the guards that `nan_guards` removes, a model of the same size takes 20 % less at 256 tokens and 36 % at 512 (fp32, one
-core with AVX-512).
+Without a mask, ONNX Runtime's MultiHeadAttention processes the scores in blocks that stay in the CPU cache. With a mask, it
+allocates (B, N, T, T) as the decomposed operators do. So a batch without padding runs without a mask. A batch with padding
+has the mask inside the product: one more channel, 1 in every query and the mask in every key, makes the product the score
+plus the mask. For all-MiniLM-L6-v2, that takes 8 % less time in fp32 and 10 % in int8 at 512 tokens, 3 and 5 % at 256 tokens,
+0 % at 64 (ONNX Runtime 1.32, one core with AVX2), and saves the memory of the scores, 25 MB per text of 512 tokens.
+With the guards that `nan_guards` removes, a model of the same size takes 20 % less time at 256 tokens and 36 % at 512 (fp32,
+one core with AVX-512).
 
-Which of the three it is, the graph asks its mask in every run, so nothing rests on what an exporter wrote.
+An `If` on the mask selects the variant at run time, so the result does not depend on assumptions about the exporter.
 """
 
 from collections.abc import Sequence
@@ -30,12 +30,12 @@ from penult.graph.rewrite.nan_guards import FLOOR
 from penult.graph.rewrite.prune import drop_unread
 
 _PREFIX = "penult/attention/"
-_OLDEST = 11  # the first opset whose Pad takes its sizes as an input
-_MULTIPLE = 4  # channels; a row that does not end there is slower to multiply
+_OLDEST = 11  # the first opset in which the sizes are an input of Pad
+_MULTIPLE = 4  # channels; rows of other lengths multiply more slowly
 
 
 def fuse_attention(index: GraphIndex) -> None:
-    """Make attention one operator, where it has this form."""
+    """Fuse each attention of this form into one operator."""
     found = {attention.last: attention for attention in find_attention(index)} if index.opset >= _OLDEST else {}
     if not found:
         return
@@ -55,7 +55,7 @@ def fuse_attention(index: GraphIndex) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Mask:
-    """Tensors: a mask as (B, 1, 1, T), whether it is not zero everywhere, and if all queries have the same (empty: surely)."""
+    """Tensors: a mask as (B, 1, 1, T); whether any value is not zero; whether it is equal for all queries (empty: always)."""
 
     low: str
     some: str
@@ -63,7 +63,7 @@ class _Mask:
 
 
 class _Writer:
-    """Appends attention to a graph under names that no exporter writes."""
+    """Writer of attention nodes, under names that no exporter uses."""
 
     def __init__(self, graph: GraphProto, opset: int) -> None:
         self._graph = graph
@@ -72,7 +72,7 @@ class _Writer:
         self._columns: dict[tuple[object, ...], str] = {}
 
     def attention(self, what: Attention, output: str) -> None:
-        """Append one attention, whose result (B, T, N, H) gets the name of the replaced one."""
+        """Append one attention; its result (B, T, N, H) gets the name of the replaced one."""
         prefix = f"{_PREFIX}{output}/"
         mask = self._masks.get(what.mask) or self._mask(what.mask, level=what.level)
         parts = [self._flat(operand, f"{prefix}{name}") for operand, name in
@@ -87,7 +87,7 @@ class _Writer:
         self._build.node("Reshape", [f"{prefix}merged", shape], output=output)
 
     def _mask(self, mask: str, *, level: bool) -> _Mask:
-        """Append what is asked of a mask."""
+        """Append the nodes that test a mask."""
         build, prefix = self._build, f"{_PREFIX}{mask}/"
         one, even = mask, ""
         if not level:
@@ -107,7 +107,7 @@ class _Writer:
         return self._build.node("Cast", [tensor], {"to": to}, output=f"{tensor} as {to}")
 
     def _flat(self, operand: Operand, name: str) -> str:
-        """Append what gives an operand as (B, T, N H)."""
+        """Append the nodes that convert an operand to (B, T, N H), and return the result."""
         if operand.flat:
             return operand.flat
         tensor = operand.tensor
@@ -120,7 +120,7 @@ class _Writer:
         return helper.make_node("MultiHeadAttention", list(parts), [output], domain=MICROSOFT, name=output, **said)
 
     def _column(self, what: Attention, keys: str, mask: _Mask) -> str:
-        """Append what the keys get beside their own channels (B, T, N, more): the mask, then zeros; nothing if all is zero."""
+        """Append the extra channels of the keys (B, T, N, more): the mask, then zeros; empty if the mask is all zero."""
         heads, more = what.query.heads, _more(what)
         key = what.mask, heads, more, what.scale
         if key not in self._columns:
@@ -136,14 +136,14 @@ class _Writer:
                 ("Concat", ["first", channels], "wanted", {"axis": 0}),
                 ("Expand", ["columns", "wanted"], "all", {}),
             ])  # fmt: skip
-            # No constant: ONNX Runtime 1.23 writes one of a branch twice, and cannot read that.
+            # Not a constant: ONNX Runtime 1.23 saves the constant of a branch twice and cannot load the result.
             nothing = _steps(prefix, [("Slice", [mask.low, start, start, self._build.ints([3])], "none", {})])
             self._columns[key] = f"{prefix}/column or none"
             self._graph.node.append(_either(mask.some, nodes, nothing, self._columns[key]))
         return self._columns[key]
 
     def _masked(self, what: Attention, parts: Sequence[str], column: str, prefix: str) -> list[NodeProto]:
-        """Give the nodes of attention with padding: a channel of ones in the queries, the mask in the keys."""
+        """Return the nodes of attention with padding: a channel of ones in the queries, the mask in the keys."""
         split, flat = (self._build.ints(shape) for shape in ([0, 0, what.query.heads, what.query.width], [0, 0, -1]))
         pad, one = self._build.ints([0] * 7 + [_more(what)]), self._build.float(1.0)
         nodes = _steps(prefix, [
@@ -158,12 +158,12 @@ class _Writer:
 
 
 def _more(what: Attention) -> int:
-    """Count the channels that the mask needs."""
+    """Return the number of channels to add for the mask."""
     return _MULTIPLE - what.query.width % _MULTIPLE
 
 
 def _steps(prefix: str, steps: Sequence[tuple[str, list[str], str, dict[str, object]]]) -> list[NodeProto]:
-    """Make nodes of an operator, what it reads, its output and its attributes; outputs get the prefix."""
+    """Return nodes made from (operator, inputs, output, attributes); outputs get the prefix."""
     own = {output: f"{prefix}/{output}" for _, _, output, _ in steps}
     return [
         helper.make_node(op, [own.get(name, name) for name in reads], [own[output]], name=own[output], **said)
@@ -172,7 +172,7 @@ def _steps(prefix: str, steps: Sequence[tuple[str, list[str], str, dict[str, obj
 
 
 def _either(condition: str, then: Sequence[NodeProto], other: Sequence[NodeProto], output: str) -> NodeProto:
-    """Make the node that runs one of two lists of nodes and gives what the last one of it makes."""
+    """Return an If that runs one of two lists of nodes and outputs the result of its last node."""
     branches = {
         f"{name}_branch": helper.make_graph(
             nodes, f"{output}/{name}", [], [helper.make_tensor_value_info(nodes[-1].output[0], TensorProto.FLOAT, None)]

@@ -1,7 +1,7 @@
-"""Append nodes to a graph under names that no exporter writes.
+"""Append nodes to a graph under names that no exporter uses.
 
-It knows how ONNX's operators changed their form between opsets 11 and 24, so that callers write each operation once; it knows
-nothing of poolings or layers.
+The builder handles the differences between operator versions in opsets 11 to 24, so that callers write each operation once.
+It is independent of poolings and layers.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,14 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import GraphProto, TensorProto, helper, numpy_helper
 
-PREFIX = "penult/"  # no exporter writes it, so no name can clash
+PREFIX = "penult/"  # no exporter uses it, so names cannot clash
 Attributes = Mapping[str, int | float | Sequence[int]]
 
-_SMALL = 64  # bytes of a constant that is added once for all that want its value
+_SMALL = 64  # maximum bytes of a constant that is added once and shared by all nodes that need its value
 
 
 class Builder:
-    """The nodes that are appended to one graph."""
+    """Builder that appends nodes to one graph."""
 
     def __init__(self, graph: GraphProto, opset: int, prefix: str = PREFIX) -> None:
         self._graph = graph
@@ -27,7 +27,7 @@ class Builder:
         self._constants: dict[tuple[object, ...], str] = {}
 
     def op(self, kind: str, *inputs: str, output: str = "", to: int | None = None) -> str:
-        """Append a node with one output and return its name. `Squeeze1` removes axis 1, in the form that the opset has."""
+        """Append a node with one output and return its name. `Squeeze1` removes axis 1, in the form of the opset."""
         if kind == "Squeeze1":
             if self._opset >= 13:
                 return self.op("Squeeze", *inputs, self.ints([1]))
@@ -45,13 +45,13 @@ class Builder:
         return output
 
     def reduce(self, kind: str, x: str, *, axis: int, keepdims: int = 0) -> str:
-        """Append a reduction; its axes became an input with opset 18."""
+        """Append a reduction; `axes` is an input from opset 18 on."""
         if self._opset >= 18:
             return self.node(kind, (x, self.ints([axis])), {"keepdims": keepdims})
         return self.node(kind, (x,), {"axes": [axis], "keepdims": keepdims})
 
     def dot(self, left: str, right: str) -> str:
-        """Append the dot product of the rows: (B, T), (B, T) -> (B, 1, 1). Of 0 and 1 with themselves, it counts the ones."""
+        """Append the dot product of rows: (B, T), (B, T) -> (B, 1, 1). For equal rows of 0 and 1, it counts the ones."""
         row, column = self.op("Reshape", left, self.ints([0, 1, -1])), self.op("Reshape", right, self.ints([0, -1, 1]))
         return self.op("MatMul", row, column)
 
@@ -61,21 +61,21 @@ class Builder:
         return self.op("Cast", "input_ids", to=TensorProto.INT64)
 
     def need_input(self, name: str) -> None:
-        """Add a (B, T) input where the graph has none of that name (an unmasked export has no attention_mask)."""
+        """Add a (B, T) input if the graph has no input of that name (an unmasked export has no attention_mask)."""
         if name not in {node.name for node in self._graph.input}:
             shape = ["batch", "sequence"]
             self._graph.input.append(helper.make_tensor_value_info(name, TensorProto.INT64, shape))
 
     def ints(self, values: Sequence[int] | int) -> str:
-        """Add int64 constants."""
+        """Add an int64 constant and return its name."""
         return self.constant(np.asarray(values, dtype=np.int64))
 
     def float(self, value: float) -> str:
-        """Add a float32 constant."""
+        """Add a float32 constant and return its name."""
         return self.constant(np.asarray(value, dtype=np.float32))
 
     def constant(self, array: NDArray[np.generic] | np.generic) -> str:
-        """Add an initializer and return its name; a small one that is there already is not added again."""
+        """Add an initializer and return its name; reuse an equal small one."""
         array = np.ascontiguousarray(array).reshape(np.shape(array))
         key = str(array.dtype), array.shape, array.tobytes() if array.nbytes <= _SMALL else None
         if key[-1] is None or key not in self._constants:

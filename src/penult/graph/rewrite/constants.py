@@ -1,7 +1,7 @@
-"""Turn Constant nodes whose data lie in an external file into initializers.
+"""Convert Constant nodes with external data to initializers.
 
-optimum saves an export over 2 GB with `convert_attribute=True`, which also moves the values of Constant nodes to external data.
-Everything behind this file checks, copies and rewrites external data of initializers only. It never reads the data.
+optimum saves exports over 2 GB with `convert_attribute=True`, which also moves the values of Constant nodes to external data.
+All later code checks, copies and rewrites only the external data of initializers. The data itself is not read here.
 """
 
 from collections import Counter
@@ -10,11 +10,11 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
 
 def hoist_constants(model: ModelProto) -> None:
-    """Replace, in place, each Constant node of the main graph whose tensor is in external data by an initializer of its name.
+    """Replace, in place, each Constant node of the main graph that has external data by an initializer of the same name.
 
-    1. A Constant that is an output of the graph itself keeps a node: an Identity of an initializer with a free name.
-    2. A Constant whose name another tensor has too stays: `check_whole` refuses the graph for it.
-    3. Constants of inner graphs and of local functions stay, and `check_inner` refuses those that are used.
+    1. A Constant that is a graph output becomes an Identity of an initializer with an unused name.
+    2. A Constant with a duplicate name is kept: `check_whole` rejects the graph because of it.
+    3. Constants of subgraphs and local functions are kept; `check_inner` rejects those that are used.
     """
     graph = model.graph
     constants = [
@@ -24,7 +24,7 @@ def hoist_constants(model: ModelProto) -> None:
         return
     taken = _names(graph)
     outputs = {value.name for value in graph.output}
-    for place, node, tensor in reversed(constants):  # the last first, so that places before it stay valid
+    for place, node, tensor in reversed(constants):  # last first, so that earlier positions stay valid
         name = node.output[0]
         if taken[name] > 1:
             continue
@@ -43,7 +43,7 @@ def hoist_constants(model: ModelProto) -> None:
 
 
 def _external_value(node: NodeProto) -> TensorProto | None:
-    """Return the tensor of a Constant node if its data are external."""
+    """Return the tensor of a Constant node if its data is external; otherwise None."""
     if node.op_type != "Constant" or node.domain not in {"", "ai.onnx"} or len(node.output) != 1 or not node.output[0]:
         return None
     if len(node.attribute) != 1 or node.attribute[0].name != "value" or not node.attribute[0].HasField("t"):
@@ -53,7 +53,7 @@ def _external_value(node: NodeProto) -> TensorProto | None:
 
 
 def _names(graph: GraphProto) -> Counter[str]:
-    """Count how often the main graph makes a tensor of each name."""
+    """Return how often the main graph defines each tensor name."""
     names = Counter(value.name for value in (*graph.input, *graph.initializer))
     names.update(sparse.values.name for sparse in graph.sparse_initializer)
     names.update(output for node in graph.node for output in node.output)

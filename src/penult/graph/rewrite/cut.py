@@ -1,7 +1,7 @@
-"""End a graph at one of its tensors and drop all that no longer has a reader.
+"""End a graph at one of its tensors and remove everything that is then unused.
 
-It knows graphs, not transformers: which tensor to end at is told by the caller (`layers` finds one). No weight is read or
-copied.
+This module is independent of transformers: the caller passes the tensor to end at (`layers` finds one). No weights are read
+or copied.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,21 +20,21 @@ def cut(graph: GraphIndex, tensor: str, *, output_name: str = "token_embeddings"
 
         ids --> ... --> tensor --> head --> logits      becomes      ids --> ... --> token_embeddings
 
-    1. A name of a node means its first float output.
-    2. Integers between a quantiser and a dequantiser are dequantised, half precision is cast: no value changes.
-    3. Axes in another order are turned to (B, T, H).
-    4. Nodes, initialisers, inputs and annotations nobody reads any more go; local functions are inlined; opsets,
-       metadata and references to external data stay.
+    1. The name of a node selects its first float output.
+    2. Integers between a quantizer and a dequantizer are dequantized, half precision is cast: no value changes.
+    3. Other orders of axes are transposed to (B, T, H).
+    4. Unused nodes, initializers, inputs and annotations are removed; local functions are inlined; opsets, metadata and
+       references to external data are kept.
 
     Args:
-        graph: the model's index.
-        tensor: any float tensor of the graph, local functions inlined.
-        output_name: a tensor or weight inside that has this name already is renamed.
-        axes: the order of the tensor's axes, as `HiddenState.axes` says; "BTH" leaves a tensor of any shape as it is.
+        graph: index of the model.
+        tensor: any float tensor of the graph with local functions inlined.
+        output_name: an inner tensor or weight that already has this name is renamed.
+        axes: the order of the tensor's axes, as in `HiddenState.axes`; "BTH" does not change a tensor of any shape.
 
     Raises:
-        ValueError: no tensor or node has that name, it holds integers that stand for no floats, or an input that it depends on
-            is called `output_name`.
+        ValueError: no tensor or node has that name, its values are integers without a scale, or an input that it depends on
+            is named `output_name`.
     """
     bare, types, model = graph.bare, graph.types, graph.model
     name, added = _float_tensor(bare.graph, _resolve(bare.graph, tensor, types), types)
@@ -54,12 +54,12 @@ def cut(graph: GraphIndex, tensor: str, *, output_name: str = "token_embeddings"
         helper.make_tensor_value_info(output_name, TensorProto.FLOAT, [None] * 3 if axes == "NH" else shape)
     )
     model.opset_import.extend(bare.opset_import)
-    model.ir_version = max(model.ir_version, 4)  # of 3, initializers must be inputs, which a cut graph's are not
+    model.ir_version = max(model.ir_version, 4)  # in version 3, initializers must also be inputs; those of a cut graph are not
     graph.changed({**renamed, last: output_name})
 
 
 def _resolve(graph: GraphProto, wanted: str, types: dict[str, Type]) -> str:
-    """Turn the name of a tensor or a node into that of a tensor."""
+    """Return the name of the tensor that the name of a tensor or a node selects."""
     tensors = [str(i.name) for i in graph.input] + [str(o) for n in graph.node for o in n.output if o]
     if wanted in set(tensors):
         return wanted
@@ -73,9 +73,9 @@ def _resolve(graph: GraphProto, wanted: str, types: dict[str, Type]) -> str:
 
 
 def _float_tensor(graph: GraphProto, name: str, types: dict[str, Type]) -> tuple[str, list[NodeProto]]:
-    """Return the tensor itself if it holds floats, or may; else the floats its integers stand for, and the node it takes.
+    """Return the tensor if it may hold floats; otherwise its dequantized tensor, and the node to add for that.
 
-    Whoever reads quantized data reads its scale and zero point right after it; whoever quantizes has them too.
+    Nodes that read quantized data take its scale and zero point as the next inputs; nodes that quantize also have them.
     """
     kind = types.get(name, (TensorProto.UNDEFINED, None))[0]
     if kind in FLOATS:
@@ -103,7 +103,7 @@ def _float_tensor(graph: GraphProto, name: str, types: dict[str, Type]) -> tuple
 
 
 def _tail(graph: GraphProto, name: str, types: dict[str, Type], axes: str) -> list[NodeProto]:
-    """Make the nodes that turn a tensor into float32 (B, T, H), in order; none if it is that."""
+    """Return the nodes that convert a tensor to float32 (B, T, H), in order; empty if it has that form already."""
     nodes: list[NodeProto] = []
     here = name
     if types.get(name, (TensorProto.UNDEFINED, None))[0] != TensorProto.FLOAT:
@@ -132,7 +132,7 @@ def _inputs(graph: GraphProto) -> set[str]:
 
 
 def _free(graph: GraphProto, name: str) -> str:
-    """Give a name no tensor has, as near to `name` as can be."""
+    """Return `name` with as many underscores appended as make it unused."""
     taken = _inputs(graph) | {i.name for i in graph.initializer} | {o for n in graph.node for o in n.output}
     while name in taken:
         name += "_"
@@ -140,7 +140,7 @@ def _free(graph: GraphProto, name: str) -> str:
 
 
 def _renamed(nodes: Sequence[NodeProto], bare: GraphProto, old: str, new: str) -> dict[str, str]:
-    """Return another name for what has the output's new name already: name before -> now."""
+    """Return a new name for an inner tensor that already has the output's new name: old -> new."""
     if old == new or all(new not in (*read_by(n), *n.output) for n in nodes):
         return {}
     if new in _inputs(bare) - {i.name for i in bare.initializer}:
@@ -149,7 +149,7 @@ def _renamed(nodes: Sequence[NodeProto], bare: GraphProto, old: str, new: str) -
 
 
 def _rename(graph: GraphProto, renamed: Mapping[str, str], old: str, new: str) -> None:
-    """Give the tensors of a graph their new names, and its last tensor that of the output."""
+    """Rename the tensors of a graph, and its last tensor to the output name."""
     for node in every_node(graph.node) if renamed else ():
         node.input[:] = [renamed.get(i, i) for i in node.input]
         node.output[:] = [renamed.get(o, o) for o in node.output]
@@ -161,7 +161,7 @@ def _rename(graph: GraphProto, renamed: Mapping[str, str], old: str, new: str) -
 def _keep_read(
     graph: GraphProto, bare: GraphProto, inner: Sequence[TensorProto | SparseTensorProto], renamed: Mapping[str, str]
 ) -> None:
-    """Keep the inputs, weights and annotations that the nodes read; `inner` are the weights of branches that were opened."""
+    """Keep the inputs, weights and annotations that the nodes read; `inner` are the weights of inlined If branches."""
     graph.initializer.extend(weight for weight in inner if isinstance(weight, TensorProto))
     graph.sparse_initializer.extend(weight for weight in inner if isinstance(weight, SparseTensorProto))
     for weight in (*graph.initializer, *(sparse.values for sparse in graph.sparse_initializer)):

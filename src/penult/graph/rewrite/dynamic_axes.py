@@ -1,7 +1,7 @@
-"""Free the batch and token axes that an export, or an engine that rewrites its models, froze to numbers.
+"""Make batch and token axes dynamic that an exporter, or an engine that rewrites its models, fixed to numbers.
 
-It knows the shapes that a graph states and what shape inference makes of them. Frozen axes cost dearly: every text runs
-alone and at full length. Often only the inputs' shapes say so, and the nodes between would take any size.
+Fixed axes are slow: every text runs alone and at full length. Often only the shapes of the inputs are fixed, and the nodes
+accept any size. Shape inference checks that.
 """
 
 from collections.abc import Container
@@ -13,22 +13,22 @@ from penult.graph.find.graph_index import GraphIndex
 from penult.graph.find.skeleton import Type, infer, stated_types
 
 _NAMES = ("batch", "sequence")
-_PROBE = (7, 11)  # rows and tokens that no model was exported with; their product is no usual size either
+_PROBE = (7, 11)  # rows and tokens that no model was exported with; their product is not a usual size either
 
 
 def free_axes(graph: GraphIndex, tensor: str, axes: str = "BTH") -> None:
-    """Let a graph's inputs take any number of rows and tokens, if the rest of the graph does.
+    """Make the row and token axes of a graph's inputs dynamic, if the rest of the graph allows it.
 
         input_ids (1, 128) --> ... --> tensor (1, 128, H)   becomes   input_ids (batch, sequence) --> ... --> (?, ?, H)
 
-    1. Inputs of two axes, the ids and masks, get free ones; what the graph states of the tensors between is forgotten.
-    2. Shape inference tries it with 7 rows of 11 tokens. If that contradicts a size built into the nodes, or `tensor` comes
-       out with another number of rows or tokens, the model stays as it is.
+    1. The axes of 2-D inputs (ids and masks) become dynamic; the stated shapes of all other tensors are removed.
+    2. Shape inference checks this with 7 rows of 11 tokens. If that contradicts a size in the nodes, or `tensor` gets a
+       different number of rows or tokens, the model is not changed.
 
     Args:
-        graph: the model's index.
-        tensor: where the graph will be cut.
-        axes: the order of its axes, as `HiddenState.axes` says.
+        graph: index of the model.
+        tensor: the tensor at which the graph will be cut.
+        axes: the order of its axes, as in `HiddenState.axes`.
     """
     model = graph.model
     if not any(dim.HasField("dim_value") for node in model.graph.input for dim in _pair(node)):
@@ -58,7 +58,7 @@ def _forget_shapes(graph: GraphProto, tensors: Container[str]) -> None:
 
 
 def _fits(found: Type, axes: str) -> bool:
-    """Say whether rows and tokens came out as they went in, as far as inference could see."""
+    """Return whether the numbers of rows and tokens are unchanged, where inference knows them."""
     _, sizes = found
     if sizes is None:
         return False
@@ -69,6 +69,6 @@ def _fits(found: Type, axes: str) -> bool:
 
 
 def _pair(node: onnx.ValueInfoProto) -> list[onnx.TensorShapeProto.Dimension]:
-    """Give the two axes of an input that has two, nothing for another input."""
+    """Return the axes of a 2-D input; empty for any other input."""
     dims = node.type.tensor_type.shape.dim
     return list(dims) if len(dims) == 2 else []

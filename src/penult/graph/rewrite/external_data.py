@@ -1,7 +1,7 @@
-"""Write a graph with its weights in a file beside it, which a runtime maps instead of parsing and copying them.
+"""Write a graph with its weights in a separate file, which a runtime maps instead of parsing and copying them.
 
-onnx's own writer looks for the data file's name in the current directory and refuses if it finds one there; it knows nothing
-of the graph's folder. So a few lines here do it.
+onnx's own writer is not used: it looks for the data file in the current directory instead of the graph's folder, and fails if
+a file of that name exists there.
 """
 
 from pathlib import Path
@@ -13,15 +13,15 @@ from onnx import GraphProto, ModelProto, TensorProto, numpy_helper
 
 from penult.graph.model_file import refer
 
-_SMALL = 1024  # bytes of a tensor that stays inside the graph
-_LARGE = 2**20  # bytes of a tensor that begins at a whole page, of any system
+_SMALL = 1024  # bytes; a smaller tensor stays in the graph
+_LARGE = 2**20  # bytes; a tensor of this size or more is aligned to `_PAGE`, a multiple of every system's page size
 _PAGE = 2**16
 
 
 def save(model: onnx.ModelProto, path: Path) -> None:
-    """Write `model` to `path` and its weights to `<path>.data`; both are replaced. The model keeps its weights.
+    """Write `model` to `path` and its weights to `<path>.data`, replacing both files. The model is not changed.
 
-    Tensors that are in external files already keep their references.
+    Tensors that are already external keep their references.
     """
     shell = without_weights(model)
     with data_file(path).open("wb") as data:
@@ -32,7 +32,7 @@ def save(model: onnx.ModelProto, path: Path) -> None:
 
 
 def data_file(path: Path) -> Path:
-    """Name the file of a graph's weights."""
+    """Return the path of a graph's weights file."""
     return path.with_name(f"{path.name}.data")
 
 
@@ -45,7 +45,7 @@ def without_weights(model: ModelProto) -> ModelProto:
 
 
 def _copy_without(name: str, message: ModelProto | GraphProto, copy: ModelProto | GraphProto) -> None:
-    """Copy the fields of a message but one."""
+    """Copy all fields of a message except one."""
     for field, value in message.ListFields():
         if field.name == name:
             continue
@@ -58,7 +58,7 @@ def _copy_without(name: str, message: ModelProto | GraphProto, copy: ModelProto 
 
 
 def _moved(tensor: TensorProto, data: BinaryIO, location: str) -> TensorProto:
-    """Write the data of a tensor to a file; return the tensor that points there."""
+    """Write the data of a tensor to a file; return a tensor that refers to it."""
     raw = tensor.raw_data if tensor.HasField("raw_data") else numpy_helper.to_array(tensor).tobytes()
     if len(raw) >= _LARGE:
         data.write(bytes(-data.tell() % _PAGE))

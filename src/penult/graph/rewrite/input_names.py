@@ -1,8 +1,8 @@
-"""Give a graph's inputs the names that everything behind it knows.
+"""Rename a graph's inputs to the standard names that the rest of penult uses.
 
-An input has a role by its name where the name says one, else by what the graph does with it: it looks ids up in a table, it
-adds a mask to attention scores. Where two inputs could have a role, both keep their names, and the feed refuses them by name.
-It must not read weights, and it knows nothing of layers.
+The role of an input follows from its name or, if the name is not informative, from its use in the graph: ids are looked up in a
+table, a mask is added to attention scores. If two inputs match one role, both keep their names, and building the model inputs
+raises an error that lists them. Weights are not read.
 """
 
 import re
@@ -34,7 +34,7 @@ _NAMES: Mapping[str, frozenset[str]] = {
     "position_ids": frozenset(("position_id", "positions", "position", "pos_ids", "input_positions", "input_position_ids")),
     "offsets": frozenset(("offset",)),
 }
-# Words that say nothing of a role, as in `input_1`, `args_0`, `serving_default_x`.
+# Words that do not indicate a role, as in `input_1`, `args_0`, `serving_default_x`.
 _EMPTY_WORDS = frozenset((
     "input", "inputs", "in", "arg", "args", "x", "y", "tensor", "placeholder", "onnx", "serving", "default", "model", "",
 ))
@@ -42,22 +42,22 @@ _EMPTY_WORDS = frozenset((
 _PREFIXES = ("serving_default_", "encoder_", "text_", "model_")
 _INTEGERS = frozenset((TensorProto.INT64, TensorProto.INT32, TensorProto.INT16, TensorProto.INT8))
 _MASKS = _INTEGERS | FLOATS | {TensorProto.BOOL, TensorProto.UINT8}
-_MOST_TYPES = 4  # rows of a table of token types; no vocabulary and no table of positions is as short
-_SHIFT = 1e3  # what is added to attention scores to hide a token is larger, what is added for other reasons smaller
+_MOST_TYPES = 4  # rows of a token type table; vocabularies and position tables have more
+_SHIFT = 1e3  # additive masks of attention scores are larger in magnitude, other additions smaller
 _Pair = tuple[float, float]
 
 
 def name_inputs(index: GraphIndex) -> None:
     """Rename the inputs of a graph to `input_ids`, `attention_mask`, `token_type_ids`, `position_ids`, `offsets`.
 
-    1. `:0`, `serving_default_` and the like around a name go, from inputs of unknown roles too.
-    2. A name that says a role gives it: `segment_ids`, `input_mask`. A mask that is 1 on padding has no role.
-    3. The only integer input of two axes without a role holds the ids, whatever its name.
-    4. Names that say nothing: what is looked up in a table of at most 4 rows are the token types, what is looked up in a longer
-       one the ids, and what hides tokens from attention where it is 0 is the mask.
-    5. Where two inputs could have a role, or the name is taken by an output, the inputs keep their names.
+    1. `:0`, `serving_default_` and similar affixes are removed, also from inputs without a role.
+    2. An informative name determines the role: `segment_ids`, `input_mask`. A mask that is 1 on padding has no role.
+    3. The only integer input with two axes and without a role is `input_ids`, whatever its name.
+    4. Other names: an input looked up in a table of at most 4 rows is `token_type_ids`, one looked up in a longer table is
+       `input_ids`, and one that hides tokens from attention where it is 0 is `attention_mask`.
+    5. If two inputs match one role, or an output already has the name, the inputs keep their names.
 
-    Inner tensors that have a name already that an input gets are renamed. Outputs of the graph keep their names.
+    Inner tensors that already have an input's new name are renamed. Outputs of the graph keep their names.
     """
     graph = index.model.graph
     weights = {tensor.name for tensor in graph.initializer} | {sparse.values.name for sparse in graph.sparse_initializer}
@@ -72,7 +72,7 @@ def name_inputs(index: GraphIndex) -> None:
 
 
 def _new_names(index: GraphIndex, inputs: list[ValueInfoProto]) -> dict[str, str]:
-    """Map each input that gets another name to it."""
+    """Return the new names: old -> new, for each input to rename."""
     names = {value.name: _plain(value.name) for value in inputs}
     packed = any(_rank(value) == 1 and _matches("offsets", names[value.name]) for value in inputs)
     roles: dict[str, str] = {}
@@ -97,13 +97,13 @@ def _new_names(index: GraphIndex, inputs: list[ValueInfoProto]) -> dict[str, str
 
 
 def _may_be_mask(index: GraphIndex, name: str) -> bool:
-    """Return whether a mask is 1 on tokens as far as the graph shows; one named after padding must show it."""
+    """Return whether a mask is or may be 1 on tokens; for a mask named after padding, the graph must show it."""
     kept = _kept_at_one(index, name)
     return kept is True or (kept is None and "pad" not in name.lower())
 
 
 def _plain(name: str) -> str:
-    """Write a name as words between underscores, without what exporters put around it: `serving_default_inputIds:0`."""
+    """Return a name in snake case, without the affixes that exporters add: `serving_default_inputIds:0`."""
     name = re.sub(r"[:.]\d+$", "", name.rpartition("/")[2] or name)
     name = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower().replace("-", "_").replace(".", "_").replace(" ", "_")
     for prefix in _PREFIXES:
@@ -118,7 +118,7 @@ def _matches(role: str, plain: str) -> bool:
 
 
 def _fits(value: ValueInfoProto, role: str, *, packed: bool) -> bool:
-    """Return whether an input has the type and the axes of a role; unknown axes fit any."""
+    """Return whether an input has the type and rank of a role; an unknown rank matches any."""
     kind, rank = value.type.tensor_type.elem_type, _rank(value)
     if role == _MASK:
         return kind in _MASKS and rank in {None, 2, 3, 4}
@@ -133,7 +133,7 @@ def _rank(value: ValueInfoProto) -> int | None:
 
 
 def _add_by_use(index: GraphIndex, rest: list[ValueInfoProto], roles: dict[str, str]) -> None:
-    """Add the roles that follow from what the graph does with the inputs that have none by name."""
+    """Add roles, by their use in the graph, for inputs whose name determines none."""
     pairs = [value.name for value in rest if value.type.tensor_type.elem_type in _INTEGERS and _rank(value) == 2]
     vacant = {_IDS, _MASK, _TYPES} - set(roles.values())
     if _IDS in vacant and len(pairs) == 1:
@@ -154,13 +154,13 @@ def _add_by_use(index: GraphIndex, rest: list[ValueInfoProto], roles: dict[str, 
 
 
 def _says_nothing(name: str) -> bool:
-    """Return whether a name has no word of meaning; an operator's name says who reads the input, and no role."""
+    """Return whether a name is not informative; an operator's name only shows which node reads the input."""
     words = re.split(r"[^A-Za-z]+", name)
     return all(word.lower() in _EMPTY_WORDS or onnx.defs.has(word) for word in words)
 
 
 def _tables(flow: Flow, inputs: set[str]) -> defaultdict[str, list[int]]:
-    """List, for each input, the rows of the tables that its values are looked up in."""
+    """Return, for each input, the numbers of rows of the tables that its values index."""
     origin = {name: name for name in inputs}
     tables: defaultdict[str, list[int]] = defaultdict(list)
     for node, op, reads in zip(flow.nodes, flow.op, flow.reads, strict=True):
@@ -169,7 +169,7 @@ def _tables(flow: Flow, inputs: set[str]) -> defaultdict[str, list[int]]:
         elif "Gather" in node.op_type and len(reads) > 1 and reads[1] in origin and len(flow.dims.get(reads[0], ())) >= 2:
             tables[origin[reads[1]]].append(flow.dims[reads[0]][0])
         elif "EmbedLayerNorm" in node.op_type:
-            # ids, segment ids, and their tables; an empty name stands for one that is left out.
+            # Ids, segment ids and their tables; an empty name is an omitted input.
             for place, table in ((0, 2), (1, 4)):
                 if len(node.input) > table and node.input[place] in origin and flow.dims.get(node.input[table]):
                     tables[origin[node.input[place]]].append(flow.dims[node.input[table]][0])
@@ -177,7 +177,7 @@ def _tables(flow: Flow, inputs: set[str]) -> defaultdict[str, list[int]]:
 
 
 def _rename_input(graph: GraphProto, old: str, new: str) -> None:
-    """Rename an input in a graph and in the graphs inside it; a tensor that has the new name gets a free one first."""
+    """Rename an input in a graph and its subgraphs; first rename a tensor that already has the new name."""
     taken = set(_every_name(graph))
     if new in taken:
         free = f"{new}/inner"
@@ -185,7 +185,7 @@ def _rename_input(graph: GraphProto, old: str, new: str) -> None:
             free += "_"
         _replace(graph, new, free)
     _replace(graph, old, new)
-    if old in {value.name for value in graph.output}:  # an output that is an input keeps its name
+    if old in {value.name for value in graph.output}:  # an input that is also an output keeps its name there
         graph.node.append(NodeProto(op_type="Identity", input=[new], output=[old]))
 
 
@@ -200,7 +200,7 @@ def _every_name(graph: GraphProto) -> Iterator[str]:
 
 
 def _replace(graph: GraphProto, old: str, new: str) -> None:
-    """Replace a name wherever a graph or a graph inside it uses it, except in the outputs of the outermost one."""
+    """Replace a name everywhere in a graph and its subgraphs, except in the outputs of the outermost graph."""
     _replace_values((*graph.input, *graph.value_info, *graph.initializer), old, new)
     _replace_values((sparse.values for sparse in graph.sparse_initializer), old, new)
     for annotation in graph.quantization_annotation:
@@ -224,8 +224,8 @@ def _replace_values(values: Iterable[ValueInfoProto | TensorProto], old: str, ne
 def _kept_at_one(index: GraphIndex, mask: str) -> bool | None:
     """Return whether tokens are attended to where a mask is 1 rather than where it is 0; None if the graph does not show it.
 
-    The values that a mask of 0 and a mask of 1 lead to are followed through the operators that compute element by element,
-    until they meet something else: attention scores, which a large negative value hides tokens from, or what they multiply.
+    The values for a mask of 0 and of 1 are propagated through element-wise operators until they reach other data: attention
+    scores, where a large negative value hides tokens, or data that they multiply.
     """
     flow = index.flow
     scalars = _scalars(index.model, flow)
@@ -235,7 +235,7 @@ def _kept_at_one(index: GraphIndex, mask: str) -> bool | None:
             continue
         operands = [pairs.get(name) or scalars.get(name) for name in node.input if name]
         value: _Pair | None = None
-        if op in TRANSPARENT | MOVEMENT | {"ReduceSum"}:  # the number of tokens, as some fused operators take it
+        if op in TRANSPARENT | MOVEMENT | {"ReduceSum"}:  # the number of tokens, an input of some fused operators
             value = pairs.get(reads[0])
         elif "EmbedLayerNorm" in node.op_type:
             pairs.update(dict.fromkeys(node.output[1:2], pairs[next(name for name in reads if name in pairs)]))
@@ -251,25 +251,25 @@ def _kept_at_one(index: GraphIndex, mask: str) -> bool | None:
 
 
 def _verdict(op: str, operands: list[_Pair | None], *, active: bool) -> bool | None:
-    """Return whether a mask keeps tokens at 1, where its values meet others in a node; `active`: token data among them."""
+    """Return whether a mask keeps tokens at 1, from a node that combines it with other data; `active`: with token data."""
     pair = next((operand for operand in operands if operand and operand[0] != operand[1]), None)
     if pair is None:
         return None
     zero, one = pair
     if op == "Where" and len(operands) == 3 and operands[0] == pair:
-        # Scores where the condition holds, a large negative value elsewhere, or the other way round.
+        # Scores where the condition holds and a large negative value elsewhere, or vice versa.
         hidden = [operand is not None and max(operand) <= -_SHIFT for operand in operands[1:]]
         if hidden[0] == hidden[1]:
             return None
         return bool(one) == hidden[1] if bool(one) != bool(zero) else None
     if op in {"Add", "Sum"} or (op == "Sub" and operands[0] == pair):
         return one > zero if abs(one - zero) >= _SHIFT else None
-    # Attention as one operator, the standard's or another's, takes 1 for what is attended to, or adds a large negative value.
+    # Fused attention, standard or custom, takes 1 for tokens to attend to, or adds a large negative value.
     return one > zero if active and ((op == "Mul" and {zero, one} == {0.0, 1.0}) or op in {"", "Attention"}) else None
 
 
 def _scalars(model: ModelProto, flow: Flow) -> dict[str, _Pair]:
-    """Return the constants of one value, and those that repeat, retype or reshape one."""
+    """Return the constants with a single value, and the tensors that repeat, cast or reshape one."""
     scalars = {tensor.name: pair for tensor in model.graph.initializer if (pair := _pair_of(tensor)) is not None}
     for node, op, reads in zip(flow.nodes, flow.op, flow.reads, strict=True):
         attribute = node.attribute[0] if node.attribute else None
@@ -289,13 +289,13 @@ def _scalars(model: ModelProto, flow: Flow) -> dict[str, _Pair]:
 
 
 def _pair_of(tensor: TensorProto) -> _Pair | None:
-    """Return the value of a tensor of one number, for a mask of 0 and of 1 alike."""
+    """Return the value of a scalar tensor twice: it is the same for a mask of 0 and of 1."""
     if any(size != 1 for size in tensor.dims) or tensor.data_location == TensorProto.EXTERNAL:
         return None
     try:
         value = float(numpy_helper.to_array(tensor).reshape(-1)[0])
     except (ValueError, TypeError, KeyError, IndexError):
-        return None  # no number; ONNX Runtime says so
+        return None  # not a number; ONNX Runtime reports it
     return value, value
 
 
@@ -304,7 +304,7 @@ def _fold(op: str, operands: list[_Pair]) -> _Pair | None:
     try:
         with np.errstate(all="ignore"):
             zero, one = (float(_FOLDED[op](*(operand[i] for operand in operands))) for i in (0, 1))
-    except TypeError:  # another number of operands than the operator takes
+    except TypeError:  # wrong number of operands
         return None
     return zero, one
 

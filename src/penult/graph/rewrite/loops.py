@@ -1,7 +1,7 @@
-"""Refuse a graph that might run for ever: every loop in it must end after few turns, and its inner graphs must be few.
+"""Reject a graph that might not terminate: the iterations of every loop and the depth of subgraphs must be bounded.
 
-It knows the operators that carry a graph of their own, and what decides how often they run it. A loop whose number of turns is
-a constant counts as often; one that goes over an axis of the graph's inputs ends with the text.
+A loop with a constant trip count is counted with it. A loop over an axis of the graph's inputs is bounded by the text length.
+All other loops are rejected.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,29 +13,29 @@ from onnx import AttributeProto, FunctionProto, GraphProto, NodeProto, TensorPro
 from penult.graph.find.flow import subgraphs
 
 MOST_RUNS = 2_000_000
-"""Runs of nodes, those of inner graphs included, some seconds of work besides that of the nodes themselves."""
+"""Maximum number of node runs, subgraphs included: a few seconds of overhead besides the work of the nodes."""
 
-_MOST_DEPTH = 4  # graphs within graphs; exports have one or two
-_TURNS = 10_000  # of a loop over an axis of the inputs
-_MOST_COPIES = 64  # times that an axis may be longer than the inputs
-# Operators whose output has the values of their first input, for a number of turns.
+_MOST_DEPTH = 4  # nested subgraphs; exports have one or two levels
+_TURNS = 10_000  # assumed for a loop over an axis of the inputs
+_MOST_COPIES = 64  # factor by which an axis may be longer than the inputs
+# Operators that pass the value of a trip count from their first input to the output.
 _SAME_NUMBER = ("Identity", "Cast", "Squeeze", "Unsqueeze", "Reshape")
-# Types to which a Cast keeps a number that is not too large for a loop; others wrap around, so that -1 becomes 4,294,967,295.
+# Cast types that preserve a valid trip count; others wrap around, so that -1 becomes 4,294,967,295.
 _WIDE = (TensorProto.INT64, TensorProto.INT32, TensorProto.FLOAT, TensorProto.DOUBLE)
-# Operators that choose from the lengths of axes.
+# Operators that select from the lengths of axes.
 _CHOOSING = (*_SAME_NUMBER, "Gather", "Slice")
-# Operators whose output has no axis longer than their inputs together have elements in one.
+# Operators whose longest output axis is at most the sum of the axis lengths of their inputs.
 _NOT_LONGER = ("Identity", "Cast", "Squeeze", "Unsqueeze", "Transpose", "Slice", "Gather", "Concat", "Shape", "Constant")
 Key = tuple[str, str]
 
 
 class EndlessError(ValueError):
-    """A loop may not end, or graphs are nested too deeply; the message begins with what the graph has."""
+    """Error for a loop that may not terminate or too deeply nested subgraphs; the message continues a file name."""
 
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What a list of nodes makes the runtime do: how many nodes it runs, and how deeply graphs are nested in them."""
+    """Work of a list of nodes: the number of node runs and the nesting depth of subgraphs."""
 
     runs: int = 1
     depth: int = 0
@@ -43,7 +43,7 @@ class Work:
 
 @dataclass(frozen=True, slots=True)
 class _Scope:
-    """What the names in one graph or function stand for."""
+    """Name resolution in one graph or function."""
 
     made_by: Mapping[str, NodeProto]
     weights: Mapping[str, TensorProto]
@@ -66,7 +66,7 @@ def work_of(body: GraphProto | FunctionProto, functions: Mapping[Key, Work]) -> 
         functions: the work of each local function that it calls.
 
     Raises:
-        EndlessError: a loop may not end, or graphs are nested too deeply.
+        EndlessError: a loop may not terminate, or subgraphs are nested too deeply.
     """
     return _work(body.node, [_Scope.of(body)], functions)
 
@@ -85,7 +85,7 @@ def _work(nodes: Iterable[NodeProto], scopes: Sequence[_Scope], functions: Mappi
 
 
 def _turns(node: NodeProto, scopes: Sequence[_Scope]) -> int:
-    """Return the most times that a node runs its graphs."""
+    """Return the maximum number of times that a node runs its subgraphs."""
     if node.op_type == "If":
         return 1
     if node.op_type == "Loop" and node.input:
@@ -104,7 +104,7 @@ def _turns(node: NodeProto, scopes: Sequence[_Scope]) -> int:
 
 
 def _maker(name: str, scopes: Sequence[_Scope]) -> tuple[NodeProto | TensorProto | None, Sequence[_Scope]]:
-    """Return what makes a tensor, None for an input, and the scopes from its own on."""
+    """Return the producer of a tensor (None for an input), and the scopes from that of the producer outwards."""
     for i, scope in enumerate(scopes):
         if name in scope.made_by or name in scope.weights or name in scope.inputs:
             return scope.made_by.get(name, scope.weights.get(name)), scopes[i:]
@@ -112,7 +112,7 @@ def _maker(name: str, scopes: Sequence[_Scope]) -> tuple[NodeProto | TensorProto
 
 
 def _constant(name: str, scopes: Sequence[_Scope]) -> int | None:
-    """Return the number that a tensor holds; None where it is not one constant number."""
+    """Return the value of a constant integer scalar; None for any other tensor."""
     for _ in range(len(_SAME_NUMBER)):
         maker, scopes = _maker(name, scopes)
         if isinstance(maker, NodeProto) and maker.op_type in _SAME_NUMBER and maker.input and _keeps_numbers(maker):
@@ -126,17 +126,17 @@ def _constant(name: str, scopes: Sequence[_Scope]) -> int | None:
             number = int(numpy_helper.to_array(maker).item())
         except (TypeError, ValueError, OverflowError):  # a broken tensor, or infinity
             return None
-        return number if number >= -(2**31) else None  # below, a Cast to 32 bits makes a large number of it
+        return number if number >= -(2**31) else None  # a Cast to 32 bits turns lower values into large ones
     return None
 
 
 def _keeps_numbers(node: NodeProto) -> bool:
-    """Return whether a node is not a Cast to a type that has other numbers."""
+    """Return whether a node preserves trip counts: any node except a Cast to a type outside `_WIDE`."""
     return node.op_type != "Cast" or any(attribute.name == "to" and attribute.i in _WIDE for attribute in node.attribute)
 
 
 def _value(node: NodeProto) -> TensorProto | None:
-    """Return the tensor of a Constant; None where a function's caller says it."""
+    """Return the tensor of a Constant; None if the caller of a function sets it."""
     for attribute in node.attribute if node.op_type == "Constant" else ():
         if attribute.ref_attr_name:
             return None
@@ -148,7 +148,7 @@ def _value(node: NodeProto) -> TensorProto | None:
 
 
 def _is_length(name: str, scopes: Sequence[_Scope]) -> bool:
-    """Return whether a tensor holds the length of an axis that is not much longer than the graph's inputs."""
+    """Return whether a tensor is the length of an axis that is not much longer than the graph's inputs."""
     for _ in range(16):
         maker, scopes = _maker(name, scopes)
         if not isinstance(maker, NodeProto) or not maker.input:
@@ -168,7 +168,7 @@ def _is_short(name: str, scopes: Sequence[_Scope]) -> bool:
         name, scopes = open_names.pop()
         maker, scopes = _maker(name, scopes)
         if maker is None:
-            if len(scopes) != 1:  # an input of an inner graph or of a function, whose size is unknown
+            if len(scopes) != 1:  # an input of a subgraph or function, of unknown size
                 return False
         elif isinstance(maker, TensorProto):
             if max(maker.dims, default=1) > _TURNS:

@@ -1,10 +1,10 @@
-"""Append the reducer to a graph, so that only finished vectors leave the runtime.
+"""Append pooling and the steps around it to a graph, so that the runtime returns only the final vectors.
 
-Every pooling is a choice of rows followed by a weighted sum or a maximum: `cls` is the mean over the first chosen row, `last`
-over the last one. The operators used have one meaning from opset 11 on, so that a graph of any age keeps its opset.
+Every pooling is a selection of rows followed by a weighted sum or a maximum: `cls` is the mean over the first selected row,
+`last` over the last one. Only operators whose semantics are the same from opset 11 on are used, so the graph keeps its opset.
 
-    token_embeddings (B, T, H) --> token steps --> rows not chosen = 0 --> sum / count --> steps --> sentence_embedding
-    attention_mask   (B, T)    --> chosen rows ------------^                  ^
+    token_embeddings (B, T, H) --> token steps --> unselected rows = 0 --> sum / count --> steps --> sentence_embedding
+    attention_mask   (B, T)    --> selected rows ----------^                  ^
                                         `------------- count -----------------'
 """
 
@@ -26,17 +26,17 @@ __all__ = ["Dense", "LayerNorm", "Reducer", "Step", "append_reducer"]
 
 @dataclass(frozen=True, slots=True)
 class Reducer:
-    """What is appended.
+    """The operations to append.
 
     Attributes:
-        pooling: one, or several whose vectors are concatenated in this order. None where `source` is (B, D) already.
-        steps: what follows the pooling, in order: dense layers, layer norms and "normalize".
-        dimensions: how many leading values are kept. None: all.
+        pooling: one, or several whose vectors are concatenated in this order. None if `source` is already (B, D).
+        steps: the steps after the pooling, in order: dense layers, layer norms and "normalize".
+        dimensions: number of leading values to keep. None: all.
         rows_input: the (B, T) input whose non-zero entries are the rows to pool.
-        exclude_ids: choose rows by their ids instead: all but these.
-        only_id: choose rows by their ids instead: only this one.
-        token_steps: what happens to every token before the pooling, in order; None of them with `pooling` None.
-        renormalize: whether the kept values are normalized again. None: if the last step is "normalize".
+        exclude_ids: select rows by id instead: all except these ids.
+        only_id: select rows by id instead: only this id.
+        token_steps: the steps applied to every token before the pooling, in order; empty if `pooling` is None.
+        renormalize: normalize the kept values again. None: only if the last step is "normalize".
     """
 
     pooling: Pooling | tuple[Pooling, ...] | None
@@ -50,17 +50,17 @@ class Reducer:
 
 
 def append_reducer(index: GraphIndex, source: str, reducer: Reducer) -> None:
-    """Give a model one more output, `sentence_embedding` (B, D) float32.
+    """Add the output `sentence_embedding`, (B, D) float32, to a model.
 
-    With token steps, an output of the name `source` gives the tokens after these steps, as float32.
+    With token steps, an output named `source` returns the tokens after these steps, as float32.
 
     Args:
-        index: of a graph with the float tensor `source`, (B, T, H), or (B, D) with `reducer.pooling` None.
+        index: index of a graph with the float tensor `source`, (B, T, H), or (B, D) if `reducer.pooling` is None.
         source: the tensor to reduce; with token steps, the output of a node.
-        reducer: how.
+        reducer: the operations to append.
 
     Raises:
-        ValueError: a pooling, a step or an activation that penult does not have, or token steps without tokens.
+        ValueError: a pooling, step or activation is not supported, or there are token steps without tokens.
     """
     _check(reducer)
     graph = index.model.graph
@@ -103,7 +103,7 @@ def _poolings(reducer: Reducer) -> tuple[Pooling, ...]:
 
 
 def _pool(build: Builder, x: str, reducer: Reducer) -> str:
-    rows = _rows(build, reducer)  # (B, T) float, 1 = chosen
+    rows = _rows(build, reducer)  # (B, T) float, 1 = selected
     parts = [_POOLINGS[pooling](build, x, rows) for pooling in _poolings(reducer)]
     return parts[0] if len(parts) == 1 else build.node("Concat", parts, {"axis": 1})  # n x (B, H) -> (B, n H)
 
@@ -119,9 +119,9 @@ def _mean_sqrt_length(build: Builder, x: str, rows: str) -> str:
 
 
 def _weighted_mean(build: Builder, x: str, rows: str) -> str:
-    """Append the mean in which the first token of a text weighs 1, the second 2, and so on.
+    """Append the weighted mean: weight 1 for the first token of a text, 2 for the second, and so on.
 
-    The tokens of a prompt that is left out of the pooling count in this, so the attention mask says which token is the first.
+    Prompt tokens that the pooling excludes are still counted, so the attention mask determines the first token.
     """
     build.need_input("attention_mask")
     real = build.op("CumSum", _zero_one(build, "attention_mask"), build.ints(1))
@@ -147,7 +147,7 @@ def _max(build: Builder, x: str, rows: str) -> str:
     return build.op("Where", some, pooled, build.float(0.0))
 
 
-# In the names' order of `penult.types.Pooling`.
+# In the order of `penult.types.Pooling`.
 _POOLINGS = {
     "mean": _mean,
     "max": _max,
@@ -159,7 +159,7 @@ _POOLINGS = {
 
 
 def _nth(build: Builder, rows: str, *, wanted: str | None) -> str:
-    """Keep one chosen row: the first with `wanted` None, else the last of `wanted`, (B, T) of 0 and 1."""
+    """Keep one selected row: the first if `wanted` is None, else the last of `wanted`, (B, T) of 0 and 1."""
     nth = build.op("CumSum", rows, build.ints(1))
     number = build.float(1.0) if wanted is None else build.op("Reshape", build.dot(wanted, wanted), build.ints([-1, 1]))
     hit = build.op("And", build.op("Equal", nth, number), build.op("Greater", rows, build.float(0.0)))
@@ -171,14 +171,14 @@ def _column(build: Builder, rows: str) -> str:
 
 
 def _sum(build: Builder, x: str, column: str, *, weights: str) -> str:
-    # Rows that are not chosen are set to zero first: what stands there may be NaN, and NaN x 0 is NaN.
+    # Unselected rows are set to zero first: they may be NaN, and NaN x 0 is NaN.
     kept = build.op("Where", column, x, build.float(0.0))
     row = build.op("Reshape", weights, build.ints([0, 1, -1]))  # (B, 1, T)
     return build.op("MatMul", row, kept)  # (B, 1, T) x (B, T, H) -> (B, 1, H)
 
 
 def _quotient(build: Builder, total: str, count: str, *, root: bool = False) -> str:
-    """Divide a sum (B, 1, H) by the rows' count or weight, or by its square root; zeros where no row is chosen."""
+    """Divide a sum (B, 1, H) by the rows' count or weight, or by its square root; zeros if no row is selected."""
     divisor = build.op("Max", count, build.float(1e-9))  # a count is 0 or at least 1
     divisor = build.op("Sqrt", divisor) if root else divisor
     return build.op("Squeeze1", build.op("Div", total, divisor))  # (B, 1, H) -> (B, H)
@@ -204,13 +204,13 @@ def _zero_one(build: Builder, mask: str) -> str:
 
 
 def _declared_width(graph: onnx.GraphProto, source: str) -> int | None:
-    """Return the size of the last axis of an output, None where it is not stated."""
+    """Return the size of the last axis of an output; None if it is not stated."""
     dims = [dim for output in graph.output if output.name == source for dim in output.type.tensor_type.shape.dim]
     return dims[-1].dim_value or None if dims else None
 
 
 def _rename(graph: onnx.GraphProto, source: str) -> str:
-    """Give the tensor behind an output another name, so that the output can be made by other nodes; return that name."""
+    """Rename the tensor of an output, so that other nodes can produce the output; return the new name."""
     if source not in {output.name for output in graph.output}:
         return source
     inner = f"{PREFIX}{source}"
@@ -225,7 +225,7 @@ def _rename(graph: onnx.GraphProto, source: str) -> str:
 
 
 def _expose(build: Builder, graph: onnx.GraphProto, tensor: str, output: str, *, width: int | None) -> None:
-    """Make an output (B, T, H) of a graph give another tensor, as float32."""
+    """Make an output (B, T, H) of a graph return `tensor`, as float32."""
     build.op("Identity", tensor, output=output)
     kind = next(value.type.tensor_type for value in graph.output if value.name == output)
     kind.elem_type = TensorProto.FLOAT

@@ -8,7 +8,7 @@ from penult.graph.find.flow import ancestors, read_by
 
 
 def drop_unread(graph: GraphProto) -> None:
-    """Remove nodes, initializers and value infos that no output depends on; inputs and outputs stay."""
+    """Remove nodes, initializers and value infos that no output depends on; keep inputs and outputs."""
     outputs = [output.name for output in graph.output]
     kept = [graph.node[i] for i in ancestors(graph.node, outputs)]
     read = {*outputs, *(name for node in kept for name in read_by(node))}
@@ -25,7 +25,7 @@ def replace_nodes(graph: GraphProto, nodes: Sequence[NodeProto]) -> None:
 
 
 def keep(tensors: MutableSequence[TensorProto] | MutableSequence[ValueInfoProto], names: Container[str]) -> None:
-    """Remove tensors with other names than these. Only deleting in place does not copy the weights that stay."""
+    """Remove the tensors whose names are not in `names`, in place: anything else would copy the remaining weights."""
     for i in reversed(range(len(tensors))):
         if tensors[i].name not in names:
             del tensors[i]

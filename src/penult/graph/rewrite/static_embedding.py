@@ -1,7 +1,7 @@
-"""Make the graph of a static embedding: the mean of a table's rows, one for each token of a text.
+"""Build the graph of a static embedding: the mean of a table's rows, one row for each token of a text.
 
-The rows are summed a few thousand tokens at a time: static embeddings have no longest text, and the rows of a long one would
-take a thousand times the memory of its token ids.
+The rows are summed a few thousand tokens at a time, because static embeddings have no maximum length, and the rows of a long
+text would take a thousand times the memory of its token ids.
 
     input_ids (B, T)      --> part of the tokens --> rows of the table --.
     attention_mask (B, T) --> part of the tokens --> (B, 1, part) x (B, part, D), added up --> / count --> sentence_embedding
@@ -13,17 +13,17 @@ from onnx import TensorProto, helper, numpy_helper
 
 from penult.graph.output_names import VECTORS
 
-_ROWS = 4096  # tokens of a batch whose rows are in memory at a time: 4 MB with 256 values each
+_ROWS = 4096  # tokens of a batch with rows in memory at a time: 4 MB at 256 values per row
 _OPSET, _IR = 17, 8
 
 
 def static_graph(table: TensorProto) -> onnx.ModelProto:
-    """Return a graph that gives the mean of the table's rows over each text's tokens, zeros where a text has none.
+    """Return a graph that computes the mean of the table's rows over each text's tokens, or zeros for a text without tokens.
 
-    Its inputs are `input_ids` and `attention_mask`, (B, T) int64, its output is `sentence_embedding`, (B, D) float32.
+    Its inputs are `input_ids` and `attention_mask`, (B, T) int64. Its output is `sentence_embedding`, (B, D) float32.
 
     Args:
-        table: (V, D) float32, one row a token id, of finite numbers; its data may be external.
+        table: (V, D) float32, one row per token id, all values finite; its data may be external.
     """
     weights = {
         "none": np.asarray(0, np.int64),
@@ -33,7 +33,7 @@ def static_graph(table: TensorProto) -> onnx.ModelProto:
         "least": np.asarray(1, np.float32),
     }
     nodes = [
-        # Ids under the mask may be any number, and the row of one that the table lacks would be an error.
+        # Masked ids may be any number, and an id that the table lacks would be an error.
         helper.make_node("Cast", ["attention_mask"], ["real"], to=TensorProto.BOOL),
         helper.make_node("Where", ["real", "input_ids", "none"], ["ids"]),
         helper.make_node("Cast", ["real"], ["mask"], to=TensorProto.FLOAT),
@@ -62,13 +62,13 @@ def static_graph(table: TensorProto) -> onnx.ModelProto:
     initializers = [numpy_helper.from_array(array, name) for name, array in weights.items()]
     graph = helper.make_graph(nodes, "static_embedding", inputs, [output], initializers)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", _OPSET)], ir_version=_IR, producer_name="penult")
-    model.graph.initializer.append(table)  # here, since what makes a graph and a model copies all that is in it
+    model.graph.initializer.append(table)  # added here, because make_graph and make_model copy their contents
     model.graph.initializer[-1].name = "table"
     return model
 
 
 def _add_part() -> onnx.GraphProto:
-    """Return the body of the loop: add the rows of one part of the tokens to the sums (B, D)."""
+    """Return the loop body, which adds the rows of one part of the tokens to the sums (B, D)."""
     nodes = [
         helper.make_node("Mul", ["number", "part"], ["start"]),
         helper.make_node("Add", ["start", "part"], ["end"]),

@@ -1,7 +1,7 @@
 """The steps before and after the pooling: dense layers, layer norms, normalization.
 
-Each works on the last axis, so that the same step serves vectors (B, D) and token embeddings (B, T, H), and is built from
-operators that have one meaning from opset 11 on. The reference is torch: its formulas, defaults and epsilons.
+Each step works on the last axis, so it applies to vectors (B, D) and token embeddings (B, T, H). It uses only operators whose
+semantics are the same from opset 11 on. Formulas, defaults and epsilons are those of torch.
 """
 
 from collections.abc import Callable, Mapping
@@ -42,14 +42,14 @@ class LayerNorm:
 
 
 Step: TypeAlias = Dense | LayerNorm | str
-"""A str is "normalize", division by the Euclidean norm."""
+"""The str "normalize" is division by the Euclidean norm."""
 
 
 def append_step(build: Builder, x: str, step: Step, *, axis: int) -> str:
     """Append a step on the tensor `x`, whose last axis is `axis`, and return the name of the result.
 
     Raises:
-        ValueError: a step or an activation that penult does not have.
+        ValueError: the step or activation is not supported.
     """
     if isinstance(step, Dense):
         return _dense(build, x, step)
@@ -61,13 +61,13 @@ def append_step(build: Builder, x: str, step: Step, *, axis: int) -> str:
 
 
 def normalize(build: Builder, x: str, *, axis: int) -> str:
-    """Append the division by the Euclidean norm, or by 1e-12 where that is larger, as torch.nn.functional.normalize does."""
+    """Append division by the Euclidean norm, at least 1e-12, like torch.nn.functional.normalize."""
     norm = build.reduce("ReduceL2", x, axis=axis, keepdims=1)
     return build.op("Div", x, build.op("Max", norm, build.float(1e-12)))
 
 
 def width_after(step: Step, width: int | None) -> int | None:
-    """Return how many values a step gives for `width` values; None is unknown."""
+    """Return the output width of a step for the input width `width`; None if unknown."""
     return step.weight.shape[1] if isinstance(step, Dense) else width
 
 
@@ -83,7 +83,7 @@ def _dense(build: Builder, x: str, dense: Dense) -> str:
 
 
 def _layer_norm(build: Builder, x: str, norm: LayerNorm, *, axis: int) -> str:
-    # In two passes, not as mean(x * x) - mean(x)^2, which cancels where the mean is large.
+    # Two passes instead of mean(x * x) - mean(x)^2, which suffers from cancellation if the mean is large.
     centered = build.op("Sub", x, build.reduce("ReduceMean", x, axis=axis, keepdims=1))
     variance = build.reduce("ReduceMean", build.op("Mul", centered, centered), axis=axis, keepdims=1)
     deviation = build.op("Sqrt", build.op("Add", variance, build.float(norm.epsilon)))
@@ -101,7 +101,7 @@ def _activate(build: Builder, y: str, name: str) -> str:
 
 
 def _gelu(build: Builder, y: str) -> str:
-    """Append x / 2 (1 + erf(x / sqrt 2)), the exact form, torch's default."""
+    """Append the exact form, x / 2 (1 + erf(x / sqrt 2)), which is torch's default."""
     erf = build.op("Erf", build.op("Div", y, build.float(2.0**0.5)))
     return build.op("Mul", build.op("Mul", y, build.float(0.5)), build.op("Add", erf, build.float(1.0)))
 
@@ -123,11 +123,11 @@ def _relu6(build: Builder, y: str) -> str:
 
 
 def _hard_swish(build: Builder, y: str) -> str:
-    return build.op("Mul", y, build.node("HardSigmoid", [y], _SIXTH))  # as an operator of its own, only from opset 14 on
+    return build.op("Mul", y, build.node("HardSigmoid", [y], _SIXTH))  # the operator HardSwish exists only from opset 14 on
 
 
 def _log_sigmoid(build: Builder, y: str) -> str:
-    return build.op("Neg", build.op("Softplus", build.op("Neg", y)))  # log(sigmoid(y)) would be -inf from -104 on
+    return build.op("Neg", build.op("Softplus", build.op("Neg", y)))  # log(sigmoid(y)) would be -inf below -104
 
 
 def _tanh_shrink(build: Builder, y: str) -> str:
@@ -142,9 +142,9 @@ _SINGLE: Mapping[str, tuple[str, Mapping[str, float]]] = {
     "ReLU": ("Relu", {}),
     "Sigmoid": ("Sigmoid", {}),
     "LeakyReLU": ("LeakyRelu", {"alpha": 0.01}),
-    "RReLU": ("LeakyRelu", {"alpha": (1 / 8 + 1 / 3) / 2}),  # random in training only; then the middle of its range
+    "RReLU": ("LeakyRelu", {"alpha": (1 / 8 + 1 / 3) / 2}),  # random only in training; otherwise the middle of its range
     "ELU": ("Elu", {"alpha": 1.0}),
-    "CELU": ("Elu", {"alpha": 1.0}),  # the same for alpha 1, and Celu came with opset 12
+    "CELU": ("Elu", {"alpha": 1.0}),  # the same for alpha 1; Celu needs opset 12
     "SELU": ("Selu", {}),
     "Softplus": ("Softplus", {}),
     "Softsign": ("Softsign", {}),
@@ -163,4 +163,4 @@ _COMPOSED: Mapping[str, Callable[[Builder, str], str]] = {
     "Tanhshrink": _tanh_shrink,
 }
 BUILT: tuple[str, ...] = (*_SINGLE, *_COMPOSED)
-"""The names of the activations that can be built: those of `penult.graph.activations.ACTIVATIONS`, in another order."""
+"""Names of the implemented activations: those of `penult.graph.activations.ACTIVATIONS`, in another order."""

@@ -1,7 +1,7 @@
-"""Refuse a file whose graph is not whole, or would never end, before anything else reads it.
+"""Validate a ModelProto before any other code reads it.
 
-It knows what may be missing or wrong in a ModelProto that parses: whoever wrote the file may be careless or hostile. It must
-not read weights, and it knows nothing of transformers. What ONNX Runtime refuses is left to it.
+A file that parses may still be incomplete, inconsistent, or never terminate: its author may be careless or hostile. Weights
+are not read. What ONNX Runtime rejects itself is not checked here.
 """
 
 from collections import Counter
@@ -14,23 +14,23 @@ from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProt
 from penult.graph.find.flow import every_node, read_by
 from penult.graph.rewrite.loops import MOST_RUNS, EndlessError, Work, work_of
 
-# The largest export known, 80 layers of operators one by one, has some 16 thousand. What depends on what is kept as bits, a
-# square of this number: 50 thousand take 0.4 GB.
+# The largest known export, 80 layers of decomposed operators, has about 16,000. `Flow` stores dependencies as bit sets, whose
+# size is quadratic in the number of nodes: 0.4 GB for 50,000.
 _MOST_NODES = 50_000
 _Key = tuple[str, str]
 
 
 def check_whole(model: ModelProto, path: Path, real: Mapping[str, Path]) -> None:
-    """Refuse a model that parses and is no whole graph of numbers.
+    """Raise for a model that parses but is not a complete numeric graph.
 
     Args:
         model: loaded without its external data.
-        path: its file, for the error.
-        real: the real file of each name under which the graph keeps external data.
+        path: its file, for error messages.
+        real: external data location in the graph -> real file.
 
     Raises:
-        ValueError: a part is missing, a name is no text, nodes need each other in a circle or make the same tensor, there are
-            more of them than any transformer has, or external data are not where the graph says.
+        ValueError: a part is missing, a name is not valid UTF-8, nodes form a cycle or produce the same tensor, there are more
+            nodes than in any transformer, or external data is not at the stated location.
     """
     graph = model.graph
     if not graph.node or not graph.output:
@@ -52,10 +52,10 @@ def check_whole(model: ModelProto, path: Path, real: Mapping[str, Path]) -> None
 
 
 def check_inner(model: ModelProto, path: Path) -> None:
-    """Refuse external data anywhere but in the graph's own initialisers: they would be read from no checked place.
+    """Raise for external data outside the graph's own initializers, because its location is not checked.
 
     Raises:
-        ValueError: a constant, a sparse tensor or an inner graph has its data in another file.
+        ValueError: a constant, a sparse tensor or a subgraph has its data in another file.
     """
     for tensor in _inner_tensors(model.graph):
         if tensor.data_location == TensorProto.EXTERNAL:
@@ -83,8 +83,8 @@ def _names(model: ModelProto) -> Iterator[object]:
 
 
 def _check_size(model: ModelProto, path: Path) -> None:
-    """Refuse a graph of more nodes, or more runs of them, than a transformer has, local functions put where they are called."""
-    bodies: dict[_Key, list[FunctionProto]] = {}  # several may differ in the overload alone
+    """Raise for a graph with more nodes or node runs than a transformer, counted with local functions inlined."""
+    bodies: dict[_Key, list[FunctionProto]] = {}  # several may differ only in their overload
     for function in model.functions:
         bodies.setdefault((function.domain, function.name), []).append(function)
     calls = {
