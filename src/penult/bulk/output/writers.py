@@ -70,9 +70,7 @@ def write(out: Path, folder: Path, schema: pa.Schema, shards: Sequence[int], *, 
 
 
 def _write_parquet(out: Path, folder: Path, schema: pa.Schema, shards: Sequence[int], vector_column: str) -> None:
-    plain = [
-        name for name in schema.names if name != vector_column
-    ]  # values of vectors do not repeat: a dictionary would only add cost
+    plain = [name for name in schema.names if name != vector_column]  # vector values do not repeat: no use for a dictionary
     with (
         atomic_write(out) as file,
         pq.ParquetWriter(file, schema, compression="zstd", compression_level=1, use_dictionary=plain or False) as writer,

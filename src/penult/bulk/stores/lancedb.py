@@ -14,10 +14,8 @@ from penult.bulk.stores.values import finite
 from penult.extras import install_hint
 
 _ID, _VECTOR = "penult_id", "vector"
-_MERGED, _INDEXED = (
-    64,
-    16,
-)  # batches between compactions of small files, and between updates of the id index of an existing table
+# Batches between compactions of small files, and between updates of the id index of an existing table.
+_MERGED, _INDEXED = 64, 16
 _INDEX_ROWS = 100_000  # below this, LanceDB recommends search without an index
 
 
