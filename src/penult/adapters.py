@@ -118,7 +118,7 @@ class AdapterOptions(BaseModel):
 
     @property
     def cache_namespace(self) -> str:
-        """Fingerprint of the model and its settings; equal fingerprints give comparable vectors. Loads the model or queries the server."""
+        """Fingerprint; equal fingerprints give comparable vectors. Loads the model or queries the server."""
         return self._embedder().fingerprint
 
     def _check_embedder(self) -> None:
