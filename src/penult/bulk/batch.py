@@ -22,7 +22,7 @@ Batch = TypeVar("Batch")
 
 
 class BatchEmbedder:
-    """Append vectors to batches of rows.
+    """Callable that appends vectors to batches of rows.
 
     Args:
         model: a folder, an .onnx file, a Hub id or `package:NAME` that every worker can access.

@@ -28,7 +28,7 @@ from penult.bulk.options import Columns
 from penult.bulk.output import output_files, writers
 from penult.bulk.request import EXISTS, Request, Summary, find_inputs, identity_of, open_inputs, stopped
 
-_MANY = 100_000  # rows of an output that takes more than a moment to write
+_MANY = 100_000  # rows above which writing the output is slow enough to announce
 
 
 def embed_files(request: Request) -> Summary:
@@ -37,7 +37,7 @@ def embed_files(request: Request) -> Summary:
     Raises:
         ValueError: an option, an input or an unfinished job does not match this request; nothing was changed.
         FileNotFoundError: an input or the model does not exist.
-        StoppedError: the job started and did not finish; finished shards are kept.
+        StoppedError: the job started and did not finish; finished work is kept.
     """
     writers.check(request.out)
     paths = find_inputs(request)

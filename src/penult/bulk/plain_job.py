@@ -50,7 +50,7 @@ def embed_files(request: Request) -> Summary:
         ImportError: the request needs Arrow; the message names the extra.
         ValueError: an option, an input or an unfinished job does not match this request; nothing was changed.
         FileNotFoundError: an input or the model does not exist.
-        StoppedError: the job started and did not finish; finished shards are kept.
+        StoppedError: the job started and did not finish; finished work is kept.
     """
     _check(request)
     paths = find_inputs(request)

@@ -129,7 +129,7 @@ class Job:
 
     @property
     def is_begun(self) -> bool:
-        """Whether the folder contains an unfinished job."""
+        """True if the folder contains an unfinished job."""
         return (self.folder / _JOB).exists()
 
     @property
