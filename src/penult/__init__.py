@@ -1,6 +1,6 @@
-"""penult turns text into vectors for retrieval, on the CPU that is already there.
+"""penult computes text embeddings for retrieval on ordinary CPUs.
 
-The names below are imported when they are first used: `import penult` costs no runtime, no tokenizer and no web framework.
+The names below are imported at first use: `import penult` loads no runtime, no tokenizer and no web framework.
 """
 
 import os
@@ -8,8 +8,8 @@ import sys
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-# From 1.29 on, onnxruntime reports usage to its maker and writes a device id into HOME, offline too. Only this variable, set
-# before its first import, stops both; child processes inherit it.
+# From version 1.29 on, onnxruntime sends telemetry and writes a device id into HOME, also offline. Only this variable, set
+# before its first import, disables both; child processes inherit it.
 if "ORT_DISABLE_TELEMETRY" not in os.environ and "onnxruntime" in sys.modules:
     import logging
 

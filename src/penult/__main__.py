@@ -1,10 +1,10 @@
-"""`python -m penult` is the command `penult`."""
+"""Entry point of `python -m penult`, the same command as `penult`."""
 
 import sys
 
 
 def main() -> None:
-    """Run the command line. Ctrl-C while it is still being imported is a word too, and no traceback."""
+    """Run the command line. SIGINT prints one line and no traceback, also while the command line is being imported."""
     try:
         from penult.cli import app  # noqa: PLC0415
 

@@ -1,7 +1,7 @@
-"""The base of the adapters of LangChain and LlamaIndex: options, their checks, and the embedder.
+"""Base class of the LangChain and LlamaIndex adapters: options, their validation, and the embedder.
 
-An adapter is a pydantic model of its framework that also inherits from `AdapterOptions`. This file imports pydantic, which
-both frameworks bring, and neither framework. Models load at the first text, not when an adapter is built.
+An adapter is a pydantic model of its framework that also inherits from `AdapterOptions`. This module imports pydantic, which
+both frameworks depend on, and neither framework. Models load at the first text, not when an adapter is built.
 """
 
 import asyncio
@@ -23,8 +23,8 @@ from penult.types import Pooling, Precision, Role, TextEmbedder, Truncate
 T = TypeVar("T")
 
 _ASYNC_THREADS = 4
-"""Threads for the awaited calls of one adapter. Penult runs a bounded number of batches at a time, so more threads would only
-wait. The event loop's own executor, which name resolution uses too, stays free."""
+"""Threads for the async calls of one adapter. Penult runs a bounded number of batches at a time, so more threads would only
+wait. The event loop's default executor, which name resolution also uses, stays free."""
 
 _LOADING = ("layer", "pooling", "precision", "max_length", "truncate", "dimensions", "normalize", "layer_norm", "files_from",
             "model_file", "task", "threads")  # fmt: skip
@@ -37,7 +37,7 @@ def _key_of_environment() -> SecretStr | None:
 
 
 class _Opened:
-    """The open embedders of an adapter in this process, and the threads of its awaited calls."""
+    """The loaded embedders of an adapter in this process, and the threads for its async calls."""
 
     def __init__(self) -> None:
         self.lock = Lock()
@@ -46,9 +46,9 @@ class _Opened:
 
 
 class AdapterOptions(BaseModel):
-    """The options of an adapter. A subclass adds the field that names the model, and its framework's names of the prompts.
+    """The options of an adapter. A subclass adds the model field, and its framework's names for the prompts.
 
-    A model is loaded, and a server is contacted, at the first text.
+    The model is loaded, or the server is contacted, at the first text.
     """
 
     model_config = ConfigDict(extra="forbid", protected_namespaces=(), arbitrary_types_allowed=True)
@@ -57,19 +57,19 @@ class AdapterOptions(BaseModel):
     """The field that names the model."""
 
     instruction_fields: ClassVar[Mapping[Role, str]]
-    """The framework's names of the entries of `prompts`: role -> field."""
+    """The framework's field names for the entries of `prompts`: role -> field."""
 
     base_url: str | None = None
     """Base URL of an embedding server, such as `http://localhost:5543`. None: embed in this process."""
 
     api_key: SecretStr | None = Field(default_factory=_key_of_environment, exclude=True)
-    """API key of the server; never dumped, and sent to `base_url` only. Default: the environment variable PENULT_API_KEY."""
+    """API key of the server; never serialized, and sent to `base_url` only. Default: environment variable PENULT_API_KEY."""
 
     embedder: SkipValidation[TextEmbedder | None] = Field(default=None, exclude=True, repr=False)
-    """A loaded embedder, instead of a model; never dumped."""
+    """A loaded embedder, instead of a model; never serialized."""
 
     layer: int | str | None = -1
-    """Hidden state to pool: 0 is the embedding output, -1 the last layer; a tensor's name; None: the graph's own output."""
+    """Hidden state to pool: 0 is the embedding output, -1 the last layer; or a tensor name. None: the graph's own output."""
 
     pooling: Pooling | tuple[Pooling, ...] | None = None
     """Pooling of the token vectors; several are concatenated. None: as the model's own files say."""
@@ -90,11 +90,11 @@ class AdapterOptions(BaseModel):
     """Whether vectors have length 1. None: as the model's own files say."""
 
     layer_norm: bool = False
-    """Whether a layer norm without weights comes before `dimensions` are kept, as some models' cards ask for."""
+    """Whether to apply a layer norm without weights before truncation to `dimensions`, as some model cards require."""
 
     prompts: dict[Role, str] | None = None
-    """Prompt that is put before each text, by role: "query" and "document". A role without an entry keeps the prompt of the
-    model's own files. The model's card says whether it needs one."""
+    """Prompt put before each text, by role: "query" and "document". A role without an entry keeps the prompt of the model's
+    own files. The model card says whether a prompt is needed."""
 
     query_instruction: str | None = None
     """The same as `prompts["query"]`, under the framework's usual name."""
@@ -103,10 +103,10 @@ class AdapterOptions(BaseModel):
     """Folder or Hub id whose tokenizer and configuration are used, for a model that has only a graph."""
 
     model_file: str | None = None
-    """The .onnx file, of a folder or Hub id that has several."""
+    """The .onnx file, if the folder or Hub id has several."""
 
     task: str | int | None = None
-    """Task, of a model that has several. None: by role, as the model's own files say."""
+    """Task, if the model has several. None: by role, as the model's own files say."""
 
     threads: int | None = None
     """Intra-op threads per run. None: the physical cores this process may use."""
@@ -118,14 +118,14 @@ class AdapterOptions(BaseModel):
 
     @property
     def cache_namespace(self) -> str:
-        """Name of all that decides a vector: vectors of equal names are comparable. Loads the model, or asks the server."""
+        """Fingerprint; equal fingerprints give comparable vectors. Loads the model or queries the server."""
         return self._embedder().fingerprint
 
     def _check_embedder(self) -> None:
-        """Check that the object given as `embedder` can embed.
+        """Check that the object passed as `embedder` can embed.
 
         Raises:
-            TypeError: it has no method `embed`.
+            TypeError: the object has no method `embed`.
         """
         if not callable(getattr(self.embedder, "embed", None)):
             raise TypeError(
@@ -137,7 +137,7 @@ class AdapterOptions(BaseModel):
         """Check that no option is set that a server or a loaded embedder would ignore.
 
         Raises:
-            ValueError: some are; the message names them.
+            ValueError: such options are set; the message names them.
         """
         names = _LOADING if self.embedder is None else (*_LOADING, "prompts", *self.instruction_fields.values())
         unused = [name for name in names if getattr(self, name) != type(self).model_fields[name].default]
@@ -146,7 +146,7 @@ class AdapterOptions(BaseModel):
             raise ValueError(f"{', '.join(unused)} given with {what}, which has its own: set them where it is loaded")
 
     def _merged_prompts(self) -> dict[str, str] | None:
-        """Return `prompts` with the framework's fields merged in; None where there are none.
+        """Return `prompts` merged with the framework's fields; None if there are none.
 
         Raises:
             ValueError: two prompts of a role differ.
@@ -193,7 +193,7 @@ class AdapterOptions(BaseModel):
         return self._once(partial(penult.RemoteEmbedder, base_url, key, model=model, prompts=self._merged_prompts()))
 
     def _once(self, load: partial[T]) -> T:
-        """Return the result of `load`, called once for all threads, and again after one of its arguments has changed."""
+        """Return the result of `load`, which is called once for all threads, and again if one of its arguments changes."""
         opened = self._opened.get()
         key = (*load.args, *((name, _hashable(value)) for name, value in load.keywords.items()))
         with opened.lock:

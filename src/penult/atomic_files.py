@@ -1,6 +1,6 @@
-"""Atomic and durable writes: to a temporary file, synced, renamed.
+"""Atomic, durable writes: write to a temporary file, sync, rename.
 
-Knows files and folders, nothing of rows, jobs or models.
+Handles files and folders. Independent of rows, jobs and models.
 """
 
 import os
@@ -9,20 +9,20 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-_LONGEST = 240  # characters of a name that every file system takes, but some for the dots
+_LONGEST = 240  # file name length that every file system supports, minus some for the dots
 
 
 @contextmanager
 def atomic_write(path: Path, suffix: str = "part", *, sync: bool = True) -> Iterator[BinaryIO]:
-    """Open a file that appears under its name only when it is complete and on the disk.
+    """Open a temporary file that is renamed to `path` when it is complete and synced.
 
-    What was under the name before stays until then; an error leaves nothing aside, and what a crash leaves there the next
-    try writes over.
+    An existing file stays until then. An error removes the temporary file. After a crash it remains, and the next write
+    overwrites it.
 
     Args:
-        path: the name.
-        suffix: of the file aside; where several processes may write one name, it must be each one's own.
-        sync: wait for the disk. Without, a machine that stops may leave an empty file, which a reader must notice.
+        path: the final path.
+        suffix: suffix of the temporary file; must be unique per process if several processes may write to `path`.
+        sync: sync to disk. If False, a system crash may leave an empty file, which readers must detect.
     """
     aside = path.with_name(f".{path.name[: _LONGEST - len(suffix)]}.{suffix}")
     try:
@@ -40,7 +40,7 @@ def atomic_write(path: Path, suffix: str = "part", *, sync: bool = True) -> Iter
 
 
 def sync_all(folder: Path) -> None:
-    """Put a folder and all that is in it on the disk."""
+    """Sync a folder and everything in it to disk."""
     for path in folder.rglob("*"):
         if path.is_dir():
             sync_folder(path)
@@ -51,7 +51,7 @@ def sync_all(folder: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Put a folder's names on the disk, where the system knows how."""
+    """Sync a folder's entries to disk, if the system supports it."""
     if os.name == "nt":
         return
     descriptor = os.open(folder, os.O_RDONLY)

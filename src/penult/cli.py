@@ -1,6 +1,6 @@
-"""The command line: each command reads its options, calls one thing and prints what it gave.
+"""The command line: each command reads its options, calls one function and prints the result.
 
-Results go to standard output, words about them to standard error. An error of the user's is one sentence and exit status 1.
+Results go to standard output, messages to standard error. A user error is one sentence with exit status 1.
 """
 
 import dataclasses
@@ -43,7 +43,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    rich_markup_mode=None,  # brackets in a help text are brackets
+    rich_markup_mode=None,  # brackets in help texts are literal
 )
 
 
@@ -154,7 +154,7 @@ def cut_(
             found, read = (found.query, read.query) if role == "query" else (found, read)
         _check_apart(out, found.model)
         if dimensions is not None:
-            open_model(found, read, Runtime())  # refuses more dimensions than the vectors have
+            open_model(found, read, Runtime())  # raises if the vectors have fewer dimensions
         prepared = prepare.prepare(found, read)
         written = write_standalone(prepared.graph, prepared.data_folder or prepared.graph.parent, out)
     size = sum(path.stat().st_size for path in written)
@@ -258,11 +258,11 @@ def quality(
 
 
 server_command.add(app)
-deepsparse_command.add(app)  # the same command, with DeepSparse's options; goes with the folder deepsparse/
+deepsparse_command.add(app)  # the same command, with DeepSparse's options; remove it together with the folder deepsparse/
 
 
 def _check_apart(out: Path, graph: Path) -> None:
-    """Raise ValueError if writing a file, and its weights beside it, would overwrite the model that it is made of."""
+    """Raise ValueError if writing a file and its weights would overwrite the source model."""
     from penult.core.source import data_files  # noqa: PLC0415
 
     parts = {path.resolve() for path in (graph, *(graph.parent / name for name in data_files(graph)))}
@@ -272,7 +272,7 @@ def _check_apart(out: Path, graph: Path) -> None:
 
 
 def _check_new(file: Path | None) -> None:
-    """Raise ValueError if a file cannot be written where it is named: better before the work than after it."""
+    """Raise ValueError if a file cannot be written to its path. Called before the work, to fail early."""
     if file is not None and not file.parent.is_dir():
         raise ValueError(f"{file.parent} is not a folder; make it, or name another place for {file.name}.")
     if file is not None and file.is_dir():
@@ -281,7 +281,7 @@ def _check_new(file: Path | None) -> None:
 
 @contextmanager
 def _one_sentence(*, json_: bool = False) -> Iterator[None]:
-    """Turn what a user can mend into one sentence and exit status 1; anything else keeps its traceback, it is a bug.
+    """Report user errors as one sentence with exit status 1; any other error is a bug and keeps its traceback.
 
     Args:
         json_: print {"error": ...} to standard output as well, for programs.

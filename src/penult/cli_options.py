@@ -49,10 +49,10 @@ Task = Annotated[str | None, typer.Option(help="The task of a model that has sev
 
 
 def layer_of(text: str) -> int | str | None:
-    """Read --layer.
+    """Parse --layer.
 
     Raises:
-        ValueError: it is empty.
+        ValueError: the value is empty.
     """
     if not text.strip():
         raise ValueError("--layer is empty; it must be a number, a tensor's name, or none.")
@@ -62,10 +62,10 @@ def layer_of(text: str) -> int | str | None:
 
 
 def pooling_of(text: str | None) -> Pooling | tuple[Pooling, ...] | None:
-    """Read --pooling: one, or several with commas.
+    """Parse --pooling: one, or several separated by commas.
 
     Raises:
-        ValueError: another pooling.
+        ValueError: unknown pooling.
     """
     if text is None:
         return None
@@ -77,11 +77,11 @@ def pooling_of(text: str | None) -> Pooling | tuple[Pooling, ...] | None:
 
 
 def task_of(text: str | None) -> str | int | None:
-    """Read --task: a name or a number."""
+    """Parse --task: a name or a number."""
     return int(text) if text is not None and text.isdecimal() else text
 
 
 def prompts_of(query: str | None, document: str | None) -> dict[str, str] | None:
-    """Read --query-prompt and --document-prompt; None where neither is given."""
+    """Return the prompts of --query-prompt and --document-prompt; None if neither is set."""
     given: dict[Role, str | None] = {"query": query, "document": document}
     return {role: prompt for role, prompt in given.items() if prompt is not None} or None

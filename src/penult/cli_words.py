@@ -1,4 +1,4 @@
-"""What the command line says: Python's messages with options in place of arguments, and extras in place of modules."""
+"""Messages of the command line: Python messages with options instead of arguments, and extras instead of modules."""
 
 import re
 import sys
@@ -12,7 +12,7 @@ _OPTIONS = {
     "max_length": "max-length", "layer_norm": "layer-norm", "model_file": "model-file", "files_from": "files-from",
     "max_batch_tokens": "batch-tokens",
 }  # fmt: skip
-"""Option of an argument of `Embedder.load`, where there is one."""
+"""Command-line option by argument of `Embedder.load`."""
 
 _NAME = f"(?P<name>{'|'.join(_OPTIONS)})"
 _ASSIGNED = re.compile(rf"\b{_NAME}(?P<sign>=|<=)(?P<value>'[^']*'|True|False|None|[^\s,;.)]+)")
@@ -20,7 +20,7 @@ _NAMED = re.compile(rf"(?P<before>^|[.;:] |\bLeave |\band |\blower ){_NAME}(?= i
 
 
 def sentence_of(error: BaseException) -> str:
-    """Return an error's message in the words of the command line; a package that is missing by the extra that installs it."""
+    """Return an error's message for the command line; a missing package is named by the extra that installs it."""
     if isinstance(error, ModuleNotFoundError) and (extra := extra_with(error.name or "")) is not None:
         return f"{error.name} is not installed. Install {install_hint(extra)}."
     if isinstance(error, OSError) and error.filename and error.strerror:
@@ -29,7 +29,7 @@ def sentence_of(error: BaseException) -> str:
 
 
 def in_options(message: str) -> str:
-    """Return a message with options in place of the arguments of `Embedder.load`: --pooling mean, not pooling='mean'."""
+    """Return a message with options instead of arguments of `Embedder.load`: --pooling mean, not pooling='mean'."""
     message = message.replace("pass prompts=", "pass --query-prompt or --document-prompt")
     return _NAMED.sub(lambda match: f"{match['before']}--{_OPTIONS[match['name']]}", _ASSIGNED.sub(_as_option, message))
 
@@ -44,7 +44,7 @@ def _as_option(match: re.Match[str]) -> str:
 
 
 def show_warnings() -> None:
-    """Show this process' warnings as one line each, in the words of the command line."""
+    """Print the warnings of this process as one line each, with command-line options instead of arguments."""
     warnings.showwarning = _show
 
 

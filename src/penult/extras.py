@@ -1,4 +1,4 @@
-"""Which command adds an extra to this installation of penult: the one place that messages take it from."""
+"""The command that installs an extra into this installation of penult, for all messages."""
 
 import json
 from importlib.metadata import PackageNotFoundError, distribution
@@ -11,7 +11,7 @@ _EXTRAS = {
     "psycopg": "pgvector", "torch": "export", "onnxscript": "export", "sentencepiece": "sentencepiece",
     **dict.fromkeys(("fastapi", "fastapi_offline", "uvicorn", "pydantic", "orjson", "prometheus_client", "yaml"), "server"),
 }  # fmt: skip
-"""Extra that installs a package, by the name under which it is imported."""
+"""Extra that installs a package, by import name."""
 _SOURCES = Path(__file__).parents[2]
 
 
@@ -25,15 +25,15 @@ def install_hint(extra: str) -> str:
 
 
 def extra_with(module: str) -> str | None:
-    """Return the extra that installs a module's package; None where no extra does."""
+    """Return the extra that installs a module's package; None if no extra does."""
     return _EXTRAS.get(module.partition(".")[0])
 
 
 def _command(extra: str) -> str:
-    """Return the command, which names the origin that pip recorded (PEP 610): a checkout, a wheel or a repository.
+    """Return the command, with the origin that pip recorded (PEP 610): a checkout, a wheel or a repository.
 
-    Without such a record penult came from a package index, where its name is enough. Otherwise the name alone would ask a
-    public index for a package that may be somebody else's.
+    Without such a record, penult was installed from a package index, and its name is enough. With a record, the name alone
+    would install a package from a public index, which may be someone else's.
     """
     try:
         record = json.loads(distribution("penult").read_text("direct_url.json") or "{}")

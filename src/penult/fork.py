@@ -9,16 +9,16 @@ T = TypeVar("T")
 
 
 class PerProcess(Generic[T]):
-    """A value that each process makes at its first use. Safe to call from several threads.
+    """A value that each process creates at first use. Thread-safe and fork-safe.
 
-    A forked child makes its own: threads of the parent that hold a lock or serve a pool do not exist in the child. For the
-    same reason a child that has called a method of this object never frees the inherited value: that could wait for those
-    threads for ever.
+    A forked child creates its own value: threads of the parent that hold a lock or serve a pool do not exist in the child.
+    For the same reason, a child that has called a method of this object never frees the inherited value: that could wait
+    forever for those threads.
 
     A pickle or a copy contains only `make`. Two objects with equal `make` are equal.
 
     Args:
-        make: makes the value. It must not refer to the owner of this object: that would be a reference cycle.
+        make: creates the value. It must not refer to the owner of this object: that would be a reference cycle.
     """
 
     def __init__(self, make: Callable[[], T]) -> None:
@@ -26,7 +26,7 @@ class PerProcess(Generic[T]):
         self._slots: dict[int, _Slot[T]] = {}
 
     def get(self) -> T:
-        """Return the value of this process; the first call makes it."""
+        """Return the value of this process; the first call creates it."""
         slot = self._slot()
         value = slot.value
         if value is None:
@@ -41,7 +41,7 @@ class PerProcess(Generic[T]):
         return self._slot().value
 
     def pop(self) -> T | None:
-        """Return the value of this process and drop it, so that the next `get` makes another; None if there is none."""
+        """Remove and return the value of this process, so that the next `get` creates another; None if there is none."""
         slot = self._slot()
         with slot.lock:
             value, slot.value = slot.value, None

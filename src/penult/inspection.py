@@ -1,6 +1,6 @@
-"""What `penult inspect` shows: a graph, where it is cut, the modules, and the recipe with the origin of each value.
+"""The content of `penult inspect`: the graph, where it is cut, the modules, and the recipe with the origin of each value.
 
-It opens the model as `Embedder.load` does, so that what it shows is what is really done, and it says why where that fails.
+It loads the model as `Embedder.load` does, so that it shows what is really done, and reports the reason if that fails.
 """
 
 import dataclasses
@@ -23,15 +23,15 @@ from penult.types import Pooling, Role
 
 @dataclass(frozen=True, slots=True)
 class Inspection:
-    """What is known of a model.
+    """Description of a model.
 
     Attributes:
-        source: its files.
-        graph: its graph and the cut.
-        modules: what its files list, in order; of the query's route too, where that is another.
-        recipe: what is done; as far as the files say it, where the model cannot be loaded.
-        dimension: D, None where the model cannot be loaded.
-        error: why it cannot be loaded, empty where it can.
+        source: the model's files.
+        graph: the graph and the cut.
+        modules: modules listed in the model's files, in order; includes the query's route if it differs.
+        recipe: the recipe; only as far as the files define it if the model cannot be loaded.
+        dimension: D; None if the model cannot be loaded.
+        error: why the model cannot be loaded; empty if it can.
     """
 
     source: Source
@@ -50,10 +50,10 @@ def inspect(
     model_file: str | None = None,
     files_from: str | os.PathLike[str] | None = None,
 ) -> Inspection:
-    """Look at a model, and try to load it.
+    """Describe a model, and try to load it.
 
     Raises:
-        FileNotFoundError: no model there.
+        FileNotFoundError: the model does not exist.
         ValueError: a file cannot be read, or the graph has no such layer.
     """
     found = loading.files_of(model, model_file=model_file, files_from=files_from)
@@ -74,7 +74,7 @@ def inspect(
 
 
 def as_json(shown: Inspection) -> dict[str, Any]:
-    """Return plain JSON values."""
+    """Return the description as JSON values."""
     values = dataclasses.asdict(shown.graph)
     size = values.pop("whole")
     values["layers"] = [
@@ -92,7 +92,7 @@ def as_json(shown: Inspection) -> dict[str, Any]:
 
 
 def as_text(shown: Inspection) -> str:
-    """Return the lines for a terminal."""
+    """Return the description as text for a terminal."""
     return "\n".join(_lines(shown))
 
 

@@ -7,14 +7,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 LINE_SECONDS = 10.0
-"""Seconds between two lines of progress where there is no terminal to draw a bar on."""
+"""Seconds between two progress lines if standard error is not a terminal."""
 
 
 @contextmanager
 def progress_bar(total: int, *, shown: bool) -> Iterator[Callable[[int], object]]:
     """Yield a function that adds finished texts to a progress bar; unless `shown`, it does nothing.
 
-    A disabled bar, `tqdm(disable=True)`, is not free: it makes a lock between processes, which starts a helper process where
+    A disabled bar, `tqdm(disable=True)`, is not free: it creates a multiprocessing lock, which starts a helper process where
     Python does not fork by default (macOS; Linux from Python 3.14 on).
     """
     if not shown:
@@ -29,7 +29,7 @@ def progress_bar(total: int, *, shown: bool) -> Iterator[Callable[[int], object]
 
 @contextmanager
 def rows_written(target: str) -> Iterator[Callable[[int, int], object]]:
-    """Yield a function that takes the rows written and those there are: a bar on a terminal, else a line every 10 seconds."""
+    """Yield a function of rows written and total rows: it draws a bar on a terminal, else a line every 10 seconds."""
     if sys.stderr.isatty():
         from tqdm.auto import tqdm  # noqa: PLC0415 - only a terminal needs it
 
@@ -56,7 +56,7 @@ def rows_written(target: str) -> Iterator[Callable[[int, int], object]]:
 
 
 def screen() -> tuple[int | None, int | None]:
-    """Return columns and rows for a bar. None: as the terminal says. Some, in containers, say 0, where no bar would be seen."""
+    """Return columns and rows for a bar. None: the terminal's size. Some container terminals report 0, which hides the bar."""
     try:
         size = os.get_terminal_size(sys.stderr.fileno())
     except OSError:
@@ -65,7 +65,7 @@ def screen() -> tuple[int | None, int | None]:
 
 
 def duration(seconds: float) -> str:
-    """Return a time as a person says it: 40 s, 12 min, 3.5 h."""
+    """Return a human-readable duration: 40 s, 12 min, 3.5 h."""
     if seconds < 100:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:,.1f} h"

@@ -1,8 +1,8 @@
-"""What embedding servers speak: how each is recognised, asked, and how its answer is read.
+"""Protocols of embedding servers: detection, requests and parsing of responses.
 
-It knows the JSON of penult, of DeepSparse up to 1.5 and from 1.6 on, and of Text Embeddings Inference. It opens no
-connection: a conversation is a generator that yields what to send and is sent what came back, so that the same words serve
-a blocking and an awaiting client.
+Supports penult, DeepSparse up to 1.5 and from 1.6 on, and Text Embeddings Inference (TEI). It does not do I/O: a
+conversation is a generator that yields requests and receives responses, so that the same code serves a synchronous and an
+asynchronous client.
 """
 
 import base64
@@ -20,7 +20,7 @@ from penult.types import Role, Vectors
 
 Kind = Literal["penult", "tei", "deepsparse"]
 _TASK = "transformers_embedding_extraction"
-# A client's own measure, besides the server's: enough for full batches there, little enough that an answer comes soon.
+# Client-side limit, besides the server's: enough for full batches on the server, few enough for a fast response.
 _MAX_TEXTS = 64
 _MAX_CHARS = 32_768
 _PROMPT_NAMES: Mapping[Role, tuple[str, ...]] = {
@@ -33,7 +33,7 @@ _OPENAI = "For OpenAI's contract take the openai package, OpenAIEmbeddings of La
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """What is sent: a path below the base URL, and a JSON body or none."""
+    """A request: a path relative to the base URL, and a JSON body or None."""
 
     method: Literal["GET", "POST"]
     path: str
@@ -42,14 +42,14 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What came back; the names of headers are in lower case."""
+    """A response; header names are in lower case."""
 
     status: int
     headers: Mapping[str, str]
     body: bytes
 
     def json(self) -> Any:  # noqa: ANN401 - JSON
-        """Read the body; None where it is no JSON, or nested too deeply to be read."""
+        """Parse the body; None if it is not valid JSON, or nested too deeply."""
         try:
             return json.loads(self.body)
         except (ValueError, RecursionError):
@@ -63,19 +63,19 @@ Talk = Generator[Call, Reply, Result]
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """A server that was recognised.
+    """A detected server.
 
     Attributes:
-        kind: whose contract it speaks.
-        path: where texts are sent.
-        fingerprint: of its vectors; penult's own, else a hash of what the server says of its model.
-        dimension: D. None: it does not say.
-        model: which of its models. None: the only one.
-        max_texts: of one request.
-        max_bytes: of one body. None: it does not say.
-        max_prompt_chars: characters of a prompt that a request may bring along. 0: it takes none.
-        prompts: penult's own prompt of each role.
-        prompt_names: TEI's name of the prompt of each role that was asked about, None where the model has none.
+        kind: the protocol of the server.
+        path: path of the embedding endpoint.
+        fingerprint: fingerprint of its vectors; penult's own, else a hash of the server's model information.
+        dimension: D. None: unknown.
+        model: the model to use. None: the server's only one.
+        max_texts: maximum texts per request.
+        max_bytes: maximum bytes of a request body. None: unknown.
+        max_prompt_chars: maximum characters of a prompt in a request. 0: prompts are not supported.
+        prompts: penult's own prompt for each role.
+        prompt_names: TEI's prompt name for each role requested so far; None if the model has no such prompt.
     """
 
     kind: Kind
@@ -91,14 +91,14 @@ class Server:
 
 
 def find(model: str | None) -> Talk[Server]:
-    """Find out what a server is.
+    """Detect the type of a server.
 
     Args:
-        model: which of its models. None: the only one.
+        model: the model to use. None: the only one.
 
     Raises:
-        PermissionError: it wants a key, or another one.
-        ValueError: it is none that is known here, or serves several models and none was named.
+        PermissionError: the server requires an API key, or rejects the given one.
+        ValueError: the server is unknown, or has several models and none was chosen.
     """
     query = "" if model is None else f"?model={quote(model, safe='')}"
     reply = yield Call("GET", f"/info{query}")
@@ -123,15 +123,15 @@ def find(model: str | None) -> Talk[Server]:
 
 
 def at(path: str) -> Talk[Server]:
-    """Take a path that the user named for DeepSparse's, and find out what is behind it."""
+    """Treat a path from the user as DeepSparse's, and query its model."""
     return (yield from _deepsparse(path))
 
 
 def check_prompt(server: Server, prompt: str) -> None:
-    """Refuse a prompt of the caller's own where the server takes none: left out, it would give other vectors.
+    """Check that the server supports a prompt from the caller: ignoring the prompt would change the vectors.
 
     Raises:
-        ValueError: the server takes none, or the prompt is longer than it takes.
+        ValueError: the server does not support prompts, or the prompt exceeds its limit.
     """
     if server.kind != "penult":
         name = "Text Embeddings Inference" if server.kind == "tei" else "DeepSparse"
@@ -145,13 +145,13 @@ def check_prompt(server: Server, prompt: str) -> None:
 
 
 def fingerprint(server: Server, prompts: Mapping[str, str]) -> str:
-    """Return the name of the vectors that a server gives with these prompts in place of its own."""
+    """Return the fingerprint of a server's vectors with these prompts instead of its own."""
     other = {role: prompt for role, prompt in prompts.items() if server.prompts.get(role) != prompt}
     return _hash({"fingerprint": server.fingerprint, "prompts": other}) if other else server.fingerprint
 
 
 def prompted(server: Server, role: Role) -> Talk[Server]:
-    """Learn by which name TEI's model has a prompt for a role, if any; other servers know roles, or have no prompts."""
+    """Find the name of TEI's prompt for a role, if any; other servers support roles, or have no prompts."""
     if server.kind != "tei" or role in server.prompt_names:
         return server
     name = None
@@ -164,7 +164,7 @@ def prompted(server: Server, role: Role) -> Talk[Server]:
 
 
 def parts(server: Server, texts: Sequence[str]) -> list[list[str]]:
-    """Split texts into requests, within the server's limits and our own measure."""
+    """Split texts into requests within the limits of the server and of this client."""
     found: list[list[str]] = []
     chars = size = 0
     for text in texts:
@@ -181,19 +181,19 @@ def parts(server: Server, texts: Sequence[str]) -> list[list[str]]:
 def embed(
     server: Server, texts: Sequence[str], role: Role, *, prompt: str | None = None, start: int = 0
 ) -> Talk[tuple[Vectors, int]]:
-    """Turn N texts into (N, D) vectors and the number of texts that the server cut; what it finds too much is halved.
+    """Return (N, D) vectors of N texts, and the number of texts that the server truncated. Too large requests are halved.
 
     Args:
-        server: as `find` or `at` found it.
+        server: the result of `find` or `at`.
         texts: N texts, within the server's limits or not.
-        role: decides the server's own prompt, and the model's part for that role where it has one.
-        prompt: put before the texts instead of the role's; `check_prompt` says whether the server can. None: the role's.
-        start: number of the first text in the caller's list, for errors: a server counts the texts of one request.
+        role: selects the server's own prompt, and the model's modules for that role if there are any.
+        prompt: put before each text instead of the role's prompt; see `check_prompt`. None: the role's prompt.
+        start: index of the first text in the caller's list, for errors: a server counts the texts of one request.
 
     Raises:
-        PermissionError: the server wants a key, or another one.
-        ValueError: it refused the texts, or answered with something else than N finite vectors of one size.
-        ConnectionError: it failed.
+        PermissionError: the server requires an API key, or rejects the given one.
+        ValueError: the server rejected the texts, or its response is not N finite vectors of one size.
+        ConnectionError: the server failed.
     """
     reply = yield _ask(server, texts, role, prompt)
     if reply.status == 413 and len(texts) > 1:
@@ -215,16 +215,16 @@ def embed(
 
 
 def refusal(reply: Reply, rows: range = range(0)) -> Exception:
-    """Make the error of an answer that says no, with the server's own words.
+    """Return the exception for an error response, with the server's own message.
 
     Args:
-        reply: the answer.
-        rows: numbers of the request's texts in the caller's list.
+        reply: the response.
+        rows: indices of the request's texts in the caller's list.
     """
     words = _words(reply)
     if reply.status == 401:
         return PermissionError(f"The server refused the key (HTTP 401): {words} Give it as api_key=.")
-    if reply.status == 403:  # penult's own is about the host or the origin of the request
+    if reply.status == 403:  # from penult, it is about the host or the origin of the request
         return PermissionError(f"The server refused the request (HTTP 403): {words} Should it want a key, give it as api_key=.")
     if 300 <= reply.status < 400:
         where = reply.headers.get("location", "elsewhere")
@@ -256,7 +256,7 @@ def _words(reply: Reply) -> str:
 
 
 def _penult(said: Mapping[str, Any], model: str | None) -> Server:
-    # Servers of an older version say nothing of the two, and would leave out a prompt without a word.
+    # Servers of older versions do not report these two, and would silently ignore a prompt.
     longest, prompts = said.get("max_prompt_chars", 0), said.get("prompts")
     return Server(
         kind="penult",
@@ -295,7 +295,7 @@ def _tei(said: Mapping[str, Any]) -> Server:
 
 
 def _listed_path(paths: Mapping[str, Any], model: str | None) -> str | None:
-    """Choose the path of DeepSparse's inference among those of its own document."""
+    """Select DeepSparse's inference path from the server's OpenAPI document."""
     named = {found[1]: path for path in paths if (found := re.fullmatch(r"/(?:v2/models|invocations)/(.+)/infer", path))}
     own = ("/predict",) if "/v1/embeddings" in paths else ("/predict", "/invocations")  # vLLM has an /invocations as well
     old = [path for path in _posts(paths) if path in own]
@@ -310,12 +310,12 @@ def _listed_path(paths: Mapping[str, Any], model: str | None) -> str | None:
 
 
 def _posts(paths: Mapping[str, Any]) -> list[str]:
-    """List the paths of a server's own document that take a POST."""
+    """List the POST paths in a server's OpenAPI document."""
     return [path for path, methods in paths.items() if isinstance(methods, dict) and "post" in methods]
 
 
 def _routed_path(paths: Mapping[str, Any]) -> Talk[str | None]:
-    """Find the path of a DeepSparse up to 1.5 whose configuration has a route of its own."""
+    """Find the path of a DeepSparse server up to 1.5 whose configuration sets a route."""
     reply = yield Call("GET", "/config")
     config = reply.json() if reply.status == 200 else None
     endpoints = config.get("endpoints") if isinstance(config, dict) else None
@@ -330,7 +330,7 @@ def _routed_path(paths: Mapping[str, Any]) -> Talk[str | None]:
 
 
 def _tried_path(model: str | None) -> Talk[str]:
-    """Find the path of a server that does not describe itself, by asking."""
+    """Find the path of a server without an OpenAPI document, by trial requests."""
     names = (_TASK, f"{_TASK}-0") if model is None else (model,)
     candidates = ["/predict", *(f"/v2/models/{name}/infer" for name in names)]
     last = Reply(404, {}, b"")
@@ -348,7 +348,7 @@ def _tried_path(model: str | None) -> Talk[str]:
 
 
 def _deepsparse(path: str) -> Talk[Server]:
-    """Ask DeepSparse for what decides its vectors; versions that do not say are known by their path alone."""
+    """Query DeepSparse for what determines its vectors; versions without this information are identified by path only."""
     reply = yield Call("GET", "/config")
     config = reply.json() if reply.status == 200 else None
     endpoints = config.get("endpoints") if isinstance(config, dict) else None
@@ -384,7 +384,7 @@ def _ask(server: Server, texts: Sequence[str], role: Role, prompt: str | None) -
 
 
 def _read(server: Server, said: Any, count: int) -> Vectors:  # noqa: ANN401 - JSON
-    """Take N finite vectors of one size from an answer, or say what it is instead."""
+    """Return N finite vectors of one size from a response, or raise an error that describes the response."""
     try:
         if server.kind == "penult":
             rows: Any = [np.frombuffer(base64.b64decode(item["embedding"]), "<f4") for item in said["data"]]
@@ -409,11 +409,11 @@ def _read(server: Server, said: Any, count: int) -> Vectors:  # noqa: ANN401 - J
 
 
 def _numbers(row: Any) -> Vectors:  # noqa: ANN401 - JSON
-    """Read a row of numbers; what is none, a text of digits too, is no vector. null is NaN, and refused as such."""
+    """Parse a row of numbers. Anything else, also a numeric string, is not a vector. null is NaN, which is rejected later."""
     found = np.asarray(row)
     if found.dtype.kind not in "fiuO" or (found.dtype.kind == "O" and any(isinstance(value, str) for value in row)):
         raise TypeError
-    with np.errstate(over="ignore"):  # what is too large becomes infinite, and is refused as such
+    with np.errstate(over="ignore"):  # overflow becomes infinity, which is rejected later
         return found.astype(np.float32)
 
 

@@ -1,6 +1,6 @@
-"""`penult pull`: fetch a model of the Hub into its cache, or into a plain folder for a machine without network.
+"""`penult pull`: download a model from the Hub into its cache, or into a plain folder for a machine without network.
 
-Knows folders and how one replaces another; what is fetched is `hub`'s decision.
+Handles folders and their replacement; `hub` decides which files are downloaded.
 """
 
 import json
@@ -12,22 +12,23 @@ from penult.atomic_files import sync_all
 from penult.core import cache, hub, source
 from penult.core.cache_entry import making
 
-# Lists what a folder holds that `pull` wrote, so that a later pull may replace it and nothing else.
+# Lists the files that `pull` wrote to a folder, so that a later pull replaces these files only.
 _MARK = ".penult-pull.json"
 
 
 def pull(reference: str | os.PathLike[str], *, to: Path | None = None, model_file: str | None = None) -> Path:
-    """Fetch a model from the Hub, and return the folder that holds it.
+    """Download a model from the Hub, and return its folder.
 
     Args:
         reference: a Hub id or the URL of a model's page, as for `Embedder.load`.
-        to: write the model's files into this folder, as files and not as links: it can be copied anywhere and opens without
-            the Hub. A folder that an earlier pull of the same repository wrote is replaced. None: the Hub's cache alone.
-        model_file: which graph, for example "onnx/model_int8.onnx". None: the usual one.
+        to: write the model's files to this folder, as files and not as links: it can be copied anywhere and loads without
+            the Hub. A folder that an earlier pull of the same repository wrote is replaced. None: only the Hub's cache.
+        model_file: the graph, for example "onnx/model_int8.onnx". None: the default one.
 
     Raises:
-        FileNotFoundError: a file is missing in the repository, or the Hub cannot be asked whether a branch has moved.
-        ValueError: the reference is not one to the Hub, a file is not what the Hub states, or `to` holds something else.
+        FileNotFoundError: a file is missing in the repository, or the Hub cannot be queried for the revision of a branch.
+        ValueError: the reference is not a Hub reference, a file does not match its hash on the Hub, or `to` contains
+            something else.
     """
     text = os.fspath(reference)
     hub_id = hub.parse(text)
@@ -46,7 +47,7 @@ def pull(reference: str | os.PathLike[str], *, to: Path | None = None, model_fil
         data_files=source.data_files,
     )
     for name in snapshot.names:
-        cache.hash_files([snapshot.folder / name])  # against the sha256 that the Hub names large files by
+        cache.hash_files([snapshot.folder / name])  # checks the sha256 by which the Hub names large files
     if to is None:
         return snapshot.folder
     _write(snapshot, to, hub_id.repo)
@@ -54,7 +55,7 @@ def pull(reference: str | os.PathLike[str], *, to: Path | None = None, model_fil
 
 
 def _check_free(to: Path, repo: str) -> None:
-    """Refuse a folder that holds anything but what an earlier pull of this repository wrote."""
+    """Raise ValueError if a folder contains anything but the files of an earlier pull of this repository."""
     if not to.exists() and not to.is_symlink():
         return
     if not to.is_dir():
@@ -66,7 +67,7 @@ def _check_free(to: Path, repo: str) -> None:
 
 
 def _read_mark(folder: Path) -> tuple[str, set[str]]:
-    """Return of which repository an earlier pull wrote a folder, and the files that it wrote; ("", nothing) if none did."""
+    """Return the repository and the files of the earlier pull that wrote a folder; ("", empty set) if there was none."""
     try:
         mark = json.loads((folder / _MARK).read_text(encoding="utf-8"))
         return str(mark["repo"]), {_MARK, *map(str, mark["files"])}
@@ -75,7 +76,7 @@ def _read_mark(folder: Path) -> tuple[str, set[str]]:
 
 
 def _write(snapshot: hub.Snapshot, to: Path, repo: str) -> None:
-    """Copy a snapshot aside and rename it, so that the folder is there whole or not at all."""
+    """Copy a snapshot to a temporary folder and rename it, so that the folder appears atomically."""
     with making(to.absolute().parent, f"pulling-{to.name}") as aside:
         new = aside / "new"
         for name in snapshot.names:

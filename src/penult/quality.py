@@ -1,10 +1,10 @@
-"""What int8 costs in quality, in numbers that a user can decide on: fp32 and int8 vectors of the same texts, compared.
+"""Quality of int8 vectors compared with fp32 vectors of the same texts.
 
-    texts               cosine of each text's two vectors: least, 1st percentile, mean
-    pairs with scores   Spearman's correlation of the cosine with the score, as in the STS benchmark
+    texts               cosine similarity of each text's two vectors: minimum, 1st percentile, mean
+    pairs with scores   Spearman correlation of the cosine similarity with the score, as in the STS benchmark
     a search corpus     nDCG@10 of the queries over the documents, exact search
 
-It knows files of those three kinds and composed embedders; nothing of graphs.
+Handles these three kinds of data and embedders. Independent of graphs.
 """
 
 import csv
@@ -27,14 +27,14 @@ _JUDGED = ("query-id", "corpus-id", "score")
 
 @dataclass(frozen=True, slots=True)
 class Data:
-    """What is compared on.
+    """Evaluation data.
 
     Attributes:
         texts: every text once.
-        pairs: two positions in `texts` and a score each; empty for other data.
-        relevant: per query, a position in `texts`: the gain of each document, a position too. Empty for other data.
-        documents: positions of the documents.
-        where: the file, in words.
+        pairs: for each pair, two indices in `texts` and a score; empty for other data.
+        relevant: query index -> document index -> gain; indices are those of `texts`. Empty for other data.
+        documents: indices of the documents.
+        where: description of the file.
     """
 
     texts: tuple[str, ...]
@@ -46,15 +46,15 @@ class Data:
 
 @dataclass(frozen=True, slots=True)
 class Quality:
-    """How close two precisions are.
+    """Agreement of two precisions.
 
     Attributes:
-        texts: how many were compared.
-        least: the smallest cosine between a text's two vectors.
-        percentile: the cosine that 99 % of the texts exceed.
-        mean: the mean cosine.
-        spearman: the correlation with the scores, reference and other; None without pairs.
-        ndcg: nDCG@10, reference and other; None without queries.
+        texts: number of texts compared.
+        least: minimum cosine similarity of a text's two vectors.
+        percentile: cosine similarity that 99 % of the texts exceed.
+        mean: mean cosine similarity.
+        spearman: Spearman correlation with the scores, (reference, other); None without pairs.
+        ndcg: nDCG@10, (reference, other); None without queries.
     """
 
     texts: int
@@ -68,18 +68,18 @@ class Quality:
 def read_data(path: Path | None, limit: int | None = None) -> Data:
     """Read texts, scored pairs or a search corpus.
 
-    1. None: the calibration texts that ship with penult. The scales were found on them, so the figures flatter.
-    2. A folder: `corpus.jsonl` and one each of `queries*.jsonl` and `qrels*.tsv`, as BEIR's data sets have them.
-    3. A table with tabs whose head names `score`, `sentence1`, `sentence2`.
-    4. Lines of JSON with a `text`, or plain lines.
+    1. None: the calibration texts that ship with penult. The scales were calibrated on them, so results are optimistic.
+    2. A folder: `corpus.jsonl` and one each of `queries*.jsonl` and `qrels*.tsv`, as in BEIR data sets.
+    3. A tab-separated table with the columns `score`, `sentence1`, `sentence2`.
+    4. JSON lines with a `text`, or plain lines.
 
     Args:
         path: the file or folder.
-        limit: the most texts or pairs; a corpus is always read whole, for a part of it gives another task.
+        limit: maximum texts or pairs; a corpus is always read as a whole, since a part of it would be another task.
 
     Raises:
         FileNotFoundError: a file is missing.
-        ValueError: a file is of none of these kinds.
+        ValueError: a file is not of one of these kinds.
     """
     if path is None:
         return Data(calibration_texts()[:limit], where="penult's own calibration texts: the scales were found on them")
@@ -96,7 +96,7 @@ def read_data(path: Path | None, limit: int | None = None) -> Data:
 
 
 def measure(reference: TextEmbedder, other: TextEmbedder, data: Data) -> Quality:
-    """Embed the data with both and compare.
+    """Embed the data with both embedders and compare the vectors.
 
     Raises:
         ValueError: there are no texts.
@@ -117,7 +117,7 @@ def measure(reference: TextEmbedder, other: TextEmbedder, data: Data) -> Quality
 
 
 def table(found: Quality, data: Data) -> str:
-    """Give the figures as lines to read."""
+    """Return the results as text."""
     lines = [
         f"{found.texts} texts of {data.where}",
         f"cosine to fp32   mean {found.mean:.5f}   1st percentile {found.percentile:.5f}   least {found.least:.5f}",
@@ -129,17 +129,17 @@ def table(found: Quality, data: Data) -> str:
 
 
 def spearman(a: Sequence[float] | NDArray[np.floating], b: Sequence[float] | NDArray[np.floating]) -> float:
-    """Give Spearman's rank correlation; equal values share the mean of their ranks."""
+    """Return Spearman's rank correlation; ties get the mean of their ranks."""
     return float(np.corrcoef(_ranks(a), _ranks(b))[0, 1])
 
 
 def ndcg(ranked: Sequence[float], gains: Sequence[float], top: int = _TOP) -> float:
-    """Give the normalised discounted cumulative gain of one query.
+    """Return the normalized discounted cumulative gain of one query.
 
     Args:
-        ranked: the gains of the documents found, best first.
-        gains: the gains of all relevant documents, in any order.
-        top: how many of the found ones count.
+        ranked: gains of the retrieved documents, best first.
+        gains: gains of all relevant documents, in any order.
+        top: cutoff rank.
     """
     best = _discounted(sorted(gains, reverse=True)[:top])
     return _discounted(list(ranked)[:top]) / best if best else 0.0
@@ -200,7 +200,7 @@ def _only(folder: Path, pattern: str) -> Path:
 
 
 def _table(path: Path, lines: Sequence[str], columns: tuple[str, ...]) -> list[dict[str, str]]:
-    """Return the rows of a table with tabs; every one has these columns, and `score` is a number."""
+    """Return the rows of a tab-separated table; each has these columns, and `score` is a number."""
     rows = list(csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE))
     for number, row in enumerate(rows, 2):
         if any(row.get(column) is None for column in columns) or not _is_number(row["score"]):

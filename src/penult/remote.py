@@ -1,7 +1,7 @@
-"""RemoteEmbedder: the interface of `Embedder`, answered by a server.
+"""RemoteEmbedder: a client for embedding servers with the same interface as `Embedder`.
 
-It holds connections, keys, time-outs and retries; what a server speaks is in `protocols`. The only file that imports httpx,
-none of whose types is part of the public interface.
+Handles connections, API keys, timeouts and retries; server protocols are in `protocols`. The only module that imports httpx.
+No httpx type is part of the public interface.
 """
 
 import asyncio
@@ -31,31 +31,31 @@ Result = TypeVar("Result")
 _BUSY = (429, 502, 503, 504)
 _LOST = (httpx.NetworkError, httpx.ConnectTimeout, httpx.RemoteProtocolError, httpx.ProxyError)
 _LONGEST_PAUSE = 60.0
-_TIMED_OUT_AGAIN = 2  # embedding twice does no harm, but a server that needs longer than `timeout` needs it each time
+_TIMED_OUT_AGAIN = 2  # embedding twice is harmless, but a server that needs longer than `timeout` needs it each time
 _FIXED = ("/predict", "/infer", "/invocations")
 
 
 class RemoteEmbedder:
     """An embedder behind HTTP: a penult server, a DeepSparse server of either generation, or Text Embeddings Inference.
 
-    Nothing is sent before the first use. Safe to call from several threads; `aembed` from any event loop.
+    Nothing is sent before the first use. Thread-safe; `aembed` works in any event loop.
 
     Args:
-        base_url: of the server, as `http://host:5543`; or of one route of DeepSparse, as `http://host:5543/predict`.
-        api_key: sent as `Authorization: Bearer`. None: none is, but the user and the password that stand in the URL.
-        timeout: seconds to wait for the answer to a request, or for its next bytes; then it is sent again, at most twice.
-        concurrency: requests of one call that are under way at once.
-        model: which of a server's models. None: the only one.
-        retries: how often a request is sent again that found the server busy (429, 502, 503, 504), slow or gone; about 15 s
-            of waiting in all with the default, unless the server itself says when to come back: at most a minute each time.
-        prompts: put before the texts of a role, "query" or "document", instead of the server's own prompt for it; a role
-            that is not named keeps the server's. Only a penult server takes them. None: the server's for both.
-        transport: what carries requests instead of a socket: an httpx transport, for tests and proxies. One that only
-            awaits serves `aembed` alone, one that only blocks `embed` alone.
+        base_url: URL of the server, such as `http://host:5543`, or of a DeepSparse route, such as `http://host:5543/predict`.
+        api_key: sent as `Authorization: Bearer`. None: no key; user and password in the URL are sent, if any.
+        timeout: seconds to wait for the response to a request, or for its next bytes; then it is sent again, at most twice.
+        concurrency: maximum concurrent requests of one call.
+        model: the server's model to use. None: the only one.
+        retries: maximum retries of a request if the server is busy (429, 502, 503, 504), slow or unreachable. With the
+            default, about 15 s of waiting in total, unless the server sends Retry-After: at most one minute each time.
+        prompts: prompt put before each text, by role ("query", "document"), instead of the server's own. A missing role
+            keeps the server's prompt. Only penult servers support prompts. None: the server's prompts.
+        transport: httpx transport to use instead of a socket, for tests and proxies. An async-only transport supports only
+            `aembed`, a sync-only one only `embed`.
 
     Raises:
-        ValueError: `base_url` is no http(s) URL, a number is too small, `api_key` does not fit into a header, or `prompts`
-            names something else than roles.
+        ValueError: `base_url` is not an http(s) URL, a number is too small, `api_key` is not a valid header value, or
+            `prompts` has a key that is not a role.
         TypeError: a prompt is not a str.
     """
 
@@ -93,7 +93,7 @@ class RemoteEmbedder:
         self._retries = retries
         self._timeout = timeout
         self._transport: Any = transport
-        # User and password are sent as a header and not in the URL, which messages and logs show.
+        # User and password are sent as a header and not in the URL, which appears in messages and logs.
         basic = api_key is None and bool(url.userinfo)
         self._options: dict[str, Any] = {
             "headers": {"Content-Type": "application/json"}
@@ -104,7 +104,7 @@ class RemoteEmbedder:
             "transport": transport,
         }
         self._client = PerProcess(partial(httpx.Client, **self._options))  # a fork must not share its parent's connections
-        weakref.finalize(self, _close, self._client)  # adapters are never closed by anyone
+        weakref.finalize(self, _close, self._client)  # nobody closes adapters
         self._awaiting: httpx.AsyncClient | None = None  # only between `async with` and its end
         self._server: Server | None = None
         self._dimension: int | None = None
@@ -112,16 +112,16 @@ class RemoteEmbedder:
 
     @property
     def dimension(self) -> int:
-        """D, the number of values in a vector; the server is asked when it is first wanted."""
+        """D, the number of values in a vector. The first use queries the server."""
         if self._dimension is None and (server := self._known("document")).dimension is None:
             self._noted(*self._talk(protocols.embed(server, ["a"], "document")))
         return cast("int", self._dimension)
 
     @property
     def fingerprint(self) -> str:
-        """Name of all that decides a vector: penult's own, else a hash of what the server says of its model.
+        """Fingerprint of the vectors: penult's own, else a hash of the server's model information.
 
-        Prompts given to this object that are not the server's own change it; the `prompt` of one call does not.
+        It includes this object's `prompts` if they differ from the server's own, but not the `prompt` of a single call.
         """
         server = self._known("document")
         for prompt in self._prompts.values():
@@ -131,25 +131,26 @@ class RemoteEmbedder:
     def embed(
         self, texts: Iterable[str], role: Role = "document", *, prompt: str | None = None, progress: bool = False
     ) -> Vectors:
-        """Turn N texts into vectors.
+        """Return the vectors of N texts.
 
         Args:
-            texts: N texts, any iterable of them; they are never altered. Empty ones are legal where the server takes them.
-            role: "document" or "query". DeepSparse has no prompts, so there it changes nothing.
-            prompt: put before each text of this call, instead of the role's prompt. Only a penult server takes one. None:
-                the role's.
+            texts: any iterable of N texts, which are sent unchanged. Empty texts are allowed if the server accepts them.
+            role: "document" or "query". DeepSparse has no prompts, so it ignores the role.
+            prompt: put before each text of this call, instead of the role's prompt. Only penult servers support it. None:
+                the role's prompt.
             progress: show a progress bar on standard error.
 
         Returns:
             (N, D) float32, in the caller's order; (0, D) for no texts.
 
         Raises:
-            TypeError: `texts` is a str or no iterable, or `prompt` is no str.
-            TextError: some rows are no text.
-            PermissionError: the server wants a key, or another one.
-            ConnectionError: the server cannot be reached, or fails, also after trying again.
-            TimeoutError: no answer came within `timeout` seconds, also after trying again.
-            ValueError: the server takes no prompt, it refused the texts, or its answer is not N finite vectors of one size.
+            TypeError: `texts` is a str or not an iterable, or `prompt` is not a str.
+            TextError: some rows are not text.
+            PermissionError: the server requires an API key, or rejects the given one.
+            ConnectionError: the server cannot be reached, or fails, also after retries.
+            TimeoutError: no response within `timeout` seconds, also after retries.
+            ValueError: the server does not support prompts or rejected the texts, or its response is not N finite vectors
+                of one size.
         """
         checked, prompt = _checked(texts, role), self._prompt(role, prompt)
         if not checked:
@@ -169,15 +170,15 @@ class RemoteEmbedder:
                     step(len(part))
             finally:
                 for future in pending:
-                    future.cancel()  # after a failure, what has not begun is not sent
+                    future.cancel()  # after a failure, do not send the remaining requests
         return self._joined(answers, len(checked))
 
     def __call__(self, input: Iterable[str]) -> Vectors:  # noqa: A002 - Chroma's name for it
-        """Return the vectors of N documents, as `embed` does, for libraries that ask for a function."""
+        """Return the vectors of N documents, as `embed` does, for libraries that expect a function."""
         return self.embed(input)
 
     async def aembed(self, texts: Iterable[str], role: Role = "document", *, prompt: str | None = None) -> Vectors:
-        """Turn N texts into vectors without blocking the event loop; otherwise as `embed`."""
+        """Return the vectors of N texts without blocking the event loop; otherwise as `embed`."""
         checked, prompt = _checked(texts, role), self._prompt(role, prompt)
         async with _Borrowed(self._awaiting or self._new_async(), keep=self._awaiting is not None) as client:
             server = await self._aknown(client, role, prompt)
@@ -226,17 +227,17 @@ class RemoteEmbedder:
         return f"RemoteEmbedder({self._base!r})"
 
     def _prompt(self, role: Role, given: str | None) -> str | None:
-        """Return the prompt to send along: the call's, else this object's for the role. None: the server knows its own."""
+        """Return the prompt to send: the call's, else this object's for the role. None: the server uses its own."""
         if given is not None:
             _check_prompt("prompt", given)
             return given
         return self._prompts.get(role)
 
     def _known(self, role: Role, prompt: str | None = None) -> Server:
-        """Recognise the server at the first use, and TEI's prompt at the first use of its role.
+        """Return the server; detect it at first use, and TEI's prompt at the first use of its role.
 
         Raises:
-            ValueError: there is a prompt to send along and the server takes none.
+            ValueError: there is a prompt to send, and the server does not support prompts.
         """
         server = self._server or self._keep(self._talk(self._finding()))
         if prompt is not None:
@@ -325,14 +326,14 @@ class RemoteEmbedder:
         raise AssertionError("the last attempt neither answered nor failed. This is a bug.")
 
     def _pause(self, attempt: int, outcome: Reply | httpx.HTTPError) -> float | None:
-        """Say how many seconds to wait before the next attempt; None: there is none."""
+        """Return the seconds to wait before the next attempt; None if there is none."""
         if isinstance(outcome, Reply):
             again = outcome.status in _BUSY
         else:
             again = isinstance(outcome, _LOST) or (_is_late(outcome) and attempt < _TIMED_OUT_AGAIN)
         if not again or attempt >= self._retries:
             return None
-        backoff: float = min(8.0, 0.25 * 2**attempt) * random.uniform(0.5, 1.0)  # noqa: S311 - so that clients do not come back as one
+        backoff: float = min(8.0, 0.25 * 2**attempt) * random.uniform(0.5, 1.0)  # noqa: S311 - jitter, so that clients do not retry together
         return max(backoff, _retry_after(outcome.headers)) if isinstance(outcome, Reply) else backoff
 
     def _failure(self, error: httpx.HTTPError) -> OSError:
@@ -356,7 +357,7 @@ class RemoteEmbedder:
 
 
 class _Borrowed:
-    """A client that is closed at the end, unless its owner keeps it."""
+    """Async context manager that closes a client on exit, unless `keep` is set."""
 
     def __init__(self, client: httpx.AsyncClient, *, keep: bool) -> None:
         self._client = client
@@ -371,10 +372,10 @@ class _Borrowed:
 
 
 def _read_url(base_url: str) -> httpx.URL:
-    """Read a URL.
+    """Parse a URL.
 
     Raises:
-        ValueError: it is not an http(s) URL; the message holds no password.
+        ValueError: it is not an http(s) URL; the message does not contain the password.
     """
     try:
         url = httpx.URL(base_url)
@@ -387,10 +388,10 @@ def _read_url(base_url: str) -> httpx.URL:
 
 
 def _checked_key(api_key: str) -> bytes:
-    """Return a key as a header carries it, without the end of the line that keys read from files have.
+    """Return a key encoded for a header, without the line end of keys read from files.
 
     Raises:
-        ValueError: no header can carry it; the message does not show it.
+        ValueError: the key is not a valid header value; the message does not contain it.
     """
     key = api_key.strip()
     if not key or not key.isprintable() or unencodable(key) is not None:
@@ -399,7 +400,7 @@ def _checked_key(api_key: str) -> bytes:
 
 
 def _split(url: httpx.URL) -> tuple[str, str | None]:
-    """Split a URL into the server's, without user and password, and DeepSparse's route where it names one."""
+    """Split a URL into the server's base URL, without user and password, and DeepSparse's route, if any."""
     server = str(url.copy_with(username=None, password=None, raw_path=b"/", fragment=None)).rstrip("/")
     path = url.raw_path.decode().rstrip("/").removesuffix("/v1")
     return (server, path) if path.endswith(_FIXED) else (server + path, None)
@@ -412,7 +413,7 @@ def _close(clients: PerProcess[httpx.Client]) -> None:
 
 
 def _is_late(error: httpx.HTTPError) -> bool:
-    """Return whether a request was sent, or could have been, and its answer did not come in time."""
+    """Return whether a request was, or may have been, sent and its response timed out."""
     return isinstance(error, httpx.TimeoutException) and not isinstance(error, httpx.ConnectTimeout)
 
 
@@ -425,18 +426,18 @@ def _reply(response: httpx.Response) -> Reply:
 
 
 def _numbered(parts: list[list[str]]) -> Iterator[tuple[int, list[str]]]:
-    """Yield each part of a list of texts, with the number of its first text."""
-    return zip(accumulate(map(len, parts), initial=0), parts, strict=False)  # the last number has no part
+    """Yield each part of a list of texts, with the index of its first text."""
+    return zip(accumulate(map(len, parts), initial=0), parts, strict=False)  # the last index has no part
 
 
 def _retry_after(headers: Mapping[str, str]) -> float:
-    """Read the seconds that a server asks for, as a number or as a date; at most a minute."""
+    """Parse the Retry-After header, a number of seconds or a date; return at most a minute."""
     said = headers.get("retry-after", "").strip()
     if said.isdecimal():
         return min(float(said), _LONGEST_PAUSE)
     try:
         return max(0.0, min(parsedate_to_datetime(said).timestamp() - time.time(), _LONGEST_PAUSE))
-    except (ValueError, OverflowError):  # the second: of a time zone of many digits
+    except (ValueError, OverflowError):  # OverflowError: a time zone of many digits
         return 0.0
 
 
@@ -450,8 +451,8 @@ def _checked_prompts(prompts: Mapping[str, str] | None) -> dict[str, str]:
     """Return a copy of the prompts by role.
 
     Raises:
-        ValueError: a key is no role, or a prompt is not valid Unicode.
-        TypeError: it is no mapping, or a prompt is no str.
+        ValueError: a key is not a role, or a prompt is not valid Unicode.
+        TypeError: `prompts` is not a mapping, or a prompt is not a str.
     """
     if prompts is None:
         return {}

@@ -1,15 +1,15 @@
-"""Texts for `penult quality` and `penult bench`: plain lines, or a JSON object a line. An error names the file and the line."""
+"""Text files of `penult quality` and `penult bench`: plain lines or JSON lines. Errors name the file and the line."""
 
 import json
 from pathlib import Path
 
 
 def read_lines(path: Path) -> list[str]:
-    """Return the lines of a file in UTF-8.
+    """Return the lines of a UTF-8 file.
 
     Raises:
         OSError: the file cannot be read.
-        ValueError: it is not UTF-8.
+        ValueError: the file is not UTF-8.
     """
     try:
         return path.read_text(encoding="utf-8-sig").splitlines()
@@ -18,7 +18,7 @@ def read_lines(path: Path) -> list[str]:
 
 
 def read_objects(path: Path, *fields: str) -> list[dict[str, str]]:
-    """Return the JSON object of each line; every one has these fields, and they are strings.
+    """Return the JSON object of each line; each has these fields, and their values are strings.
 
     Raises:
         OSError: the file cannot be read.

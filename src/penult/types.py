@@ -1,7 +1,7 @@
-"""The words every other file shares: letters, literals and the one contract.
+"""Shared types: literals, errors and the `TextEmbedder` protocol.
 
 Letters for dimensions, here and in every docstring: N texts, B rows of a batch, T tokens of the padded row, H hidden
-size, D size of the vector. This file knows no third-party package but numpy, and no other file of penult.
+size, D size of the vector. This module imports no third-party package but numpy, and no other module of penult.
 """
 
 from collections.abc import Iterable
@@ -11,17 +11,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 Vectors: TypeAlias = NDArray[np.float32]
-"""(N, D) float32, one row a text, in the caller's order."""
+"""(N, D) float32, one row per text, in the caller's order."""
 
 Pooling: TypeAlias = Literal["mean", "max", "cls", "last", "weightedmean", "mean_sqrt_len_tokens"]
 """(T, H) -> (H,), as in sentence-transformers: the mean or the maximum over the text's tokens, its first or its last token,
 the mean weighted by position (1, 2, ...), or the sum divided by the square root of the number of tokens."""
 
 Role: TypeAlias = Literal["document", "query"]
-"""What a text is for. It decides the prompt that is put before it, and the task or the module of models that have several."""
+"""Role of a text. It selects the prompt put before the text, and the task or the module of models that have several."""
 
 Truncate: TypeAlias = Literal["error", "warn", "right", "left"]
-"""What happens to a text over the model's length: refused; cut on the right and said; cut on that side in silence."""
+"""Handling of texts longer than the model's limit: an error; truncated on the right with a warning; truncated on that side."""
 
 Side: TypeAlias = Literal["right", "left"]
 
@@ -29,7 +29,7 @@ Precision: TypeAlias = Literal["fp32", "int8"]
 
 
 class TruncationWarning(UserWarning):
-    """Some texts were longer than the model takes, and were cut."""
+    """Some texts exceeded the model's length and were truncated."""
 
 
 class PromptError(ValueError):
@@ -37,7 +37,7 @@ class PromptError(ValueError):
 
 
 class TextError(ValueError):
-    """Some texts cannot be embedded; `rows` says which and why, so that a caller can go on with the others."""
+    """Some texts cannot be embedded; `rows` maps their indices to reasons, so that a caller can embed the others."""
 
     def __init__(self, rows: dict[int, str], total: int) -> None:
         self.rows = rows
@@ -54,7 +54,7 @@ class TextError(ValueError):
 
 
 def unencodable(text: object) -> str | None:
-    """Return why a text cannot be embedded; None where it can."""
+    """Return why a text cannot be embedded; None if it can."""
     if not isinstance(text, str):
         return f"is a {type(text).__name__}, not a str"
     try:
@@ -65,17 +65,17 @@ def unencodable(text: object) -> str | None:
 
 
 def checked_texts(texts: Iterable[str]) -> list[str]:
-    """Return the texts as a list, all of which can be embedded.
+    """Return the texts as a list, after checking that all of them can be embedded.
 
     Raises:
-        TypeError: they are one text, or not an iterable.
-        TextError: some are not texts.
+        TypeError: `texts` is a str, or not an iterable.
+        TextError: some items are not valid text.
     """
     if isinstance(texts, str | bytes):
         raise TypeError(f"texts is a {type(texts).__name__}; give a list of texts, for example [text].")
     if not isinstance(texts, Iterable):
         raise TypeError(f"texts is a {type(texts).__name__}; give a list of texts, or any other iterable of them.")
-    listed = list(texts)  # once: an iterator gives its texts only once
+    listed = list(texts)  # an iterator can be consumed only once
     rows = {row: why for row, text in enumerate(listed) if (why := unencodable(text)) is not None}
     if rows:
         raise TextError(rows, len(listed))
@@ -84,7 +84,7 @@ def checked_texts(texts: Iterable[str]) -> list[str]:
 
 @runtime_checkable
 class TextEmbedder(Protocol):
-    """Anything that turns texts into vectors: `Embedder` here, `RemoteEmbedder` over HTTP."""
+    """Interface of embedders: `Embedder` in this process, `RemoteEmbedder` over HTTP."""
 
     @property
     def dimension(self) -> int:
@@ -92,7 +92,7 @@ class TextEmbedder(Protocol):
 
     @property
     def fingerprint(self) -> str:
-        """Name of all that decides a vector: equal fingerprints give comparable vectors."""
+        """Fingerprint of everything that affects vectors: equal fingerprints give comparable vectors."""
 
     def embed(self, texts: Iterable[str], role: Role = "document", *, progress: bool = False) -> Vectors:
         """Return (N, D) float32 vectors of N texts (any iterable of str), in the caller's order."""

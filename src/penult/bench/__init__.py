@@ -1,5 +1,4 @@
-"""Benchmarks: the same texts through penult and plain ONNX Runtime, interleaved, each in a process of its own.
+"""Benchmarks of penult and plain ONNX Runtime on the same texts, interleaved, each in its own process.
 
-`measure` runs them, `worker` is what runs in each process, `report` writes what came out. Other libraries are added by
-tests/bench/peers.py.
+`measure` runs them, `worker` runs in each process, `report` formats the results. tests/bench/peers.py adds other libraries.
 """

@@ -1,4 +1,4 @@
-"""What a model's matrix products cost, and a graph that is one 8-bit product: what benchmarks measure against."""
+"""Baselines for benchmarks: FLOPs of a model's matrix products, and a graph of a single 8-bit matmul."""
 
 from collections.abc import Sequence
 from math import prod
@@ -10,7 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 
 def write_int8_matmul(target: Path, cube: int) -> None:
-    """Write `product = a x weights`, (cube, cube) uint8 by int8, added up in int32."""
+    """Write a graph of `product = a x weights`, (cube, cube) uint8 by int8, accumulated in int32."""
     weights = np.random.default_rng(1).integers(-64, 64, (cube, cube), dtype=np.int8)
     graph = helper.make_graph(
         [helper.make_node("MatMulInteger", ["a", "weights"], ["product"])],
@@ -23,9 +23,10 @@ def write_int8_matmul(target: Path, cube: int) -> None:
 
 
 def flops(model: onnx.ModelProto, lengths: Sequence[int], layers: int, hidden: int) -> float:
-    """Count the operations of a token's matrix products, on average over texts of these lengths.
+    """Return the FLOPs of the matrix products per token, averaged over texts of these lengths.
 
-    Two for each weight of a MatMul or Gemm, and 4 S H a layer for scores and mix over the S tokens of a text.
+    Two per weight of a MatMul or Gemm, and 4 S H per layer for attention scores and their product with the values, for a
+    text of S tokens.
     """
     matrices = {tensor.name: prod(tensor.dims) for tensor in model.graph.initializer if len(tensor.dims) == 2}
     products = [node.input[1] for node in model.graph.node if node.op_type in {"MatMul", "Gemm"} and len(node.input) > 1]

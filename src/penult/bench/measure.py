@@ -1,6 +1,6 @@
-"""Run the systems interleaved, in a process each, so that machine noise affects all systems equally.
+"""Run the systems interleaved, each in its own process, so that machine noise affects all systems equally.
 
-Figures are medians over rounds; ratios are taken round by round, which is what holds on a shared machine.
+Results are medians over rounds. Ratios are computed per round, which is robust on a shared machine.
 """
 
 import json
@@ -32,12 +32,12 @@ _LEAVING_SECONDS = 5
 
 @dataclass(frozen=True, slots=True)
 class Peers:
-    """Other libraries to measure, in an environment of their own; see tests/bench/peers.py.
+    """Other libraries to measure, in a separate environment; see tests/bench/peers.py.
 
     Attributes:
         python: the interpreter of the environment.
-        script: what runs there, once for each peer: a worker such as `penult.bench.worker`.
-        names: the peers, as the script names them.
+        script: the script that runs once for each peer: a worker such as `penult.bench.worker`.
+        names: names of the peers in the script.
     """
 
     python: str
@@ -47,12 +47,12 @@ class Peers:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """What one system did; seconds are of one round, medians.
+    """Results of one system; seconds are medians per round.
 
     Attributes:
-        penult_is: how many times as many tokens a CPU second penult makes at fp32, median of the rounds' ratios.
-        cosine: to penult's fp32 vectors, the smallest and the mean.
-        failure: why it did not run; the figures are then 0.
+        penult_is: speed of penult at fp32 relative to this system, in tokens per CPU second; median of the rounds' ratios.
+        cosine: minimum and mean cosine similarity to penult's fp32 vectors.
+        failure: why the system did not run; all values are then 0.
     """
 
     system: str
@@ -66,11 +66,11 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """A whole run.
+    """Results of a benchmark run.
 
     Attributes:
-        flops_a_token: operations of the matrix products, on average over the texts, padding not counted.
-        fp32_flops: the machine's float32 matmul rate, operations a CPU second, one product of 2048-cubes.
+        flops_a_token: FLOPs of the matrix products per token, averaged over the texts, without padding.
+        fp32_flops: the machine's float32 matmul rate in operations per CPU second, for 2048 x 2048 matrices.
         int8_flops: the same for uint8 by int8.
     """
 
@@ -86,7 +86,7 @@ class Result:
 
 
 class _Process:
-    """A system in a process of its own."""
+    """A system in its own process."""
 
     def __init__(self, job: dict[str, Any], python: str, script: str, folder: Path) -> None:
         self.system = str(job["system"])
@@ -123,7 +123,7 @@ class _Process:
             if pipe is not None:
                 pipe.close()
         try:
-            self._process.wait(_LEAVING_SECONDS)  # without more input it ends by itself
+            self._process.wait(_LEAVING_SECONDS)  # it exits at the end of its input
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
@@ -169,19 +169,19 @@ def measure(
     """Measure penult at fp32 and int8, and other systems, on the same texts.
 
     Args:
-        model: a reference, as `Embedder.load` takes it.
-        texts: what is embedded, each round all of it.
-        against: names of `AGAINST`.
-        pooling: "mean" or "cls", where the model's files do not say.
-        max_length: the most tokens of a text. None: as the model's files say.
-        model_file: which graph of the model. None: the usual one.
-        files_from: a folder or Hub id whose files say how the model is used. None: the model's own.
+        model: a model reference, as in `Embedder.load`.
+        texts: the texts, all of which are embedded in each round.
+        against: names from `AGAINST`.
+        pooling: "mean" or "cls", if the model's files do not define it.
+        max_length: maximum tokens of a text. None: as the model's files say.
+        model_file: the graph file. None: the default one.
+        files_from: folder or Hub id with tokenizer and configuration. None: the model's own.
         threads: threads of each system.
-        rounds: how often each system takes its turn.
+        rounds: number of rounds.
         peers: other libraries; one that cannot run is reported with its reason.
 
     Raises:
-        ValueError: a system that is unknown, a pooling that the others do not have, or no texts.
+        ValueError: a system is unknown, the other systems do not support the pooling, or there are no texts.
     """
     unknown = [name for name in against if name not in AGAINST]
     if unknown:
@@ -195,7 +195,7 @@ def measure(
     found = loading.files_of(model, model_file=model_file, files_from=files_from)
     read = loading.read_files(found, overrides)
     if max_length is None and (most := recipe.positions(found.home)) is not None:
-        read = replace(read, max_length=min(read.max_length, most))  # the peers do not look into the graph
+        read = replace(read, max_length=min(read.max_length, most))  # the peers do not inspect the graph
     if read.query is not None:
         raise ValueError(f"{model!r} has a model for queries and one for documents; name the folder of one of them.")
     if read.pooling not in ("mean", "cls"):
@@ -233,7 +233,7 @@ def measure(
 
 
 def read_texts(path: Path | None) -> list[str]:
-    """Read one text a line, or JSONL rows with `text`. None: penult's own texts, alone and joined to longer ones."""
+    """Read one text per line, or JSONL rows with `text`. None: penult's own texts, alone and joined to longer ones."""
     if path is None:
         own = calibration_texts()
         return [" ".join(own[start : start + size]) for size in (1, 2, 4) for start in range(0, len(own), size)]

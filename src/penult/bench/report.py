@@ -1,4 +1,4 @@
-"""Write a benchmark's result: a table for people, JSON for programs, a bar chart as SVG."""
+"""Benchmark reports: a table for people, JSON for programs, and a bar chart as SVG."""
 
 import json
 from dataclasses import asdict
@@ -8,7 +8,7 @@ from penult.bench.measure import Result, Row
 
 
 def table(result: Result) -> str:
-    """Give a table of all systems, penult first, and what the machine could do at most."""
+    """Return a table of all systems, penult first, and the machine's maximum rate."""
     r = result
     machine = f"matmul here, a CPU second: float32 {r.fp32_flops / 1e9:.0f} GFLOP, 8-bit {r.int8_flops / 1e9:.0f} GOP"
     head = f"{'':24}{'tokens/CPU s':>13}{'of matmul':>11}{'tokens/s':>10}{'penult is':>11}{'peak MB':>9}"
@@ -30,12 +30,12 @@ def table(result: Result) -> str:
 
 
 def as_json(result: Result) -> str:
-    """Give all figures as one JSON object."""
+    """Return all results as one JSON object."""
     return json.dumps(asdict(result), indent=2)
 
 
 def chart(result: Result) -> str:
-    """Draw tokens per CPU second as bars, one a system."""
+    """Return an SVG bar chart of tokens per CPU second, one bar per system."""
     rows = [row for row in result.rows if not row.failure]
     most = max(row.tokens_per_cpu_second for row in rows)
     height = 64 + 34 * len(rows)
@@ -49,7 +49,7 @@ def chart(result: Result) -> str:
 
 
 def _share(row: Row, result: Result) -> float:
-    """Give the share of the float32 matmul rate; 8-bit systems may pass 1."""
+    """Return the fraction of the float32 matmul rate; it may exceed 1 for 8-bit systems."""
     return row.tokens_per_cpu_second * result.flops_a_token / result.fp32_flops if result.fp32_flops else 0.0
 
 

@@ -1,10 +1,9 @@
-"""What runs in the process of one system: read a job a line, embed its texts, answer with what it cost.
+"""The process of one system: read a job per line, embed its texts, and write its cost.
 
-Nothing of penult is imported but by the functions that measure it: tests/bench/peer_worker.py uses the others in an
-environment without penult.
+Only the functions that measure penult import penult: tests/bench/peer_worker.py uses the others in an environment without it.
 
-Each line of standard input is a JSON list of texts; each answer is {"cpu", "wall", "peak_bytes"}, the seconds of the process
-and of the clock, and the peak of memory so far. The (N, D) vectors go to the file that the job names.
+Each line of standard input is a JSON list of texts; each answer is {"cpu", "wall", "peak_bytes"}: CPU seconds, wall seconds
+and peak memory so far. The (N, D) vectors are written to the file given in the job.
 """
 
 import json
@@ -47,9 +46,9 @@ def onnxruntime_naive(job: dict[str, Any]) -> Run:
 
 
 def padded(job: dict[str, Any], run: Callable[[dict[str, Any]], Any], *, rows: int = 0, tokens: int = 0) -> Run:
-    """Return a function that embeds as a plain script would.
+    """Return a function that embeds texts as a simple script would.
 
-    Its batches are of `rows` texts in their order, or of texts sorted by length, `tokens` padded tokens each.
+    Its batches have `rows` texts in input order, or `tokens` padded tokens each, of texts sorted by length.
     """
     import numpy as np
     from tokenizers import Tokenizer
@@ -113,9 +112,9 @@ SYSTEMS: dict[str, Callable[[dict[str, Any]], Run]] = {
 
 
 def main(systems: Mapping[str, Callable[[dict[str, Any]], Run]]) -> None:
-    """Open the system that the first line names, say that it is ready, then answer job after job."""
+    """Load the system named in the first line, report that it is ready, then process jobs."""
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what a library prints must not stand among the answers
+    os.dup2(2, 1)  # output of libraries must not mix with the answers
     job = json.loads(sys.stdin.readline())
     run = systems[job["system"]](job)
     import numpy as np

@@ -1,6 +1,6 @@
-"""Files to vectors, a million rows and more: jobs that survive a crash, on one machine or a cluster.
+"""Embed files of a million rows and more, in jobs that resume after a crash, on one machine or a cluster.
 
-Importing this costs no engine and no Arrow: `BatchEmbedder` travels to workers that open the model themselves.
+Importing this package loads neither the runtime nor Arrow: `BatchEmbedder` is pickled to workers, which load the model.
 """
 
 from penult.bulk.batch import BatchEmbedder

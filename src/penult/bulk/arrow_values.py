@@ -1,7 +1,7 @@
-"""Values of Arrow columns as Python values, every one of them: Arrow itself refuses some, truncates others, or asks for pandas.
+"""Conversion of every Arrow value to Python. Arrow's own conversion fails for some values, truncates others or needs pandas.
 
-1. Times with nanoseconds: `to_pylist` needs pandas for them, and drops the nanoseconds of a time of day without a word.
-2. Dates and times of a year that Python does not have, such as 10000.
+1. Times with nanoseconds: `to_pylist` needs pandas for them, and silently drops the nanoseconds of a time of day.
+2. Dates and times in years that Python does not support, such as 10000.
 3. Text whose bytes are not UTF-8.
 """
 
@@ -16,7 +16,7 @@ _Temporal = dt.datetime | dt.time | dt.timedelta | dt.date
 
 
 def values_of(column: pa.ChunkedArray | pa.Array) -> list[Any]:
-    """Return a column's values. A time that Python cannot hold is text, whether pandas is installed or not."""
+    """Return a column's values. A time that Python cannot represent is text, whether pandas is installed or not."""
     if not contains(column.type, _has_nanoseconds):
         try:
             values: list[Any] = column.to_pylist()
@@ -28,7 +28,7 @@ def values_of(column: pa.ChunkedArray | pa.Array) -> list[Any]:
 
 
 def rows_of(table: pa.Table) -> list[dict[str, Any]]:
-    """Return the rows of a table as `values_of` gives their values."""
+    """Return the rows of a table, with values converted by `values_of`."""
     if not table.num_columns:
         return [{} for _ in range(table.num_rows)]
     columns = [values_of(column) for column in table.columns]
@@ -36,7 +36,7 @@ def rows_of(table: pa.Table) -> list[dict[str, Any]]:
 
 
 def contains(kind: pa.DataType, check: Callable[[pa.DataType], bool]) -> bool:
-    """Return whether a type, or a type inside it, passes the check."""
+    """Return whether a type, or a type nested in it, passes the check."""
     if isinstance(kind, pa.BaseExtensionType):
         return contains(kind.storage_type, check)
     if pa.types.is_dictionary(kind):
@@ -48,7 +48,7 @@ def _has_nanoseconds(kind: pa.DataType) -> bool:
     return pa.types.is_temporal(kind) and getattr(kind, "unit", None) == "ns"
 
 
-def _value(scalar: pa.Scalar) -> Any:  # noqa: ANN401 - whatever Arrow holds
+def _value(scalar: pa.Scalar) -> Any:  # noqa: ANN401 - any Arrow value
     if not scalar.is_valid:
         return None
     kind = scalar.type
@@ -69,7 +69,7 @@ def _value(scalar: pa.Scalar) -> Any:  # noqa: ANN401 - whatever Arrow holds
 
 
 def _time(scalar: pa.Scalar) -> _Temporal | str:
-    """Return a time as Python has it; else as text, with its nanoseconds or its far year."""
+    """Return a Python time, or text if nanoseconds or the year do not fit."""
     kind = scalar.type
     unit: Any = getattr(kind, "unit", "us")
     try:

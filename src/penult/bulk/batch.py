@@ -1,7 +1,7 @@
-"""BatchEmbedder: a column of vectors for each batch that Ray Data, Spark, Daft or a loop of your own hands it.
+"""BatchEmbedder: appends a column of vectors to each batch from Ray Data, Spark, Daft or a loop of your own.
 
-It is a few options until its first batch: no engine and no Arrow are imported here, so it travels to workers as a few
-hundred bytes, and each process opens the model once.
+It holds only options until its first batch, and this module imports neither the runtime nor Arrow. So it pickles to a few
+hundred bytes, and each process loads the model once.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -22,30 +22,30 @@ Batch = TypeVar("Batch")
 
 
 class BatchEmbedder:
-    """Append vectors to batches of rows.
+    """Callable that appends vectors to batches of rows.
 
     Args:
-        model: a folder, an .onnx file, a Hub id or `package:NAME`, as every worker can reach it.
+        model: a folder, an .onnx file, a Hub id or `package:NAME` that every worker can access.
         text_column: the column of the texts.
-        vector_column: the column that is added.
-        role: what the texts are for: "document" or "query".
-        threads: of one run. On Ray it must equal the actor's `num_cpus`: the runtime reads no OMP_NUM_THREADS.
-        precision: as in `Embedder.load`, and so the next ones.
-        dimensions: keep only the leading values.
-        max_length: the most tokens of a text.
+        vector_column: the column to add.
+        role: "document" or "query".
+        threads: intra-op threads per run. On Ray it must equal the actor's `num_cpus`: ONNX Runtime ignores OMP_NUM_THREADS.
+        precision: this option and the next ones as in `Embedder.load`.
+        dimensions: number of leading values of a vector to keep.
+        max_length: maximum tokens of a text.
         truncate: what happens to a longer text.
-        max_batch_tokens: the most padded tokens of a batch. None: as `Embedder.load` chooses.
-        pooling: how token vectors become one. None: as the model's files say.
-        prompts: put before the texts of a role, "query" or "document", instead of the prompt of the model's files.
-        files_from: a folder or Hub id with the recipe's files, for a model that lacks them.
-        model_file: the .onnx file, where the model has several.
-        task: the task of models that have several.
+        max_batch_tokens: token budget of a batch, padding included. None: the default of `Embedder.load`.
+        pooling: pooling of the token vectors. None: as the model's files say.
+        prompts: prompt put before each text, by role ("query", "document"); overrides the prompt of the model's files.
+        files_from: a folder or Hub id with tokenizer and configuration, for a model that lacks them.
+        model_file: the .onnx file, if the model has several.
+        task: the task, if the model has several.
         normalize: whether vectors have length 1. None: as the model's files say.
-        layer_norm: whether a layer norm without weights comes before `dimensions` are kept.
-        layer: the hidden state that is pooled.
-        bad_rows: "raise" for a row that is no text; "null" gives it a null instead of a vector (not for dicts of arrays,
-            which have none).
-        fixed_size: whether Arrow's lists are of one fixed size. False: of any, the only ones that Spark knows.
+        layer_norm: whether a layer norm without weights is applied before truncation to `dimensions`.
+        layer: the hidden state to pool.
+        bad_rows: "raise" an error for a row that is not text, or set its vector to "null" (not for dicts of arrays, which
+            have no null).
+        fixed_size: whether Arrow vectors are fixed-size lists. False: variable-size lists, the only ones that Spark supports.
     """
 
     def __init__(
@@ -100,7 +100,7 @@ class BatchEmbedder:
 
     @property
     def embedder(self) -> "Embedder":
-        """The model of this process, opened at first use."""
+        """The embedder of this process, loaded at first use."""
         return self._embedder.get()
 
     def __call__(self, batch: Batch) -> Batch:
@@ -110,13 +110,13 @@ class BatchEmbedder:
             batch: a dict of arrays, a `pyarrow.Table` or `RecordBatch`, or a pandas DataFrame.
 
         Returns:
-            The same kind, with one column more: (N, D) float32 in a dict, lists of float32 in Arrow (the
-            fingerprint and the recipe in the schema's metadata), an array a row in pandas.
+            The same type with one more column: (N, D) float32 in a dict, lists of float32 in Arrow (with fingerprint
+            and recipe in the schema's metadata), one array per row in pandas.
 
         Raises:
-            TypeError: another kind of batch.
-            ValueError: no such column, or one named like the new one.
-            TextError: rows that are no text, with bad_rows="raise".
+            TypeError: unsupported type of batch.
+            ValueError: the text column is missing, or the vector column already exists.
+            TextError: some rows are not text, with bad_rows="raise".
         """
         library = type(batch).__module__.partition(".")[0]
         if isinstance(batch, dict):
@@ -132,7 +132,7 @@ class BatchEmbedder:
         raise TypeError(f"A batch is a {type(batch).__name__}; give a dict of arrays, an Arrow table or a pandas DataFrame.")
 
     def batches(self, stream: Iterable[Batch]) -> Iterator[Batch]:
-        """Append vectors batch by batch: the shape of Spark's `mapInArrow` (with fixed_size=False) and `mapInPandas`."""
+        """Append vectors batch by batch, as Spark's `mapInArrow` (with fixed_size=False) and `mapInPandas` expect."""
         for batch in stream:
             yield self(batch)
 
@@ -153,7 +153,7 @@ class BatchEmbedder:
     def _dense(self, texts: list[Any]) -> "np.ndarray[Any, np.dtype[np.float32]]":
         outcome = self._embed(texts)
         if outcome.bad:
-            raise TextError(outcome.bad, len(texts))  # an array of float32 has no null, and NaN is no vector
+            raise TextError(outcome.bad, len(texts))  # a float32 array has no null, and NaN is not a vector
         return outcome.vectors
 
     def _lists(self, texts: list[Any]) -> list[Any]:
@@ -162,7 +162,7 @@ class BatchEmbedder:
         return [rows.get(row) for row in range(len(texts))]
 
     def _arrow(self, batch: Any) -> Any:  # noqa: ANN401 - pyarrow has no types
-        import pyarrow as pa  # noqa: PLC0415 - here already: the batch is its own
+        import pyarrow as pa  # noqa: PLC0415 - already imported: the batch is Arrow's
 
         from penult.bulk.tables import texts_of, with_vectors  # noqa: PLC0415
         from penult.bulk.texts import metadata_of  # noqa: PLC0415

@@ -1,6 +1,6 @@
-"""`penult embed` and `penult ingest` on the command line: options in, one sentence and an exit status out.
+"""The commands `penult embed` and `penult ingest`: they read options, print one sentence and return an exit status.
 
-Exit status: 0 every row has a vector; 3 the job is finished and some rows were rejected; 1 it did not finish.
+Exit status: 0 every row has a vector; 3 the job finished and some rows were rejected; 1 the job did not finish.
 """
 
 import json
@@ -202,7 +202,7 @@ def ingest(
 
 @contextmanager
 def _one_sentence(interrupted: str, *, json_: bool = False) -> Iterator[None]:
-    """Turn what a user can mend, and Ctrl-C, into one sentence and exit status 1."""
+    """Report user errors and SIGINT as one sentence with exit status 1."""
     try:
         yield
     except (StoppedError, WorkError, ValueError, OSError, ImportError, KeyboardInterrupt) as error:
@@ -212,12 +212,12 @@ def _one_sentence(interrupted: str, *, json_: bool = False) -> Iterator[None]:
 
 
 def _prompts(role: Role, prompt: str | None, named: dict[Role, str | None]) -> dict[Role, str | None]:
-    """Return the prompt of each role; `prompt` is that of the chosen one."""
+    """Return the prompt of each role; `prompt` applies to `role`."""
     if prompt is not None and named[role] is not None:
         raise ValueError(f"--prompt and --prompt-{role} are both given; give one of the two.")
     return named if prompt is None else {**named, role: prompt}
 
 
 def _end(values: dict[str, object], sentence: str, *, json_: bool) -> None:
-    """Say the last line."""
+    """Print the last line."""
     typer.echo(json.dumps(values) if json_ else f"penult: {sentence}", err=True)

@@ -1,8 +1,8 @@
-"""`penult embed`: files to one file of rows with vectors, whatever stops it in between.
+"""`penult embed`: embed the rows of files into one output, in a job that can be resumed.
 
     find -> open the model -> is there an unfinished job of this identity? -> scan -> shards -> workers -> record -> merge
 
-It composes the other files of this folder and owns the one decision none of them can make: go on, start anew, or refuse.
+This module composes the others of this package and decides whether to resume a job, start a new one, or raise.
 """
 
 from collections.abc import Iterator
@@ -28,16 +28,16 @@ from penult.bulk.options import Columns
 from penult.bulk.output import output_files, writers
 from penult.bulk.request import EXISTS, Request, Summary, find_inputs, identity_of, open_inputs, stopped
 
-_MANY = 100_000  # rows of an output that takes more than a moment to write
+_MANY = 100_000  # rows above which writing the output is slow enough to announce
 
 
 def embed_files(request: Request) -> Summary:
-    """Embed all rows of some files into one output, or go on with what an earlier run began.
+    """Embed all rows of some files into one output, or resume an unfinished job.
 
     Raises:
-        ValueError: an option, an input or an unfinished job does not go with this request; nothing was changed.
-        FileNotFoundError: no such input or model.
-        StoppedError: it began and did not finish; what is done is kept.
+        ValueError: an option, an input or an unfinished job does not match this request; nothing was changed.
+        FileNotFoundError: an input or the model does not exist.
+        StoppedError: the job started and did not finish; finished work is kept.
     """
     writers.check(request.out)
     paths = find_inputs(request)
@@ -108,7 +108,7 @@ def _carry_out(request: Request, job: Job, files: tuple[Input, ...], pool: Pool,
             if isinstance(news, Record):
                 job.record(news)
             progress.add(news)
-        pool.close()  # the model's memory is the merge's from here on
+        pool.close()  # free the model's memory for the merge
         for file in files:
             file.check_unchanged()
         if progress.totals.seen > _MANY and request.shown != "off":
@@ -127,7 +127,7 @@ def _carry_out(request: Request, job: Job, files: tuple[Input, ...], pool: Pool,
 def _records(
     request: Request, job: Job, files: tuple[Input, ...], pool: Pool, manifest: Manifest, done: frozenset[int]
 ) -> Iterator[Record | Tick]:
-    """Carry out the shards that are not done; tell how far each is."""
+    """Embed the shards that are not done; yield records and progress ticks."""
     missing = [number for number in range(readers.count_shards(manifest.scanned)) if number not in done]
     if not missing:
         return
@@ -136,7 +136,7 @@ def _records(
     if request.engine == "ray":
         from penult.bulk import ray_engine  # noqa: PLC0415 - an extra
 
-        pool.close()  # it has said what the model is
+        pool.close()  # it was only needed to describe the model
 
         setup = ray_engine.Setup(request.model, request.columns, files, manifest.scanned, folder, old)
         yield from ray_engine.run(setup, missing, workers=request.workers, address=request.address)
@@ -150,7 +150,7 @@ def _records(
 
 
 def _changed(manifest: Manifest, files: tuple[Input, ...]) -> list[str]:
-    """Name the input files whose content is not what it was."""
+    """Return the names of the input files whose content has changed."""
     before = manifest.identity.inputs
     if len(before) != len(files):
         return []
@@ -170,7 +170,7 @@ def _scan(request: Request, files: tuple[Input, ...]) -> Scanned:
 
 
 def output_schema(columns: Columns, scanned: Scanned, model: Ready, identity: Identity, totals: Totals) -> pa.Schema:
-    """Return the schema of the output: all columns of the input, the vectors, and in its metadata what made them."""
+    """Return the schema of the output: all input columns, the vectors, and metadata that identifies their model."""
     id_column = identity.id_column or ("id" if "id" in scanned.schema.names else "")
     metadata = (scanned.schema.metadata or {}) | model.metadata | {
         "penult.text_column": columns.text,
@@ -184,10 +184,10 @@ def output_schema(columns: Columns, scanned: Scanned, model: Ready, identity: Id
 
 
 def check_format(out: Path, scratch: Path, schema: pa.Schema, vector_column: str) -> None:
-    """Write an output of no rows to another folder, so that a column its format cannot hold fails before hours of work.
+    """Write an empty output to a scratch folder, so that a column that its format cannot store fails before hours of work.
 
     Raises:
-        ValueError: it cannot hold these columns, or the disk is full.
+        ValueError: the format cannot store these columns, or the disk is full.
     """
     try:
         writers.write(scratch / f"none{out.suffix}", scratch, schema, (), vector_column=vector_column)
@@ -196,12 +196,12 @@ def check_format(out: Path, scratch: Path, schema: pa.Schema, vector_column: str
 
 
 def is_finished(out: Path, metadata: dict[str, str], identity: Identity, manifest: Manifest | None) -> bool:
-    """Return whether an output is that of this job, to its last byte.
+    """Return whether an output is the complete output of this job.
 
-    1. No job is under way: it is, if its metadata name this job.
-    2. One is, and the output's own file has the metadata: a crash came after it was put in place. (--from may name the output
-       that was there before, whose hash is gone.)
-    3. One is, and a file beside the output has them: that was written first, so the output may be an older one.
+    1. No unfinished job: it is, if its metadata contain this job's hash.
+    2. Unfinished job, metadata in the output's own file: it is; a crash came after the output was renamed into place. (--from
+       may name the output that was there before, whose hash is gone.)
+    3. Unfinished job, metadata in a separate file: that file is written first, so the output may be an older one.
     """
     if manifest is None:
         return metadata.get("penult.job") == identity.digest

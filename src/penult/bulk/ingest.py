@@ -1,7 +1,7 @@
-"""`penult ingest`: write an embedded file into a vector store; running it again changes nothing.
+"""`penult ingest`: write an embedded file into a vector store. It is idempotent.
 
-An entry's id is a function of its row's id alone, so a second run replaces what the first wrote; ids are therefore checked
-before anything is written. Each store has a file of its own in stores/.
+An entry's id depends only on its row's id, so a second run replaces what the first wrote. Ids are therefore checked before
+anything is written. Each store has its own module in stores/.
 """
 
 import json
@@ -20,7 +20,7 @@ from penult.bulk.output import output_files
 from penult.bulk.repeated_ids import HashRuns, find_repeated, hashes_of
 from penult.bulk.stores.base import Entries, Index, Layout, Store, VectorSpec
 
-_NAMESPACE = uuid.UUID("8d0f3a52-6c1e-5b7e-9b0e-2f4f6b1c9a10")  # of our ids: drawn once, never to be changed
+_NAMESPACE = uuid.UUID("8d0f3a52-6c1e-5b7e-9b0e-2f4f6b1c9a10")  # namespace of penult's ids; must never change
 
 
 _ID_ROWS = 65_536  # ids read at once
@@ -33,13 +33,13 @@ _LAYOUTS: dict[str, tuple[Layout, ...]] = {
 
 @dataclass(frozen=True, slots=True)
 class Ingested:
-    """What an ingest read and left.
+    """Result of an ingest.
 
     Attributes:
         rows: rows read.
-        entries: entries of the collection now.
-        equal: rows that equal an earlier one and share its entry; 0 where a column names the rows.
-        note: why the collection has no index, where one was asked for.
+        entries: entries in the collection after the ingest.
+        equal: rows equal to an earlier row, which share its entry; 0 if a column contains ids.
+        note: why the collection has no index although one was requested.
     """
 
     rows: int
@@ -59,23 +59,23 @@ def ingest(
     index: Index = "auto",
     advance: Callable[[int, int], object] | None = None,
 ) -> Ingested:
-    """Write all rows of an embedded file into a collection; make it where there is none.
+    """Write all rows of an embedded file into a collection; create the collection if it does not exist.
 
     Args:
-        source: what `penult embed` wrote: .parquet or .lance.
+        source: output of `penult embed`: .parquet or .lance.
         to: qdrant:PATH|URL, lancedb:PATH or pgvector:DSN.
-        collection: its name. In PostgreSQL, TABLE or SCHEMA.TABLE.
-        id_column: names a row. None: as the file says, and where it names none, the whole row is its id.
-        id_suffix: "row" makes an entry's id of its row's id and number, where several rows are chunks of one document.
-        layout: "columns" keeps the columns' names; "langchain" and "llama-index" are what their vector stores read.
-        index: built after the last row. "auto": HNSW in Qdrant and PostgreSQL, IVF_FLAT in a large table of LanceDB; "none":
-            none, so that a search reads all vectors.
-        advance: called with the rows that are written, and those of the file.
+        collection: name of the collection. In PostgreSQL, TABLE or SCHEMA.TABLE.
+        id_column: column of row ids. None: as the file's metadata say; if they name none, the whole row is the id.
+        id_suffix: "row" derives an entry's id from its row's id and number, for rows that are chunks of one document.
+        layout: "columns" keeps the column names; "langchain" and "llama-index" use those that their vector stores read.
+        index: index built after the last row. "auto": HNSW in Qdrant and PostgreSQL, IVF_FLAT in a large LanceDB table;
+            "none": no index, so a search reads all vectors.
+        advance: called with the number of rows written and the number of rows in the file.
 
     Raises:
-        ValueError: the file has no vectors of penult, the store holds vectors of another model or in another layout, or an
-            id is null or repeated. Nothing has been written then.
-        OSError: file or store cannot be reached, or the store refuses.
+        ValueError: the file has no vectors from penult, the store has vectors of another model or layout, or an id is null
+            or repeated. Nothing has been written then.
+        OSError: file or store cannot be reached, or the store rejects the request.
     """
     spec = _spec(source, layout)
     id_column = id_column or spec.metadata.get("penult.id_column") or None
@@ -102,7 +102,7 @@ def ingest(
         store.close()
 
 
-def entry_id(value: Any) -> str:  # noqa: ANN401 - whatever a column of ids holds
+def entry_id(value: Any) -> str:  # noqa: ANN401 - any type of id
     """Return the id of an entry for the id of a row: the same on every machine and in every version."""
     return str(uuid.uuid5(_NAMESPACE, json.dumps(value, sort_keys=True, default=as_text)))
 
@@ -143,13 +143,13 @@ def _spec(source: Path, layout: Layout) -> VectorSpec:
     if column is None or "penult.fingerprint" not in metadata:
         raise ValueError(f"{source} does not say which model made its vectors; write it with `penult embed`.")
     plain = schema.remove(schema.get_field_index(column)).remove_metadata()
-    views = {pa.string_view(): pa.string(), pa.binary_view(): pa.binary()}  # which few libraries take
+    views = {pa.string_view(): pa.string(), pa.binary_view(): pa.binary()}  # few libraries support views
     rows = pa.schema([field.with_type(views.get(field.type, field.type)) for field in plain])
     return VectorSpec(schema.field(column).type.list_size, metadata, rows, layout)
 
 
 def _check_ids(source: Path, id_column: str, *, repeats: bool) -> None:
-    """Raise ValueError where an id is null or, unless `repeats`, another row's too. Reads the ids twice at most."""
+    """Raise ValueError if an id is null or, unless `repeats`, repeated. Reads the ids at most twice."""
 
     def batches() -> Iterator[list[Any]]:
         done = 0

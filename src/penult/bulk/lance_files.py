@@ -1,4 +1,4 @@
-"""Lance datasets as input and output. The only file that imports lance (the extra `lance`)."""
+"""Lance datasets as input and output. The only module that imports lance (the extra `lance`)."""
 
 import shutil
 from collections.abc import Iterable, Iterator
@@ -12,24 +12,24 @@ from penult.extras import install_hint
 
 
 def check() -> None:
-    """Raise ImportError with what to install, if lance is missing."""
+    """Raise ImportError if lance is not installed; the message says how to install it."""
     _lance()
 
 
 def look(path: Path) -> tuple[pa.Schema, int]:
-    """Give a dataset's columns and its number of rows."""
+    """Return a dataset's schema and number of rows."""
     dataset = _opened(path)
     return dataset.schema, int(dataset.count_rows())
 
 
 def read(path: Path, skip: int = 0, columns: list[str] | None = None, batch_rows: int = 4096) -> Iterator[pa.RecordBatch]:
-    """Read a dataset in its order, from the row `skip` on."""
-    # Without scan_in_order, batches come in the order in which the disk delivers them.
+    """Read a dataset in row order, starting at row `skip`."""
+    # Without scan_in_order, batches arrive in the order of disk reads.
     yield from _opened(path).scanner(columns=columns, offset=skip, batch_size=batch_rows, scan_in_order=True).to_batches()
 
 
 def write(path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> None:
-    """Write a dataset of one version aside, and put it in the place of what is there."""
+    """Write a dataset of one version to a temporary folder, then rename it over the existing one."""
     aside, before = path.with_name(f".{path.name}.part"), path.with_name(f".{path.name}.before")
     for folder in (aside, before):
         shutil.rmtree(folder, ignore_errors=True)
@@ -49,7 +49,7 @@ def write(path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> N
 
 
 def _aligned(batch: pa.RecordBatch) -> pa.RecordBatch:
-    """Copy a batch of a mapped file: there a decimal may begin at any eighth byte, and Lance's reader wants the sixteenth."""
+    """Copy a batch of a memory-mapped file: its decimals may be aligned to 8 bytes, and Lance's reader requires 16."""
     arrays = [pa.concat_arrays([array, array.slice(0, 0)]) for array in batch.columns]
     return pa.RecordBatch.from_arrays(arrays, schema=batch.schema)
 
@@ -58,7 +58,7 @@ def _opened(path: Path) -> Any:  # noqa: ANN401 - a dataset
     lance = _lance()
     try:
         return lance.dataset(str(path))
-    except ValueError as error:  # what lance makes of a folder that is no dataset
+    except ValueError as error:  # raised by lance for a folder that is not a dataset
         raise OSError(str(error)) from error
 
 

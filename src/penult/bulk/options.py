@@ -1,4 +1,4 @@
-"""Which model, which columns, how rows are read: plain values that travel to every worker. Imports no engine at first."""
+"""Options for the model, the columns and the reading of rows: plain values, pickled to workers. Imports the runtime lazily."""
 
 import codecs
 from collections.abc import Mapping
@@ -13,12 +13,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """Which model a worker opens, and how; the words of `Embedder.load`.
+    """Arguments of `Embedder.load` for a worker.
 
     Attributes:
         reference: the model.
-        query_prompt: prompt of queries. None: that of the model's files.
-        document_prompt: prompt of documents. None: that of the model's files.
+        query_prompt: prompt for queries. None: the prompt in the model's files.
+        document_prompt: prompt for documents. None: the prompt in the model's files.
     """
 
     reference: str
@@ -39,19 +39,19 @@ class Model:
 
     @property
     def prompts(self) -> dict[str, str] | None:
-        """The prompts that stand above those of the model's files; None where there are none."""
+        """Prompts that override those of the model's files; None if there are none."""
         given = {"query": self.query_prompt, "document": self.document_prompt}
         return {role: prompt for role, prompt in given.items() if prompt is not None} or None
 
     def with_prompts(self, prompts: Mapping[Role, str | None]) -> "Model":
-        """Return the same with these prompts."""
+        """Return a copy with these prompts."""
         return replace(self, query_prompt=prompts["query"], document_prompt=prompts["document"])
 
     def named_prompt(self, name: str) -> str:
-        """Return a prompt that the model's files have under a name; reads no weights.
+        """Return the prompt of this name from the model's files, without loading weights.
 
         Raises:
-            ValueError: they have none of this name.
+            ValueError: the files have no prompt of this name.
         """
         from penult.core import loading  # noqa: PLC0415 - as below
         from penult.core.recipe import Overrides  # noqa: PLC0415
@@ -64,8 +64,8 @@ class Model:
         return prompts[name]
 
     def load(self, threads: int | None) -> "Embedder":
-        """Open the model. `threads`: of one run; None: as the machine has cores."""
-        from penult.core.embedder import Embedder  # noqa: PLC0415 - the engine loads where it works, not where this is made
+        """Load the model. `threads`: intra-op threads per run; None: the physical cores."""
+        from penult.core.embedder import Embedder  # noqa: PLC0415 - the runtime loads in the worker only
 
         return Embedder.load(
             self.reference,
@@ -88,7 +88,7 @@ class Model:
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """Which column holds the texts, which takes the vectors, and what the texts are for."""
+    """Names of the text and vector columns, and the role of the texts."""
 
     text: str
     vector: str
@@ -97,14 +97,14 @@ class Columns:
 
 @dataclass(frozen=True, slots=True)
 class ReadOptions:
-    """How the rows of text files are read; other values give other rows.
+    """Options for reading rows of text files; other values produce other rows.
 
     Attributes:
-        encoding: of text files that begin with no byte order mark: a name that Python knows.
-        max_row_bytes: a row with more is rejected, and never in memory as a whole.
+        encoding: encoding of text files without a byte order mark, by its Python name.
+        max_row_bytes: maximum bytes of a row; a longer one is rejected and never held in memory as a whole.
 
     Raises:
-        ValueError: no such encoding, or a limit below 1.
+        ValueError: the encoding is unknown, or the limit is below 1.
     """
 
     encoding: str = "utf-8"
@@ -123,7 +123,7 @@ class ReadOptions:
 
     @property
     def codec(self) -> str:
-        """The encoding under the one name that Python has for it; a mark at the beginning of a file is never text."""
+        """Python's canonical name of the encoding. A byte order mark is never part of the text."""
         return codecs.lookup(self.encoding).name.removesuffix("-sig")
 
 

@@ -1,7 +1,7 @@
-"""`penult embed` where Arrow is not installed: CSV, JSON, text and documents to .npy or .jsonl, in one process.
+"""`penult embed` without Arrow: CSV, JSON, text and documents to .npy or .jsonl, in one process.
 
-The job of `embed` without tables: shards of consecutive rows are kept in OUT.job and put together at the end, so a job that
-was stopped goes on where it was. Vectors are the same. A row keeps the columns that it has; Arrow gives all rows the same.
+Works as `embed`, but without tables: shards of consecutive rows are stored in OUT.job and merged at the end, so a stopped job
+can resume. Vectors are the same. Each row keeps its own columns; with Arrow, all rows get the same columns.
 """
 
 import json
@@ -32,25 +32,25 @@ from penult.types import TruncationWarning, Vectors
 _OUTPUTS = (".npy", ".jsonl")
 _INPUTS = ("csv", "tsv", "jsonl", "json", "text", "document")
 _STATE = "rows.json"
-_ROWS, _BYTES = 1024, 4 << 20  # of a shard, at most: what is held at once
+_ROWS, _BYTES = 1024, 4 << 20  # maximum of a shard, which is held in memory
 
 
 @dataclass(frozen=True, slots=True)
 class _Shard:
-    """Consecutive rows: the file and what was read of each."""
+    """Consecutive rows, each with its file and the row or rejection that was read."""
 
     number: int
     items: list[tuple[str, Item]]
 
 
 def embed_files(request: Request) -> Summary:
-    """Embed all rows of some files into one output, or go on with what an earlier run began.
+    """Embed all rows of some files into one output, or resume an unfinished job.
 
     Raises:
         ImportError: the request needs Arrow; the message names the extra.
-        ValueError: an option, an input or an unfinished job does not go with this request; nothing was changed.
-        FileNotFoundError: no such input or model.
-        StoppedError: it began and did not finish; what is done is kept.
+        ValueError: an option, an input or an unfinished job does not match this request; nothing was changed.
+        FileNotFoundError: an input or the model does not exist.
+        StoppedError: the job started and did not finish; finished work is kept.
     """
     _check(request)
     paths = find_inputs(request)
@@ -156,12 +156,12 @@ def _carry_out(
 
 
 def _kept(identity: Identity) -> Identity:
-    """Return the identity under which shards are kept: those of an installation with Arrow are files of another kind."""
+    """Return the identity for stored shards. It differs from that of a job with Arrow, whose shards have another format."""
     return replace(identity, reading=f"{identity.reading} row by row")
 
 
 def _scan(request: Request, files: Sequence[Input]) -> tuple[int, list[str]]:
-    """Return how many rows there are, and their columns."""
+    """Return the number of rows, and their columns."""
     count, names = 0, dict.fromkeys(name for file in files if file.format in ("csv", "tsv") for name in row_files.columns(file))
     has_text = request.columns.text in names
     for _, item in _items(files):
@@ -186,7 +186,7 @@ def _items(files: Iterable[Input]) -> Iterator[tuple[str, Item]]:
 
 
 def _shards(files: Iterable[Input]) -> Iterator[_Shard]:
-    """Cut the rows into shards, a function of the input alone."""
+    """Split the rows into shards. The split depends on the input only."""
     number, size, held = 0, 0, list[tuple[str, Item]]()
     for name, item in _items(files):
         held.append((name, item))
@@ -199,7 +199,7 @@ def _shards(files: Iterable[Input]) -> Iterator[_Shard]:
 
 
 def _make(request: Request, shard: _Shard, folder: Path, embedder: Embedder, pace: Pace, progress: Progress) -> Record:
-    """Embed a shard and write its files, each whole or not at all: a line a row, then the vectors."""
+    """Embed a shard and write its files atomically: one line per row, then the vectors."""
     lines: list[str] = []
     texts: list[Any] = []
     rows: list[tuple[str, Row]] = []
@@ -227,8 +227,8 @@ def _make(request: Request, shard: _Shard, folder: Path, embedder: Embedder, pac
     return Record(shard.number, len(outcome.good), len(rejected), outcome.cut, 0, outcome.tokens, path.stat().st_size)
 
 
-def _value(values: dict[str, Any], name: str) -> Any:  # noqa: ANN401 - a value of JSON
-    """Return the value of a column; `a.b` is the value b of the object a, where no column is named so."""
+def _value(values: dict[str, Any], name: str) -> Any:  # noqa: ANN401 - a JSON value
+    """Return the value of a column; `a.b` is the value b of the object a, unless a column has that name."""
     if name in values:
         return values[name]
     found: Any = values
@@ -246,7 +246,7 @@ def _is_unicode(line: str) -> bool:
 
 
 def _write(request: Request, folder: Path, records: Sequence[Record], dimension: int, metadata: dict[str, str]) -> None:
-    """Put the shards together. The output itself appears last."""
+    """Merge the shards. The output itself appears last."""
     out, column = request.out, json.dumps(request.columns.vector)
     rejected = [path for record in records if (path := rejected_path(folder, record.shard)).exists()]
     if rejected:
@@ -273,7 +273,7 @@ def _write(request: Request, folder: Path, records: Sequence[Record], dimension:
 
 
 def _read(folder: Path, records: Sequence[Record], dimension: int) -> Iterator[tuple[list[bytes], Vectors]]:
-    """Read the shards: the lines of each, and its vectors."""
+    """Yield the lines and the vectors of each shard."""
     for record in records:
         data = shard_path(folder, record.shard).read_bytes()
         end = len(data) - 4 * dimension * record.rows

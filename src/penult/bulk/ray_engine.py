@@ -1,7 +1,7 @@
-"""Shards on a Ray cluster: Ray Data hands their numbers to actors, each of which reads, embeds and writes its own.
+"""Embed shards on a Ray cluster: Ray Data sends shard numbers to actors, which read, embed and write these shards.
 
-The only file that imports ray (the extra `ray`). Shards are those of a job on one machine, so the vectors are the same, and
-a job may begin here and end there. The folders of input and output must be the same on every node.
+The only module that imports ray (the extra `ray`). Shards are the same as in a job on one machine, so the vectors are the
+same, and either engine can resume the other's job. The input and output folders must be the same on every node.
 """
 
 import json
@@ -27,12 +27,12 @@ from penult.extras import install_hint
 from penult.types import TruncationWarning
 
 _FORMATS = ("parquet", "lance")
-_TRIES = 3  # of a shard whose actor dies; Ray itself would try for ever
+_TRIES = 3  # maximum tries of a shard whose actor dies; Ray itself would retry forever
 
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """What an actor needs to make any shard of a job, wherever it runs: the paths of `anywhere` are absolute."""
+    """Everything an actor needs to embed any shard of a job; `anywhere` makes its paths absolute."""
 
     model: Model
     columns: Columns
@@ -43,7 +43,7 @@ class Setup:
     run: str = field(default_factory=lambda: uuid.uuid4().hex)  # so that tries of an earlier run do not count
 
     def anywhere(self) -> "Setup":
-        """Give it with absolute paths: the processes of a cluster have working folders of their own."""
+        """Return a copy with absolute paths: each process of a cluster has its own working directory."""
         model = self.model
         files_from = None if model.files_from is None else _absolute(model.files_from)
         return replace(
@@ -56,14 +56,14 @@ class Setup:
 
 
 def _absolute(reference: str) -> str:
-    """Return a folder or file by its absolute path; what is none here, a Hub id for example, stays as it is."""
+    """Return the absolute path of a file or folder; return anything else, such as a Hub id, unchanged."""
     return str(Path(reference).absolute()) if Path(reference).exists() else reference
 
 
 class ShardActor:
-    """Makes shards; one in a process, with a model of its own.
+    """Actor that embeds shards: one per process, with its own model.
 
-    What fails is an answer and no exception: of that Ray would make pages of its own stack, and no sentence.
+    An error is returned instead of raised: Ray would turn an exception into pages of its own stack trace.
     """
 
     def __init__(self, setup: Setup, threads: int) -> None:
@@ -72,13 +72,13 @@ class ShardActor:
         self._opened: tuple[Embedder, Old | None] | None = None
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[str]]:
-        """Make the shards of these numbers, and give their records."""
+        """Embed the shards with these numbers, and return their records."""
         return {"answer": [self._answer(int(number)) for number in batch["shard"]]}
 
     def _answer(self, number: int) -> str:
         try:
             return json.dumps(asdict(self._make(number)))
-        except Exception as error:  # noqa: BLE001 - a process boundary: the driver says it
+        except Exception as error:  # noqa: BLE001 - a process boundary: the driver reports it
             return json.dumps(asdict(failed(error)))
 
     def _make(self, number: int) -> Record:
@@ -92,7 +92,7 @@ class ShardActor:
         return make_shard(embedder, shard, setup.folder, setup.columns, old)
 
     def _begin(self, number: int) -> None:
-        """Count a try on the disk, where it outlives this process."""
+        """Record a try on disk, so that the count survives this process."""
         with (self._setup.folder / f"{number:08}.{self._setup.run}.tries").open("ab") as file:
             file.write(b"|")
             tries = file.tell()
@@ -101,7 +101,7 @@ class ShardActor:
 
 
 def check(files: Sequence[Input]) -> None:
-    """Raise ValueError for input that cannot be read from its middle, ImportError if ray is missing."""
+    """Raise ValueError for input that does not support random access, ImportError if ray is not installed."""
     slow = [file.name for file in files if file.format not in _FORMATS]
     if slow:
         raise ValueError(f"{slow[0]} must be read from its start; --engine ray takes {' and '.join(_FORMATS)} files.")
@@ -109,22 +109,22 @@ def check(files: Sequence[Input]) -> None:
 
 
 def run(setup: Setup, numbers: Sequence[int], *, workers: int, address: str | None) -> Iterator[Record]:
-    """Make shards on a cluster, in any order.
+    """Embed shards on a cluster, in any order.
 
     Args:
         setup: the job.
-        numbers: of the shards that are not done.
-        workers: actors; they share the cluster's CPUs evenly.
-        address: of the cluster, or "auto". None: one of this machine's own.
+        numbers: numbers of the shards that are not done.
+        workers: number of actors; they share the cluster's CPUs evenly.
+        address: address of the cluster, or "auto". None: start a cluster on this machine.
 
     Raises:
-        ValueError: a shard failed for something that the user can mend: a full disk, for example.
-        WorkError: a shard failed for a bug, its actor died again and again, or Ray itself failed.
-        ConnectionError: no cluster at that address.
+        ValueError: a shard failed because of an error that the user can fix, such as a full disk.
+        WorkError: a shard failed because of a bug, its actor died repeatedly, or Ray itself failed.
+        ConnectionError: there is no cluster at that address.
     """
     ray = _ray()
     ours = not ray.is_initialized()
-    if ours:  # "local", since None would look for a cluster first, and wait minutes for one that is long dead
+    if ours:  # "local": None would first look for a cluster, and wait minutes for one that has stopped
         ray.init(address=address or "local", log_to_driver=False, include_dashboard=False, configure_logging=False)
     try:
         threads = max(1, int(ray.cluster_resources().get("CPU", 1)) // workers)
@@ -153,8 +153,8 @@ def _record(answer: dict[str, Any]) -> Record:
 
 
 def _ray() -> Any:  # noqa: ANN401 - a module
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray's reports to its maker
-    os.environ.setdefault("RAY_DATA_LOG_LEVEL", "ERROR")  # else its lines stand between those of --progress json
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray's telemetry
+    os.environ.setdefault("RAY_DATA_LOG_LEVEL", "ERROR")  # otherwise its lines mix with those of --progress json
     try:
         import ray  # noqa: PLC0415 - an extra
         import ray.data  # noqa: PLC0415

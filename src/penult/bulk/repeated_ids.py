@@ -1,6 +1,6 @@
 """Find repeated ids among any number of rows in bounded memory.
 
-Rows are compared by 64-bit hashes, kept as sorted runs in a temporary file; an equal pair is confirmed by its values.
+Rows are compared by 64-bit hashes, stored as sorted runs in a temporary file. Equal hashes are confirmed by comparing values.
 """
 
 import json
@@ -14,44 +14,44 @@ from numpy.typing import NDArray
 
 from penult.bulk.json_text import as_text
 
-_RUN = 4 << 20  # hashes of a run: 32 MB in memory, at most three times that while runs are merged
+_RUN = 4 << 20  # hashes per run: 32 MB in memory, at most three times that during a merge
 _BIN_BITS = 10
-_BINS = 1 << _BIN_BITS  # of a run, by the leading bits of its hashes
+_BINS = 1 << _BIN_BITS  # bins per run, by the leading bits of the hashes
 _NONE = np.empty(0, np.uint64)
-_CANDIDATES = 1000  # repeated hashes that are confirmed by their values: more are never needed for two examples
-_ODD = np.uint64(0x9E3779B97F4A7C15)  # spreads hashes of successive numbers over all 64 bits; odd, so that none become equal
+_CANDIDATES = 1000  # repeated hashes that are confirmed by value: two examples never need more
+_ODD = np.uint64(0x9E3779B97F4A7C15)  # spreads hashes of successive numbers over all 64 bits; odd, so that no two become equal
 _ENCODE = json.JSONEncoder(sort_keys=True, default=as_text).encode
 
 
 @dataclass(frozen=True, slots=True)
 class Repeated:
-    """Ids that several rows have.
+    """Ids that occur in several rows.
 
     Attributes:
-        rows: number of rows whose id an earlier row has.
-        examples: up to two of the ids, each with the first two rows that have it, counted from 1.
+        rows: number of rows whose id occurs in an earlier row.
+        examples: up to two of the ids, each with the first two rows that contain it, counted from 1.
     """
 
     rows: int
     examples: list[tuple[Any, int, int]]
 
     def __str__(self) -> str:
-        """Return the examples as a message names them."""
+        """Return the examples for an error message."""
         return ", ".join(f"{_short(value)} in rows {first:,} and {second:,}" for value, first, second in self.examples)
 
 
 class HashRuns:
-    """Count repeated hashes. The temporary file takes 8 bytes a row.
+    """Counter of repeated hashes. The temporary file takes 8 bytes per row.
 
     Args:
-        run: hashes that are held in memory.
+        run: maximum hashes in memory.
     """
 
     def __init__(self, run: int = _RUN) -> None:
         self._buffer = np.empty(run, np.uint64)
         self._filled = 0
         self._file = tempfile.TemporaryFile()  # noqa: SIM115 - closed by close()
-        self._starts: list[NDArray[np.int64]] = []  # of a run's bins in the file, and its end
+        self._starts: list[NDArray[np.int64]] = []  # start offsets of a run's bins in the file, and its end
         self._repeats = 0
         self._candidates: set[int] = set()
 
@@ -69,9 +69,9 @@ class HashRuns:
                 self._write_run()
 
     def repeated(self) -> tuple[int, NDArray[np.uint64]]:
-        """Return how many rows have the hash of an earlier row, and up to a thousand such hashes. Nothing can be added then."""
+        """Return how many rows repeat an earlier hash, and up to a thousand such hashes. Do not call `add` afterwards."""
         self._write_run()
-        # A run holds each hash once and hashes are uniform, so that many bins of all runs are about one run.
+        # A run contains each hash once and hashes are uniform, so `step` bins of all runs have about the size of one run.
         step = max(1, _BINS // max(1, len(self._starts)))
         for low in range(0, _BINS, step):
             self._unique(
@@ -109,10 +109,10 @@ class HashRuns:
 
 
 def find_repeated(batches: Callable[[], Iterable[Sequence[Any]]]) -> Repeated | None:
-    """Return which ids are repeated; None where every id is another.
+    """Return the repeated ids; None if all ids are distinct.
 
     Args:
-        batches: gives the ids of all rows in their order, some at once; called a second time where ids are repeated.
+        batches: returns the ids of all rows in row order, in batches; called a second time if ids are repeated.
     """
     runs = HashRuns()
     try:
@@ -126,13 +126,13 @@ def find_repeated(batches: Callable[[], Iterable[Sequence[Any]]]) -> Repeated | 
 
 
 def hashes_of(values: Sequence[Any]) -> NDArray[np.uint64]:
-    """Return the hashes of ids: equal for equal ids, in this process alone."""
+    """Return the hashes of ids. They are comparable within this process only."""
     keys = (hash(value if isinstance(value, str | int | bytes) else _ENCODE(value)) for value in values)
     return np.fromiter(keys, np.int64, len(values)).view(np.uint64) * _ODD
 
 
 def _examples(batches: Iterable[Sequence[Any]], candidates: NDArray[np.uint64]) -> list[tuple[Any, int, int]]:
-    """Return up to two ids that two rows have, by their values and not by their hashes alone."""
+    """Return up to two repeated ids, confirmed by their values and not only by their hashes."""
     examples: dict[str, tuple[Any, int, int]] = {}
     rows: dict[str, int] = {}
     before = 0
@@ -148,6 +148,6 @@ def _examples(batches: Iterable[Sequence[Any]], candidates: NDArray[np.uint64]) 
     return list(examples.values())
 
 
-def _short(value: Any) -> str:  # noqa: ANN401 - whatever a column of ids holds
+def _short(value: Any) -> str:  # noqa: ANN401 - any type of id
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."

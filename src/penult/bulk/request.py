@@ -1,4 +1,4 @@
-"""What `penult embed` is asked for, and what every way of doing it has in common. Imports no Arrow."""
+"""Options of `penult embed`, and the code that all engines share. Does not import Arrow."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,29 +19,29 @@ EXISTS = (
     f"{{out}} exists and was made from other input, or was {OTHER_FINGERPRINT}; --overwrite replaces it, and "
     "--overwrite --from {out} keeps the vectors of texts that did not change."
 )
-"""Why an output that is there is left as it is."""
+"""Why an existing output is not overwritten."""
 
-_LARGE = 1 << 30  # bytes of input that take more than a moment to hash
+_LARGE = 1 << 30  # bytes of input above which hashing is slow enough to announce
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What a user asks for; the options of `penult embed`.
+    """The options of `penult embed`.
 
     Attributes:
         inputs: files, folders, globs, or "-" for standard input.
-        out: the output; its ending says the format.
-        model: which, and how it is opened.
-        columns: of the texts and of the vectors, and the role.
-        id_column: names a row in a vector store. None: `id` where there is such a column.
-        format: of inputs whose ending says nothing. None: that is an error (standard input: JSON lines).
-        old: an older output whose vectors are taken over where the text is the same.
-        shard_rows: rows of a shard. None: chosen by the length of the texts, or as an unfinished job has it.
-        workers: processes.
-        overwrite: whether to throw away an unfinished job and replace a finished output.
+        out: the output; its file extension selects the format.
+        model: the model and its load options.
+        columns: text column, vector column and role.
+        id_column: column of row ids for vector stores. None: `id` if there is such a column.
+        format: format of inputs whose file extension is unknown. None: an error (standard input: JSON lines).
+        old: an older output whose vectors are reused for equal texts.
+        shard_rows: rows per shard. None: chosen by the length of the texts, or as in the unfinished job.
+        workers: number of processes.
+        overwrite: whether to delete an unfinished job and replace a finished output.
         shown: how progress is shown.
-        engine: who carries the shards out: processes here, or Ray.
-        address: of a Ray cluster. None: one of this machine's own.
+        engine: processes on this machine, or Ray.
+        address: address of a Ray cluster. None: start a cluster on this machine.
         reading: how the rows of text files are read.
     """
 
@@ -63,12 +63,12 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """What became of a job.
+    """Result of a job.
 
     Attributes:
-        totals: of all rows, those of earlier runs included.
-        max_length: the tokens at which longer texts were cut.
-        rows_per_second: of this run; 0 if only the output was left to write. None: there was nothing left to do.
+        totals: totals of all rows, including those of earlier runs.
+        max_length: number of tokens to which longer texts were truncated.
+        rows_per_second: rate of this run; 0 if only the output was left to write. None: there was nothing left to do.
     """
 
     totals: Totals
@@ -77,14 +77,14 @@ class Summary:
 
 
 def find_inputs(request: Request) -> list[Path]:
-    """List the files behind the names of the input, and check that the output is none of them.
+    """List the input files, and check that the output is not one of them.
 
     Raises:
-        FileNotFoundError: a name that matches nothing.
-        ValueError: a file cannot be an input, or the output cannot be written there.
+        FileNotFoundError: a name or glob matches nothing.
+        ValueError: a file cannot be an input, or the output cannot be written to its path.
     """
     given = [name for name in request.inputs if name != STDIN]
-    ours = not request.out.exists() or output_files.is_own(request.out)  # else a glob that matches it means it as input
+    ours = not request.out.exists() or output_files.is_own(request.out)  # otherwise a glob that matches it selects it as input
     own = output_files.files_of(request.out) if ours else []
     paths = input_files.find(given, request.format, without=own, say=partial(announce, request.shown)) if given else []
     output_files.check_place(request.out, request.inputs, paths)
@@ -92,7 +92,7 @@ def find_inputs(request: Request) -> list[Path]:
 
 
 def open_inputs(request: Request, job: Job, found: list[Path], known: Mapping[Any, str]) -> tuple[Input, ...]:
-    """Open the files of a request, those of standard input among them; `known`: hashes of an earlier run.
+    """Open the files of a request, including standard input. `known`: hashes from an earlier run.
 
     Raises:
         OSError: a file cannot be read, or the disk is full.
@@ -117,7 +117,7 @@ def open_inputs(request: Request, job: Job, found: list[Path], known: Mapping[An
 
 
 def identity_of(request: Request, files: tuple[Input, ...], fingerprint: str) -> Identity:
-    """Return all that decides what the job of a request writes."""
+    """Return the identity of a request's job: everything that determines its output."""
     return Identity(
         inputs=tuple(file.sha256 for file in files),
         fingerprint=fingerprint,
@@ -138,7 +138,7 @@ def _hash(old: Path) -> str:
 
 
 def stopped(request: Request, error: BaseException, folder: Path, kept: int, count: int) -> StoppedError:
-    """Return what is said of a job that stopped."""
+    """Return the error for a job that stopped."""
     why = "interrupted" if isinstance(error, KeyboardInterrupt) else str(error).rstrip(".")
     again = " without --overwrite" if request.overwrite else ""
     return StoppedError(

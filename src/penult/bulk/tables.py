@@ -1,6 +1,6 @@
-"""A table of texts to the same table with a column of vectors: what a job, a Ray actor and a Spark task all do.
+"""Add a column of vectors to a table of texts. Shared by jobs, Ray actors and Spark tasks.
 
-Knows columns, rows that cannot be embedded and the metadata that names vectors. Knows no files.
+Handles columns, rows that cannot be embedded, and the metadata that identifies the model. Does not handle files.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from penult.types import Vectors
 
 
 def is_text(kind: pa.DataType, *, or_bytes: bool = False) -> bool:
-    """Return whether a column holds text; or_bytes: or bytes, which are read as UTF-8."""
+    """Return whether a column contains text or, with `or_bytes`, bytes that are decoded as UTF-8."""
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
     if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
@@ -23,7 +23,7 @@ def is_text(kind: pa.DataType, *, or_bytes: bool = False) -> bool:
 
 
 def field_of(schema: pa.Schema, name: str) -> pa.Field | None:
-    """Return the field of a column; `a.b` is the field b of the objects in the column a, where no column is named so."""
+    """Return the field of a column; `a.b` is the field b of the struct column a, unless a column has that name."""
     if name in schema.names:
         return schema.field(name)
     head, *rest = name.split(".")
@@ -37,7 +37,7 @@ def field_of(schema: pa.Schema, name: str) -> pa.Field | None:
 
 
 def column_of(table: pa.Table, name: str) -> pa.ChunkedArray:
-    """Return a column by its name, as `field_of` reads it."""
+    """Return a column by its name, resolved as in `field_of`."""
     if name in table.column_names:
         return table.column(name)
     head, *rest = name.split(".")
@@ -45,7 +45,7 @@ def column_of(table: pa.Table, name: str) -> pa.ChunkedArray:
 
 
 def texts_of(column: pa.ChunkedArray) -> list[Any]:
-    """Give a column's values. Bytes that are not UTF-8 come as half surrogate pairs, which no embedder takes."""
+    """Return a column's values. Bytes that are not UTF-8 become lone surrogates, which every embedder rejects."""
     kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
     if _is_bytes(kind):
         return [value if value is None else value.decode("utf-8", "surrogateescape") for value in column.to_pylist()]
@@ -57,7 +57,7 @@ def texts_of(column: pa.ChunkedArray) -> list[Any]:
 
 
 def without(table: pa.Table, rows: list[int]) -> pa.Table:
-    """Leave out some rows of a table, by slices: Arrow takes rows out of every type so, and by their numbers not."""
+    """Return a table without some rows. Uses slices, which Arrow supports for every type; `take` does not."""
     starts, ends = [0, *(row + 1 for row in rows)], [*rows, table.num_rows]
     return pa.concat_tables([table.slice(start, end - start) for start, end in zip(starts, ends, strict=True)])
 
@@ -65,7 +65,7 @@ def without(table: pa.Table, rows: list[int]) -> pa.Table:
 def with_vectors(
     table: pa.Table, name: str, vectors: Vectors, metadata: dict[str, str], *, null: Sequence[int] = ()
 ) -> pa.Table:
-    """Append a column of fixed-size lists, `null` in some rows, and metadata to the schema."""
+    """Append a column of fixed-size lists, with nulls in the rows `null`, and add metadata to the schema."""
     mask = np.zeros(len(vectors), np.bool_)
     mask[list(null)] = True
     array = pa.FixedSizeListArray.from_arrays(flat(vectors), vectors.shape[1], mask=pa.array(mask) if null else None)
@@ -74,20 +74,20 @@ def with_vectors(
 
 
 def flat(vectors: Vectors) -> pa.Array:
-    """Give (N, D) float32 as one array of N x D values; `pa.array` would import pandas where there is one."""
+    """Return (N, D) float32 as one array of N x D values; `pa.array` would import pandas if it is installed."""
     return pa.Array.from_buffers(pa.float32(), vectors.size, [None, pa.py_buffer(np.ascontiguousarray(vectors))])
 
 
 def vector_field(name: str, dimension: int) -> pa.Field:
-    """Give the field of the vectors: fixed-size lists of D float32."""
+    """Return the field of the vectors: fixed-size lists of D float32."""
     return pa.field(name, pa.list_(pa.float32(), dimension))
 
 
 def vectors_of(column: pa.ChunkedArray) -> Vectors:
-    """Give a column of vectors as (N, D) float32.
+    """Return a column of vectors as (N, D) float32.
 
     Raises:
-        ValueError: it holds something else.
+        ValueError: the column does not contain such vectors.
     """
     array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
     if not pa.types.is_fixed_size_list(array.type) or not pa.types.is_float32(array.type.value_type) or array.null_count:

@@ -1,4 +1,4 @@
-"""Texts to vectors, bad ones named: what a job, a Ray actor and a Spark task all do. Imports no Arrow."""
+"""Embed texts and report those that cannot be embedded. Shared by jobs, Ray actors and Spark tasks. Does not import Arrow."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -11,14 +11,14 @@ from penult.types import Role, TextError, Vectors
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of N texts.
+    """Result of embedding N texts.
 
     Attributes:
         vectors: (number of good rows, D) float32.
-        good: which rows have one, in order.
-        bad: why each of the others has none.
-        tokens: that the model read.
-        cut: texts of which something was cut off.
+        good: rows that have a vector, in order.
+        bad: reason for each row without a vector.
+        tokens: number of tokens that the model read.
+        cut: number of truncated texts.
     """
 
     vectors: Vectors
@@ -29,7 +29,7 @@ class Outcome:
 
 
 def embed_texts(embedder: Embedder, texts: Sequence[Any], role: Role, done: Callable[[int], object] | None = None) -> Outcome:
-    """Embed the texts that can be embedded, and say why the others cannot. `done` is called as in `Embedder.run`."""
+    """Embed the texts that can be embedded, with a reason for each of the others. `done` is called as in `Embedder.run`."""
     good = list(range(len(texts)))
     bad: dict[int, str] = {}
     while True:
@@ -49,7 +49,7 @@ def embed_texts(embedder: Embedder, texts: Sequence[Any], role: Role, done: Call
 
 
 def metadata_of(embedder: Embedder, model: str, role: Role) -> dict[str, str]:
-    """Name what made the vectors: fingerprint, recipe, model and role."""
+    """Return the metadata of the vectors: fingerprint, recipe, model and role."""
     recipe = json.dumps(embedder.recipe.as_dict(), sort_keys=True)
     return {
         "penult.fingerprint": embedder.fingerprint,

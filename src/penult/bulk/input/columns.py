@@ -1,4 +1,4 @@
-"""Rows turned into Arrow tables: the columns of some rows, the columns of all files together, and which rows fit them."""
+"""Rows as Arrow tables: infer the schema of rows, merge the schemas of files, and reject rows that do not fit."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -9,14 +9,14 @@ from penult.bulk.input.rows import Rejected, Row
 from penult.bulk.json_text import dumps
 
 JSON_FIELD = {b"penult.json": b"true"}
-"""Marks a column of JSON text: its values were of types that no Arrow column holds together."""
-_MOST_KEYS = 100  # an object with more keys is kept as JSON text, or a key a row would become a column each
-_MOST_DEPTH = 40  # of objects and lists within each other; Arrow reads 49 lists in Parquet, and stops with an error at more
+"""Field metadata of a column of JSON text: its values had types that do not fit in one Arrow column."""
+_MOST_KEYS = 100  # an object with more keys is kept as JSON text; otherwise each key may become a column
+_MOST_DEPTH = 40  # of nested objects and lists; Arrow reads 49 nested lists from Parquet, and fails at more
 _VIEWS = {pa.string_view(): pa.string(), pa.binary_view(): pa.binary()}
 
 
 def infer(rows: Sequence[Row], text_column: str) -> pa.Schema:
-    """Find the columns of some rows and the narrowest type that holds each; the text column is text whatever it holds."""
+    """Infer the columns of rows with the narrowest type for each; the text column is always text."""
     columns: dict[str, list[Any]] = {}
     for row in rows:
         for name, value in row.values.items():
@@ -32,7 +32,7 @@ def infer(rows: Sequence[Row], text_column: str) -> pa.Schema:
 
 
 def merge(fields: Iterable[pa.Field]) -> pa.Field:
-    """Give the narrowest field that holds what each of some fields of one name holds, else one of JSON text."""
+    """Return the narrowest field that can store the values of all fields of one name, or else a field of JSON text."""
     merged, *others = fields
     for other in others:
         if other.equals(merged, check_metadata=True):
@@ -48,7 +48,7 @@ def merge(fields: Iterable[pa.Field]) -> pa.Field:
 
 
 def _only_text(value: Any, path: Sequence[str]) -> Any:  # noqa: ANN401 - a value of JSON
-    """Return an object in which what should be the text is None where it is something else."""
+    """Return an object with None in place of a text value that is not a string."""
     if not isinstance(value, dict) or path[0] not in value:
         return value
     inner = value[path[0]]
@@ -58,7 +58,7 @@ def _only_text(value: Any, path: Sequence[str]) -> Any:  # noqa: ANN401 - a valu
 
 
 def _with_text(field: pa.Field, text_column: str) -> pa.Field:
-    """Make the column of texts text where it lies in an object, as `a.b`: rows with something else there are rejected."""
+    """Set the type of a nested text column, `a.b`, to text: rows with another type there are rejected."""
     head, _, rest = text_column.partition(".")
     if field.name != head or not rest or not pa.types.is_struct(field.type):
         return field
@@ -70,7 +70,7 @@ def _with_text(field: pa.Field, text_column: str) -> pa.Field:
 
 
 def _without_views(kind: pa.DataType) -> pa.DataType:
-    """Return a type with plain strings in the place of string views, at any depth: Arrow takes no other for one of them."""
+    """Return a type with strings instead of string views, at any depth: Arrow does not unify views with other types."""
     if pa.types.is_struct(kind):
         return pa.struct([field.with_type(_without_views(field.type)) for field in kind])
     if pa.types.is_list(kind):
@@ -83,7 +83,7 @@ def _without_views(kind: pa.DataType) -> pa.DataType:
 
 
 def _plainer(one: pa.Field, other: pa.Field) -> tuple[pa.Field, pa.Field]:
-    """Of two fields of which only one is a dictionary or has string views, make that one plain: the values are the same."""
+    """Decode the field that is a dictionary or has string views, if only one of the two is: the values are the same."""
     if one.type != other.type:
         one, other = (field.with_type(_without_views(field.type)) for field in (one, other))
     if pa.types.is_dictionary(one.type) == pa.types.is_dictionary(other.type):
@@ -93,10 +93,10 @@ def _plainer(one: pa.Field, other: pa.Field) -> tuple[pa.Field, pa.Field]:
 
 
 def to_table(file: str, rows: Sequence[Row], schema: pa.Schema) -> tuple[pa.Table, list[int], list[Rejected]]:
-    """Turn rows into a table of the given columns.
+    """Convert rows to a table with the given schema.
 
     Returns:
-        The table, the line of each of its rows, and the rows that do not fit the columns.
+        The table, the line of each of its rows, and the rows that do not fit the schema.
     """
     rejected: list[Rejected] = []
     try:
@@ -120,7 +120,7 @@ def _convert(rows: Sequence[Row], schema: pa.Schema) -> pa.Table:
 
 
 def _misfit(row: Row, schema: pa.Schema) -> str | None:
-    """Say why a row does not fit the columns, None if it does."""
+    """Return why a row does not fit the schema; None if it fits."""
     for field in schema:
         try:
             _convert([row], pa.schema([field]))
@@ -141,7 +141,7 @@ def _field(name: str, values: list[Any]) -> pa.Field:
         type_ = pa.array(values).type
     except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):
         return _json(name)
-    except UnicodeError:  # half of a surrogate pair: such a row is rejected when it is read
+    except UnicodeError:  # a lone surrogate: such a row is rejected when it is read
         return _field(name, [value for value in values if _is_unicode(value)])
     return pa.field(name, type_) if _fits(type_) else _json(name)
 
@@ -155,7 +155,7 @@ def _is_unicode(value: Any) -> bool:  # noqa: ANN401 - a value of JSON
 
 
 def _fits(type_: pa.DataType, depth: int = 0) -> bool:
-    """Say whether files can hold a type: no object without keys, with more than make sense as columns, or nested too deeply."""
+    """Return whether a type can be stored: no objects that are empty, have too many keys or are nested too deeply."""
     if depth > _MOST_DEPTH:
         return False
     if pa.types.is_struct(type_):

@@ -1,6 +1,6 @@
-"""Rows of CSV and TSV. A quote that is not closed costs its own line alone, and never more memory than a row may have.
+"""Rows of CSV and TSV. An unclosed quote costs only its own line, and never more memory than a row may have.
 
-Imports no Arrow.
+Does not import Arrow.
 """
 
 import csv
@@ -16,27 +16,27 @@ from penult.bulk.input.rows import Item, Rejected, Row, too_long
 from penult.bulk.input.streams import LongText
 from penult.bulk.options import DEFAULT_READING, ReadOptions
 
-MOST_COLUMNS = 10_000  # of a file; more are no table, and each costs memory in every row
-_MOST_LINES = 500_000  # of a record; each takes a hundred bytes of memory beside its text
+MOST_COLUMNS = 10_000  # per file; a file with more is not a table, and each column costs memory in every row
+_MOST_LINES = 500_000  # per record; each takes about 100 bytes of memory in addition to its text
 _DELIMITERS = ",;\t|"
-_SEPARATOR = re.compile(r"sep=([,;\t|])\s*", re.IGNORECASE)  # as Excel writes and reads it in a line before the header
+_SEPARATOR = re.compile(r"sep=([,;\t|])\s*", re.IGNORECASE)  # Excel writes and reads it in a line before the header
 _QUOTED = re.compile(r'"[^"]*"')
-_SHOWN = 1000  # characters of a line that is rejected
+_SHOWN = 1000  # characters of a rejected line that are recorded
 _OPEN = "opens a quote that is not closed, or closes it amid a field; only this line is left out"
 
 
 def read_csv(path: Path, name: str, options: ReadOptions = DEFAULT_READING, delimiter: str | None = None) -> Iterator[Item]:
-    """Read rows under a header; every value is text, as it stands in the file. A row's line is its last one.
+    """Read the rows of a file with a header; every value is text, unchanged. A row's line number is that of its last line.
 
     Args:
         path: the file.
-        name: how the user knows it.
-        options: how it is read.
-        delimiter: None: as a line `sep=` before the header says, else the first of comma, semicolon, tab and | that the
-            header has.
+        name: name of the file in messages.
+        options: how rows are read.
+        delimiter: None: that of a line `sep=` before the header, else the first of comma, semicolon, tab and | in the
+            header.
 
     Raises:
-        ValueError: the header names a column twice, or opens a quote that it does not close.
+        ValueError: the header has a duplicate column or an unclosed quote.
     """
     lines = _Lines(streams.text_lines(path, options), options.max_row_bytes)
     dialect, header = _header(lines, name, delimiter)
@@ -54,18 +54,18 @@ def read_csv(path: Path, name: str, options: ReadOptions = DEFAULT_READING, deli
 
 
 def read_tsv(path: Path, name: str, options: ReadOptions = DEFAULT_READING) -> Iterator[Item]:
-    """Read rows between tabs, quoted as in CSV."""
+    """Read tab-separated rows, quoted as in CSV."""
     return read_csv(path, name, options, "\t")
 
 
 def columns_of(path: Path, name: str, options: ReadOptions = DEFAULT_READING, delimiter: str | None = None) -> list[str]:
-    """Return the names of a file's header."""
+    """Return the column names in a file's header."""
     return _header(_Lines(streams.text_lines(path, options), options.max_row_bytes), name, delimiter)[1]
 
 
 @dataclass(frozen=True, slots=True)
 class _Dialect:
-    """How fields stand beside each other. `blank`: whether one blank after a delimiter is none of a field."""
+    """How fields are separated. `blank`: whether a space after a delimiter is not part of the field."""
 
     delimiter: str
     blank: bool = False
@@ -73,7 +73,7 @@ class _Dialect:
 
 @dataclass(frozen=True, slots=True)
 class _Record:
-    """One record: its last line, its fields (or why it has none), and the text of its first line."""
+    """One record: number of its last line, its fields (or why it is rejected), and the text of its first line."""
 
     line: int
     fields: list[str] | str
@@ -82,29 +82,29 @@ class _Record:
 
 
 class _Lines:
-    """Numbered lines, of which some can be put back, as records.
+    """Numbered lines, parsed into records. Lines can be put back.
 
-    A record that spans lines until its quote is closed amid a field, or not at all before the end of the file or the limit of
-    a row, has a quote too many. Then its first line is rejected, and reading goes on with the next: whatever stands there is
-    a row again. The lines in between hold no quote that opens a field, else the quote would have been closed there; so each
-    of them is read by itself, and no line is read more than three times.
+    A record of several lines has a stray quote if the quote is closed inside a field, or not closed before the end of the file
+    or the limit of a row. Then its first line is rejected, and reading continues with the next line as a new row. The lines
+    in between contain no quote that opens a field, since it would have closed the stray quote. So each of them is read as a
+    row of its own, and no line is read more than three times.
     """
 
     def __init__(self, lines: Iterator[str], limit: int) -> None:
         self._lines, self._limit = enumerate(lines, 1), limit
         self._again: deque[tuple[int, str]] = deque()
-        self._alone = 0  # lines up to this one are read each by itself
+        self._alone = 0  # each line up to this one is read as a row of its own
 
     def next(self) -> tuple[int, str] | None:
         """Return the next line and its number."""
         return self._again.popleft() if self._again else next(self._lines, None)
 
     def put_back(self, lines: list[tuple[int, str]]) -> None:
-        """Return lines next, before all others."""
+        """Put lines back, to be returned next."""
         self._again.extendleft(reversed(lines))
 
     def records(self, dialect: _Dialect) -> Iterator[_Record]:
-        """Return all records that are left; a blank line is none."""
+        """Yield all remaining records; blank lines are skipped."""
         while (first := self.next()) is not None:
             number, line = first
             if isinstance(line, LongText) or _exceeds(line, self._limit):
@@ -134,7 +134,7 @@ class _Lines:
         return _Record(taken[-1][0], fields, line, size)
 
     def _continued(self, taken: list[tuple[int, str]]) -> Iterator[str]:
-        """Return a record's first line, then the next ones as long as they are asked for and a row may have them."""
+        """Yield a record's first line, then the next ones on demand, up to the limits of a row."""
         size = 0
         while True:
             number, line = taken[-1]
@@ -162,12 +162,12 @@ def _header(lines: _Lines, name: str, delimiter: str | None) -> tuple[_Dialect, 
     if record is None:
         return _Dialect(","), []
     if isinstance(record.fields, str):
-        raise ValueError(  # noqa: TRY004 - its content
+        raise ValueError(  # noqa: TRY004 - about the file's content, not a type
             f"{name} has a header that {record.fields.partition(';')[0]}."
         )
     blank = len(record.fields) > 1 and all(field.startswith(" ") for field in record.fields[1:])
     dialect = _Dialect(delimiter or ",", blank)
-    if blank:  # quotes behind blanks count as such
+    if blank:  # quotes after a space are quotes
         record = _Record(record.line, _split_again(record, dialect), record.text, record.size)
     header = [field.strip() for field in record.fields]
     if len(set(header)) != len(header):
@@ -182,13 +182,13 @@ def _split_again(record: _Record, dialect: _Dialect) -> list[str] | str:
 
 
 def _split(bare: str, dialect: _Dialect) -> list[str]:
-    """Split a line without quotes."""
+    """Split a line that contains no quotes."""
     fields = bare.split(dialect.delimiter)
     return [field.lstrip(" ") for field in fields] if dialect.blank else fields
 
 
 def _lenient(line: str, dialect: _Dialect) -> list[str] | None:
-    """Read a line with something behind a closing quote, as spreadsheets do; None if a quote is open at its end."""
+    """Parse a line with text after a closing quote, as spreadsheets do; return None if a quote is open at its end."""
     asked: list[bool] = []
 
     def one() -> Iterator[str]:
@@ -204,8 +204,8 @@ def _reader(lines: Iterator[str], dialect: _Dialect, *, strict: bool) -> Iterato
 
 
 def _exceeds(text: str, limit: int) -> bool:
-    """Return whether a text has more bytes than the limit; it is encoded only where that is in doubt."""
+    """Return whether a text has more bytes than the limit; it is encoded only if its length does not decide."""
     return len(text) * 4 > limit and len(text.encode("utf-8", "surrogatepass")) > limit
 
 
-csv.field_size_limit(2**31 - 1)  # the most everywhere; the default refuses texts over 128 KiB, and rows have a limit of ours
+csv.field_size_limit(2**31 - 1)  # the maximum on all platforms; the default is 128 KiB, and `max_row_bytes` limits rows already

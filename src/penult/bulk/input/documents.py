@@ -1,6 +1,6 @@
-"""Documents: one row a file, its whole text. Markdown and text as they stand, HTML and PDF with the extra `documents`.
+"""Documents: one row per file with its whole text. Markdown and text unchanged; HTML and PDF with the extra `documents`.
 
-The only file that imports pypdf and lxml. Imports no Arrow.
+The only module that imports pypdf and lxml. Does not import Arrow.
 """
 
 import codecs
@@ -19,7 +19,7 @@ from penult.extras import install_hint
 COLUMNS = ("id", "text")
 PLAIN = (".md", ".markdown", ".rst", ".txt")
 WITH_EXTRA = (".html", ".htm", ".xhtml", ".pdf")
-# What a browser shows on lines of its own, beside other cells, and not at all.
+# Elements that a browser shows as blocks, as table cells, and not at all.
 _BLOCKS = frozenset(
     """address article aside blockquote br caption dd div dl dt fieldset figcaption figure footer form h1 h2 h3 h4 h5 h6 header
     hr li main nav ol p pre section table title tr ul""".split()  # noqa: SIM905 - a list of names
@@ -29,8 +29,8 @@ _UNSEEN = frozenset(["script", "style", "noscript", "template", "svg"])
 _DECLARED = re.compile(rb"""<meta[^>]+charset\s*=\s*["']?([\w.:-]+)""", re.IGNORECASE)
 _AS_BROWSERS = {"iso-8859-1": "cp1252", "latin-1": "cp1252", "latin1": "cp1252", "us-ascii": "cp1252", "ascii": "cp1252"}
 _NOT_OF_PAGES = ("punycode", "idna", "unicode_escape", "raw_unicode_escape", "utf-7", "utf-16", "utf-32")
-_HEAD = 4096  # bytes in which a page says its encoding
-# What pypdf lets out over damaged files, beside its own errors.
+_HEAD = 4096  # bytes in which a page declares its encoding
+# Exceptions that pypdf raises for damaged files, besides its own.
 _OF_DAMAGED_PDF = (
     ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError, RecursionError, NotImplementedError,
     struct.error, zlib.error,
@@ -38,13 +38,13 @@ _OF_DAMAGED_PDF = (
 
 
 def read_document(path: Path, name: str, id_: str, options: ReadOptions = DEFAULT_READING) -> Item:
-    """Read a file as one row: `id`, and its text. One that cannot be read is a rejected row, never an exception.
+    """Read a file as one row: `id` and its text. An unreadable file is a rejected row, never an exception.
 
     Args:
         path: the file. A .pdf is read as PDF, .html, .htm and .xhtml as HTML, anything else as text.
-        name: how the user knows it.
-        id_: names the row: the path from the folder that was given.
-        options: how it is read; the limit of a row is that of its text.
+        name: name of the file in messages.
+        id_: id of the row: the path relative to the input folder.
+        options: how the file is read; the limit of a row applies to its text.
 
     Raises:
         ImportError: the extra is not installed.
@@ -56,7 +56,7 @@ def read_document(path: Path, name: str, id_: str, options: ReadOptions = DEFAUL
 
 
 class Refused(str):
-    """Why a document has no text that can be embedded."""
+    """The reason why a document has no text to embed."""
 
     __slots__ = ()
 
@@ -65,7 +65,7 @@ def text_of(path: Path, options: ReadOptions = DEFAULT_READING) -> str | Refused
     """Return the text of a document, or why it has none.
 
     Raises:
-        ImportError: it is HTML or PDF, and the extra is not installed.
+        ImportError: the document is HTML or PDF, and the extra is not installed.
     """
     ending = streams.ending(path)
     if ending in WITH_EXTRA and not has_extra():
@@ -85,12 +85,12 @@ def text_of(path: Path, options: ReadOptions = DEFAULT_READING) -> str | Refused
 
 
 def has_extra() -> bool:
-    """Return whether HTML and PDF can be read."""
+    """Return whether the extra for HTML and PDF is installed."""
     return find_spec("lxml") is not None and find_spec("pypdf") is not None
 
 
 def is_readable(path: Path) -> bool:
-    """Return whether a document can be read here: HTML and PDF need the extra."""
+    """Return whether a document can be read with the installed extras: HTML and PDF need one."""
     return streams.ending(path) not in WITH_EXTRA or has_extra()
 
 
@@ -108,7 +108,7 @@ def _plain(path: Path, options: ReadOptions) -> str | Refused:
 
 
 def _html(path: Path, options: ReadOptions) -> str | Refused:
-    """Return what a browser would show, a line a block. The encoding: as a mark, the options or the file itself say."""
+    """Return the visible text, one line per block. Encoding: from the byte order mark, the options or the file itself."""
     from lxml import etree  # noqa: PLC0415 - an extra
 
     content = _bytes(path, options)
@@ -122,40 +122,40 @@ def _html(path: Path, options: ReadOptions) -> str | Refused:
     if isinstance(text, Refused):
         return text
     shown = _Shown()
-    # Its target is called part by part, so that a page of a million open elements costs no more than another.
+    # With a target, lxml builds no tree, so a page with a million open elements costs no more memory than another.
     parser = etree.HTMLParser(target=shown, encoding="utf-8", no_network=True, huge_tree=True)
     parser.feed(text.replace("\0", "").encode())
     try:
         found: str = parser.close()
-    except etree.XMLSyntaxError:  # nothing but blanks
+    except etree.XMLSyntaxError:  # only whitespace
         found = shown.close()
     return found
 
 
 class _Shown:
-    """Takes the parts of a page, and keeps the text that a browser shows."""
+    """Parser target that collects the visible text of a page."""
 
     def __init__(self) -> None:
         self._parts: list[str] = []
         self._unseen = 0
 
     def start(self, tag: str, _attributes: dict[str, str]) -> None:
-        """Take the beginning of an element."""
+        """Handle the start of an element."""
         self._unseen += tag in _UNSEEN
         self._parts.append("\n" if tag in _BLOCKS else " " if tag in _CELLS else "")
 
     def end(self, tag: str) -> None:
-        """Take the end of an element."""
+        """Handle the end of an element."""
         self._unseen -= tag in _UNSEEN
         self._parts.append("\n" if tag in _BLOCKS else "")
 
     def data(self, text: str) -> None:
-        """Take text."""
+        """Handle text."""
         if not self._unseen:
             self._parts.append(" ".join(text.split("\n")))
 
     def comment(self, text: str) -> None:
-        """Leave out a remark."""
+        """Ignore a comment."""
 
     def close(self) -> str:
         """Return the text."""
@@ -164,7 +164,7 @@ class _Shown:
 
 
 def _is_not_of_pages(encoding: str) -> bool:
-    """Return whether a page cannot say that it has an encoding: it could not be read so far, or never ends."""
+    """Return whether a page cannot be in the encoding that it declares: its declaration would be unreadable, or endless."""
     try:
         return codecs.lookup(encoding).name.startswith(_NOT_OF_PAGES)
     except LookupError:
@@ -183,12 +183,12 @@ def _decoded(content: bytes, encoding: str) -> str | Refused:
 
 
 def _pdf(path: Path, options: ReadOptions) -> str | Refused:
-    """Return the text of all pages."""
+    """Return the text of all pages of a PDF."""
     import pypdf  # noqa: PLC0415 - an extra
 
     if (what := streams.foreign(path)) and not streams.head(path).startswith(b"%PDF-"):
         return Refused(what)
-    logging.getLogger("pypdf").setLevel(logging.CRITICAL)  # of a page it says what it could not read, and goes on
+    logging.getLogger("pypdf").setLevel(logging.CRITICAL)  # pypdf logs what it cannot read of a page, and continues
     pages, size = [], 0
     try:
         with pypdf.PdfReader(path) as reader:

@@ -1,29 +1,29 @@
-"""What a folder holds: files to any depth, each once, and what is left out of them, in words. Knows names, not rows."""
+"""Recursive listing of folders: each file once, and messages about skipped files. Handles file names only, not rows."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-_NAMED = 8  # files that a sentence names
+_NAMED = 8  # maximum files named in a message
 
 
 @dataclass(slots=True)
 class Found:
-    """Files of a folder, and links that are not followed: they lead nowhere, in a circle, or above the folder."""
+    """Files of a folder, and links that are not followed: broken, circular, or to a parent of the folder."""
 
     files: list[Path] = field(default_factory=list)
     links: list[Path] = field(default_factory=list)
 
 
 def walk(folder: Path, skip: Iterable[str] = ()) -> Found:
-    """List a folder's files to any depth, sorted; a .lance folder counts as one file.
+    """List a folder's files recursively, sorted; a .lance folder counts as one file.
 
-    Links are followed, also out of the folder, but no file and no folder is listed twice, and none that holds the folder.
+    Links are followed, also out of the folder. No file or folder is listed twice, and no parent of the folder is listed.
 
     Args:
-        folder: where to look.
-        skip: endings of names that are left out, like hidden ones and unfinished jobs, without a word.
+        folder: the folder to search.
+        skip: suffixes of names that are skipped silently, as are hidden files and unfinished jobs.
     """
     endings, found = tuple(skip), Found()
     root = folder.resolve()
@@ -39,10 +39,10 @@ def walk(folder: Path, skip: Iterable[str] = ()) -> Found:
                 else:
                     _take(path, path.resolve(), seen, waiting, found)
             continue
-        link = links.pop(0)  # after all that is really there, so that this keeps its own name
+        link = links.pop(0)  # after all real files, so that these keep their own names
         try:
             target = link.resolve(strict=True)
-        except (OSError, RuntimeError):  # Python 3.12 and older raise the latter for a circle
+        except (OSError, RuntimeError):  # Python 3.12 and older raise RuntimeError for a circular link
             found.links.append(link)
             continue
         if target in (root, *root.parents):
@@ -54,19 +54,19 @@ def walk(folder: Path, skip: Iterable[str] = ()) -> Found:
 
 
 def is_job(folder: Path) -> bool:
-    """Return whether a folder is that of an unfinished job, and not one that a user named so."""
+    """Return whether a folder is that of an unfinished job, and not a user's folder of such a name."""
     return folder.suffix == ".job" and (folder / "lock").exists()
 
 
 def counted(files: Sequence[Path], folder: Path) -> str:
-    """Return the endings of files with their numbers, the most frequent first, and some of their names."""
+    """Return the extensions of files with their counts, the most frequent first, and some file names."""
     endings = Counter(file.suffix.lower() or "no ending" for file in files)
     kinds = ", ".join(f"{ending} {count}" for ending, count in sorted(endings.items(), key=lambda pair: (-pair[1], pair[0])))
     return f"{kinds} ({named(files, folder)})"
 
 
 def named(files: Sequence[Path], folder: Path) -> str:
-    """Return some names of files in a folder, and how many there are beside them."""
+    """Return some names of files in a folder, and the number of the others."""
     more = f" and {len(files) - _NAMED:,} more" if len(files) > _NAMED else ""
     return ", ".join(file.relative_to(folder).as_posix() for file in files[:_NAMED]) + more
 

@@ -1,6 +1,6 @@
-"""Which files a job reads, in which order, and what tells a changed one.
+"""The input files of a job: which they are, in which order, and whether one has changed.
 
-Knows names, endings and hashes, and of a .json file in a folder whether it holds rows; of rows it knows nothing more.
+Handles names, extensions and hashes. The only content it looks at is whether a .json file in a folder contains rows.
 """
 
 import glob
@@ -39,16 +39,16 @@ _ENDINGS: dict[str, Format] = {
     ".htm": "document",
     ".pdf": "document",
 }
-_NOT_COMPRESSED = (".parquet", ".lance", ".pdf")  # these have compression of their own
+_NOT_COMPRESSED = (".parquet", ".lance", ".pdf")  # formats with built-in compression
 _TABLES = ("parquet", "lance", "jsonl", "json", "csv", "tsv")
-_OTHERWISE = (("text", "document"), ("json", "jsonl"), ("jsonl", "json"))  # what an ending says, and what --format makes of it
-_BESIDE = (".rejected.jsonl", ".npy.rows.jsonl", ".about.json")  # of an output
+_OTHERWISE = (("text", "document"), ("json", "jsonl"), ("jsonl", "json"))  # (format by extension, --format that overrides it)
+_BESIDE = (".rejected.jsonl", ".npy.rows.jsonl", ".about.json")  # written beside an output
 STDIN = "-"
 _SPOOLED, _SPOOLED_AGAIN = "stdin.spooled", "stdin.again.spooled"
 _PARTITION = re.compile("([^=]+)=(.*)", re.DOTALL)
-_NULL = "__HIVE_DEFAULT_PARTITION__"  # what Hive and Spark name the folder of rows whose value is null
+_NULL = "__HIVE_DEFAULT_PARTITION__"  # folder name of Hive and Spark for rows with a null value
 Stamp: TypeAlias = tuple[tuple[str, int, int], ...]
-"""(name, size in bytes, time in nanoseconds) of each file."""
+"""(name, size in bytes, modification time in nanoseconds) of each file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,13 +56,13 @@ class Input:
     """One file (or Lance folder) of rows.
 
     Attributes:
-        name: how the user knows it: "-" for standard input.
-        path: where it lies.
-        format: how it is read.
-        sha256: of its content.
-        stamp: names, sizes and times of its files when it was hashed, so that a change during the job is seen.
-        id: names a document: its path within the folder that was given.
-        partitions: the columns that its folders name, as Hive and Spark write them: `key=value`.
+        name: name in messages; "-" for standard input.
+        path: path of the file.
+        format: format of the file.
+        sha256: hash of the content.
+        stamp: names, sizes and times of its files at hashing time, to detect a change during the job.
+        id: id of a document: its path relative to the input folder.
+        partitions: columns from the names of its folders, `key=value`, as Hive and Spark write them.
         options: how its rows are read.
     """
 
@@ -76,7 +76,7 @@ class Input:
     options: ReadOptions = DEFAULT_READING
 
     def check_unchanged(self) -> None:
-        """Raise ValueError if the file is no longer the one that was hashed."""
+        """Raise ValueError if the file has changed since it was hashed."""
         if _stamp(_files(self.path)) != self.stamp:
             raise ValueError(f"{self.name} changed while it was read; start anew with --overwrite.")
 
@@ -88,18 +88,18 @@ def find(
     without: Iterable[Path] = (),
     say: Callable[[str], None] | None = None,
 ) -> list[Path]:
-    """List the files behind names, folders and globs: names in the order given, what a folder or a glob holds sorted.
+    """List the files of names, folders and globs: names in the order given, files of a folder or a glob sorted.
 
     Args:
-        given: files, folders (searched to any depth for known endings) and globs.
-        format_: how to read files whose ending says nothing. None: such a file is an error.
-        without: paths that a folder or a glob may hold and that are no input: the job's own output.
-        say: takes a sentence for the user: what was left out of a folder.
+        given: files, folders (searched recursively for known extensions) and globs.
+        format_: format of files with an unknown extension. None: such a file is an error.
+        without: paths to exclude from folders and globs: the job's own output.
+        say: called with messages for the user about skipped files.
 
     Raises:
-        FileNotFoundError: a name or a glob that matches nothing.
-        ValueError: a file given twice, or one whose ending says nothing.
-        ImportError: a file that is read with an extra, which is not installed.
+        FileNotFoundError: a name or a glob matches nothing.
+        ValueError: a file is given twice, or has an unknown extension.
+        ImportError: a file needs an extra that is not installed.
     """
     outputs = {path.resolve() for path in without}
     found: list[Path] = []
@@ -129,7 +129,7 @@ def find(
 
 
 def kind(path: Path, format_: Format | None = None) -> Format:
-    """Tell how a file is read: by its ending, else as `format_` says."""
+    """Return the format of a file by its extension, or `format_` if the extension is unknown or ambiguous."""
     found = _kind(path)
     if found is None or (found, format_) in _OTHERWISE:
         found = format_
@@ -146,14 +146,14 @@ def opened(
     options: ReadOptions = DEFAULT_READING,
     root: Path | None = None,
 ) -> Input:
-    """Hash a file and note its size and time.
+    """Hash a file and record its size and time.
 
     Args:
         path: a file, or a Lance folder.
         format_: as in `find`.
-        known: hashes of an earlier run by stamp, so that a job that goes on does not read all of its input twice.
+        known: hashes of an earlier run by stamp, so that a resumed job does not read all of its input twice.
         options: how its rows are read.
-        root: as in `root_of`.
+        root: the result of `root_of`.
     """
     files = _files(path)
     stamp = _stamp(files)
@@ -166,7 +166,7 @@ def opened(
 
 
 def root_of(given: Sequence[str]) -> Path | None:
-    """Return the folder whose paths name documents. None: where several are given, documents are named by their whole paths."""
+    """Return the folder that ids of documents are relative to. None: several inputs are given, so ids are whole paths."""
     names = [name for name in given if name != STDIN]
     if len(names) != 1:
         return None
@@ -175,9 +175,9 @@ def root_of(given: Sequence[str]) -> Path | None:
 
 
 def reading(files: Sequence[Input]) -> str:
-    """Return what decides the rows of files beside their content, as JSON; "" where all of it is the default.
+    """Return everything besides content that determines the rows of files, as JSON; "" if all of it is the default.
 
-    It is a part of what a job is: one that was begun with other options, or on folders of other names, is another job.
+    It is part of a job's identity: a job with other options, or on folders with other names, is another job.
     """
     default, values = ReadOptions(), dict[str, object]()
     for options in {file.options for file in files}:
@@ -197,9 +197,9 @@ def reading(files: Sequence[Input]) -> str:
 
 
 def spool(folder: Path) -> Path:
-    """Copy standard input to a file, whole or not at all: a pipe cannot be read again after a crash.
+    """Copy standard input to a file atomically: a pipe cannot be read again after a crash.
 
-    What an unfinished job has of it is never written over: a pipe that says the same, or nothing, goes on with that.
+    The copy of an unfinished job is never overwritten. If the pipe is empty or has the same content, the job resumes with it.
 
     Raises:
         OSError: the disk is full.
@@ -220,7 +220,7 @@ def spool(folder: Path) -> Path:
 
 
 def is_spooled(path: Path) -> bool:
-    """Say whether a file holds what came over standard input."""
+    """Return whether a file is a copy of standard input."""
     return path.name in (_SPOOLED, _SPOOLED_AGAIN)
 
 
@@ -231,12 +231,12 @@ def _kind(path: Path) -> Format | None:
 
 
 def _stated_kind(path: Path) -> Format | None:
-    """Tell how a file is read without --format."""
+    """Return the format of a file without --format."""
     return "jsonl" if is_spooled(path) else _kind(path)
 
 
 def _in_folder(folder: Path, outputs: set[Path], format_: Format | None) -> tuple[list[Path], str]:
-    """List a folder's files of known kinds, and say what is left out. A document beside tables is most often a note on them."""
+    """List a folder's files of known formats, with a message on skipped ones: documents beside tables are usually notes."""
     walked = folders.walk(folder, _BESIDE)
     files = [path for path in walked.files if path.resolve() not in outputs]
     single = {
@@ -279,9 +279,9 @@ def _files_of(paths: Sequence[Path]) -> str:
 
 
 def _in_glob(pattern: str, outputs: set[Path]) -> list[Path]:
-    """List the files that a glob matches, each under its first name."""
+    """List the files that match a glob, each under its first name."""
     found: dict[Path, Path] = {}
-    for match in sorted(glob.glob(pattern, recursive=True)):  # noqa: PTH207 - takes absolute globs
+    for match in sorted(glob.glob(pattern, recursive=True)):  # noqa: PTH207 - glob.glob accepts absolute patterns
         path = Path(match)
         if (path.is_file() or path.suffix == ".lance") and not _ours(path, pattern):
             found.setdefault(path.resolve(), path)
@@ -289,14 +289,14 @@ def _in_glob(pattern: str, outputs: set[Path]) -> list[Path]:
 
 
 def _ours(path: Path, pattern: str) -> bool:
-    """Say whether a glob met a part of some job or output that its pattern does not name: an unfinished job's records too."""
+    """Return whether a match is part of a job or output, such as a job's records, that the pattern does not name."""
     named = Path(pattern).name
     beside = any(path.name.endswith(ending) and ending.split(".")[1] not in named for ending in _BESIDE)
     return beside or any(map(folders.is_job, path.parents))
 
 
 def _partitions(path: Path) -> tuple[tuple[str, str | None], ...]:
-    """Return the columns that the folders of a path name, decoded as in an address."""
+    """Return the columns in the folder names of a path, percent-decoded."""
     found: dict[str, str | None] = {}
     for part in path.parent.parts:
         if named := _PARTITION.fullmatch(part):

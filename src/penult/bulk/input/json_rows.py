@@ -1,7 +1,7 @@
-"""Rows of JSON: one object a line, or the objects of an array or of a file that holds one after the other.
+"""Rows of JSON: one object per line, the objects of an array, or concatenated objects.
 
-An array is never in memory as a whole: its elements are cut out of the stream by their brackets, and each is read by itself.
-Imports no Arrow.
+An array is never in memory as a whole: the stream is split into elements by their brackets, and each is parsed separately.
+Does not import Arrow.
 """
 
 import codecs
@@ -16,15 +16,15 @@ from penult.bulk.input.rows import Item, Rejected, Row, too_long
 from penult.bulk.input.streams import LongLine
 from penult.bulk.options import DEFAULT_READING, ReadOptions
 
-_BLANK = b" \t\r\n\x1e"  # RFC 7464 begins each text with \x1e
+_BLANK = b" \t\r\n\x1e"  # in RFC 7464, each text starts with \x1e
 _OUTSIDE = re.compile(rb'["{}\[\],]')
 _IN_STRING = re.compile(rb'["\\]')
-_PART = 1 << 16  # bytes that are read together
-_SHOWN = 1000  # bytes of a value that is too long, for the file of rejected rows
+_PART = 1 << 16  # bytes per read
+_SHOWN = 1000  # bytes of an overlong value that the rejected rows file keeps
 
 
 def parse_json(name: str, number: int, line: bytes, options: ReadOptions = DEFAULT_READING) -> Item:
-    """Read a line that must be one JSON object. `name` is how the user knows the file."""
+    """Parse a line that must be one JSON object. `name` is the file's name in messages."""
     if isinstance(line, LongLine):
         return Rejected(name, number, too_long(options.max_row_bytes), _shown(line))
     try:
@@ -41,28 +41,28 @@ def parse_json(name: str, number: int, line: bytes, options: ReadOptions = DEFAU
 
 
 def read_lines(path: Path, name: str, options: ReadOptions = DEFAULT_READING) -> Iterator[Item]:
-    """Read one object a line; a line of blanks is no row, but counts."""
+    """Read one object per line; blank lines are not rows, but count as lines."""
     for number, line in enumerate(streams.lines(path, options), 1):
         if line.strip():
             yield parse_json(name, number, line, options)
 
 
 def read_values(path: Path, name: str, options: ReadOptions = DEFAULT_READING) -> Iterator[Item]:
-    """Read the objects of an array, or objects that follow each other; a row's line is then its place, counted from 1.
+    """Read the objects of an array, or concatenated objects; a row's line is then its position, counted from 1.
 
     Raises:
-        OSError: the file ends within its array, or is not JSON in a way that hides where its rows begin.
+        OSError: the file ends inside its array, or its JSON is so invalid that rows cannot be located.
     """
     for number, value in enumerate(_values(_parts(path, options), options.max_row_bytes), 1):
         yield parse_json(name, number, value, options)
 
 
 def holds_objects(path: Path, options: ReadOptions = DEFAULT_READING) -> bool:
-    """Return whether a .json file holds rows: an array of objects, or several objects. One object may be anything."""
+    """Return whether a .json file contains rows: an array of objects, or several objects. A single object may be anything."""
     try:
         first = next(_parts(path, options), b"")
     except OSError:
-        return True  # whoever reads it says why
+        return True  # its reader reports the error
     bare = first.strip(_BLANK)
     if bare.startswith(b"["):
         return bare[1:].lstrip(_BLANK)[:1] in (b"{", b"]", b"")
@@ -74,7 +74,7 @@ def holds_objects(path: Path, options: ReadOptions = DEFAULT_READING) -> bool:
 
 
 def looks_like(first: bytes) -> str | None:
-    """Say what the first bytes of a file are that holds no rows of JSON lines; None where they say nothing."""
+    """Return what a file is, by its first bytes, if it is not JSON lines; None if they do not show it."""
     bare = first.removeprefix(b"\xef\xbb\xbf").lstrip()
     if bare.startswith(b"["):
         return "begins as a JSON array; name it .json, or pass --format json"
@@ -90,7 +90,7 @@ def _shown(line: bytes) -> str:
 
 
 def _parts(path: Path, options: ReadOptions) -> Iterator[bytes]:
-    """Return a file's bytes in UTF-8, some at a time."""
+    """Yield a file's bytes in UTF-8, in blocks."""
     encoding = streams.encoding_of(streams.head(path), options)
     with streams.opened(path) as file:
         if encoding == "utf-8":
@@ -102,10 +102,10 @@ def _parts(path: Path, options: ReadOptions) -> Iterator[bytes]:
 
 
 class _Cutter:
-    """Cuts a stream of bytes into the values of an array, or into objects that follow each other.
+    """Splitter of a byte stream into the values of an array, or into concatenated objects.
 
-    Only brackets and strings are looked at: whether a value is JSON, its reader says. Of one with more than `limit` bytes only
-    the beginning is kept.
+    It scans brackets and strings only; the parser of a value validates it. Of a value with more than `limit` bytes, it keeps
+    only the beginning.
     """
 
     def __init__(self, limit: int) -> None:
@@ -115,7 +115,7 @@ class _Cutter:
         self._depth = self._skip = 0
 
     def feed(self, part: bytes) -> Iterator[bytes]:
-        """Take some bytes; return the values that end in them."""
+        """Process some bytes; yield the values that end in them."""
         if not self._begun:
             part = part.lstrip(_BLANK)
             self._begun = bool(part)
@@ -125,11 +125,11 @@ class _Cutter:
         while match := (_IN_STRING if self._quoted else _OUTSIDE).search(part, at):
             at, mark = match.end(), match[0]
             if mark == b"\\":
-                at += 1  # what is escaped ends no string
+                at += 1  # an escaped character does not end a string
             elif mark == b'"':
                 self._quoted = not self._quoted
             elif self._ends(mark):
-                own = mark in b"}]" and not self._array  # else it is what comes after the value
+                own = mark in b"}]" and not self._array  # otherwise the mark follows the value
                 self._hold(part[taken : at if own else at - 1])
                 taken = at
                 yield from self._value()
@@ -137,7 +137,7 @@ class _Cutter:
         self._hold(part[taken:])
 
     def finish(self) -> None:
-        """Raise OSError if the stream ends within a value, or goes on after its array."""
+        """Raise OSError if the stream ends inside a value, or continues after its array."""
         rest = bytes(self._held).strip(_BLANK)
         if self._array and not self._ended:
             raise OSError("it ends before its JSON array does; it is damaged or cut short")
@@ -150,7 +150,7 @@ class _Cutter:
             )
 
     def _ends(self, mark: bytes) -> bool:
-        """Count a bracket or comma; return whether a value ends here."""
+        """Process a bracket or comma; return whether a value ends here."""
         if mark in b"{[":
             self._depth += 1
             return False
@@ -172,7 +172,7 @@ class _Cutter:
         value, size = bytes(self._held), self._size
         self._held, self._size = bytearray(), 0
         bare = value.strip(_BLANK)
-        if bare or not self._ended:  # between two commas nothing is no value either, but ] may follow a comma or [
+        if bare or not self._ended:  # nothing between two commas is an invalid value, but ] may follow a comma or [
             yield LongLine(bare) if size > self._limit else bare
 
 

@@ -1,8 +1,8 @@
-"""JSON lines, some thousand at once: in one go where all of them are plain, else row by row.
+"""JSON lines in blocks of some thousand: parsed by Arrow if all of them are simple, otherwise row by row.
 
-Arrow reads a block of lines some ten times faster than Python reads them one by one, but takes it or refuses it as a whole,
-and would take what is no JSON line. `table` gives only what reading row by row gives, and None wherever that is not certain:
-then `row_by_row` finds the reason, or the column that was not known.
+Arrow parses a block about ten times faster than Python parses its lines, but it accepts or rejects the block as a whole, and
+also accepts what is not JSON lines. `table` returns exactly what parsing row by row would return, and None if that is not
+certain: then `row_by_row` finds the reason, or the new column.
 """
 
 from collections.abc import Sequence
@@ -18,24 +18,24 @@ from penult.bulk.input.streams import LongLine
 from penult.bulk.options import DEFAULT_READING, ReadOptions
 
 _SIMPLE = (pa.string(), pa.int64(), pa.float64(), pa.bool_(), pa.null())
-_WHOLE = 2**53  # below it, a double holds every whole number
+_WHOLE = 2**53  # a double represents every integer below it
 
 
 def row_by_row(name: str, first: int, block: Sequence[bytes], options: ReadOptions = DEFAULT_READING) -> list[Item]:
-    """Read lines, the first of which is the `first` of its file. `name` is how the user knows the file."""
+    """Parse lines, starting at line number `first` of the file. `name` is the file's name in messages."""
     return [json_rows.parse_json(name, number, line, options) for number, line in enumerate(block, first) if line.strip()]
 
 
 def table(block: Sequence[bytes], schema: pa.Schema) -> pa.Table | None:
-    """Turn lines into a table of the given columns, a row each. None: read them row by row; some may be blank."""
+    """Parse lines into a table with the given schema, one row per line. None: parse them row by row; some may be blank."""
     whole = b"".join(block)
     simple = all(map(_is_simple, schema)) and LongLine not in set(map(type, block))
     if not simple or not _is_one_object_a_line(whole, len(block)):
         return None
     try:
-        whole.decode("utf-8")  # Arrow does not look
+        whole.decode("utf-8")  # Arrow does not check it
         parsing = pj.ParseOptions(explicit_schema=schema, unexpected_field_behavior="error")
-        reading = pj.ReadOptions(use_threads=False, block_size=len(whole))  # threads only parse several blocks side by side
+        reading = pj.ReadOptions(use_threads=False, block_size=len(whole))  # threads only parse several blocks in parallel
         found = pa.table(pj.read_json(pa.BufferReader(whole), reading, parsing).columns, schema=schema)
     except (pa.ArrowException, ValueError, OverflowError):
         return None
@@ -45,30 +45,30 @@ def table(block: Sequence[bytes], schema: pa.Schema) -> pa.Table | None:
 
 
 def _is_one_object_a_line(whole: bytes, count: int) -> bool:
-    """Say whether lines hold an object each, if Arrow finds nothing but objects and as many as there are lines.
+    """Return whether each line is one object, given that Arrow finds only objects, and as many as lines.
 
-    To Arrow, a line's end is a blank, and objects may follow each other in a line. But after a } that does not end its object,
-    no { may come: so where lines end with } and the next begin with {, no object goes on from one line to the next.
+    To Arrow, a line end is whitespace, and a line may contain several objects. But a { cannot follow a } that does not end its
+    object. So if each line ends with } and each next line starts with {, no object spans two lines.
     """
     ends = whole.count(b"}\n{") + whole.count(b"}\r\n{")
-    odd = not whole.startswith(b"{") or b"\0" in whole  # Arrow leaves out a mark of UTF-8, and at a NUL takes the input to end
+    odd = not whole.startswith(b"{") or b"\0" in whole  # Arrow skips a UTF-8 byte order mark, and treats NUL as end of input
     return ends == count - 1 and not odd
 
 
 def _is_simple(field: pa.Field) -> bool:
-    """Say whether Arrow takes for a column exactly the values that JSON has for it: it would read a time from text, say."""
+    """Return whether Arrow accepts exactly the JSON values of a column's type. For times, for example, it would parse text."""
     if pa.types.is_struct(field.type):
         return all(map(_is_simple, field.type))
-    if pa.types.is_list(field.type):  # of nulls, Arrow's own count is off
+    if pa.types.is_list(field.type):  # for lists of nulls, Arrow's own count is wrong
         return not pa.types.is_null(field.type.value_type) and _is_simple(field.type.value_field)
     return field.type in _SIMPLE and field.metadata != JSON_FIELD
 
 
 def _is_exact(array: pa.Array) -> bool:
-    """Say whether row by row all values would be the same, and their type no other.
+    """Return whether parsing row by row would return the same values and types.
 
-    1. Objects of which no key has a value may have no keys: such a column is one of JSON text.
-    2. A double may come from a whole number that is too large for one, from Inf, which is no JSON, or from a whole -0.
+    1. Objects without any value may have no keys: such a column is one of JSON text.
+    2. A double may come from an integer that is too large for it, from Inf, which is not JSON, or from the integer -0.
     """
     if pa.types.is_struct(array.type):
         values = array.flatten()

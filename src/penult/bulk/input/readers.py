@@ -1,7 +1,7 @@
-"""Files of any format as one sequence of rows, cut into shards of equal size.
+"""Files of any format as one sequence of rows, split into shards of equal size.
 
-Knows formats and columns, nothing of vectors. A shard is a function of the input and the shard size alone, so a job that
-goes on after a crash, or with another number of workers, cuts the very same shards.
+Handles formats and columns, not vectors. Shards depend only on the input and the shard size, so a job that resumes after a
+crash, or with another number of workers, has the same shards.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -19,16 +19,16 @@ from penult.bulk.input.rows import Item, Rejected, Row, UnreadableError
 from penult.bulk.input.shard_sizes import Sizes
 from penult.bulk.input.sources import BLOCK, Shard
 
-_SHARD_CHARS = 1_000_000  # of a shard's texts, on average: a minute or two of work that a crash may cost
-_SHARD_ROWS = (64, 4096)  # at most what an Embedder sorts by length together, so that a shard is one window
-_SAMPLE = 8 << 20  # bytes of texts that are enough to tell their mean length
-_FEW = 64  # elements of a JSON array that are looked at together
-_SHARDS = 16  # at least, so that a small job has something for each worker
+_SHARD_CHARS = 1_000_000  # average characters of a shard's texts: 1 or 2 minutes of work
+_SHARD_ROWS = (64, 4096)  # the maximum is the window that an Embedder sorts by length, so a shard is one window
+_SAMPLE = 8 << 20  # bytes of texts that suffice to estimate their mean length
+_FEW = 64  # elements of a JSON array per batch of the scan
+_SHARDS = 16  # minimum, so that a small job has work for each worker
 
 
 @dataclass(frozen=True, slots=True)
 class Scanned:
-    """What a first look at all input says: its columns, how many rows each file has, and how many make a shard."""
+    """Result of scanning all input: its columns, the number of rows per file, and the rows per shard."""
 
     schema: pa.Schema
     counts: tuple[int, ...]
@@ -37,7 +37,7 @@ class Scanned:
 
 @dataclass(frozen=True, slots=True)
 class FileScan:
-    """What a first look at one file says: its columns, and how large its rows are."""
+    """Result of scanning one file: its columns, and the sizes of its rows."""
 
     schema: pa.Schema
     sizes: Sizes
@@ -49,17 +49,17 @@ def scan(
     shard_rows: int | None = None,
     say: Callable[[str], None] = lambda _: None,
 ) -> Scanned:
-    """Look at all input once: find the columns of all files together, and count rows.
+    """Scan all input once: merge the columns of all files, and count rows.
 
     Args:
         inputs: the files.
         text_column: the column of the texts.
-        shard_rows: None: chosen by the mean length of the first texts, and so that no shard has more bytes than are to be held.
-        say: takes a sentence for the user: a file has rows that cannot be decoded.
+        shard_rows: rows per shard. None: chosen by the mean length of the first texts and the maximum bytes of a shard.
+        say: called with messages for the user about files with rows that cannot be decoded.
 
     Raises:
-        ValueError: a column has types in two files that nothing holds together, a file has two columns of one name, or
-            there is no column of texts.
+        ValueError: a column has incompatible types in two files, a file has a duplicate column, or the text column is
+            missing.
     """
     schemas, counts, sizes = [], [], Sizes()
     for file in inputs:
@@ -77,11 +77,11 @@ def scan(
 
 
 def shards(inputs: Sequence[Input], scanned: Scanned, first: int = 0) -> Iterator[Shard]:
-    """Cut the input into shards, from the shard `first` on. Holds one shard at a time.
+    """Yield the shards of the input, starting at shard `first`. One shard is in memory at a time.
 
     Raises:
         OSError: a file cannot be read; the message names it.
-        ValueError: a file has other rows than it had when it was scanned.
+        ValueError: the rows of a file have changed since the scan.
     """
     skip, number = first * scanned.shard_rows, first
     parts: list[Shard] = []
@@ -114,12 +114,12 @@ def shards(inputs: Sequence[Input], scanned: Scanned, first: int = 0) -> Iterato
 
 
 def count_shards(scanned: Scanned) -> int:
-    """Count the shards of all input."""
+    """Return the number of shards of all input."""
     return -(-sum(scanned.counts) // scanned.shard_rows)
 
 
 def _look(file: Input, text_column: str, say: Callable[[str], None]) -> FileScan:
-    """Look at a file once: its columns, and the size of each of its rows as far as it is known."""
+    """Scan a file: return its columns, and the sizes of its rows as far as they are known."""
     what = None
     try:
         what = None if file.format == "lance" else streams.foreign(file.path)
@@ -174,7 +174,7 @@ def _look_at_rows(file: Input, text_column: str, say: Callable[[str], None]) -> 
 
 
 def _json_items(file: Input, fields: Mapping[str, pa.Field], sizes: Sizes) -> Iterator[list[Item]]:
-    """Return rows from which something may be learnt: not those that hold no more than what was found before."""
+    """Yield rows that may extend the schema. Rows with only known columns and types are skipped."""
     if file.format == "json":
         found = row_files.items(replace(file, partitions=()))
         while items := list(islice(found, _FEW)):
@@ -200,7 +200,7 @@ def _learn(fields: dict[str, pa.Field], items: Sequence[Item], text_column: str)
 
 
 def _is_undecoded(item: Item) -> bool:
-    """Return whether a row of text holds bytes that are not UTF-8."""
+    """Return whether a row of text contains bytes that are not UTF-8."""
     if isinstance(item, Rejected):
         return item.reason.startswith("is not UTF-8")
     try:
@@ -215,7 +215,7 @@ def _texts(names: Sequence[str], file: Input) -> pa.Schema:
 
 
 def _partitioned(schema: pa.Schema, file: Input) -> pa.Schema:
-    """Append the columns that a file's folders name, and it has not."""
+    """Append the columns from a file's folder names that the file itself lacks."""
     for name, _ in file.partitions:
         if name not in schema.names:
             schema = schema.append(pa.field(name, pa.string()))
@@ -223,7 +223,7 @@ def _partitioned(schema: pa.Schema, file: Input) -> pa.Schema:
 
 
 def _together(inputs: Sequence[Input], schemas: Sequence[pa.Schema]) -> pa.Schema:
-    """Give the columns of all files together."""
+    """Return the merged columns of all files."""
     found_in: dict[str, list[tuple[Input, pa.Field]]] = {}
     for file, schema in zip(inputs, schemas, strict=True):
         if len(set(schema.names)) != len(schema.names):
@@ -241,7 +241,7 @@ def _together(inputs: Sequence[Input], schemas: Sequence[pa.Schema]) -> pa.Schem
             )
         if pa.types.is_null(merged.type):
             merged = pa.field(name, pa.string())
-        fields.append(merged if len(found) == len(inputs) else merged.with_nullable(True))  # noqa: FBT003 - Arrow's own
+        fields.append(merged if len(found) == len(inputs) else merged.with_nullable(True))  # noqa: FBT003 - Arrow's signature
     return pa.schema(fields, metadata=next((schema.metadata for schema in schemas if schema.metadata), None))
 
 
@@ -259,7 +259,7 @@ def _check_text(inputs: Sequence[Input], schema: pa.Schema, text_column: str) ->
 
 
 def _text_columns(fields: Iterable[pa.Field], prefix: str = "") -> Iterator[str]:
-    """Return the names of all columns of text, those in objects as `a.b`."""
+    """Yield the names of all text columns, nested ones as `a.b`."""
     for field in fields:
         if tables.is_text(field.type):
             yield f"{prefix}{field.name}"
@@ -292,13 +292,13 @@ def _shard_rows(inputs: Sequence[Input], scanned: Scanned, text_column: str, siz
 
 
 def _lengths(texts: pa.ChunkedArray) -> Iterator[int]:
-    """Return the lengths of texts in bytes."""
+    """Yield the lengths of texts in bytes."""
     for text in tables.texts_of(texts):
         yield 0 if text is None else len(text.encode("utf-8", "surrogateescape"))
 
 
 def rows_of_a_shard(mean: float, count: int) -> int:
-    """Choose how many rows make a shard, by the mean length of their texts in bytes and the number of all rows."""
+    """Return the rows per shard, by the mean length of texts in bytes and the total number of rows."""
     least, most = _SHARD_ROWS
     wanted = max(1, int(min(_SHARD_CHARS / max(mean, 1), count / _SHARDS)))
     return max(least, min(most, 1 << wanted.bit_length() - 1))

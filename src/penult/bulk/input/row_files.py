@@ -1,4 +1,4 @@
-"""Files that are read row by row, whatever their format: CSV, TSV, JSON lines, JSON, text and documents. Imports no Arrow."""
+"""Files that are read row by row: CSV, TSV, JSON lines, JSON, text and documents. Does not import Arrow."""
 
 from collections.abc import Iterator
 
@@ -8,10 +8,10 @@ from penult.bulk.input.rows import Item, Row, UnreadableError
 
 
 def items(file: Input) -> Iterator[Item]:
-    """Return all rows of a file in their order; those of its folders' names (`key=value`) fill what a row does not have.
+    """Yield all rows of a file in order; values from its folder names (`key=value`) fill missing columns.
 
     Raises:
-        UnreadableError: it is damaged, or something else than its name says.
+        UnreadableError: the file is damaged, or its content does not match its extension.
     """
     try:
         if file.format != "document" and (what := streams.foreign(file.path)):
@@ -23,7 +23,7 @@ def items(file: Input) -> Iterator[Item]:
 
 
 def columns(file: Input) -> list[str]:
-    """Return the columns of a file that says them before its rows: a CSV or TSV by its header, text, a document."""
+    """Return the columns of a file whose columns are known without its rows: CSV and TSV by header, text, documents."""
     if file.format == "csv":
         return csv_rows.columns_of(file.path, file.name, file.options)
     if file.format == "tsv":

@@ -1,6 +1,6 @@
-"""What a reader of rows gives: rows, and those that it could not read. Imports no Arrow.
+"""The output of row readers: rows and rejected rows. Does not import Arrow.
 
-A row that cannot be read is a `Rejected`, never an exception: the rows after it are still good.
+A row that cannot be read is a `Rejected`, never an exception: the rows after it are still valid.
 """
 
 import json
@@ -12,12 +12,12 @@ from penult.bulk.json_text import finite
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One row as it stands in its file.
+    """One row of a file.
 
     Attributes:
-        line: its number there, counted from 1.
-        values: by column.
-        size: about so many bytes, so that no more rows are held at once than there is room for.
+        line: line number in the file, counted from 1.
+        values: values by column.
+        size: approximate size in bytes, to bound the rows in memory.
     """
 
     line: int
@@ -27,13 +27,13 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Rejected:
-    """A row that gets no vector.
+    """A row without a vector.
 
     Attributes:
-        file: where it stands.
-        line: its number there, counted from 1.
-        reason: why it gets none.
-        record: its values by column, or what could be read of it.
+        file: name of its file.
+        line: line number in the file, counted from 1.
+        reason: why the row was rejected.
+        record: its values by column, or as much of it as could be read.
     """
 
     file: str
@@ -43,12 +43,12 @@ class Rejected:
 
     @property
     def size(self) -> int:
-        """About so many bytes, as of a `Row`."""
+        """Approximate size in bytes, as in `Row`."""
         fields = self.record if isinstance(self.record, list) else [self.record]
         return sum(len(field) for field in fields if isinstance(field, str))
 
     def as_json(self) -> str:
-        """Give it as one line of JSON, whatever its values are."""
+        """Return the row as one line of JSON. Supports values of any type."""
         try:
             return json.dumps(asdict(self), ensure_ascii=True, default=str, allow_nan=False)
         except ValueError:
@@ -63,5 +63,5 @@ Item: TypeAlias = Row | Rejected
 
 
 def too_long(limit: int) -> str:
-    """Say why a row is rejected that has more bytes than a row may have."""
+    """Return the reason for rejecting a row with more bytes than the limit."""
     return f"has more than {limit:,} bytes, the limit of --max-row-bytes"

@@ -1,21 +1,21 @@
-"""How many bytes rows have, some together, so that no shard is larger than memory allows: long texts may come late."""
+"""Sizes of rows in bytes, by groups of rows, to bound the size of every shard: long texts may come late in the input."""
 
 from array import array
 
-_CELL = 64  # rows that are counted together
-_ANY = 1 << 20  # more rows than any shard has
-_MOST_BYTES = 128 << 20  # of a shard; a worker has two of them in hand
+_CELL = 64  # rows per group
+_ANY = 1 << 20  # more rows than any shard can have
+_MOST_BYTES = 128 << 20  # per shard; a worker holds two shards
 
 
 class Sizes:
-    """Sizes of consecutive rows: 8 bytes for each 64 of them."""
+    """Sizes of consecutive rows; takes 8 bytes per 64 rows."""
 
     def __init__(self) -> None:
         self.rows = 0
         self._cells = array("Q")
 
     def add(self, count: int, size: int) -> "Sizes":
-        """Count rows that have so many bytes together."""
+        """Add `count` rows with a total of `size` bytes."""
         left = size
         while count:
             if self.rows % _CELL == 0:
@@ -27,14 +27,14 @@ class Sizes:
         return self
 
     def extend(self, other: "Sizes") -> None:
-        """Count the rows of another file behind these."""
+        """Append the rows of another file."""
         rows = other.rows
         for size in other._cells:
             self.add(min(rows, _CELL), size)
             rows -= _CELL
 
     def most_rows(self) -> int:
-        """Return how many rows, a power of two, a shard may have so that none has more bytes than are to be held."""
+        """Return the maximum rows per shard, a power of two, so that no shard exceeds the maximum bytes."""
         cells, rows = list(self._cells), _CELL
         largest = max(cells, default=0)
         if largest > _MOST_BYTES:

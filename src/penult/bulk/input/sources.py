@@ -1,6 +1,6 @@
-"""One file of any format as a sequence of rows, from any row on.
+"""One file of any format as a sequence of rows, starting at any row.
 
-Knows formats; what all files have in common, and where shards begin, is for `readers` to say.
+Handles formats. The common schema of all files and the bounds of shards come from `readers`.
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,9 +19,9 @@ from penult.bulk.input.input_files import Input
 from penult.bulk.input.rows import Item, Rejected, too_long
 from penult.bulk.json_text import dumps
 
-BLOCK = 4096  # rows that are read together
-HELD = 32 << 20  # bytes after which no more are
-_SHOWN = 1000  # characters of a value of a row that is too long, for the file of rejected rows
+BLOCK = 4096  # maximum rows per read
+HELD = 32 << 20  # a read stops after this many bytes
+_SHOWN = 1000  # characters of each value of an overlong row that the rejected rows file keeps
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +31,8 @@ class Shard:
     Attributes:
         number: 0, 1, 2, ...
         table: the rows that could be read, with all columns of the input.
-        places: file after file, its name and the lines of those rows of the table that stand in it.
-        rejected: the rows that could not.
+        places: for each file, its name and the line numbers of its rows in the table.
+        rejected: the rows that could not be read.
     """
 
     number: int
@@ -41,7 +41,7 @@ class Shard:
     rejected: list[Rejected]
 
     def place(self, row: int) -> tuple[str, int]:
-        """Give the file and the line of a row of the table."""
+        """Return the file and the line of a row of the table."""
         for file, lines in self.places:
             if row < len(lines):
                 return file, lines[row]
@@ -50,14 +50,14 @@ class Shard:
 
 
 class Source(Protocol):
-    """An open file: gives its next rows."""
+    """An open file."""
 
     def take(self, count: int) -> Shard:
-        """Give at most so many; none only where there are no more."""
+        """Return the next rows, at most `count`; none only at the end of the file."""
 
 
 def opened(file: Input, schema: pa.Schema, skip: int) -> Source:
-    """Open a file at the row `skip`; its rows get the columns of the whole input."""
+    """Open a file at row `skip`; its rows get the schema of the whole input."""
     if file.format in ("parquet", "lance"):
         return _Batches(file, batches(file, skip), schema, skip)
     if file.format == "jsonl":
@@ -66,7 +66,7 @@ def opened(file: Input, schema: pa.Schema, skip: int) -> Source:
 
 
 def batches(file: Input, skip: int) -> Iterator[pa.RecordBatch]:
-    """Read a Parquet file or a Lance dataset from the row `skip` on."""
+    """Read a Parquet file or a Lance dataset, starting at row `skip`."""
     if file.format == "parquet":
         return _parquet(file.path, skip)
     from penult.bulk import lance_files  # noqa: PLC0415 - an extra
@@ -133,12 +133,12 @@ class _Batches:
         return self._fitting(table, range(first + 1, self._line + 1))
 
     def _fitting(self, table: pa.Table, lines: range) -> Shard:
-        """Give rows the columns of the whole input; reject those that do not fit them, or are too long."""
+        """Convert rows to the schema of the whole input; reject those that do not fit it, or are too long."""
         name, limit = self._file.name, self._file.options.max_row_bytes
         bad = dict.fromkeys(_long(table, limit), too_long(limit))
         try:
             cast = _cast(tables.without(table, sorted(bad)), self._schema)
-        except pa.ArrowInvalid:  # a number or time of one file that the type of all files does not hold
+        except pa.ArrowInvalid:  # a number or time in one file that does not fit in the common type
             bad |= {row: why for row in range(table.num_rows) if row not in bad and (why := self._misfit(table.slice(row, 1)))}
             cast = _cast(tables.without(table, sorted(bad)), self._schema)
         rejected = [Rejected(name, lines[row], why, _shown(table, row)) for row, why in sorted(bad.items())]
@@ -154,7 +154,7 @@ class _Batches:
 
 
 def lines_held(lines: Iterator[bytes], count: int) -> list[bytes]:
-    """Return the next lines, at most so many, and no more than are to be in memory together."""
+    """Return the next lines, at most `count`; stop after `HELD` bytes."""
     block: list[bytes] = []
     size = 0
     for line in islice(lines, count):
@@ -166,7 +166,7 @@ def lines_held(lines: Iterator[bytes], count: int) -> list[bytes]:
 
 
 def with_partitions(table: pa.Table, file: Input) -> pa.Table:
-    """Fill what a file's rows do not say with what its folders say."""
+    """Fill missing columns with values from the file's folder names."""
     for name, value in file.partitions:
         at = table.schema.get_field_index(name)
         field, column = table.schema.field(at), table.column(at)
@@ -177,19 +177,19 @@ def with_partitions(table: pa.Table, file: Input) -> pa.Table:
 
 
 def _long(table: pa.Table, limit: int, first: int = 0) -> Iterator[int]:
-    """Return the rows with more bytes than the limit: the table is halved until it has no more, or is one row."""
+    """Yield the rows with more bytes than the limit, by halving the table until it is within the limit or a single row."""
     if table.nbytes <= limit:
         return
     if table.num_rows > 1:
         half = table.num_rows // 2
         yield from _long(table.slice(0, half), limit, first)
         yield from _long(table.slice(half), limit, first + half)
-    elif len(dumps(rows_of(table)[0])) > limit:  # a dictionary or a view counts all that it may refer to
+    elif len(dumps(rows_of(table)[0])) > limit:  # the size of a dictionary or view counts all data that it may refer to
         yield first
 
 
 def _shown(table: pa.Table, row: int) -> dict[str, Any]:
-    """Return a row's values, the long ones cut."""
+    """Return a row's values, with long ones truncated."""
     values = rows_of(table.slice(row, 1))[0]
     return {name: value[:_SHOWN] if isinstance(value, str | bytes) else value for name, value in values.items()}
 
@@ -217,14 +217,14 @@ def _parquet(path: Path, skip: int) -> Iterator[pa.RecordBatch]:
 
 
 def _batch_rows(file: pq.ParquetFile, groups: Sequence[int]) -> int:
-    """Choose how many rows are decoded together: fewer of those that are large."""
+    """Return how many rows to decode at once: fewer if rows are large."""
     metadata = [file.metadata.row_group(group) for group in groups]
     mean = max((group.total_byte_size / max(group.num_rows, 1) for group in metadata), default=0)
     return max(16, min(BLOCK, int(HELD / max(mean, 1))))
 
 
 def _cast(table: pa.Table, schema: pa.Schema) -> pa.Table:
-    """Give a table the columns of the whole input; those that its file does not have are null."""
+    """Convert a table to the schema of the whole input; columns that its file lacks are null."""
     if table.schema.equals(schema):
         return table
     arrays = [

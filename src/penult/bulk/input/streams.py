@@ -1,6 +1,6 @@
-"""A text file's lines, each of bounded size: decompressed, and decoded as its byte order mark or the user says.
+"""Lines of a text file, each of bounded size: decompressed, and decoded by its byte order mark or the given encoding.
 
-Knows bytes and encodings, nothing of rows. Imports no Arrow but for zstd.
+Handles bytes and encodings, not rows. Imports Arrow only for zstd.
 """
 
 import bz2
@@ -18,7 +18,7 @@ from typing import BinaryIO, TypeVar, cast
 from penult.bulk.options import ReadOptions
 from penult.extras import install_hint
 
-_MARKS = (  # longest first: that of UTF-32 begins as that of UTF-16
+_MARKS = (  # longest first: the UTF-32 mark starts with the UTF-16 mark
     (codecs.BOM_UTF8, "utf-8"),
     (codecs.BOM_UTF32_LE, "utf-32"),
     (codecs.BOM_UTF32_BE, "utf-32"),
@@ -43,38 +43,38 @@ _SIGNATURES = (
     (b"\xff\xd8\xff", "is an image"),
 )
 COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
-_HEAD = 4096  # bytes that are looked at to tell what a file is
-_SHOWN = 1000  # bytes of a row that is too long, for the file of rejected rows
+_HEAD = 4096  # bytes used to detect the file type
+_SHOWN = 1000  # bytes of an overlong row that the rejected rows file keeps
 _PART = 1 << 16
 _UNDECODABLE = "penult.undecodable"
 AnyStr = TypeVar("AnyStr", str, bytes)
 
-# Half of a surrogate pair stands for bytes that the encoding does not have: no file can hold it, so its row is rejected.
+# A lone surrogate replaces undecodable bytes: no file can contain it, so its row is rejected.
 codecs.register_error(_UNDECODABLE, lambda error: ("\udcff", cast("UnicodeDecodeError", error).end))
 
 
 def ending(path: Path) -> str:
-    """Return the ending that tells what a file is, in lower case; that of a compression is taken off."""
+    """Return a file's extension in lower case, without that of a compression."""
     own = path.suffix.lower()
     return Path(path.stem).suffix.lower() if own in COMPRESSED else own
 
 
 class LongLine(bytes):
-    """The beginning of a line that has more bytes than a row may have."""
+    """The beginning of a line with more bytes than the limit of a row."""
 
 
 class LongText(str):
-    """The same, decoded."""
+    """The decoded beginning of a line with more bytes than the limit of a row."""
 
     __slots__ = ()
 
 
 @contextmanager
 def opened(path: Path) -> Iterator[BinaryIO]:
-    """Open a file of bytes; one that is compressed is decompressed as it is read, whatever its name is.
+    """Open a binary file; a compressed file is decompressed while reading, whatever its name is.
 
     Raises:
-        OSError: what is compressed is damaged or cut short.
+        OSError: compressed data is damaged or truncated.
     """
     with path.open("rb") as file:
         magic = file.read(10)
@@ -85,7 +85,7 @@ def opened(path: Path) -> Iterator[BinaryIO]:
                 yield stream
         except (EOFError, zlib.error, lzma.LZMAError) as error:
             raise OSError(f"its compressed data are damaged or cut short: {error}") from error
-        except UnicodeError as error:  # of codecs that take no handler of errors, and of UTF-16 without its mark
+        except UnicodeError as error:  # from codecs that do not support error handlers, and from UTF-16 without its mark
             raise OSError(f"it is not of the encoding that --encoding names: {error}") from error
 
 
@@ -96,7 +96,7 @@ def head(path: Path) -> bytes:
 
 
 def foreign(path: Path) -> str | None:
-    """Say what a file is that is not of text, or that was not fetched; None where it may be text."""
+    """Return what a file is if it is not text, or was not fetched; None if it may be text."""
     with path.open("rb") as file:
         raw = file.read(32)
     first = raw if raw.startswith(_GIT_LFS) else head(path)
@@ -104,10 +104,10 @@ def foreign(path: Path) -> str | None:
 
 
 def encoding_of(first: bytes, options: ReadOptions) -> str:
-    """Tell a file's encoding: that of its byte order mark, else that of the options.
+    """Return a file's encoding: that of its byte order mark, else that of the options.
 
     Raises:
-        OSError: it looks like UTF-16, which would be read as UTF-8 full of NUL.
+        OSError: the file looks like UTF-16, which would decode as UTF-8 full of NUL.
     """
     for mark, encoding in _MARKS:
         if first.startswith(mark):
@@ -119,7 +119,7 @@ def encoding_of(first: bytes, options: ReadOptions) -> str:
 
 
 def lines(path: Path, options: ReadOptions) -> Iterator[bytes]:
-    """Return each line in UTF-8, with its end. What cannot be decoded is not UTF-8 here either."""
+    """Yield each line in UTF-8, with its line end. Undecodable bytes yield invalid UTF-8."""
     encoding = encoding_of(head(path), options)
     with opened(path) as file:
         if encoding == "utf-8":
@@ -135,28 +135,28 @@ def lines(path: Path, options: ReadOptions) -> Iterator[bytes]:
 
 
 def text_lines(path: Path, options: ReadOptions) -> Iterator[str]:
-    r"""Return each line decoded, with its end: \n, \r\n or \r. What cannot be decoded is half of a surrogate pair."""
+    r"""Yield each line decoded, with its line end: \n, \r\n or \r. Undecodable bytes become lone surrogates."""
     encoding = encoding_of(head(path), options)
     with opened(path) as file, decoded(file, encoding, newline="") as text:
         yield from _bounded(text.readline, ("\n", "\r"), options.max_row_bytes)
 
 
 def decoded(file: BinaryIO, encoding: str, *, newline: str) -> io.TextIOWrapper:
-    """Decode a file; bytes that its encoding does not have become halves of surrogate pairs."""
+    """Return a decoded view of a file; undecodable bytes become lone surrogates."""
     if encoding == "utf-8":
         return io.TextIOWrapper(file, "utf-8-sig", errors="surrogateescape", newline=newline)
     return io.TextIOWrapper(file, encoding, errors=_UNDECODABLE, newline=newline)
 
 
 def not_decoded(line: bytes, error: UnicodeDecodeError, encoding: str) -> str:
-    """Say where a line is not of its encoding."""
+    """Return where a line is not valid in its encoding."""
     if encoding == "utf-8":
         return f"is not UTF-8 at its byte {error.start}"
     return f"is not {encoding} at its character {len(line[: error.start].decode('utf-8'))}"
 
 
 def _bounded(readline: Callable[[int], AnyStr], ends: AnyStr | tuple[AnyStr, ...], limit: int) -> Iterator[AnyStr]:
-    """Return lines; of one with more than `limit` bytes (of text: characters) only its beginning, the rest passed over."""
+    """Yield lines; of a line with more than `limit` bytes (text: characters), yield only the beginning and skip the rest."""
     while line := readline(limit + 1):
         if len(line) <= limit:
             yield line
@@ -172,7 +172,7 @@ def _without_mark(line: bytes) -> bytes:
 
 
 def _decompressed(file: BinaryIO, magic: bytes) -> BinaryIO:
-    """Wrap a file by the first bytes of it: no text begins with them."""
+    """Wrap a file in a decompressor, chosen by its first bytes: no text starts with them."""
     if magic.startswith(b"\x1f\x8b"):
         return cast("BinaryIO", io.BufferedReader(cast("io.RawIOBase", gzip.GzipFile(fileobj=file))))
     if magic.startswith(b"BZh") and magic[4:] == b"1AY&SY":
@@ -181,7 +181,7 @@ def _decompressed(file: BinaryIO, magic: bytes) -> BinaryIO:
         return cast("BinaryIO", io.BufferedReader(cast("io.RawIOBase", lzma.LZMAFile(file))))
     if magic.startswith(b"\x28\xb5\x2f\xfd"):
         try:
-            import pyarrow as pa  # noqa: PLC0415 - a bare install has none
+            import pyarrow as pa  # noqa: PLC0415 - an extra
         except ImportError as error:
             raise ImportError(f"Files compressed with zstd need {install_hint('parquet')}.") from error
         return cast("BinaryIO", io.BufferedReader(pa.input_stream(file, compression="zstd")))

@@ -1,4 +1,4 @@
-"""Rows of plain text: a text a line. Imports no Arrow."""
+"""Rows of plain text: one text per line. Does not import Arrow."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +12,7 @@ COLUMNS = ("file", "line", "text")
 
 
 def read_text(path: Path, name: str, options: ReadOptions = DEFAULT_READING) -> Iterator[Item]:
-    """Read one text a line; an empty line is an empty text."""
+    """Read one text per line; an empty line is an empty text."""
     for number, line in enumerate(streams.lines(path, options), 1):
         bare = line.removesuffix(b"\n").removesuffix(b"\r")
         if isinstance(line, LongLine):

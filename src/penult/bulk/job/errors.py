@@ -1,9 +1,9 @@
-"""How a job ends before its end."""
+"""Errors that end a job early."""
 
 
 class StoppedError(Exception):
-    """A job stopped before its end; the message says why, what is kept, and how to go on."""
+    """A job stopped early; the message says why, what is kept, and how to resume."""
 
 
 class WorkError(RuntimeError):
-    """A worker failed in a way that another try would not mend."""
+    """A worker failed in a way that a retry would not fix."""

@@ -1,7 +1,7 @@
-"""What is done of a job, on disk: OUT.job holds what the job is, its finished shards, and a record of them.
+"""Durable state of a job: OUT.job contains the manifest, the finished shards, and their records.
 
-A shard counts only once it is recorded, and is recorded only once its files are whole and synced; so whatever moment a
-crash takes, each row is either recorded once or done again. Knows no models and no formats.
+A shard is recorded only after its files are complete and synced, and only a recorded shard counts. So after a crash at any
+moment, each row is either recorded once or embedded again. Independent of models and formats.
 """
 
 import base64
@@ -23,15 +23,15 @@ from penult.bulk.output.output_files import OTHER_FINGERPRINT, job_folder
 if TYPE_CHECKING:
     from penult.bulk.input.readers import Scanned
 
-_FORMAT = 1  # raise when shards of an older penult must not be gone on with
+_FORMAT = 1  # increase when jobs of an older penult must not be resumed
 _JOB, _RECORDS, _LOCK = "job.json", "done.jsonl", "lock"
 
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """All that decides what a job writes: jobs of equal identity write equal rows and vectors.
+    """Everything that determines a job's output: jobs of equal identity write equal rows and vectors.
 
-    How it is carried out (workers, tokens of a batch) is no part of it, so that a job may go on with other numbers.
+    Execution options (workers, token budget) are not included, so that a job can resume with other values.
     """
 
     inputs: tuple[str, ...]
@@ -47,14 +47,14 @@ class Identity:
 
     @property
     def digest(self) -> str:
-        """Its hash, which a finished output carries."""
+        """Hash of the identity, stored in the finished output."""
         values = asdict(self)
-        if not self.reading:  # so that an output of a version without such options is still known to be finished
+        if not self.reading:  # so that the output of a version without such options still counts as finished
             del values["reading"]
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:32]
 
     def differences(self, other: "Identity") -> list[str]:
-        """Say in what the other one, of this run, differs."""
+        """Return the differences from `other`, the identity of this run."""
         said = []
         mine, theirs = asdict(self), asdict(other)
         for key, label in _LABELS.items():
@@ -81,21 +81,21 @@ _LABELS = {
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """What a job is, as its folder says: its identity, what a scan of its input found, and its files when it began."""
+    """Manifest of a job: its identity, the scan of its input, and its input files at the start."""
 
     identity: Identity
     scanned: "Scanned"
     stamps: tuple[Any, ...]
 
     def as_json(self) -> str:
-        """Give it as JSON."""
+        """Return the manifest as JSON."""
         schema = base64.b64encode(self.scanned.schema.serialize().to_pybytes()).decode()
         values = {"schema": schema, "counts": self.scanned.counts, "shard_rows": self.scanned.shard_rows}
         return json.dumps({"identity": asdict(self.identity), "scanned": values, "stamps": self.stamps}, indent=1)
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        """Read what `as_json` gave."""
+        """Parse the output of `as_json`."""
         import pyarrow as pa  # noqa: PLC0415 - an extra
 
         from penult.bulk.input.readers import Scanned  # noqa: PLC0415
@@ -108,15 +108,15 @@ class Manifest:
         return cls(Identity(**identity), Scanned(schema, tuple(scanned["counts"]), scanned["shard_rows"]), stamps)
 
     def hashes(self) -> Mapping[Any, str]:
-        """Give the hash of each input by its stamp."""
+        """Return the hash of each input by its stamp."""
         return dict(zip(self.stamps, self.identity.inputs, strict=True))
 
 
 class Job:
-    """The folder of one unfinished job, held by one process at a time.
+    """The folder of one unfinished job, locked by one process at a time.
 
     Raises:
-        ValueError: another process holds it, or it is a folder of the user's.
+        ValueError: another process has locked it, or the folder belongs to the user.
     """
 
     def __init__(self, out: Path) -> None:
@@ -129,41 +129,41 @@ class Job:
 
     @property
     def is_begun(self) -> bool:
-        """Whether a job has begun here."""
+        """True if the folder contains an unfinished job."""
         return (self.folder / _JOB).exists()
 
     @property
     def manifest(self) -> Manifest | None:
-        """What the job is; None where none has begun."""
+        """The job's manifest; None if no job has started."""
         try:
             return Manifest.from_json((self.folder / _JOB).read_text(encoding="utf-8"))
         except FileNotFoundError:
             return None
 
     def shards(self, identity: Identity) -> Path:
-        """Name the folder of shards. It bears the job's hash: a worker of an older job, still dying, writes elsewhere."""
+        """Return the folder of shards, named by the job's hash, so that a dying worker of an older job writes elsewhere."""
         return self.folder / identity.digest
 
     @property
     def scratch(self) -> Path:
-        """A folder for what may be thrown away; made here."""
+        """The folder for temporary files, created if missing."""
         folder = self.folder / "scratch"
         folder.mkdir(exist_ok=True)
         return folder
 
     def begin(self, manifest: Manifest) -> None:
-        """Note what the job is."""
+        """Write the manifest."""
         self.shards(manifest.identity).mkdir(exist_ok=True)
         with atomic_write(self.folder / _JOB) as file:
             file.write(manifest.as_json().encode())
 
     def recorded(self, identity: Identity) -> dict[int, Record]:
-        """Read which shards are done; one whose file is not as recorded is not."""
+        """Return the records of finished shards; a shard whose file does not match its record is not finished."""
         path = self.folder / _RECORDS
         if not path.exists():
             return {}
         whole = path.read_bytes()
-        whole = whole[: whole.rfind(b"\n") + 1]  # a crash in the midst of a line leaves its beginning
+        whole = whole[: whole.rfind(b"\n") + 1]  # a crash during a write leaves a partial line
         with path.open("r+b") as file:
             file.truncate(len(whole))
         records = [Record(**json.loads(line)) for line in whole.splitlines()]
@@ -171,29 +171,29 @@ class Job:
         return {record.shard: record for record in records if _size(shard_path(folder, record.shard)) == record.size}
 
     def record(self, record: Record) -> None:
-        """Note that a shard is done; on the disk when this returns.
+        """Record a finished shard; the record is synced when this returns.
 
         Raises:
-            OSError: the disk is full; nothing is noted.
+            OSError: the disk is full; nothing is recorded.
         """
         if self._records is None:
             self._records = (self.folder / _RECORDS).open("ab", buffering=0)
             sync_folder(self.folder)
         line = f"{json.dumps(asdict(record))}\n".encode()
         written = self._records.write(line)
-        if written != len(line):  # a disk that is full takes the beginning and says nothing
+        if written != len(line):  # a full disk accepts the first bytes without an error
             self._records.truncate(self._records.seek(0, os.SEEK_END) - written)
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         os.fsync(self._records.fileno())
 
     def clear(self) -> None:
-        """Throw away what is done, what the job is first: a crash in between leaves nothing that could be gone on with."""
+        """Delete the job's files, manifest first, so that a crash midway leaves nothing resumable."""
         self._close()
         (self.folder / _JOB).unlink(missing_ok=True)
         sync_folder(self.folder)
         for path in self.folder.iterdir():
             if path.is_dir():
-                shutil.rmtree(path, ignore_errors=True)  # a worker of an older job, still dying, may write there
+                shutil.rmtree(path, ignore_errors=True)  # a dying worker of an older job may still write there
             elif path.name != _LOCK:
                 path.unlink()
 
@@ -203,7 +203,7 @@ class Job:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def release(self) -> None:
-        """Let another process go on with the job."""
+        """Release the lock, so that another process can resume the job."""
         self._close()
         self._lock.close()
 
@@ -221,10 +221,10 @@ def _size(path: Path) -> int:
 
 
 def _locked(path: Path) -> BinaryIO:
-    """Hold a file's lock until it is closed or the process ends, however it ends."""
+    """Lock a file until it is closed or the process ends, also by a crash."""
     file = path.open("ab")
     if sys.platform != "win32":
-        import fcntl  # noqa: PLC0415 - not on Windows, where two jobs with one output are not told apart
+        import fcntl  # noqa: PLC0415 - not on Windows, where two jobs with one output are not detected
 
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

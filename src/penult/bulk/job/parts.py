@@ -1,7 +1,7 @@
-"""The vectors of one shard, part by part: a crash or Ctrl-C costs seconds, however long the shard takes.
+"""Checkpoints within a shard, so that a crash or SIGINT costs seconds of work, however long the shard takes.
 
-A part is as much as this process embeds in some seconds; each but the last is kept in a file of its own until the shard is
-whole. The clock decides where a part ends, and no vector depends on it: a vector is the same whatever its batch.
+A part is what this process embeds in a few seconds. Each part but the last is written to its own file until the shard is
+complete. The clock decides where a part ends; vectors do not depend on it, since they are batch-invariant.
 """
 
 import hashlib
@@ -21,26 +21,26 @@ from penult.core.embedder import Embedder
 from penult.types import Role
 
 PART_SECONDS = 5.0
-"""Seconds that a part takes, and so about what is lost when the process ends."""
+"""Duration of a part in seconds, and so about the work lost when the process ends."""
 
-_FIRST_CHARS = 4000  # of the first part, while the pace is not known: a second of a small model, some more of a large one
-_MOST_GROWTH = 4.0  # from one part to the next
-_TICK_SECONDS = 0.2  # a tick a batch would be hundreds a second
-_CHARS_A_TOKEN = 8  # at most, on average, in any language
+_FIRST_CHARS = 4000  # of the first part, while the pace is unknown: about 1 s with a small model, more with a large one
+_MOST_GROWTH = 4.0  # factor from one part to the next
+_TICK_SECONDS = 0.2  # one tick per batch would be hundreds per second
+_CHARS_A_TOKEN = 8  # upper bound of the average, in any language
 
 
 @dataclass(frozen=True, slots=True)
 class Tick:
-    """How far an unfinished shard is.
+    """Progress of an unfinished shard.
 
     Attributes:
-        shard: its number.
-        rows: rows that are done, those without a vector included.
-        rejected: rows of these without.
-        cut: rows of these that the model did not read to their end.
-        tokens: that the model read.
-        kept: rows whose part is on the disk.
-        earlier: rows of these that an earlier run embedded.
+        shard: number of the shard.
+        rows: rows done, including rejected ones.
+        rejected: rejected rows among them.
+        cut: truncated rows among them.
+        tokens: number of tokens that the model read.
+        kept: rows whose part is on disk.
+        earlier: rows among those kept that an earlier run embedded.
     """
 
     shard: int
@@ -56,29 +56,29 @@ Ticked: TypeAlias = Callable[[Tick], object]
 
 
 class Pace:
-    """How many characters a process embeds in `PART_SECONDS`, learned from part to part."""
+    """Number of characters that a process embeds in `PART_SECONDS`, estimated from its parts."""
 
     def __init__(self) -> None:
         self.chars = float(_FIRST_CHARS)
 
     def learn(self, chars: int, seconds: float) -> None:
-        """Take in how long a part of so many characters took."""
+        """Update the estimate with a part's characters and seconds."""
         self.chars = min(max(1.0, chars * PART_SECONDS / max(seconds, 1e-6)), self.chars * _MOST_GROWTH)
 
 
 def embed_in_parts(
     embedder: Embedder, texts: Sequence[Any], role: Role, stem: Path, number: int, *, pace: Pace, ticked: Ticked | None = None
 ) -> Outcome:
-    """Embed the texts of a shard that can be embedded. Parts that an earlier run kept are not embedded again.
+    """Embed the valid texts of a shard. Parts that an earlier run wrote are not embedded again.
 
     Args:
         embedder: the model.
         texts: the shard's texts.
-        role: what they are for.
-        stem: the paths of the parts begin so.
-        number: of the shard.
-        pace: of this process.
-        ticked: called a few times a second.
+        role: role of the texts.
+        stem: path prefix of the parts.
+        number: number of the shard.
+        pace: pace of this process.
+        ticked: called with the progress a few times per second.
     """
     order = _equal_texts_together(texts)
     meter = _Meter(Tick(number), ticked)
@@ -104,7 +104,7 @@ def embed_in_parts(
 
 
 def remove_parts(stem: Path) -> None:
-    """Remove the parts of a shard that is whole."""
+    """Remove the parts of a complete shard."""
     start = 0
     while (path := _path(stem, start)).exists():
         with path.open("rb") as file:
@@ -114,7 +114,7 @@ def remove_parts(stem: Path) -> None:
 
 
 class _Meter:
-    """Ticks as rows are done."""
+    """Counter of finished rows that emits ticks."""
 
     def __init__(self, tick: Tick, ticked: Ticked | None) -> None:
         self._tick, self._ticked = tick, ticked
@@ -127,7 +127,7 @@ class _Meter:
             self._say(replace(self._tick, rows=self._tick.rows + self._running))
 
     def part(self, part: Outcome, *, kept: bool, earlier: bool = False) -> None:
-        """Count a part that is done."""
+        """Count a finished part."""
         tick, rows = self._tick, len(part.good) + len(part.bad)
         self._tick = Tick(
             tick.shard,
@@ -149,7 +149,7 @@ class _Meter:
 
 
 def _equal_texts_together(texts: Sequence[Any]) -> list[int]:
-    """Return all rows, those of equal texts one after the other: the model reads equal texts of a part once."""
+    """Return all rows, with equal texts adjacent: the model reads equal texts of a part once."""
     rows: dict[Any, list[int]] = {}
     for row, text in enumerate(texts):
         rows.setdefault(text if isinstance(text, str) else row, []).append(row)
@@ -157,7 +157,7 @@ def _equal_texts_together(texts: Sequence[Any]) -> list[int]:
 
 
 def _end(texts: Sequence[Any], order: Sequence[int], start: int, wanted: float, most: int) -> tuple[int, int]:
-    """Return where a part ends that has at least so many characters, and how many it has; `most` counts of a text."""
+    """Return the end of a part with at least `wanted` characters, and its characters; at most `most` count per text."""
     chars, before = 0, None
     for at in range(start, len(order)):
         text = texts[order[at]]
@@ -169,13 +169,13 @@ def _end(texts: Sequence[Any], order: Sequence[int], start: int, wanted: float, 
 
 
 def _placed(outcome: Outcome, rows: Sequence[int]) -> Outcome:
-    """Return what became of some rows of a shard by their numbers in the shard."""
+    """Return the outcome of a part's rows, renumbered by their position in the shard."""
     bad = {rows[row]: why for row, why in outcome.bad.items()}
     return Outcome(outcome.vectors, [rows[row] for row in outcome.good], bad, outcome.tokens, outcome.cut)
 
 
 def _joined(parts: Sequence[Outcome], dimension: int) -> Outcome:
-    """Return all parts as one, in the order of the rows."""
+    """Return all parts merged in row order."""
     good = [row for part in parts for row in part.good]
     vectors = np.concatenate([np.empty((0, dimension), np.float32), *(part.vectors for part in parts)])
     bad = {row: why for part in parts for row, why in part.bad.items()}
@@ -190,7 +190,7 @@ def _path(stem: Path, start: int) -> Path:
 
 
 def _write(stem: Path, start: int, texts: Sequence[Any], rows: Sequence[int], part: Outcome) -> None:
-    """Keep a part: a line of JSON, then the vectors."""
+    """Write a part to its file: a line of JSON, then the vectors."""
     values = {"rows": len(rows), "good": part.good, "bad": [*part.bad.items()], "tokens": part.tokens, "cut": part.cut}
     with atomic_write(_path(stem, start), f"{os.getpid()}.part") as file:
         file.write(f"{json.dumps(values | {'texts': _hash(texts, rows)})}\n".encode())
@@ -198,7 +198,7 @@ def _write(stem: Path, start: int, texts: Sequence[Any], rows: Sequence[int], pa
 
 
 def _read(stem: Path, start: int, texts: Sequence[Any], order: Sequence[int], dimension: int) -> Outcome | None:
-    """Read the part that begins at a row of the order; None where there is none of these very texts."""
+    """Read the part that starts at a position of the order; None if there is none with exactly these texts."""
     try:
         with _path(stem, start).open("rb") as file:
             values = json.loads(file.readline())
@@ -207,7 +207,7 @@ def _read(stem: Path, start: int, texts: Sequence[Any], order: Sequence[int], di
         return None
     rows = order[start : start + values["rows"]]
     if values["texts"] != _hash(texts, rows) or len(data) != 4 * dimension * len(values["good"]):
-        return None  # of a job with shards of another size, whose worker was still dying
+        return None  # written by a dying worker of a job with another shard size
     vectors = np.frombuffer(data, "<f4").reshape(len(values["good"]), dimension)
     return Outcome(vectors, values["good"], dict(values["bad"]), values["tokens"], values["cut"])
 

@@ -1,6 +1,6 @@
-"""Workers as processes: started, never forked; fed, watched, and replaced once when they die.
+"""A pool of worker processes: spawned, never forked; monitored, and replaced once when they die.
 
-Knows processes and tasks, nothing of rows or vectors.
+Handles processes and tasks. Independent of rows and vectors.
 """
 
 import multiprocessing
@@ -25,17 +25,17 @@ _TRIES = 2
 
 @contextmanager
 def _without_sigint() -> Iterator[None]:
-    """Start processes that never get Ctrl-C, which is this process' to answer; one that comes meanwhile is answered after.
+    """Block SIGINT while processes start, so that only this process handles it; a SIGINT received meanwhile is handled after.
 
-    A started process keeps the signal mask. It would else show a traceback until it has imported enough to ignore the signal,
-    and another one if this process were interrupted before it has told the new one what to do.
+    A spawned process inherits the signal mask. Otherwise it would print a traceback until it has imported enough to ignore
+    SIGINT, and another one if this process were interrupted before it has sent the new process its data.
     """
     if sys.platform == "win32" or threading.current_thread() is not threading.main_thread():
         yield
         return
-    resource_tracker.ensure_running()  # multiprocessing's own process, whose start unblocks the signal
+    resource_tracker.ensure_running()  # multiprocessing's helper process; starting it unblocks the signal
     received: list[int] = []
-    handler = signal.signal(signal.SIGINT, lambda number, _: received.append(number))  # other threads do not block it
+    handler = signal.signal(signal.SIGINT, lambda number, _: received.append(number))  # other threads do not block SIGINT
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     try:
         yield
@@ -47,7 +47,7 @@ def _without_sigint() -> Iterator[None]:
 
 
 class _Worker:
-    """One process, its end of the pipe, and the tasks that it has in hand."""
+    """One process, the parent's end of its pipe, and its assigned tasks."""
 
     def __init__(self, model: Model, role: Role, share: int) -> None:
         context = multiprocessing.get_context("spawn")
@@ -55,7 +55,7 @@ class _Worker:
         self.process = context.Process(target=serve, args=(theirs, model, role, share), name="penult-worker", daemon=True)
         with _without_sigint():
             self.process.start()
-        theirs.close()  # else a dead worker would not end the pipe
+        theirs.close()  # otherwise a dead worker would not close the pipe
         self.tasks: dict[int, Task] = {}
         self.ready: Ready | None = None
 
@@ -66,24 +66,24 @@ class _Worker:
 
 
 class Pool:
-    """Workers of one job. The first is started at once and says what the model is; the others join when work begins.
+    """Workers of one job. The first starts at once and describes the model; the others start when work begins.
 
     Args:
-        model: which model they open.
-        role: what the texts are for.
-        workers: how many.
-        say: takes a sentence for the user.
+        model: the model to load.
+        role: role of the texts.
+        workers: number of workers.
+        say: called with messages for the user.
 
     Raises:
         ValueError: the model cannot be opened; the message says why.
-        WorkError: the worker died, or failed in a way that is a bug.
+        WorkError: the worker died, or failed because of a bug.
     """
 
     def __init__(self, model: Model, role: Role, workers: int, say: Callable[[str], None]) -> None:
         if workers < 1:
             raise ValueError(f"workers is {workers}; it must be at least 1.")
         self._model, self._role, self._count, self._say = model, role, workers, say
-        self._deaths: Counter[int | None] = Counter()  # by shard; None: while a model was opened
+        self._deaths: Counter[int | None] = Counter()  # by shard; None: while loading the model
         self._again: deque[Task] = deque()
         self._workers = [self._start()]
         while self._workers[0].ready is None:
@@ -91,11 +91,11 @@ class Pool:
         self.ready: Ready = self._workers[0].ready
 
     def run(self, tasks: Iterator[Task]) -> Iterator[Record | Tick]:
-        """Carry out tasks, in any order: a record of each, and ticks before it.
+        """Run tasks in any order; yield a record of each, after its ticks.
 
         Raises:
-            ValueError: a task failed for something that the user can mend: a full disk, for example.
-            WorkError: a worker died twice over the same task, or a task failed for a bug.
+            ValueError: a task failed because of an error that the user can fix, such as a full disk.
+            WorkError: a worker died twice in the same task, or a task failed because of a bug.
         """
         self._workers += [self._start() for _ in range(self._count - 1)]
         while True:
@@ -107,7 +107,7 @@ class Pool:
                 yield from self._hear(worker)
 
     def close(self) -> None:
-        """End all workers. What they have not recorded is done again by the next job."""
+        """Stop all workers. The next run repeats unrecorded work."""
         for worker in self._workers:
             worker.stop()
         self._workers = []
@@ -116,7 +116,7 @@ class Pool:
         return _Worker(self._model, self._role, self._count)
 
     def _feed(self, tasks: Iterator[Task]) -> None:
-        """Give every open worker what it can have in hand, one task each before a second."""
+        """Fill every ready worker's task queue, one task each before a second."""
         for load in range(AT_ONCE):
             for worker in list(self._workers):
                 if worker.ready is None or len(worker.tasks) > load:

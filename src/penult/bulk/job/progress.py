@@ -1,6 +1,6 @@
-"""How far a job is: a bar on a terminal, a line now and then elsewhere, lines of JSON for a program, or nothing.
+"""Progress of a job: a bar on a terminal, otherwise a line every few seconds, JSON lines for programs, or nothing.
 
-All of it on standard error. Knows numbers of rows, nothing of how they come about.
+Everything is written to standard error. Handles row counts only, independent of how rows are embedded.
 """
 
 import json
@@ -18,7 +18,7 @@ Shown: TypeAlias = Literal["auto", "json", "off"]
 
 @dataclass(frozen=True, slots=True)
 class Totals:
-    """Rows with a vector, without one, of which not all was read, and whose vector was taken over; tokens read."""
+    """Counts of embedded, rejected, truncated and reused rows, and of tokens read."""
 
     rows: int = 0
     rejected: int = 0
@@ -27,7 +27,7 @@ class Totals:
     tokens: int = 0
 
     def plus(self, record: Record | Tick) -> "Totals":
-        """Add a shard's, or what is done of it."""
+        """Add the counts of a shard, or of its finished part."""
         rows, taken = (record.rows, record.taken) if isinstance(record, Record) else (record.rows - record.rejected, 0)
         return Totals(
             self.rows + rows,
@@ -39,26 +39,26 @@ class Totals:
 
     @property
     def seen(self) -> int:
-        """Rows that are done with, one way or the other."""
+        """Number of finished rows, embedded or rejected."""
         return self.rows + self.rejected
 
 
 class Progress:
-    """Shows totals as they grow.
+    """Display of the totals of a running job.
 
     Args:
-        shown: "auto" (a bar on a terminal, else a line every 10 seconds), "json" (a line a shard, and every 10 seconds) or
-            "off".
+        shown: "auto" (a bar on a terminal, otherwise a line every 10 seconds), "json" (a line per shard, and every 10
+            seconds) or "off".
         count: rows of the whole job.
-        before: what an earlier run had done.
+        before: totals of earlier runs.
     """
 
     def __init__(self, shown: Shown, count: int, before: Totals) -> None:
         self.totals = before
         self._before, self._count, self._shown = before, count, shown
         self._started = self._last_line = time.monotonic()
-        self._ticks: dict[int, Tick] = {}  # of the shards that are not whole
-        self._earlier: dict[int, Tick] = {}  # what an earlier run had done of shards that it did not finish
+        self._ticks: dict[int, Tick] = {}  # of unfinished shards
+        self._earlier: dict[int, Tick] = {}  # of unfinished shards, the part done by an earlier run
         self._bar: Any = None
         if shown == "auto" and sys.stderr.isatty():
             from tqdm.auto import tqdm  # noqa: PLC0415 - only a terminal needs it
@@ -70,16 +70,16 @@ class Progress:
 
     @property
     def rate(self) -> float:
-        """Rows a second of this run."""
+        """Rows per second of this run."""
         return self._a_second(self.totals.seen - self._before.seen - sum(tick.rows for tick in self._earlier.values()))
 
     @property
     def kept(self) -> int:
-        """Rows that are done and on the disk."""
+        """Number of rows that are done and on disk."""
         return self.totals.seen + sum(tick.kept for tick in self._ticks.values())
 
     def add(self, news: Record | Tick) -> None:
-        """Count a shard, or what is done of one."""
+        """Add a shard, or the finished part of one."""
         if isinstance(news, Record):
             self.totals = self.totals.plus(news)
             self._ticks.pop(news.shard, None)
@@ -91,14 +91,14 @@ class Progress:
             self._show(whole=isinstance(news, Record))
 
     def say(self, sentence: str) -> None:
-        """Say a sentence without tearing the bar."""
+        """Print a message above the progress bar."""
         if self._bar is not None:
             self._bar.write(f"penult: {sentence}", file=sys.stderr)
         else:
             say(sentence, json_=self._shown == "json")
 
     def close(self) -> None:
-        """Take the bar away."""
+        """Remove the bar."""
         if self._bar is not None:
             self._bar.close()
             self._bar = None
@@ -107,7 +107,7 @@ class Progress:
         return count / max(time.monotonic() - self._started, 1e-9)
 
     def _show(self, *, whole: bool) -> None:
-        """Show what is done by now, unfinished shards included. `whole`: whether a shard was finished."""
+        """Show current progress, including unfinished shards. `whole`: whether a shard was finished."""
         now, earlier = self.totals, Totals(rows=self._before.seen, tokens=self._before.tokens)
         for tick in self._ticks.values():
             now = now.plus(tick)
@@ -133,13 +133,13 @@ class Progress:
 
 
 def announce(shown: Shown, sentence: str) -> None:
-    """Say what takes a while and begins now; a finished job, and one that is to be quiet, need no such words."""
+    """Print that a long step starts. Print nothing if the job is finished or quiet."""
     if shown != "off":
         say(sentence, json_=shown == "json")
 
 
 def say(sentence: str, *, json_: bool = False) -> None:
-    """Say a sentence on standard error."""
+    """Print a message on standard error."""
     if json_:
         say_json({"event": "note", "message": sentence})
     else:

@@ -1,4 +1,4 @@
-"""What is recorded of a shard, and the names of its files. Imports no Arrow."""
+"""The record of a finished shard, and the names of its files. Does not import Arrow."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -6,16 +6,16 @@ from pathlib import Path
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """What became of one shard.
+    """Result of one shard.
 
     Attributes:
-        shard: its number.
+        shard: number of the shard.
         rows: rows with a vector.
-        rejected: rows without.
-        cut: rows of which the model did not read all.
-        taken: rows whose vector was taken over from an older output.
-        tokens: that the model read.
-        size: bytes of its file, to tell a whole one.
+        rejected: rows without a vector.
+        cut: truncated rows.
+        taken: rows whose vector was reused from an older output.
+        tokens: number of tokens that the model read.
+        size: size of the shard's file in bytes, to detect an incomplete one.
     """
 
     shard: int
@@ -28,10 +28,10 @@ class Record:
 
 
 def shard_path(folder: Path, number: int) -> Path:
-    """Name the file of a shard."""
+    """Return the path of a shard's file."""
     return folder / f"{number:08}.arrow"
 
 
 def rejected_path(folder: Path, number: int) -> Path:
-    """Name the file of a shard's rejected rows; it is there only if there are any."""
+    """Return the path of a shard's rejected rows; the file exists only if there are any."""
     return folder / f"{number:08}.rejected.jsonl"

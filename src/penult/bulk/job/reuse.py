@@ -1,7 +1,7 @@
-"""Vectors of an older output, found by their text: rows that did not change are not embedded again.
+"""Reuse of vectors from an older output by text: unchanged rows are not embedded again.
 
-Knows the files of an index on disk, so that memory does not grow with the older output. Equal text, fingerprint and role
-give equal vectors, so a row's id does not matter.
+The index is on disk, so that memory does not grow with the older output. Equal text, fingerprint and role give equal
+vectors, so a row's id does not matter.
 """
 
 import hashlib
@@ -24,10 +24,10 @@ _INDEX, _VECTORS, _AT_ONCE = "old.sqlite", "old.f32", 500
 
 
 def check(old: Path, *, fingerprint: str, role: str, text_column: str) -> None:
-    """Look whether the vectors of an older output can be taken over.
+    """Check that the vectors of an older output can be reused.
 
     Raises:
-        ValueError: it was made with another model, role or column; the message says which.
+        ValueError: the output was created with another model, role or column; the message says which.
     """
     metadata = _metadata(old)
     wanted = {"penult.fingerprint": fingerprint, "penult.role": role, "penult.text_column": text_column}
@@ -41,10 +41,10 @@ def check(old: Path, *, fingerprint: str, role: str, text_column: str) -> None:
 
 
 def build(old: Path, folder: Path, text_column: str) -> None:
-    """Index an older output in a folder, unless an earlier call did.
+    """Write an index of an older output to a folder, unless it exists.
 
     Raises:
-        OSError: it cannot be read, or the disk is full.
+        OSError: the output cannot be read, or the disk is full.
     """
     if (folder / _INDEX).exists():
         return
@@ -81,7 +81,7 @@ class Old:
 
     def __init__(self, folder: Path, dimension: int) -> None:
         uri = f"{(folder / _INDEX).absolute().as_uri()}?mode=ro&immutable=1"
-        # Ray may make an actor in one thread and use it in another.
+        # Ray may create an actor in one thread and use it in another.
         self._index = sqlite3.connect(uri, uri=True, check_same_thread=False)
         path = folder / _VECTORS
         rows = path.stat().st_size // (4 * dimension)
@@ -89,7 +89,7 @@ class Old:
         self._dimension = dimension
 
     def find(self, texts: Sequence[Any]) -> dict[int, int]:
-        """Give the older row of each text that has one, by its place among the texts."""
+        """Return the older row of each text that has one, by the text's position."""
         keys = {row: _key(text) for row, text in enumerate(texts) if isinstance(text, str)}
         wanted = list(set(keys.values()))
         places: dict[bytes, int] = {}
@@ -100,7 +100,7 @@ class Old:
         return {row: places[key] for row, key in keys.items() if key in places}
 
     def merge(self, good: Sequence[int], taken: dict[int, int], fresh: Vectors) -> Vectors:
-        """Merge reused and new vectors in the order of the good rows: (len(good), D) float32."""
+        """Merge reused and new vectors in row order: (len(good), D) float32."""
         vectors = np.empty((len(good), self._dimension), np.float32)
         old = [at for at, row in enumerate(good) if row in taken]
         new = [at for at, row in enumerate(good) if row not in taken]

@@ -1,6 +1,6 @@
-"""One shard's work: rows in, a file of rows with vectors out. The same code in a worker process and in a Ray actor.
+"""Embed one shard: read its rows, write a file of rows with vectors. Shared by worker processes and Ray actors.
 
-Knows the layout of a shard's files. Must not know which shards there are, nor what is recorded of them.
+Defines the layout of a shard's files. Independent of the list of shards and of their records.
 """
 
 import os
@@ -32,10 +32,10 @@ def make_shard(
     pace: Pace | None = None,
     ticked: Ticked | None = None,
 ) -> Record:
-    """Embed a shard and write its files, each whole or not at all. `pace` and `ticked` are those of `embed_in_parts`.
+    """Embed a shard and write its files atomically. `pace` and `ticked` are as in `embed_in_parts`.
 
     Raises:
-        OSError: the disk is full, or takes no files.
+        OSError: the disk is full or not writable.
     """
     texts = tables.texts_of(tables.column_of(shard.table, columns.text))
     taken = {} if old is None else old.find(texts)
@@ -52,7 +52,7 @@ def make_shard(
     table = shard.table if not bad else tables.without(shard.table, sorted(bad))
     made = tables.with_vectors(table, columns.vector, vectors, {})
     rejected = [_rejected(shard, row, why) for row, why in bad.items()] + shard.rejected
-    own = f"{os.getpid()}.part"  # a worker that is dying may write the same shard
+    own = f"{os.getpid()}.part"  # a dying worker may write the same shard
     if rejected:
         with atomic_write(rejected_path(folder, shard.number), own) as file:
             order = sorted(rejected, key=lambda row: (row.file, row.line))
@@ -65,7 +65,7 @@ def make_shard(
 
 @contextmanager
 def opened_shard(folder: Path, number: int) -> Iterator[pa.Table]:
-    """Map a shard's file into memory as a table."""
+    """Yield a shard's file as a memory-mapped table."""
     with pa.memory_map(str(shard_path(folder, number))) as mapped:
         yield pa.ipc.open_file(mapped).read_all()
 

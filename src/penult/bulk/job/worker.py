@@ -1,6 +1,6 @@
-"""The process that embeds shards: opens the model, answers one message for each task, and dies with its parent.
+"""The worker process: loads the model, embeds shards, sends one result per task, and exits with its parent.
 
-Knows its pipe. Must not know other workers, nor what is recorded.
+Communicates through its pipe only. Independent of other workers and of the records.
 """
 
 import os
@@ -24,12 +24,12 @@ from penult.core.threads import default_threads
 from penult.types import Role, TruncationWarning
 
 AT_ONCE = 2
-"""Shards a worker has in hand: while one is in the model, the other is tokenised, or written and synced."""
+"""Shards per worker at a time: while one is in the model, the other is tokenized, or written and synced."""
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """A shard to embed, and where its files go. `old`: where the index of an older output lies."""
+    """A shard to embed, and the folder for its files. `old`: folder of an older output's index."""
 
     shard: Shard
     folder: Path
@@ -39,7 +39,7 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """The model is open: D, the most tokens of a text, and the metadata that names its vectors."""
+    """The model is loaded: D, the maximum tokens of a text, and the metadata of its vectors."""
 
     dimension: int
     max_length: int
@@ -48,22 +48,22 @@ class Ready:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """An error that another try would not fix. `user_error`: the user can, so the message is enough."""
+    """An error that a retry would not fix. `user_error`: the user can fix it, so the message is enough."""
 
     message: str
     user_error: bool
 
 
 def serve(pipe: "connection.Connection[Ready | Record | Tick | Failed, Task]", model: Model, role: Role, share: int) -> None:
-    """Open the model, then answer tasks until the pipe closes.
+    """Load the model, then run tasks until the pipe closes.
 
     Args:
-        pipe: to the parent.
-        model: which, and how.
-        role: named in the metadata.
-        share: among how many workers the machine's cores are shared.
+        pipe: pipe to the parent.
+        model: the model and its load options.
+        role: role of the texts, stored in the metadata.
+        share: number of workers that share the machine's cores.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # only the parent handles SIGINT
     threading.Thread(target=_die_with_parent, daemon=True).start()
     warnings.simplefilter("ignore", TruncationWarning)  # counted in every record instead
     show_warnings()
@@ -72,7 +72,7 @@ def serve(pipe: "connection.Connection[Ready | Record | Tick | Failed, Task]", m
         answer: Ready | Failed = Ready(
             embedder.dimension, embedder.recipe.longest(role), metadata_of(embedder, model.reference, role)
         )
-    except Exception as error:  # noqa: BLE001 - a process boundary: the parent says it
+    except Exception as error:  # noqa: BLE001 - a process boundary: the parent reports it
         answer = failed(error)
     pipe.send(answer)
     if isinstance(answer, Failed):
@@ -95,7 +95,7 @@ def serve(pipe: "connection.Connection[Ready | Record | Tick | Failed, Task]", m
         while True:
             try:
                 threads.submit(work, pipe.recv())
-            except (EOFError, ConnectionResetError):  # the second where an answer of ours was not read any more
+            except (EOFError, ConnectionResetError):  # ConnectionResetError: the parent did not read the last message
                 return
 
 
@@ -104,7 +104,7 @@ def _threads(share: int) -> int | None:
 
 
 def failed(error: Exception) -> Failed:
-    """Turn an exception into what can be sent."""
+    """Convert an exception to a message for the parent."""
     user_error = isinstance(error, OSError | ValueError | ImportError)
     return Failed(str(error) if user_error else f"{type(error).__name__}: {error}", user_error)
 

@@ -1,4 +1,4 @@
-"""The files of an output: their names, their rows, and the metadata that names the model behind the vectors."""
+"""The files of an output: their names, their rows, and the metadata that identifies the model of the vectors."""
 
 import json
 import os
@@ -10,21 +10,21 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 OTHER_FINGERPRINT = "made by another version of penult, or with another model or other options"
-"""Why two fingerprints differ. A version changes them too, once, where it learns what else decides a vector."""
+"""Why two fingerprints differ. A new version changes them too if it includes another setting that affects vectors."""
 
 
 def files_of(out: Path) -> list[Path]:
-    """Return the paths of all files that an output may consist of, itself first."""
+    """Return the paths of all files that an output may consist of, the output itself first."""
     return [out, rejected_file(out), metadata_file(out), rows_file(out)]
 
 
 def rejected_file(out: Path) -> Path:
-    """Return the path of the rejected rows."""
+    """Return the path of the rejected rows file."""
     return out.with_name(f"{out.name}.rejected.jsonl")
 
 
 def metadata_file(out: Path) -> Path:
-    """Return the path of the metadata of a .npy or .jsonl; the other formats have them in their schema."""
+    """Return the path of the metadata of a .npy or .jsonl; other formats store them in the schema."""
     return out.with_name(f"{out.name}.about.json")
 
 
@@ -34,16 +34,16 @@ def rows_file(out: Path) -> Path:
 
 
 def check_place(out: Path, given: Sequence[str], inputs: Sequence[Path]) -> None:
-    """Check that an output can be written where it is to be, and that it is not written over its own input.
+    """Check that an output can be written to its path, and does not overwrite its input.
 
     Args:
         out: the output.
-        given: the input as the user names it: files, folders, globs, "-".
-        inputs: the files behind these names.
+        given: the input as the user specified it: files, folders, globs, "-".
+        inputs: the files that these names match.
 
     Raises:
-        ValueError: the folder of the output is missing, something of another kind has its name, or output and input are one
-            file or lie in each other. Links and hard links count as the file that they name.
+        ValueError: the parent folder is missing, the path exists as another type of file, or output and input are the same
+            file or contain each other. Symbolic and hard links count as the file that they refer to.
     """
     if not out.parent.is_dir():
         raise ValueError(f"{out.parent} is not a folder; make it, or name another place for {out.name}.")
@@ -70,7 +70,7 @@ def job_folder(out: Path) -> Path:
 
 
 def is_own(out: Path) -> bool:
-    """Return whether penult wrote what is there; anything else may be a user's input."""
+    """Return whether penult wrote the existing file; any other file may be a user's input."""
     try:
         return bool(metadata(out))
     except (OSError, ValueError):
@@ -83,10 +83,10 @@ def _inode(path: Path) -> tuple[int, int]:
 
 
 def metadata(out: Path) -> dict[str, str] | None:
-    """Read the metadata of an output; None where there is no output.
+    """Return the metadata of an output; None if there is no output.
 
     Raises:
-        OSError: it cannot be read.
+        OSError: the output cannot be read.
     """
     if not out.exists():
         return None
@@ -103,7 +103,7 @@ def metadata(out: Path) -> dict[str, str] | None:
 
 
 def has_own_metadata(out: Path) -> bool:
-    """Return whether the metadata are in the output's own file, and not in one beside it."""
+    """Return whether the metadata are in the output's own file and not in a separate one."""
     return out.suffix not in (".npy", ".jsonl")
 
 
@@ -114,7 +114,7 @@ def named(columns: "pa.Schema") -> dict[str, str]:
 
 
 def schema(out: Path) -> "pa.Schema":
-    """Read the columns of a .parquet or .lance output."""
+    """Return the schema of a .parquet or .lance output."""
     if out.suffix == ".lance":
         from penult.bulk import lance_files  # noqa: PLC0415 - an extra
 
@@ -125,7 +125,7 @@ def schema(out: Path) -> "pa.Schema":
 
 
 def count(out: Path) -> int:
-    """Count the rows of a .parquet or .lance output."""
+    """Return the number of rows of a .parquet or .lance output."""
     if out.suffix == ".lance":
         from penult.bulk import lance_files  # noqa: PLC0415 - an extra
 
@@ -136,12 +136,12 @@ def count(out: Path) -> int:
 
 
 def batches(out: Path, *, rows: int = 4096, columns: Sequence[str] | None = None) -> "Iterator[pa.RecordBatch]":
-    """Read the rows of a .parquet or .lance output in their order.
+    """Yield the rows of a .parquet or .lance output in order.
 
     Args:
         out: the output.
-        rows: at most so many at once.
-        columns: their columns. None: all.
+        rows: maximum rows per batch.
+        columns: columns to read. None: all.
     """
     names = None if columns is None else list(columns)
     if out.suffix == ".lance":

@@ -1,4 +1,4 @@
-"""Rows in groups of bounded size, as Parquet wants them: the same groups however the rows were cut into shards."""
+"""Parquet row groups of bounded size. The groups do not depend on the shards."""
 
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -7,12 +7,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-_GROUP_ROWS, _GROUP_BYTES = 65_536, 32 << 20  # large enough to read fast, small enough to hold
-_OTHER_BYTES = 8  # a value of a type without a width of its own
+_GROUP_ROWS, _GROUP_BYTES = 65_536, 32 << 20  # large enough to read fast, small enough for memory
+_OTHER_BYTES = 8  # assumed for a value of a type without a fixed width
 
 
 def row_groups(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
-    """Cut rows into groups that end with the row that fills them, each in one piece."""
+    """Yield row groups, each as one chunk; a group ends with the row that fills it."""
     waiting: list[pa.Table] = []
     rows = size = 0
     for whole in tables:
@@ -31,7 +31,7 @@ def row_groups(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
 
 
 def _in_one_piece(tables: list[pa.Table]) -> pa.Table:
-    """Join tables so that nothing shows where they were cut: one chunk, and dictionaries in the order of their values."""
+    """Concatenate tables independent of their boundaries: one chunk, and dictionaries in the order of their values."""
     table = pa.concat_tables(tables)
     for place, field in enumerate(table.schema):
         if pa.types.is_dictionary(field.type):
@@ -43,8 +43,8 @@ def _in_one_piece(tables: list[pa.Table]) -> pa.Table:
     return table.combine_chunks()
 
 
-def _cumulative(array: Any) -> "np.ndarray[Any, np.dtype[np.int64]]":  # noqa: ANN401 - an array of Arrow
-    """Return the bytes of an array's values before each value, and after the last: (length + 1,)."""
+def _cumulative(array: Any) -> "np.ndarray[Any, np.dtype[np.int64]]":  # noqa: ANN401 - an Arrow array
+    """Return the cumulative bytes before each value of an array, and after the last: (length + 1,)."""
     type_ = array.type
     if isinstance(type_, pa.BaseExtensionType):
         return _cumulative(array.storage)

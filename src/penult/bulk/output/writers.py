@@ -1,6 +1,6 @@
-"""Finished shards to one output: Parquet, Lance, .npy or JSON lines, each whole or not at all.
+"""Merge finished shards into one output, written atomically: Parquet, Lance, .npy or JSON lines.
 
-Knows formats, nothing of jobs. One shard is in memory at a time (Parquet gathers some into a row group).
+Handles formats, not jobs. One shard is in memory at a time (for Parquet, as many as fill a row group).
 """
 
 import json
@@ -22,12 +22,12 @@ from penult.bulk.output import output_files
 from penult.bulk.output.row_groups import row_groups
 from penult.types import Vectors
 
-_LINES = 1024  # of JSON, written together
+_LINES = 1024  # JSON lines per write
 ENDINGS = (".parquet", ".lance", ".npy", ".jsonl")
 
 
 def check(out: Path) -> None:
-    """Raise ValueError for an output of no known format, ImportError if its extra is missing."""
+    """Raise ValueError for an output of unknown format, ImportError if its extra is not installed."""
     if out.suffix not in ENDINGS:
         raise ValueError(f"{out} ends in none of {', '.join(ENDINGS)}; the ending says what is written.")
     if out.suffix == ".lance":
@@ -37,12 +37,12 @@ def check(out: Path) -> None:
 
 
 def write(out: Path, folder: Path, schema: pa.Schema, shards: Sequence[int], *, vector_column: str) -> None:
-    """Write the rows of all shards in order, and the rejected ones beside it. The output itself appears last.
+    """Write the rows of all shards in order, and the rejected rows file. The output itself appears last.
 
     Args:
         out: the file or, for Lance, folder.
-        folder: of the shards.
-        schema: of the rows with their vectors and metadata.
+        folder: folder of the shards.
+        schema: schema of the rows with vectors, including metadata.
         shards: numbers of the shards, in order.
         vector_column: the column of the vectors.
     """
@@ -70,7 +70,7 @@ def write(out: Path, folder: Path, schema: pa.Schema, shards: Sequence[int], *, 
 
 
 def _write_parquet(out: Path, folder: Path, schema: pa.Schema, shards: Sequence[int], vector_column: str) -> None:
-    plain = [name for name in schema.names if name != vector_column]  # vectors repeat no value: a dictionary only costs
+    plain = [name for name in schema.names if name != vector_column]  # vector values do not repeat: no use for a dictionary
     with (
         atomic_write(out) as file,
         pq.ParquetWriter(file, schema, compression="zstd", compression_level=1, use_dictionary=plain or False) as writer,
@@ -80,7 +80,7 @@ def _write_parquet(out: Path, folder: Path, schema: pa.Schema, shards: Sequence[
 
 
 def _write_npy(out: Path, folder: Path, schema: pa.Schema, shards: Sequence[int], vector_column: str) -> None:
-    """Write (N, D) float32, and all other columns as JSON lines beside it, one line a row of the array."""
+    """Write (N, D) float32, and all other columns as JSON lines in a second file, one line per row of the array."""
     dimension = schema.field(vector_column).type.list_size
     count = sum(table.num_rows for table in _tables(folder, shards))
     with atomic_write(output_files.rows_file(out)) as rows, atomic_write(out) as file:
@@ -92,7 +92,7 @@ def _write_npy(out: Path, folder: Path, schema: pa.Schema, shards: Sequence[int]
 
 
 def _lines(table: pa.Table, vector_column: str | None = None) -> Iterator[bytes]:
-    """Give each row as a line of JSON, its vector in the fewest digits that read back as the same float32."""
+    """Yield each row as a line of JSON, its vector in the fewest digits that parse to the same float32."""
     for start in range(0, table.num_rows, _LINES):
         some = table.slice(start, _LINES)
         plain = some if vector_column is None else some.drop_columns([vector_column])
@@ -105,9 +105,9 @@ def _lines(table: pa.Table, vector_column: str | None = None) -> Iterator[bytes]
 
 
 def _written(vectors: Vectors) -> list[str]:
-    """Write (N, D) float32, the values of each vector between commas. Arrow is five times as fast at it as NumPy."""
+    """Return each vector of (N, D) float32 as comma-separated text. Arrow does it five times as fast as NumPy."""
     values = tables.flat(vectors).cast(pa.string())
-    values = pc.if_else(pc.equal(values, "-0"), "-0.0", values)  # a -0 is read back as the whole number 0
+    values = pc.if_else(pc.equal(values, "-0"), "-0.0", values)  # "-0" would parse to the integer 0
     ends = pa.array(np.arange(0, vectors.size + 1, vectors.shape[1], dtype=np.int32))
     written: list[str] = pc.binary_join(pa.ListArray.from_arrays(ends, values), ", ").to_pylist()
     return written

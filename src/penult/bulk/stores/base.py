@@ -1,4 +1,4 @@
-"""What every vector store gets and offers: the spec of the vectors, entries to write, and the calls of an open collection."""
+"""The interface of vector stores: the spec of the vectors, the entries to write, and the methods of an open collection."""
 
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
@@ -17,13 +17,13 @@ _LAYOUT = "penult.layout"
 
 @dataclass(frozen=True, slots=True)
 class VectorSpec:
-    """What a store must know of the vectors before the first one comes.
+    """Properties of the vectors that a store needs before the first one.
 
     Attributes:
         dimension: D, the number of values in a vector.
         metadata: penult's entries of the file's metadata, the fingerprint among them.
-        schema: of the rows without their vectors.
-        layout: under which names an entry's text and metadata are stored.
+        schema: schema of the rows without their vectors.
+        layout: names under which an entry's text and metadata are stored.
     """
 
     dimension: int
@@ -33,19 +33,19 @@ class VectorSpec:
 
     @property
     def text_column(self) -> str | None:
-        """The column of the texts; None where the file no longer has it."""
+        """The text column; None if the file no longer has it."""
         name = self.metadata.get("penult.text_column")
         return name if name in self.schema.names else None
 
     def check_same_model(self, existing: dict[str, Any], place: str) -> None:
-        """Check that a collection holds vectors of this model, made for this role, in this layout.
+        """Check that a collection contains vectors of this model, role and layout.
 
         Args:
             existing: the metadata of the collection.
-            place: its name in the message.
+            place: name of the collection in the message.
 
         Raises:
-            ValueError: it holds other vectors.
+            ValueError: the collection contains other vectors.
         """
         for key in ("penult.fingerprint", "penult.role"):
             if existing.get(key) != self.metadata[key]:
@@ -63,7 +63,7 @@ class VectorSpec:
 
     @property
     def kept(self) -> dict[str, str]:
-        """The entries of the metadata that a collection keeps."""
+        """The entries of the metadata that a collection stores."""
         kept = {key: value for key, value in self.metadata.items() if key in _KEPT}
         return kept if self.layout == "columns" else kept | {_LAYOUT: self.layout}
 
@@ -73,10 +73,10 @@ class Entries:
     """N entries.
 
     Attributes:
-        ids: of the entries.
-        documents: what the column of ids says: several rows may be chunks of one document. None: there is no such column.
+        ids: ids of the entries.
+        documents: values of the id column: several rows may be chunks of one document. None: there is no such column.
         vectors: (N, D).
-        rows: the rows' other columns, as Arrow.
+        rows: the rows' other columns, as an Arrow table.
     """
 
     ids: list[str]
@@ -85,7 +85,7 @@ class Entries:
     rows: pa.Table
 
     def payloads(self) -> list[dict[str, Any]]:
-        """Return the rows as JSON values; types that JSON does not have become text, NaN and infinity null."""
+        """Return the rows as JSON values; types not in JSON become text, NaN and infinity null."""
         return json_rows(self.rows)
 
 
@@ -95,13 +95,13 @@ class Store(Protocol):
     batch_rows: int
 
     def upsert(self, entries: Entries) -> None:
-        """Write entries, replacing those of equal ids."""
+        """Write entries, replacing those with equal ids."""
 
     def finish(self) -> str | None:
-        """Build the index after the last entry; return why there is none where one was asked for."""
+        """Build the index after the last entry; return why there is none if one was requested."""
 
     def count(self) -> int:
-        """Count the entries of the collection."""
+        """Return the number of entries in the collection."""
 
     def close(self) -> None:
         """Close the connection."""

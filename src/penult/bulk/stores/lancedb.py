@@ -1,4 +1,4 @@
-"""A LanceDB table in a folder. The only file that imports lancedb (the extra `lancedb`)."""
+"""A LanceDB table in a folder. The only module that imports lancedb (the extra `lancedb`)."""
 
 import re
 from collections.abc import Iterator
@@ -14,28 +14,29 @@ from penult.bulk.stores.values import finite
 from penult.extras import install_hint
 
 _ID, _VECTOR = "penult_id", "vector"
-_MERGED, _INDEXED = 64, 16  # batches after which small files are merged, and in a filled table new ids put into their index
-_INDEX_ROWS = 100_000  # below, LanceDB's own advice is to search without an index
+# Batches between compactions of small files, and between updates of the id index of an existing table.
+_MERGED, _INDEXED = 64, 16
+_INDEX_ROWS = 100_000  # below this, LanceDB recommends search without an index
 
 
 class LanceDB:
-    """One table: the rows' columns, `penult_id` and `vector`; the fingerprint stands in its schema's metadata.
+    """One table: the rows' columns, `penult_id` and `vector`; the fingerprint is in its schema's metadata.
 
     In the layout "langchain": `id`, `text`, `metadata` (a struct of the other columns) and `vector`.
 
     Args:
         place: the database's folder.
-        collection: the table's name; made where there is none.
-        spec: of the vectors.
-        index: of a table of 100,000 rows or more; a smaller one is searched without. "auto": IVF_FLAT, which keeps float32;
-            "hnsw": IVF_HNSW_SQ, which takes 40 times as long to build.
+        collection: the table's name; created if it does not exist.
+        spec: spec of the vectors.
+        index: index of a table of 100,000 rows or more; a smaller one is searched without an index. "auto": IVF_FLAT, which
+            keeps float32; "hnsw": IVF_HNSW_SQ, which takes 40 times as long to build.
 
     Raises:
-        ValueError: the table holds vectors of another model, or other columns.
-        OSError: LanceDB refuses the folder or the name.
+        ValueError: the table has vectors of another model, or other columns.
+        OSError: LanceDB rejects the folder or the name.
     """
 
-    batch_rows = 16_384  # of 384 values: 25 MB
+    batch_rows = 16_384  # 25 MB of vectors with D = 384
 
     def __init__(self, place: str, collection: str, spec: VectorSpec, index: Index) -> None:
         self._spec, self._index = spec, index
@@ -63,17 +64,17 @@ class LanceDB:
             )
 
     def upsert(self, entries: Entries) -> None:
-        """Write entries over those of equal ids, as one version of the table; if all are there already, as none.
+        """Write entries, replacing those with equal ids, as one version of the table; as none if all exist already.
 
         Raises:
-            OSError: the disk is full, or LanceDB refuses.
+            OSError: the disk is full, or LanceDB rejects the entries.
         """
-        # Of rows with one id the last counts, as in the other stores; a merge of both would be refused.
+        # Of rows with the same id, the last is kept, as in the other stores; LanceDB would reject a merge of both.
         last = sorted({id_: row for row, id_ in enumerate(entries.ids)}.values())
         columns = [pa.array(entries.ids), *self._rows(finite(entries.rows)), _vectors(entries)]
         table = pa.table(columns, schema=self._schema).take(pa.array(last, pa.int64()))
         with _os_errors():
-            known_new = self._new and entries.documents is not None  # ids in a column are checked before
+            known_new = self._new and entries.documents is not None  # ids from a column were checked before
             existing = None if known_new else self._existing(table)
             if existing is None or not existing.num_rows:
                 self._table.add(table)
@@ -97,12 +98,12 @@ class LanceDB:
         return [text, others.to_struct_array()] if others.num_columns else [text]
 
     def _existing(self, table: pa.Table) -> pa.Table:
-        """Return the rows that have the ids of these rows."""
+        """Return the rows of the LanceDB table that have the ids of these rows."""
         wanted = ", ".join(f"'{id_}'" for id_ in table.column(self._id).to_pylist())
         return self._table.search().where(f"{self._id} IN ({wanted})").limit(table.num_rows + 1).to_arrow()
 
     def finish(self) -> None:
-        """Merge the small files of many upserts, and build the index or bring it up to date."""
+        """Compact the small files of many upserts, and build or update the index."""
         with _os_errors():
             if self._written:
                 self._table.optimize()
@@ -115,7 +116,7 @@ class LanceDB:
             self._table.create_index(_VECTOR, config=kind(distance_type="cosine"))
 
     def _index_ids(self) -> None:
-        """Index the ids of a large table: a look-up would read all of them, for each batch."""
+        """Index the ids of a large table: without an index, the lookup for each batch would read all of them."""
         if self._table.count_rows() >= _INDEX_ROWS and not self._indexed(self._id):
             self._table.create_index(self._id, config=_lancedb().index.BTree())
 
@@ -123,12 +124,12 @@ class LanceDB:
         return any(column in index.columns for index in self._table.list_indices())
 
     def count(self) -> int:
-        """Count the rows of the table."""
+        """Return the number of rows in the table."""
         with _os_errors():
             return int(self._table.count_rows())
 
     def close(self) -> None:
-        """Do nothing: each upsert is on the disk."""
+        """Do nothing: each upsert is already on disk."""
 
 
 def _schema(spec: VectorSpec, id_: str) -> pa.Schema:
@@ -146,7 +147,7 @@ def _schema(spec: VectorSpec, id_: str) -> pa.Schema:
 
 
 def _same(existing: pa.Table, table: pa.Table, id_: str) -> bool:
-    """Return whether all rows are in the table as they are: each version would be one more copy of them on the disk."""
+    """Return whether the existing rows equal all rows of the table: writing them again would store one more copy on disk."""
     if existing.num_rows != table.num_rows:
         return False
     place = {value: row for row, value in enumerate(existing.column(id_).to_pylist())}
@@ -156,11 +157,11 @@ def _same(existing: pa.Table, table: pa.Table, id_: str) -> bool:
 
 @contextmanager
 def _os_errors() -> Iterator[None]:
-    """Raise as OSError what the library under LanceDB raises as RuntimeError."""
+    """Convert RuntimeError, raised by the Rust library of LanceDB, to OSError."""
     try:
         yield
     except RuntimeError as error:
-        said = re.sub(r", /\S+\.rs:\d+.*", "", " ".join(str(error).split()))  # without the place in LanceDB's source
+        said = re.sub(r", /\S+\.rs:\d+.*", "", " ".join(str(error).split()))  # without the location in LanceDB's source
         raise OSError(f"LanceDB refuses: {said}") from error
 
 

@@ -1,4 +1,4 @@
-"""A PostgreSQL table with a pgvector column. The only file that imports psycopg (the extra `pgvector`)."""
+"""A PostgreSQL table with a pgvector column. The only module that imports psycopg (the extra `pgvector`)."""
 
 import json
 from typing import Any
@@ -7,8 +7,8 @@ from penult.bulk.stores.base import Entries, Index, VectorSpec
 from penult.bulk.stores.values import without_nul
 from penult.extras import install_hint
 
-_NAME_BYTES = 63  # PostgreSQL cuts longer names off
-_VECTOR_INDEX, _HALFVEC_INDEX = 2000, 4000  # most dimensions of an HNSW index, by the type that it indexes
+_NAME_BYTES = 63  # PostgreSQL truncates longer names
+_VECTOR_INDEX, _HALFVEC_INDEX = 2000, 4000  # maximum dimensions of an HNSW index, by indexed type
 _COLUMNS = {"columns": ("id", "text", "metadata"), "langchain": ("langchain_id", "content", "langchain_metadata")}
 _UPSERT = """
 INSERT INTO {table} AS old ({id}, {text}, {metadata}, embedding, original) VALUES (%s, %s, %s, %s, %s)
@@ -37,18 +37,18 @@ SELECT EXISTS (
 class PgVector:
     """One table: id uuid, text text, metadata jsonb, embedding vector(D), original json; the fingerprint is in its comment.
 
-    Neither text nor jsonb takes the character U+0000. Where a row has it, U+2400 stands for it there, and `original` is the row
-    as it was; it is null in all other rows. In the layout "langchain", the first three columns have LangChain's names.
+    Neither text nor jsonb supports the character U+0000. In rows that contain it, U+2400 replaces it, and `original` contains
+    the unchanged row; it is null in all other rows. In the layout "langchain", the first three columns have LangChain's names.
 
     Args:
-        place: what libpq takes: a URI or `host=... dbname=...`.
-        collection: TABLE or SCHEMA.TABLE; the table is made where there is none, and the extension `vector` too.
-        spec: of the vectors.
-        index: "auto" and "hnsw": an HNSW index of cosine distance is built after the last row.
+        place: a libpq connection string: a URI or `host=... dbname=...`.
+        collection: TABLE or SCHEMA.TABLE; the table and the extension `vector` are created if they do not exist.
+        spec: spec of the vectors.
+        index: "auto" and "hnsw": an HNSW index with cosine distance is built after the last row.
 
     Raises:
-        ValueError: the table holds vectors of another model, is not one of penult's, or its name or schema cannot be.
-        OSError: the server cannot be reached, or refuses.
+        ValueError: the table has vectors of another model, was not created by penult, or its name or schema is invalid.
+        OSError: the server cannot be reached, or rejects the request.
     """
 
     batch_rows = 1000
@@ -73,7 +73,7 @@ class PgVector:
     def _connected(self, place: str) -> Any:  # noqa: ANN401 - a connection
         try:
             return self._psycopg.connect(place, autocommit=True)
-        except self._psycopg.ProgrammingError:  # its message holds the DSN, with its password
+        except self._psycopg.ProgrammingError:  # its message contains the DSN with the password
             raise ValueError(
                 "The DSN behind pgvector: cannot be read. Write a URI, postgresql://USER@HOST/DATABASE, or words like "
                 "host=HOST user=USER dbname=DATABASE."
@@ -109,7 +109,7 @@ class PgVector:
             )
 
     def upsert(self, entries: Entries) -> None:
-        """Write entries over those of equal ids, in one transaction; one that is equal already is not touched."""
+        """Write entries, replacing those with equal ids, in one transaction; an equal entry is not updated."""
         rows = [
             (id_, *self._stored(payload), f"[{','.join(vector.astype(str))}]", original)
             for id_, vector, (payload, original) in zip(
@@ -121,7 +121,7 @@ class PgVector:
             with self._connection.transaction(), self._connection.cursor() as cursor:
                 cursor.executemany(statement, rows)
         except self._psycopg.Error as error:
-            # The whole message holds the row, with its text, where it breaks a rule of the table.
+            # The full message would contain the row with its text if the row violates a constraint.
             raise OSError(f"PostgreSQL refuses: {error.diag.message_primary or type(error).__name__}") from None
 
     def _stored(self, payload: dict[str, Any]) -> tuple[str | None, str]:
@@ -131,7 +131,7 @@ class PgVector:
         return text, json.dumps(payload, ensure_ascii=False)
 
     def finish(self) -> str | None:
-        """Build the HNSW index where the table has none; return why it cannot have one."""
+        """Build the HNSW index if the table has none; return why it cannot have one."""
         if self._index == "none":
             return None
         try:
@@ -152,7 +152,7 @@ class PgVector:
         return None
 
     def count(self) -> int:
-        """Count the rows of the table."""
+        """Return the number of rows in the table."""
         return int(self._one("SELECT count(*) FROM {table}"))
 
     def close(self) -> None:
@@ -160,7 +160,7 @@ class PgVector:
         self._connection.close()
 
     def _named(self) -> str:
-        """Return the table's name as SQL writes it."""
+        """Return the table's name, quoted for SQL."""
         name: str = self._parts["table"].as_string(self._connection)
         return name
 
@@ -172,7 +172,7 @@ class PgVector:
 
 
 def _names(collection: str) -> list[str]:
-    """Return the name of the table, or those of its schema and of it."""
+    """Split a collection into [table] or [schema, table]."""
     names = collection.split(".")
     if len(names) > 2 or (len(names) == 2 and "" in names):
         raise ValueError(f"--collection is {collection!r}; with pgvector it must be TABLE or SCHEMA.TABLE.")

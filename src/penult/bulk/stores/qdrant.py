@@ -1,4 +1,4 @@
-"""A Qdrant collection, on a server or in a local folder. The only file that imports qdrant_client (the extra `qdrant`)."""
+"""A Qdrant collection, on a server or in a local folder. The only module that imports qdrant_client (the extra `qdrant`)."""
 
 import json
 import os
@@ -13,17 +13,17 @@ from penult.extras import install_hint
 
 
 class Qdrant:
-    """One collection; the fingerprint stands in its metadata. Distance is cosine, so Qdrant keeps vectors of length 1.
+    """One collection; the fingerprint is in its metadata. The distance is cosine, so Qdrant stores normalized vectors.
 
     Args:
-        place: a folder, or an http(s) address; QDRANT_API_KEY is sent to an address.
-        collection: its name; made where there is none.
-        spec: of the vectors.
-        index: "auto" and "hnsw": a server builds its index by itself; "none": a new collection is made without one.
+        place: a folder, or an http(s) URL; QDRANT_API_KEY is sent to a URL.
+        collection: name of the collection; created if it does not exist.
+        spec: spec of the vectors.
+        index: "auto" and "hnsw": a server builds its index by itself; "none": a new collection has no index.
 
     Raises:
-        ValueError: the collection holds vectors of another model, or in another layout.
-        OSError: the server cannot be reached or refuses, the folder is another process's, or the disk is full.
+        ValueError: the collection has vectors of another model or layout.
+        OSError: the server cannot be reached or rejects the request, another process uses the folder, or the disk is full.
     """
 
     batch_rows = 256
@@ -55,7 +55,7 @@ class Qdrant:
         )
 
     def upsert(self, entries: Entries) -> None:
-        """Write entries over those of equal ids; on the server's disk when this returns."""
+        """Write entries, replacing those with equal ids; they are on the server's disk when this returns."""
         points = [
             self._models.PointStruct(id=id_, vector=vector.tolist(), payload=payload)
             for id_, vector, payload in zip(entries.ids, entries.vectors, _payloads(entries, self._spec), strict=True)
@@ -64,10 +64,10 @@ class Qdrant:
             self._client.upsert(self._collection, points, wait=True)
 
     def finish(self) -> None:
-        """Do nothing: a server indexes by itself, and a folder is searched exactly."""
+        """Do nothing: a server builds its index by itself, and search in a folder is exact."""
 
     def count(self) -> int:
-        """Count the entries of the collection."""
+        """Return the number of entries in the collection."""
         with _os_errors():
             return int(self._client.count(self._collection, exact=True).count)
 
@@ -88,7 +88,7 @@ def _payloads(entries: Entries, spec: VectorSpec) -> list[dict[str, Any]]:
 
 
 def _node(id_: str, document: Any, text: str, metadata: dict[str, Any]) -> dict[str, Any]:  # noqa: ANN401 - any id
-    """Return what LlamaIndex's `node_to_metadata_dict` makes of a TextNode: the node as JSON, its metadata beside it."""
+    """Return a TextNode as LlamaIndex's `node_to_metadata_dict` does: the node as JSON, and its metadata."""
     source = document if isinstance(document, str) else json.dumps(document, default=as_text)
     related: dict[str, Any] = {
         "node_id": source,
@@ -114,7 +114,7 @@ def _node(id_: str, document: Any, text: str, metadata: dict[str, Any]) -> dict[
 
 @contextmanager
 def _os_errors() -> Iterator[None]:
-    """Raise what goes wrong in the client as OSError: its own errors are of three unlike families."""
+    """Convert errors of the client to OSError: they have three unrelated base classes."""
     from qdrant_client.http.exceptions import ApiException  # noqa: PLC0415 - an extra
 
     try:

@@ -1,4 +1,4 @@
-"""Arrow tables as every store takes them: JSON values, and floats that are finite or null."""
+"""Conversion of Arrow tables for all stores: JSON values, and floats that are finite or null."""
 
 import json
 from typing import Any
@@ -11,13 +11,13 @@ from penult.bulk.arrow_values import contains, rows_of
 
 
 def json_rows(table: pa.Table) -> list[dict[str, Any]]:
-    """Return the rows of a table as JSON values: what JSON does not have becomes text, and NaN and infinity null."""
+    """Return the rows of a table as JSON values: types not in JSON become text, NaN and infinity null."""
     plain: list[dict[str, Any]] = json.loads(json_text.dumps(rows_of(table)))
     return plain
 
 
 def finite(table: pa.Table) -> pa.Table:
-    """Return a table whose floats, those in lists and structs too, are finite or null."""
+    """Return a table with null for NaN and infinity, also in nested lists and structs."""
     return pa.table([_finite_column(column) for column in table.columns], schema=table.schema)
 
 
@@ -29,8 +29,8 @@ def _finite_column(column: pa.ChunkedArray) -> pa.ChunkedArray:
     return pa.chunked_array([pa.array(_finite_value(column.to_pylist()), column.type)], column.type)
 
 
-def _finite_value(value: Any) -> Any:  # noqa: ANN401 - whatever Arrow holds
-    """Return a value without NaN and infinity, its tuples (the entries of a map) as tuples."""
+def _finite_value(value: Any) -> Any:  # noqa: ANN401 - any Arrow value
+    """Return a value with None for NaN and infinity; tuples (the entries of a map) stay tuples."""
     if isinstance(value, tuple):
         return tuple(map(_finite_value, value))
     if isinstance(value, list):
@@ -41,13 +41,13 @@ def _finite_value(value: Any) -> Any:  # noqa: ANN401 - whatever Arrow holds
 
 
 def without_nul(row: dict[str, Any]) -> tuple[dict[str, Any], str | None]:
-    """Return a row of JSON values with U+2400 for U+0000, and the row as JSON text where that changes it."""
+    """Return a row of JSON values with U+2400 for U+0000, and, if that changes it, the original row as JSON text."""
     encoded = json.dumps(row, ensure_ascii=False)
     shown = _without_nul(row) if r"\u0000" in encoded else row
     return shown, encoded if shown != row else None
 
 
-def _without_nul(value: Any) -> Any:  # noqa: ANN401 - whatever JSON holds
+def _without_nul(value: Any) -> Any:  # noqa: ANN401 - any JSON value
     if isinstance(value, str):
         return value.replace("\x00", "\u2400")
     if isinstance(value, dict):
