@@ -229,7 +229,7 @@ def read(path: str | Path) -> DeepSparseServer:
     """Read a configuration file, and log its ignored keys.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: the file does not exist.
         ConfigError: the file is not YAML, or has an invalid key or value.
     """
     config, document = config_file.load(path, DeepSparseServer)

@@ -196,7 +196,7 @@ class Pipeline:
 
         Raises:
             ValueError: neither or both were passed, or the value is not texts.
-            TextError: some items of a list are not texts; the error's `rows` says which.
+            TextError: some items of a list are not texts; see the error's `rows`.
         """
         listed = _texts(texts, inputs)
         if not listed:
@@ -208,7 +208,7 @@ class Pipeline:
         """Return N texts as token ids, ready for `run`.
 
         Raises:
-            TextError: some rows are not texts; the error's `rows` says which and why.
+            TextError: some rows are not texts; the error's `rows` states which and why.
         """
         return self.embedder.tokenize(texts)
 

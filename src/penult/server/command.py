@@ -117,8 +117,8 @@ class Options:
         """Return the configuration from the file or for the single model, overridden by the other options.
 
         Raises:
-            FileNotFoundError: there is no such file.
-            ConfigError: the configuration cannot be served.
+            FileNotFoundError: the file does not exist.
+            ConfigError: the configuration is invalid.
         """
         from penult.server.config import ConfigError  # noqa: PLC0415 - `penult --help` needs no pydantic, here and below
         from penult.server.config_file import override  # noqa: PLC0415

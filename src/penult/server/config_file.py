@@ -72,7 +72,7 @@ def load(path: str | Path, kind: type[Server]) -> tuple[Server, Document]:
     """Load the configuration from a file; return it with the file's values and lines.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: the file does not exist.
         ConfigError: the file is not YAML, or has an invalid key or value.
     """
     document = read(path)
@@ -99,7 +99,7 @@ def read(path: str | Path) -> Document:
     """Read a YAML file (JSON is YAML too).
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: the file does not exist.
         ConfigError: the file is not YAML, has a duplicate key, or has too many values.
     """
     try:
@@ -159,7 +159,7 @@ class _Reader:
         self._path = path
         self._constructor = yaml.SafeLoader("")
 
-    def value(self, node: yaml.Node, at: Location) -> Any:  # noqa: ANN401 - YAML holds anything
+    def value(self, node: yaml.Node, at: Location) -> Any:  # noqa: ANN401 - YAML allows any value
         """Return the value of a node."""
         self.lines.setdefault(at, node.start_mark.line + 1)
         if isinstance(node, yaml.SequenceNode):
@@ -190,7 +190,7 @@ class _Reader:
             own[name] = (key, inner)
         return merged | own
 
-    def _scalar(self, node: yaml.Node, at: Location) -> Any:  # noqa: ANN401 - YAML holds anything
+    def _scalar(self, node: yaml.Node, at: Location) -> Any:  # noqa: ANN401 - YAML allows any value
         try:
             value = self._constructor.construct_object(node)
         except _UNREADABLE as error:

@@ -19,7 +19,7 @@ from penult.server.metrics import Metrics
 from penult.server.request_queue import QueueClosed, QueueFull, RequestQueue, Rows, Run
 from penult.types import PromptError, Role, Side, TextError, Vectors
 
-_INLINE_CHARS = 4096  # up to so many characters, tokenizing a request takes less time than waking a thread
+_INLINE_CHARS = 4096  # characters; tokenizing fewer takes less time than waking a thread
 
 
 @dataclass(frozen=True, slots=True)

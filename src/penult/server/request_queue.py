@@ -38,7 +38,7 @@ class Watcher(Protocol):
         """Handle a change of the number of requests in the queue."""
 
     def waited(self, seconds: float) -> None:
-        """Handle the start of a request, after so many seconds in the queue."""
+        """Handle the start of a request, after `seconds` in the queue."""
 
     def ran(self, texts: int, tokens: int, seconds: float) -> None:
         """Handle the end of a call."""
