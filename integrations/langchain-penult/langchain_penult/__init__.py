@@ -1,4 +1,4 @@
-"""LangChain embeddings by penult."""
+"""LangChain integration of penult."""
 
 from langchain_penult._version import __version__
 from langchain_penult.embeddings import PenultEmbeddings

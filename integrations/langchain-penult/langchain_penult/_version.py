@@ -1,3 +1,3 @@
-"""The one place that holds the version of langchain-penult."""
+"""The version of langchain-penult, defined only here."""
 
 __version__ = "0.1.0"

@@ -1,7 +1,7 @@
 """PenultEmbeddings: LangChain's `Embeddings` over a penult embedder.
 
-Holds LangChain's conventions; what it shares with penult's other adapter is in `penult.adapters`. Tokenizers, graphs and
-runtimes load inside penult, at the first text and not at import, so that building a chain stays quick.
+This module implements LangChain's conventions; code shared with penult's other adapters is in `penult.adapters`. Tokenizers,
+graphs and runtimes load at the first text, not at import, so that building a chain is fast.
 """
 
 from collections.abc import Iterable, Mapping
@@ -16,7 +16,7 @@ from penult.types import Role
 
 
 class PenultEmbeddings(AdapterOptions, Embeddings):
-    """Embed documents and queries with a model on this machine, or with one behind a server.
+    """Embeddings of documents and queries by a model on this machine or on a server.
 
     ```python
     from langchain_penult import PenultEmbeddings
@@ -26,31 +26,29 @@ class PenultEmbeddings(AdapterOptions, Embeddings):
     ```
 
     The model loads at the first text. An object of this class can be pickled and sent to another process, which loads
-    the model for itself. Texts are passed on unaltered; the prompts before them are those of the model's own files, or of
-    `prompts`.
+    its own copy of the model. Texts are not changed; their prompts are those of the model's files, or of `prompts`.
 
-    With `base_url` a server embeds instead: penult's own, DeepSparse's of either generation, or Text Embeddings
-    Inference. Queries and documents are told apart there as well, where the server has prompts; `prompts` of your own go
-    with penult's server alone.
+    With `base_url` a server embeds instead: penult's, DeepSparse's up to 1.5 or from 1.6, or Text Embeddings Inference.
+    Queries and documents get different prompts there too, if the server has prompts. Your own `prompts` require penult's
+    server.
 
-    `cache_namespace` names all that decides a vector. Use it as `namespace` of `CacheBackedEmbeddings` and of a record manager,
-    whose own keys know the text only.
+    `cache_namespace` identifies everything that decides a vector. Use it as `namespace` of `CacheBackedEmbeddings` and of a
+    record manager, whose own keys contain only the text.
 
     Raises:
-        ValueError: (as pydantic's `ValidationError`) when none of `model`, `base_url` and `embedder` is given, or
-            `embedder` with one of the others, an option that only matters while loading comes with a ready `embedder` or a
-            server, or a prompt is given twice.
-        TypeError: when `embedder` has no `embed` method.
+        ValueError: (as pydantic's `ValidationError`) none of `model`, `base_url` and `embedder` is passed, or `embedder` with
+            one of the others, an option for loading is passed with an `embedder` or a server, or a prompt is passed twice.
+        TypeError: `embedder` does not have a method `embed`.
     """
 
     model_field: ClassVar[str] = "model"
     instruction_fields: ClassVar[Mapping[Role, str]] = {"query": "query_instruction", "document": "embed_instruction"}
 
     model: str | Path | None = Field(default=None, validation_alias=AliasChoices("model", "model_name"))
-    """A folder, a Hub id or `package:NAME`; with `base_url`, which of the server's models. `model_name` is accepted too."""
+    """A folder, a Hub id or `package:NAME`; with `base_url`, the name of a model on the server. `model_name` is an alias."""
 
     embed_instruction: str | None = None
-    """The same as `prompts["document"]`, by the name that HuggingFaceBgeEmbeddings has."""
+    """The same as `prompts["document"]`, under the name in HuggingFaceBgeEmbeddings."""
 
     @model_validator(mode="after")
     def _one_source(self) -> "PenultEmbeddings":
@@ -69,19 +67,19 @@ class PenultEmbeddings(AdapterOptions, Embeddings):
         return self
 
     def embed_documents(self, texts: Iterable[str]) -> list[list[float]]:
-        """Embed N documents as N vectors of D floats, in the order given; an empty list gives an empty list.
+        """Embed N documents as N vectors of D floats, in the same order; return an empty list for an empty list.
 
         Args:
             texts: a list, or any other iterable of str.
 
         Raises:
-            TypeError: `texts` is a single str, or holds something else than str.
+            TypeError: `texts` is a single str, or contains items other than str.
             penult.types.TextError: some texts cannot be embedded; its `rows` says which.
         """
         return self._embed(_listed(texts), "document", progress=self.show_progress)
 
     def embed_query(self, text: str) -> list[float]:
-        """Embed a query as a vector of D floats, with the model's query prompt where it has one."""
+        """Embed a query as a vector of D floats, with the model's query prompt if it has one."""
         return self._embed([text], "query", progress=False)[0]
 
     async def aembed_documents(self, texts: Iterable[str]) -> list[list[float]]:
@@ -94,5 +92,5 @@ class PenultEmbeddings(AdapterOptions, Embeddings):
 
 
 def _listed(texts: Iterable[str]) -> list[str]:
-    """Return the texts as a list; a str is passed on as it is, and penult refuses it: it is not a list of texts."""
+    """Return the texts as a list; a str or bytes is returned unchanged, and penult refuses it."""
     return texts if isinstance(texts, str | bytes) else list(texts)  # type: ignore[return-value]

@@ -1,4 +1,4 @@
 """DeepSparse's interface: Pipeline, Engine, server routes, config file and command line.
 
-Nothing imports it but `penult` (lazily) and `penult.cli`.
+Only `penult` (lazily) and `penult.cli` import it.
 """

@@ -1,6 +1,6 @@
-"""DeepSparse's arguments: their types and allowed values, and the log of those that are ignored.
+"""DeepSparse's arguments: their types and allowed values, and the log message about ignored ones.
 
-It knows nothing of an engine or a pipeline.
+This module does not depend on an engine or a pipeline.
 """
 
 import logging
@@ -11,18 +11,18 @@ from enum import Enum
 from typing import Literal, TypeAlias, TypeGuard, get_args
 
 Strategy: TypeAlias = Literal["per_token", "reduce_mean", "reduce_max", "cls_token"]
-"""How the token vectors of a text become its item."""
+"""How the token vectors of a text are reduced to its item."""
 
 TASK = "transformers_embedding_extraction"
 
 _LOGGER = logging.getLogger(__name__)
-TASKS = (TASK, "transformer_embedding_extraction")  # the second: as DeepSparse's page spelled it and its code refused it
+TASKS = (TASK, "transformer_embedding_extraction")  # the second: as in DeepSparse's documentation; its code refused it
 _ENGINES = ("deepsparse", "onnxruntime")
 _SCHEDULERS = ("sync", "single", "single_stream", "async", "multi", "multi_stream", "elastic")
 
 
 class Scheduler(Enum):
-    """DeepSparse's schedulers. Ignored: has no effect in penult, where ONNX Runtime runs a call at once, on all threads."""
+    """DeepSparse's schedulers. Ignored: has no effect in penult, where ONNX Runtime runs each call at once on all threads."""
 
     default = "single_stream"
     single_stream = default
@@ -32,18 +32,18 @@ class Scheduler(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """DeepSparse's shared pool of threads; here `num_cores` is the number of threads of each pipeline that gets it."""
+    """DeepSparse's shared thread pool. In penult, `num_cores` is the number of threads of each pipeline with this context."""
 
     num_cores: int | None = None
     num_streams: int | None = None
 
 
 def cores(num_cores: int | None) -> int | None:
-    """Return the threads that DeepSparse's number of cores means; 0 is None, the default.
+    """Return the number of threads for DeepSparse's `num_cores`; None, the default, for 0.
 
     Raises:
-        TypeError: it is not an integer.
-        ValueError: it is negative.
+        TypeError: `num_cores` is not an integer.
+        ValueError: `num_cores` is negative.
     """
     if is_stated(num_cores, "num_cores") and num_cores < 0:
         raise ValueError(f"num_cores is {num_cores}; it must be at least 1, or None for the physical cores.")
@@ -51,32 +51,32 @@ def cores(num_cores: int | None) -> int | None:
 
 
 def check_streams(num_streams: int | None, scheduler: Scheduler | str | None) -> None:
-    """Refuse what DeepSparse refused, though both are ignored.
+    """Raise an error for values that DeepSparse refused, although both arguments are ignored.
 
     Raises:
         TypeError: `num_streams` is not an integer.
-        ValueError: it is negative, or there is no such scheduler.
+        ValueError: `num_streams` is negative, or `scheduler` is unknown.
     """
     if is_stated(num_streams, "num_streams") and num_streams < 0:
         raise ValueError(f"num_streams is {num_streams}; it must be at least 1, or None.")
     name = scheduler.value if isinstance(scheduler, Enum) else scheduler
-    # DeepSparse accepted any part of "elastic" as "elastic".
+    # DeepSparse accepted any substring of "elastic" as "elastic".
     if name is not None and not (isinstance(name, str) and (name.lower() in _SCHEDULERS or name.lower() in "elastic")):
         raise ValueError(f"scheduler is {scheduler!r}; it must be one of {', '.join(_SCHEDULERS)}.")
 
 
 def log_ignored(owner: str, arguments: Mapping[str, object]) -> None:
-    """Log, in one line, the arguments that are not None: they are ignored."""
+    """Log the arguments that are not None as ignored, in one line."""
     names = [f"{name}={value!r}" for name, value in arguments.items() if value is not None]
     if names:
         _LOGGER.warning("%s: %s: accepted, but without a meaning here; no vector depends on it.", owner, ", ".join(names))
 
 
 def is_stated(value: int | None, name: str) -> TypeGuard[int]:
-    """Return whether an argument is an integer rather than None.
+    """Return whether an argument is set: an integer, not None.
 
     Raises:
-        TypeError: it is neither.
+        TypeError: it is neither an integer nor None.
     """
     if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
         raise TypeError(f"{name} is {value!r}, a {type(value).__name__}; it must be a whole number or None.")
@@ -84,10 +84,10 @@ def is_stated(value: int | None, name: str) -> TypeGuard[int]:
 
 
 def check_words(task: str, strategy: str, engine_type: str) -> None:
-    """Refuse values that DeepSparse did not know.
+    """Raise an error for values that DeepSparse did not have.
 
     Raises:
-        ValueError: one is not an allowed value.
+        ValueError: an argument is not an allowed value.
     """
     if not isinstance(task, str) or task.lower().replace("-", "_") not in TASKS:
         raise ValueError(f"task is {task!r}; penult has one, {TASK!r}.")
@@ -100,11 +100,11 @@ def check_words(task: str, strategy: str, engine_type: str) -> None:
 
 
 def check_batch(batch_size: int | None, executor: object) -> None:
-    """Refuse what DeepSparse refused, though both are ignored.
+    """Raise an error for values that DeepSparse refused, although both arguments are ignored.
 
     Raises:
         TypeError: `batch_size` is not an integer.
-        ValueError: it is negative, or `executor` is not an executor.
+        ValueError: `batch_size` is negative, or `executor` is not an executor.
     """
     if is_stated(batch_size, "batch_size") and batch_size < 0:
         raise ValueError(f"batch_size is {batch_size}; it must be at least 1, or None.")
@@ -113,11 +113,11 @@ def check_batch(batch_size: int | None, executor: object) -> None:
 
 
 def check_lengths(sequence_length: int | list[int]) -> tuple[int, ...]:
-    """Return the padded lengths in ascending order, each once.
+    """Return the padded lengths in ascending order, without duplicates.
 
     Raises:
-        TypeError: one is not an integer.
-        ValueError: one is below 1, or there are none.
+        TypeError: a length is not an integer.
+        ValueError: a length is below 1, or the list is empty.
     """
     lengths = sequence_length if isinstance(sequence_length, list) else [sequence_length]
     if not lengths:
@@ -131,11 +131,11 @@ def check_lengths(sequence_length: int | list[int]) -> tuple[int, ...]:
 
 
 def threads_of(num_cores: int | None, context: Context | None) -> int | None:
-    """Return the threads that `num_cores` or the context states; None: the default.
+    """Return the number of threads from `num_cores` or the context; None: the default.
 
     Raises:
         TypeError: a number is not an integer.
-        ValueError: a number is negative, or they differ.
+        ValueError: a number is negative, or the two numbers differ.
     """
     threads = cores(num_cores)
     shared = None if context is None else cores(context.num_cores)

@@ -1,4 +1,4 @@
-"""DeepSparse's command line: its spellings and options, over those of `penult serve`."""
+"""DeepSparse's command line: its options and spellings, in addition to those of `penult serve`."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ _IGNORED = ("batch_size", "num_workers", "log_level", "hot_reload_config")
 
 @dataclass(frozen=True, kw_only=True)
 class Options(command.Options):
-    """The options of `penult serve` and of `penult.server`; None: not given."""
+    """The options of `penult serve` and of `penult.server`; None: not set."""
 
     config: Annotated[
         Path | None, typer.Option("--config", "--config-file", help="A YAML file with endpoints, in place of MODEL.")
@@ -51,18 +51,18 @@ class Options(command.Options):
         return config
 
     def extend(self) -> "Extend":
-        """Return what adds DeepSparse's routes to the server."""
-        from penult.deepsparse import routes  # noqa: PLC0415 - a web framework, half a second
+        """Return the function that adds DeepSparse's routes to the server."""
+        from penult.deepsparse import routes  # noqa: PLC0415 - importing the web framework takes 0.5 s
 
         return routes.add
 
     def endpoint(self) -> dict[str, Any]:
-        """Return what the options state of the model, under the keys of a configuration file."""
+        """Return the options of the model, under the keys of a configuration file."""
         values = {"model": self.model_path, "task": self.task}
         return super().endpoint() | {key: value for key, value in values.items() if value is not None}
 
     def from_model(self, endpoint: dict[str, Any]) -> "DeepSparseServer":
-        """Return the configuration of a server with this one endpoint, which DeepSparse named after its task."""
+        """Return the configuration of a server with this one endpoint, named after its task as in DeepSparse."""
         from penult.deepsparse.config_file import DeepSparseEndpoint, DeepSparseServer  # noqa: PLC0415 - pydantic, here and below
         from penult.server.config_file import Document  # noqa: PLC0415
 
@@ -76,18 +76,18 @@ class Options(command.Options):
         return read(path)
 
     def overrides(self, limits: "Limits") -> dict[str, Any]:
-        """Return the fields of a server's configuration that the options state; OpenAI's routes are always there."""
+        """Return the configuration fields that the options set; OpenAI's routes always exist."""
         integration = {} if self.integration in (None, "openai") else {"integration": self.integration}
         return super().overrides(limits) | integration
 
 
 def add(app: typer.Typer) -> None:
-    """Add the command `serve` with DeepSparse's options to a command line, in place of penult's own."""
+    """Add the command `serve` with DeepSparse's options to a command line, replacing penult's own."""
     command.add(app, Options)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run `penult.server`: serve as the command line says.
+    """Run `penult.server` with command-line arguments.
 
     Args:
         arguments: the command line. None: this process's.

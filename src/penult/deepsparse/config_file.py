@@ -1,7 +1,7 @@
-"""DeepSparse's configuration file: its keys, over penult's own.
+"""DeepSparse's configuration file: its keys, in addition to penult's own.
 
 Validators translate DeepSparse's keys into penult's. Keys that have no effect in penult are logged as ignored; keys that cannot
-be honored are refused.
+be supported are refused.
 """
 
 import logging
@@ -43,7 +43,7 @@ _POOLINGS: Mapping[str, Pooling] = {"reduce_mean": "mean", "reduce_max": "max", 
 
 @dataclass(frozen=True, slots=True)
 class Ignored:
-    """Marks a key that has no effect in penult."""
+    """Marker of a key that has no effect in penult."""
 
     reason: str
 
@@ -78,8 +78,8 @@ class Kwargs(Settings):
 
     Attributes:
         sequence_length: padded lengths of the DeepSparse routes.
-        extraction_strategy: how the DeepSparse routes turn the tokens' vectors into the answer.
-        emb_extraction_layer: layer in DeepSparse's count, in which 0 is the first layer; see `DeepSparseEndpoint.layer`.
+        extraction_strategy: how the DeepSparse routes reduce the token vectors of a text.
+        emb_extraction_layer: layer in DeepSparse's numbering, where 0 is the first layer; see `DeepSparseEndpoint.layer`.
     """
 
     sequence_length: Annotated[int | tuple[int, ...], PlainValidator(_check_lengths)] = 128
@@ -106,7 +106,7 @@ class DeepSparseEndpoint(EndpointConfig):
     """An endpoint of DeepSparse's configuration file; `kwargs` and `bucketing` are as in that file.
 
     Attributes:
-        task: DeepSparse's task. None: not stated.
+        task: DeepSparse's task. None: not set.
         route: path of the DeepSparse routes.
         bucketing: padded lengths of the DeepSparse routes; overrides `kwargs.sequence_length`.
         kwargs: arguments of DeepSparse's pipeline.
@@ -124,7 +124,7 @@ class DeepSparseEndpoint(EndpointConfig):
     @model_validator(mode="before")
     @classmethod
     def _translate(cls, values: Any) -> Any:  # noqa: ANN401 - pydantic passes any input
-        """Add penult's keys for DeepSparse's; a wrong value is left for its own field to refuse."""
+        """Translate DeepSparse's keys into penult's; invalid values are left to the validation of their own fields."""
         if not isinstance(values, dict):
             return values
         kwargs = values.get("kwargs")
@@ -140,32 +140,32 @@ class DeepSparseEndpoint(EndpointConfig):
             translated["fallback_pooling"] = _POOLINGS[strategy]
         chooses_files = values.get("files_from") is not None or values.get("model_file") is not None
         if values.get("task") is not None and not chooses_files:
-            translated["open_at_start"] = False  # the DeepSparse routes open the model first
+            translated["open_at_start"] = False  # the DeepSparse routes open it at start
         return translated | values
 
     @property
     def model_id(self) -> str:
-        """The model's name on the routes of OpenAI; DeepSparse named an endpoint after its task where no name was given."""
+        """The model's name on OpenAI's routes. DeepSparse named an endpoint without a name after its task."""
         if self.served_model_name is not None:
             return self.served_model_name
         return public_name(self.model) if self.name in (None, TASK) else str(self.name)
 
     @property
     def sequence_length(self) -> int | tuple[int, ...]:
-        """The padded length of the DeepSparse routes, or several."""
+        """One or several padded lengths of the DeepSparse routes."""
         return self.kwargs.sequence_length if self.bucketing is None else self.bucketing.sequence_lengths
 
     @property
     def extraction_strategy(self) -> Strategy:
-        """How the DeepSparse routes turn the tokens' vectors into the answer."""
+        """How the DeepSparse routes reduce the token vectors of a text."""
         return self.kwargs.extraction_strategy
 
     @property
     def emb_extraction_layer(self) -> int | str | None:
-        """`layer` in DeepSparse's count, in which 0 is the first layer.
+        """`layer` in DeepSparse's numbering, where 0 is the first layer.
 
         Raises:
-            ValueError: `layer` is the embedding output, which DeepSparse's count does not have.
+            ValueError: `layer` is the embedding output, which DeepSparse's numbering does not include.
         """
         if self.layer == 0:
             raise ValueError("layer 0, the embedding output, is not available on DeepSparse's routes; set another layer.")
@@ -176,9 +176,9 @@ class DeepSparseServer(ServerConfig):
     """DeepSparse's configuration file.
 
     Attributes:
-        endpoints: what it serves, at least one.
-        num_cores: DeepSparse's name of `threads`; 0 is the default. `threads` overrides it.
-        integration: "sagemaker" moves inference under /invocations. None: not stated.
+        endpoints: the served endpoints, at least one.
+        num_cores: DeepSparse's name for `threads`; 0 is the default. `threads` overrides it.
+        integration: "sagemaker" moves inference to /invocations. None: not set.
     """
 
     endpoints: tuple[DeepSparseEndpoint, ...]
@@ -208,29 +208,29 @@ class DeepSparseServer(ServerConfig):
         """Return DeepSparse's name of an endpoint, as in /v2/models/NAME/infer, and its other names.
 
         Raises:
-            ConfigError: its name cannot be part of a path.
+            ConfigError: the name cannot be part of a path.
         """
         route = endpoint.route if isinstance(endpoint, DeepSparseEndpoint) else None
         route = (route or "").strip("/")
         name = route or endpoint.name or f"{TASK}-{number}"
         if set("{}?#%") & set(name):
             raise ConfigError(f"The endpoint's name {name!r} cannot stand in a path; leave out the signs {{ }} ? # %.")
-        # DeepSparse named a single endpoint after the task alone when it came from the command line, and added a number
-        # when it came from a file; clients of both keep working.
+        # DeepSparse named a single endpoint from the command line after its task, and added a number if the endpoint came from
+        # a file. Clients of both keep working.
         alone = len(self.endpoints) == 1 and number == 0
         unnamed = not route and endpoint.name in (None, TASK)
         more = (TASK, f"{TASK}-{number}") if alone and unnamed else ()
-        if alone and not set("{}?#%/") & set(endpoint.model_id):  # a single model's name on the other routes
+        if alone and not set("{}?#%/") & set(endpoint.model_id):  # the name of a single model on the other routes
             more = (*more, endpoint.model_id)
         return (name, *(other for other in (*more, *endpoint.aliases) if other != name))
 
 
 def read(path: str | Path) -> DeepSparseServer:
-    """Read a configuration file, and log its keys that have no effect.
+    """Read a configuration file, and log its ignored keys.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ConfigError: the file is not YAML, or has a key or a value that cannot be used.
+        FileNotFoundError: the file does not exist.
+        ConfigError: the file is not YAML, or has an invalid key or value.
     """
     config, document = config_file.load(path, DeepSparseServer)
     if config.integration == "openai":
@@ -242,10 +242,10 @@ def read(path: str | Path) -> DeepSparseServer:
 
 
 def read_endpoint(values: Mapping[str, Any]) -> DeepSparseEndpoint:
-    """Read the endpoint in the body of a request.
+    """Read an endpoint from the body of a request.
 
     Raises:
-        ConfigError: a key or a value cannot be used.
+        ConfigError: a key or a value is invalid.
     """
     document = Document("the body", values)
     endpoint = document.validate(DeepSparseEndpoint)

@@ -1,6 +1,6 @@
-"""Engine: DeepSparse's interface of a compiled graph, over penult's own.
+"""DeepSparse's `Engine` interface, over penult's own engine.
 
-`batch_size` is checked; the schedulers, streams and input shapes of DeepSparse are ignored: they have no effect in penult.
+`batch_size` is checked. DeepSparse's schedulers, streams and input shapes are ignored: they have no effect in penult.
 """
 
 import os
@@ -24,19 +24,19 @@ class Engine:
     Args:
         model: an .onnx file, or its bytes.
         batch_size: rows that every run must have. None or below 1: any number.
-        num_cores: DeepSparse's name of `threads`. None or 0: as `threads` says.
+        num_cores: DeepSparse's name for `threads`. None or 0: `threads` decides.
         num_streams: ignored: has no effect in penult.
         scheduler: a `Scheduler` or its name; ignored: has no effect in penult.
-        input_shapes: ignored: the graph's axes stay free.
+        input_shapes: ignored: dynamic axes stay dynamic.
         threads: intra-op threads per run. None: the physical cores this process may use.
         providers: ONNX Runtime's execution providers, in order. None: the CPU.
-        data_folder: where the graph's external data lie, if not beside it.
+        data_folder: folder of the graph's external data. None: the folder of the file.
 
     Raises:
-        FileNotFoundError: no such file.
+        FileNotFoundError: the file does not exist.
         TypeError: `batch_size`, `num_cores` or `num_streams` is not an integer.
-        ValueError: not a graph that ONNX Runtime can run, a provider that this machine does not have, or a number or
-            name that is not allowed.
+        ValueError: ONNX Runtime cannot run the graph, a provider is not available on this machine, or a number or name
+            is not allowed.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class Engine:
 
     @classmethod
     def around(cls, session: engine.Engine) -> "Engine":
-        """Return DeepSparse's interface of an open engine."""
+        """Wrap an open engine in DeepSparse's interface."""
         wrapper = cls.__new__(cls)
         wrapper._batch_size = None
         wrapper._engine = session
@@ -91,7 +91,7 @@ class Engine:
 
     @property
     def batch_size(self) -> int | None:
-        """Rows that every run must have. None: any number."""
+        """Number of rows that every run must have. None: any number."""
         return self._batch_size
 
     @property
@@ -121,14 +121,14 @@ class Engine:
 
     @property
     def providers(self) -> list[str]:
-        """The execution providers that really run the graph."""
+        """The execution providers that the session uses."""
         return self._engine.providers
 
     def run(self, inputs: Mapping[str, Array] | Sequence[Array], *, outputs: Sequence[str] | None = None) -> list[Array]:
         """Run the graph once; see `penult.core.engine.Engine.run`.
 
         Raises:
-            ValueError: as there, or an input does not have `batch_size` rows.
+            ValueError: see there; or an input does not have `batch_size` rows.
         """
         if self._batch_size is not None:
             self._check_rows(inputs, self._batch_size)
@@ -143,7 +143,7 @@ class Engine:
         return dict(zip(self.output_names, self.run(inputs), strict=True))
 
     def close(self) -> None:
-        """Free the session. Calling again does nothing; running afterwards raises RuntimeError."""
+        """Free the session. A second call has no effect; a later run raises RuntimeError."""
         self._engine.close()
 
     def __enter__(self) -> Self:

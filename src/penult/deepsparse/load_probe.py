@@ -1,7 +1,7 @@
-"""A process that opens the model of an endpoint for trial, before the server does.
+"""A child process that opens the model of an endpoint before the server does.
 
-A model can be broken so that opening it never ends, or ends the process. `POST /endpoints` therefore lets a child open it and
-embed one text first; the child is stopped at a time limit, when the client leaves and when the server ends.
+A broken model can make loading hang or crash the process. `POST /endpoints` therefore first opens it in a child process, which
+embeds one text. The child is killed at a time limit, when the client disconnects, and when the server shuts down.
 """
 
 import asyncio
@@ -15,20 +15,20 @@ from typing import Any
 from penult.server.errors import Refusal
 from penult.server.models import Models
 
-_MOST = 4  # models that are tried at once
+_MOST = 4  # concurrent child processes
 _COMMAND = (sys.executable, "-m", "penult.deepsparse.load_probe")
 _RUNNING: set[int] = set()
 
 
 async def try_endpoint(values: Mapping[str, Any], models: Models) -> None:
-    """Open the model of an endpoint in a child, and embed one text.
+    """Open the model of an endpoint in a child process, and embed one text.
 
     Args:
-        values: the endpoint, as a client has sent it.
-        models: limits and threads, and when the server ends.
+        values: the endpoint, as the client sent it.
+        models: provides limits, threads and the shutdown event.
 
     Raises:
-        Refusal: it cannot be opened; the message says why.
+        Refusal: the model cannot be opened; the message says why.
     """
     if len(_RUNNING) >= _MOST:
         raise Refusal("full", f"{_MOST} models are being opened already. Retry in 5 s.", headers={"Retry-After": "5"})
@@ -39,10 +39,10 @@ async def try_endpoint(values: Mapping[str, Any], models: Models) -> None:
         stderr=asyncio.subprocess.DEVNULL,
     )
     _RUNNING.add(child.pid)
-    assert child.stdin is not None  # noqa: S101 - it is a pipe
+    assert child.stdin is not None  # noqa: S101 - set to PIPE
     assert child.stdout is not None  # noqa: S101
     child.stdin.write(json.dumps({"endpoint": dict(values), "threads": models.threads}).encode() + b"\n")
-    answer = asyncio.ensure_future(child.stdout.read())  # until the child ends
+    answer = asyncio.ensure_future(child.stdout.read())  # completes when the child ends
     ending = asyncio.ensure_future(models.ending.wait())
     limit = models.limits.max_load_seconds
     try:
@@ -61,14 +61,14 @@ async def try_endpoint(values: Mapping[str, Any], models: Models) -> None:
         _RUNNING.discard(child.pid)
         if child.returncode is None:
             child.kill()
-        child.stdin.close()  # the child ends with it, should it be alive
+        child.stdin.close()  # ends the child if it is still running
     if status:
         message = answer.result().decode(errors="replace") or f"opening its model ended a process with status {status}"
         raise Refusal("invalid", f"The endpoint cannot be added: {message}")
 
 
 def main() -> None:
-    """Open the model of the endpoint on standard input; print on standard output why it cannot be opened."""
+    """Open the model of the endpoint from standard input; on failure, print the reason on standard output."""
     request = json.loads(sys.stdin.readline())
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
@@ -77,7 +77,7 @@ def main() -> None:
         sys.stdout.write(str(error))
         sys.stdout.flush()
         os._exit(1)
-    os._exit(0)  # at once: nothing here is worth an orderly end
+    os._exit(0)  # at once: there is nothing to clean up
 
 
 def _end_with_parent() -> None:
@@ -94,7 +94,7 @@ def _open(values: Mapping[str, Any], threads: int | None) -> None:
     config, models = read_endpoint(values), Models(Limits(), Metrics(), threads)
     try:
         models.embedder(config).embedder.embed(["a"])
-    except (OSError, TypeError, ValueError):  # where it is opened at its first request, that says why it cannot be
+    except (OSError, TypeError, ValueError):  # if the model opens at its first request, that request reports it
         if config.open_at_start:
             raise
     if not config.open_at_start:

@@ -1,7 +1,7 @@
-"""Pipeline: DeepSparse's embedding extraction, with its names and numbers, over `Embedder`.
+"""DeepSparse's embedding extraction `Pipeline`, with its names and numbers, over `Embedder`.
 
-It translates DeepSparse's arguments into a recipe, and knows nothing of graphs or sessions. Where DeepSparse failed by
-accident, this works.
+This module translates DeepSparse's arguments into a recipe. It does not depend on graphs or sessions. Calls that failed in
+DeepSparse by accident work here.
 """
 
 import os
@@ -64,7 +64,7 @@ class EmbeddingExtractionOutput:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """The arguments of a pipeline, in DeepSparse's terms; `sequence_lengths` in ascending order."""
+    """The arguments of a pipeline, in DeepSparse's terms; `sequence_lengths` are in ascending order."""
 
     model_path: str
     emb_extraction_layer: int | str | None
@@ -81,7 +81,7 @@ class Pipeline:
     Safe to call from several threads.
 
     Attributes:
-        embedder: what embeds: an embedder of its own, or the token vectors of a shared one.
+        embedder: the pipeline's own embedder, or the token vectors of a shared one.
         settings: the arguments.
     """
 
@@ -116,20 +116,20 @@ class Pipeline:
         trust_remote_code: bool = False,
         share: Embedder | None = None,
     ) -> "Pipeline":
-        """Load a model as DeepSparse did; its file is not changed.
+        """Load a model as in DeepSparse, without changing its file.
 
         Args:
             task: "transformers_embedding_extraction", in any case, with `-` or `_`.
             model_path: a folder, an .onnx file, a Hub id, `hf:`, `package:` or a `zoo:` stub. None: DeepSparse's default stub.
             emb_extraction_layer: the layer whose output is taken, 0 the first and -1 the last (in `Embedder.load`, 0 is
-                the embedding output and 1 the first layer); a node's or a tensor's name; None for the graph uncut.
-            extraction_strategy: "per_token": the vectors of all tokens one after the other, padding included; "reduce_mean" or
+                the embedding output and 1 the first layer); the name of a node or tensor; None for the graph's own output.
+            extraction_strategy: "per_token": the concatenated vectors of all tokens, including padding; "reduce_mean" or
                 "reduce_max" over the tokens that are neither PAD nor CLS; "cls_token": the vector of the first CLS.
             sequence_length: maximum tokens of a text, special tokens included; longer texts are truncated on the right without
-                a warning. A list makes buckets: a text runs in the smallest that holds it; with "per_token", all texts of a
+                a warning. A list defines buckets: a text runs in the smallest one that fits; with "per_token", all texts of a
                 call run in the bucket of the longest.
-            return_numpy: items are arrays instead of lists of floats.
-            batch_size: ignored: batches are planned by tokens.
+            return_numpy: whether items are arrays instead of lists of floats.
+            batch_size: ignored: batches are planned from token counts.
             num_cores: threads. None or 0: the physical cores this process may use.
             num_streams: ignored: has no effect in penult.
             scheduler: a `Scheduler` or its name; ignored.
@@ -137,20 +137,20 @@ class Pipeline:
             context: its `num_cores` is the number of threads.
             model_size: ignored.
             input_shapes: ignored; see `sequence_length`.
-            executor: ignored; calls may come from any thread.
+            executor: ignored; the pipeline is thread-safe.
             benchmark: ignored; see `penult bench`.
             alias: ignored.
             logger: ignored.
-            config: ignored; the model's folder has it.
-            tokenizer: ignored; the model's folder has it.
+            config: ignored; read from the model's folder.
+            tokenizer: ignored; read from the model's folder.
             trust_remote_code: ignored; penult never runs code of a model.
-            share: an open embedder of the same model, whose session runs the texts if it has the same token vectors; it must
-                stay open. None: the pipeline opens its own session.
+            share: an open embedder of the same model, whose session is used if it has the same token vectors. Keep it open.
+                None: the pipeline opens its own session.
 
         Raises:
-            FileNotFoundError: no model there, or a part of it is missing.
-            TypeError: an argument is of a type that it cannot have.
-            ValueError: an argument is not an allowed value, or the model has no such layer or length.
+            FileNotFoundError: the model or one of its files is missing.
+            TypeError: an argument has a wrong type.
+            ValueError: an argument is not an allowed value, or the model does not have the layer or length.
         """
         lengths = check_lengths(sequence_length)
         check_words(task, extraction_strategy, engine_type)
@@ -191,12 +191,12 @@ class Pipeline:
         """Embed a text, a list of texts, or several texts.
 
         Args:
-            texts: a str, several of them, or one iterable of them; bytes are read as UTF-8.
-            inputs: the same by name.
+            texts: one or several str, or one iterable of str; bytes are decoded as UTF-8.
+            inputs: the same as a keyword argument.
 
         Raises:
-            ValueError: neither or both were passed, or what was passed is not texts.
-            TextError: some items of a list are not texts; the error's `rows` says which.
+            ValueError: neither or both were passed, or the value is not texts.
+            TextError: some items of a list are not texts; see the error's `rows`.
         """
         listed = _texts(texts, inputs)
         if not listed:
@@ -208,7 +208,7 @@ class Pipeline:
         """Return N texts as token ids, ready for `run`.
 
         Raises:
-            TextError: some rows are not texts; the error's `rows` says which and why.
+            TextError: some rows are not texts; the error's `rows` states which and why.
         """
         return self.embedder.tokenize(texts)
 
@@ -231,41 +231,41 @@ class Pipeline:
 
     @property
     def model_path(self) -> str:
-        """The model, as `create` got it."""
+        """The model reference, as passed to `create`."""
         return self.settings.model_path
 
     @property
     def sequence_length(self) -> int:
-        """Maximum tokens of a text; with buckets the shortest bucket, as in DeepSparse."""
+        """Maximum tokens of a text; with buckets, the shortest bucket, as in DeepSparse."""
         return self.settings.sequence_lengths[0]
 
     @property
     def batch_size(self) -> int | None:
-        """As `create` got it; ignored: has no effect in penult."""
+        """As passed to `create`; ignored: has no effect in penult."""
         return self.settings.batch_size
 
     @property
     def extraction_strategy(self) -> Strategy:
-        """How the token vectors of a text become its item."""
+        """How the token vectors of a text are reduced to its item."""
         return self.settings.extraction_strategy
 
     @property
     def emb_extraction_layer(self) -> int | str | None:
-        """The layer, in DeepSparse's count, where 0 is the first layer."""
+        """The layer, in DeepSparse's numbering, where 0 is the first layer."""
         return self.settings.emb_extraction_layer
 
     @property
     def engine_type(self) -> str:
-        """As `create` got it; ignored: ONNX Runtime runs the graph."""
+        """As passed to `create`; ignored: ONNX Runtime runs the graph."""
         return self.settings.engine_type
 
     @property
     def engine(self) -> Engine:
-        """The session, which all buckets share."""
+        """The session, shared by all buckets."""
         return Engine.around(self.embedder.engine)
 
     def close(self) -> None:
-        """Free the model. Calling again does nothing."""
+        """Free the model. A second call has no effect."""
         self.embedder.close()
 
     def __enter__(self) -> Self:
@@ -274,7 +274,7 @@ class Pipeline:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - it only ever raises
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - always raises
         raise AttributeError(f"Pipeline has no {name!r}" + (f": {_GONE[name]}." if name in _GONE else "."))
 
     def __repr__(self) -> str:
@@ -289,14 +289,14 @@ def _texts(texts: tuple[str | Iterable[str], ...], inputs: str | Iterable[str] |
     if isinstance(items, str | bytes):
         items = [items]
     if isinstance(items, Mapping) or not isinstance(items, Iterable):
-        raise ValueError(  # noqa: TRY004 - DeepSparse's validation error was one too
+        raise ValueError(  # noqa: TRY004 - as in DeepSparse
             f"inputs is a {type(items).__name__}; give a text or a list of texts."
         )
-    return [text.decode("utf-8") if isinstance(text, bytes) else text for text in items]  # `tokenize` refuses the rest
+    return [text.decode("utf-8") if isinstance(text, bytes) else text for text in items]  # `tokenize` refuses other types
 
 
 def _embedder(settings: Settings, threads: int | None, *, bucketed: bool, share: Embedder | None) -> Embedder | SharedRows:
-    """Open the model with DeepSparse's recipe, or use the shared one."""
+    """Open the model with DeepSparse's recipe, or use the shared embedder."""
     lengths = settings.sequence_lengths
     files = source.resolve(settings.model_path)
     tokenizer = Tokenizer(files.tokenizer, max_length=lengths[-1], may_be_bare=True)
@@ -313,7 +313,7 @@ def _embedder(settings: Settings, threads: int | None, *, bucketed: bool, share:
         rows=_rows(settings.extraction_strategy, tokenizer, files),
         origin={"max_length": "argument sequence_length"},
     )
-    # Padding does not change reduced vectors, so without buckets each text runs at its own length.
+    # Padding does not change reduced vectors, so without buckets texts are not padded to a fixed length.
     padded = bucketed or settings.extraction_strategy == "per_token"
     runtime = Runtime(truncate="right", buckets=lengths if padded else None, threads=threads, pads=padded)
     if share is not None and settings.extraction_strategy == "per_token" and shareable(share, files, recipe):
@@ -328,7 +328,7 @@ def _embedder(settings: Settings, threads: int | None, *, bucketed: bool, share:
 
 
 def _layer(layer: int | str | None, files: Source) -> int | str | None:
-    """Return the index in `hidden_states`, where 0 is the embedding output, of DeepSparse's layer."""
+    """Convert DeepSparse's layer to the index in `hidden_states`, where 0 is the embedding output."""
     if layer is None or isinstance(layer, str) or layer == -1:
         return layer
     if not isinstance(layer, int):
@@ -343,7 +343,7 @@ def _layer(layer: int | str | None, files: Source) -> int | str | None:
 
 
 def _rows(strategy: Strategy, tokenizer: Tokenizer, files: Source) -> Rows | None:
-    """Return the ids whose token vectors are pooled, as in DeepSparse. None: by the attention mask, where no id is excluded."""
+    """Return which ids are pooled, as in DeepSparse. None: the attention mask decides, and no id is excluded."""
     if strategy == "cls_token":
         if tokenizer.cls_token_id is None:
             raise ValueError(

@@ -1,8 +1,8 @@
 """DeepSparse's routes, of both generations, with DeepSparse's numbers.
 
 Up to 1.5: POST /predict, or the endpoint's own `route`. From 1.6: POST /v2/models/NAME/infer, GET /v2/models/NAME and
-/v2/models/NAME/ready, GET /v2 and /config, POST and DELETE /endpoints. Where DeepSparse answered 500 to bad input, this answers
-422 with a reason.
+/v2/models/NAME/ready, GET /v2 and /config, POST and DELETE /endpoints. Bad input for which DeepSparse answered 500 gets 422
+with a reason.
 """
 
 import asyncio
@@ -27,8 +27,8 @@ from penult.server.service import Endpoint, Service
 
 _ABOUT = "Those of DeepSparse (`/predict`, `/v2/models/NAME/infer`) give DeepSparse's numbers."
 _MOST_ENDPOINTS = 16
-_OWN = ("served_model_name", "pooling", "prompts", "files_from", "model_file", "model_task")  # shown where an endpoint has them
-# Further paths of other contracts, which an endpoint's own `route` overrides: files with such a route are older than they are.
+_OWN = ("served_model_name", "pooling", "prompts", "files_from", "model_file", "model_task")  # shown if an endpoint has them
+# Paths of other protocols that an endpoint's own `route` overrides: configuration files may predate these paths.
 _YIELDING = ("/embeddings", "/models", "/similarity", "/tokenize", "/decode")
 _OFF: dict[str, Any] = {"enable": False, "target_loggers": []}
 _LOGGING = {
@@ -86,13 +86,13 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 
 
 def add(app: FastAPI, service: Service) -> None:
-    """Add the routes to an application, and open the pipelines of endpoints that DeepSparse's routes open first.
+    """Add the routes to an application, and open the pipelines of endpoints whose embedders open at the first request.
 
     Raises:
-        ConfigError: two endpoints would have one path, or a model cannot be used as its endpoint says.
+        ConfigError: two endpoints have the same path, or a model does not support the settings of its endpoint.
     """
     app.description += f" {_ABOUT}"
-    app.state.overridden = {}  # routes of other contracts, by path; they come back when the endpoint is removed
+    app.state.overridden = {}  # overridden routes of other protocols, by path; restored when the endpoint is removed
     for endpoint in service.endpoints:
         _open(service, _endpoint_of(endpoint))
         add_endpoint(app, service, endpoint)
@@ -103,7 +103,7 @@ def add(app: FastAPI, service: Service) -> None:
         return JSONResponse(_config(service))
 
     async def hello() -> str:
-        return "This is the deepsparse server. Hello!"  # clients tell the generation by this very sentence
+        return "This is the deepsparse server. Hello!"  # clients detect the DeepSparse version by this exact sentence
 
     async def add_one(request: Request) -> JSONResponse:
         _check_may_change(request, service)
@@ -115,13 +115,13 @@ def add(app: FastAPI, service: Service) -> None:
 
     app.add_api_route("/config", config, tags=["DeepSparse"], summary="The configuration", responses={401: ERRORS[401]})
     app.add_api_route("/v2", hello, tags=["DeepSparse"], summary="Say hello", responses={401: ERRORS[401]})
-    # Not in the document: they are for who runs the server.
+    # Not in the OpenAPI document: they are for the operator of the server.
     app.add_api_route("/endpoints", add_one, methods=["POST"], include_in_schema=False)
     app.add_api_route("/endpoints", delete_one, methods=["DELETE"], include_in_schema=False)
 
 
 def _open(service: Service, config: DeepSparseEndpoint) -> None:
-    """Open an endpoint's pipeline now, if its embedder is opened at its first request."""
+    """Open an endpoint's pipeline now, if its embedder opens at the first request."""
     if config.open_at_start:
         return
     try:
@@ -143,7 +143,7 @@ def _add_ping(app: FastAPI, service: Service) -> None:
 
 
 def _config_of(service: Service) -> DeepSparseServer:
-    """Return the configuration: these routes are added for a `DeepSparseServer` only."""
+    """Return the configuration. These routes are added only for a `DeepSparseServer`."""
     return cast("DeepSparseServer", service.config)
 
 
@@ -190,7 +190,7 @@ async def _benchmark() -> None:
 
 
 def _old_paths(service: Service, endpoint: DeepSparseEndpoint) -> list[str]:
-    """Return the paths of an endpoint in DeepSparse up to 1.5: its route, or /predict where no other endpoint has it."""
+    """Return the paths of an endpoint in DeepSparse up to 1.5: its route, or /predict if no other endpoint has it."""
     if endpoint.route is not None:
         return ["/" + endpoint.route.strip("/")]
     without = [one for one in _config_of(service).endpoints if one.route is None]
@@ -288,9 +288,9 @@ def _endpoint_config(number: int, endpoint: Endpoint) -> dict[str, Any]:
 
 
 def _check_may_change(request: Request, service: Service) -> None:
-    """Refuse changes of endpoints on a server without a key, unless it was started for them on a loopback address.
+    """Refuse changes of endpoints on a server without a key, unless it allows them and listens on a loopback address.
 
-    In DeepSparse everybody on the network could load any file of the server.
+    In DeepSparse, everyone on the network could load any file of the server.
     """
     config = service.config
     if config.workers > 1:
@@ -307,7 +307,7 @@ def _check_may_change(request: Request, service: Service) -> None:
         raise Refusal(
             "closed", "This server has no key: its endpoints cannot be changed. Start it with --api-key or --allow-endpoints."
         )  # fmt: skip
-    # A browser does not send this content type from another site without a preflight request, which fails.
+    # A browser sends this content type to another site only after a preflight request, which fails.
     if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
         raise Refusal("media", "Send the endpoint as application/json.")
 
@@ -315,7 +315,7 @@ def _check_may_change(request: Request, service: Service) -> None:
 async def _add(app: FastAPI, service: Service, body: bytes) -> JSONResponse:
     _check_size(body)
     try:
-        endpoint_body = EndpointBody.model_validate_json(body.decode(errors="replace"))  # the answer quotes it
+        endpoint_body = EndpointBody.model_validate_json(body.decode(errors="replace"))  # the response quotes the body
     except ValidationError as error:
         wrong = [{**one, "loc": ["body", *one["loc"]]} for one in error.errors(include_url=False, include_context=False)]
         return JSONResponse({"detail": wrong}, 422)
@@ -324,19 +324,19 @@ async def _add(app: FastAPI, service: Service, body: bytes) -> JSONResponse:
         _check_addable(app, service, config)
         await try_endpoint(endpoint_body.model_dump(), service.models)
         await (service.models.embedder_for(config) if config.open_at_start else pipeline_for(service.models, config))
-        _check_addable(app, service, config)  # another request may have added one meanwhile
+        _check_addable(app, service, config)  # another request may have added an endpoint meanwhile
         add_endpoint(app, service, service.add(config))
     except (OSError, TypeError, ValueError) as error:
         raise Refusal("invalid", f"The endpoint cannot be added: {error}") from error
-    app.openapi_schema = None  # the next request makes it again
+    app.openapi_schema = None  # the next request generates it again
     return JSONResponse(content=True)
 
 
 def _check_addable(app: FastAPI, service: Service, config: DeepSparseEndpoint) -> None:
-    """Check that there is room for an endpoint, and that its names and paths are free.
+    """Check that the server can have another endpoint, and that its names and paths are free.
 
     Raises:
-        Refusal: there are as many endpoints as a server takes.
+        Refusal: the server has the maximum number of endpoints.
         ConfigError: a name or a path is taken.
     """
     if len(service.endpoints) >= _MOST_ENDPOINTS:
@@ -352,7 +352,7 @@ def _check_size(body: bytes) -> None:
 
 
 async def _delete(app: FastAPI, service: Service, body: bytes) -> bool:
-    """Remove the endpoints of a name, route or path, and free their models; none is fine too."""
+    """Remove the endpoints of a name, route or path, and free their models. It is not an error if there are none."""
     _check_size(body)
     try:
         endpoint_body = EndpointBody.model_validate_json(body)
@@ -372,5 +372,5 @@ async def _delete(app: FastAPI, service: Service, body: bytes) -> bool:
             app.router.routes += app.state.overridden.pop(path, [])
         app.openapi_schema = None
     keys = [key for endpoint in service.endpoints for key in model_keys(_endpoint_of(endpoint))]
-    await asyncio.to_thread(service.models.close_unused, keys)  # after the requests that they still have
+    await asyncio.to_thread(service.models.close_unused, keys)  # after their queued requests
     return True

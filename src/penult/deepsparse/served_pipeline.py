@@ -1,4 +1,4 @@
-"""A pipeline with its request queue, opened as an endpoint says, for DeepSparse's routes."""
+"""A pipeline behind a request queue, opened with the settings of an endpoint, for DeepSparse's routes."""
 
 import logging
 from functools import partial
@@ -20,7 +20,7 @@ _LOGGER = logging.getLogger(__name__)
 
 
 class QueuedPipeline:
-    """A pipeline with its queue; `session_of` is the embedder whose session it may use."""
+    """A pipeline behind a request queue; `session_of` is the embedder whose session it may share."""
 
     def __init__(
         self, pipeline: Pipeline, reference: str, limits: Limits, metrics: Metrics, *, session_of: Embedder | None = None
@@ -36,7 +36,7 @@ class QueuedPipeline:
 
     @property
     def dimension(self) -> int:
-        """H, the size of one vector."""
+        """H, the number of values in a vector."""
         return self.pipeline.dimension
 
     async def tokenize(self, texts: list[str]) -> Tokenized:
@@ -44,7 +44,7 @@ class QueuedPipeline:
         return await self.queue.tokenize(texts, self.pipeline.tokenize)
 
     async def items(self, tokenized: Tokenized) -> list[NDArray[np.float32]]:
-        """Return the items of N texts, as `Pipeline` does."""
+        """Return the same items of N texts as `Pipeline`."""
         count = len(tokenized)
         width = self.pipeline.dimension * (self._longest if self._per_token else 1)
         rows = await self.queue.rows(
@@ -57,7 +57,7 @@ class QueuedPipeline:
         return list(rows)
 
     def close(self) -> None:
-        """Finish the requests in the queue, then free the model."""
+        """Finish the queued requests, then free the model."""
         self.queue.close()
         self.pipeline.close()
 
@@ -67,8 +67,8 @@ def pipeline(models: Models, endpoint: DeepSparseEndpoint) -> QueuedPipeline:
 
     Raises:
         FileNotFoundError: the model is missing.
-        TypeError: a key is of a wrong type.
-        ValueError: a key is not an allowed value or not for these routes, or the model has no such layer or length.
+        TypeError: a key has a wrong type.
+        ValueError: a key is not an allowed value or not for these routes, or the model does not have the layer or length.
     """
     return models.opened(_key(endpoint), partial(_open, models, endpoint))
 
@@ -104,12 +104,12 @@ def _open(models: Models, endpoint: DeepSparseEndpoint) -> QueuedPipeline:
 
 
 def _open_embedder(models: Models, endpoint: DeepSparseEndpoint) -> Embedder | None:
-    """Return the embedder of the endpoint, whose session the pipeline may share; None where the model has no embedder."""
-    if endpoint.extraction_strategy != "per_token" or endpoint.precision != "fp32":  # what `shareable` would refuse
+    """Return the embedder of the endpoint, whose session the pipeline may share. None: it cannot be shared or opened."""
+    if endpoint.extraction_strategy != "per_token" or endpoint.precision != "fp32":  # `shareable` would return False
         return None
     try:
         return models.embedder(endpoint).embedder
-    except (OSError, TypeError, ValueError):  # for example, the files state no pooling; its own routes answer with the reason
+    except (OSError, TypeError, ValueError):  # e.g. no pooling in the files; its own routes report the error
         return None
 
 

@@ -1,4 +1,4 @@
-"""Token vectors of an open embedder, for texts tokenized as in DeepSparse: both use one copy of the weights."""
+"""Token vectors of an open embedder, for texts tokenized as in DeepSparse, so that both share one copy of the weights."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -17,10 +17,10 @@ from penult.core.tokenizer import Tokenizer
 
 
 class SharedRows:
-    """Token vectors of an open embedder's graph; see `shareable`. Closing it leaves the embedder open.
+    """Token vectors of an open embedder's graph; see `shareable`. Closing does not close the embedder.
 
     Args:
-        embedder: it must stay open.
+        embedder: an open embedder. Keep it open.
         recipe: prompts and lengths.
         runtime: padded lengths.
         tokenizer: tokenizer of these texts.
@@ -61,7 +61,7 @@ class SharedRows:
 
 
 def shareable(embedder: Embedder, source: Source, recipe: Recipe) -> bool:
-    """Return whether an embedder's graph has the token vectors that a recipe asks for.
+    """Return whether an embedder's graph has the token vectors of a recipe.
 
     Args:
         embedder: an open embedder.

@@ -1,6 +1,6 @@
 """The HTTP server: its configuration, and `serve`.
 
-The names below are imported when they are first used, so that the command line starts without pydantic and a web framework.
+The names below are imported on first use, so that the command line starts without importing pydantic and a web framework.
 """
 
 from importlib import import_module
@@ -16,22 +16,22 @@ _HOMES = {"main": "command"}
 
 
 def serve(config: "ServerConfig", extend: "Extend | None" = None) -> None:
-    """Load the models and answer requests until SIGTERM or SIGINT; then finish those that have begun.
+    """Load the models and answer requests until SIGTERM or SIGINT, then finish the requests in progress.
 
-    A program that serves with several workers needs `if __name__ == "__main__":` around this call, as with multiprocessing.
+    With several workers, a program needs `if __name__ == "__main__":` around this call, as with multiprocessing.
 
     Args:
-        config: what is served.
-        extend: adds further routes; `penult.deepsparse.routes.add` those of DeepSparse, for a `DeepSparseServer`. Workers
-            import it by its name.
+        config: the configuration of the server.
+        extend: function that adds further routes, such as `penult.deepsparse.routes.add` for a `DeepSparseServer`. Workers
+            import it by name.
 
     Raises:
         FileNotFoundError: a model is missing.
-        OSError: the port is in use, or the host is not one of this machine; raised before a model is loaded.
+        OSError: the port is in use, or the host is not an address of this machine; raised before a model is loaded.
         ValueError: the configuration cannot be served.
         ModuleNotFoundError: the packages of penult[server] are not installed.
     """
-    from penult.server.run import run  # noqa: PLC0415 - a web framework, half a second
+    from penult.server.run import run  # noqa: PLC0415 - importing the web framework takes 0.5 s
 
     run(config, extend)
 

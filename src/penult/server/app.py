@@ -1,6 +1,6 @@
-"""The web application: all routes over one service, behind the middleware.
+"""The web application: the routes of all protocols over one service, behind the middleware.
 
-It composes; it does not know the words of any contract.
+This module only composes. Each protocol's request and response formats are in its own module.
 """
 
 from collections.abc import AsyncIterator, Callable
@@ -27,7 +27,7 @@ from penult.server.service import Service
 _ABOUT = """Text to vectors on the CPU. The routes of OpenAI (`/v1/embeddings`) and of Text Embeddings Inference (`/embed`) give
 penult's vectors, as the model's own files say."""
 
-# Chrome asks whether pages of the internet may use a server of this machine; older versions of Starlette ignore the question.
+# Chrome sends a preflight request before a public page may use a local server; older versions of Starlette ignore it.
 _PRIVATE_NETWORK = {"allow_private_network": True} if "allow_private_network" in signature(CORSMiddleware).parameters else {}
 
 Extend = Callable[[FastAPI, Service], None]
@@ -37,8 +37,8 @@ def create_app(config: ServerConfig, extend: Extend | None = None) -> FastAPI:
     """Load the models and return the application.
 
     Args:
-        config: what is served.
-        extend: adds further routes.
+        config: the configuration of the server.
+        extend: function that adds further routes.
 
     Raises:
         FileNotFoundError: a model is missing.
@@ -49,7 +49,7 @@ def create_app(config: ServerConfig, extend: Extend | None = None) -> FastAPI:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, Any]]:
         yield {STOP_OPENING: service.models.stop_opening}
-        service.models.close()  # every request has its answer by now
+        service.models.close()  # every request is answered by now
 
     app = FastAPI(
         title="penult",
@@ -67,8 +67,8 @@ def create_app(config: ServerConfig, extend: Extend | None = None) -> FastAPI:
     docs.add(app)
     app.add_exception_handler(HTTPException, no_route)
     app.state.service = service
-    app.openapi()  # made now: it takes a fifth of a second, in which nobody else would be answered
-    # The last one is the outermost.
+    app.openapi()  # cached at start: it takes 0.2 s, which would block the event loop during a request
+    # The middleware added last is the outermost.
     in_flight = max(config.limits.max_bodies_in_flight, config.limits.max_body_bytes)
     app.add_middleware(CompressedBodyMiddleware, max_body_bytes=config.limits.max_body_bytes)
     app.add_middleware(

@@ -1,8 +1,8 @@
-"""The bodies of requests while they are received: their sizes, the bytes of all together, and how long a client may take.
+"""Limits on request bodies while they are received: size of one, bytes of all together, and time.
 
-The bodies of answers are counted until their clients have read them.
+Bytes of large answers are counted until the clients have read them.
 
-It knows ASGI's messages and refusals; it does not know what a body means.
+This module handles ASGI messages and raises refusals. It does not parse bodies.
 """
 
 import asyncio
@@ -12,20 +12,20 @@ from starlette.types import Message, Receive, Scope, Send
 
 from penult.server.errors import Refusal
 
-SMALL = 65_536  # bytes; such a body is received, or left unread, without further care
-_STALL_SECONDS = 30.0  # without a byte of the body; a client that stalls for ever must not hold up the end of the server
-_PIECE = 1 << 20  # bytes of an answer that are handed on at a time
-_SLOWEST = 65_536  # bytes per second that a body has to reach after its first 30 s
-# A client that reads nothing before it has sent everything gets its answer if the rest of its body is at most so many times
-# the limit and comes in time.
+SMALL = 65_536  # bytes; a body up to this size is received, or left unread, without extra limits
+_STALL_SECONDS = 30.0  # without a byte of the body; a stalled client must not delay shutdown indefinitely
+_PIECE = 1 << 20  # bytes of an answer per ASGI message
+_SLOWEST = 65_536  # minimum bytes per second of a body after its first 30 s
+# Some clients read nothing before they have sent the whole body. They still get a refusal if the rest of the body has at most
+# `_DRAIN_TIMES` times the limit and arrives within `_DRAIN_SECONDS`.
 _DRAIN_TIMES, _DRAIN_SECONDS = 4, 10.0
 
 
 class Bodies:
-    """The bytes of the bodies of all requests that are not answered yet.
+    """Byte counter of the bodies of all requests that are not answered yet.
 
     Args:
-        most: maximum bytes. Small bodies may use an eighth more, so that large ones do not shut them out.
+        most: maximum bytes. Small bodies may use an eighth more, so that large ones do not block them.
     """
 
     def __init__(self, most: int) -> None:
@@ -42,10 +42,10 @@ class Bodies:
         self._used += size
 
     def check(self, size: int, *, small: bool = False) -> None:
-        """Check that there is room.
+        """Check that the bytes fit within the limit.
 
         Raises:
-            Refusal: there is not.
+            Refusal: they do not.
         """
         if self._used + size > self._most + (self._most // 8 if small else 0):
             raise Refusal(
@@ -60,7 +60,7 @@ class Bodies:
 
 
 class Answers:
-    """The bytes of the large answers that clients have not read yet.
+    """Byte counter of the large answers that clients have not read yet.
 
     Args:
         most: maximum bytes. A single answer may have more.
@@ -90,11 +90,11 @@ class Answers:
 
 
 class Answer:
-    """The answer to one request; `send` is ASGI's, and returns when the client has read nearly all of a large body.
+    """The answer to one request. Its `send` returns when the client has read nearly all of a large body.
 
     Args:
-        send: ASGI's own. It waits before each message until the client has read the one before.
-        answers: bytes of all answers.
+        send: the ASGI send callable. It waits before each message until the client has read the previous one.
+        answers: byte counter of all answers.
     """
 
     def __init__(self, send: Send, answers: Answers) -> None:
@@ -103,10 +103,10 @@ class Answer:
         self._taken = 0
 
     async def send(self, message: Message) -> None:
-        """Pass on a message, a large body in pieces.
+        """Send a message; a large body is sent in pieces.
 
         Raises:
-            Refusal: before anything is sent, where there would be too many bytes that are not read.
+            Refusal: there would be too many unread bytes; raised before anything is sent.
         """
         if message["type"] == "http.response.start":
             size = int(next((value for name, value in message.get("headers", ()) if name == b"content-length"), 0))
@@ -120,18 +120,18 @@ class Answer:
         await self._send({**message, "body": body[sent:]} if sent else message)
 
     def release(self) -> None:
-        """State that the client has read it, or has left."""
+        """Release the bytes: the client has read the answer, or has disconnected."""
         self._answers.release(self._taken)
         self._taken = 0
 
 
 class Body:
-    """The body of one request; `receive` is ASGI's, with the limits.
+    """The body of one request. Its `receive` enforces the limits.
 
     Args:
-        scope: of the request.
-        receive: ASGI's own.
-        bodies: bytes of all requests.
+        scope: ASGI scope of the request.
+        receive: the ASGI receive callable.
+        bodies: byte counter of all requests.
         max_bytes: maximum bytes of this body.
     """
 
@@ -147,14 +147,14 @@ class Body:
 
     @property
     def unread(self) -> bool:
-        """Whether more of it may come than a server discards without further care."""
+        """Whether more than a small rest of the body may still arrive."""
         return not self._whole and (self._announced is None or self._announced > SMALL)
 
     def check_announced(self) -> None:
-        """Refuse a body that is too large, or for which there is no room, by what its head says.
+        """Check the size that the request headers announce.
 
         Raises:
-            Refusal: it is.
+            Refusal: the body is too large, or does not fit within the limit of all requests.
         """
         if self._announced is None:
             return
@@ -163,12 +163,12 @@ class Body:
         self._bodies.check(self._announced, small=self._announced <= SMALL)
 
     async def receive(self) -> Message:
-        """Count the body as it comes, whatever its head says.
+        """Receive a message, and count its bytes whatever the headers announced.
 
         Raises:
-            Refusal: it is too large, too slow, or there is no room for it.
+            Refusal: the body is too large, too slow, or does not fit within the limit of all requests.
         """
-        if self._whole:  # what comes now is that the client leaves, whenever that is
+        if self._whole:  # the next message is the disconnect, which has no time limit
             return await self._receive()
         left = self._started + _STALL_SECONDS + self._read / _SLOWEST - time.monotonic()
         try:
@@ -189,16 +189,16 @@ class Body:
         return message
 
     def count(self, size: int) -> None:
-        """Count bytes among those of all requests, also those that the body is decompressed to.
+        """Add bytes, including decompressed ones, to the counter of all requests.
 
         Raises:
-            Refusal: there is no room for them.
+            Refusal: they do not fit within the limit.
         """
         self._bodies.take(size, small=self._taken + size <= SMALL)
         self._taken += size
 
     async def drain(self) -> None:
-        """Receive and drop the rest, within bounds: a connection that is closed before is a reset for who still sends."""
+        """Receive and discard the rest, within limits: closing earlier resets the connection of a client that still sends."""
         self.release()
         left = _DRAIN_TIMES * self._max_bytes
         try:
@@ -211,7 +211,7 @@ class Body:
             return
 
     def release(self) -> None:
-        """State that it is needed no more."""
+        """Release the bytes: the body is not needed any more."""
         self._bodies.release(self._taken)
         self._taken = 0
 

@@ -1,6 +1,7 @@
-"""The text of a request's body: the byte order mark that some clients write, and characters that are none.
+"""The text of a request's body: byte order marks and invalid characters.
 
-JSON can hold half of a surrogate pair, which editors and slicing in JavaScript make of an emoji; no tokenizer can read it.
+JSON can contain an unpaired surrogate, which editors and slicing in JavaScript produce from an emoji. Tokenizers cannot
+read it.
 """
 
 import json
@@ -12,14 +13,14 @@ from penult.server.errors import Refusal
 _UTF8, _UTF16 = b"\xef\xbb\xbf", (b"\xff\xfe", b"\xfe\xff")
 _HALF_PAIR = re.compile("[\ud800-\udfff]")
 _ESCAPED_HALF = re.compile(rb"\\u[dD][89a-fA-F]")
-_INVALID_BYTE = "\udc80", "\udcff"  # how Python's `surrogateescape` writes the bytes that are not UTF-8
+_INVALID_BYTE = "\udc80", "\udcff"  # range to which Python's `surrogateescape` maps bytes that are not UTF-8
 
 
 def without_mark(body: bytes) -> bytes:
-    """Return a body without the byte order mark at its start.
+    """Return a body without the UTF-8 byte order mark at its start.
 
     Raises:
-        Refusal: the mark is that of UTF-16.
+        Refusal: the byte order mark is that of UTF-16.
     """
     if body.startswith(_UTF16):
         raise Refusal("invalid", "The body is UTF-16; send it as UTF-8.")
@@ -27,7 +28,7 @@ def without_mark(body: bytes) -> bytes:
 
 
 def broken_text(body: bytes) -> Refusal | None:
-    """Return the refusal of a body that cannot be parsed for a character in one of its texts; None: for another reason."""
+    """Return the refusal of a body with an invalid character in a text; None if it cannot be parsed for another reason."""
     try:
         body.decode()
         if not _ESCAPED_HALF.search(body):
@@ -50,7 +51,7 @@ def broken_text(body: bytes) -> Refusal | None:
 
 
 def _texts(values: dict[str, object], above: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], str]]:
-    """Yield every text of a JSON object, with the keys and numbers that lead to it."""
+    """Yield every text of a JSON object, with the keys and indices of its path."""
     for key, value in values.items():
         for number, item in enumerate(value if isinstance(value, list) else [value]):
             where = (*above, key, str(number)) if isinstance(value, list) else (*above, key)

@@ -1,7 +1,7 @@
-"""Whether a request comes from a web page that has no business here: DNS rebinding, cross-site requests, forms.
+"""Protection against requests of foreign web pages: DNS rebinding, cross-site requests, forms.
 
-A server on a loopback address without a key trusts the programs of this machine, and the pages that they serve. A web page from
-elsewhere that the user visits runs on this machine too, so its requests are told apart by what browsers always state: `Host`,
+A server on a loopback address without a key trusts the programs of this machine, and the pages that they serve. A browser on
+this machine also runs pages from elsewhere. Their requests are recognized by the headers that browsers always send: `Host`,
 `Origin` and `Sec-Fetch-Site`.
 """
 
@@ -13,19 +13,19 @@ from starlette.types import Scope
 from penult.server.config import ServerConfig, is_loopback
 from penult.server.errors import Refusal
 
-# Pages that programs of this machine serve, such as a front end under development; allowed unless --allow-origin names others.
+# Origins of pages served by this machine, such as a front end in development; allowed unless --allow-origin is set.
 LOOPBACK_ORIGIN = re.compile(
     r"https?://(localhost|[a-z0-9-]+(\.[a-z0-9-]+)*\.localhost|127(\.\d{1,3}){3}|\[::1\])(:\d{1,5})?", re.ASCII | re.IGNORECASE
 )
-_FORMS = ("application/x-www-form-urlencoded", "multipart/", "text/")  # what pages send anywhere without a preflight request
+_FORMS = ("application/x-www-form-urlencoded", "multipart/", "text/")  # content types that need no preflight
 
 
 class BrowserCheck:
     """Refuses requests of foreign web pages.
 
     Args:
-        config: decides what is checked. `allowed_hosts` is checked wherever it is given, the rest on a loopback address
-            without a key.
+        config: the configuration of the server. `allowed_hosts` is always checked if it is set, the rest only on a loopback
+            address without a key.
     """
 
     def __init__(self, config: ServerConfig) -> None:
@@ -34,10 +34,10 @@ class BrowserCheck:
         self._origins = config.allow_origin
 
     def check(self, scope: Scope) -> None:
-        """Check the head of a request.
+        """Check the headers of a request.
 
         Raises:
-            Refusal: its host or its origin is foreign, or it is a form.
+            Refusal: the host or the origin is foreign, or the content type is that of a form.
         """
         if not (self._local or self._hosts):
             return
@@ -51,7 +51,7 @@ class BrowserCheck:
         for origin in origins:
             if not self._is_allowed(origin) and origin.partition("://")[2] not in hosts:
                 raise _foreign(f"The origin {origin[:200]!r}")
-        # A click on a link states no origin, and neither do images and scripts of another page.
+        # Browsers send no `Origin` for a click on a link, nor for images and scripts of another page.
         link = modes == ["navigate"] and scope["method"] in ("GET", "HEAD")
         if not (origins or link or "*" in self._origins) and {"cross-site", "same-site"} & {*sites}:
             raise _foreign("Another web page")

@@ -1,6 +1,6 @@
-"""`penult serve`: a server's options on the command line.
+"""`penult serve`: the server's command-line options.
 
-Typer makes the options from the fields of a dataclass, so that another command can add its own to them.
+Typer derives the options from the fields of a dataclass, so that another command can inherit and extend them.
 """
 
 import os
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
     from penult.server.app import Extend
     from penult.server.config import Limits, ServerConfig
 
-_FAILED = 2  # exit status where the server does not start
+_FAILED = 2  # exit status if the server does not start
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """The options of `penult serve`; None: not given."""
+    """The options of `penult serve`; None: not set."""
 
     model: Annotated[
         str | None, typer.Argument(metavar="MODEL", help="A folder, an .onnx file, a Hub id or package:NAME[/folder].")
@@ -114,11 +114,11 @@ class Options:
     ] = None
 
     def configuration(self) -> "ServerConfig":
-        """Return the configuration of the file or of the one model, overridden by the other options.
+        """Return the configuration from the file or for the single model, overridden by the other options.
 
         Raises:
-            FileNotFoundError: there is no such file.
-            ConfigError: the configuration cannot be served.
+            FileNotFoundError: the file does not exist.
+            ConfigError: the configuration is invalid.
         """
         from penult.server.config import ConfigError  # noqa: PLC0415 - `penult --help` needs no pydantic, here and below
         from penult.server.config_file import override  # noqa: PLC0415
@@ -138,11 +138,11 @@ class Options:
         return override(config, self.overrides(config.limits))
 
     def extend(self) -> "Extend | None":
-        """Return what adds further routes to the server."""
+        """Return the function that adds further routes to the server."""
         return None
 
     def endpoint(self) -> dict[str, Any]:
-        """Return what the options state of the model, under the keys of a configuration file."""
+        """Return the options of the model, under the keys of a configuration file."""
         poolings = (self.pooling or "").split(",")
         prompts = {"query": self.query_prompt, "document": self.document_prompt}
         task = self.model_task
@@ -161,7 +161,7 @@ class Options:
             "model_file": self.model_file,
             "model_task": int(task) if task is not None and task.isdecimal() else task,
         }
-        layer = {} if self.layer is None else {"layer": layer_of(self.layer)}  # where None is a value: the graph's own output
+        layer = {} if self.layer is None else {"layer": layer_of(self.layer)}  # None is a valid layer: the graph's own output
         return {key: value for key, value in values.items() if value is not None} | layer
 
     def from_model(self, endpoint: dict[str, Any]) -> "ServerConfig":
@@ -180,7 +180,7 @@ class Options:
         return config
 
     def overrides(self, limits: "Limits") -> dict[str, Any]:
-        """Return the fields of a server's configuration that the options state; `limits` are those without them."""
+        """Return the configuration fields that the options set; `limits` are the limits before the overrides."""
         from penult.server.config_file import override  # noqa: PLC0415
 
         values = {
@@ -205,10 +205,10 @@ def _listed(value: str | None) -> tuple[str, ...] | None:
 
 
 class Serve(TyperCommand):
-    """A command that reads `Options` and serves; a configuration that cannot be served is one line and exit status 2."""
+    """A command that parses `Options` and serves. User errors are printed as one line, with exit status 2."""
 
-    def invoke(self, ctx: Any) -> None:  # noqa: ANN401 - click's context, which newer typers bring along
-        """Serve until the process is told to end."""
+    def invoke(self, ctx: Any) -> None:  # noqa: ANN401 - click's context; newer versions of typer bundle click
+        """Serve until SIGTERM or SIGINT."""
         options: Options = super().invoke(ctx)
         try:
             from penult.server import serve  # noqa: PLC0415
@@ -222,7 +222,7 @@ class Serve(TyperCommand):
 
 
 def add(app: typer.Typer, options: type[Options] = Options) -> None:
-    """Add the command `serve` with these options to a command line, in place of one it has."""
+    """Add the command `serve` with these options to a command line, replacing an existing one."""
     app.command(
         "serve",
         cls=Serve,
@@ -232,11 +232,11 @@ def add(app: typer.Typer, options: type[Options] = Options) -> None:
 
 
 def main(arguments: Sequence[str] | None = None, options: type[Options] = Options) -> None:
-    """Run `penult.server`: serve as the command line says.
+    """Run `penult.server` with command-line arguments.
 
     Args:
         arguments: the command line. None: this process's.
-        options: the options that it may have.
+        options: the class of the allowed options.
 
     Raises:
         SystemExit: the command line is wrong, or the server does not start.
@@ -246,5 +246,5 @@ def main(arguments: Sequence[str] | None = None, options: type[Options] = Option
     try:
         app(sys.argv[1:] if arguments is None else list(arguments), prog_name="penult.server")
     except SystemExit as end:
-        if end.code:  # a program that calls this goes on after the server has ended
+        if end.code:  # with status 0, a program that calls this continues after the server has ended
             raise

@@ -1,6 +1,6 @@
-"""Compressed bodies of requests: gzip and deflate are decompressed as they come, and what they unpack to is limited.
+"""Compressed request bodies: gzip and deflate are decompressed while they arrive, up to a size limit.
 
-A few kilobytes can unpack to gigabytes, so that no more is unpacked at a time than the limit leaves, plus one byte.
+A few kilobytes can decompress to gigabytes. Each step therefore decompresses at most the rest of the limit plus one byte.
 """
 
 import asyncio
@@ -11,8 +11,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from penult.server.errors import Refusal
 
-_PIECE = 1 << 20  # bytes that are unpacked in one step: some 5 ms, in which no other request is answered
-_GZIP = 16 + zlib.MAX_WBITS  # zlib's name of the format
+_PIECE = 1 << 20  # bytes per decompression step: about 5 ms, in which the event loop is blocked
+_GZIP = 16 + zlib.MAX_WBITS  # zlib's `wbits` for gzip
 
 
 class CompressedBodyMiddleware:
@@ -20,7 +20,7 @@ class CompressedBodyMiddleware:
 
     Args:
         app: the application.
-        max_body_bytes: maximum bytes that a body unpacks to.
+        max_body_bytes: maximum bytes of a decompressed body.
     """
 
     def __init__(self, app: ASGIApp, *, max_body_bytes: int) -> None:
@@ -28,28 +28,28 @@ class CompressedBodyMiddleware:
         self._max_body_bytes = max_body_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request to the application, its body decompressed.
+        """Pass a request to the application, with its body decompressed.
 
         Raises:
-            Refusal: the encoding is not known.
+            Refusal: the encoding is not supported.
         """
         if scope["type"] == "http":
             encoding = _encoding(scope)
             if encoding not in ("", "identity"):
-                # Whoever counts the bytes of all requests together counts what this one unpacks to as well.
+                # The byte counter of all requests includes the decompressed bytes.
                 count = getattr(scope.get("penult.body"), "count", None)
                 receive = _Unpacked(receive, encoding, self._max_body_bytes, count)
-                # What follows sees a plain body of a length that nobody has announced.
+                # The inner application receives an uncompressed body without an announced length.
                 kept = [pair for pair in scope["headers"] if pair[0] not in (b"content-encoding", b"content-length")]
                 scope = {**scope, "headers": kept}
         await self._app(scope, receive, send)
 
 
 def _encoding(scope: Scope) -> str:
-    """Return the encoding of the body in lower case, "" where none is stated.
+    """Return the content encoding of the body in lower case, "" if it has none.
 
     Raises:
-        Refusal: the encoding is not known, or there are several.
+        Refusal: the encoding is not supported, or there are several.
     """
     stated = b",".join(value for name, value in scope["headers"] if name == b"content-encoding")
     encoding = stated.decode("latin-1").strip().lower()
@@ -63,7 +63,7 @@ def _encoding(scope: Scope) -> str:
 
 
 class _Unpacked:
-    """The messages of a request, with the body decompressed; each holds at most `_PIECE` bytes of it."""
+    """ASGI receive callable with a decompressed body, at most `_PIECE` bytes per message."""
 
     def __init__(self, receive: Receive, encoding: str, limit: int, count: Callable[[int], None] | None) -> None:
         self._receive = receive
@@ -72,8 +72,8 @@ class _Unpacked:
         self._count = count
         self._size = 0
         self._packed = b""
-        self._more = True  # the client has not sent all
-        self._pending = False  # the decompressor has not given all of what it read
+        self._more = True  # the client has not sent everything
+        self._pending = False  # the decompressor has buffered output
         self._whole = False
         self._begun = False
         self._decompressor = zlib.decompressobj(_GZIP)
@@ -82,12 +82,12 @@ class _Unpacked:
         """Return the next message.
 
         Raises:
-            Refusal: the body is damaged, or unpacks to more than the limit.
+            Refusal: the body is damaged, or decompresses to more than the limit.
         """
-        if self._whole:  # what comes now is that the client leaves
+        if self._whole:  # the next message is the disconnect
             return await self._receive()
         if self._packed or self._pending:
-            await asyncio.sleep(0)  # other requests are answered between two pieces
+            await asyncio.sleep(0)  # let the event loop answer other requests between two pieces
         elif self._more:
             message = await self._receive()
             if message["type"] != "http.request":
@@ -106,16 +106,16 @@ class _Unpacked:
         return {"type": "http.request", "body": data, "more_body": not self._whole}
 
     def _open(self, packed: bytes) -> None:
-        """Take a piece of what the client sends; the first byte tells the two formats of `deflate` apart."""
+        """Store a piece of the compressed body; the first byte distinguishes the two formats of `deflate`."""
         if packed and not self._begun:
             self._begun = True
-            if self._encoding == "deflate":  # zlib's format, or of some clients the bare stream
+            if self._encoding == "deflate":  # zlib's format, or a raw deflate stream, which some clients send
                 is_zlib = packed[0] & 0x0F == zlib.DEFLATED
                 self._decompressor = zlib.decompressobj(zlib.MAX_WBITS if is_zlib else -zlib.MAX_WBITS)
         self._packed = packed
 
     def _unpack(self) -> bytes:
-        """Unpack one piece of what has come."""
+        """Decompress one piece of the bytes received so far."""
         most = min(_PIECE, self._limit - self._size + 1)
         try:
             data = self._decompressor.decompress(self._packed, most)

@@ -1,6 +1,6 @@
 """The configuration of a server: pydantic models with penult's own error messages.
 
-This file knows no file format, no web framework and no model. `config_file` reads these models from YAML.
+This module does not depend on a file format, a web framework or a model. `config_file` reads these models from YAML.
 """
 
 from collections.abc import Mapping, Sequence
@@ -37,7 +37,7 @@ _SECRETS = {"api_key"}  # fields that a file must not state
 
 
 def is_loopback(host: str) -> bool:
-    """Return whether a host is a name or an address of this machine that no other machine can reach."""
+    """Return whether a host is a loopback name or address, which no other machine can reach."""
     host = host.lower().removesuffix(".")
     if host == "localhost" or host.endswith(".localhost"):
         return True
@@ -48,22 +48,23 @@ def is_loopback(host: str) -> bool:
 
 
 class ConfigError(ValueError):
-    """A configuration that cannot be served; the message says where and why."""
+    """An invalid configuration; the message says where and why."""
 
 
 def error_at(*keys: str | int, message: str) -> PydanticCustomError:
-    """Return an error that a model's validator raises about a key below that model."""
+    """Return an error for a model's validator to raise about a nested key."""
     words = " ".join([".".join(map(str, keys)), message]).strip()
     return PydanticCustomError("at_key", "{words}", {"words": words, "message": message, "at": keys})
 
 
 class Settings(BaseModel):
-    """Base of all sections of a configuration: immutable, without unknown keys.
+    """Base class of all sections of a configuration: immutable, without unknown keys.
 
-    Validated with a context (by `config_file`), they are the sections of a file, in which a key without a value is absent.
+    `config_file` validates them with a context. They are then the sections of a file, in which a key without a value counts as
+    absent.
     """
 
-    # An error of the whole server would show its key.
+    # An error about the whole server would print its API key.
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True, protected_namespaces=())
 
     @model_validator(mode="before")
@@ -85,7 +86,7 @@ class Settings(BaseModel):
         return {name: value for name, value in values.items() if value is not None or name in nullable}
 
     def stated(self) -> dict[str, Any]:
-        """Return the fields that were stated, without those that have their default."""
+        """Return the fields that were set explicitly."""
         return {name: getattr(self, name) for name in self.model_fields_set}
 
 
@@ -145,17 +146,17 @@ class Limits(Settings):
 
     Attributes:
         max_body_bytes: bytes of one request's body.
-        max_bodies_in_flight: bytes of all bodies that are being received or worked on, at least `max_body_bytes`; more are
+        max_bodies_in_flight: bytes of all bodies that are being received or processed, at least `max_body_bytes`; more are
             answered with 429.
         max_client_batch_size: texts of one request.
         max_text_chars: characters of one text.
-        max_request_tokens: tokens of one request, those that truncation removes not counted.
+        max_request_tokens: tokens of one request, after truncation.
         max_concurrent_requests: requests that run or wait, for each model; more are answered with 429.
         max_queue_tokens: tokens of all requests that run or wait, for each model; more are answered with 429.
         max_queue_seconds: a request that is expected to wait longer for the model is answered with 429.
-        max_tick_tokens: tokens of one merged batch; it bounds how long a small request waits behind a large one.
-        max_answer_values: numbers of one answer; `per_token` and /embed_all have thousands for each text.
-        max_load_seconds: opening of a model while the server runs; one that takes longer is given up.
+        max_tick_tokens: token budget of one merged call; it bounds how long a small request waits behind a large one.
+        max_answer_values: numbers of one answer; `per_token` and /embed_all return thousands per text.
+        max_load_seconds: time limit for opening a model while the server runs.
     """
 
     max_body_bytes: Count = 32 * 1024 * 1024
@@ -177,21 +178,21 @@ class EndpointConfig(Settings):
     Attributes:
         model: folder, .onnx file, Hub id, `package:` or `zoo:` stub.
         served_model_name: the model's name on the routes. None: `name`, or else the last part of `model`'s path.
-        name: its name in paths such as /v2/models/NAME/infer, and on the routes if `served_model_name` is not set.
+        name: the name in paths such as /v2/models/NAME/infer, and on the routes if `served_model_name` is not set.
         aliases: further names that clients may send as `model`.
         layer: see `Embedder.load`.
-        pooling: see `Embedder.load`; several are concatenated. None: as the model's files say.
-        fallback_pooling: pooling where neither `pooling` nor the model's files state one. None: then loading fails.
+        pooling: see `Embedder.load`; several are concatenated. None: from the model's files.
+        fallback_pooling: pooling if neither `pooling` nor the model's files set one. None: loading fails then.
         precision: see `Embedder.load`.
-        max_length: tokens of a text. None: as the model's files say.
-        truncate: what happens to a longer text; see `Embedder.load`. "warn": it is cut, and the answer counts it.
-        dimensions: leading values of a vector that are kept. None: all.
-        normalize: whether vectors get length 1. None: as the model's files say.
-        layer_norm: whether a layer norm without weights comes before `dimensions` are kept.
-        prompts: prompt of each role, in place of the model's own. None: as the model's files say.
-        files_from: folder or Hub id with tokenizer and configuration, for a model that lacks them. None: the model's own.
-        model_file: the .onnx file, of several in a folder or on the Hub. None: as `Embedder.load` chooses.
-        model_task: the task, of a model that has several.
+        max_length: maximum tokens of a text. None: from the model's files.
+        truncate: handling of longer texts; see `Embedder.load`. "warn": they are truncated, and the answer counts them.
+        dimensions: number of leading values of a vector to keep. None: all.
+        normalize: whether vectors are L2-normalized. None: from the model's files.
+        layer_norm: whether to apply a layer norm without weights before `dimensions` truncates the vectors.
+        prompts: prompt of each role, overriding the model's own. None: from the model's files.
+        files_from: folder or Hub id with tokenizer and configuration, for a model without them. None: the model's own.
+        model_file: the .onnx file, if a folder or the Hub has several. None: as `Embedder.load` chooses.
+        model_task: the task, if the model has several.
         open_at_start: whether the model is loaded before the server listens. False: at its first request.
     """
 
@@ -217,11 +218,11 @@ class EndpointConfig(Settings):
 
     @property
     def place(self) -> str:
-        """File, line and key of the endpoint, for errors; empty where there is no file."""
+        """File, line and key of the endpoint, for errors; empty without a file."""
         return self._place
 
     def set_place(self, place: str) -> None:
-        """Set `place`. It is not a field, so that a file cannot state it."""
+        """Set `place`. It is not a field, so that a file cannot set it."""
         self._place = place
 
     @property
@@ -231,14 +232,15 @@ class EndpointConfig(Settings):
 
     @property
     def chooses_files(self) -> bool:
-        """Whether it uses other files than `model` alone refers to."""
+        """Whether the endpoint uses files other than those that `model` refers to."""
         return self.files_from is not None or self.model_file is not None
 
 
 def public_name(model: str) -> str:
-    """Return the name of a model for clients, which does not show the folders of the server.
+    """Return the name of a model for clients, without the server's folders.
 
-    Of a path it is the model's folder, of one in the Hub's cache the Hub id. Other references are public as they are.
+    For a path it is the name of the model's folder, for a path in the Hub's cache the Hub id. Other references are returned
+    unchanged.
     """
     path = Path(model)
     if not (path.exists() or model.startswith(("/", "./", "../", "~"))):
@@ -253,7 +255,7 @@ def public_name(model: str) -> str:
 
 
 def check_unique(endpoints: Sequence[EndpointConfig], *fields: str) -> None:
-    """Raise an error at the second of two endpoints that have the same value in one of these fields."""
+    """Raise an error for the second of two endpoints with the same value in one of these fields."""
     first: dict[str, int] = {}
     for number, endpoint in enumerate(endpoints):
         for field in fields:
@@ -269,21 +271,21 @@ class ServerConfig(Settings):
     """The configuration of a server.
 
     Attributes:
-        endpoints: what it serves, at least one.
-        host: address to listen on: 0.0.0.0 for every network, 127.0.0.1 for this machine alone.
-        port: port to listen on; 0: any that is free.
+        endpoints: the served endpoints, at least one.
+        host: bind address: 0.0.0.0 for every network, 127.0.0.1 for this machine only.
+        port: port to listen on; 0: any free port.
         api_key: key that clients send as `Authorization: Bearer KEY`, except to the health routes. None: no key is needed.
-        allowed_hosts: names under which clients may reach the server, as *.example.com too; * allows all. Loopback names are
-            always allowed. Empty: on a loopback address without a key loopback names alone, else all.
-        allow_origin: web pages that may use the server from a browser, as https://app.example.com; * allows all. Empty: on a
-            loopback address without a key pages of this machine, else none but the server's own.
+        allowed_hosts: host names under which clients may reach the server, including *.example.com; * allows all. Loopback
+            names are always allowed. Empty: on a loopback address without a key only loopback names, else all.
+        allow_origin: origins of web pages that may use the server, such as https://app.example.com; * allows all. Empty: on a
+            loopback address without a key pages of this machine, else only the server's own.
         allow_endpoints: whether POST and DELETE /endpoints need no key on a loopback address.
-        log_json: whether the log's lines are JSON objects.
+        log_json: whether log lines are JSON objects.
         threads: intra-op threads of each model. None: the physical cores this process may use, divided among the workers.
-        workers: processes that answer; each loads the models.
-        keep_alive: seconds that an idle connection stays open. Set more than that of the load balancer in front, or requests
-            meet connections that are being closed.
-        strict_model_name: whether a server of one model answers requests for another name with 404, as one of several does.
+        workers: number of server processes; each loads the models.
+        keep_alive: seconds that an idle connection stays open. Set it higher than the load balancer's, or requests can arrive
+            on connections that are being closed.
+        strict_model_name: whether a server of one model, like one of several, answers requests for another name with 404.
         limits: limits of requests and of the queue.
     """
 
@@ -315,6 +317,6 @@ class ServerConfig(Settings):
         return endpoints
 
     def names_of(self, endpoint: EndpointConfig, number: int) -> tuple[str, ...]:
-        """Return further names of an endpoint, the `number`-th of the server; the first must be unique."""
+        """Return further names of an endpoint, which is the `number`-th of the server; the first must be unique."""
         del number  # a subclass uses it
         return endpoint.aliases if endpoint.name is None else (endpoint.name, *endpoint.aliases)

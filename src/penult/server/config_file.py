@@ -1,6 +1,6 @@
-"""A server's configuration from YAML; an error names the file, the line and the key.
+"""Read a server's configuration from YAML. Errors state the file, the line and the key.
 
-The only file that imports yaml.
+This is the only module that imports yaml.
 """
 
 from collections.abc import Mapping
@@ -19,9 +19,9 @@ Location = tuple[str | int, ...]
 """The keys from the top of a file down to a value, as in pydantic's errors."""
 
 _MERGE = "tag:yaml.org,2002:merge"
-_MAX_VALUES = 100_000  # of a file, aliases counted each time: a few lines of aliases to aliases can stand for billions
+_MAX_VALUES = 100_000  # per file, aliases counted each time: a few lines of nested aliases can expand to billions
 _MAX_BITS = 64  # Python refuses to print an integer of thousands of digits
-# What PyYAML raises for a text that does not fit its tag: `!!bool x`, `!!timestamp x`, `!!int ""`.
+# Exceptions that PyYAML raises for a text that does not fit its tag: `!!bool x`, `!!timestamp x`, `!!int ""`.
 _UNREADABLE = (ValueError, KeyError, AttributeError, IndexError, TypeError, OverflowError)
 _ADVICE = "Check the indentation (spaces, not tabs), the colons and the quotes of this line and the one before."
 _KINDS = {"tuple_type": "it must be a list", "model_type": "it must be a mapping", "dict_type": "it must be a mapping",
@@ -33,9 +33,9 @@ class Document:
     """The values of a file, and the line of each.
 
     Attributes:
-        source: the file's path, or another name of where the values come from; may be empty.
+        source: the file's path, or another name of the source of the values; may be empty.
         values: plain dicts, lists and scalars.
-        lines: the line of each value. Empty: the values did not come from a file.
+        lines: the line of each value. Empty: the values are not from a file.
     """
 
     source: str
@@ -43,7 +43,7 @@ class Document:
     lines: Mapping[Location, int] = field(default_factory=dict)
 
     def place(self, location: Location) -> str:
-        """Return the file, the line and the key of a value, as far as each is known."""
+        """Return the file, the line and the key of a value, without those that are unknown."""
         at = location
         while at and at not in self.lines:
             at = at[:-1]
@@ -52,28 +52,28 @@ class Document:
         return ": ".join(filter(None, (f"{self.source}{line}", key)))
 
     def error(self, location: Location, message: str) -> ConfigError:
-        """Return the error that a value cannot be used."""
+        """Return the error for an invalid value."""
         return ConfigError(f"{self.place(location)} {message}.")
 
     def validate(self, kind: type[Section]) -> Section:
-        """Return the section of a configuration that the values describe.
+        """Return the values as a section of a configuration.
 
         Raises:
-            ConfigError: a key or a value cannot be used.
+            ConfigError: a key or a value is invalid.
         """
         try:
             return kind.model_validate(self.values, context={"file": self.source})
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
-            raise self.error(*_explain(dict(first))) from None  # pydantic's own text has no line
+            raise self.error(*_explain(dict(first))) from None  # pydantic's own message has no line number
 
 
 def load(path: str | Path, kind: type[Server]) -> tuple[Server, Document]:
-    """Return the configuration in a file, and the file's lines.
+    """Load the configuration from a file; return it with the file's values and lines.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ConfigError: the file is not YAML, or has a key or a value that cannot be used.
+        FileNotFoundError: the file does not exist.
+        ConfigError: the file is not YAML, or has an invalid key or value.
     """
     document = read(path)
     if isinstance(document.values, dict) and "api_key" in document.values:
@@ -85,10 +85,10 @@ def load(path: str | Path, kind: type[Server]) -> tuple[Server, Document]:
 
 
 def override(config: Section, values: Mapping[str, Any]) -> Section:
-    """Return a section of a configuration with these fields replaced. A value of None replaces nothing.
+    """Return a section of a configuration with these fields replaced. Values of None are skipped.
 
     Raises:
-        ConfigError: a value cannot be used.
+        ConfigError: a value is invalid.
     """
     return Document("", config.stated() | {name: value for name, value in values.items() if value is not None}).validate(
         type(config)
@@ -99,8 +99,8 @@ def read(path: str | Path) -> Document:
     """Read a YAML file (JSON is YAML too).
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ConfigError: the file is not YAML, has a key twice, or is larger than any configuration.
+        FileNotFoundError: the file does not exist.
+        ConfigError: the file is not YAML, has a duplicate key, or has too many values.
     """
     try:
         text = Path(path).read_text(encoding="utf-8")
@@ -131,7 +131,7 @@ def read(path: str | Path) -> Document:
 
 
 def _explain(error: dict[str, Any]) -> tuple[Location, str]:
-    """Return the location of one of pydantic's errors, and what is wrong there."""
+    """Return the location and the message of one of pydantic's errors."""
     location, kind, context = error["loc"], error["type"], error.get("ctx", {})
     message = error["msg"].removeprefix("Value error, ").replace("Input should be", "it must be")
     if kind == "at_key":
@@ -142,7 +142,7 @@ def _explain(error: dict[str, Any]) -> tuple[Location, str]:
 
 
 def _count(node: yaml.Node | None, known: dict[int, int]) -> int:
-    """Count the values of a node, those of an alias each time."""
+    """Count the values of a node, counting those of an alias each time."""
     if node is None or not isinstance(node.value, list):
         return 1
     if id(node) not in known:
@@ -152,14 +152,14 @@ def _count(node: yaml.Node | None, known: dict[int, int]) -> int:
 
 
 class _Reader:
-    """PyYAML's nodes to plain values, and the line of each."""
+    """Converter of PyYAML's nodes to plain values; it records the line of each."""
 
     def __init__(self, path: str) -> None:
         self.lines: dict[Location, int] = {}
         self._path = path
         self._constructor = yaml.SafeLoader("")
 
-    def value(self, node: yaml.Node, at: Location) -> Any:  # noqa: ANN401 - YAML holds anything
+    def value(self, node: yaml.Node, at: Location) -> Any:  # noqa: ANN401 - YAML allows any value
         """Return the value of a node."""
         self.lines.setdefault(at, node.start_mark.line + 1)
         if isinstance(node, yaml.SequenceNode):
@@ -171,9 +171,9 @@ class _Reader:
         return {name: self.value(inner, (*at, name)) for name, (_, inner) in pairs.items()}
 
     def _pairs(self, node: yaml.MappingNode, at: Location) -> dict[str, tuple[yaml.Node, yaml.Node]]:
-        """Return the keys and values of a mapping: its own override those of `<<`, and of these the first overrides the next.
+        """Return the keys and values of a mapping: its own keys override those of `<<`, whose earlier mappings override later.
 
-        PyYAML's own merge is not used: in 6.0.4 it depends on the identity of strings which of two keys wins.
+        PyYAML's own merge is not used: in 6.0.4, which of two keys wins depends on the identity of strings.
         """
         own: dict[str, tuple[yaml.Node, yaml.Node]] = {}
         merged: dict[str, tuple[yaml.Node, yaml.Node]] = {}
@@ -190,7 +190,7 @@ class _Reader:
             own[name] = (key, inner)
         return merged | own
 
-    def _scalar(self, node: yaml.Node, at: Location) -> Any:  # noqa: ANN401 - YAML holds anything
+    def _scalar(self, node: yaml.Node, at: Location) -> Any:  # noqa: ANN401 - YAML allows any value
         try:
             value = self._constructor.construct_object(node)
         except _UNREADABLE as error:

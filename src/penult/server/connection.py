@@ -1,7 +1,7 @@
-"""uvicorn's connection, with bounds on a request's head and on an answer that is not read, and an end that resets no client.
+"""uvicorn's HTTP connection with limits on request headers and unread answers, and a shutdown that resets no client.
 
-uvicorn's own waits for ever for the end of a head and for a client to read, and on SIGTERM it closes connections on which a
-request may be under way.
+uvicorn's own connection waits indefinitely for the end of the headers and for a client to read. On SIGTERM it closes
+connections on which a request may be in transit.
 """
 
 import asyncio
@@ -9,31 +9,31 @@ from asyncio import TimerHandle
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-_HEAD_SECONDS = 30.0  # from the first byte of a connection's request, or from its opening, to the end of the head
-_MAX_HEAD_BYTES = 65_536  # as in h11; also of what follows the last chunk of a body, and of a chunk's extensions
-# Of an answer, a client has to read so many bytes in so long, or all of it. What the system's buffers hold is not seen here.
+_HEAD_SECONDS = 30.0  # from the first byte of a request, or from the opening of the connection, to the end of the headers
+_MAX_HEAD_BYTES = 65_536  # as in h11; also the limit of trailers and of chunk extensions
+# Minimum that a client has to read per interval, unless it reads the whole answer. Bytes in the OS buffers count as read.
 _UNREAD_SECONDS, _UNREAD_BYTES = 60.0, 262_144
 _CLOSE = (b"connection", b"close")
 STOP_OPENING = "stop_opening"
-"""Key of the application's state: what is called when the server is told to end."""
-_LAST_SECONDS = 0.5  # after SIGTERM; a request that comes in them on a kept connection is answered
+"""Key of the application's state: the function to call on shutdown."""
+_LAST_SECONDS = 0.5  # after SIGTERM, in which idle connections still accept a request
 
 
 class Connection(HttpToolsProtocol):
     """One connection of a client."""
 
     _head_timer: TimerHandle | None = None
-    _head_bytes = 0  # received since the last end of a head, part of a body or end of one
+    _head_bytes = 0  # received since the last end of headers, part of a body, or end of a body
     _unread_timer: TimerHandle | None = None
     _ending = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Wait for the first head, but not for ever."""
+        """Start the timeout for the first headers."""
         super().connection_made(transport)
         self._wait_for_head()
 
     def data_received(self, data: bytes) -> None:
-        """Pass on what has come, unless it is a head without end."""
+        """Pass received bytes to the parser; close the connection if the headers are too large."""
         if self._head_timer is None and (self.cycle is None or self.cycle.response_complete):
             self._wait_for_head()
         self._head_bytes += len(data)
@@ -42,21 +42,21 @@ class Connection(HttpToolsProtocol):
             return
         if self.cycle is None or self.cycle.response_complete:
             self.send_400_response(f"The head of the request has more than {_MAX_HEAD_BYTES} bytes.")
-        else:  # behind a request that is not answered yet, whose answer this one must not interrupt
+        else:  # an earlier request is not answered yet, and a 400 would interrupt its answer
             self.transport.close()
 
     def on_body(self, body: bytes) -> None:
-        """Take a part of a body."""
+        """Process a part of a body."""
         self._head_bytes = 0
         super().on_body(body)
 
     def on_message_complete(self) -> None:
-        """End the body of a request."""
+        """Process the end of a request."""
         self._head_bytes = 0
         super().on_message_complete()
 
     def on_headers_complete(self) -> None:
-        """Begin a request."""
+        """Stop the timeout of the headers, and start the request."""
         self._head_bytes = 0
         self._forget_head()
         super().on_headers_complete()
@@ -64,23 +64,23 @@ class Connection(HttpToolsProtocol):
             self._answer_last()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Forget the connection."""
+        """Cancel the timers."""
         self._forget_head()
         self._forget_unread()
         super().connection_lost(exc)
 
     def pause_writing(self) -> None:
-        """Watch whether the client reads what is written."""
+        """Start the timeout for a client that does not read."""
         super().pause_writing()
         self._watch_unread()
 
     def resume_writing(self) -> None:
-        """Note that the client has read nearly all."""
+        """Cancel the timeout: the client has read nearly everything."""
         self._forget_unread()
         super().resume_writing()
 
     def shutdown(self) -> None:
-        """Close the connection after its last answer; an idle one a little later, as a request may be on its way."""
+        """Close the connection after its last answer; an idle one after a delay, as a request may be in transit."""
         self._ending = True
         if (stop := self.app_state.get(STOP_OPENING)) is not None:
             stop()
@@ -90,7 +90,10 @@ class Connection(HttpToolsProtocol):
             self._answer_last()
 
     def _answer_last(self) -> None:
-        """Close after the answer to this request, and say so in it: older versions of uvicorn do if the request asks for it."""
+        """Close after the answer to this request.
+
+        Older versions of uvicorn send `Connection: close` only if the request has it.
+        """
         self.cycle.keep_alive = False
         self.cycle.scope["headers"] = [*self.cycle.scope["headers"], _CLOSE]
 

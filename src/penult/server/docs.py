@@ -1,6 +1,6 @@
-"""The pages /docs and /redoc, whole without the internet: their scripts come from an installed package.
+"""The pages /docs and /redoc, which work without the internet: their scripts come from an installed package.
 
-`fastapi-offline` ships the scripts of Swagger UI and Redoc; only its files are used, none of its code is imported.
+`fastapi-offline` ships the scripts of Swagger UI and Redoc. Only its files are used; its code is not imported.
 """
 
 from importlib.util import find_spec
@@ -15,7 +15,11 @@ _ASSETS = "/docs-assets"
 
 
 def add(app: FastAPI) -> None:
-    """Give an application its pages."""
+    """Add the documentation pages to an application.
+
+    Raises:
+        ModuleNotFoundError: the package fastapi-offline is not installed.
+    """
     package = find_spec("fastapi_offline")
     if package is None or package.origin is None:
         raise ModuleNotFoundError("The server needs the package fastapi-offline; install penult[server].")

@@ -1,6 +1,6 @@
-"""What goes wrong, in the words of whichever contract the client speaks.
+"""Error responses, in the format of the protocol of the request's path.
 
-It knows the three shapes of an error (OpenAI's, TEI's, FastAPI's) and which path has which; it never shows a stack.
+There are three formats: OpenAI's, TEI's and FastAPI's. No response contains a stack trace.
 """
 
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ Reason = Literal["invalid", "empty", "batch", "text", "body", "slow", "media", "
 
 _TEI_PATHS = ("/", "/embed", "/embed_all", "/info", "/similarity", "/tokenize", "/decode")
 _OPENAI_PATHS = ("/embeddings", "/models")
-# By reason: the status for DeepSparse's routes, OpenAI's and TEI's, then TEI's error_type.
+# Per reason: the status code of DeepSparse's, OpenAI's and TEI's routes, then TEI's error_type.
 _STATUS: Mapping[Reason, tuple[int, int, int, str]] = {
     "invalid": (422, 400, 422, "Tokenizer"),
     "empty": (422, 400, 400, "Empty"),
@@ -42,14 +42,14 @@ _OPENAI_CODES: Mapping[Reason, str] = {
 }
 
 
-class Refusal(Exception):  # noqa: N818 - an answer
-    """A request that is not answered with vectors, and why.
+class Refusal(Exception):  # noqa: N818 - a response
+    """A refused request, answered with an error response.
 
     Args:
-        reason: what kind of trouble it is; it decides the status.
+        reason: kind of error; it decides the status code.
         message: one sentence for the client.
-        param: the key of the body that is wrong.
-        headers: of the answer.
+        param: the invalid key of the body. None: not about a key.
+        headers: further headers of the response.
     """
 
     def __init__(
@@ -63,18 +63,18 @@ class Refusal(Exception):  # noqa: N818 - an answer
 
 
 class Gone(Exception):  # noqa: N818 - not an error
-    """The client has left; nobody reads the answer."""
+    """The client has disconnected, so no response is needed."""
 
 
 def contract(path: str) -> Literal["openai", "tei", "deepsparse"]:
-    """Say whose words a path speaks."""
+    """Return the protocol of a path."""
     if path.startswith(("/v1/", "/models/")) or path in _OPENAI_PATHS:
         return "openai"
     return "tei" if path in _TEI_PATHS else "deepsparse"
 
 
 def answer(path: str, refusal: Refusal) -> JSONResponse:
-    """Make the answer that says no, in the shape of the path's contract."""
+    """Return the error response, in the format of the path's protocol."""
     deepsparse, openai, tei, tei_type = _STATUS[refusal.reason]
     words = contract(path)
     if words == "openai":
@@ -95,8 +95,8 @@ def answer(path: str, refusal: Refusal) -> JSONResponse:
 
 
 async def no_route(request: Request, error: Exception) -> JSONResponse:
-    """Answer what no route takes (404, 405) in the shape of the path's contract, with DeepSparse's very words on its own."""
-    assert isinstance(error, HTTPException)  # noqa: S101 - what it is registered for
+    """Answer 404 and 405 in the format of the path's protocol; DeepSparse's paths keep DeepSparse's message."""
+    assert isinstance(error, HTTPException)  # noqa: S101 - the handler is registered for this class only
     path = request.scope["path"]
     if contract(path) == "deepsparse" or error.status_code not in (404, 405):
         return JSONResponse({"detail": error.detail}, error.status_code, error.headers)

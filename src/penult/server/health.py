@@ -1,6 +1,6 @@
-"""The health routes of every contract; they need no key.
+"""The health routes of every protocol; they need no key.
 
-It knows that DeepSparse up to 1.5 answered `true`, from 1.6 on `{"status": "OK"}`, and that TEI looks at the status alone.
+DeepSparse up to 1.5 answered `true`, from 1.6 on `{"status": "OK"}`. TEI's clients check only the status code.
 """
 
 from typing import Any, Literal
@@ -19,7 +19,7 @@ class Ready(BaseModel):
 
 
 def add(app: FastAPI, service: Service) -> None:
-    """Give an application the routes."""
+    """Add the health routes to an application."""
     trouble: dict[int | str, dict[str, Any]] = {503: {"description": "A model does not answer any more."}}
 
     async def old() -> JSONResponse:
@@ -28,7 +28,7 @@ def add(app: FastAPI, service: Service) -> None:
     async def new() -> JSONResponse:
         return say(service, content={"status": "OK"})
 
-    taken = {getattr(route, "path", None) for route in app.routes}  # an extension may answer in its own way
+    taken = {getattr(route, "path", None) for route in app.routes}  # an extension may have its own route
     for path in [path for path in ("/ping", "/health", "/healthcheck", "/status") if path not in taken]:
         app.add_api_route(path, old, tags=["health"], summary="Check health", response_model=bool, responses=trouble)
     for path in ("/v2/health/live", "/v2/health/ready"):
@@ -36,7 +36,7 @@ def add(app: FastAPI, service: Service) -> None:
 
 
 def say(service: Service, *, content: object) -> JSONResponse:
-    """Return an answer where every model is served, else 503."""
+    """Return 200 with `content` if the queue thread of every model runs, else 503."""
     if service.models.alive:
         return JSONResponse(content)
     return JSONResponse({"detail": "A model does not answer any more; restart the server."}, 503)

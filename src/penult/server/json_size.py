@@ -1,16 +1,16 @@
-"""How many values a JSON document has, counted without parsing it.
+"""Count the values of a JSON document without parsing it.
 
-A parser makes an object of each value while it holds the interpreter's lock: 32 MB of `[1,1,...]` take a second and a gigabyte,
-in which no other request is answered. Counting takes a twentieth of that, and no memory to speak of.
+A parser creates an object per value while it holds the GIL: 32 MB of `[1,1,...]` take a second and a gigabyte, and no other
+request is answered meanwhile. Counting takes a twentieth of the time and almost no memory.
 """
 
 
 def has_more_values(document: bytes, limit: int) -> bool:
     """Return whether a JSON document has more than `limit` strings, or more than `limit` commas outside of strings.
 
-    What is not valid JSON is counted as far as a parser would read it, or further.
+    Invalid JSON is counted at least as far as a parser would read it.
     """
-    if b"\\" in document:  # backslashes are in pairs, or escape a sign; without them each quote begins or ends a string
+    if b"\\" in document:  # without escaped backslashes and quotes, each quote begins or ends a string
         document = document.replace(b"\\\\", b"").replace(b'\\"', b"")
     if document.count(b'"') > 2 * limit:
         return True

@@ -1,4 +1,4 @@
-"""The lines of the log: plain text, or JSON objects."""
+"""Log formatters: plain text, or JSON objects."""
 
 import json
 import logging
@@ -6,7 +6,7 @@ import sys
 
 
 class Plain(logging.Formatter):
-    """One line an event, for people."""
+    """Formatter of plain text, one line per event."""
 
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)s %(message)s")
@@ -24,7 +24,7 @@ class Plain(logging.Formatter):
 
 
 class Json(logging.Formatter):
-    """One JSON object an event."""
+    """Formatter of JSON, one object per event."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Write a record."""
@@ -36,11 +36,11 @@ class Json(logging.Formatter):
 
 
 def start_log(*, as_json: bool) -> None:
-    """Send the log to standard error, a line an event."""
+    """Log to standard error, one line per event."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(Json() if as_json else Plain())
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.INFO)
     logging.captureWarnings(capture=True)
-    logging.getLogger("httpx").setLevel(logging.WARNING)  # its lines hold whole URLs
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # its lines contain full URLs

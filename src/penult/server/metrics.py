@@ -1,8 +1,8 @@
-"""Prometheus metrics: TEI's names, so that its dashboards go on working, and a few of our own.
+"""Prometheus metrics: TEI's names, so that its dashboards keep working, and a few of penult's own.
 
-The only file that imports prometheus_client. Each series is made when the server is, so that the first scrape has all of
-them, and in a registry of the server's own. Of several workers each keeps its numbers in files, and the one that is asked adds
-them up.
+This is the only module that imports prometheus_client. Each server has its own registry. All series are created with the
+server, so that the first scrape has all of them. Several workers keep their metrics in files, and the worker that is scraped
+adds them up.
 """
 
 import os
@@ -27,14 +27,14 @@ _CONTRACTS = ("deepsparse", "openai", "tei")
 _CLASSES = ("2xx", "3xx", "4xx", "5xx")
 
 
-_FOLDER = "PROMETHEUS_MULTIPROC_DIR"  # prometheus_client's; with it, numbers are kept in files
+_FOLDER = "PROMETHEUS_MULTIPROC_DIR"  # prometheus_client's variable; if it is set, metrics are kept in files
 
 
 class Metrics:
-    """The numbers of one server.
+    """The metrics of one server.
 
     Args:
-        shared: whether other workers count too; the environment then names the folder of their files.
+        shared: whether there are several workers; the environment variable then states the folder of their files.
     """
 
     def __init__(self, *, shared: bool = False) -> None:
@@ -74,21 +74,21 @@ class Metrics:
                 self._responses.labels(contract, status)
 
     def waiting(self, change: int) -> None:
-        """So many requests more, or fewer, are in a queue."""
+        """Add a change of the number of requests in a queue."""
         self._queue.inc(change)
 
     def waited(self, seconds: float) -> None:
-        """A request left the queue for the engine."""
+        """Record the seconds that a request was queued before it ran."""
         self._queued.observe(seconds)
 
     def ran(self, texts: int, tokens: int, seconds: float) -> None:
-        """A merged call has run."""
+        """Record a merged call."""
         self._next_size.observe(texts)
         self._next_tokens.observe(tokens)
         self._inference.observe(seconds)
 
     def tokenized(self, sizes: list[int], truncated: int, seconds: float) -> None:
-        """A request's texts were tokenized."""
+        """Record the tokenization of a request's texts."""
         self._tokenize.observe(seconds)
         for size in sizes:
             self._length.observe(size)
@@ -96,38 +96,38 @@ class Metrics:
             self._truncated.inc(truncated)
 
     def embedded(self, seconds: float) -> None:
-        """A request has its vectors, which are not written yet."""
+        """Record the seconds from queueing a request to its vectors, before they are serialized."""
         self._embed.observe(seconds)
 
     def asked(self, texts: int) -> None:
-        """A client asks for the embeddings of so many texts."""
+        """Record a request for embeddings."""
         self._count.labels("single" if texts == 1 else "batch").inc()
 
     def answered(self, texts: int, seconds: float) -> None:
-        """A client has its embeddings."""
+        """Record an answered request for embeddings."""
         self._success.labels("single" if texts == 1 else "batch").inc()
         self._duration.observe(seconds)
 
     def refused(self, reason: Reason) -> None:
-        """A request was refused, or failed."""
+        """Record a refused or failed request."""
         if reason in _FAILURES:
             self._failure.labels(_FAILURES[reason]).inc()
 
     def left(self) -> None:
-        """A client left before its answer."""
+        """Record a client that disconnected before its answer."""
         self._gone.inc()
 
     def responded(self, contract: str, status: int) -> None:
-        """An answer went out."""
+        """Record a response."""
         self._responses.labels(contract, f"{min(max(status // 100, 2), 5)}xx").inc()
 
     def text(self) -> bytes:
-        """Give all series as Prometheus reads them, TEI's counters without the `_total` that TEI does not write."""
+        """Return all series in Prometheus' text format, TEI's counters without the suffix `_total`, as in TEI."""
         return re.sub(rb"\b(te_request_(?:count|success|failure))_total\b", rb"\1", generate_latest(self.registry))
 
 
 class _ProcessesCollector(Collector):
-    """The `process_` series of all workers that run: memory, CPU and files added up, the start of the first one."""
+    """Collector of the `process_` series: the sum of memory, CPU and files of all running workers, and the earliest start."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -149,5 +149,5 @@ class _ProcessesCollector(Collector):
 
 
 def forget(pid: int) -> None:
-    """Take a worker that has ended out of the numbers of those that run; what it counted stays."""
+    """Remove an ended worker from the gauges of running workers; its counters are kept."""
     mark_process_dead(pid)  # type: ignore[no-untyped-call]

@@ -1,7 +1,7 @@
-"""The middleware of every request: API key, limit of the body, access log, metrics, and the handler of all exceptions.
+"""The middleware of every request: API key, limits on bodies, access log, metrics, and the last-resort exception handler.
 
-It is the outermost ASGI application but for `request_line`, so that it sees what the client sends and gets. It never logs a
-text, a header or a query.
+Only `request_line` and CORS are outside of it, so that it sees requests and responses as the client does. It never logs a text,
+a header or a query string.
 """
 
 import hmac
@@ -21,20 +21,20 @@ from penult.server.request_log import RequestLog
 _ACCESS = logging.getLogger("penult.server.access")
 _LOGGER = logging.getLogger(__name__)
 _OPEN = frozenset({"/health", "/ping", "/healthcheck", "/status", "/v2/health/ready", "/v2/health/live"})
-_GONE = 499  # as nginx logs a client that left
+_GONE = 499  # as nginx logs a disconnected client
 
 
 class RequestMiddleware:
-    """Checks, counts and logs requests.
+    """ASGI middleware that checks, counts and logs requests.
 
     Args:
         app: the application.
-        metrics: counters of the server.
+        metrics: metrics of the server.
         api_key: key that clients must send. None: no key is needed.
         max_body_bytes: maximum bytes of a request's body.
-        bodies: bytes of the bodies of all requests.
-        answers: bytes of the answers that clients have not read yet.
-        browsers: check of requests that come from web pages.
+        bodies: byte counter of the bodies of all requests.
+        answers: byte counter of the answers that clients have not read yet.
+        browsers: check of requests from web pages.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class RequestMiddleware:
     ) -> None:
         self._app = app
         self._metrics = metrics
-        self._key = None if api_key is None else api_key.strip().encode()  # a header cannot begin or end with spaces
+        self._key = None if api_key is None else api_key.strip().encode()  # header values have no leading or trailing spaces
         self._max_body_bytes = max_body_bytes
         self._bodies = bodies
         self._answers = answers
@@ -73,7 +73,7 @@ class RequestMiddleware:
         async def watched_send(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.body" and not message.get("more_body"):
-                record()  # now: how long the client reads says nothing about the server
+                record()  # before sending: the time a client takes to read does not count
             await reply.send(message)
             if message["type"] == "http.response.start":
                 status = message["status"]
@@ -85,7 +85,7 @@ class RequestMiddleware:
             self._check_key(scope)
             body.check_announced()
             await self._app(scope, body.receive, watched_send)
-        except (Gone, ClientDisconnect):  # while it waited, or in the middle of its body
+        except (Gone, ClientDisconnect):  # while the request was queued, or during its body
             pass
         except Refusal as refusal:
             log.reason = refusal.reason
@@ -106,7 +106,7 @@ class RequestMiddleware:
         if self._key is None or scope["path"] in _OPEN:
             return
         given = b"".join(value for name, value in scope["headers"] if name == b"authorization")
-        scheme, _, key = given.partition(b" ")  # RFC 9110: the scheme's case has no meaning, and spaces may be several
+        scheme, _, key = given.partition(b" ")  # RFC 9110: case-insensitive scheme, any number of spaces
         if scheme.lower() != b"bearer" or not hmac.compare_digest(key.strip(), self._key):
             raise Refusal(
                 "auth", "The key is missing or wrong; send `Authorization: Bearer KEY`.", headers={"WWW-Authenticate": "Bearer"}
@@ -137,7 +137,7 @@ class RequestMiddleware:
 
 
 async def _refuse(scope: Scope, body: Body, refusal: Refusal, send: Send) -> None:
-    """Send a refusal, and receive what its client still sends, so that a client that sends all before it reads gets it."""
+    """Send a refusal, then drain the body, so that a client that sends everything before it reads gets the refusal."""
     linger = body.unread and "Connection" not in refusal.headers
     response = answer(scope["path"], refusal)
 
@@ -154,5 +154,5 @@ async def _refuse(scope: Scope, body: Body, refusal: Refusal, send: Send) -> Non
 
 
 def _path(scope: Scope) -> str:
-    """Return the path as the client sent it, at most 200 characters, quoted so that it cannot break a line of the log."""
+    """Return the path, percent-encoded so that it cannot break a log line, and cut to 200 characters."""
     return quote(scope["path"], safe="/-._~:@")[:200]

@@ -1,6 +1,6 @@
-"""The models of a server: each is opened once, when a route first needs it, and shared by all endpoints with the same settings.
+"""The models of a server: each is opened once, at its first use, and shared by all endpoints with the same settings.
 
-Of HTTP it knows the reason of a refusal.
+Errors are raised as `Refusal`. Otherwise this module does not depend on HTTP.
 """
 
 import asyncio
@@ -24,11 +24,11 @@ from penult.types import Pooling
 _LOGGER = logging.getLogger(__name__)
 
 Key = tuple[object, ...]
-"""The settings that decide a model."""
+"""The settings that identify a model."""
 
 
 class Queued(Protocol):
-    """A model behind its queue."""
+    """A model behind a request queue."""
 
     queue: ModelQueue
 
@@ -38,21 +38,21 @@ class Queued(Protocol):
 
     @property
     def session_of(self) -> Embedder | None:
-        """The embedder whose session it uses; None: it has its own session."""
+        """The embedder whose session the model shares; None: it has its own session."""
 
     def close(self) -> None:
-        """Finish the requests in the queue, then free the model."""
+        """Finish the queued requests, then free the model."""
 
 
 Kind = TypeVar("Kind", bound=Queued)
 
 
 class Models:
-    """The open models. One that is being opened holds up nobody but those who need it.
+    """The open models. Opening a model blocks only the requests that need it.
 
     Args:
         limits: limits of requests and answers.
-        metrics: counters of the server.
+        metrics: metrics of the server.
         threads: intra-op threads of each model. None: the physical cores this process may use.
     """
 
@@ -63,21 +63,21 @@ class Models:
         self.ending = asyncio.Event()
         self._models: dict[Key, Queued] = {}
         self._opening: dict[Key, Future[Queued]] = {}
-        self._lock = threading.Lock()  # of the two dicts; never held while a model is opened or closed
+        self._lock = threading.Lock()  # guards the two dicts; never held while a model is opened or closed
 
     @property
     def alive(self) -> bool:
-        """Whether the thread of every queue runs."""
+        """Whether the thread of every queue is running."""
         return all(model.queue.alive for model in self._open_models)
 
     @property
     def dimensions(self) -> list[int]:
-        """D of each model that is open."""
+        """D of each open model."""
         return [model.dimension for model in self._open_models]
 
     @property
     def recipes(self) -> list[Recipe]:
-        """The recipe of each embedder that is open."""
+        """The recipe of each open embedder."""
         return [model.embedder.recipe for model in self._open_models if isinstance(model, QueuedEmbedder)]
 
     @property
@@ -90,7 +90,7 @@ class Models:
 
         Raises:
             FileNotFoundError: the model is missing.
-            ValueError: the model cannot be used with these settings; the message says what to change in the endpoint.
+            ValueError: the model does not support these settings; the message says what to change in the endpoint.
         """
         return self.opened(embedder_key(endpoint), lambda: self._open(endpoint))
 
@@ -103,7 +103,7 @@ class Models:
         return await self.opened_for(endpoint, embedder_key(endpoint), lambda: self._open(endpoint))
 
     def opened(self, key: Key, open_model: Callable[[], Kind]) -> Kind:
-        """Return the model of a key; the first call opens it, once for all threads."""
+        """Return the model of a key; the first call of any thread opens it."""
         future, mine = self._claim(key)
         if mine:
             self._settle(key, future, open_model)
@@ -113,13 +113,13 @@ class Models:
         """Return the model of a key; a thread opens it, so that the event loop is not blocked.
 
         Raises:
-            Refusal: it cannot be opened, or not in time.
+            Refusal: it cannot be opened, or not within the time limit.
         """
         if (model := self._models.get(key)) is not None:
             return cast("Kind", model)
         future, mine = self._claim(key)
         if mine:
-            # A daemon, so that a model that never opens does not hold up the end of the process.
+            # A daemon thread, so that a model that never opens does not block the exit of the process.
             name = f"open {endpoint.model}"
             threading.Thread(target=self._settle, args=(key, future, open_model), name=name, daemon=True).start()
         if not future.done():
@@ -130,7 +130,7 @@ class Models:
             raise Refusal("unable", f"{endpoint.model_id} cannot be opened for this route: {error}") from error
 
     def close_unused(self, keys: Iterable[Key]) -> None:
-        """Close every open model but those of some keys, and those whose session they use."""
+        """Close every open model except those of some keys and those whose sessions they share."""
         with self._lock:
             kept = {key: self._models[key] for key in keys if key in self._models}
             sessions = {id(model.session_of) for model in kept.values()}
@@ -141,28 +141,28 @@ class Models:
             }
             unused = [model for key, model in self._models.items() if key not in kept]
             self._models = kept
-        unused.sort(key=lambda model: model.session_of is None)  # who uses a session before whose it is
+        unused.sort(key=lambda model: model.session_of is None)  # close the owner of a shared session last
         while unused:
             unused.pop(0).close()
         gc.collect()  # routes and their models refer to each other
         _return_freed_memory()
 
     def stop_opening(self) -> None:
-        """Let the requests that wait for a model go: the server ends."""
+        """Refuse the requests that wait for a model to open, because the server shuts down."""
         self.ending.set()
 
     def close(self) -> None:
-        """Finish the requests in the queues, then free every model."""
+        """Finish the queued requests, then free every model."""
         for model in self._open_models:
             model.close()
 
     def _claim(self, key: Key) -> tuple[Future[Queued], bool]:
-        """Return the future of a model, and whether the caller has to open it."""
+        """Return the future of a model, and whether the caller must open the model."""
         with self._lock:
             if (future := self._opening.get(key)) is not None:
                 return future, False
             future = Future()
-            future.set_running_or_notify_cancel()  # a request that is cancelled does not cancel it for the others
+            future.set_running_or_notify_cancel()  # so that one cancelled request does not cancel it for the others
             if (model := self._models.get(key)) is not None:
                 future.set_result(model)
                 return future, False
@@ -172,7 +172,7 @@ class Models:
     def _settle(self, key: Key, future: Future[Queued], open_model: Callable[[], Queued]) -> None:
         try:
             model = open_model()
-        except BaseException as error:  # noqa: BLE001 - whoever waits gets it
+        except BaseException as error:  # noqa: BLE001 - raised in the callers that wait for the future
             with self._lock:
                 del self._opening[key]
             future.set_exception(error)
@@ -184,7 +184,7 @@ class Models:
 
     async def _wait(self, future: Future[Queued], endpoint: EndpointConfig) -> None:
         opening: asyncio.Future[Any] = asyncio.wrap_future(future)
-        opening.add_done_callback(asyncio.Future.exception)  # it is read from `future`
+        opening.add_done_callback(asyncio.Future.exception)  # mark the exception as retrieved; callers read it from `future`
         ending: asyncio.Future[Any] = asyncio.ensure_future(self.ending.wait())
         limit = self.limits.max_load_seconds
         try:
@@ -243,16 +243,16 @@ class Models:
 
 
 def _return_freed_memory() -> None:
-    """Return freed memory to the operating system, where the C library does not do so by itself.
+    """Return freed memory to the operating system, if the C library does not do so by itself.
 
-    glibc keeps what the threads that open models have freed: some 350 MB after 24 models of 90 MB on two cores.
+    glibc keeps memory freed by the threads that open models: about 350 MB after 24 models of 90 MB on two cores.
     """
-    with suppress(OSError, AttributeError):  # other C libraries have no such function
+    with suppress(OSError, AttributeError):  # other C libraries do not have malloc_trim
         ctypes.CDLL(None).malloc_trim(0)
 
 
 def embedder_key(endpoint: EndpointConfig) -> Key:
-    """Return the settings of an endpoint that decide its embedder."""
+    """Return the settings of an endpoint that identify its embedder."""
     pooling = (endpoint.pooling, None if endpoint.pooling else endpoint.fallback_pooling)
     prompts = None if endpoint.prompts is None else tuple(sorted(endpoint.prompts.items()))
     rest = (

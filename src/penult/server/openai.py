@@ -1,7 +1,7 @@
 """OpenAI's routes: POST /v1/embeddings and GET /v1/models, also without the /v1.
 
-It knows OpenAI's JSON, `input_type` (the role of the texts, with Cohere's words), TEI's `prompt_name`, penult's `prompt`, and
-that vectors may travel as base64 of little-endian float32, which is how penult's own client asks for them.
+Requests are OpenAI's JSON with `input_type` (the role of the texts, in Cohere's terms), TEI's `prompt_name` and penult's
+`prompt`. Vectors can be sent as base64 of little-endian float32, which penult's own client uses.
 """
 
 from typing import Any, Literal
@@ -107,7 +107,7 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 
 
 def add(app: FastAPI, service: Service) -> None:
-    """Give an application the routes."""
+    """Add the routes to an application."""
 
     async def embeddings(request: Request) -> Response:
         asked = await read(request, EmbeddingsRequest)
@@ -121,7 +121,7 @@ def add(app: FastAPI, service: Service) -> None:
     async def model(name: str) -> ModelCard:
         return _card(next((e for e in service.endpoints if e.model_id == name), None) or service.find(name))
 
-    for path in ("/v1/embeddings", "/embeddings"):  # the second: of clients whose base URL lacks the /v1
+    for path in ("/v1/embeddings", "/embeddings"):  # the second: for clients with a base URL without /v1
         app.add_api_route(
             path,
             embeddings,
@@ -154,7 +154,7 @@ async def _answer(request: Request, service: Service, endpoint: Endpoint, asked:
     tokenized = await tokenize(request, asked.input, model.tokenize(asked.input, purpose))
     vectors = await model.vectors(tokenized)
     own = asked.dimensions is None
-    if not own:  # as `dimensions=` does where the model is loaded
+    if not own:  # the same as `dimensions=` of `Embedder.load`
         vectors = shorten(vectors, asked.dimensions, normalize=model.recipe(purpose.role).ends_normalized)
     as_text = asked.encoding_format == "base64"
     items = [Base64(row) for row in vectors] if as_text else vectors

@@ -1,6 +1,6 @@
-"""A model with its request queue: a request tokenizes its texts, queues them as `Tokenized`, and they run in merged calls.
+"""A model behind a request queue: a request tokenizes its texts, queues them as `Tokenized`, and they run in merged calls.
 
-Of HTTP it knows the reasons of a refusal.
+Errors are raised as `Refusal`. Otherwise this module does not depend on HTTP.
 """
 
 import asyncio
@@ -19,17 +19,17 @@ from penult.server.metrics import Metrics
 from penult.server.request_queue import QueueClosed, QueueFull, RequestQueue, Rows, Run
 from penult.types import PromptError, Role, Side, TextError, Vectors
 
-_INLINE_CHARS = 4096  # texts of a request that are tokenized faster than a thread is woken
+_INLINE_CHARS = 4096  # characters; tokenizing fewer takes less time than waking a thread
 
 
 @dataclass(frozen=True, slots=True)
 class Purpose:
-    """What the texts of a request are for.
+    """Role, prompt and truncation of the texts of a request.
 
     Attributes:
         role: role of the texts.
-        prompt: put before each text. None: the model's prompt for the role.
-        truncate: side where a text that is too long is cut. None: as the model is served.
+        prompt: prefix of each text. None: the model's prompt for the role.
+        truncate: side on which texts that are too long are truncated. None: as the endpoint is configured.
     """
 
     role: Role
@@ -38,12 +38,12 @@ class Purpose:
 
 
 class ModelQueue:
-    """A request queue whose failures are refusals.
+    """A request queue that raises its errors as `Refusal`.
 
     Args:
         name: name of the queue's thread.
         limits: limits of requests and answers.
-        metrics: counters of the server.
+        metrics: metrics of the server.
     """
 
     def __init__(self, name: str, limits: Limits, metrics: Metrics) -> None:
@@ -60,25 +60,25 @@ class ModelQueue:
 
     @property
     def alive(self) -> bool:
-        """Whether the thread of the queue runs."""
+        """Whether the thread of the queue is running."""
         return self._queue.alive
 
     def close(self) -> None:
-        """Finish the requests in the queue, then end its thread."""
+        """Finish the queued requests, then end the thread."""
         self._queue.close()
 
     async def tokenize(
         self, texts: list[str], tokenize: Callable[[list[str]], Tokenized], *, prompt_chars: int = 0
     ) -> Tokenized:
-        """Tokenize the texts of a request; many are tokenized in a thread.
+        """Tokenize the texts of a request, in a thread if they are large.
 
         Args:
             texts: N texts.
-            tokenize: called with the texts.
-            prompt_chars: characters that it puts before each text.
+            tokenize: function that tokenizes the texts.
+            prompt_chars: characters of the prompt that it puts before each text.
 
         Raises:
-            Refusal: a text cannot be tokenized, the texts have too many tokens, or the queue is full already.
+            Refusal: a text cannot be tokenized, the texts have too many tokens, or the queue is full.
         """
         started = time.monotonic()
         try:
@@ -104,7 +104,7 @@ class ModelQueue:
     async def rows(
         self, tokenized: Tokenized, run: Run, *, values: int, costs: Sequence[int] | None = None, mergeable: bool = True
     ) -> Rows:
-        """Run texts with those of other requests; see `RequestQueue.rows`.
+        """Run texts merged with those of other requests; see `RequestQueue.rows`.
 
         Args:
             tokenized: N texts.
@@ -139,7 +139,7 @@ def _overloaded(full: QueueFull) -> Refusal:
 
 
 class QueuedEmbedder:
-    """An embedder with its queue, for the OpenAI and TEI routes."""
+    """An embedder behind a request queue, for the OpenAI and TEI routes."""
 
     def __init__(self, embedder: Embedder, reference: str, limits: Limits, metrics: Metrics) -> None:
         self.queue = ModelQueue(f"embed {reference}", limits, metrics)
@@ -152,10 +152,10 @@ class QueuedEmbedder:
 
     @property
     def session_of(self) -> None:
-        """The embedder whose session it uses: it has its own session."""
+        """None: the embedder has its own session."""
 
     def recipe(self, role: Role) -> Recipe:
-        """Return the recipe of a role; models with a separate part for queries have two."""
+        """Return the recipe of a role; models with a separate query encoder have two."""
         recipe = self.embedder.recipe
         return recipe.query if role == "query" and recipe.query is not None else recipe
 
@@ -177,7 +177,7 @@ class QueuedEmbedder:
         """Return N arrays of (T_i, H).
 
         Raises:
-            Refusal: the model has no vectors of tokens.
+            Refusal: the model does not have token vectors.
         """
         if not self.embedder.gives_tokens(tokenized.role):
             raise Refusal("unable", "This model gives one vector a text and none of its tokens; send the texts to /embed.")
@@ -185,6 +185,6 @@ class QueuedEmbedder:
         return await self.queue.rows(tokenized, self.embedder.run_tokens, values=values)
 
     def close(self) -> None:
-        """Finish the requests in the queue, then free the model."""
+        """Finish the queued requests, then free the model."""
         self.queue.close()
         self.embedder.close()

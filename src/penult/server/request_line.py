@@ -1,18 +1,18 @@
-"""Methods and paths as clients send them, made into those that the routes know.
+"""Normalize the method and the path of a request before routing.
 
-Load balancers and uptime probes send `HEAD`; it is answered as `GET`, without a body. `//v1/embeddings` is what a client makes
-of a base URL that ends in a slash.
+Load balancers and uptime probes send `HEAD`, which is answered like `GET` without a body. Clients with a base URL that ends in
+a slash send `//v1/embeddings`.
 """
 
 import re
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-_BEFORE_NAME = re.compile(r"/+v1/+models/")  # a model's name follows, which may be a path with slashes of its own
+_BEFORE_NAME = re.compile(r"/+v1/+models/")  # a model name follows, which may contain slashes
 
 
 class RequestLineMiddleware:
-    """Passes each request on with the method and the path that the routes know; the server drops the body of a HEAD."""
+    """ASGI middleware that normalizes method and path; uvicorn drops the body of a HEAD response."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -26,7 +26,7 @@ class RequestLineMiddleware:
 
 
 def normalized(path: str) -> str:
-    """Return a path without empty segments, but for those in the name of a model."""
+    """Return a path without empty segments, except those in the name of a model."""
     if "//" not in path:
         return path
     if before := _BEFORE_NAME.match(path):

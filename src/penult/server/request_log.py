@@ -1,4 +1,4 @@
-"""The numbers of one request for log and metrics, which its route fills in."""
+"""Counts of one request for the access log and the metrics; its route sets them."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ from penult.server.errors import Reason
 
 @dataclass(slots=True)
 class RequestLog:
-    """The numbers of one request; never a text, never a key."""
+    """Counts of one request. It never contains a text or a key."""
 
     texts: int = 0
     tokens: int = 0
@@ -18,6 +18,6 @@ class RequestLog:
 
 
 def log_of(request: Request) -> RequestLog:
-    """Return the numbers of a request, which the middleware logs after its answer."""
+    """Return the counts of a request, which the middleware logs after the answer."""
     log: RequestLog = request.scope["penult"]
     return log

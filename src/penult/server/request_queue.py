@@ -1,8 +1,8 @@
 """The request queue: dynamic batching of the requests of one model, within a token budget.
 
-Where the model is idle, a request runs at once. Requests that arrive during a call are merged into the next one, and each call
-shares its token budget among all of them, so that a large request does not block small ones. The queue holds `Tokenized`, so
-that sizes are counted and not estimated. It knows nothing of HTTP or of models.
+If the model is idle, a request runs at once. Requests that arrive during a call are merged into the next call. Each call
+divides its token budget among them, so that a large request does not block small ones. The queue contains `Tokenized`, so
+that sizes are exact. This module does not depend on HTTP or on models.
 """
 
 import asyncio
@@ -21,8 +21,8 @@ from penult.core.tokenized import Tokenized
 
 _LOGGER = logging.getLogger(__name__)
 
-_MANY = 4  # minimum of requests in a call after which the queue waits for their clients' next ones
-# Fraction of the last call's time, and maximum: of the whole wait, and of the time without a new request that ends it.
+_MANY = 4  # minimum requests per call for which the queue waits for the clients' next requests
+# As a fraction of the last call's time, with a maximum: the whole wait, and the time without a new request that ends it.
 _WAIT, _WAIT_SECONDS = 0.5, 0.04
 _GAP, _GAP_SECONDS = 0.25, 0.012
 _CLOSING_SECONDS = 300.0
@@ -32,23 +32,23 @@ Run = Callable[[Tokenized], Rows]
 
 
 class Watcher(Protocol):
-    """Receives the events of a queue."""
+    """Observer of the events of a queue."""
 
     def waiting(self, change: int) -> None:
-        """The number of requests in the queue has changed."""
+        """Handle a change of the number of requests in the queue."""
 
     def waited(self, seconds: float) -> None:
-        """A request has begun to run, after so many seconds in the queue."""
+        """Handle the start of a request, after `seconds` in the queue."""
 
     def ran(self, texts: int, tokens: int, seconds: float) -> None:
-        """A call has run."""
+        """Handle the end of a call."""
 
 
 class QueueFull(Exception):  # noqa: N818 - a state of the queue
     """The queue is full.
 
     Attributes:
-        retry_after: seconds after which there should be room.
+        retry_after: estimated seconds until the queue accepts the request.
     """
 
     def __init__(self, held: str, retry_after: int) -> None:
@@ -57,7 +57,7 @@ class QueueFull(Exception):  # noqa: N818 - a state of the queue
 
 
 class QueueClosed(Exception):  # noqa: N818 - a state of the queue
-    """The queue takes no more requests."""
+    """The queue is closed."""
 
 
 @dataclass(slots=True, eq=False)
@@ -76,11 +76,11 @@ class _Job:
 
     @property
     def kind(self) -> tuple[object, ...]:
-        """Requests of equal kind can run in one call."""
+        """Key of requests that can run in one call."""
         return (self.run, self.tokenized.role, self.tokenized.fingerprint)
 
     def take(self, budget: int) -> list[int]:
-        """Take texts for at most `budget` tokens, but at least one."""
+        """Take texts of at most `budget` tokens in total, but at least one text."""
         if not self.mergeable or self.tokens_left <= budget:
             rows, self.left, self.tokens_left = list(self.left), deque(), 0
             return rows
@@ -96,7 +96,7 @@ class _Job:
         return self.tokenized if rows == [*range(len(self.tokenized))] else self.tokenized.select(rows)
 
     def result(self) -> Rows:
-        """Return the answer from its parts, in the order of the texts."""
+        """Merge the parts into one result, in the order of the texts."""
         if len(self.parts) == 1:
             return self.parts[0][1]
         if all(isinstance(values, np.ndarray) for _, values in self.parts):
@@ -116,11 +116,11 @@ class RequestQueue:
 
     Args:
         name: name of the thread.
-        max_requests: maximum of requests that wait or run.
-        max_tokens: maximum of tokens that wait or run. A single request of more is taken while the queue is empty.
-        max_wait_seconds: maximum of the seconds that a new request is expected to wait.
-        max_run_tokens: maximum tokens of one call. A single text of more runs alone.
-        watcher: receives the events of the queue.
+        max_requests: maximum requests that wait or run.
+        max_tokens: maximum tokens that wait or run. An empty queue accepts a single larger request.
+        max_wait_seconds: maximum expected wait of a new request.
+        max_run_tokens: token budget of one call. A single larger text runs alone.
+        watcher: observer of the events of the queue.
     """
 
     def __init__(
@@ -141,14 +141,14 @@ class RequestQueue:
         self._jobs: deque[_Job] = deque()
         self._wake = threading.Condition()
         self._closing = False
-        self._answered, self._seconds = 0, 0.0  # requests that the last call answered, and how long it took
-        self._tokens_per_second, self._measured = 20_000.0, False  # until the first large call: a guess refuses nobody
+        self._answered, self._seconds = 0, 0.0  # number of requests that the last call answered, and its seconds
+        self._tokens_per_second, self._measured = 20_000.0, False  # a high guess until a large call, to refuse nobody
         self._thread = threading.Thread(target=self._work, name=name, daemon=True)
         self._thread.start()
 
     @property
     def alive(self) -> bool:
-        """Whether the thread runs."""
+        """Whether the thread is running."""
         return self._thread.is_alive() and not self._closing
 
     async def rows(self, tokenized: Tokenized, run: Run, *, costs: Sequence[int] | None = None, mergeable: bool = True) -> Rows:
@@ -156,20 +156,20 @@ class RequestQueue:
 
         Args:
             tokenized: N texts, at least one.
-            run: called with the texts of several requests. Requests merge if `run`, role and fingerprint are equal.
-            costs: tokens of each text as it runs, padding included. None: `tokenized.counts`.
-            mergeable: whether the texts may run with those of other requests, and in several calls.
+            run: called with the merged texts. Requests are merged if `run`, role and fingerprint are equal.
+            costs: tokens of each text, including padding. None: `tokenized.counts`.
+            mergeable: whether the texts may be merged with those of other requests, and split into several calls.
 
         Raises:
             QueueFull: too many requests or tokens wait, or the wait would be too long.
             QueueClosed: the model is closed.
-            Exception: any that `run` raises for these texts.
+            Exception: any exception that `run` raises for these texts.
         """
         future: asyncio.Future[Rows] = asyncio.get_running_loop().create_future()
         costs = tokenized.counts.tolist() if costs is None else list(costs)
         total = sum(costs)
         order: Sequence[int] = range(len(costs))
-        if mergeable and total > self._max_run_tokens:  # similar lengths together, as they will run in several calls
+        if mergeable and total > self._max_run_tokens:  # so that each of its calls has similar lengths
             order = sorted(order, key=lambda row: -costs[row])
         job = _Job(tokenized, costs, run, mergeable, future, time.monotonic(), deque(order), tokens_left=total)
         with self._wake:
@@ -182,7 +182,7 @@ class RequestQueue:
         return await future  # cancelled when the client disconnects: the thread then skips the rest of the job
 
     def check_room(self) -> None:
-        """Check that the queue would take a request of one token.
+        """Check that the queue would accept a request of one token.
 
         Raises:
             QueueFull: it would not.
@@ -191,17 +191,17 @@ class RequestQueue:
             self._check_room(1)
 
     def close(self) -> None:
-        """Finish the requests in the queue, then end the thread. Those that run for five minutes are not waited for."""
+        """Finish the queued requests, then end the thread; wait for at most five minutes."""
         with self._wake:
             self._closing = True
             self._wake.notify()
         self._thread.join(_CLOSING_SECONDS)
 
     def _check_room(self, tokens: int) -> None:
-        """Check the bounds for a new request of so many tokens.
+        """Check the limits for a new request of `tokens` tokens.
 
-        Each request before it takes about as many tokens as it until it ends, in the half of a call that is not for the one
-        that has waited longest. A request that finds the queue empty is taken, whatever its size.
+        The wait is estimated: until the new request ends, each request before it runs about as many tokens as the new one. They
+        share the half of each call that is not reserved for the oldest request. An empty queue accepts any request.
         """
         jobs = [job for job in self._jobs if not job.future.cancelled()]
         if not jobs:
@@ -231,10 +231,10 @@ class RequestQueue:
                 self._run(batch)
 
     def _gather(self) -> None:
-        """Wait for the next requests of the last call's clients, so that these run together again.
+        """Wait for the next requests of the last call's clients, so that they are merged again.
 
-        An immediate call with the first of them would leave the others to the call after it, and many clients of one text each
-        would split into groups that run in turn: 9 % fewer requests per second, 12 % more CPU (32 clients, all-MiniLM-L6-v2,
+        An immediate call with the first of them would leave the others to the next call. Many clients with one text each would
+        split into groups that run alternately: 9 % fewer requests per second, 12 % more CPU (32 clients, all-MiniLM-L6-v2,
         fp32, 24 tokens per text, two vCPUs of an AMD EPYC). A single client, or one after a pause, is not delayed.
         """
         expected, self._answered = self._answered + len(self._jobs), 0
@@ -253,10 +253,10 @@ class RequestQueue:
         self._jobs = kept
 
     def _take(self) -> list[tuple[_Job, list[int]]]:
-        """Share the budget of one call.
+        """Divide the token budget of one call among the requests.
 
-        Half of it is for the request that has waited longest, so that a large one ends under a stream of small ones. Of the
-        others, small ones run whole and large ones divide the rest.
+        Half of it is for the oldest request, so that a large one finishes despite a steady flow of small ones. Of the others,
+        small ones run whole and large ones divide the rest.
         """
         if not self._jobs:
             return []
@@ -274,9 +274,9 @@ class RequestQueue:
             rows = job.take(max(1, share))
             budget -= sum(job.costs[row] for row in rows)
             batch.append((job, rows))
-        if oldest.left and oldest.costs[oldest.left[0]] <= budget:  # what the others did not need
+        if oldest.left and oldest.costs[oldest.left[0]] <= budget:  # the budget that the others left
             batch[0][1].extend(oldest.take(budget))
-        # Their remaining texts queue behind the requests that could not run with them.
+        # Their remaining texts go behind the requests that could not be merged with them.
         merged = {id(job) for job in same}
         self._jobs = deque([job for job in self._jobs if id(job) not in merged] + same)
         return batch
@@ -287,16 +287,16 @@ class RequestQueue:
         started = time.monotonic()
         try:
             values = batch[0][0].run(tokenized)
-        except Exception as error:  # noqa: BLE001 - the thread must go on for other requests
+        except Exception as error:  # noqa: BLE001 - the thread must continue for other requests
             if len(batch) == 1:
                 self._finish(batch[0][0], error)
-            else:  # run each request alone, so that only the one at fault fails
+            else:  # run each request alone, so that only the faulty one fails
                 for part in batch:
                     self._run([part])
             return
         self._seconds = seconds = time.monotonic() - started
         rate = tokens / max(seconds, 1e-6)
-        # Small calls are slow for their tokens, and say nothing of how fast a full queue empties.
+        # Small calls have a low token rate, which does not predict how fast a full queue drains.
         if tokens >= self._max_run_tokens // 4 or (self._measured and rate > self._tokens_per_second):
             self._tokens_per_second += (0.3 if self._measured else 1.0) * (rate - self._tokens_per_second)
             self._measured = True
@@ -316,12 +316,12 @@ class RequestQueue:
         value = None if error is not None else job.result()
         try:
             job.future.get_loop().call_soon_threadsafe(_settle, job.future, value, error)
-        except RuntimeError:  # the event loop is closed: no client waits
+        except RuntimeError:  # the event loop is closed, so no client waits
             _LOGGER.debug("an answer came after the end of the server")
 
 
 def _pause(seconds: float) -> int:
-    """Return the seconds after which a client may come again: whole ones, at most a minute."""
+    """Return the seconds after which a client may retry: an integer from 1 to 60."""
     return max(1, min(60, round(seconds)))
 
 

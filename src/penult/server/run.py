@@ -1,4 +1,4 @@
-"""From a configuration to processes that listen: the log, the sockets, and uvicorn.
+"""Start a server from its configuration: the log, the sockets, and uvicorn.
 
 This file and `connection` are the only ones that import uvicorn.
 """
@@ -21,22 +21,22 @@ from penult.server.log_format import start_log
 from penult.types import TruncationWarning
 
 _LOGGER = logging.getLogger(__name__)
-_ANY = ("0.0.0.0", "::")  # noqa: S104 - named to warn of it
-# That the end of a server waits for what was begun: the largest request allowed takes some three minutes on two cores. A client
-# that never reads its answer, or sends its body a byte at a time, must not hold up the end for ever.
+_ANY = ("0.0.0.0", "::")  # noqa: S104 - compared, to log a warning
+# Shutdown waits this long for requests in progress: the largest allowed request takes about three minutes on two cores. A
+# client that never reads its answer, or sends its body byte by byte, must not delay shutdown indefinitely.
 _ENDING_SECONDS = 300
-_BACKLOG = 2048  # connections that wait to be accepted, as uvicorn has it
+_BACKLOG = 2048  # connections that wait to be accepted; uvicorn's default
 
 
 def run(config: ServerConfig, extend: Extend | None = None) -> None:
-    """Open the models, then answer until SIGTERM or Ctrl-C; what was begun is finished.
+    """Open the models, then answer requests until SIGTERM or Ctrl-C, and finish those in progress.
 
     Args:
-        config: what is served.
+        config: the configuration of the server.
         extend: see `create_app`.
 
     Raises:
-        OSError: nothing can listen there; raised before a model is loaded.
+        OSError: the host or the port cannot be used; raised before a model is loaded.
         ValueError: the configuration cannot be served.
     """
     start_log(as_json=config.log_json)
@@ -57,15 +57,15 @@ def run(config: ServerConfig, extend: Extend | None = None) -> None:
 
 
 def answer(config: ServerConfig, extend: Extend | None, sockets: Sequence[socket.socket], ready: Callable[[], None]) -> None:
-    """Open the models in this process, and answer on these sockets until a signal comes.
+    """Open the models in this process, and answer requests on these sockets until SIGTERM or SIGINT.
 
     Args:
-        config: what is served.
+        config: the configuration of the server.
         extend: see `create_app`.
         sockets: bound sockets.
-        ready: called when requests are answered.
+        ready: called when the server accepts requests.
     """
-    warnings.filterwarnings("ignore", category=TruncationWarning)  # each answer says how many of its texts were cut
+    warnings.filterwarnings("ignore", category=TruncationWarning)  # each response states its number of truncated texts
     app = create_app(config, extend)
     for one in sockets:
         _listen(one)
@@ -79,12 +79,12 @@ def answer(config: ServerConfig, extend: Extend | None, sockets: Sequence[socket
         timeout_keep_alive=config.keep_alive,
         timeout_graceful_shutdown=_ENDING_SECONDS,
     )
-    with suppress(KeyboardInterrupt):  # uvicorn raises it again when all is done
+    with suppress(KeyboardInterrupt):  # uvicorn raises it again after the shutdown
         _Server(settings, ready).run(sockets=list(sockets))
 
 
 class _Server(uvicorn.Server):
-    """uvicorn, which says when it answers."""
+    """uvicorn's server with a callback for when it is ready."""
 
     def __init__(self, config: uvicorn.Config, ready: Callable[[], None]) -> None:
         super().__init__(config)
@@ -108,13 +108,13 @@ def bind(host: str, port: int) -> list[socket.socket]:
         raise OSError(f"--host {host!r} is not an address or a name of this machine ({error}).") from error
     bound: list[socket.socket] = []
     for family, _, _, _, address in dict.fromkeys(found):
-        # Where the port is any that is free, the addresses that follow get the port of the first one.
+        # If port is 0, the further addresses get the port that the first one was assigned.
         chosen = port or (bound[0].getsockname()[1] if bound else 0)
         try:
             one = socket.socket(family, socket.SOCK_STREAM)
-        except OSError:  # no IPv6 in this kernel, though the name has such an address
+        except OSError:  # this kernel does not support IPv6, but the name has an IPv6 address
             continue
-        if os.name == "posix":  # on Windows it would let two programs listen on one port
+        if os.name == "posix":  # on Windows SO_REUSEADDR would let two programs listen on one port
             one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
             one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
@@ -122,7 +122,7 @@ def bind(host: str, port: int) -> list[socket.socket]:
             one.bind((address[0], chosen, *address[2:]))
         except OSError as error:
             one.close()
-            if bound and error.errno == errno.EADDRNOTAVAIL:  # IPv6 is switched off here
+            if bound and error.errno == errno.EADDRNOTAVAIL:  # IPv6 is disabled
                 continue
             for other in bound:
                 other.close()
@@ -134,7 +134,7 @@ def bind(host: str, port: int) -> list[socket.socket]:
 
 
 def _listen(one: socket.socket) -> None:
-    """Listen, which another server that was started at the same moment may have done before."""
+    """Listen on a socket; this fails if a server that started at the same moment listens already."""
     try:
         one.listen(_BACKLOG)
     except OSError as error:

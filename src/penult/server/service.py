@@ -1,6 +1,6 @@
 """The endpoints of a running server, by the names that clients send.
 
-It knows configurations, models and limits; it does not know routes.
+This module combines configuration, models and limits. It does not depend on routes.
 """
 
 from dataclasses import dataclass
@@ -17,8 +17,8 @@ class Endpoint:
     """An endpoint and its names.
 
     Attributes:
-        config: its configuration.
-        model_id: its name on the routes.
+        config: configuration of the endpoint.
+        model_id: name on the routes.
         names: further names that clients may send; the first is unique.
     """
 
@@ -31,9 +31,9 @@ class Service:
     """The endpoints and their models, for all routes.
 
     Raises:
-        ConfigError: two endpoints would have one name.
+        ConfigError: two endpoints have the same name.
         FileNotFoundError: a model is missing.
-        ValueError: a model cannot be used as its endpoint says.
+        ValueError: a model does not support the settings of its endpoint.
     """
 
     def __init__(self, config: ServerConfig) -> None:
@@ -45,7 +45,7 @@ class Service:
             self.add(endpoint)
 
     def add(self, config: EndpointConfig) -> Endpoint:
-        """Add an endpoint, and open its model if the configuration says so."""
+        """Add an endpoint, and open its model if `open_at_start` is set."""
         try:
             return self._add(config)
         except (OSError, TypeError, ValueError) as error:
@@ -64,7 +64,7 @@ class Service:
         """Return an endpoint with its names, without adding it.
 
         Raises:
-            ConfigError: another endpoint has its name.
+            ConfigError: another endpoint has the same name.
         """
         names = self.config.names_of(config, len(self.endpoints))
         in_use = {name for endpoint in self.endpoints for name in endpoint.names}
@@ -72,21 +72,21 @@ class Service:
             raise ConfigError(f"An endpoint is named {names[0]!r} already; give this one another name.")
         model_id = config.model_id
         ids = {endpoint.model_id for endpoint in self.endpoints}
-        if model_id in ids:  # the same model with other settings, or another one in a folder of the same name
+        if model_id in ids:  # the same model with other settings, or another model in a folder of the same name
             model_id = names[0] if names else config.model
             if model_id in ids:
                 raise ConfigError(f"An endpoint is named {model_id!r} already; give this one a served_model_name.")
         return Endpoint(config, model_id, names)
 
     def find(self, model: str | None) -> Endpoint:
-        """Return the endpoint of a name from a client; a single endpoint has every name, unless names are strict.
+        """Return the endpoint of a name from a client; a single endpoint matches every name, unless names are strict.
 
         Raises:
             Refusal: no endpoint has that name.
         """
         if len(self.endpoints) == 1 and (model is None or not self.config.strict_model_name):
             return self.endpoints[0]
-        # Ids of all endpoints first, so that they override names and models of others.
+        # All model ids first, so that they override names and models of other endpoints.
         for match in (
             next((one for one in self.endpoints if model == one.model_id), None),
             next((one for one in self.endpoints if model in one.names), None),
@@ -101,7 +101,7 @@ class Service:
 
     @property
     def dimension(self) -> int | None:
-        """The largest D of the open models; None where none is open."""
+        """The largest D of the open models. None: no model is open."""
         return max(self.models.dimensions, default=None)
 
     @property
@@ -111,7 +111,7 @@ class Service:
 
     @property
     def first(self) -> Endpoint:
-        """The endpoint of requests without a name."""
+        """The endpoint of requests without a model name."""
         if not self.endpoints:
             raise Refusal("missing", "No endpoint is left on this server; POST one to /endpoints.")
         return self.endpoints[0]

@@ -1,6 +1,6 @@
 """The routes of Text Embeddings Inference: POST /embed (also as /), /embed_all and /similarity, GET /info and /metrics.
 
-It knows TEI's JSON. TEI serves one model; here that is the first endpoint, or the one that `model` names.
+Requests and responses are TEI's JSON. TEI serves one model; here it is the first endpoint, or the one that `model` states.
 """
 
 from dataclasses import replace
@@ -130,7 +130,7 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 
 
 def add(app: FastAPI, service: Service) -> None:
-    """Give an application the routes."""
+    """Add the routes to an application."""
 
     async def embed_route(request: Request) -> Response:
         asked = await read(request, EmbedRequest)
@@ -153,7 +153,7 @@ def add(app: FastAPI, service: Service) -> None:
 
     for path, route, kind, answers in (
         ("/embed", embed_route, EmbedRequest, list[list[float]]),
-        ("/", embed_route, EmbedRequest, list[list[float]]),  # where Hugging Face's own clients send their texts
+        ("/", embed_route, EmbedRequest, list[list[float]]),  # the path that Hugging Face's own clients use
         ("/embed_all", embed_all, EmbedAllRequest, list[list[list[float]]]),
     ):
         app.add_api_route(
@@ -200,7 +200,7 @@ def add(app: FastAPI, service: Service) -> None:
 async def _embed(request: Request, service: Service, asked: EmbedRequest) -> Response:
     check(asked.inputs, service.config.limits, "inputs")
     model, purpose = await _open(service, asked, asked.model)
-    if asked.normalize is False and model.recipe(purpose.role).unit_length:  # the same model without its last step
+    if asked.normalize is False and model.recipe(purpose.role).unit_length:  # the same model without the final normalization
         model = await service.models.embedder_for(
             _endpoint(service, asked.model).config.model_copy(update={"normalize": False})
         )

@@ -1,6 +1,6 @@
-"""TEI's routes of the tokenizer: POST /tokenize and /decode.
+"""TEI's tokenizer routes: POST /tokenize and /decode.
 
-They do not run the model, and therefore do not pass its queue; one request is answered at a time.
+They do not run the model and therefore bypass its request queue. One request is answered at a time.
 """
 
 import asyncio
@@ -15,7 +15,7 @@ from penult.server.requests import Prompted, Texts, TokenId, body_of, check, pur
 from penult.server.service import Service
 
 MAX_CHARS = 250_000
-"""Maximum characters of a request to /tokenize: the answer has some hundred bytes for each token."""
+"""Maximum characters of a request to /tokenize: the answer has about a hundred bytes per token."""
 MAX_IDS = 50_000
 """Maximum ids of a request to /decode."""
 _IDS = {"type": "array", "items": {"type": "integer", "minimum": 0, "exclusiveMaximum": 2**31}}
@@ -49,7 +49,7 @@ Ids = Annotated[
     BeforeValidator(_listed),
     WithJsonSchema({"anyOf": [_IDS, {"type": "array", "items": _IDS}]}),
 ]
-"""The ids of a text, or of several, as a list of lists."""
+"""The token ids of one or several texts, parsed as a list of lists."""
 
 
 class DecodeRequest(BaseModel):
@@ -66,7 +66,7 @@ def add(app: FastAPI, service: Service, errors: dict[int | str, dict[str, Any]])
     Args:
         app: the application.
         service: the endpoints.
-        errors: the answers of TEI's routes that refuse.
+        errors: the error responses of TEI's routes, for the OpenAPI document.
     """
     turn = asyncio.Lock()
 
@@ -106,7 +106,7 @@ def add(app: FastAPI, service: Service, errors: dict[int | str, dict[str, Any]])
 
 
 async def _tokenizer(service: Service, body: Prompted, name: str | None = None) -> tuple[Tokenizer, str]:
-    """Return the tokenizer of a request's model, and the prompt that goes before its texts."""
+    """Return the tokenizer of a request's model, and the prompt of its texts."""
     name = body.model if isinstance(body, TokenizeRequest) else name
     endpoint = service.first if name is None else service.find(name)
     embedder = (await service.models.embedder_for(endpoint.config)).embedder

@@ -1,7 +1,7 @@
-"""Several processes that answer on one socket: started, watched, started again, and ended together.
+"""Several worker processes on the same sockets, with a supervisor that starts, restarts and ends them.
 
 Each worker loads the models and accepts connections from the sockets that the first process bound. Their metrics are files in a
-temporary folder, which whoever answers /metrics adds up.
+temporary folder; the worker that answers /metrics adds them up.
 """
 
 import logging
@@ -28,16 +28,16 @@ if TYPE_CHECKING:
     from penult.server.app import Extend
 
 _LOGGER = logging.getLogger(__name__)
-_METRICS_FOLDER = "PROMETHEUS_MULTIPROC_DIR"  # prometheus_client reads it where it is imported
-_PAUSE_SECONDS = 1.0  # before a worker that ended is started again
-_READY = ""  # what a worker says when it answers; anything else is why it cannot
+_METRICS_FOLDER = "PROMETHEUS_MULTIPROC_DIR"  # prometheus_client reads it at import
+_PAUSE_SECONDS = 1.0  # before an ended worker is restarted
+_READY = ""  # message of a worker that is ready; any other message is the reason why it cannot start
 
 Answer = Callable[[ServerConfig, "Extend | None", Sequence[socket.socket], Callable[[], None]], None]
 
 
 @dataclass(slots=True)
 class _Worker:
-    """A process, and the pipe on which it says that it answers. The pipe ends with this process, which ends the worker."""
+    """A process, and the pipe on which it reports that it is ready. The worker ends when this process closes the pipe."""
 
     process: SpawnProcess
     pipe: Connection
@@ -52,15 +52,15 @@ def run(
     ready: Callable[[], None],
     ending_seconds: float,
 ) -> None:
-    """Start the workers, and keep their number until SIGTERM or Ctrl-C; what was begun is finished.
+    """Start the workers, restart those that end until SIGTERM or Ctrl-C, and finish the requests in progress.
 
     Args:
-        config: what is served.
+        config: the configuration of the server.
         extend: see `create_app`; the workers import it.
         sockets: bound sockets.
-        answer: what a worker does.
-        ready: called when every worker answers.
-        ending_seconds: how long the end waits for requests.
+        answer: function that a worker runs.
+        ready: called when every worker is ready.
+        ending_seconds: seconds that shutdown waits for requests.
 
     Raises:
         ConfigError: a worker cannot start; the message is the worker's.
@@ -72,25 +72,25 @@ def run(
 
 
 def with_threads(config: ServerConfig) -> ServerConfig:
-    """Return the configuration with the threads of each worker: its part of the cores, unless they are stated."""
+    """Return the configuration with the threads of each worker: its share of the cores, unless `threads` is set."""
     return override(config, {"threads": config.threads or max(1, default_threads() // config.workers)})
 
 
 class _Supervisor:
-    """The workers of a server."""
+    """Supervisor of the workers of a server."""
 
     def __init__(self, config: ServerConfig, extend: "Extend | None", sockets: Sequence[socket.socket], answer: Answer) -> None:
         self._sockets = list(sockets)
         self._what = (config, extend, self._sockets, answer)
         self._count = config.workers
-        self._context = multiprocessing.get_context("spawn")  # a fork would copy locks of threads that do not exist in it
+        self._context = multiprocessing.get_context("spawn")  # a fork would copy locks held by threads that it lacks
         self._workers: list[_Worker] = []
-        self._complete = False  # all of them have answered once
+        self._complete = False  # all workers have been ready once
 
     def run(self, stop: Connection, ready: Callable[[], None], ending_seconds: float) -> None:
-        """Start the workers, and watch them until something comes through `stop`."""
+        """Start the workers, and restart ended ones until `stop` is readable."""
         try:
-            self._workers = [self._start()]  # alone: it prepares the graphs in the cache, which the others then open
+            self._workers = [self._start()]  # one first: it prepares the graphs in the cache, which the others then open
             while stop not in wait([stop, *self._events()]):
                 for worker in list(self._workers):
                     self._look_at(worker)
@@ -117,10 +117,10 @@ class _Supervisor:
                 yield worker.pipe
 
     def _look_at(self, worker: _Worker) -> None:
-        """Note that a worker answers, or start another one in place of one that has ended.
+        """Mark a worker as ready, or replace one that has ended.
 
         Raises:
-            ConfigError: it cannot start, and none of the others answers or they have not all answered yet.
+            ConfigError: it cannot start, and no other worker is ready or they have not all been ready yet.
         """
         reason = ""
         if not worker.ready and worker.pipe.poll():
@@ -130,7 +130,7 @@ class _Supervisor:
                 pass
             else:
                 worker.ready = reason == _READY and worker.process.is_alive()
-            if reason:  # it ends by itself, but nobody waits for that
+            if reason:  # it would end by itself, but waiting would take time
                 worker.process.kill()
             if not worker.ready:
                 worker.process.join()
@@ -149,17 +149,17 @@ class _Supervisor:
         self._workers[self._workers.index(worker)] = self._start()
 
     def _forget(self, worker: _Worker) -> None:
-        from penult.server import metrics  # noqa: PLC0415 - the variable of its folder is set by now
+        from penult.server import metrics  # noqa: PLC0415 - imported after the variable of its folder is set
 
         worker.pipe.close()
         if worker.process.pid is not None:
             metrics.forget(worker.process.pid)
 
     def _end(self, seconds: float) -> None:
-        """Tell the workers to finish, and wait for them."""
+        """Send SIGTERM to the workers, and wait for them."""
         for worker in self._workers:
             worker.process.terminate()
-        for one in self._sockets:  # else new clients connect, wait for a worker that has ended, and are reset at the end
+        for one in self._sockets:  # else new clients connect, wait for a worker that has ended, and get a reset
             one.close()
         until = time.monotonic() + seconds + 5
         for worker in self._workers:
@@ -172,8 +172,8 @@ class _Supervisor:
 def _work(
     config: ServerConfig, extend: "Extend | None", sockets: list[socket.socket], answer: Answer, pipe: Connection
 ) -> None:
-    """Answer requests in this process; say when, or why not."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; while it loads, the first one ends this one
+    """Answer requests in this process; report through the pipe that it is ready, or why it cannot start."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the supervisor ends this one
     start_log(as_json=config.log_json)
     threading.Thread(target=_end_with, args=(pipe,), daemon=True).start()
     try:
@@ -186,7 +186,7 @@ def _work(
 
 
 def _end_with(pipe: Connection) -> None:
-    """End this process as SIGTERM does when the one that started it is gone."""
+    """Send SIGTERM to this process when its parent has ended."""
     try:
         pipe.recv()
     except (EOFError, OSError):
@@ -207,7 +207,7 @@ def _environment(folder: str) -> Iterator[None]:
 
 @contextmanager
 def _signals() -> Iterator[Connection]:
-    """Yield what can be read from once SIGTERM or SIGINT has come."""
+    """Yield a pipe that becomes readable on SIGTERM or SIGINT."""
     stop, send = multiprocessing.Pipe(duplex=False)
     before = {number: signal.signal(number, lambda *_: send.send(None)) for number in (signal.SIGTERM, signal.SIGINT)}
     try:

@@ -1,4 +1,4 @@
-"""LlamaIndex embeddings by penult."""
+"""LlamaIndex integration of penult."""
 
 from llama_index.embeddings.penult._version import __version__
 from llama_index.embeddings.penult.base import PenultEmbedding

@@ -1,3 +1,3 @@
-"""The one place that holds the version of llama-index-embeddings-penult."""
+"""The version of llama-index-embeddings-penult, defined only here."""
 
 __version__ = "0.1.0"

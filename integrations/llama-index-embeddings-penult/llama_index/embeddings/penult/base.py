@@ -1,7 +1,7 @@
 """PenultEmbedding: LlamaIndex's `BaseEmbedding` over a penult embedder.
 
-Holds LlamaIndex's conventions; what it shares with penult's other adapter is in `penult.adapters`. Tokenizers, graphs and
-runtimes load inside penult, at the first text and not at import, so that a pipeline is built and sent to workers quickly.
+This module implements LlamaIndex's conventions; code shared with penult's other adapters is in `penult.adapters`. Tokenizers,
+graphs and runtimes load at the first text, not at import, so that a pipeline is built and sent to workers quickly.
 """
 
 import os
@@ -16,13 +16,13 @@ from penult.adapters import AdapterOptions
 from penult.types import Role
 
 _READY = "fingerprint:"
-"""Before the `model_name` of an object with a ready embedder, so that a pipeline's cache can tell two of them apart."""
+"""Prefix of the `model_name` of an object with a loaded embedder, so that a pipeline's cache distinguishes two of them."""
 
 _LAST_IN_DICT = ("files_from", "model_file", "task", "class_name")
 
 
 class PenultEmbedding(AdapterOptions, BaseEmbedding):
-    """Embed nodes and queries with a model on this machine, or with one behind a server.
+    """Embeddings of nodes and queries by a model on this machine or on a server.
 
     ```python
     from llama_index.core import Settings
@@ -32,46 +32,46 @@ class PenultEmbedding(AdapterOptions, BaseEmbedding):
     ```
 
     The model loads at the first text. An object of this class can be pickled and sent to a pipeline's workers, each of
-    which loads the model for itself. Texts are passed on unaltered; the prompts before them are those of the model's own
-    files, or of `prompts`.
+    which loads its own copy of the model. Texts are not changed; their prompts are those of the model's files, or of
+    `prompts`.
 
-    With `base_url` a server embeds instead: penult's own, DeepSparse's of either generation, or Text Embeddings
-    Inference. Queries and texts are told apart there as well, where the server has prompts; `prompts` of your own go with
-    penult's server alone.
+    With `base_url` a server embeds instead: penult's, DeepSparse's up to 1.5 or from 1.6, or Text Embeddings Inference.
+    Queries and texts get different prompts there too, if the server has prompts. Your own `prompts` require penult's
+    server.
 
-    `to_dict` holds every option that decides a vector and none of those that do not (`threads`, `show_progress`,
-    `embed_batch_size`, `num_workers`), because it is what a pipeline's cache hashes.
+    `to_dict` contains every option that decides a vector, and no others (`threads`, `show_progress`, `embed_batch_size`,
+    `num_workers`), because a pipeline's cache hashes it.
 
-    LlamaIndex's own `embeddings_cache` is keyed by the text alone: keep one per `cache_namespace`, and none where the
-    model has different prompts for queries and documents.
+    LlamaIndex's own `embeddings_cache` is keyed only by the text: keep one per `cache_namespace`, and none if the model has
+    different prompts for queries and documents.
 
     Raises:
-        ValueError: (as pydantic's `ValidationError`) when none of `model_name`, `base_url` and `embedder` is given, or
-            `embedder` with one of the others, an option that only matters while loading comes with a ready `embedder` or a
-            server, or a prompt is given twice.
-        TypeError: when `embedder` has no `embed` method.
+        ValueError: (as pydantic's `ValidationError`) none of `model_name`, `base_url` and `embedder` is passed, or `embedder`
+            with one of the others, an option for loading is passed with an `embedder` or a server, or a prompt is passed
+            twice.
+        TypeError: `embedder` does not have a method `embed`.
     """
 
     model_field: ClassVar[str] = "model_name"
     instruction_fields: ClassVar[Mapping[Role, str]] = {"query": "query_instruction", "document": "text_instruction"}
 
     model_name: str = Field(default="", validation_alias=AliasChoices("model_name", "model"))
-    """A folder, a Hub id or `package:NAME`; with `base_url`, which of the server's models. `model` is accepted as well."""
+    """A folder, a Hub id or `package:NAME`; with `base_url`, the name of a model on the server. `model` is an alias."""
 
     text_instruction: str | None = None
-    """The same as `prompts["document"]`, by the name that HuggingFaceEmbedding has."""
+    """The same as `prompts["document"]`, under the name in HuggingFaceEmbedding."""
 
     threads: int | None = Field(default=None, exclude=True)
-    """Threads of one forward pass. None: what this process may use."""
+    """Intra-op threads per forward pass. None: the cores that this process may use."""
 
     show_progress: bool = Field(default=False, exclude=True)
-    """Whether embedding texts shows a progress bar of penult's own."""
+    """Whether penult shows its own progress bar while it embeds texts."""
 
     embed_batch_size: int = Field(default=512, gt=0, le=2048, exclude=True)
-    """Texts handed to penult at once; it sorts them by length and forms its own batches, so more is faster."""
+    """Texts per call of penult, which sorts them by length and plans its own batches, so that more texts are faster."""
 
     num_workers: int | None = Field(default=None, exclude=True)
-    """How many batches are awaited at once in async calls."""
+    """Number of concurrent batches in async calls."""
 
     @field_validator("model_name", "files_from", mode="before")
     @classmethod
@@ -101,18 +101,18 @@ class PenultEmbedding(AdapterOptions, BaseEmbedding):
         return self
 
     def __getstate__(self) -> dict[str, Any]:
-        # The base class drops what cannot be pickled with a log line; an embedder lost on the way must not go unseen.
+        # The base class drops attributes that cannot be pickled and only logs it; a lost embedder must raise an error.
         pickle.dumps(self.embedder)
         state: dict[str, Any] = super().__getstate__()
         return state
 
     @classmethod
     def class_name(cls) -> str:
-        """Name the class in what LlamaIndex writes down."""
+        """Return the class name in LlamaIndex's serialized form."""
         return "PenultEmbedding"
 
     def to_dict(self, **kwargs: Any) -> dict[str, Any]:  # noqa: ANN401  LlamaIndex's signature
-        """Return the options that decide a vector, in an order that never changes: a pipeline's cache hashes their text."""
+        """Return the options that decide a vector, in a stable order, because a pipeline's cache hashes their text."""
         data = super().to_dict(**kwargs)
         last = {name: data.pop(name) for name in _LAST_IN_DICT if name in data}
         return data | last
@@ -123,15 +123,15 @@ class PenultEmbedding(AdapterOptions, BaseEmbedding):
         show_progress: bool = False,  # noqa: FBT001, FBT002  LlamaIndex's signature
         **kwargs: Any,  # noqa: ANN401  LlamaIndex's signature
     ) -> list[list[float]]:
-        """Embed N texts as N vectors of D floats, in the order given; an empty list gives an empty list.
+        """Embed N texts as N vectors of D floats, in the same order; return an empty list for an empty list.
 
         Args:
             texts: a list, or any other iterable of str.
-            show_progress: show LlamaIndex's progress bar.
-            **kwargs: LlamaIndex's own.
+            show_progress: whether to show LlamaIndex's progress bar.
+            **kwargs: passed to LlamaIndex.
 
         Raises:
-            TypeError: `texts` is a single str, or holds something else than str.
+            TypeError: `texts` is a single str, or contains items other than str.
             penult.types.TextError: some texts cannot be embedded; its `rows` says which of a batch.
         """
         return super().get_text_embedding_batch(_listed(texts), show_progress=show_progress, **kwargs)
@@ -184,7 +184,7 @@ def _listed(texts: Iterable[str]) -> list[str]:
     """Return the texts as a list: LlamaIndex counts them before it embeds them.
 
     Raises:
-        TypeError: it is a str, which is a sequence of str: LlamaIndex would embed its characters.
+        TypeError: `texts` is a str, which is a sequence of str; LlamaIndex would embed its characters.
     """
     if isinstance(texts, str):
         raise TypeError(f"texts must be a list of str, given: a str; write [{texts[:20]!r}] or get_text_embedding")
