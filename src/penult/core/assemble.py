@@ -223,7 +223,7 @@ def _hidden_state(index: GraphIndex, recipe: Recipe, source: Source) -> HiddenSt
     try:
         state = select(hidden_states(index), recipe.layer)  # type: ignore[arg-type] # a number here
     except NotATransformerError as error:
-        # Models with other token mixers (FNet, state spaces) are encoders, too, if they take token ids and name the hidden state.
+        # Models with other token mixers (FNet, state spaces) are encoders too, if they take token ids and name a hidden state.
         if own is None or not any(node.name == "input_ids" for node in model.graph.input):
             raise NotATransformerError(f"{source.model} is {error}") from error
         state = HiddenState(-1, own, _width(model, own), f"{_OWN}; no layer is known")

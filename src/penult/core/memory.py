@@ -40,7 +40,7 @@ def check_memory(work: str, weights: int, times: float, advice: str, *, held: bo
 
 
 def memory_limit(membership: Path = MEMBERSHIP, mount: Path = MOUNT) -> int | None:
-    """Return the memory limit of this process in bytes, of the machine, a control group or a resource limit; None if unknown."""
+    """Return the memory limit of this process in bytes: of the machine, a control group or an rlimit; None if unknown."""
     limits = [limit for folder in group_folders("memory", membership, mount) if (limit := _limit_of(folder)) is not None]
     if os.name != "nt":
         limits += [soft for kind in (resource.RLIMIT_AS, resource.RLIMIT_DATA) if (soft := resource.getrlimit(kind)[0]) > 0]

@@ -1,7 +1,7 @@
 """Measure whether padding changes a graph's output for real tokens.
 
 A graph may lack an attention mask, ignore it, or have convolutions that read the padding (ConvBERT). Then a text's vector
-depends on the lengths of the other texts in its batch. The structure of a graph does not reliably show this, so the graph is run.
+depends on the lengths of the other texts in its batch. The structure does not show this for every graph, so the graph is run.
 """
 
 from collections.abc import Callable
@@ -21,8 +21,8 @@ States = Callable[[int, int], NDArray[Any] | None]
 # Tokens of each test text and its padding: short texts, which are smaller than the window of a convolution, and longer ones,
 # for layers that process long rows in blocks.
 _TRIED = ((3, 1), (8, 7), (11, 21), (45, 19), (140, 116))
-# Maximum difference, relative to the largest value, that rounding explains: sums of another length differ by about 1e-6 in fp32,
-# and by about 1e-3 in half precision and with fixed 8-bit scales. If padding is read, they differ by 1e-2 or more.
+# Maximum difference, relative to the largest value, that rounding explains. Sums of another length differ by about 1e-6 in
+# fp32, and by about 1e-3 in half precision and with fixed 8-bit scales. If padding is read, they differ by 1e-2 or more.
 _ROUNDING = 2e-3
 _COARSE = 1e-2
 # With 8-bit scales that are computed per batch, single values change by several percent, but the direction stays: the cosine is

@@ -1,7 +1,7 @@
 """Guard for native code, so that the interpreter does not exit while a thread is in it.
 
-A daemon thread that returns from native code during shutdown is terminated in a C++ or Rust frame, and the process aborts. So the
-shutdown waits for the threads in native code, at most one batch each, and blocks daemon threads that enter later.
+A daemon thread that returns from native code during shutdown is terminated in a C++ or Rust frame, and the process aborts. So
+the shutdown waits for the threads in native code, at most one batch each, and blocks daemon threads that enter later.
 """
 
 import threading

@@ -1,7 +1,7 @@
 """Tokenizer settings besides tokenizer.json: tokenizer_config.json and the two older files.
 
-transformers applies these settings over tokenizer.json, so they affect token ids just as much. This module reads and merges them
-without importing a tokenizer. `tokenizer_overrides` applies them.
+transformers applies these settings over tokenizer.json, so they affect token ids just as much. This module reads and merges
+them without importing a tokenizer. `tokenizer_overrides` applies them.
 """
 
 import json

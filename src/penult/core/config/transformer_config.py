@@ -1,7 +1,7 @@
 """Read the configuration file of a Transformer module: lengths, lowercasing, tokenizer arguments, the output.
 
-sentence-transformers stores it in `sentence_bert_config.json` or under one of six older names. As in `module_config`, a key that
-affects vectors is used, a key known to be harmless is skipped, and any other is an error.
+sentence-transformers stores it in `sentence_bert_config.json` or under one of six older names. As in `module_config`, a key
+that affects vectors is used, a key known to be harmless is skipped, and any other is an error.
 """
 
 from collections.abc import Mapping
