@@ -1,1 +1,1 @@
-"""From text to vectors: load, tokenize, run. It imports none of the interfaces built on it."""
+"""Core of penult, from text to vectors: load, tokenize, run. It does not import the interfaces that are built on it."""

@@ -1,6 +1,6 @@
-"""From an ONNX file to the graph that runs: read, choose the tensor, cut there, append the reducer, write.
+"""Build the graph that runs from an ONNX file: read, choose the tensor, cut there, append the reducer, write.
 
-It composes the passes of `graph/` and knows which settings of a recipe each one takes. The original is only read.
+This module composes the passes of `graph/` and passes each its settings of the recipe. The original is only read.
 """
 
 from collections.abc import Mapping
@@ -39,22 +39,22 @@ from penult.graph.wire_format import LARGE
 
 _MOVES = frozenset(("Identity", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Cast", "CastLike"))
 _OWN = "the export's own hidden state"
-_OWN_TOKENS = ("last_hidden_state", TOKENS)  # what an export calls its hidden state
+_OWN_TOKENS = ("last_hidden_state", TOKENS)  # names of an export's hidden-state output
 
 
 @dataclass(frozen=True, slots=True)
 class Assembled:
-    """What was written.
+    """Properties of the written graph.
 
     Attributes:
-        tensor: the original's tensor that was taken.
-        why: why it was taken.
-        external: whether the weights are in the original's files, at places relative to `data_home`.
-        scales: how the graph's activations become 8 bits wide, if it came so.
-        positions: how many tokens of a text the graph's table of positions serves. None: it has none.
-        position_offset: the position at which a text begins, if the graph takes positions as an input.
-        made_unit: whether the vector that was taken is normalized inside the graph.
-        own_tokens: the export's own hidden state, where it was taken instead of a layer.
+        tensor: the chosen tensor of the original.
+        why: reason for choosing it.
+        external: whether the weights are in the original's files, at paths relative to `data_home`.
+        scales: quantization of the activations, if the original is 8-bit.
+        positions: maximum tokens per text by the graph's position table. None: it has no table.
+        position_offset: position of a text's first token, if positions are an input of the graph.
+        made_unit: whether the chosen vector is normalized inside the graph.
+        own_tokens: the export's own hidden-state output, if it was chosen instead of a layer.
         exact: whether the graph computes in fp32 throughout.
     """
 
@@ -74,13 +74,13 @@ def assemble(source: Source, recipe: Recipe, real: Mapping[str, Path], target: P
 
     Args:
         source: the original.
-        recipe: what to do with it.
-        real: the real file of each name under which the graph keeps external data.
-        target: the new file. It points to the weights in the original's files; others are in it, or beside it where it points
-            to none.
+        recipe: settings of the passes.
+        real: the real file of each external data location in the graph.
+        target: the new file. It refers to the weights in the original's files; other weights are inside, or beside it if it
+            does not refer to any.
 
     Raises:
-        ValueError: not a complete ONNX graph, not a transformer, or nothing states how to pool.
+        ValueError: not a complete ONNX graph, not a transformer, or no pooling is stated.
     """
     home = data_home(source, real)
     real = {**real, OWN: source.model.resolve()}
@@ -100,13 +100,13 @@ def assemble(source: Source, recipe: Recipe, real: Mapping[str, Path], target: P
     if is_vector:
         del graph.output[0]
     check_inner(index.model, source.model)
-    if not has_half(graph):  # there other operators would round differently
+    if not has_half(graph):  # in half precision other operators would round differently
         unfuse(index, only=frozenset(("SkipLayerNormalization",)))
         drop_guards(index)
         fuse_attention(index)
     external = _point_to(index.model, real, home)
     if not external:
-        # All weights are small, or not in a form that can be mapped where they are.
+        # All weights are small, or in a form that cannot be mapped from their files.
         save(index.model, target)
     else:
         target.write_bytes(index.model.SerializeToString())
@@ -117,10 +117,10 @@ def assemble(source: Source, recipe: Recipe, real: Mapping[str, Path], target: P
 
 
 def choose(index: GraphIndex, recipe: Recipe, source: Source) -> HiddenState:
-    """Return the tensor that is pooled, or that is a vector already.
+    """Return the tensor to pool, or the tensor that is already the vector.
 
     Raises:
-        ValueError: nothing says how to pool, the graph does not have what the files say, or it is not a transformer.
+        ValueError: no pooling is stated, the graph lacks a tensor that the files name, or it is not a transformer.
     """
     model = index.model
     outputs = {node.name: len(node.type.tensor_type.shape.dim) for node in model.graph.output}
@@ -139,13 +139,13 @@ def choose(index: GraphIndex, recipe: Recipe, source: Source) -> HiddenState:
 
 
 def _own_vector(model: onnx.ModelProto, outputs: Mapping[str, int], recipe: Recipe, source: Source) -> HiddenState | None:
-    """Return the output of the graph that is the vector already, or None where tokens must be pooled.
+    """Return the output of the graph that is already the vector; None if tokens must be pooled.
 
     Args:
         model: the graph.
-        outputs: the rank of each output by its name; the first is the graph's own.
-        recipe: what the files and the caller say.
-        source: where the graph lies, for messages.
+        outputs: rank of each output by name; the first is the graph's main output.
+        recipe: configuration from the files and the arguments.
+        source: files of the graph, for messages.
     """
     own, rank = next(iter(outputs.items()))
     if recipe.layer == -1:
@@ -165,7 +165,7 @@ def _own_vector(model: onnx.ModelProto, outputs: Mapping[str, int], recipe: Reci
 
 
 def _check_vector(outputs: Mapping[str, int], recipe: Recipe, source: Source) -> None:
-    """Refuse a pooling that the caller asks for where what is taken is one vector per text already."""
+    """Raise an error for an explicit pooling if the chosen tensor is already one vector per text."""
     own = next(iter(outputs))
     name = recipe.output if recipe.layer == -1 else own if recipe.layer is None else recipe.layer
     if recipe.origin.get("pooling") == "argument" and isinstance(name, str) and outputs.get(name) == 2:
@@ -176,7 +176,7 @@ def _check_vector(outputs: Mapping[str, int], recipe: Recipe, source: Source) ->
 
 
 def _stated_output(outputs: Mapping[str, int], name: str, source: Source) -> HiddenState:
-    """Return the vector that a file names, or the one that a whole export gives under the usual name."""
+    """Return the vector output that a file names, or that of a full export under its conventional name."""
     for wanted in (name, VECTORS):
         if outputs.get(wanted) == 2:
             return _named(wanted, f"the graph's own output {wanted!r}, which the model's files ask for")
@@ -187,13 +187,13 @@ def _stated_output(outputs: Mapping[str, int], name: str, source: Source) -> Hid
 
 
 def _is_static(model: onnx.ModelProto) -> bool:
-    """Return whether a graph takes all token ids in one row, with the place where each text begins."""
+    """Return whether a graph takes all token ids in one row, with the offset of each text."""
     ranks = {node.name: len(node.type.tensor_type.shape.dim) for node in model.graph.input}
     return ranks.get("input_ids") == 1 and ranks.get("offsets") == 1
 
 
 def _modules_inside(model: onnx.ModelProto, recipe: Recipe, source: Source) -> bool:
-    """Return whether modules that the files name have their weights in the graph alone, which then gives the vector itself."""
+    """Return whether modules have their weights only in the graph, whose output is then already the vector."""
     folders = [source.folder / step.folder for step in recipe.steps if not isinstance(step, str)]
     missing = [folder for folder in folders if not any((folder / name).exists() for name in (SAFETENSORS, PICKLE))]
     width = _width(model, VECTORS)
@@ -215,15 +215,15 @@ def _no_pooling(recipe: Recipe, source: Source) -> str:
 def _hidden_state(index: GraphIndex, recipe: Recipe, source: Source) -> HiddenState:
     """Return a hidden state by its number.
 
-    For the last one, what the export itself calls its hidden state counts more than the structure of the graph: a projection
-    behind the final norm that belongs to the encoder is no head. Its width must be the one that the files state.
+    For the last one, the export's own hidden-state output takes precedence over the graph's structure: a projection after the
+    final norm that belongs to the encoder is not a head. Its width must be the one that the files state.
     """
     model = index.model
     own = _own_tokens(model, recipe) if recipe.layer == -1 else None
     try:
         state = select(hidden_states(index), recipe.layer)  # type: ignore[arg-type] # a number here
     except NotATransformerError as error:
-        # Mixers of other kinds (FNet, state spaces) are encoders too, if they take token ids and name their hidden state.
+        # Models with other token mixers (FNet, state spaces) are encoders too, if they take token ids and name a hidden state.
         if own is None or not any(node.name == "input_ids" for node in model.graph.input):
             raise NotATransformerError(f"{source.model} is {error}") from error
         state = HiddenState(-1, own, _width(model, own), f"{_OWN}; no layer is known")
@@ -239,8 +239,8 @@ def _hidden_state(index: GraphIndex, recipe: Recipe, source: Source) -> HiddenSt
 
 
 def _is_same(index: GraphIndex, output: str, tensor: str) -> bool:
-    """Return whether an output holds a tensor's values, in another shape or order at most."""
-    for _ in range(16):  # a few nodes at most stand between
+    """Return whether an output has the same values as a tensor, possibly in another shape or order."""
+    for _ in range(16):  # there are at most a few nodes between them
         if output == tensor:
             return True
         node = index.links.maker(output)
@@ -251,9 +251,9 @@ def _is_same(index: GraphIndex, output: str, tensor: str) -> bool:
 
 
 def _own_tokens(model: onnx.ModelProto, recipe: Recipe) -> str | None:
-    """Return the output that an export calls its hidden state; None where there is none, or it is a decoder's.
+    """Return the export's own hidden-state output; None if there is none, or it is a decoder's.
 
-    `token_embeddings` of a whole sentence-transformers export has passed the modules that change tokens already.
+    `token_embeddings` of a full sentence-transformers export already includes the modules that change tokens.
     """
     if any("decoder" in node.name for node in model.graph.input):
         return None
@@ -265,7 +265,7 @@ def _own_tokens(model: onnx.ModelProto, recipe: Recipe) -> str | None:
 
 
 def _width(model: onnx.ModelProto, output: str) -> int | None:
-    """Return the size of an output's last axis; None where the graph does not say."""
+    """Return the size of an output's last axis; None if the graph does not state it."""
     for node in model.graph.output:
         dims = node.type.tensor_type.shape.dim
         if node.name == output and dims and dims[-1].HasField("dim_value"):
@@ -274,7 +274,7 @@ def _width(model: onnx.ModelProto, output: str) -> int | None:
 
 
 def _positions(index: GraphIndex, recipe: Recipe, source: Source, real: Mapping[str, Path]) -> tuple[int | None, int]:
-    """Return how many tokens of a text the table of positions serves, and where a text begins if positions are an input."""
+    """Return the maximum tokens per text by the position table, and a text's first position if positions are an input."""
     table = position_table(index)
     if table is None:
         return None, 0
@@ -296,7 +296,7 @@ def _positions(index: GraphIndex, recipe: Recipe, source: Source, real: Mapping[
 
 
 def _by_name(index: GraphIndex, name: str) -> HiddenState:
-    """Find a hidden state by its tensor, else take any tensor or node of that name as it is."""
+    """Return the hidden state with this tensor, else any tensor or node of this name."""
     try:
         states = {state.tensor: state for state in hidden_states(index)}
     except NotATransformerError:
@@ -319,7 +319,7 @@ def _is_vector(output: onnx.ValueInfoProto, tensor: str) -> bool:
 
 def _reducer(source: Source, recipe: Recipe, *, is_vector: bool, made_unit: bool, inside: bool) -> Reducer:
     chosen = recipe.rows or Rows()
-    # A vector that the graph pools itself has passed the modules; what the caller asks for comes behind them.
+    # A vector that the graph pools itself includes the modules; the explicit steps are appended to them.
     steps = tuple(step for step in recipe.steps if isinstance(step, str)) if is_vector and inside else recipe.steps
     return Reducer(
         pooling=None if is_vector else recipe.pooling,
@@ -344,7 +344,7 @@ def _step(root: Path, step: Step) -> Dense | LayerNorm | str:
         return LayerNorm(norm["norm.weight"], norm["norm.bias"])
     projected = step.residual == "projected"
     weights = dense_weights(root / step.folder, bias=step.bias, residual=projected)
-    turned = {key: np.ascontiguousarray(array.T) for key, array in weights.items()}  # torch keeps (D, H)
+    turned = {key: np.ascontiguousarray(array.T) for key, array in weights.items()}  # torch stores (D, H)
     if projected:
         return Dense(turned["linear.weight"], turned.get("linear.bias"), step.activation, turned["residual.weight"])
     same = "same" if step.residual == "same" else None
@@ -352,10 +352,10 @@ def _step(root: Path, step: Step) -> Dense | LayerNorm | str:
 
 
 def read(path: Path, real: Mapping[str, Path]) -> onnx.ModelProto:
-    """Read a graph; its weights stay in its files, and are only checked to be there to their last byte.
+    """Read a graph without its external weights, which are only checked to be present and complete.
 
     Raises:
-        ValueError: not a complete ONNX graph of numbers (see `graph.rewrite.validate`), or its data end too early.
+        ValueError: not a complete numeric ONNX graph (see `graph.rewrite.validate`), or its external data are truncated.
     """
     if path.name == STATIC_TABLE:
         return static_graph(_table(path.parent))
@@ -369,7 +369,7 @@ def read(path: Path, real: Mapping[str, Path]) -> onnx.ModelProto:
 
 
 def _table(folder: Path) -> onnx.TensorProto:
-    """Return the table of a static embedding; its data stay in its file where they can be mapped there."""
+    """Return the table of a static embedding; its data stay in their file if they can be mapped from it."""
     table = static_table(folder)
     place = stored_table(folder)
     if place is None or table.nbytes < LARGE:
@@ -380,7 +380,7 @@ def _table(folder: Path) -> onnx.TensorProto:
 
 
 def _point_to(model: onnx.ModelProto, real: Mapping[str, Path], home: Path) -> bool:
-    """Rewrite the places of external data to real files, relative to a folder above them; return whether there are any."""
+    """Rewrite external data locations to the real files, relative to `home`; return whether there are any."""
     tensors = [tensor for tensor in model.graph.initializer if location_of(tensor)]
     for tensor in tensors:
         for entry in tensor.external_data:

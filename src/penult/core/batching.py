@@ -1,22 +1,22 @@
-"""Which texts travel together: a pure function of their lengths.
+"""Plan padded batches from token counts: a pure function, independent of texts and models.
 
-It knows numbers of tokens and nothing of texts, models or memory. The cost of a batch is the area of its rectangle,
-rows x padded length, so texts of like length go together; a budget on that area bounds the memory of a batch.
+The cost of a batch is its number of padded tokens, rows x padded length. So texts of similar length are batched together, and a
+token budget bounds the memory of a batch.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-_FREE_PADDING = 4  # tokens of padding that cost less than one more run
+_FREE_PADDING = 4  # tokens of padding that cost less than another run
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Rows that run together.
+    """Rows of one padded batch.
 
     Attributes:
-        indices: positions in the caller's list, B of them, shortest text first.
-        length: T, the number of tokens every row is padded to.
+        indices: indices of the B rows in the caller's list, shortest text first.
+        length: T, the padded length.
     """
 
     indices: tuple[int, ...]
@@ -32,27 +32,26 @@ def plan(
     even_to: int = 0,
     padded: bool = True,
 ) -> list[Batch]:
-    """Group texts of like length into batches of at most `max_batch_tokens` padded tokens.
+    """Group texts of similar length into batches of at most `max_batch_tokens` padded tokens.
 
-    1. Texts are taken from the longest to the shortest, so the largest batch, which decides the peak of memory, runs
-       first, and a job that cannot fit fails at once.
-    2. A text joins the open batch while rows x length stays within the budget and the text wastes at most
-       `max_padding` of the batch's length on padding (or 4 tokens, whichever is more): no text pays for another's length.
-    3. A text longer than the budget runs alone.
+    1. Texts are processed from the longest to the shortest. So the largest batch, which determines peak memory, runs first,
+       and a job that does not fit into memory fails at once.
+    2. A text is added to the current batch if rows x length stays within the budget and at most `max_padding` of its row (or 4
+       tokens, whichever is more) is padding. So short texts do not pay for long ones.
+    3. A text longer than the budget runs in a batch of its own.
 
     Args:
-        lengths: tokens of each text, specials included; 0 is read as 1, for an engine takes no empty row.
-        max_batch_tokens: the most padded tokens a batch may have.
-        max_padding: the share of a row that may be padding. The cost of one more run, some ten tokens' worth, is
-            what it is weighed against.
-        buckets: the only padded lengths allowed, for static shapes. None: any. A length over the largest raises.
-        even_to: without buckets, odd lengths up to this one are padded by one more token. Matrix kernels add up the last
-            product of an odd length in another order than that of an even one, so that with even lengths alone a text's
-            vector is the same to the last bit in every batch.
-        padded: whether texts of different lengths may share a batch. If not, nothing is padded at all.
+        lengths: tokens of each text, special tokens included; 0 counts as 1, since a row must not be empty.
+        max_batch_tokens: maximum padded tokens per batch.
+        max_padding: maximum fraction of padding in a row. It trades padding for the cost of another run, about ten tokens.
+        buckets: the only padded lengths allowed, for static shapes. None: any. A length above the largest is an error.
+        even_to: without buckets, odd lengths up to this one are padded by one more token. Matrix kernels sum the last product
+            of an odd length in a different order, so that only with even lengths a text's vector is bit-identical in every
+            batch.
+        padded: whether texts of different lengths may share a batch. If not, nothing is padded.
 
     Returns:
-        Batches that hold every index exactly once; the same input gives the same batches.
+        Batches that contain every index exactly once. Deterministic.
 
     Raises:
         ValueError: `max_batch_tokens` below 1, or a length above the largest bucket.

@@ -1,7 +1,7 @@
-"""The cache folder: where it is, hashes of files, and numbers that are measured once.
+"""The cache folder: its location, file hashes, and numbers that are measured once.
 
-Whoever reads a file of the cache checks it: a disk damages files, and a machine that stops leaves halves. What is read from a
-cache needs no right to write there.
+Every read from the cache is verified: disks damage files, and crashes leave partial ones. Reading from the cache does not
+require write permission.
 """
 
 import errno
@@ -27,39 +27,39 @@ _LOGGER = logging.getLogger(__name__)
 ADVICE = "Set PENULT_CACHE to a folder that can be written and has room."
 _HOMELESS = "this user has no home folder"
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
-_FULL = 2**20  # bytes: a disk with fewer free ones is full
-_SMALL = 2**20  # bytes of a file that is hashed as quickly (0.7 ms at 1.5 GB/s) as its hash is looked up safely
-# A file may be written again within one tick of the clock of its file system, which leaves its times as they were: 2 s on FAT.
+_FULL = 2**20  # free bytes below which a disk counts as full
+_SMALL = 2**20  # bytes of a file; hashing it (0.7 ms at 1.5 GB/s) is as fast as a safe lookup of its hash
+# Seconds. A file rewritten within the timestamp resolution of its file system keeps its times: 2 s on FAT.
 _YOUNG = 2.0
-_LARGEST = 2**37  # bytes (137 GB) of a file of weights: above, hashing takes minutes, and no encoder has as many
+_LARGEST = 2**37  # bytes (137 GB) of a weight file: larger than any encoder's, and hashing takes minutes
 
 
 def cache_folder() -> Path:
-    """Return the folder to read from: PENULT_CACHE, else the platform's cache folder, else a private temporary one.
+    """Return the folder to read from: PENULT_CACHE, else the platform's cache folder, else a private temporary folder.
 
     Raises:
-        OSError: PENULT_CACHE begins with ~, and this user has no home; or no temporary folder can be made.
+        OSError: PENULT_CACHE begins with ~ and this user has no home, or no temporary folder can be created.
     """
     if setting := os.environ.get("PENULT_CACHE"):
         try:
-            return Path(setting).expanduser().absolute()  # a process may change its working folder
+            return Path(setting).expanduser().absolute()  # the working directory may change
         except RuntimeError as error:
             raise OSError(
                 f"PENULT_CACHE is {setting!r}, and the system knows no home of that user. Set it to a full path."
             ) from error
     try:
         folder = user_cache_path("penult", appauthor=False)
-    except RuntimeError:  # of newer versions of platformdirs; others name a folder called ~
+    except RuntimeError:  # newer versions of platformdirs raise it; older ones return a folder named ~
         return _private_folder(_HOMELESS)
     reason = _foreign(folder)
     return folder if reason is None else _private_folder(reason)
 
 
 def writable_folder() -> Path:
-    """Return the folder to write to: that of `cache_folder`, or a private temporary one where nobody named the former.
+    """Return the folder to write to: `cache_folder()`, or a private temporary folder if that is not writable.
 
     Raises:
-        OSError: PENULT_CACHE names a folder that cannot be written, or no temporary folder can be made.
+        OSError: PENULT_CACHE names a folder that is not writable, or no temporary folder can be created.
     """
     folder = cache_folder()
     try:
@@ -76,14 +76,14 @@ def writable_folder() -> Path:
 
 @contextmanager
 def disk_errors(folder: Path, advice: str = ADVICE) -> Iterator[None]:
-    """Turn what the disk says while a folder is written into one sentence.
+    """Convert disk errors while a folder is written into one clear error.
 
     Args:
-        folder: the folder. What other programs leave there when they fail must still be there when this ends.
-        advice: what to do.
+        folder: the folder. Files that failed writers leave there must still exist when this ends.
+        advice: what to do, for the message.
 
     Raises:
-        OSError: the sentence.
+        OSError: the converted error.
     """
     try:
         yield
@@ -92,17 +92,17 @@ def disk_errors(folder: Path, advice: str = ADVICE) -> Iterator[None]:
         if inside or error.errno in _DISK:
             raise OSError(f"{folder} cannot be written: {error.strerror}. {advice}") from error
         raise
-    except ValueError as error:  # ONNX Runtime's and torch's own writers
+    except ValueError as error:  # raised by the writers of ONNX Runtime and torch
         if "No space left on device" in str(error) or disk_is_full(folder):
             raise OSError(f"{folder} cannot be written: No space left on device. {advice}") from error
         raise
 
 
 def disk_is_full(folder: Path) -> bool:
-    """Return whether the disk of a folder has no room."""
+    """Return whether the disk of a folder is full."""
     try:
         status = os.statvfs(folder)
-    except (OSError, AttributeError):  # Windows has no statvfs
+    except (OSError, AttributeError):  # os.statvfs does not exist on Windows
         return False
     return status.f_bavail * status.f_frsize < _FULL
 
@@ -110,21 +110,21 @@ def disk_is_full(folder: Path) -> bool:
 def hash_files(paths: Iterable[Path], *, reread: bool = False) -> str:
     """Return the sha256 of files.
 
-    A large file of a known path, size, inode and times is not read again, unless it is younger than two seconds.
+    A large file with a known path, size, inode and times is not read again, unless it is younger than two seconds.
 
     Args:
         paths: the files.
-        reread: read every file, known or not.
+        reread: whether to read every file, even one with a known hash.
 
     Raises:
-        ValueError: one is not a file or has no plausible size, or lies in the Hub's cache and is not what the Hub named.
+        ValueError: a file is not a regular file, has an implausible size, or is in the Hub's cache and does not have its hash.
     """
     digests = [_hash_file(path, reread=reread) for path in paths]
     return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
 def remembered(note: Path, measure: Callable[[], int]) -> int:
-    """Return the number in a note; where there is none, measure it and note it."""
+    """Return the number in a note; if there is none, measure and store it."""
     known = read_note(note)
     if known is not None and known.isdecimal():
         return int(known)
@@ -134,7 +134,7 @@ def remembered(note: Path, measure: Callable[[], int]) -> int:
 
 
 def read_note(path: Path) -> str | None:
-    """Return the text that `write_note` wrote under this name; None where there is none, or a damaged one."""
+    """Return the text that `write_note` wrote at this path; None if it is missing or damaged."""
     try:
         text, _, checksum = path.read_text(encoding="utf-8").rpartition("\n")
     except (OSError, ValueError):
@@ -143,13 +143,13 @@ def read_note(path: Path) -> str | None:
 
 
 def write_note(path: Path, text: str) -> None:
-    """Write a text with its checksum, atomically, in a folder that exists."""
+    """Write a text with its checksum atomically; the folder must exist."""
     with atomic_write(path, uuid.uuid4().hex[:8], sync=False) as file:
         file.write(f"{text}\n{_checksum(path.name, text)}".encode())
 
 
 def _try_note(path: Path, text: str) -> None:
-    """Write a note if the cache can be written; else the next process does the same work again."""
+    """Write a note if the cache is writable; else the next process repeats the work."""
     with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_note(path, text)
@@ -160,7 +160,7 @@ def _checksum(name: str, text: str) -> str:
 
 
 def _hash_file(path: Path, *, reread: bool) -> str:
-    """Return a file's sha256. In the Hub's cache it must be the file's name, since downloading checks no more than the size."""
+    """Return a file's sha256. In the Hub's cache it must equal the file's name, since downloads only check the size."""
     path = path.resolve()
     digest = _digest(path, reread=reread)
     if path.parent.name == "blobs" and re.fullmatch("[0-9a-f]{64}", path.name) and digest != path.name:
@@ -190,20 +190,20 @@ def _digest(path: Path, *, reread: bool) -> str:
 
 
 def _state(status: os.stat_result) -> tuple[int, ...]:
-    """Return what changes with a file's content, with the time of the inode's last change, which no program sets back."""
+    """Return the status that changes with a file's content; it includes ctime, which programs cannot set back."""
     return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
 
 
 def _is_young(status: os.stat_result) -> bool:
-    """Return whether a file was changed so lately, or in a future so late, that its times do not tell its content."""
+    """Return whether a file was changed so recently, or so far in the future, that its times do not identify its content."""
     return time.time() - max(status.st_mtime, status.st_ctime) < _YOUNG
 
 
 def _check_size(path: Path, descriptor: int) -> None:
-    """Refuse a file whose bytes would be read for minutes or are not there.
+    """Raise an error for a file that would take minutes to read or is sparse.
 
     Raises:
-        ValueError: it is larger than any weights, or is nearly all hole.
+        ValueError: the file is larger than any weights, or almost entirely a hole.
     """
     status = os.fstat(descriptor)
     size = status.st_size
@@ -219,11 +219,11 @@ def _check_size(path: Path, descriptor: int) -> None:
 
 
 def _foreign(folder: Path) -> str | None:
-    """Return why the platform's cache folder is not used; None where it is. It is in the home of a user, who may be another."""
-    home = os.path.expanduser("~")  # noqa: PTH111 - raises nothing, and stays "~" for a user without a home
+    """Return why the platform's cache folder is not usable; None if it is. The home may belong to another user."""
+    home = os.path.expanduser("~")  # noqa: PTH111 - does not raise, and returns "~" for a user without a home
     if not folder.is_absolute() or (folder.is_relative_to(home) and not os.path.isdir(home)):  # noqa: PTH112 - as above
         return _HOMELESS
-    parent = next(parent for parent in (folder, *folder.parents) if os.path.exists(parent))  # noqa: PTH110 - raises nothing
+    parent = next(parent for parent in (folder, *folder.parents) if os.path.exists(parent))  # noqa: PTH110 - does not raise
     if hasattr(os, "geteuid") and parent.stat().st_uid not in (os.geteuid(), 0):
         return f"{parent} belongs to another user"
     return None
@@ -231,10 +231,10 @@ def _foreign(folder: Path) -> str | None:
 
 @functools.cache
 def _private_folder(reason: str) -> Path:
-    """Return this user's temporary cache, which nobody else can read or write; warn of it once a process.
+    """Return this user's private temporary cache, and warn of it once per process.
 
     Raises:
-        OSError: it cannot be made.
+        OSError: it cannot be created.
     """
     try:
         folder = Path(tempfile.gettempdir()) / f"penult-{os.geteuid() if hasattr(os, 'geteuid') else os.getlogin()}"
@@ -260,6 +260,6 @@ def _is_private(folder: Path) -> bool:
 
 
 def _is_child() -> bool:
-    """Return whether another process of Python started this one, and has warned."""
+    """Return whether another Python process started this one, and has already warned."""
     process = sys.modules.get("multiprocessing.process")
     return process is not None and process.parent_process() is not None

@@ -1,7 +1,7 @@
-"""Folders of the cache that are there whole or not at all: made aside, synced, renamed, and checked when they are used.
+"""Cache entries: folders that are built in a temporary folder, synced, renamed atomically, and verified when used.
 
-A folder that is being made is locked by its maker. The kernel drops the lock of a process that is killed, so the next maker
-removes what it left.
+The building process locks its temporary folder. The kernel releases the lock of a killed process, so the next process removes
+the abandoned folder.
 """
 
 import glob
@@ -20,16 +20,16 @@ from penult.core.cache import hash_files
 if os.name != "nt":
     import fcntl
 
-_ABANDONED = 24 * 3600.0  # seconds without a change, after which a maker is dead whose lock cannot be asked for
+_ABANDONED = 24 * 3600.0  # seconds without a change, after which a folder is abandoned if locks are not available
 
 
 @contextmanager
 def making(parent: Path, kind: str) -> Iterator[Path]:
-    """Make a temporary folder in `parent`; it is removed at the end if it is still there.
+    """Create a temporary folder in `parent`, and remove it at the end if it still exists.
 
     Args:
-        parent: the folder; it is made where it is missing, and what killed makers of this kind left in it is removed.
-        kind: the first word of the temporary folder's name.
+        parent: the folder; it is created if missing, and abandoned folders of the same kind are removed from it.
+        kind: prefix of the temporary folder's name.
     """
     parent.mkdir(parents=True, exist_ok=True)
     prefix = f".{kind}-{socket.gethostname()}-"
@@ -44,21 +44,21 @@ def making(parent: Path, kind: str) -> Iterator[Path]:
 
 
 def install(temporary: Path, folder: Path, is_whole: Callable[[], bool], *, replaces: bool = True) -> None:
-    """Put a temporary folder on the disk and under its name, unless another process was faster.
+    """Sync a temporary folder and rename it to its final path, unless another process was faster.
 
     Args:
         temporary: the folder, in the parent of `folder`.
-        folder: the name.
-        is_whole: whether `folder` is what it should be.
-        replaces: whether `folder` is removed if it is not.
+        folder: the final path.
+        is_whole: returns whether an existing `folder` is valid.
+        replaces: whether to remove `folder` if it is not valid.
 
     Raises:
-        OSError: `folder` exists and is not replaced, or the disk refuses.
+        OSError: `folder` exists and is not replaced, or a disk operation fails.
     """
     sync_all(temporary)
-    for last in (False, False, True):  # others may be removing and making it too
+    for last in (False, False, True):  # other processes may remove and create it concurrently
         try:
-            temporary.rename(folder)  # over an empty folder too
+            temporary.rename(folder)  # also replaces an empty folder
         except OSError:
             if is_whole():
                 return
@@ -71,7 +71,7 @@ def install(temporary: Path, folder: Path, is_whole: Callable[[], bool], *, repl
 
 
 def _remove_damaged(folder: Path, prefix: str) -> None:
-    """Remove a folder at once, for those who look for it."""
+    """Remove a folder, atomically for other processes."""
     aside = Path(tempfile.mkdtemp(prefix=f"{prefix}-", dir=folder.parent))
     with suppress(FileNotFoundError):
         folder.rename(aside / folder.name)
@@ -79,24 +79,24 @@ def _remove_damaged(folder: Path, prefix: str) -> None:
 
 
 def checksums(folder: Path) -> dict[str, str]:
-    """Return the sha256 of every file of a folder by its relative name."""
+    """Return the sha256 of every file of a folder, by relative name."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     return {path.relative_to(folder).as_posix(): hash_files([path]) for path in files}
 
 
 def is_whole(folder: Path, sums: object, *, reread: bool = False) -> bool:
-    """Return whether a folder has the files of these checksums.
+    """Return whether a folder's files match these checksums.
 
     Args:
         folder: the folder.
-        sums: what `checksums` gave, as a file kept it.
+        sums: result of `checksums`, as read from a file.
         reread: as in `hash_files`.
     """
     if not isinstance(sums, Mapping):
         return False
     try:
         return all(hash_files([folder / name], reread=reread) == digest for name, digest in sums.items())
-    except (OSError, ValueError, RuntimeError):  # Python 3.12 and older raise the latter for a link to itself
+    except (OSError, ValueError, RuntimeError):  # Python 3.12 and older raise RuntimeError for a symlink loop
         return False
 
 
@@ -104,10 +104,10 @@ def sweep(parent: Path, pattern: str, *, ours: str = "") -> None:
     """Remove the temporary files and folders that killed processes left.
 
     Args:
-        parent: where.
-        pattern: their names.
-        ours: the beginning of the names that processes of this machine give, which lock them while they live. What others left
-            goes after a day.
+        parent: their folder.
+        pattern: glob pattern of their names.
+        ours: name prefix of those made by processes of this machine, which lock them while they run. All others are removed
+            after a day.
     """
     for path in parent.glob(pattern):
         with suppress(OSError):
@@ -117,7 +117,7 @@ def sweep(parent: Path, pattern: str, *, ours: str = "") -> None:
 
 
 def _locked(parent: Path, prefix: str) -> tuple[Path, int | None]:
-    """Make a folder and lock it; None for the lock where the system or the disk has none."""
+    """Create a folder and lock it; the lock is None if the system or the disk does not support locks."""
     while True:
         folder = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
         if os.name == "nt":
@@ -128,15 +128,15 @@ def _locked(parent: Path, prefix: str) -> tuple[Path, int | None]:
             continue
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
-        except OSError:  # some network disks
+        except OSError:  # some network file systems
             return folder, descriptor
-        if folder.is_dir():  # nobody swept it before it was locked
+        if folder.is_dir():  # not swept before it was locked
             return folder, descriptor
         os.close(descriptor)
 
 
 def _remove(path: Path, *, old: bool) -> None:
-    """Remove a folder or file whose maker is dead; where locks cannot tell, one that is old."""
+    """Remove an abandoned folder or file: one that is not locked, or one that is old if locks are not supported."""
     descriptor = None if os.name == "nt" else os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
     try:
         alive = None if descriptor is None else _is_locked(descriptor)
@@ -152,7 +152,7 @@ def _remove(path: Path, *, old: bool) -> None:
 
 
 def _is_locked(descriptor: int) -> bool | None:
-    """Return whether another process holds the lock, which is taken where it is free; None where the disk has no locks."""
+    """Return whether another process holds the lock, else acquire it; None if the disk does not support locks."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

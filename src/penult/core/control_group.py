@@ -1,4 +1,4 @@
-"""The control groups of this process: the folders in which Linux states the limits of a container or service."""
+"""Control groups (cgroups) of this process: the folders with the limits that Linux sets for a container or service."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,9 +10,9 @@ def group_folders(controller: str, membership: Path = MEMBERSHIP, mount: Path = 
     """Yield the folder of this process's group and those of all its parents, of version 2 and of a controller of version 1.
 
     Args:
-        controller: its name in version 1, such as "cpu" or "memory".
-        membership: the kernel's list of the groups of this process.
-        mount: where their file systems are mounted.
+        controller: name of the version 1 controller, such as "cpu" or "memory".
+        membership: the kernel's list of this process's groups.
+        mount: mount point of the cgroup file systems.
     """
     lines = membership.read_text().splitlines() if membership.exists() else []
     for line in lines:

@@ -1,4 +1,4 @@
-"""Embedder: text -> `Tokenized` -> vectors, and the calls composed of these two.
+"""`Embedder`, the model that users load: text -> `Tokenized` -> vectors. All other calls are composed of these two steps.
 
 embed:  texts -> tokenize -> Tokenized -> run -> (N, D)
 """
@@ -29,18 +29,17 @@ from penult.types import Pooling, Precision, Role, Side, TextError, Truncate, Ve
 
 
 class Embedder:
-    """A model that turns texts into vectors. Load one with `Embedder.load`.
+    """A loaded embedding model; see `Embedder.load`.
 
-    `embed` is two steps, which may also be called apart: to count the tokens first, to merge texts of several callers into one
-    run, or to tokenize in another thread.
+    `embed` is two steps. Call them separately to count the tokens first, to merge the texts of several callers into one run, or
+    to tokenize in another thread.
 
         tokenized = embedder.tokenize(texts)  # N texts as token ids: counts, truncation
         vectors = embedder.run(tokenized)  # (N, D) float32, the same as embedder.embed(texts)
 
     `embed_stream`, `embed_tokens`, `embed_padded` and `count_tokens` are composed of the same steps.
 
-    Safe to call from several threads: the batches of all callers run under one lock, so that memory is bounded by one batch
-    per thread.
+    Thread-safe: the batches of all callers run under one lock, so that memory is bounded by one batch per thread.
 
     Attributes:
         model: files, tokenizer and session of the model.
@@ -58,7 +57,7 @@ class Embedder:
         self.model: Model = open_model(source, recipe, runtime, tokenizer=tokenizer, calibration=calibration)
         runner = self.model.runner
         self._recipe = runner.recipe
-        self._query: Embedder | None = None  # the model of queries, where it is not that of documents
+        self._query: Embedder | None = None  # the query model, if it differs from the document model
         if self._recipe.query is not None and source.query is not None:
             self._query = Embedder(source.query, self._recipe.query, runtime, calibration=calibration)
             self._recipe = replace(self._recipe, query=self._query.recipe)
@@ -70,7 +69,7 @@ class Embedder:
         self._fingerprint = self._recipe.fingerprint
         self._reader = TextReader(runner.tokenizer, self._recipe, runtime.truncate, self._fingerprint)
         self._reader.check_prompts(role for role in get_args(Role) if self._for(role) is self)
-        self._cutting: dict[Side, TextReader] = {}  # readers that cut on a side that a caller asked for
+        self._cutting: dict[Side, TextReader] = {}  # readers for an explicit `truncate` side
 
     @classmethod
     def load(
@@ -97,44 +96,44 @@ class Embedder:
         batch_invariant: bool = False,
         fingerprint: str | None = None,
     ) -> "Embedder":
-        """Load a model. The first load cuts its graph and keeps it in the cache; later ones open it from there.
+        """Load a model. The first load cuts its graph and caches the result; later loads open the cached graph.
 
         Args:
             model: a folder, an .onnx file, a Hub id (`org/name[@revision]`), `package:NAME[/sub/folder]` or `zoo:NAME`.
             layer: the hidden state to pool, counted as transformers' `hidden_states`: -1 the last, 0 the embedding
                 output; a tensor's name; None for the graph's own output.
             pooling: "mean", "max", "cls", "last", "weightedmean", "mean_sqrt_len_tokens", or a list of them, which are
-                concatenated. None: as the model's own files say, and an error where they say nothing.
-            prompts: what is put before the texts of a role: {"query": ..., "document": ...}. A role that is left out keeps the
-                prompt of the model's files. None: as the files say; many models state theirs on their card alone.
+                concatenated. None: from the model's files; an error if they state no pooling.
+            prompts: prefix of each text, by role: {"query": ..., "document": ...}. A role that is left out keeps the prompt of
+                the model's files. None: from the model's files; many models state their prompts only on the model card.
             precision: arithmetic precision. "int8": 8-bit matrix products whose scales are computed once, on calibration texts,
-                so that a vector never depends on its batch; a graph that is 8-bit already runs as it is.
-            max_length: the most tokens of a text, specials included. None: as the model's files say.
-            truncate: what happens to a longer text: "error", "warn" (cut and say so once), "right" or "left" (cut there).
-            dimensions: keep only the leading values, for models trained so. None: all.
-            normalize: whether vectors leave with length 1. None: as the model's files say.
-            layer_norm: a layer norm without weights, and length 1, before `dimensions` cuts: what the cards of some models
-                ask for (nomic-embed-text-v1.5) and no file can say.
-            task: the adapter of a model that has several (an input `task_id`): its name or number. None: by role, as the
-                model's config.json says.
-            model_file: which graph of a folder or Hub id, for example "onnx/model_int8.onnx". None: the usual one.
-            files_from: a folder or Hub id whose files say how the model is used, for a mirror that holds the graph alone, for
-                example "BAAI/bge-small-en-v1.5". None: the model's own files.
+                so that a vector never depends on its batch. A graph that is already quantized runs unchanged.
+            max_length: maximum tokens per text, special tokens included. None: from the model's files.
+            truncate: handling of longer texts: "error", "warn" (truncate, and warn once), "right" or "left" (truncate there).
+            dimensions: number of leading values to keep, for Matryoshka models. None: all.
+            normalize: whether to normalize vectors to length 1. None: from the model's files.
+            layer_norm: whether to apply a layer norm without weights, and normalize, before `dimensions` cuts. Some model cards
+                require it (nomic-embed-text-v1.5), and no file can state it.
+            task: name or number of the adapter, for a model that has several (an input `task_id`). None: by role, from the
+                model's config.json.
+            model_file: graph in the folder or repository, for example "onnx/model_int8.onnx". None: the default graph.
+            files_from: folder or Hub id to read the configuration from, for a mirror that has only the graph, for example
+                "BAAI/bge-small-en-v1.5". None: the model's own files.
             buckets: the only padded lengths allowed. None: any.
             threads: intra-op threads per run. None: the physical cores this process may use; PENULT_THREADS overrides.
             providers: ONNX Runtime's execution providers. None: the CPU.
-            max_batch_tokens: the most padded tokens of a batch; it bounds memory. None: 512 in fp32 and 256 in int8, which
-                keeps a small model's activations in the cache of the CPU, where it is fastest.
-            calibration: calibration texts of int8: some tens, like those to embed. None: the texts that ship with penult.
-            batch_invariant: run a graph whose own 8-bit scales depend on the batch one text at a time. Every other graph's
-                vectors are free of their batch anyway.
-            fingerprint: refuse to load anything else than what had this `fingerprint`: the same bytes of graph, weights
-                and tokenizer, used in the same way. Every byte is hashed, known or not. None: load what is there.
+            max_batch_tokens: maximum padded tokens per batch; it bounds memory. None: 512 in fp32 and 256 in int8, which
+                keeps a small model's activations in the CPU cache, where it is fastest.
+            calibration: calibration texts of int8: a few dozen, similar to the texts to embed. None: the texts shipped with
+                penult.
+            batch_invariant: whether to run one text at a time if the graph's own 8-bit scales depend on the batch. The vectors
+                of all other graphs are batch-invariant anyway.
+            fingerprint: expected `fingerprint`: the same bytes of graph, weights and tokenizer, used in the same way. Every
+                byte is hashed, even of files with a known hash. None: no check.
 
         Raises:
-            FileNotFoundError: no model there, or a part of it is missing.
-            ValueError: an argument or a file of the model cannot be used, or it has another fingerprint; the message says
-                what to do.
+            FileNotFoundError: the model or a part of it is missing.
+            ValueError: an argument or a file of the model is invalid, or the fingerprint differs; the message says what to do.
         """
         overrides = Overrides(
             layer=layer,
@@ -190,22 +189,22 @@ class Embedder:
 
     @property
     def recipe(self) -> Recipe:
-        """All that decides a vector, and where each value came from."""
+        """The settings that determine a vector, and the origin of each."""
         return self._recipe
 
     @property
     def fingerprint(self) -> str:
-        """Hash of the recipe: vectors of equal fingerprints may be compared, others must not be mixed."""
+        """Hash of the recipe. Only vectors with equal fingerprints are comparable."""
         return self._fingerprint
 
     @property
     def engine(self) -> Engine:
-        """The session: raw tensors in, `sentence_embedding` and, where there is one, `token_embeddings` out."""
+        """The session: raw tensors in, `sentence_embedding` and, if the graph has it, `token_embeddings` out."""
         return self.model.runner.engine
 
     @property
     def providers(self) -> list[str]:
-        """The execution providers that really run the graph."""
+        """Execution providers that the session actually uses."""
         return self.engine.providers
 
     def tokenize(
@@ -214,14 +213,14 @@ class Embedder:
         """Return N texts as token ids, ready for `run`.
 
         Args:
-            texts: N texts, in any iterable; they are not altered. Empty ones are legal.
-            role: "document" or "query": the model's prompt for it is put before each text.
-            prompt: put before each text instead of the role's prompt; not part of the fingerprint. None: the role's.
-            truncate: side where these texts are cut if they are too long; not part of the fingerprint. None: as loaded.
+            texts: any iterable of N texts. Empty texts are allowed.
+            role: "document" or "query": selects the model's prompt, which is put before each text.
+            prompt: put before each text instead of the role's prompt; not part of the fingerprint. None: the role's prompt.
+            truncate: side on which texts that are too long are cut; not part of the fingerprint. None: as loaded.
 
         Raises:
-            TypeError: `texts` is a str (a str is a sequence of one-letter texts, which nobody means), or not iterable.
-            TextError: some rows are not texts, or too long with truncate="error"; the error's `rows` says which and why.
+            TypeError: `texts` is a str (by mistake: it would be a sequence of one-letter texts), or not iterable.
+            TextError: some rows are not texts, or too long with truncate="error"; the error's `rows` has the reasons by row.
         """
         texts = checked_texts(texts)
         return Tokenized.join([*self._for(role)._reader_cutting(truncate).windows(texts, role, prompt)])
@@ -234,32 +233,32 @@ class Embedder:
             done: called after each batch with the number of texts that it finished.
 
         Returns:
-            (N, D) float32, in the order of the texts. A text's vector is the same whatever the other texts.
+            (N, D) float32, in the order of the texts. A text's vector does not depend on the other texts.
 
         Raises:
-            TypeError: they are not `Tokenized`.
-            ValueError: another embedder tokenized them.
+            TypeError: the argument is not a `Tokenized`.
+            ValueError: an embedder with another fingerprint tokenized the texts.
         """
         return self._runner_of(tokenized).vectors(tokenized, self.dimension, done)
 
     def run_tokens(self, tokenized: Tokenized) -> list[NDArray[np.float32]]:
-        """Return the vectors of the tokens of N texts: a list of (T_i, H) float32, without padding.
+        """Return the token embeddings of N texts: a list of (T_i, H) float32, without padding.
 
         Raises:
-            ValueError: another embedder tokenized them, or the graph gives one vector per text and no tokens.
+            ValueError: another embedder tokenized the texts, or the graph has no token embeddings.
         """
         return _with_tokens(self._runner_of(tokenized)).tokens(tokenized)
 
     def run_padded(self, tokenized: Tokenized) -> NDArray[np.float32]:
-        """Return the vectors of the tokens of N texts, every row of the padded rectangle with them.
+        """Return the token embeddings of N texts, padding included.
 
         Returns:
-            (N, T, H) float32. T is the smallest bucket that holds the longest of these texts, or its length where there
-            are no buckets. The rows of padding, on the tokenizer's side, are what the model computes for them.
+            (N, T, H) float32. T is the smallest bucket that fits the longest of these texts, or its length without buckets. The
+            rows of padding, on the tokenizer's padding side, are the model's output for them.
 
         Raises:
-            ValueError: another embedder tokenized them, the graph gives one vector per text and no tokens, or padding
-                changes the vectors of real tokens.
+            ValueError: another embedder tokenized the texts, the graph has no token embeddings, or padding changes the vectors
+                of real tokens.
         """
         runner = _with_tokens(self._runner_of(tokenized))
         if not runner.recipe.padding:
@@ -281,7 +280,7 @@ class Embedder:
             progress: show a progress bar on standard error.
 
         Returns:
-            (N, D) float32, in the caller's order; (0, D) for no texts. A text's vector is the same whatever the other texts.
+            (N, D) float32, in the caller's order; (0, D) for no texts. A text's vector does not depend on the other texts.
 
         Raises:
             TypeError: as in `tokenize`.
@@ -297,26 +296,26 @@ class Embedder:
         return out
 
     def __call__(self, input: Iterable[str]) -> Vectors:  # noqa: A002 - Chroma's name for it
-        """Return the vectors of N documents, as `embed` does, for libraries that ask for a function."""
+        """Return the vectors of N documents, as `embed` does, for libraries that expect a callable."""
         return self.embed(input)
 
     def embed_stream(
         self, texts: Iterable[str], role: Role = "document", *, prompt: str | None = None, window: int = WINDOW
     ) -> Iterator[Vectors]:
-        """Turn a stream of texts into vectors, in memory that does not grow with the stream.
+        """Yield the vectors of a stream of texts, in bounded memory.
 
         Args:
-            texts: any iterable; at most `window` of them are held at a time.
+            texts: any iterable; at most `window` texts are in memory at a time.
             role: as in `tokenize`.
             prompt: as in `tokenize`.
-            window: texts that are sorted by length together.
+            window: number of texts that are sorted by length together.
 
         Yields:
-            (N_i, D) float32 arrays that follow the order of the stream, N_i = `window` but for the last.
+            (N_i, D) float32 arrays in the order of the stream; N_i = `window` except for the last.
 
         Raises:
             TypeError: `texts` is a str.
-            TextError: a row of the window cannot be embedded; the rows count from the start of the stream.
+            TextError: a row cannot be embedded; rows are numbered from the start of the stream.
         """
         if texts is None or isinstance(texts, str | bytes | bytearray):
             raise TypeError(f"texts is a {type(texts).__name__}; give an iterable of texts.")
@@ -333,7 +332,7 @@ class Embedder:
     def embed_tokens(
         self, texts: Iterable[str], role: Role = "document", *, prompt: str | None = None
     ) -> list[NDArray[np.float32]]:
-        """Return the vectors of the tokens of N texts: a list of (T_i, H) float32, without padding.
+        """Return the token embeddings of N texts: a list of (T_i, H) float32, without padding.
 
         Raises:
             TypeError: as in `tokenize`.
@@ -343,7 +342,7 @@ class Embedder:
         return self.run_tokens(self.tokenize(texts, role, prompt=prompt))
 
     def embed_padded(self, texts: Iterable[str], role: Role = "document", *, prompt: str | None = None) -> NDArray[np.float32]:
-        """Return the vectors of the tokens of N texts with those of their padding, (N, T, H) float32; see `run_padded`.
+        """Return the token embeddings of N texts, padding included, (N, T, H) float32; see `run_padded`.
 
         Raises:
             TypeError: as in `tokenize`.
@@ -353,7 +352,7 @@ class Embedder:
         return self.run_padded(self.tokenize(texts, role, prompt=prompt))
 
     def count_tokens(self, texts: Iterable[str], role: Role = "document", *, prompt: str | None = None) -> NDArray[np.int64]:
-        """Return (N,) int64, the tokens that the model reads of each text: prompt and specials included, what is cut off not.
+        """Return (N,) int64, tokens per text after truncation, prompt and special tokens included.
 
         Raises:
             TypeError: as in `tokenize`.
@@ -362,11 +361,11 @@ class Embedder:
         return self.tokenize(texts, role, prompt=prompt).counts
 
     def gives_tokens(self, role: Role = "document") -> bool:
-        """Return whether the model has vectors of tokens for a role; one that pools inside, or a static one, has none."""
+        """Return whether the model has token embeddings for a role; a graph that pools itself or a static model has none."""
         return self._for(role).model.runner.has_tokens
 
     def close(self) -> None:
-        """Free the model. Calling again does nothing; embedding afterwards raises RuntimeError."""
+        """Free the model. Further calls do nothing; embedding afterwards raises RuntimeError."""
         self.model.runner.executor.close()
         if self._query is not None:
             self._query.close()
@@ -378,7 +377,7 @@ class Embedder:
         self.close()
 
     def __reduce__(self) -> tuple[partial["Embedder"], tuple[Source, Recipe, Runtime]]:
-        # A session cannot be pickled; the receiver opens its own.
+        # A session cannot be pickled; the receiving process opens a new one.
         model = self.model
         return partial(type(self), calibration=model.calibration), (model.source, self._recipe, model.runner.runtime)
 
@@ -390,7 +389,7 @@ class Embedder:
         return self._query if role == "query" and self._query is not None else self
 
     def _reader_cutting(self, side: Side | None) -> TextReader:
-        """Return the reader that cuts on a side; one for the other side than the recipe's opens the tokenizer once more."""
+        """Return the reader that truncates on a side; for a side other than the recipe's, open the tokenizer again."""
         if side is None:
             return self._reader
         if side not in self._cutting:

@@ -1,6 +1,7 @@
 """One ONNX Runtime session: raw tensors in, raw tensors out.
 
-It knows threads, providers and inputs; it knows nothing of text, pooling or models. The only file that imports onnxruntime.
+This module handles threads, providers and input checks, and is independent of text, pooling and models. It is the only module
+that imports onnxruntime.
 """
 
 import os
@@ -36,33 +37,33 @@ _DTYPES = {
     "tensor(bool)": np.bool_,
 }
 
-# Fusions whose kernels are slower than what they replace: SkipLayerNormalization takes 1.17 ms for 512 rows of 384 values,
-# Add and LayerNormalization 0.18 (ONNX Runtime 1.32, one core with AVX2). BiasGelu takes 0.95 ns a value, Gelu 0.18 and Add 0.1
-# (one core with AVX-512): without it a feed-forward block of 384 and 1536 values takes 3 % less.
+# Fusions whose kernels are slower than the decomposed operators: SkipLayerNormalization takes 1.17 ms for 512 rows of 384
+# values, Add and LayerNormalization 0.18 ms (ONNX Runtime 1.32, one core with AVX2). BiasGelu takes 0.95 ns per value, Gelu
+# 0.18 and Add 0.1 (one core with AVX-512): without it, a feed-forward block of 384 and 1536 channels takes 3 % less time.
 _SLOW = ("SkipLayerNormFusion", "BiasGeluFusion")
 
 
 class Engine:
-    """A compiled graph. Safe to call from several threads.
+    """An ONNX Runtime session of one graph. Thread-safe.
 
     Args:
         model: an .onnx file, or its bytes.
-        threads: intra-op threads per run. None: as `threads.default_threads` counts.
+        threads: intra-op threads per run. None: `threads.default_threads()`.
         providers: ONNX Runtime's execution providers, in order. None: the CPU.
-        data_folder: where the graph's external data lie, if not beside it.
-        check: called before the graph is opened, in a forked child too. It raises ChangedFilesError where the weights are
-            not those that belong to the graph.
-        mapped: files of weights that the runtime maps into memory, and that others may overwrite.
+        data_folder: folder of the graph's external data, if it is not the graph's own.
+        check: called before the graph is opened, also in a forked child. It raises ChangedFilesError if the weights do not
+            belong to the graph.
+        mapped: weight files that the runtime maps into memory, and that other programs may overwrite.
 
     Attributes:
-        model: as it was given.
+        model: as passed.
         threads: intra-op threads per run.
         inputs: the graph's inputs, in its order.
         outputs: the graph's outputs, in its order.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: not a graph that ONNX Runtime can run, or a provider that this machine does not have.
+        FileNotFoundError: the file does not exist.
+        ValueError: ONNX Runtime cannot run the graph, or a provider is not available on this machine.
     """
 
     def __init__(
@@ -82,8 +83,8 @@ class Engine:
         providers = ["CPUExecutionProvider"] if providers is None else list(providers)
         self._guard = ShutdownGuard()
         self._mapped = PerProcess(partial(MappedFiles, tuple(mapped)))
-        self._mapped.get()  # before the graph is opened, so that no change falls between
-        # A fork leaves the session's threads behind: a run, and even freeing the session, would wait for them for ever.
+        self._mapped.get()  # before the graph is opened, so that no change is missed
+        # A fork does not copy the session's threads: a run, and even freeing the session, would wait for them forever.
         self._sessions: PerProcess[onnxruntime.InferenceSession] | None = PerProcess(
             partial(_open, model, self.threads, providers, data_folder, check)
         )
@@ -93,17 +94,17 @@ class Engine:
 
     @property
     def input_names(self) -> list[str]:
-        """The inputs' names, in the graph's order."""
+        """Names of the inputs, in the graph's order."""
         return [tensor.name for tensor in self.inputs]
 
     @property
     def output_names(self) -> list[str]:
-        """The outputs' names, in the graph's order."""
+        """Names of the outputs, in the graph's order."""
         return [tensor.name for tensor in self.outputs]
 
     @property
     def providers(self) -> list[str]:
-        """The execution providers that really run the graph."""
+        """Execution providers that the session actually uses."""
         return list(self._alive().get_providers())
 
     def run(self, inputs: Mapping[str, Array] | Sequence[Array], *, outputs: Sequence[str] | None = None) -> list[Array]:
@@ -111,14 +112,14 @@ class Engine:
 
         Args:
             inputs: arrays by name, or in the order of `self.inputs`.
-            outputs: names of the outputs wanted. None: all, in the graph's order.
+            outputs: names of the outputs to return. None: all, in the graph's order.
 
         Raises:
-            TypeError: `inputs` is neither a mapping nor a list, or holds something that is not an array.
-            ValueError: inputs are missing, unknown, or of a rank, size or dtype other than the graph's; their sizes
-                contradict each other; or the runtime refused their values (an id outside the vocabulary, a text over
-                the last position).
-            ChangedFilesError: somebody wrote into a file of weights that is mapped.
+            TypeError: `inputs` is neither a mapping nor a list, or contains something other than an array.
+            ValueError: inputs are missing, unknown, or differ from the graph's in rank, size or dtype; their sizes contradict
+                each other; or the runtime rejected their values (an id outside the vocabulary, a text longer than the
+                position table).
+            ChangedFilesError: a mapped weight file was overwritten.
             RuntimeError: the engine is closed.
         """
         session, mapped = self._alive(), self._mapped.get()
@@ -132,7 +133,7 @@ class Engine:
         return results
 
     def close(self) -> None:
-        """Free the session. Calling again does nothing; running afterwards raises RuntimeError."""
+        """Free the session. Further calls do nothing; running afterwards raises RuntimeError."""
         self._sessions = None
 
     def __enter__(self) -> Self:
@@ -175,7 +176,7 @@ def _open(
     data_folder: Path | None,
     check: Callable[[], None] | None,
 ) -> "onnxruntime.InferenceSession":
-    import onnxruntime  # noqa: PLC0415 - 0.1 s that `import penult` does not pay
+    import onnxruntime  # noqa: PLC0415 - deferred: takes 0.1 s
 
     wrong = [name for name in providers if name not in onnxruntime.get_available_providers()]
     if wrong:
@@ -188,8 +189,8 @@ def _open(
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    options.log_severity_level = 4  # errors are raised; on standard error they would be logged twice
-    # A spinning thread takes a core from other processes, and an idle server would show 100 % of a CPU.
+    options.log_severity_level = 4  # errors are raised; logging would report them twice
+    # A spinning thread occupies a core that other processes need, and an idle server would use 100 % of a CPU.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if data_folder is not None:
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(data_folder))
@@ -197,7 +198,7 @@ def _open(
     if not isinstance(model, bytes):
         if not Path(model).is_file():
             raise FileNotFoundError(f"No graph at {os.fspath(model)!r}.")
-        # Given as bytes, a graph finds its external data in the folder named above and not beside itself.
+        # A graph passed as bytes finds its external data in the folder set above instead of its own.
         graph = Path(model).read_bytes() if data_folder is not None else os.fspath(model)
     try:
         return onnxruntime.InferenceSession(graph, options, providers=providers, disabled_optimizers=list(_SLOW))
@@ -209,10 +210,10 @@ def _open(
 def fuse(model: Path, target: Path) -> None:
     """Write a graph with the runtime's own fusions to `target`, external data beside it.
 
-    Those that this project finds slower on a CPU than their parts are left out.
+    Fusions that are slower on a CPU than the decomposed operators (`_SLOW`) are omitted.
 
     Raises:
-        ValueError: not a graph that ONNX Runtime can run.
+        ValueError: ONNX Runtime cannot run the graph.
     """
     import onnxruntime  # noqa: PLC0415 - as in `Engine`
 
@@ -239,9 +240,9 @@ def _tensor(node: Any) -> Tensor:  # noqa: ANN401 - onnxruntime has no types
 
 
 def _check(tensor: Tensor, array: Array, sizes: dict[str, tuple[int, str]]) -> None:
-    """Refuse an array that the graph would refuse later or, worse, would broadcast or read from the end in silence.
+    """Raise an error for an array that the runtime would reject later or, worse, broadcast or index from the end silently.
 
-    `sizes` holds the size of each named axis met so far and the input it was met in.
+    `sizes` has the size of each named axis so far, and the input with that axis.
     """
     if not isinstance(array, np.ndarray):
         raise TypeError(f"{tensor.name!r} was given as a {type(array).__name__}; give a NumPy array of {tensor.dtype}.")
@@ -250,7 +251,7 @@ def _check(tensor: Tensor, array: Array, sizes: dict[str, tuple[int, str]]) -> N
 
 
 def _wrong(tensor: Tensor, array: Array, sizes: dict[str, tuple[int, str]]) -> str:
-    """Return what is wrong with an array, empty where nothing is. Called before every run, so messages are made only then."""
+    """Return an error message for an array; empty if it is valid. Called before every run, so messages are built lazily."""
     if array.dtype != tensor.dtype:
         return f"; the graph takes {tensor.dtype}. Convert it with .astype({str(tensor.dtype)!r})."
     if len(array.shape) != len(tensor.shape):
@@ -258,7 +259,7 @@ def _wrong(tensor: Tensor, array: Array, sizes: dict[str, tuple[int, str]]) -> s
     for want, have in zip(tensor.shape, array.shape, strict=True):
         if isinstance(want, int) and want != have:
             return f"; the graph takes the shape {tensor.shape}."
-        # A size of 0 is a cache of no tokens, whatever the exporter called its axis.
+        # A size of 0 is an empty KV cache, whatever the exporter named its axis.
         if isinstance(want, str) and have and (known := sizes.setdefault(want, (have, tensor.name)))[0] != have:
             return f"; its {want!r} axis is {known[0]} in {known[1]!r}, and both must be the same."
     if tensor.name.endswith("_ids") and array.dtype.kind in "iu" and array.size and array.min() < 0:
@@ -267,7 +268,7 @@ def _wrong(tensor: Tensor, array: Array, sizes: dict[str, tuple[int, str]]) -> s
 
 
 def _explained(message: str, feed: Mapping[str, Array]) -> str:
-    """Return the runtime's message; its two common ones are put in terms of the inputs."""
+    """Return the runtime's message; the two common ones are rephrased in terms of the inputs."""
     if match := re.search(r"idx=(\d+) must be within the inclusive range \[-?\d+,(\d+)\]", message):
         value, last = int(match[1]), int(match[2])
         holders = [name for name, array in feed.items() if (array == value).any()]

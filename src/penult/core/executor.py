@@ -1,8 +1,8 @@
 """Run batches on the sessions of one graph, under one lock for all callers.
 
-A single batch runs on all threads of one session. Of many batches, as many as there are threads run in parallel, each on one
-thread of a second session: threads that share a batch wait for each other at every operator, which costs 11 to 14 % more CPU
-(all-MiniLM-L6-v2, int8 and fp32, two threads, ONNX Runtime 1.32).
+A single batch runs on all threads of one session. Several batches run in parallel, each on one thread of a second session:
+threads that share a batch wait for each other at every operator, which takes 11 to 14 % more CPU time (all-MiniLM-L6-v2, int8
+and fp32, two threads, ONNX Runtime 1.32).
 """
 
 import logging
@@ -23,18 +23,18 @@ from penult.fork import PerProcess
 _LOGGER = logging.getLogger(__name__)
 
 Feed = Callable[[], Mapping[str, NDArray[Any]]]
-"""Makes the arrays of one batch, in the thread that runs it, so that no more batches are in memory than run."""
+"""Builds the arrays of one batch, in the thread that runs it, so that only running batches are in memory."""
 _TURN = 8  # batches per thread after which the lock is released for other callers
 
 
 class Executor:
-    """The sessions of one graph: the first, and for many batches a second, opened at the first call that has them.
+    """The sessions of one graph: a first one, and a second one for several batches, opened at the first call that has them.
 
-    Safe to call from several threads: at any time one single batch runs, or as many batches as the engine has threads.
+    Thread-safe: at any time either a single batch runs, or at most as many batches as the engine has threads.
 
     Args:
-        open_engine: opens the graph with this number of threads. None: with the caller's number.
-        second: whether a second session may be opened. It has its own copy of the weights.
+        open_engine: opens the graph with a number of threads. None: the configured number.
+        second: whether a second session, with its own copy of the weights, may be opened.
 
     Attributes:
         engine: the first session.
@@ -45,7 +45,7 @@ class Executor:
         self._open = open_engine
         self._second = second and self.engine.threads > 1
         self._single: Engine | None = None
-        # A fork may copy a lock that a thread of the parent holds, and has none of its threads.
+        # A fork may copy a lock that a thread of the parent holds, but not that thread.
         self._lock = PerProcess(threading.Lock)
         self._pool = PerProcess(partial(ThreadPoolExecutor, max(1, self.engine.threads - 1), "penult-batch"))
 
@@ -53,14 +53,14 @@ class Executor:
         """Run one batch and return one of its outputs.
 
         Raises:
-            ValueError: the graph refused its inputs.
+            ValueError: the graph rejected its inputs.
             RuntimeError: the sessions are closed.
         """
         with self._lock.get():
             return _run(self.engine, feed, output)
 
     def run_many(self, feeds: Sequence[Feed], output: str) -> Iterator[NDArray[Any]]:
-        """Run batches and yield one output of each, in order. Other callers' may run in between; for errors see `run`."""
+        """Run batches and yield one output of each, in order; other callers may run in between. For errors see `run`."""
         team = self.engine.threads
         if not self._second or len(feeds) < 2 * team:
             yield from (self.run(feed, output) for feed in feeds)
@@ -75,7 +75,7 @@ class Executor:
             yield from results
 
     def close(self) -> None:
-        """Free the sessions. Calling again does nothing; running afterwards raises RuntimeError."""
+        """Free the sessions. Further calls do nothing; running afterwards raises RuntimeError."""
         self.engine.close()
         self._second = False
         if self._single is not None:
@@ -84,19 +84,19 @@ class Executor:
             pool.shutdown(wait=False)
 
     def _second_session(self) -> Engine | None:
-        """Return the session of batches that run in parallel; None where the files it would be opened from have changed."""
+        """Return the session for parallel batches; None if the files to open it from have changed."""
         if self._single is None:
             try:
                 self._single = self._open(1)
-            except ChangedFilesError as error:  # the first session still has the weights that were there
+            except ChangedFilesError as error:  # the first session still has the original weights
                 self._second = False
                 _LOGGER.warning("Batches run one after the other: %s", error)
         return self._single
 
     def _in_parallel(self, engine: Engine, feeds: Sequence[Feed], output: str) -> list[NDArray[Any]]:
-        """Run batches on all threads, this one included; all batches have ended when this returns or raises.
+        """Run batches on all threads, including this one; all batches have ended when this returns or raises.
 
-        Each thread takes the next batch when it is free, so that none waits for a longer batch.
+        Each idle thread takes the next batch, so that none waits for a longer batch.
         """
         pending, results = deque(enumerate(feeds)), dict[int, NDArray[Any]]()
 
@@ -109,9 +109,9 @@ class Executor:
                 pending.clear()  # after an error the others stop too
 
         futures: list[Future[None]] = []
-        with suppress(RuntimeError):  # at shutdown the pool takes no more work: this thread does all of it
+        with suppress(RuntimeError):  # at shutdown the pool accepts no more work: this thread runs all batches
             for _ in feeds[1 : self.engine.threads]:
-                futures.append(self._pool.get().submit(work))  # noqa: PERF401 - what was submitted is waited for
+                futures.append(self._pool.get().submit(work))  # noqa: PERF401 - submitted work is waited for even after an error
         try:
             work()
         finally:
@@ -122,7 +122,7 @@ class Executor:
 
 
 def _next(pending: deque[tuple[int, Feed]]) -> tuple[int, Feed] | None:
-    """Take the next batch; None where another thread has taken the last."""
+    """Return the next batch; None if another thread has taken the last."""
     try:
         return pending.popleft()
     except IndexError:

@@ -1,8 +1,8 @@
-"""Export a folder without an ONNX file, as `SentenceTransformer.save` leaves it, through torch in a child process.
+"""Export a folder without an ONNX file, as `SentenceTransformer.save` writes it, with torch in a child process.
 
-This file finds the transformers of a folder, copies all other files and starts `export_worker.py`; it never imports torch. An
-exported folder is complete: `onnx/model.onnx` beside each transformer's config.json, and everything else the model consists of
-but the weights that went into the graph.
+This module finds the transformers of a folder, copies all other files and starts `export_worker.py`; it never imports torch.
+An exported folder is complete: `onnx/model.onnx` beside each transformer's config.json, and all other files of the model except
+the weights that the graph contains.
 """
 
 import hashlib
@@ -25,15 +25,15 @@ from penult.core.config.config_json import check_content, read_json, read_object
 from penult.core.memory import check_memory
 from penult.extras import install_hint
 
-# What an export was made of and with; beside the configuration of the exported folder.
+# Record of an export's sources and versions, beside the configuration of the exported folder.
 RECORD = "penult_export.json"
 _LOGGER = logging.getLogger(__name__)
-_FORMAT = 1  # raise when exports of an older penult must not be used any more
+_FORMAT = 1  # increment when exports of older versions must not be used anymore
 _WORKER = Path(__file__).with_name("export_worker.py")
-_SECONDS = 3600.0  # a child that takes longer is ended
-_MEMORY = 8.0  # times the weights, at the most
+_SECONDS = 3600.0  # maximum time of the child process
+_MEMORY = 8.0  # peak memory, as a multiple of the weights
 _WEIGHTS = ("model.safetensors", "model-*.safetensors", "pytorch_model.bin", "pytorch_model-*.bin")
-# Files of weights and graphs; of a folder with a transformer they are not copied, other modules keep theirs.
+# Files of weights and graphs. They are not copied from a transformer's folder, but are copied for other modules.
 _WEIGHT_SUFFIXES = frozenset(
     (
         *(".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".ot", ".gguf", ".npz", ".pkl"),
@@ -41,7 +41,7 @@ _WEIGHT_SUFFIXES = frozenset(
     )
 )
 _MODULE_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
-_NO_KEY = frozenset((".md", ".png", ".jpg", ".csv", ".log"))  # files that decide no vector
+_NO_KEY = frozenset((".md", ".png", ".jpg", ".csv", ".log"))  # files that do not affect vectors
 
 
 def torch_available() -> bool:
@@ -50,7 +50,7 @@ def torch_available() -> bool:
 
 
 def exportable(folder: Path) -> bool:
-    """Return whether a folder holds a transformer with weights that `export` reads."""
+    """Return whether a folder has a transformer with weights that `export` reads."""
     return bool(_transformers(folder))
 
 
@@ -58,11 +58,11 @@ def export(folder: Path, out: Path, *, python: str = sys.executable, progress: b
     """Export a model folder to ONNX, and return the new folder.
 
     Args:
-        folder: a folder with config.json, weights (safetensors or pytorch_model.bin) and a tokenizer, or with such folders
-            as modules.
-        out: the new folder; it must not exist or be empty.
-        python: the interpreter that has torch, transformers and onnxruntime.
-        progress: print what is done on standard error.
+        folder: a folder with config.json, weights (safetensors or pytorch_model.bin) and a tokenizer, or with modules that are
+            such folders.
+        out: the new folder; it must be empty or not exist.
+        python: interpreter with torch, transformers and onnxruntime.
+        progress: whether to print progress on standard error.
 
     Raises:
         FileNotFoundError: the folder has no transformer with weights, or torch is not installed.
@@ -76,14 +76,14 @@ def export(folder: Path, out: Path, *, python: str = sys.executable, progress: b
 
 
 def exported(folder: Path, cache: Path, *, python: str = sys.executable, progress: bool = True, reread: bool = False) -> Path:
-    """Return the exported form of a folder from the cache; it is made by the first call.
+    """Return the exported form of a folder from the cache; the first call exports it.
 
     Args:
         folder: as in `export`.
         cache: penult's cache folder.
         python: as in `export`.
         progress: as in `export`.
-        reread: compare every byte of an earlier call's result with its checksum.
+        reread: whether to compare every byte of a cached export with its checksum.
 
     Raises:
         FileNotFoundError: as in `export`.
@@ -99,7 +99,7 @@ def exported(folder: Path, cache: Path, *, python: str = sys.executable, progres
 
 
 def find_export(folder: Path, cache: Path, *, reread: bool = False) -> Path | None:
-    """Return the exported form of a folder from the cache, if it is there and whole.
+    """Return the exported form of a folder from the cache; None if it is missing or damaged.
 
     Raises:
         FileNotFoundError: as in `export`.
@@ -122,7 +122,7 @@ def _is_whole(out: Path, *, reread: bool = False) -> bool:
 
 
 def source_sha256(folder: Path) -> str:
-    """Return the sha256 of all files that decide what an export of a folder gives: configurations, tokenizer, weights."""
+    """Return the sha256 of all files that determine an export: configurations, tokenizer, weights."""
     _check_exportable(folder)
     names = sorted({path.as_posix() for path in _copied(folder) if path.suffix not in _NO_KEY} | set(_weights(folder)))
     digests = [(name, hash_files([folder / name])) for name in names]
@@ -147,7 +147,7 @@ def _export(folder: Path, out: Path, python: str, advice: str, *, progress: bool
             shutil.copyfile(folder / path, aside / path)
         record = {"format": _FORMAT, "source_sha256": source_sha256(folder), "transformers": made, "files": checksums(aside)}
         (aside / RECORD).write_text(json.dumps(record, indent=2), encoding="utf-8")
-        aside.chmod(0o755)  # a temporary folder is its owner's alone, and this one is made to be copied
+        aside.chmod(0o755)  # a temporary folder is private to its owner, but this one may be copied
         install(aside, out, lambda: _is_whole(out), replaces=replaces)
     return out
 
@@ -172,7 +172,7 @@ def _check_exportable(folder: Path) -> None:
 
 
 def _transformers(folder: Path) -> list[str]:
-    """Return the folders of transformers with weights, relative; "" is the folder itself."""
+    """Return the relative folders of transformers with weights; "" is the folder itself."""
     return [name for name in _module_folders(folder) if _is_transformer(folder / name)]
 
 
@@ -181,7 +181,7 @@ def _is_transformer(folder: Path) -> bool:
 
 
 def _module_folders(folder: Path) -> list[str]:
-    """Return the folders of all modules, relative, those inside a Router or an Asym included; "" comes first."""
+    """Return the relative folders of all modules, including those inside a Router or an Asym; "" comes first."""
     listed = read_json(folder / "modules.json") or []
     paths = [module.get("path") for module in listed if isinstance(module, dict)] if isinstance(listed, list) else []
     names = ["", *(path for path in paths if isinstance(path, str))]
@@ -196,13 +196,13 @@ def _module_folders(folder: Path) -> list[str]:
 
 
 def _weights(folder: Path) -> list[str]:
-    """Return the files of the transformers' weights, relative."""
+    """Return the relative paths of the transformers' weight files."""
     found = [path for name in _transformers(folder) for pattern in _WEIGHTS for path in (folder / name).glob(pattern)]
     return sorted(path.relative_to(folder).as_posix() for path in found)
 
 
 def _copied(folder: Path) -> list[PurePath]:
-    """Return the files that an exported folder takes over, relative: all of the modules but weights that went into a graph."""
+    """Return the relative paths of the files to copy: all files of the modules except weights that a graph contains."""
     found: list[PurePath] = []
     for name in _module_folders(folder):
         own = not _is_transformer(folder / name)
@@ -216,17 +216,17 @@ def _copied(folder: Path) -> list[PurePath]:
 
 
 def _run(folder: Path, out: Path, python: str, *, progress: bool) -> Mapping[str, Any]:
-    """Export one transformer in a child process, and return what it says about the export.
+    """Export one transformer in a child process, and return the child's answer.
 
     Raises:
-        ValueError: it cannot be exported, or the child ended without an answer.
+        ValueError: the export failed, or the child ended without an answer.
     """
     env = os.environ | {"ORT_DISABLE_TELEMETRY": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as log:
-        process = subprocess.Popen(  # noqa: S603 - the interpreter is the caller's own choice
-            # -P: a script's folder comes first on sys.path, and penult/types.py would stand for Python's own
+        process = subprocess.Popen(  # noqa: S603 - the caller chooses the interpreter
+            # -P: else the script's folder is first on sys.path, and a module of penult may shadow the standard library's
             [python, "-P", str(_WORKER), str(folder.resolve()), str(out.resolve())],
-            stdin=subprocess.PIPE,  # held open: the child ends when this process does
+            stdin=subprocess.PIPE,  # kept open: the child ends when this process does
             stdout=subprocess.PIPE,
             stderr=log,
             text=True,
@@ -254,12 +254,12 @@ def _run(folder: Path, out: Path, python: str, *, progress: bool) -> Mapping[str
 
 
 def _listen(process: "subprocess.Popen[str]", *, progress: bool) -> Mapping[str, Any]:
-    """Read the child's lines up to its answer; {} where it ends without one."""
+    """Return the child's answer, read line by line; {} if it ends without one."""
     for line in process.stdout or ():
         try:
             message = json.loads(line)
         except ValueError:
-            continue  # a library that writes to the descriptor itself
+            continue  # output of a library that writes to the descriptor directly
         if "progress" not in message:
             return dict(message)
         if progress:

@@ -1,7 +1,7 @@
-"""What runs in the child process of `penult export`: transformers' own class, torch's exporters, a check of the result.
+"""Child process of `penult export`: load the transformers class, export it with torch, and verify the result.
 
-It stands alone: the interpreter may be another environment's, so nothing of penult is imported. Standard output carries one
-JSON object a line: {"progress": text} any number of times, then {"done": {...}} or {"error": sentence}.
+The interpreter may belong to another environment, so this module does not import penult. Standard output has one JSON object
+per line: {"progress": text} any number of times, then {"done": {...}} or {"error": sentence}.
 """
 
 import contextlib
@@ -34,18 +34,18 @@ Arrays = dict[str, NDArray[Any]]
 Say = Callable[[str], None]
 
 OUTPUT = "last_hidden_state"
-# The largest difference to torch at which an export is kept, relative to the largest value of torch's result.
+# Maximum difference to torch of an accepted export, relative to the largest value of torch's result.
 TOLERANCE = 1e-4
-# Weights beyond this many bytes go to a file of their own: a protobuf message ends at 2 GB.
+# Weights of more bytes than this are stored in a separate file: a protobuf message is limited to 2 GB.
 INLINE_BYTES = int(os.environ.get("PENULT_EXPORT_INLINE_BYTES", "1500000000"))
-_SMALL_TENSOR = 1024  # bytes; smaller tensors stay in the graph, shape inference reads some of them
-_ALIGNMENT = 4096  # bytes; tensors that begin at a page can be mapped into memory
-_LONG = 1024  # tokens of the long sequence that is checked
-_LONGEST = 4104  # tokens; a sequence longer than this takes too long on a CPU
-# Settings of a configuration that name a length beyond which a model computes otherwise.
+_SMALL_TENSOR = 1024  # bytes; smaller tensors stay in the graph, because shape inference reads some of them
+_ALIGNMENT = 4096  # bytes; page-aligned tensors can be mapped into memory
+_LONG = 1024  # tokens of the long sequence in the check
+_LONGEST = 4104  # tokens; longer sequences take too long on a CPU
+# Settings with a length beyond which a model's computation changes.
 _SWITCHES = re.compile(r"window|local_attention|chunk|block_size|original_max_position")
 _LENGTHS = ("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx")
-_WORDS = 160  # characters of another library's message that are shown
+_WORDS = 160  # maximum characters shown of another library's message
 _TEXTS = (
     "moon",
     "The wide river carries stones and sand to the sea.",
@@ -54,12 +54,12 @@ _TEXTS = (
 
 
 class ExportError(Exception):
-    """The model cannot be exported; the message is one sentence for the user."""
+    """A model that cannot be exported; the message is one sentence for the user."""
 
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """One way to export: the implementation of attention, and whether torch.export ("dynamo") or TorchScript traces."""
+    """One export configuration: the attention implementation, and tracing by torch.export ("dynamo") or TorchScript."""
 
     attention: str
     dynamo: bool
@@ -72,7 +72,7 @@ ATTEMPTS = tuple(Attempt(attention, dynamo) for attention in ("sdpa", "eager") f
 
 
 class Encoder(torch.nn.Module):  # type: ignore[misc,unused-ignore]  # torch is not installed where this file is type-checked
-    """A transformer reduced to what an embedding needs: the inputs of a text, the last hidden state."""
+    """A transformer with text inputs only and the last hidden state as its output."""
 
     def __init__(self, model: Any, inputs: Sequence[str]) -> None:
         super().__init__()
@@ -82,13 +82,13 @@ class Encoder(torch.nn.Module):  # type: ignore[misc,unused-ignore]  # torch is 
         self._options = {name: value for name, value in self._options.items() if name in _parameters(model)}
 
     def forward(self, *inputs: Any) -> Any:
-        """Return (B, T, H), the last hidden state, from the inputs named at construction."""
+        """Return the last hidden state, (B, T, H), from the inputs named at construction."""
         return self.model(**dict(zip(self.inputs, inputs, strict=True)), **self._options)[0]
 
 
 @dataclass(frozen=True, slots=True)
 class Exported:
-    """What was exported: the way, the versions, and the largest difference to torch, relative to the largest value."""
+    """Result of an export: the attempt, the versions, and the maximum difference to torch, relative to the largest value."""
 
     way: str
     torch: str
@@ -100,7 +100,7 @@ def export(folder: Path, out: Path, say: Say) -> Exported:
     """Export the transformer in a folder to `out/model.onnx`.
 
     Raises:
-        ExportError: the model cannot be loaded, or no exporter gave a graph with torch's result.
+        ExportError: the model cannot be loaded, or no exporter produced a graph with torch's result.
     """
     config = _config(folder)
     say(f"exporting {folder.name} ({config.model_type}) to ONNX with torch {torch.__version__} ...")
@@ -109,7 +109,7 @@ def export(folder: Path, out: Path, say: Say) -> Exported:
     for attempt in ATTEMPTS:
         try:
             if attempt.attention != attention:
-                attention, encoder = attempt.attention, None  # free the weights before they are loaded again
+                attention, encoder = attempt.attention, None  # free the weights before loading them again
                 encoder = load(folder, attention)
                 checks = _checks(encoder, folder)
             if encoder is None:
@@ -124,10 +124,10 @@ def export(folder: Path, out: Path, say: Say) -> Exported:
 
 
 def load(folder: Path, attention: str) -> Encoder:
-    """Load transformers' own class for a folder in fp32; of an encoder-decoder that needs a target, the encoder alone.
+    """Load the transformers class for a folder in fp32; for an encoder-decoder that needs a target, only the encoder.
 
     Raises:
-        ExportError: no class of transformers loads it, or weights that decide the result are missing.
+        ExportError: no class of transformers loads it, or weights that affect the result are missing.
     """
     inputs = _input_names(folder)
     failures = []
@@ -135,7 +135,7 @@ def load(folder: Path, attention: str) -> Encoder:
         try:
             model, missing = _from_pretrained(kind, folder, attention)
             encoder = _runnable(model, inputs)
-        except Exception as error:  # noqa: BLE001 - any class of any library's: the boundary to code of the model's class
+        except Exception as error:  # noqa: BLE001 - any class of any library: the boundary to the model's own code
             failures.append(_first_line(error))
             continue
         if not missing or _finite_without(model, missing, encoder):
@@ -145,13 +145,13 @@ def load(folder: Path, attention: str) -> Encoder:
 
 
 def store(source: Path, out: Path) -> None:
-    """Write a graph to `out`, its weights inside, or all in `out` + "_data" where they exceed `INLINE_BYTES`.
+    """Write a graph to `out` with its weights inside, or all in `out` + "_data" if they exceed `INLINE_BYTES`.
 
-    Whatever layout an exporter chose, tensors are read and written one at a time.
+    Tensors are read and written one at a time, whatever the exporter's layout.
     """
     model = onnx.load(source, load_external_data=False)
     nodes = [*_nodes(model.graph), *(node for function in model.functions for node in function.node)]
-    for node in nodes:  # stack traces: as large as a small model, and full of this machine's paths
+    for node in nodes:  # stack traces: as large as a small model, and they contain paths of this machine
         node.ClearField("metadata_props")
         node.ClearField("doc_string")
     tensors = list(_tensors(model.graph))
@@ -180,7 +180,7 @@ def _config(folder: Path) -> Any:
     if "quantization_config" in stated:
         raise ExportError(f"{folder.name} holds quantized weights (quantization_config). Export the model in fp32 or bf16.")
     if isinstance(stated.get("auto_map"), dict) and "AutoModel" in stated["auto_map"]:
-        # A class of transformers may have the same name and model_type, and compute something else (causal or not).
+        # A transformers class with the same name and model_type may compute something else (causal or not).
         raise ExportError(
             f"{folder.name} has model code of its own (auto_map in config.json), which is not run here, and transformers' "
             "class may give other vectors. Export it with its own code and name the folder; or, if transformers' class is "
@@ -194,10 +194,10 @@ def _config(folder: Path) -> Any:
 
 
 def _classes(folder: Path) -> list[Any]:
-    """Return AutoModel's class, then the classes that config.json names, where transformers has them."""
+    """Return AutoModel's class, then the classes that config.json names, if transformers has them."""
     config = _config(folder)
     try:
-        auto = transformers.AutoModel._model_mapping[type(config)]  # no public way to the class
+        auto = transformers.AutoModel._model_mapping[type(config)]  # there is no public API for the class
     except KeyError as error:
         raise ExportError(f"transformers has no AutoModel class for model_type {config.model_type!r}") from error
     auto = auto[0] if isinstance(auto, tuple | list) else auto
@@ -218,7 +218,7 @@ def _from_pretrained(kind: Any, folder: Path, attention: str) -> tuple[Any, list
         output_loading_info=True,
         **dtype,
     )
-    # Experts are picked by index in a loop or by a grouped product; only the plain batched product can be traced.
+    # Experts are selected by index in a loop or by a grouped matrix product; only the batched product can be traced.
     with contextlib.suppress(AttributeError, ValueError, KeyError):
         model.set_experts_implementation("batched_mm")
     return model.eval(), sorted(info["missing_keys"])
@@ -238,7 +238,7 @@ def _transformers_version() -> tuple[int, int]:
 
 
 def _input_names(folder: Path) -> list[str]:
-    """Return the inputs that the folder's tokenizer gives, as the model is run on those."""
+    """Return the names of the inputs that the folder's tokenizer returns, which the model runs on."""
     tokenizer = _tokenizer(folder)
     if tokenizer is not None:
         return [name for name in ("input_ids", "attention_mask", "token_type_ids") if name in tokenizer.model_input_names]
@@ -249,24 +249,24 @@ def _input_names(folder: Path) -> list[str]:
 def _tokenizer(folder: Path) -> Any:
     try:
         return transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    except Exception:  # noqa: BLE001 - a tokenizer elsewhere, or one that needs a package that is not installed
+    except Exception:  # noqa: BLE001 - the tokenizer is in another folder, or needs a package that is not installed
         return None
 
 
 def _runnable(model: Any, inputs: Sequence[str]) -> Encoder:
-    """Return the part that runs on a text alone: the whole model, or its encoder where the decoder needs a target."""
+    """Return the part that runs on text only: the whole model, or its encoder if the decoder needs a target."""
     parts = [model]
     if getattr(model.config, "is_encoder_decoder", False):
         parts.append(model.get_encoder())
     failure: Exception | None = None
     for part in parts:
         allowed = _parameters(part)
-        # An exporter puts the mode of the outermost module back when it ends: in training mode, dropout would be on then.
+        # Exporters restore the mode of the outermost module at the end: in training mode, dropout would then be active.
         encoder = Encoder(part, [name for name in inputs if name in allowed])
         encoder.eval()
         try:
             _run_torch(encoder, _feeds([[3, 4, 5]], 0, encoder.inputs))
-        except Exception as error:  # noqa: BLE001 - what a model raises without a target differs from model to model
+        except Exception as error:  # noqa: BLE001 - the class of the error without a target differs between models
             failure = failure or error
             continue
         return encoder
@@ -278,9 +278,9 @@ def _parameters(model: Any) -> set[str]:
 
 
 def _finite_without(model: Any, missing: Sequence[str], encoder: Encoder) -> bool:
-    """Return whether the result is free of the weights that the folder lacks, such as those of a pooler.
+    """Return whether the result does not depend on the weights that the folder lacks, such as those of a pooler.
 
-    They are set to NaN: what depends on them becomes NaN too.
+    They are set to NaN: any output that depends on them becomes NaN, too.
     """
     held = model.state_dict()
     with torch.no_grad():
@@ -293,14 +293,14 @@ def _finite_without(model: Any, missing: Sequence[str], encoder: Encoder) -> boo
 
 @dataclass(frozen=True, slots=True)
 class _Check:
-    """Inputs and torch's result for them."""
+    """Inputs with torch's result."""
 
     feeds: Arrays
     result: NDArray[np.float32]
 
 
 def _checks(encoder: Encoder, folder: Path) -> list[_Check]:
-    """Return what an export is compared on: three texts alone and padded together, one token, and a long sequence."""
+    """Return the checks of an export: three texts alone and in one padded batch, a single token, and a long sequence."""
     config = encoder.model.config
     config = config.get_text_config() if hasattr(config, "get_text_config") else config
     tokenizer = _tokenizer(folder)
@@ -311,11 +311,11 @@ def _checks(encoder: Encoder, folder: Path) -> list[_Check]:
     limits = [getattr(config, name, None) for name in _LENGTHS]
     limit = min([value for value in limits if isinstance(value, int) and value > 0], default=2**20)
     switches = [length + 8 for length in _switch_lengths(config.to_dict()) if length + 8 <= min(limit, _LONGEST)]
-    # A table of positions may begin behind the padding id, so its last rows are left alone.
+    # Positions may start after the padding id, so the last rows of the position table are not used.
     longest = min(max([_LONG, *switches]), limit - pad - 2)
     checks = [_check(encoder, _feeds(batch, pad, encoder.inputs)) for batch in batches]
     ids = [int(value) for value in np.random.default_rng(0).integers(0, size, max(longest, 1))]
-    # A length that torch itself refuses cannot be asked of the export.
+    # A length that torch itself rejects cannot be checked.
     with contextlib.suppress(IndexError, RuntimeError, ValueError):
         checks.append(_check(encoder, _feeds([[value if value != pad else rows[1][0] for value in ids]], pad, encoder.inputs)))
     return checks
@@ -329,7 +329,7 @@ def _check(encoder: Encoder, feeds: Arrays) -> _Check:
 
 
 def _rows(tokenizer: Any, size: int) -> list[list[int]]:
-    """Return the ids of three texts; drawn ones where the folder has no tokenizer that transformers reads."""
+    """Return the ids of three texts; random ids if transformers cannot load a tokenizer from the folder."""
     generator = np.random.default_rng(1)
     rows = [[int(value) for value in generator.integers(0, size, length)] for length in (3, 12, 40)]
     if tokenizer is None:
@@ -364,10 +364,10 @@ def _run_torch(encoder: Encoder, feeds: Arrays) -> NDArray[np.float32]:
 
 
 def _export_once(encoder: Encoder, attempt: Attempt, checks: Sequence[_Check], out: Path) -> float:
-    """Export in one way and return the largest difference to torch.
+    """Make one export attempt and return the maximum difference to torch.
 
     Raises:
-        ExportError: the exporter failed, or its graph gives another result.
+        ExportError: the exporter failed, or its graph gives a different result.
     """
     with tempfile.TemporaryDirectory(dir=out, prefix=".export-") as work:
         raw, final = Path(work) / "raw" / "model.onnx", Path(work) / "model.onnx"
@@ -375,7 +375,7 @@ def _export_once(encoder: Encoder, attempt: Attempt, checks: Sequence[_Check], o
         try:
             _trace(encoder, attempt.dynamo, raw)
             store(raw, final)
-        except Exception as error:  # the exporters raise classes of their own, and some of Python's
+        except Exception as error:  # exporters raise their own and built-in exception classes
             raise ExportError(f"the exporter failed: {_first_line(error)}") from error
         difference = _difference(final, checks)
         for path in (final.with_name("model.onnx_data"), final):
@@ -385,7 +385,7 @@ def _export_once(encoder: Encoder, attempt: Attempt, checks: Sequence[_Check], o
 
 
 def _trace(encoder: Encoder, dynamo: bool, path: Path) -> None:  # noqa: FBT001
-    # Padding in the example keeps a shortcut for masks of ones out of the graph; sizes of 1 would be taken as fixed.
+    # Padding in the example prevents the shortcut for masks of ones in the graph; sizes of 1 would become fixed.
     pad = int(getattr(encoder.model.config, "pad_token_id", None) or 0)
     example = _feeds([[3, 4, 5, 6, 7, 8, 9, 10, 11], [3, 4, 5, 6, 7, 8, 9]], pad, encoder.inputs)
     inputs = tuple(torch.from_numpy(example[name]) for name in encoder.inputs)
@@ -414,13 +414,13 @@ def _difference(path: Path, checks: Sequence[_Check]) -> float:
                 raise ExportError(f"its result for {shape} tokens differs from torch's by {differences[-1]:.1e}")
     except ExportError:
         raise
-    except Exception as error:  # onnxruntime's classes share no base of their own
+    except Exception as error:  # onnxruntime's exception classes have no common base class
         raise ExportError(f"onnxruntime cannot run its graph: {_first_line(error)}") from error
     return max(differences)
 
 
 def _relative(check: _Check, got: NDArray[np.float32]) -> float:
-    """Return the largest difference on tokens, relative to the largest value; NaN where a value is not a number."""
+    """Return the maximum difference on real tokens, relative to the largest value; NaN if a value is NaN."""
     if got.shape != check.result.shape:
         return float("inf")
     mask = check.feeds.get("attention_mask", np.ones(got.shape[:2], np.int64)) > 0
@@ -475,7 +475,7 @@ def _move(tensor: onnx.TensorProto, data: IO[bytes], location: str) -> None:
 
 
 def _in_words(folder: Path, config: Any, failures: Sequence[str]) -> str:
-    kept = list(dict.fromkeys(failure.rstrip(".") for failure in failures))[-2:]  # eager attention is the plainest way
+    kept = list(dict.fromkeys(failure.rstrip(".") for failure in failures))[-2:]  # eager attention is the simplest attempt
     return (
         f"{folder.name} (model_type {config.model_type!r}) cannot be exported to ONNX with torch {torch.__version__} and "
         f"transformers {transformers.__version__}: {'; '.join(kept)}. Export it with another tool, such as optimum-cli, and "
@@ -484,7 +484,7 @@ def _in_words(folder: Path, config: Any, failures: Sequence[str]) -> str:
 
 
 def _first_line(error: BaseException) -> str:
-    """Return the first line of the error that began it: the exporters wrap it into pages of advice."""
+    """Return the first line of the root cause: exporters wrap it in pages of advice."""
     while error.__cause__ is not None and not isinstance(error, ExportError):
         error = error.__cause__
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
@@ -492,7 +492,7 @@ def _first_line(error: BaseException) -> str:
 
 
 def _end_with_parent() -> None:
-    """End when standard input closes: a parent that was killed must not leave a process of many gigabytes behind."""
+    """Exit when standard input closes, so that no process of many gigabytes survives a killed parent."""
 
     def wait() -> None:
         while os.read(0, 4096):  # not sys.stdin: its lock, held at shutdown, would abort the process
@@ -503,13 +503,13 @@ def _end_with_parent() -> None:
 
 
 def _be_killed_first() -> None:
-    """Ask Linux to end this process, rather than another, where memory runs out."""
+    """Raise this process's OOM score, so that Linux kills it first when memory runs out."""
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")
 
 
 def main() -> None:
-    """Export argv[1] to argv[2]; answer on standard output, and keep the libraries' own messages off it."""
+    """Export argv[1] to argv[2]; answer on standard output, without the libraries' own messages."""
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
 

@@ -1,8 +1,8 @@
-"""The Hugging Face Hub: references to it, its cache on this disk, and which files of a repository a model needs.
+"""The Hugging Face Hub: references, the local cache, and the selection of the files that a model needs.
 
-The cache has the layout of huggingface_hub (blobs, snapshots, refs), so models fetched by one are found by the other. Only the
-graph that is meant, its external data and the files that say how the model is used are fetched (`hub_client`). This file knows
-names of files; it knows nothing of what is in a graph or a tokenizer, and which graph is the usual one the caller decides.
+The cache has the layout of huggingface_hub (blobs, snapshots, refs), so the two share downloaded models. Only the selected
+graph, its external data and the configuration files are fetched (`hub_client`). This module works with file names only: it does
+not parse graphs or tokenizers, and the caller chooses the default graph.
 """
 
 import json
@@ -22,26 +22,26 @@ from penult.atomic_files import atomic_write
 from penult.core.config.modules import ROLES, Module, read_modules
 from penult.core.hub_client import NAME, OWNER, Client, Remote, git_sha1s, host, settings
 
-README = "README.md"  # its `base_model` names the model that a mirror was made from; nothing needs it
+README = "README.md"  # its `base_model` names the original of a mirror; optional
 _HOSTS = ("huggingface.co", "www.huggingface.co", "hf.co")
 
 _WORD = r"\w(?:[\w.-]*\w)?"
 _REPO = re.compile(rf"{_WORD}(?:/{_WORD})?", re.ASCII)
 _REVISION = re.compile(r"[^\s\\:?*\[~^@]+")
 _SHA1 = re.compile(r"[0-9a-f]{40}")
-_SMALL = 2**22  # bytes of a file that is compared with the sha1 that names it, at each load: 2.5 ms at 1.6 GB/s
-_ABANDONED = 24 * 3600.0  # seconds since the last byte of a download that a killed process left
+_SMALL = 2**22  # bytes; smaller files are compared with the sha1 in their name at each load: 2.5 ms at 1.6 GB/s
+_ABANDONED = 24 * 3600.0  # seconds since the last write, after which a partial download is removed
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-_FILE_NAME = re.compile(r"\.[a-z]{2,11}$")  # notes.txt; models are called v1.5 or v2
+_FILE_NAME = re.compile(r"\.[a-z]{2,11}$")  # such as notes.txt; model names end in v1.5 or v2
 _KNOWN_REVISION = re.compile(r"refs/(?:pr|convert)/[^/]+|main|master|[0-9a-f]{7,40}")
-# The end of a reference that is surely a file: a graph, in `onnx/` or in a module's folder where it has one.
+# A path at the end of a reference that must be a graph, optionally in `onnx/` or in a module's folder.
 _TRAILING_FILE = re.compile(r"/((?:[\w.-]*\d_\w+/)?(?:onnx/)?[^/]+\.onnx)")
 
 _RECIPE_SUFFIXES = (".json", ".txt", ".model", ".codes", ".spm", ".jinja")
 _MODULE_FOLDER = re.compile(r"(?:.*[_-])?\d+_[\w-]+")  # 1_Pooling, query_0_Transformer
 _TOKENIZER = re.compile(r"(?:.*/)?(?:tokenizer\.json|tokenizer_config\.json|vocab\.txt|vocab\.json|[^/]+\.(?:model|codes))")
-_CONFIGURED = ("Pooling", "Dense", "LayerNorm")  # modules that mean nothing without their config.json
-_WEIGHTED = ("Dense", "LayerNorm", "StaticEmbedding")  # modules with weights of their own
+_CONFIGURED = ("Pooling", "Dense", "LayerNorm")  # modules that require their config.json
+_WEIGHTED = ("Dense", "LayerNorm", "StaticEmbedding")  # modules with their own weights
 _SAFETENSORS = re.compile(r"model(?:-\d+-of-\d+)?\.safetensors(?:\.index\.json)?")
 _PICKLED = re.compile(r"pytorch_model(?:-\d+-of-\d+)?\.bin(?:\.index\.json)?")
 
@@ -51,7 +51,7 @@ DataFiles = Callable[[Path], list[str]]
 
 @dataclass(frozen=True, slots=True)
 class HubId:
-    """A model of the Hub: the repository, its revision (None: main) and the graph's path in it (None: the usual one)."""
+    """A model of the Hub: the repository, its revision (None: main) and the graph's path in it (None: the default graph)."""
 
     repo: str
     revision: str | None = None
@@ -63,11 +63,11 @@ class Snapshot:
     """The files of one model in the cache.
 
     Attributes:
-        folder: the folder of the revision, laid out as the repository.
-        revision: the commit.
-        graph: the name of the graph that is meant. None: no graph was asked for, the model needs none (a static embedding), or
-            queries and documents have models of their own.
-        names: names of all files that belong to the model and are there, graphs and their data among them.
+        folder: snapshot folder, with the layout of the repository.
+        revision: commit.
+        graph: name of the selected graph. None: no graph was requested, the model does not need one (a static embedding), or
+            queries and documents have separate models.
+        names: names of all local files of the model, including graphs and their data.
     """
 
     folder: Path
@@ -77,14 +77,14 @@ class Snapshot:
 
 
 def parse(text: str) -> HubId | None:
-    """Read a reference to the Hub; None for what is none.
+    """Parse a reference to the Hub; return None for any other text.
 
-    `org/name`, `org/name@revision` and either of them with `/path/to/file.onnx` behind; the same after `hf:`; the URL of a
+    `org/name`, `org/name@revision` and either of them followed by `/path/to/file.onnx`; the same after `hf:`; the URL of a
     model's page; a bare `name` whose repository (`sentence-transformers/name`, else `name`) is in the cache. A revision may
-    hold slashes (`refs/pr/21`). Nothing is asked of the network, and the caller looks for a file or folder of this name first.
+    contain slashes (`refs/pr/21`). No network access; the caller checks for a file or folder of this name first.
 
     Raises:
-        ValueError: it can only be a reference to the Hub (`hf:`, a URL), and is not a valid one.
+        ValueError: the text can only be a reference to the Hub (`hf:`, a URL), but is not valid.
     """
     if text.startswith("hf:"):
         found = _plain(text.removeprefix("hf:").removeprefix("//").removeprefix("models/"))
@@ -98,12 +98,12 @@ def parse(text: str) -> HubId | None:
         return None
     if "/" not in found.repo:
         return _cached(found)
-    # A file below a folder that is here is a slip in a local path, not a repository of the same name.
+    # A file below an existing local folder is a mistyped local path, not a repository of the same name.
     return None if found.file and found.revision is None and Path(found.repo).is_dir() else found
 
 
 def hint(text: str) -> str:
-    """Return how a bare name would be written for the Hub, as a sentence; empty for what is no such name."""
+    """Return a sentence with the Hub id for a bare name; empty if the text is not a bare name."""
     found = _plain(text)
     if found is None or "/" in found.repo or _FILE_NAME.search(found.repo):
         return ""
@@ -120,21 +120,21 @@ def fetch(
     choose: Choose | None = None,
     data_files: DataFiles,
 ) -> Snapshot:
-    """Return the files of a model, from the Hub only where they are not complete in its cache.
+    """Return the files of a model; fetch them from the Hub only if they are not complete in the cache.
 
     Args:
-        reference: what the user wrote, for messages.
-        hub: the same, as `parse` gives it.
-        model_file: which graph, as a path in the repository or the file's name alone. None: as `hub.file`, else `choose`.
-        refresh: ask the Hub for the revision's files, even though those in the cache look complete.
-        weights: fetch the transformer's weights for torch, and no graph.
-        choose: picks one of the names of a folder's graphs (relative to that folder); raises where it cannot, also for an
-            empty list. None: no graph is fetched unless it is named.
-        data_files: names the external data files of a graph, relative to its folder.
+        reference: reference as the user wrote it, for messages.
+        hub: the parsed reference.
+        model_file: graph, as a path in the repository or a bare file name. None: `hub.file`, else `choose`.
+        refresh: whether to query the Hub for the revision's files, even if those in the cache look complete.
+        weights: whether to fetch the transformer's weights for torch instead of a graph.
+        choose: selects one of the names of a folder's graphs (relative to that folder); raises if it cannot, also for an empty
+            list. None: fetch only a graph that is named.
+        data_files: returns the names of a graph's external data files, relative to its folder.
 
     Raises:
-        FileNotFoundError: a file is missing in the repository, or in the cache and cannot be fetched.
-        ValueError: two graphs are named, or the model is of a kind that penult does not have.
+        FileNotFoundError: a file is missing in the repository, or missing in the cache and cannot be fetched.
+        ValueError: two different graphs are named, or the model is of an unsupported kind.
     """
     if hub.file is not None and model_file is not None and model_file not in (hub.file, posixpath.basename(hub.file)):
         raise ValueError(f"{reference!r} names the graph {hub.file} and model_file={model_file!r} another; name one of them.")
@@ -148,7 +148,7 @@ def fetch(
 
 
 def is_settled(hub: HubId) -> bool:
-    """Return whether what the cache has of a revision is all there is to know: it is a commit, or HF_HUB_OFFLINE is set."""
+    """Return whether the cached state of a revision is final: it is a commit, or HF_HUB_OFFLINE is set."""
     return bool(settings().HF_HUB_OFFLINE) or _COMMIT.fullmatch(hub.revision or "") is not None
 
 
@@ -156,7 +156,7 @@ def is_settled(hub: HubId) -> bool:
 
 
 def _plain(text: str) -> HubId | None:
-    """Read `[org/]name[@revision][/file.onnx]`."""
+    """Parse `[org/]name[@revision][/file.onnx]`."""
     head, at, tail = text.partition("@")
     if at:
         split = _split_revision(tail)
@@ -169,7 +169,7 @@ def _plain(text: str) -> HubId | None:
 
 
 def _split_revision(text: str) -> tuple[str, str | None] | None:
-    """Split `revision[/path/to/file.onnx]`, where both may hold slashes; None where no revision is left."""
+    """Split `revision[/path/to/file.onnx]`, where both may contain slashes; None if no revision is left."""
     known = _KNOWN_REVISION.match(text)
     if known is not None and text[known.end() :].startswith("/") and text.endswith(".onnx"):
         return known[0], text[known.end() + 1 :]
@@ -189,12 +189,12 @@ def _checked(repo: str, revision: str | None, file: str | None) -> HubId | None:
 
 
 def _is_inside(name: str) -> bool:
-    """Return whether a path of the Hub stays in the folder it is joined to."""
+    """Return whether a path of the Hub stays inside the folder that it is joined to."""
     return len(name) < 1024 and "\0" not in name and "\\" not in name and not {"", ".", ".."} & set(name.split("/"))
 
 
 def _cached(bare: HubId) -> HubId | None:
-    """Complete a bare name by what the cache holds of that name."""
+    """Complete a bare name with the repository of that name in the cache."""
     for repo in (f"{OWNER}/{bare.repo}", bare.repo):
         if (_Cache(settings().HF_HUB_CACHE, repo).folder / "snapshots").is_dir():
             return HubId(repo, bare.revision, bare.file)
@@ -202,7 +202,7 @@ def _cached(bare: HubId) -> HubId | None:
 
 
 def _from_url(text: str) -> HubId:
-    """Read the URL of a model's page, or of one of its graphs."""
+    """Parse the URL of a model's page, or of one of its graphs."""
     url = urlsplit(text if "://" in text else f"https://{text}")
     endpoint = urlsplit(settings().ENDPOINT)
     path = url.path
@@ -228,7 +228,7 @@ def _from_url(text: str) -> HubId:
 
 
 def _of_page(rest: list[str]) -> tuple[str | None, str | None]:
-    """Read what follows the repository in a URL: (revision, file); a file that is not a graph is given as it is not allowed."""
+    """Parse the rest of a URL after the repository: (revision, file); a path that is not allowed becomes ".."."""
     if not rest:
         return None, None
     kind, parts = rest[0], rest[1:]
@@ -244,7 +244,7 @@ def _of_page(rest: list[str]) -> tuple[str | None, str | None]:
 
 @dataclass(frozen=True, slots=True)
 class _Wanted:
-    """What a caller of `fetch` asks for."""
+    """Arguments of `fetch`."""
 
     reference: str
     file: str | None
@@ -278,7 +278,7 @@ class _Wanted:
         )
 
     def _graph(self, names: Sequence[str], home: str) -> str:
-        """Return the graph of one transformer: beside its configuration, or in the model's own folder."""
+        """Return the graph of one transformer: beside its configuration, or in the model's folder."""
         for folder in dict.fromkeys((home, "")):
             graphs = [name for name in _below(names, folder) if _is_graph(name)]
             if self.model_file is not None:
@@ -308,7 +308,7 @@ def _is_graph(name: str) -> bool:
 
 
 def _first_files(names: Iterable[str]) -> list[str]:
-    """Return the files that say what the model is: settings and vocabularies of its folder and of folders as 1_Pooling."""
+    """Return the files that describe the model: settings and vocabularies in its folder and in folders like 1_Pooling."""
     return [
         name
         for name in names
@@ -319,7 +319,7 @@ def _first_files(names: Iterable[str]) -> list[str]:
 
 
 def _other_files(names: Sequence[str], modules: Sequence[Module], graphs: Sequence[str], *, weights: bool) -> list[str]:
-    """Return the files that the modules and the graphs need beside `_first_files`, except the graphs and their data."""
+    """Return the files that modules and graphs need in addition to `_first_files`, except the graphs and their data."""
     folders = {module.folder for module in modules} | {posixpath.dirname(graph) for graph in graphs} | {""}
     files = [
         name for name in names if name.endswith(_RECIPE_SUFFIXES) and not name.endswith(".index.json") and _is_in(name, folders)
@@ -334,13 +334,13 @@ def _other_files(names: Sequence[str], modules: Sequence[Module], graphs: Sequen
 
 
 def _is_in(name: str, folders: Iterable[str]) -> bool:
-    """Return whether a file is in one of the folders, or anywhere below one that is not the model's own."""
+    """Return whether a file is in one of the folders; for all but the model's own folder, also in subfolders."""
     parent = posixpath.dirname(name)
     return any(parent == folder or (folder and parent.startswith(f"{folder}/")) for folder in folders)
 
 
 def _weights(names: Sequence[str], folder: str) -> list[str]:
-    """Return the names of a folder's weights, as safetensors if there are any."""
+    """Return the names of a folder's weight files: safetensors, if there are any."""
     for pattern in (_SAFETENSORS, _PICKLED):
         found = [posixpath.join(folder, name) for name in _below(names, folder) if pattern.fullmatch(name)]
         if found:
@@ -349,7 +349,7 @@ def _weights(names: Sequence[str], folder: str) -> list[str]:
 
 
 def _data_of(graph: str, folder: Path, data_files: DataFiles) -> dict[str, str]:
-    """Return the external data of a graph: name in the repository -> name as the graph writes it."""
+    """Return the external data of a graph: name in the repository -> name in the graph."""
     parent = posixpath.dirname(graph)
     return {posixpath.normpath(posixpath.join(parent, name)): name for name in data_files(folder / graph)}
 
@@ -365,7 +365,7 @@ class _Cache:
         self.folder = self.root / f"models--{repo.replace('/', '--')}"
 
     def commit(self, revision: str) -> str | None:
-        """Return the commit of a revision as far as the cache knows it."""
+        """Return the commit of a revision according to the cache."""
         if _COMMIT.fullmatch(revision):
             return revision
         try:
@@ -375,14 +375,14 @@ class _Cache:
         return commit if NAME.fullmatch(commit) else None
 
     def snapshot(self, commit: str) -> Path:
-        """Name the folder of a commit."""
+        """Return the path of a commit's snapshot folder."""
         return self.folder / "snapshots" / commit
 
     def listing(self, commit: str) -> list[str] | None:
-        """Return the names of all files of the repository at a commit; None where nobody noted them.
+        """Return the names of all files of the repository at a commit; None if they were not recorded.
 
-        penult notes them before it fetches the first file, and huggingface_hub (from 2.0) in `trees`. They tell a snapshot of
-        which a part was fetched from a complete one, and a graph that is alone in the cache from the usual one.
+        penult records them before it fetches the first file, and huggingface_hub (from 2.0) in `trees`. They distinguish a
+        partial snapshot from a complete one, and the only graph in the cache from the default graph.
         """
         for place in ("penult", "trees"):
             with suppress(OSError, ValueError):
@@ -391,24 +391,24 @@ class _Cache:
         return None
 
     def note(self, commit: str, names: Sequence[str]) -> None:
-        """Write down the names of all files of the repository at a commit."""
+        """Record the names of all files of the repository at a commit."""
         _write(self.folder / "penult" / f"{commit}.json", json.dumps({"files": list(names)}))
 
     def point(self, revision: str, commit: str) -> None:
-        """Write down the commit of a revision."""
+        """Record the commit of a revision."""
         if revision != commit and self.commit(revision) != commit:
             _write(self.folder / "refs" / revision, commit)
 
     def blob(self, remote: Remote) -> Path:
-        """Name the file that holds the bytes of a file of the Hub."""
+        """Return the path of the blob of a file of the Hub."""
         return self.folder / "blobs" / remote.etag
 
     def lock(self, remote: Remote) -> Path:
-        """Name the lock that huggingface_hub takes for the same file."""
+        """Return the path of the lock that huggingface_hub uses for the same file."""
         return self.root / ".locks" / self.folder.name / f"{remote.etag}.lock"
 
     def link(self, blob: Path, path: Path) -> None:
-        """Put a blob under its name into a snapshot: as a link, or as a copy where the disk has no links."""
+        """Add a blob to a snapshot under its name: as a symbolic link, or as a copy if the disk does not support links."""
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.is_symlink() and not path.exists():
             path.unlink()
@@ -421,7 +421,7 @@ class _Cache:
                 shutil.copyfileobj(source, file)
 
     def sweep(self) -> None:
-        """Remove what downloads left that were killed long ago."""
+        """Remove partial downloads that were killed long ago."""
         for path in (self.folder / "blobs").glob("*.incomplete"):
             with suppress(OSError):
                 if time.time() - path.stat().st_mtime > _ABANDONED:
@@ -429,14 +429,14 @@ class _Cache:
 
 
 def _write(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
+    """Write a file atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path, uuid.uuid4().hex[:8]) as file:
         file.write(text.encode())
 
 
 def _complete(cache: _Cache, revision: str, wanted: _Wanted) -> Snapshot | None:
-    """Return the snapshot in the cache if every file of the model is there; None if one must be fetched."""
+    """Return the cached snapshot if it has every file of the model; None if a file must be fetched."""
     commit = cache.commit(revision)
     if commit is None or not (folder := cache.snapshot(commit)).is_dir():
         return None
@@ -463,8 +463,8 @@ def _complete(cache: _Cache, revision: str, wanted: _Wanted) -> Snapshot | None:
 
 
 def _may_differ(error: Exception, wanted: _Wanted, *, listed: bool, pinned: bool) -> bool:
-    """Return whether the Hub may have the graph that the cache knows nothing of."""
-    if listed:  # then only a later commit may, and only a graph that is named is worth the question
+    """Return whether the Hub may have a graph that the cache does not list."""
+    if listed:  # then only a later commit may have it, and only a named graph is worth a request
         return isinstance(error, FileNotFoundError) and wanted.is_named and not (pinned or settings().HF_HUB_OFFLINE)
     return not settings().HF_HUB_OFFLINE
 
@@ -481,7 +481,7 @@ def _present(folder: Path) -> set[str]:
 
 
 def _is_damaged(path: Path) -> bool:
-    """Return whether a small file of a snapshot is not what the Hub stated; large ones are compared when they are hashed."""
+    """Return whether a small file of a snapshot differs from its hash; large files are checked when they are hashed."""
     blob = path.resolve()
     if blob.parent.name != "blobs" or not _SHA1.fullmatch(blob.name) or blob.stat().st_size > _SMALL:
         return False
@@ -489,13 +489,13 @@ def _is_damaged(path: Path) -> bool:
 
 
 def _modules(folder: Path) -> tuple[Module, ...]:
-    """Return the modules of all roles, each once; empty where no file lists them."""
+    """Return the modules of all roles without duplicates; empty if no file lists them."""
     modules = read_modules(folder)
     return tuple(dict.fromkeys(module for role in ROLES for module in modules[role]))
 
 
 def _looks_complete(present: set[str], modules: Sequence[Module], wanted: _Wanted) -> bool:
-    """Return whether a snapshot of which nobody noted the files has all that its own files speak of."""
+    """Return whether a snapshot without a recorded file list has every file that its own files refer to."""
     names = sorted(present)
     if wanted.weights and not any(_weights(names, folder) for folder in ("", *(module.folder for module in modules))):
         return False
@@ -512,13 +512,13 @@ def _looks_complete(present: set[str], modules: Sequence[Module], wanted: _Wante
 
 @contextmanager
 def _on_disk(reference: str, cache: _Cache) -> Iterator[None]:
-    """Turn what fails below the cache's folder into one error that says what to do."""
-    if cache.root.parts[:1] == ("~",):  # of a user without a home; it would be made in the working folder
+    """Convert errors in the cache folder into one error that says what to do."""
+    if cache.root.parts[:1] == ("~",):  # a user without a home: the folder would be created in the working directory
         raise OSError(f"{reference!r} has no place: this user has no home folder. Set HF_HUB_CACHE to a folder that lasts.")
     try:
         yield
     except FileNotFoundError:
-        raise  # of the Hub
+        raise  # errors of the Hub
     except OSError as error:
         raise OSError(
             f"{reference!r} could not be written to the Hub's cache {cache.root}: {error.strerror or error}. Set HF_HUB_CACHE "
@@ -527,7 +527,7 @@ def _on_disk(reference: str, cache: _Cache) -> Iterator[None]:
 
 
 def _download(client: Client, cache: _Cache, revision: str, wanted: _Wanted) -> Snapshot:
-    """Fetch what is missing: first what says which model it is, then its graphs, then their data."""
+    """Fetch the missing files: first the configuration, then the graphs, then their data."""
     commit, listed = client.listing(revision)
     names = [name for name in listed if _is_inside(name)]
     folder = cache.snapshot(commit)

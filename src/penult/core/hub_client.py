@@ -1,9 +1,9 @@
-"""Requests to the Hugging Face Hub about one repository: its list of files, and the bytes of each.
+"""Hugging Face Hub client for one repository: list and download its files.
 
-The only file that imports huggingface_hub, of which it uses the settings (HF_ENDPOINT, HF_HUB_OFFLINE, time-outs), the HTTP
-session with the user's proxies and certificates, the token, the locks of its cache and the progress bar. It does not use its
-downloader: that repeats a request which timed out (six times of up to a minute each), and differs from version to version.
-Whatever fails is one error that says what to do.
+This is the only module that imports huggingface_hub. It uses that library's settings (HF_ENDPOINT, HF_HUB_OFFLINE, timeouts),
+HTTP session (the user's proxies and certificates), token, cache locks and progress bar. It does not use its downloader, which
+retries timed-out requests (six times of up to a minute each) and differs between versions. Every failure is one error that says
+what to do.
 """
 
 import glob
@@ -27,19 +27,19 @@ from penult.atomic_files import atomic_write
 
 T = TypeVar("T")
 
-OWNER = "sentence-transformers"  # whose models are known by their bare names
-NAME = re.compile(r"[\w+=-][\w.+=-]{0,254}", re.ASCII)  # a commit or an ETag that may become the name of a file
+OWNER = "sentence-transformers"  # the organization of bare model names
+NAME = re.compile(r"[\w+=-][\w.+=-]{0,254}", re.ASCII)  # a commit or an ETag that is safe as a file name
 
-_ATTEMPTS = 3  # for one request, as long as nothing is gained
-_GAIN = 1 << 20  # bytes; a download that broke off after so many new ones has its attempts back
-_LONGEST_WAIT = 10.0  # seconds that a server may ask to wait before another attempt
+_ATTEMPTS = 3  # per request without progress
+_GAIN = 1 << 20  # new bytes after which an interrupted download has all its attempts again
+_LONGEST_WAIT = 10.0  # maximum seconds of a server's Retry-After
 _MOST_REDIRECTS = 10
 _SHA1 = re.compile("[0-9a-f]{40}")
-_MOST_JSON = 64 << 20  # bytes of a list of files
+_MOST_JSON = 64 << 20  # maximum bytes of a file list
 _CHUNK = 1 << 16  # bytes
-_PASSING = (408, 429, 500, 502, 503, 504)  # statuses that another attempt may not meet
+_PASSING = (408, 429, 500, 502, 503, 504)  # temporary statuses, which are retried
 _REDIRECTS = (301, 302, 303, 307, 308)
-_LASTING = re.compile("SSL|Proxy|InvalidURL|UnsupportedProtocol|Schema")  # errors that another attempt will meet too
+_LASTING = re.compile("SSL|Proxy|InvalidURL|UnsupportedProtocol|Schema")  # permanent errors, which are not retried
 _BROKEN = re.compile("RemoteProtocolError|ChunkedEncodingError|IncompleteRead|ReadError|ConnectionReset")
 
 
@@ -54,7 +54,7 @@ class Remote:
 
 
 def settings() -> Any:  # noqa: ANN401 - a module
-    """Return huggingface_hub's settings, which it reads from the environment when it is imported."""
+    """Return huggingface_hub's settings, which it reads from the environment at import."""
     from huggingface_hub import constants  # noqa: PLC0415 - not needed for local files
 
     return constants
@@ -67,17 +67,17 @@ def _utils() -> Any:  # noqa: ANN401 - a module
 
 
 def host(netloc: str) -> str:
-    """Return a host and port without the password that may stand before them."""
+    """Return host and port of a netloc, without a password."""
     return netloc.rpartition("@")[2]
 
 
 def git_sha1s(data: bytes) -> list[str]:
-    """Return the sha1 that git names a file by, which is the Hub's ETag of a small one, and the plain one of some mirrors."""
+    """Return git's blob sha1, which is the Hub's ETag of small files, and the plain sha1, which some mirrors use."""
     return [hashlib.sha1(head + data, usedforsecurity=False).hexdigest() for head in (b"blob %d\0" % len(data), b"")]
 
 
 class Client:
-    """The requests about one repository, in the name of one reference."""
+    """Client for one repository; errors name the user's reference."""
 
     def __init__(self, reference: str, repo: str) -> None:
         self._reference = reference
@@ -118,7 +118,7 @@ class Client:
         return self._persist(name, lambda: self._stat(url, name))
 
     def download(self, remote: Remote, blob: Path, lock: Path) -> None:
-        """Write a file under a name, whole or not at all; of several processes, one downloads and the others wait for it.
+        """Download a file atomically; of several processes, one downloads and the others wait for it.
 
         Raises:
             FileNotFoundError: the Hub does not give it.
@@ -130,7 +130,7 @@ class Client:
             if blob.exists() and remote.size in (None, blob.stat().st_size) and self._is_stated(remote, blob):
                 return
             for left in blob.parent.glob(f"*{glob.escape(blob.name[:64])}.*.incomplete"):
-                left.unlink(missing_ok=True)  # of a killed process, since the lock is held here
+                left.unlink(missing_ok=True)  # left by a killed process, since this one has the lock
             free = shutil.disk_usage(blob.parent).free
             if remote.size is not None and remote.size > free:
                 raise OSError(f"{remote.name} has {remote.size:,} bytes, and {free:,} are free")
@@ -142,13 +142,13 @@ class Client:
                     raise self._error(f"{self._host} sent {remote.name} damaged: its sha1 is not {remote.etag}")
 
     def _is_stated(self, remote: Remote, path: Path) -> bool:
-        """Return whether a small file has its ETag, git's sha1 of it; large files are compared with their sha256 when read."""
+        """Return whether a small file matches its ETag (git's sha1); large files are compared with their sha256 when read."""
         if not _SHA1.fullmatch(remote.etag) or path.stat().st_size > _MOST_JSON:
             return True
         return remote.etag in git_sha1s(path.read_bytes())
 
     def _persist(self, what: str, call: Callable[[], T], received: "_Received | None" = None) -> T:
-        """Call until it succeeds or another attempt is of no use."""
+        """Retry a call until it succeeds or another attempt is useless."""
         failures = 0
         while True:
             try:
@@ -206,7 +206,7 @@ class Client:
         return Remote(name, etag, int(stated) if stated.isdecimal() else None, url)
 
     def _receive(self, remote: Remote, file: BinaryIO, received: "_Received") -> None:
-        """Receive a file's bytes, from where an earlier attempt broke off."""
+        """Receive a file's bytes, continuing after an interrupted attempt."""
         headers = {"accept-encoding": "identity"}
         if received.size:
             headers["range"] = f"bytes={received.size}-"
@@ -227,11 +227,11 @@ class Client:
                 file.write(chunk)
                 self._show(remote, size, len(chunk))
         if received.size < size:
-            received.size = 0  # an end that looks like one: what came is not to be trusted
+            received.size = 0  # a regular end that came too early: discard the received bytes
             raise _RequestError(f"sent fewer than the {size:,} bytes that it states", retry_in=0.5)
 
     def _show(self, remote: Remote, size: int, count: int) -> None:
-        """Advance the progress bar, which only a terminal shows."""
+        """Advance the progress bar, which is shown only on a terminal."""
         if self._bar is None:
             self._bar = _utils().tqdm(desc=f"Fetching {self._repo}", total=0, unit="B", unit_scale=True, disable=None)
         if remote.name not in self._shown:
@@ -242,7 +242,7 @@ class Client:
 
     @contextmanager
     def _request(self, method: str, url: str, timeout: float, headers: Mapping[str, str] | None = None) -> Iterator["_Answer"]:
-        """Send a request and follow redirects, but a HEAD only until an answer states the file's ETag."""
+        """Send a request and follow redirects; for HEAD only until a response states the file's ETag."""
         for _ in range(_MOST_REDIRECTS):
             with self._send(method, url, timeout, dict(headers or {})) as answer:
                 target = answer.headers.get("location")
@@ -262,7 +262,7 @@ class Client:
 
     @contextmanager
     def _send(self, method: str, url: str, timeout: float, headers: dict[str, str]) -> Iterator["_Answer"]:
-        """Send one request; the token goes to the Hub's own address alone."""
+        """Send one request; the token is sent only to the Hub's own host."""
         headers["user-agent"] = f"penult/{__version__}"
         own = urlsplit(url)[:2] == urlsplit(self._endpoint)[:2]
         with ExitStack() as stack:
@@ -278,14 +278,14 @@ class Client:
                     opened = session.request(method, url, headers=headers, timeout=timeout, allow_redirects=False, stream=True)
                     response = stack.enter_context(opened)
                     chunks = response.iter_content(_CHUNK)
-            except Exception as error:  # noqa: BLE001 - a process boundary: requests, httpx and httpx2 share no class
+            except Exception as error:  # noqa: BLE001 - requests, httpx and httpx2 have no common exception class
                 raise _request_error(error, timeout) from None
             answered = {key.lower(): value for key, value in response.headers.items()}
             yield _Answer(response.status_code, answered, _guarded(chunks, timeout))
 
 
 class _RequestError(Exception):
-    """A request that failed: why, and after how many seconds another attempt may be made (None: never)."""
+    """A failed request: the reason, and the seconds until another attempt (None: do not retry)."""
 
     def __init__(self, reason: str, *, retry_in: float | None = None) -> None:
         super().__init__(reason)
@@ -294,7 +294,7 @@ class _RequestError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class _Answer:
-    """The status of an answer, its headers in lower case, and its body as it comes."""
+    """An HTTP response: status, headers in lower case, and streamed body."""
 
     status: int
     headers: Mapping[str, str]
@@ -303,7 +303,7 @@ class _Answer:
 
 @dataclass(slots=True)
 class _Received:
-    """How many bytes of a file are here, and the most of them at which the attempts began anew."""
+    """Number of received bytes of a file, and the number at the last reset of the attempts."""
 
     size: int = 0
     furthest: int = 0
@@ -317,7 +317,7 @@ def _guarded(chunks: Iterator[bytes], timeout: float) -> Iterator[bytes]:
 
 
 def _request_error(error: Exception, timeout: float) -> _RequestError:
-    """Return in words what failed below; a server that was silent for a whole time-out is not asked again."""
+    """Convert an error of the HTTP library into a readable one; a request that timed out is not retried."""
     root: BaseException = error
     while (cause := root.__cause__ or root.__context__) is not None:
         root = cause
@@ -331,7 +331,7 @@ def _request_error(error: Exception, timeout: float) -> _RequestError:
 
 
 def _check_status(answer: _Answer, absent: str) -> None:
-    """Refuse an answer that is an error."""
+    """Raise an error for a response with an error status."""
     status = answer.status
     if status < 400:
         return
@@ -352,7 +352,7 @@ def _check_status(answer: _Answer, absent: str) -> None:
 
 
 def _extent(answer: _Answer, asked: int) -> tuple[int, int | None]:
-    """Return where a body begins in its file, and the file's size if stated."""
+    """Return the offset of a body in its file, and the file's size if stated."""
     if asked and answer.status == 206:
         match = re.fullmatch(r"bytes (\d+)-\d*/(\d+|\*)", answer.headers.get("content-range", ""))
         if match is None or int(match[1]) != asked:

@@ -1,6 +1,6 @@
-"""Run the calibration texts for `graph.int8.calibrate`, and measure the largest 8-bit weight that is safe on this processor.
+"""Run the calibration texts for `graph.int8.calibrate`, and measure the largest safe 8-bit weight on this processor.
 
-It composes the tokenizer, the engine and the changes of the graph, for `prepare` alone.
+This module composes the tokenizer, the engine and the graph passes, for `prepare` only.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,12 +20,12 @@ from penult.graph.int8.int8_support import weight_limit
 from penult.graph.output_names import TOKENS
 from penult.graph.rewrite.standalone import write_standalone
 
-_LEAST_MEAN = 0.95  # far below what any trained model keeps (0.998 is the goal), far above what a broken one does
-_LONG = 4  # texts of the full length, joined from the short ones
+_LEAST_MEAN = 0.95  # minimum mean cosine: far below any trained model (the goal is 0.998), far above a broken one
+_LONG = 4  # number of full-length texts, joined from the short ones
 
 
 def measure_limit() -> int:
-    """Find the largest 8-bit weight that is safe on this processor, 127 or 64."""
+    """Return the largest 8-bit weight that is safe on this processor, 127 or 64."""
     return weight_limit(lambda model, inputs: Engine(model, threads=1).run(inputs))
 
 
@@ -35,20 +35,20 @@ def convert(graph: Path, data_folder: Path | None, source: Source, recipe: Recip
 
     Args:
         graph: the file; it is replaced.
-        data_folder: where its external data lie, if not beside it.
+        data_folder: folder of its external data, if it is not the graph's own.
         source: the model, for its tokenizer.
-        recipe: how texts are read.
-        texts: the calibration texts.
-        limit: as `measure_limit` finds.
-        work: an empty folder for files in between.
+        recipe: tokenization settings.
+        texts: calibration texts.
+        limit: result of `measure_limit`.
+        work: an empty folder for intermediate files.
 
     Raises:
-        ValueError: the graph has no layer that can be made 8 bits wide, its vectors would be other ones, or there are no texts.
+        ValueError: no layer can be quantized, the vectors would differ too much, or there are no texts.
     """
     if not texts:
         raise ValueError("calibration is empty; give some texts like those to embed, or leave it out.")
     tokenizer = tokenizer_of(source, recipe)
-    tasks: list[int | None] = [*sorted(set(recipe.tasks.values()))] or [None]  # each has ranges of its own
+    tasks: list[int | None] = [*sorted(set(recipe.tasks.values()))] or [None]  # each has its own activation ranges
     joined = [" ".join(texts[start::_LONG]) for start in range(_LONG)]
     tokenized = tokenizer.tokenize([*texts, *joined], recipe.prompts["document"])
     plain = work / "fp32.onnx"

@@ -1,4 +1,4 @@
-"""From a reference to files and a recipe, which `model.open_model` opens."""
+"""Resolve a model reference to files and a recipe, for `model.open_model`."""
 
 import os
 from contextlib import suppress
@@ -24,18 +24,18 @@ def read(
     files_from: str | os.PathLike[str] | None = None,
     reread: bool = False,
 ) -> tuple[Source, Recipe]:
-    """Find the files of a model and read how they are used.
+    """Find the files of a model and read its configuration.
 
-    `reread`: hash every file, known or not.
+    `reread`: hash every file, even one with a known hash.
 
     Raises:
-        FileNotFoundError: no model there, or a part of it is missing.
-        ValueError: an argument or a file cannot be used; the message says what to do.
+        FileNotFoundError: the model or a part of it is missing.
+        ValueError: an argument or a file is invalid; the message says what to do.
     """
     files = files_of(model, model_file=model_file, files_from=files_from, reread=reread)
     recipe = read_files(files, overrides)
     if recipe.pooling is None and recipe.output is None and not recipe.static and files.revision is not None:
-        # Another program may have fetched the graph alone; only the Hub can tell whether the model states a pooling.
+        # Another program may have fetched only the graph; only the Hub shows whether the model states a pooling.
         with suppress(FileNotFoundError):
             files = source.resolve(model, model_file=model_file, files_from=files_from, refresh=True)
             recipe = read_files(files, overrides)
@@ -46,7 +46,7 @@ def read(
 
 
 def read_files(files: Source, overrides: Overrides) -> Recipe:
-    """Read how the files of a model are used; explicit arguments override them.
+    """Read the configuration of a model's files; explicit arguments override it.
 
     Raises:
         ValueError: as `recipe.read`.
@@ -63,20 +63,20 @@ def files_of(
     files_from: str | os.PathLike[str] | None = None,
     reread: bool = False,
 ) -> Source:
-    """Find the files of a model; one without an ONNX file is exported into the cache once, where torch is installed.
+    """Find the files of a model; without an ONNX file it is exported into the cache once, if torch is installed.
 
     `reread`: compare every byte of an earlier export with its checksum.
 
     Raises:
-        FileNotFoundError: no model there, a part of it is missing, or it would have to be exported and torch is missing.
-        ValueError: the reference cannot be read.
+        FileNotFoundError: the model or a part of it is missing, or it has to be exported and torch is not installed.
+        ValueError: the reference is invalid.
     """
     try:
         return source.resolve(model, model_file=model_file, files_from=files_from)
     except NoGraphError as error:
         if error.folder is None or model_file is not None:
             raise
-        check_kind(error.folder)  # before an export of minutes
+        check_kind(error.folder)  # before an export, which takes minutes
         folder = find_export(error.folder, cache.cache_folder(), reread=reread)
         if folder is None:
             folder = exported(error.folder, cache.writable_folder(), reread=reread)
@@ -86,10 +86,10 @@ def files_of(
 
 
 def check_kind(folder: Path) -> None:
-    """Refuse a folder whose files state that the model has no vector of a text.
+    """Raise an error if a folder's files state that the model has no text vectors.
 
     Raises:
-        ValueError: they do.
+        ValueError: they state it.
     """
     hint = read_recipe(folder, Overrides()).hint
     if hint:

@@ -1,4 +1,4 @@
-"""Files that a runtime has mapped into memory, watched for changes in place."""
+"""Detect in-place changes of files that a runtime has mapped into memory."""
 
 import os
 import weakref
@@ -7,17 +7,17 @@ from pathlib import Path
 
 
 class ChangedFilesError(ValueError):
-    """The weights of a graph are in files that are not those it was made from."""
+    """Weight files that have changed since the graph was prepared."""
 
 
 class MappedFiles:
-    """Files as they are now. Renaming or deleting them is no change: what is mapped stays as it was.
+    """The current state of mapped files. Renaming or deleting a file is not a change, since its mapping stays the same.
 
     Args:
         paths: the files. They are kept open.
 
     Raises:
-        ChangedFilesError: one of them is gone.
+        ChangedFilesError: a file is missing.
     """
 
     def __init__(self, paths: Sequence[Path]) -> None:
@@ -32,10 +32,10 @@ class MappedFiles:
         self._stamps = list(map(_stamp, self._descriptors))
 
     def check(self) -> None:
-        """Check that nobody has written into a file since it was opened.
+        """Check that no file was written to since it was opened.
 
         Raises:
-            ChangedFilesError: somebody has.
+            ChangedFilesError: a file was written to.
         """
         for path, descriptor, stamp in zip(self._paths, self._descriptors, self._stamps, strict=True):
             if _stamp(descriptor) != stamp:

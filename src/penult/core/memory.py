@@ -1,6 +1,6 @@
-"""What a first load takes, compared with the memory that this process may use before the work begins.
+"""Compare the expected memory of a first load with the memory limit of this process, before the work begins.
 
-Where memory ends, the kernel kills a process without a word.
+When memory runs out, the kernel kills the process without an error message.
 """
 
 import logging
@@ -13,21 +13,21 @@ if os.name != "nt":
     import resource
 
 _LOGGER = logging.getLogger(__name__)
-_BASE = 120 * 10**6  # bytes of the interpreter and its libraries, onnxruntime 1.32 and onnx 1.23 among them
+_BASE = 120 * 10**6  # bytes of the interpreter and its libraries, including onnxruntime 1.32 and onnx 1.23
 
 
 def check_memory(work: str, weights: int, times: float, advice: str, *, held: bool) -> None:
-    """Warn before work that is expected to take more memory than there is.
+    """Warn before work that is expected to exceed the memory limit.
 
     Args:
-        work: what is done, the subject of a sentence.
-        weights: bytes of the files of weights.
-        times: how many times `weights` the work takes; docs/cache.md has the measurements.
-        advice: what to do.
-        held: whether the work holds all weights in memory that is not a mapped file.
+        work: name of the work, as the subject of a sentence.
+        weights: bytes of the weight files.
+        times: peak memory as a multiple of `weights`; docs/cache.md has the measurements.
+        advice: what to do, for the message.
+        held: whether all weights are in memory that is not file-mapped.
 
     Raises:
-        ValueError: the weights alone exceed the memory, and all of them are held.
+        ValueError: `held`, and the weights alone exceed the memory limit.
     """
     limit = memory_limit()
     if limit is None or _BASE + times * weights <= limit:
@@ -40,7 +40,7 @@ def check_memory(work: str, weights: int, times: float, advice: str, *, held: bo
 
 
 def memory_limit(membership: Path = MEMBERSHIP, mount: Path = MOUNT) -> int | None:
-    """Return the bytes that this process may use: the machine's, a control group's or a resource limit's; None if unknown."""
+    """Return the memory limit of this process in bytes: of the machine, a control group or an rlimit; None if unknown."""
     limits = [limit for folder in group_folders("memory", membership, mount) if (limit := _limit_of(folder)) is not None]
     if os.name != "nt":
         limits += [soft for kind in (resource.RLIMIT_AS, resource.RLIMIT_DATA) if (soft := resource.getrlimit(kind)[0]) > 0]

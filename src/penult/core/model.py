@@ -1,4 +1,4 @@
-"""An open model: prepare and open its graph, complete its recipe from the graph, and probe both.
+"""`open_model`: prepare and open the graph, complete the recipe from it, and probe both.
 
 Recipe -> prepare -> Executor -> Runner -> probes
 """
@@ -27,7 +27,7 @@ from penult.core.tokenizer import Tokenizer
 from penult.graph.output_names import TOKENS, VECTORS
 
 _LOGGER = logging.getLogger(__name__)
-# Maximum bytes of weights that a process may load twice, for batches that run in parallel.
+# Maximum bytes of weights for which a second session, with its own copy of them, runs batches in parallel.
 _COPY_BYTES = 256 * 2**20
 
 
@@ -37,10 +37,10 @@ class Model:
 
     Attributes:
         source: files of the model.
-        calibration: calibration texts of int8. None: those that ship with penult.
-        runner: runs tokenized texts; it has the session, the tokenizer, the recipe and the runtime.
+        calibration: calibration texts of int8. None: those shipped with penult.
+        runner: runs tokenized texts; has the session, the tokenizer, the recipe and the runtime.
         dimension: D.
-        positions: maximum tokens of a text by the graph's table of positions. None: it has no table.
+        positions: maximum tokens per text by the graph's position table. None: it has no table.
     """
 
     source: Source
@@ -58,17 +58,17 @@ def open_model(
     tokenizer: Tokenizer | None = None,
     calibration: tuple[str, ...] | None = None,
 ) -> Model:
-    """Prepare a graph or take it from the cache, open it, and run it once for each fact that its structure does not show.
+    """Prepare a graph or load it from the cache, open it, and run it to measure what its structure does not show.
 
     Args:
         source: files of the model.
-        recipe: how they are used.
+        recipe: settings that determine the vectors.
         runtime: threads, batches and padded lengths.
-        tokenizer: an open tokenizer. None: it is opened as the recipe says.
-        calibration: calibration texts of int8. None: those that ship with penult.
+        tokenizer: a loaded tokenizer. None: load it as the recipe says.
+        calibration: calibration texts of int8. None: those shipped with penult.
 
     Raises:
-        ValueError: the graph, the tokenizer or a size cannot be used; the message says what to do.
+        ValueError: the graph, the tokenizer or a size is invalid; the message says what to do.
     """
     longest_bucket = max(runtime.buckets, default=0) if runtime.buckets is not None else recipe.max_length
     if recipe.max_length > longest_bucket:
@@ -108,7 +108,7 @@ def _completed(recipe: Recipe, prepared: Prepared, engine: Engine, *, alone: boo
     """Return the recipe completed from the graph.
 
     Raises:
-        ValueError: the caller asked for longer texts than the graph takes.
+        ValueError: `max_length` exceeds what the graph supports.
     """
     origin = dict(recipe.origin)
     if prepared.int8:
@@ -147,7 +147,7 @@ def _completed(recipe: Recipe, prepared: Prepared, engine: Engine, *, alone: boo
 
 
 def _fitted(recipe: Recipe, prepared: Prepared, length: int | None) -> Recipe:
-    """Return the recipe with lengths that the graph can run."""
+    """Return the recipe with its lengths limited to those that the graph can run."""
     for limit, what, where in (
         (prepared.positions, f"the model's {prepared.positions} positions", "the graph's table of positions"),
         (length, f"the {length} tokens of every row that this graph was exported for", "the graph's frozen shape"),
@@ -167,7 +167,7 @@ def _dimension(runner: Runner, source: Source) -> int:
     """Embed an empty text and return D.
 
     Raises:
-        ValueError: the graph gives vectors of another size than the files state.
+        ValueError: D differs from what the files state.
     """
     recipe = runner.recipe
     tokenized = replace(runner.tokenizer.tokenize([""]), role=any_role(recipe))
@@ -183,10 +183,10 @@ def _dimension(runner: Runner, source: Source) -> int:
 
 
 def _checked_dimensions(recipe: Recipe, dimension: int) -> Recipe:
-    """Return the recipe; `dimensions` of a file that the vectors do not have is ignored.
+    """Return the recipe with valid `dimensions`; a value from a file that exceeds D is ignored.
 
     Raises:
-        ValueError: the caller asks for more values than there are.
+        ValueError: the `dimensions` argument exceeds D.
     """
     if recipe.dimensions is None or recipe.dimensions <= dimension:
         return recipe
@@ -201,7 +201,7 @@ def _padding_matters(runner: Runner, prepared: Prepared, source: Source) -> bool
     """Return whether padding changes the vectors of real tokens.
 
     Raises:
-        ValueError: it does, and every text would be padded.
+        ValueError: padding changes them, and every text would be padded.
     """
     frozen, buckets = runner.frozen.length, runner.runtime.buckets
     longest = frozen or runner.recipe.max_length
@@ -222,7 +222,7 @@ def _padding_matters(runner: Runner, prepared: Prepared, source: Source) -> bool
 
 
 def _states(runner: Runner, length: int, padding: int) -> NDArray[Any] | None:
-    """Return the graph's output for one text of about `length` tokens with so much padding; None if that is too long.
+    """Return the graph's output for one text of about `length` tokens with `padding` tokens of padding; None if too long.
 
     For a graph of one fixed length, the ids in the padding change instead of the amount of padding.
     """
@@ -248,7 +248,7 @@ def _states(runner: Runner, length: int, padding: int) -> NDArray[Any] | None:
 def _open(
     source: Source, recipe: Recipe, prepared: Prepared, runtime: Runtime, weights: Sequence[str], threads: int | None
 ) -> Engine:
-    """Open a prepared graph; an error names the model instead of the file in the cache."""
+    """Open a prepared graph; errors name the model instead of the cached file."""
     graph, data = prepared.graph, prepared.data_folder
     check = None if data is None else partial(_check_unchanged, source, recipe)
     mapped = [] if data is None else [data / name for name in weights]
@@ -262,21 +262,21 @@ def _open(
 
 
 def _check_unchanged(source: Source, recipe: Recipe) -> None:
-    """Check that the weights are those that the recipe was read for: the prepared graph refers to their places.
+    """Check that the weights have not changed since the recipe was read: the prepared graph refers to offsets in their files.
 
     Raises:
-        ChangedFilesError: they are not.
+        ChangedFilesError: they have changed.
     """
     try:
         changed = prepare.hash_model(source, recipe) != recipe.graph_sha256
-    except (OSError, ValueError) as error:  # deleted, or no longer a file of ONNX
+    except (OSError, ValueError) as error:  # deleted, or no longer an ONNX file
         raise ChangedFilesError(f"{source.model} cannot be read any more, and its weights are there: {error}") from error
     if changed:
         raise ChangedFilesError(f"{source.model} has changed since the model was loaded. Load it again.")
 
 
 def _may_copy(prepared: Prepared, weights: Sequence[str], providers: Sequence[str] | None) -> bool:
-    """Return whether the weights are small enough for a second session, which has its own copy of them."""
+    """Return whether the weights are small enough for a second session with its own copy of them."""
     home = prepared.data_folder or prepared.graph.parent
     files = [prepared.graph, *(home / name for name in weights)]
     return providers is None and sum(file.stat().st_size for file in files) <= _COPY_BYTES

@@ -1,8 +1,8 @@
-"""From padded ids to what a graph asks for: a pure function of the graph's inputs and three arrays.
+"""Build a model's input arrays from a padded batch: a pure function of the graph's inputs and three arrays.
 
-Exporters ask for different inputs under conventional names and in int64 or int32 (or a float mask); almost all of them follow
-from the ids and the mask. `Meaning` holds what does not. Nothing here knows a model, a session or a tokenizer; names other than
-the conventional ones are replaced in the graph by `graph.inputs`.
+Exporters declare different inputs under conventional names and in int64 or int32 (or a float mask). Almost all of them follow
+from the ids and the mask; `Meaning` has the rest. This module is independent of models, sessions and tokenizers. `graph.inputs`
+renames inputs with unconventional names in the graph.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -25,7 +25,7 @@ _LENGTHS = frozenset((
 _KEPT_LOGITS = frozenset(("num_logits_to_keep", "logits_to_keep"))
 _TEXT = ("hidden", "embed")
 _MEDIA = ("image", "pixel", "video", "audio", "vision", "visual")
-# The states of a convolution or a recurrence start at zero, whatever their size. Those of attention start without tokens.
+# States of convolutions and recurrent layers start as zeros of any size. KV caches start without tokens.
 _RECURRENT = ("conv", "ssm", "recurrent", "rnn")
 
 
@@ -53,8 +53,8 @@ class Meaning:
     """What a graph's inputs mean beyond ids and mask.
 
     Attributes:
-        position_offset: the position of a text's first token; the one before it is the position of padding.
-        task: the index of the task's adapter (None: no file and no argument says one).
+        position_offset: position of a text's first token; the position before it is that of padding.
+        task: index of the task's adapter. None: neither a file nor an argument states it.
     """
 
     position_offset: int = 0
@@ -62,20 +62,20 @@ class Meaning:
 
 
 def feed(inputs: Sequence[Tensor], batch: Padded, *, meaning: Meaning = Meaning()) -> dict[str, Array]:
-    """Return the array of every input of a graph, in the dtype it asks for.
+    """Return the array of every input of a graph, in its dtype.
 
     1. `input_ids`, `attention_mask`, `token_type_ids`, `pooling_mask`: the batch's own. An integer or boolean mask of three or
-       four axes is the same mask, broadcast. Beside an input `offsets`, `input_ids` has one axis, the ids of all texts one
-       after the other; `offsets` says where each starts.
+       four axes is the same mask, broadcast. With an input `offsets`, `input_ids` has one axis, the concatenated ids of all
+       texts; `offsets` has the start of each.
     2. `position_ids`: counted over the tokens from `meaning.position_offset`, so that left padding does not shift them.
-       `cache_position`: 0 .. T-1. `lengths` and the like: the tokens of each text.
+       `cache_position`: 0 .. T-1. `lengths` and the like: number of tokens of each text.
     3. `task_id` and the like: `meaning.task`. `num_logits_to_keep`: 0. `use_cache_branch` and the like (one boolean): False.
-    4. `past_key_values.*` and the like: a cache without tokens, (B, heads, 0, size), or (2, B, heads, 0, size) where keys and
-       values are one tensor. The states of convolutions and recurrences: zeros.
-    5. Images, audio and the like, whose first axis is not the batch: none of them, (0, ...).
+    4. `past_key_values.*` and the like: an empty KV cache, (B, heads, 0, size), or (2, B, heads, 0, size) if keys and values
+       are one tensor. States of convolutions and recurrent layers: zeros.
+    5. Images, audio and the like, whose first axis is not the batch: empty, (0, ...).
 
     Raises:
-        ValueError: the graph asks for an input that does not follow from the ids, or for a task and `meaning` has none.
+        ValueError: an input does not follow from the ids, or it is a task and `meaning` has none.
     """
     return _Feed(inputs, batch, meaning).arrays()
 
@@ -138,7 +138,7 @@ class _Feed:
             if self._meaning.task is None:
                 raise ValueError(f"The graph needs `{tensor.name}`, and no file says which task. Pass task=...")
             return np.full((self._rows,) if fixed is None else fixed, self._meaning.task)
-        if name in _KEPT_LOGITS and fixed in {(), (1,)}:  # one of any length would list the tokens to keep
+        if name in _KEPT_LOGITS and fixed in {(), (1,)}:  # a dynamic length would be a list of the tokens to keep
             return np.zeros(sizes)
         if name in _LENGTHS and fixed in {None, (self._rows,)}:
             self._check_right(tensor)
@@ -147,7 +147,7 @@ class _Feed:
         return None
 
     def _check_right(self, tensor: Tensor) -> None:
-        """Refuse padding before a text where an input cannot express it."""
+        """Raise an error for left padding if an input cannot express it."""
         if (np.diff(self._batch.mask, axis=1) > 0).any():
             raise ValueError(
                 f"The graph's {tensor.name!r} {tensor.shape} cannot express padding on the left. Pad on the right."
@@ -159,7 +159,7 @@ class _Feed:
         return self._batch.ids if len(tensor.shape) == 2 else None
 
     def _starts(self) -> Ints:
-        """Return where each text starts in the ids of all texts; one without ids starts where the next does."""
+        """Return the start of each text in the concatenated ids; an empty text starts where the next one does."""
         return np.cumsum([0, *self._batch.mask.sum(axis=1)[:-1]], dtype=np.int64)
 
     def _mask(self, tensor: Tensor, mask: Ints) -> Array | None:
@@ -185,7 +185,7 @@ class _Feed:
         return np.broadcast_to(spread, (self._rows, *heads, queries, self._tokens))
 
     def _positions(self, tensor: Tensor) -> Array | None:
-        """Return positions (B, T); (1, T) or (T,) where all texts have the same; (n, B, T) for n equal axes of positions."""
+        """Return positions (B, T); (1, T) or (T,) if all texts have the same; (n, B, T) for n equal axes of positions."""
         mask, offset = self._batch.mask, self._meaning.position_offset
         positions = np.where(mask > 0, np.cumsum(mask, axis=1) - 1 + offset, max(offset - 1, 0))
         rank, first = len(tensor.shape), tensor.shape[0] if tensor.shape else None
@@ -198,11 +198,11 @@ class _Feed:
         return positions if rank == 2 else None
 
     def _cache(self, tensor: Tensor) -> Array | None:
-        """Return a cache without tokens; None where its size is fixed, so that it must hold some."""
+        """Return an empty KV cache; None if its size is fixed and not 0."""
         shape, rank = tensor.shape, len(tensor.shape)
         batch = self._axes[0] if self._axes else None
         if rank == 4:
-            # (B, heads, past, size): the fixed axes are the heads and the size, in whatever order the exporter has them.
+            # (B, heads, past, size): the fixed axes are the heads and the size, in the exporter's order.
             sizes = [self._rows, *(axis if isinstance(axis, int) else 0 for axis in shape[1:])]
         elif isinstance(batch, str) and batch in shape:
             sizes = [axis if isinstance(axis, int) else self._rows if axis == batch else 0 for axis in shape]
@@ -214,9 +214,9 @@ class _Feed:
         return np.zeros(sizes) if 0 in sizes or recurrent else None
 
     def _is_optional(self, tensor: Tensor) -> bool:
-        """Return whether an input lists images, audio or the like, of which there may be none: its first axis counts them.
+        """Return whether an input is a list of images, audio or the like, which may be empty: its first axis is their number.
 
-        One that is called a hidden state or an embedding, or has a batch axis or the tokens' axis, belongs to the texts.
+        An input named like a hidden state or an embedding, or with the batch axis or the token axis, belongs to the texts.
         """
         name, shape = tensor.name.lower(), tensor.shape
         if len(shape) < 2 or not isinstance(first := shape[0], str) or not self._axes or self._axes[0] in {None, first}:
@@ -231,7 +231,7 @@ class _Feed:
 
 
 def _may_be_cache(tensor: Tensor, ids: tuple[int | str | None, ...]) -> bool:
-    """Return whether a float input is a cache: so called, or (batch, heads, past, size) with fixed heads and size."""
+    """Return whether a float input is a KV cache: by its name, or (batch, heads, past, size) with fixed heads and size."""
     if not _is_float(tensor) or len(tensor.shape) not in {3, 4, 5}:
         return False
     if any(word in tensor.name.lower() for word in ("past", "cache")):

@@ -1,6 +1,6 @@
 """The tokenizer of a model, opened as its recipe says.
 
-It is a file of its own because `model` and `int8` need it, and `model` imports `int8` by way of `prepare`.
+A separate module, because `model` and `int8` both need it, and `model` imports `int8` through `prepare`.
 """
 
 from penult.core.recipe import Recipe
@@ -9,7 +9,7 @@ from penult.core.tokenizer import Tokenizer
 
 
 def tokenizer_of(source: Source, recipe: Recipe) -> Tokenizer:
-    """Open the tokenizer of a model with the lengths and settings of its recipe."""
+    """Load the tokenizer of a model with the lengths and settings of its recipe."""
     return Tokenizer(
         source.tokenizer,
         max_length=recipe.max_length,

@@ -1,8 +1,8 @@
-"""From a model's files to a graph that is ready to run, kept in the cache.
+"""Prepare a model's graph to run, and cache the result.
 
-It knows the key of an entry in the cache; `assemble` changes the graph, and is imported only where an entry has to be made. An
-entry has the checksums of its files; one that is damaged is made again. The user's folder is only read; weights stay in their
-files, and the prepared graph points there, wherever the model has moved.
+This module computes the cache key. `assemble` changes the graph, and is imported only if the entry does not exist yet. An
+entry has the checksums of its files; a damaged entry is rebuilt. The model's folder is only read: weights stay in their files,
+and the prepared graph refers to them, even if the model was moved.
 """
 
 import hashlib
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     import onnx
 
 _LOGGER = logging.getLogger(__name__)
-_FORMAT = 10  # increment when prepared graphs of older versions must not be used any more
+_FORMAT = 10  # increment when prepared graphs of older versions must not be used anymore
 _GRAPH, _META = "model.onnx", "meta.json"
 
 
@@ -40,16 +40,16 @@ class Prepared:
     """A graph in the cache.
 
     Attributes:
-        graph: the file; its outputs are `sentence_embedding` (B, D) and, where there is one, `token_embeddings` (B, T, H).
+        graph: the file; its outputs are `sentence_embedding` (B, D) and, if present, `token_embeddings` (B, T, H).
         data_folder: folder of its external data. None: the file's own.
         tensor: tensor of the original graph that is pooled, or that is the vector.
-        why: why it was chosen.
-        batch_dependent: whether the original has 8-bit scales that it measures on each batch.
+        why: reason for choosing it.
+        batch_dependent: whether the original computes its 8-bit scales per batch.
         int8: summary of the quantization. Empty: penult did not quantize it.
-        positions: maximum tokens of a text by the graph's table of positions. None: it has no table.
-        position_offset: the position at which a text begins, if the graph takes positions as an input.
+        positions: maximum tokens per text by the graph's position table. None: it has no table.
+        position_offset: position of a text's first token, if positions are an input of the graph.
         made_unit: whether the graph itself normalizes its vectors.
-        own_tokens: the export's own hidden state. None: a layer was chosen instead.
+        own_tokens: the export's own hidden-state output. None: a layer was chosen instead.
         exact: whether the graph computes in fp32 throughout.
     """
 
@@ -67,7 +67,7 @@ class Prepared:
 
 
 def hash_texts(texts: Sequence[str] | None) -> str:
-    """Return the sha256 of calibration texts. None: of those that ship with penult."""
+    """Return the sha256 of calibration texts. None: those shipped with penult."""
     return hashlib.sha256(json.dumps(calibration_texts() if texts is None else list(texts)).encode()).hexdigest()
 
 
@@ -76,17 +76,17 @@ def hash_model(source: Source, recipe: Recipe | None = None, *, reread: bool = F
 
     Args:
         source: the model.
-        recipe: how it is used. None: without dense layers.
+        recipe: settings of the model. None: without dense layers.
         reread: as in `hash_files`.
 
     Raises:
-        ValueError: one of them lies outside the model's folder, or is not a file.
+        ValueError: a file is outside the model's folder, or is not a regular file.
     """
     steps = () if recipe is None else (*recipe.steps, *recipe.token_steps)
     folders = [step.folder for step in steps if not isinstance(step, str)]
     modules: dict[str, Path] = {}
     for folder in folders:
-        with suppress(FileNotFoundError):  # the graph may hold them: `assemble` knows
+        with suppress(FileNotFoundError):  # the graph may contain them: `assemble` checks
             path = weights_path(source.folder / folder)
             modules[path.relative_to(source.folder).as_posix()] = path.resolve()
     real = _real_data(source)
@@ -99,18 +99,18 @@ def hash_model(source: Source, recipe: Recipe | None = None, *, reread: bool = F
 
 
 def prepare(source: Source, recipe: Recipe, *, calibration: Sequence[str] | None = None, reread: bool = False) -> Prepared:
-    """Cut the graph, append the reducer and quantize it if the recipe says so; or return the result of an earlier call.
+    """Cut the graph, append the reducer and quantize it if the recipe says so; return an earlier result if it is cached.
 
     Args:
         source: the model.
-        recipe: how it is used.
-        calibration: calibration texts of int8. None: those that ship with penult.
+        recipe: settings that determine the vectors.
+        calibration: calibration texts of int8. None: those shipped with penult.
         reread: compare every byte of the result of an earlier call with its checksum.
 
     Raises:
         OSError: the cache cannot be written.
-        ValueError: the file is not a complete ONNX graph or not a transformer, its data lie outside its folder, nothing states
-            how to pool, or it has no layer that can be quantized.
+        ValueError: the file is not a complete ONNX graph or not a transformer, its data are outside its folder, no pooling is
+            stated, or no layer can be quantized.
     """
     real = _real_data(source)
     home = data_home(source, real)
@@ -120,7 +120,7 @@ def prepare(source: Source, recipe: Recipe, *, calibration: Sequence[str] | None
     folder = cache_folder() / place
     meta = _read_meta(folder, reread=reread)
     if meta is None:
-        folder = writable_folder() / place  # another one where the first cannot be written
+        folder = writable_folder() / place  # another folder if the first cannot be written
         meta = _read_meta(folder, reread=reread)
     if meta is None:
         _check_contained(source, real)
@@ -139,7 +139,7 @@ def prepare(source: Source, recipe: Recipe, *, calibration: Sequence[str] | None
 
 
 def _read_meta(folder: Path, *, reread: bool) -> dict[str, Any] | None:
-    """Return what an entry says about its graph; None where the entry is missing or damaged."""
+    """Return the metadata of a cache entry; None if the entry is missing or damaged."""
     text = read_note(folder / _META)
     meta: dict[str, Any] | None = None if text is None else json.loads(text)
     return meta if meta is not None and is_whole(folder, meta["files"], reread=reread) else None
@@ -147,11 +147,11 @@ def _read_meta(folder: Path, *, reread: bool) -> dict[str, Any] | None:
 
 @dataclass(frozen=True, slots=True)
 class _Int8:
-    """How a graph is quantized.
+    """Settings of the quantization.
 
     Attributes:
         limit: largest 8-bit weight.
-        texts: calibration texts. None: those that ship with penult.
+        texts: calibration texts. None: those shipped with penult.
     """
 
     limit: int
@@ -178,7 +178,7 @@ def read_graph(source: Source) -> "onnx.ModelProto":
     """Read a graph without its external data; only their presence is checked.
 
     Raises:
-        ValueError: the file is not a complete ONNX graph, or its data lie outside its folder.
+        ValueError: the file is not a complete ONNX graph, or its data are outside its folder.
     """
     from penult.core.assemble import read  # noqa: PLC0415 - as in `_make`
 
@@ -188,7 +188,7 @@ def read_graph(source: Source) -> "onnx.ModelProto":
 
 
 def count_layers(source: Source) -> int:
-    """Return the number of the transformer's layers, kept in the cache.
+    """Return the number of the transformer's layers, from the cache if possible.
 
     Raises:
         ValueError: the file is not a complete ONNX graph, or not a transformer.
@@ -216,7 +216,7 @@ def _key(recipe: Recipe, home: Path, names: Sequence[str], limit: int | None) ->
         pad_token_id(home), stated_positions(home), recipe.stated_length,
     ]  # fmt: skip
     if limit is not None:
-        # The ranges of the activations depend on how the calibration texts are tokenized.
+        # The activation ranges depend on the tokenization of the calibration texts.
         parts += [limit, recipe.calibration_sha256, recipe.tokenizer_sha256, recipe.max_length, recipe.side]
         parts += [recipe.prompts["document"], sorted(recipe.tasks.items()), recipe.lowercase, recipe.special_tokens]
         parts += [sorted(map(str, recipe.tokenizer.items())), recipe.position_offset, sorted(recipe.lengths.items())]
@@ -226,7 +226,7 @@ def _key(recipe: Recipe, home: Path, names: Sequence[str], limit: int | None) ->
 def _make(
     source: Source, recipe: Recipe, real: Mapping[str, Path], folder: Path, int8: _Int8 | None
 ) -> dict[str, Any]:  # fmt: skip
-    """Make an entry of the cache, and return what it says about its graph."""
+    """Create a cache entry, and return its metadata."""
     if int8 is None:
         _check_memory(source, real, int8=False)
     from penult.core.assemble import assemble  # noqa: PLC0415 - onnx: 0.3 s, which a warm load saves
@@ -245,7 +245,7 @@ def _make(
             _check_memory(source, real, int8=True)
             data_folder = data_home(source, real) if graph.external else None
             meta |= {"external": False, "int8": _convert(temporary / _GRAPH, data_folder, source, recipe, int8)}
-        temporary.chmod(folder.parent.stat().st_mode & 0o755)  # a temporary folder is its owner's alone; caches are copied
+        temporary.chmod(folder.parent.stat().st_mode & 0o755)  # temporary folders are private; caches are copied
         meta["files"] = checksums(temporary)
         write_note(temporary / _META, json.dumps(meta))
         install(temporary, folder, lambda: _read_meta(folder, reread=False) is not None)
@@ -256,7 +256,7 @@ def _check_memory(source: Source, real: Mapping[str, Path], *, int8: bool) -> No
     weights = sum(path.stat().st_size for path in (source.model, *real.values()))
     copied = "Load it on a larger machine and copy the cache folder here"
     if int8:
-        # MiniLM-L6, 90 MB of weights: 545 MB at the most, of which 111 stay (ONNX Runtime 1.32).
+        # MiniLM-L6, 90 MB of weights: peak memory 545 MB, of which 111 MB stay resident (ONNX Runtime 1.32).
         check_memory(f"Making {source.model} int8", weights, 4.7, f"{copied}, or pass precision='fp32'.", held=True)
     else:
         check_memory(f"The first load of {source.model}", weights, 1.0, f"{copied}, or raise the limit.", held=False)
@@ -275,7 +275,7 @@ def _convert(graph: Path, data_folder: Path | None, source: Source, recipe: Reci
 
 
 def _check_contained(source: Source, real: Mapping[str, Path]) -> None:
-    """Refuse data outside the model's folder: a graph from the network must not read other files of this machine.
+    """Raise an error for data outside the model's folder: a downloaded graph must not read other files of this machine.
 
     The files of a Hub snapshot are links into the Hub's cache, which counts as the folder.
     """

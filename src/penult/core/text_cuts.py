@@ -1,11 +1,11 @@
-"""Where a long text may be cut without changing the tokens before or after the cut.
+"""Places where a long text may be cut without changing the tokens before or after the cut.
 
-A cut is allowed only where every part of the tokenizer is known to treat both sides apart: its normalizer, its pre-tokenizer
-and its added tokens. Each part is JSON here, as in tokenizer.json. A part that is not known here allows no cut.
+A cut is allowed only if the normalizer, the pre-tokenizer and the added tokens are all known to process both sides
+independently. Each part is JSON here, as in tokenizer.json. An unknown part allows no cut.
 
-All cuts lie between a letter and one character that cannot belong to its word, which another letter follows ("a b" between "a"
-and " b"). The letters are few and old: each is a letter under every Unicode normalization and in every version of Unicode,
-joins neither neighbor, and is a grapheme of its own, so that no normalizer looks across the cut.
+Every cut is between a letter and a single character that cannot belong to its word and is followed by another letter ("a b"
+between "a" and " b"). The allowed letters are a conservative set: each is a letter under every Unicode normalization and in
+every version of Unicode, combines with neither neighbor, and is a grapheme of its own. So no normalizer acts across the cut.
 """
 
 import re
@@ -18,7 +18,7 @@ from typing import Any
 Part = Mapping[str, Any]
 
 IDEOGRAPHS = "\u4e00-\u9fa5"
-# Latin, Greek and Cyrillic without the letters that decompose; Hebrew, Arabic, Thai, kana without voiced ones, Hangul.
+# Latin, Greek and Cyrillic without letters that decompose; Hebrew, Arabic, Thai, kana without voiced ones, Hangul.
 _LETTERS = (
     "A-Za-z\u0391-\u03a1\u03a3-\u03a9\u03b1-\u03c9\u0410-\u0418\u041a-\u042f\u0430-\u0438\u043a-\u044f"
     "\u05d0-\u05ea\u0627-\u063a\u0641-\u064a\u0e01-\u0e30"
@@ -33,11 +33,11 @@ _PUNCTUATION = "".join(sorted({*string.punctuation} - {"'", "_"})) + "\uff0c\u30
 _SPACES = " \n"
 _WORD_ENDS = _SPACES + _PUNCTUATION + string.digits
 
-# Normalizers that map each character, or what Unicode composes to one, apart from its neighbors.
+# Normalizers that map each character, or each composed character, independently of its neighbors.
 _LOCAL = ("NFC", "NFD", "NFKC", "NFKD", "Lowercase", "StripAccents", "Nmt", "BertNormalizer", "Precompiled")
-_MAPS = ("ByteLevel", "Metaspace")  # pre-tokenizers that put other characters for spaces
+_MAPS = ("ByteLevel", "Metaspace")  # pre-tokenizers that replace spaces by other characters
 _REMOVES_SPACES = ("BertPreTokenizer", "Whitespace", "WhitespaceSplit")
-# Runs of two and more spaces; there is no such run beside a cut.
+# Runs of two or more spaces; no such run is next to a cut.
 _SPACE_RUNS = (" {2,}", "\\s{2,}")
 # Alternatives of the patterns of byte-level tokenizers (GPT-2, CLIP, cl100k, o200k, Llama 3, Qwen). None of them matches a
 # letter and, after it, white space, a digit or punctuation other than the apostrophe; none of them looks behind.
@@ -52,9 +52,9 @@ _ALTERNATIVES = frozenset((
     "[^\\r\\n\\p{L}\\p{N}]?[\\p{Lu}\\p{Lt}\\p{Lm}\\p{Lo}\\p{M}]+[\\p{Ll}\\p{Lm}\\p{Lo}\\p{M}]*",
     "<\\|startoftext\\|>", "<\\|endoftext\\|>",
 ))  # fmt: skip
-# Of them, those that match any letter. A pattern without one leaves letters and what follows them together.
+# Those of them that match any letter. A pattern without one does not split letters from what follows.
 _ANY_LETTER = frozenset((" ?\\p{L}+", "\\p{L}+", "[\\p{L}]+", "[^\\r\\n\\p{L}\\p{N}]?\\p{L}+"))
-_CASES = ("\\p{M}]+[\\p{Ll}", "\\p{M}]*[\\p{Ll}")  # o200k has an alternative for words in capitals, beside that of all others
+_CASES = ("\\p{M}]+[\\p{Ll}", "\\p{M}]*[\\p{Ll}")  # o200k has separate alternatives for uppercase words and for all others
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,11 +62,11 @@ class Cuts:
     """The places at which a tokenizer allows a cut.
 
     Attributes:
-        place: matches the empty string at each of them. None: there are none.
-        apart: whether the text after a cut, on its own, has the tokens that it has in the whole text. Those of the text before
-            it are the same at every place.
-        plain: characters, as in a regular expression's class, that the normalizer maps one by one within a word that no
-            pre-tokenizer splits; the model alone decides the tokens there. Empty: unknown.
+        place: pattern that matches the empty string at each place. None: no cut is allowed.
+        apart: whether the text after a cut, tokenized on its own, has the same tokens as in the whole text. The tokens of the
+            text before a cut are always the same.
+        plain: characters, in the syntax of a regular expression's class, that the normalizer maps one by one within a word that
+            no pre-tokenizer splits; only the model determines the tokens there. Empty: unknown.
     """
 
     place: re.Pattern[str] | None = None
@@ -76,7 +76,7 @@ class Cuts:
 
 @dataclass(frozen=True, slots=True)
 class AddedText:
-    """An added token as it is found in a text: its content, or its normalized content."""
+    """An added token as it is matched in a text: its content, or its normalized content."""
 
     content: str
     lstrip: bool = False
@@ -85,9 +85,9 @@ class AddedText:
 
 
 def cuts_of(normalizer: Part | None, pre_tokenizer: Part | None, added: Sequence[AddedText]) -> Cuts:
-    """Return where the parts of a tokenizer allow a cut."""
+    """Return the cuts that all parts of a tokenizer allow."""
     normalizers, steps = _flat(normalizer, "normalizers"), _flat(pre_tokenizer, "pretokenizers")
-    # What BertNormalizer puts around an ideograph must be gone after the pre-tokenizer.
+    # The spaces that BertNormalizer puts around an ideograph must be removed by the pre-tokenizer.
     bert = any(part["type"] == "BertNormalizer" for part in normalizers)
     if not all(_is_local(part) for part in normalizers) or (bert and not (steps and steps[0]["type"] in _REMOVES_SPACES)):
         return Cuts()
@@ -95,11 +95,11 @@ def cuts_of(normalizer: Part | None, pre_tokenizer: Part | None, added: Sequence
     used = {char for pattern in replaced if pattern not in (None, " ") for char in pattern}
     spaces_replaced = " " in replaced
     behind = _without(_behind(steps, spaces_replaced=spaces_replaced), used)
-    # Within an added token, as before the "]" of "[MASK]", is no place to cut.
+    # No cut within an added token, such as before the "]" of "[MASK]".
     within = {pair[1] for token in added for pair in re.findall(f"(?=([{_LETTERS}].))", token.content, re.DOTALL)}
     single_words = any(
         token.single_word for token in added
-    )  # what follows such a token, a digit say, decides whether it is one
+    )  # whether such a token matches depends on the next character, such as a digit
     behind = _without(behind, within | set(string.digits if single_words else ""))
     if not within.isdisjoint(_SPACES + "\u2581"):
         behind = _without(behind, set(_SPACES))
@@ -122,19 +122,19 @@ def cuts_of(normalizer: Part | None, pre_tokenizer: Part | None, added: Sequence
 
 
 def _without(characters: str, used: set[str]) -> str:
-    """Return the characters that are not among some others under any normalization."""
+    """Return the characters that are not in `used`, nor any character of their NFKC form."""
     return "".join(char for char in characters if used.isdisjoint(char + unicodedata.normalize("NFKC", char)))
 
 
 def _flat(part: Part | None, key: str) -> list[Part]:
-    """Return the parts of a sequence, also of one within another."""
+    """Return the parts of a sequence, nested ones flattened."""
     if part is None:
         return []
     return [inner for item in part[key] for inner in _flat(item, key)] if part["type"] == "Sequence" else [part]
 
 
 def _is_local(part: Part) -> bool:
-    """Return whether a normalizer treats both sides of a cut apart."""
+    """Return whether a normalizer processes both sides of a cut independently."""
     if part["type"] != "Replace":
         return part["type"] in (*_LOCAL, "Strip", "Prepend")
     pattern = part["pattern"]
@@ -147,25 +147,25 @@ def _is_local(part: Part) -> bool:
 
 
 def _behind(steps: list[Part], *, spaces_replaced: bool) -> str:
-    """Return the characters before which the pre-tokenizers split a word; empty where there are none, or none are known."""
+    """Return the characters before which the pre-tokenizers split a word; empty if there are none or a part is unknown."""
     best, mapped = "", False
     for step in steps:
         behind = _split_before(step)
         if behind is None:
             return ""
-        # Only Metaspace splits at what stands for a space; the steps after one that maps characters see others.
+        # Only Metaspace splits at a replaced space; the steps after one that maps characters see the mapped ones.
         if not mapped and (step["type"] == "Metaspace" or not spaces_replaced):
             best = max(best, behind, key=len)
         mapped = mapped or step["type"] in _MAPS
     if best and any(step["type"] == "Punctuation" and step["behavior"] not in ("Isolated", "Removed") for step in steps):
         best = "".join(char for char in best if char in _SPACES)
     if any(step["type"] == "ByteLevel" and step["add_prefix_space"] for step in steps):
-        return " " if best else ""  # a part that begins with a space gets no other
+        return " " if best else ""  # a part that begins with a space does not get a second one
     return best
 
 
 def _split_before(step: Part) -> str | None:
-    """Return the characters before which a pre-tokenizer splits a word; None for one that is not known."""
+    """Return the characters before which a pre-tokenizer splits a word; None if it is unknown."""
     kind = step["type"]
     if kind == "Split":
         return _split_by_pattern(step)
@@ -190,7 +190,7 @@ def _split_by_pattern(step: Part) -> str | None:
 
 
 def _alternatives(pattern: str) -> set[str]:
-    """Split a regular expression at each | that is in no group and no class."""
+    """Split a regular expression at each | outside groups and character classes."""
     parts, depth, in_class, escaped = [""], 0, False, False
     for char in pattern:
         if char == "|" and not (depth or in_class or escaped):
@@ -205,12 +205,12 @@ def _alternatives(pattern: str) -> set[str]:
 
 
 def _plain(normalizers: list[Part], steps: list[Part], used: set[str], *, spaces_replaced: bool, strips: bool) -> str:
-    """Return the class of characters in which the model alone decides the tokens; see `Cuts.plain`."""
+    """Return the class of characters for which only the model determines the tokens; see `Cuts.plain`."""
     kinds = [step["type"] for step in steps]
     if kinds in (["Metaspace"], ["WhitespaceSplit", "Metaspace"]) and steps[-1]["split"]:
-        space = ""  # a word is tokenized alone: only within it
+        space = ""  # words are tokenized separately: only within a word
     elif (spaces_replaced or kinds == ["Metaspace"]) and not strips and all(_never_splits(step) for step in steps):
-        # Several spaces may become one, and those at the end none.
+        # Several spaces may become one, and trailing spaces may be removed.
         space = "" if any(part["type"] == "Strip" or "Regex" in part.get("pattern", ()) for part in normalizers) else " "
     else:
         return ""
@@ -219,7 +219,7 @@ def _plain(normalizers: list[Part], steps: list[Part], used: set[str], *, spaces
 
 
 def _never_splits(step: Part) -> bool:
-    """Return whether a pre-tokenizer leaves a text whole in which every space is replaced."""
+    """Return whether a pre-tokenizer does not split a text in which every space is replaced."""
     if step["type"] == "Metaspace":
         return not step["split"] and step["replacement"] == "\u2581"
     return bool(step["type"] == "Split" and step["pattern"].get("String") == " ")

@@ -1,4 +1,4 @@
-"""From checked texts to `Tokenized`: prompts and truncation, for the embedder of one role.
+"""`TextReader`: tokenize texts with prompts and truncation, for the embedder of one role.
 
 prompt + text -> Tokenizer -> Tokenized, window by window
 """
@@ -19,13 +19,13 @@ _PACKAGE = str(Path(__file__).parents[1])
 
 
 class TextReader:
-    """Tokenizes texts as a recipe says.
+    """Tokenizes texts according to a recipe.
 
     Args:
         tokenizer: the model's tokenizer.
         recipe: prompts and lengths of each role.
-        truncate: what happens to a text that exceeds the recipe's length.
-        fingerprint: fingerprint of each `Tokenized`, so that another model refuses it.
+        truncate: handling of texts that exceed the recipe's length.
+        fingerprint: fingerprint of each `Tokenized`, so that other models reject it.
     """
 
     def __init__(self, tokenizer: Tokenizer, recipe: Recipe, truncate: Truncate, fingerprint: str) -> None:
@@ -36,21 +36,21 @@ class TextReader:
         self._warned = False
 
     def check_prompts(self, roles: Iterable[Role]) -> None:
-        """Check that the prompts of some roles leave room for a text.
+        """Check that the prompts of these roles leave room for a text.
 
         Raises:
-            ValueError: one fills the length of its role, or that length holds special tokens alone.
+            ValueError: a prompt fills the length of its role, or that length only fits the special tokens.
         """
         for role in roles:
             self._tokenizer.tokenize([], self._recipe.prompts[role], self._recipe.longest(role))
 
     def windows(self, texts: Sequence[str], role: Role, prompt: str | None) -> Iterator[Tokenized]:
-        """Tokenize window by window, at least one; a text that is too long is an error or a warning.
+        """Tokenize window by window, and yield at least one; report texts that are too long as an error or a warning.
 
         Raises:
             TextError: with truncate="error", some texts are too long; raised before the first window.
-            TypeError: `prompt` is not a text.
-            ValueError: `role` or `prompt` is not one of those allowed.
+            TypeError: `prompt` is not a str.
+            ValueError: `role` or `prompt` is invalid.
         """
         prompt = self._prompt(role, prompt)
         longest = self._recipe.longest(role)
@@ -73,14 +73,14 @@ class TextReader:
             )
 
     def _tokenize(self, texts: Sequence[str], start: int, prompt: str, limit: int | None) -> Tokenized:
-        """Tokenize the window of the texts that begins at `start`; an error counts its rows from the first text."""
+        """Tokenize the window that begins at `start`; an error numbers its rows from the first text."""
         try:
             return self._tokenizer.tokenize(texts[start : start + WINDOW], prompt, limit)
         except TextError as error:
             raise TextError({start + row: why for row, why in error.rows.items()}, len(texts)) from error
 
     def _prompt(self, role: Role, prompt: str | None) -> str:
-        """Return what is put before each text."""
+        """Return the prompt, which is put before each text."""
         if not isinstance(role, str) or role not in self._recipe.prompts:
             raise ValueError(f"role is {role!r}; it must be 'document' or 'query'.")
         if prompt is None:
@@ -96,7 +96,7 @@ class TextReader:
 
 
 def _levels() -> int:
-    """Return the `stacklevel` at which a warning names the line that called penult, through whichever of its methods."""
+    """Return the `stacklevel` at which a warning names the line that called penult, for any of its methods."""
     levels, frame = 1, sys._getframe(1)
     while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
         levels, frame = levels + 1, frame.f_back
@@ -104,10 +104,10 @@ def _levels() -> int:
 
 
 def _untruncated(windows: list[Tokenized], longest: int) -> list[Tokenized]:
-    """Return the windows, if none of their texts was truncated.
+    """Return the windows if none of their texts was truncated.
 
     Raises:
-        TextError: some were; its `rows` has all of them.
+        TextError: some texts were truncated; its `rows` has all of them.
     """
     whole = Tokenized.join(windows)
     sizes = whole.counts + whole.dropped

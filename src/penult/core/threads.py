@@ -10,11 +10,11 @@ from penult.core.control_group import MEMBERSHIP, MOUNT, group_folders
 def default_threads() -> int:
     """Return the number of threads this process may use, at least 1.
 
-    The smallest of the physical cores, the CPUs of its affinity mask and the quota of its control group; the environment
+    This is the minimum of the physical cores, the CPUs of the affinity mask and the quota of the control group; the environment
     variable PENULT_THREADS overrides it.
 
     Raises:
-        ValueError: PENULT_THREADS is set and not a positive whole number.
+        ValueError: PENULT_THREADS is not a positive integer.
     """
     if setting := os.environ.get("PENULT_THREADS"):
         if not setting.isdecimal() or int(setting) < 1:

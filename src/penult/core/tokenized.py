@@ -1,6 +1,6 @@
-"""Tokenized: N texts as token ids, the one form of text after `Embedder.tokenize`.
+"""`Tokenized`: N texts as token ids, the only form of texts after `Embedder.tokenize`.
 
-The server queues it, merges it with those of other requests and splits it again.
+The server queues these, merges those of several requests and splits them again.
 """
 
 from collections.abc import Sequence
@@ -14,25 +14,25 @@ from penult.types import Role
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Tokenized:
-    """N texts as token ids: `Embedder.tokenize` returns it and `Embedder.run` takes it.
+    """N texts as token ids: the result of `Embedder.tokenize` and the argument of `Embedder.run`.
 
         first, second = embedder.tokenize(["a cat", "a dog"]), embedder.tokenize(["a fish"])
         first.counts  # array([4, 4]): prompt and special tokens included
         len(first.truncated)  # 0: no text was too long
         vectors = embedder.run(Tokenized.join([first, second]))  # (3, D)
 
-    The ids of all texts are in one array: 8 bytes per token with the segment ids, where lists of Python numbers take 50.
+    The ids of all texts are in one array: 8 bytes per token with the segment ids, compared to 50 for lists of Python integers.
 
     Attributes:
-        flat_ids: (sum of `counts`,) int32, token ids of all texts one after the other, special tokens included.
+        flat_ids: (sum of `counts`,) int32, concatenated token ids of all texts, special tokens included.
         flat_types: (sum of `counts`,) int32, segment ids.
-        starts: (N + 1,) int64, index of each text's first token in these two; the last is their length.
+        starts: (N + 1,) int64, index of each text's first token in both arrays; the last entry is their length.
         dropped: (N,) int64, tokens of each text that exceeded the limit and were cut off; see `at_least`.
         prompt_tokens: (N,) int64, leading tokens of each text that belong to the prompt.
-        role: what the texts are for.
+        role: role of the texts.
         fingerprint: fingerprint of the embedder that tokenized them; `run` of any other raises a ValueError.
-        at_least: (N,) bool, whether more than `dropped` tokens of a text may have been cut off: of a long text, only as much is
-            tokenized as fills the limit. None: of no text.
+        at_least: (N,) bool, whether more than `dropped` tokens of a text may have been cut off, since long texts are tokenized
+            only as far as needed. None: False for all texts.
     """
 
     flat_ids: NDArray[np.int32]
@@ -53,7 +53,7 @@ class Tokenized:
         prompt_tokens: int,
         at_least: Sequence[bool] = (),
     ) -> "Tokenized":
-        """Return N texts from their ids and segment ids (None: all 0); all have the same prompt."""
+        """Return N texts with the same prompt from their token ids and segment ids (None: all 0)."""
         starts = np.zeros(len(ids) + 1, np.int64)
         np.cumsum([len(row) for row in ids], out=starts[1:])
         return cls(
@@ -92,7 +92,7 @@ class Tokenized:
         """Return the texts of these rows, in the order of `rows`; negative ones count from the end, as in a list.
 
         Raises:
-            IndexError: a row is not there.
+            IndexError: a row is out of range.
         """
         index = np.arange(len(self))[np.asarray(rows, np.int64)]
         places = [slice(self.starts[row], self.starts[row + 1]) for row in index]
@@ -109,10 +109,10 @@ class Tokenized:
         )
 
     def check(self, fingerprint: str) -> None:
-        """Check that an embedder may run these texts.
+        """Check that the embedder with this fingerprint may run the texts.
 
         Raises:
-            ValueError: one with another fingerprint tokenized them.
+            ValueError: an embedder with another fingerprint tokenized them.
         """
         if self.fingerprint != fingerprint:
             raise ValueError(
@@ -128,29 +128,29 @@ class Tokenized:
         same = same and np.array_equal(self._lower_bounds(), other._lower_bounds())
         return same and (self.role, self.fingerprint) == (other.role, other.fingerprint)
 
-    __hash__ = None  # type: ignore[assignment] # it holds arrays
+    __hash__ = None  # type: ignore[assignment] # arrays are not hashable
 
     def __len__(self) -> int:
         return len(self.starts) - 1
 
     @property
     def ids(self) -> list[list[int]]:
-        """The token ids of each text, as lists."""
+        """Token ids of each text, as lists."""
         return [self.flat_ids[start:end].tolist() for start, end in zip(self.starts, self.starts[1:], strict=False)]
 
     @property
     def types(self) -> list[list[int]]:
-        """The segment ids of each text, as lists."""
+        """Segment ids of each text, as lists."""
         return [self.flat_types[start:end].tolist() for start, end in zip(self.starts, self.starts[1:], strict=False)]
 
     @property
     def counts(self) -> NDArray[np.int64]:
-        """(N,) int64, tokens of each text, prompt and special tokens included, without what was cut off."""
+        """(N,) int64, tokens of each text after truncation, prompt and special tokens included."""
         return np.diff(self.starts)
 
     @property
     def truncated(self) -> NDArray[np.int64]:
-        """Int64, the rows of the texts that were truncated."""
+        """Rows of the truncated texts, int64."""
         return np.flatnonzero(self.dropped)
 
     def _lower_bounds(self) -> NDArray[np.bool_]:

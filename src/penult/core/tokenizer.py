@@ -1,8 +1,8 @@
-"""Text to ids: the model's own tokenizer, its truncation counted and never silent.
+"""The model's own tokenizer: text to token ids, with prompts, padding and counted truncation.
 
-It knows prompts, lengths and padding; it knows nothing of graphs. A folder's `tokenizer.json` is loaded, changed as its
-tokenizer_config.json says, its own padding and truncation switched off (some files pad everything to 128); a folder without
-one goes through transformers, which builds the same object from the older files.
+`tokenizer.json` is loaded and changed as tokenizer_config.json says. Its own padding and truncation are switched off (some
+files pad everything to 128 tokens). Without a `tokenizer.json`, transformers builds the tokenizer from the older files. This
+module does not depend on graphs.
 """
 
 import importlib.util
@@ -41,20 +41,20 @@ from penult.core.word_places import WordPlaces
 from penult.extras import install_hint
 from penult.types import PromptError
 
-BARE = TokenizerConfig(Path(), None, {}, {}, (), {}, {})  # tokenizer.json alone, as a static embedding reads it
-BEYOND_FILE = ("RoFormerTokenizer",)  # classes with a step that tokenizer.json cannot hold: jieba's words
+BARE = TokenizerConfig(Path(), None, {}, {}, (), {}, {})  # tokenizer.json only, as for a static embedding
+BEYOND_FILE = ("RoFormerTokenizer",)  # classes with a step that tokenizer.json cannot represent: word segmentation by jieba
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A token and where it stands.
+    """A token and its offsets in the text.
 
     Attributes:
-        id: its number in the vocabulary.
-        text: the part of the text that it stands for; of a special token its name.
-        start: its first character; None of a special token, and where the tokenizer does not say.
-        stop: the character after its last one.
-        special: whether the template added it: CLS, SEP, BOS, EOS.
+        id: token id.
+        text: the part of the text that the token covers, or the name of a special token.
+        start: index of its first character. None: a special token, or the tokenizer has no offsets.
+        stop: index after its last character.
+        special: whether the template added the token (CLS, SEP, BOS, EOS).
     """
 
     id: int
@@ -65,30 +65,30 @@ class Piece:
 
 
 class Tokenizer:
-    """The tokenizer of a model. Its methods are pure and may be called from several threads.
+    """The tokenizer of a model. Thread-safe; its methods are pure.
 
     Args:
-        folder: where the tokenizer's files lie.
-        max_length: the most tokens of a text, specials included.
-        side: where a longer text is cut, "right" or "left".
+        folder: folder of the tokenizer's files.
+        max_length: maximum tokens per text, special tokens included.
+        side: side on which a longer text is truncated, "right" or "left".
         settings: keys that override those of tokenizer_config.json.
         lowercase: lowercase every text before the tokenizer's own normalizer, as `do_lower_case` of
             sentence_bert_config.json does.
-        add_special_tokens: whether the special tokens of the template (CLS, SEP, BOS, EOS) are added.
-        alone: whether tokenizer.json is read without the files beside it, as for a static embedding.
-        may_be_bare: whether a length may hold special tokens alone, as in DeepSparse.
+        add_special_tokens: whether to add the special tokens of the template (CLS, SEP, BOS, EOS).
+        alone: whether to read only tokenizer.json, without the files beside it, as for a static embedding.
+        may_be_bare: whether a length may leave room for special tokens only, as in DeepSparse.
 
     Attributes:
-        special_tokens: how many special tokens each text gets.
-        pad_token_id: the id of the padding token, None for a tokenizer that has none (then `pad_id` fills up all the same).
-        overridden: by which class and size of vocabulary tokenizer_config.json changes what tokenizer.json does; empty where it
-            does not.
-        cls_token_id: the id of the token that stands for the text, None for a tokenizer that has none.
+        special_tokens: number of special tokens added to each text.
+        pad_token_id: id of the padding token. None: the tokenizer has none, and rows are padded with `pad_id` all the same.
+        overridden: tokenizer class and vocabulary size by which tokenizer_config.json changes the behavior of tokenizer.json;
+            empty if it does not.
+        cls_token_id: id of the CLS token. None: the tokenizer has none.
 
     Raises:
-        FileNotFoundError: the folder holds no tokenizer.
-        ValueError: a file or a setting cannot be used, the tokenizer repeats the text, or `max_length` leaves no room beside
-            the specials.
+        FileNotFoundError: the folder has no tokenizer.
+        ValueError: a file or a setting is invalid, the template repeats the text, or `max_length` leaves no room beside the
+            special tokens.
     """
 
     def __init__(
@@ -140,22 +140,22 @@ class Tokenizer:
 
         Args:
             texts: the texts.
-            prompt: put before each of them.
-            limit: maximum tokens of each of these texts, where it is less than `max_length`.
+            prompt: put before each text.
+            limit: maximum tokens per text, if it is less than `max_length`.
 
         Raises:
-            TypeError: a text is no str, or holds a lone surrogate; see `unencodable`.
+            TypeError: a text is not a str, or contains a lone surrogate; see `unencodable`.
             PromptError: the prompt leaves no room for a text.
             TextError: a text is too long and has no place where it may be cut; see `truncation`.
-            ValueError: the tokenizer's file has no token for a part of a text and none for what is unknown, or `limit` leaves
-                no room beside the specials.
+            ValueError: the vocabulary lacks a part of a text and has no unknown token, or `limit` leaves no room beside the
+                special tokens.
         """
         most = self.max_length
         if limit is not None:
             self._check_length("limit", limit)
             most = min(limit, most)
         if not all(isinstance(text, str) for text in texts):
-            self._encode(list(texts))  # raises what tokenizers says of it
+            self._encode(list(texts))  # raises the error of tokenizers
         rows = self._truncation.read((prompt + text for text in texts) if prompt else texts, most)
         prompt_tokens = self._prompt_tokens(prompt, most) if prompt else 0
         return Tokenized.of(
@@ -167,16 +167,16 @@ class Tokenizer:
         )
 
     def token_id(self, token: str) -> int | None:
-        """Look up the id of a token, None where the vocabulary has no such token."""
+        """Return the id of a token; None if the vocabulary lacks it."""
         found: int | None = self._tokenizer.token_to_id(token)
         return found
 
     def pieces(self, text: str, *, special_tokens: bool = True) -> list[Piece]:
-        """Return all tokens of a text, whatever the model's length.
+        """Return all tokens of a text, without truncation.
 
         Args:
             text: the text.
-            special_tokens: whether the special tokens of the template are added.
+            special_tokens: whether to add the special tokens of the template.
         """
         add = special_tokens and self._add_special_tokens
         if isinstance(self._tokenizer, _Slow):
@@ -190,21 +190,21 @@ class Tokenizer:
         ]
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
-        """Return the text of token ids, as the tokenizer writes it; ids that it does not know are left out."""
+        """Return the text of token ids; unknown ids are left out."""
         text: str = self._tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens)
         return text
 
     def pad(
         self, tokenized: Tokenized, rows: Sequence[int], length: int, *, pool_prompt: bool = True, side: str | None = None
     ) -> Padded:
-        """Return B texts side by side in a rectangle of (B, `length`).
+        """Return B texts, padded to (B, `length`).
 
         Args:
-            tokenized: texts that this tokenizer has read.
-            rows: which of them.
+            tokenized: texts tokenized by this tokenizer.
+            rows: indices of the B texts.
             length: T; no row may be longer.
-            pool_prompt: False leaves the prompt's tokens out of the pooling mask.
-            side: where the padding goes, "right" or "left". None: as the model's files say.
+            pool_prompt: whether the pooling mask includes the prompt's tokens.
+            side: padding side, "right" or "left". None: from the model's files.
         """
         shape = (len(rows), length)
         ids, mask, types = np.full(shape, self.pad_id, np.int64), np.zeros(shape, np.int64), np.zeros(shape, np.int64)
@@ -221,7 +221,7 @@ class Tokenizer:
         return Padded(ids, mask, types, pooling)
 
     def _check_template(self, tokenizer: FastTokenizer) -> None:
-        # Truncation counts a text once; a template that repeats it makes more tokens than the model may take.
+        # Truncation counts a text once; a template that repeats it would exceed the model's length.
         most = self.special_tokens + 1
         tokenizer.enable_truncation(most)
         if (made := len(self._encode(["a b c d"])[0].ids)) > most:
@@ -229,7 +229,7 @@ class Tokenizer:
                 f"{self._folder}: the tokenizer makes {made} tokens where {most} are the most allowed; its post-processor must "
                 "hold the text once. Fetch tokenizer.json again."
             )
-        tokenizer.no_truncation()  # `Truncation` does it
+        tokenizer.no_truncation()  # `Truncation` truncates instead
 
     def _check_length(self, name: str, length: int) -> None:
         if length < max(1, self.special_tokens + (not self._may_be_bare)):
@@ -243,23 +243,23 @@ class Tokenizer:
             with self._guard:
                 return self._tokenizer.encode_batch_fast(texts, add_special_tokens=self._add_special_tokens)
         except BaseException as error:
-            # tokenizers has no class of its own for what its model cannot do, and panics over a template that lacks a token
+            # tokenizers raises bare Exception where its model fails, and panics if the template lacks a token
             if type(error) is not Exception and not _is_panic(error):
                 raise
             raise ValueError(f"{self._folder}: the tokenizer cannot encode every text: {error}. Mend its files.") from error
 
     def _first_id(self, *candidates: str | None) -> int | None:
-        """Give the id of the first of some tokens that the vocabulary has."""
+        """Return the id of the first candidate that the vocabulary has."""
         found = (self.token_id(token) for token in candidates if token is not None)
         return next((token_id for token_id in found if token_id is not None), None)
 
     def _prompt_tokens(self, prompt: str, limit: int) -> int:
-        """Count the leading tokens of a prompt, as sentence-transformers does: without its last token where that is special.
+        """Return the number of leading prompt tokens, as in sentence-transformers: without the last token if it is special.
 
-        The last token is the template's [SEP] or </s>, or one that the prompt itself ends with.
+        The last token is the template's [SEP] or </s>, or a special token at the end of the prompt itself.
         """
         encoding = self._tokenizer.encode(prompt, add_special_tokens=self._add_special_tokens)
-        # The end of a prompt may become one token with the text. On the left, the prompt itself is cut off.
+        # The end of a prompt may merge into one token with the text. Truncation on the left cuts off the prompt itself.
         if len(encoding.ids) >= limit < len(self._encode([prompt + "a"])[0].ids) and self._side == "right":
             raise PromptError(
                 f"The prompt {short(prompt)} has {len(encoding.ids)} tokens with the special tokens, and a text has {limit} at "
@@ -275,7 +275,7 @@ class Tokenizer:
 def _load(
     folder: Path, config: TokenizerConfig, settings: Mapping[str, object], *, lowercase: bool
 ) -> tuple["FastTokenizer | _Slow", str]:
-    """Return the tokenizer of a folder, and by which rules tokenizer_config.json changes what tokenizer.json does."""
+    """Return the tokenizer of a folder, and the rules by which tokenizer_config.json changes tokenizer.json."""
     path = folder / "tokenizer.json"
     if path.is_symlink() and not path.exists():
         raise ValueError(f"{path} is a link to a file that does not exist; fetch the whole model.")
@@ -296,7 +296,7 @@ def _load(
 
 
 def _override(tokenizer: FastTokenizer, config: TokenizerConfig, *, lowercase: bool) -> bool:
-    """Change a tokenizer as the settings say (see `tokenizer_overrides`), and return whether tokenizer_config.json did."""
+    """Apply the settings to a tokenizer (see `tokenizer_overrides`); return whether tokenizer_config.json changed it."""
     before = _state(tokenizer.normalizer)
     normalizer = tokenizer_overrides.normalizer(before, config)
     overridden = normalizer != before
@@ -320,24 +320,24 @@ def _override(tokenizer: FastTokenizer, config: TokenizerConfig, *, lowercase: b
 
 
 def _state(part: Any) -> dict[str, Any] | None:  # noqa: ANN401 - tokenizers has no common class for its parts
-    """Return a part of a tokenizer as it is written in tokenizer.json.
+    """Return a part of a tokenizer in the format of tokenizer.json.
 
-    It is read from the state, which every version of tokenizers gives: older ones have no attribute for each value.
+    It is read from the pickled state: older versions of tokenizers lack attributes for some values.
     """
     state: dict[str, Any] | None = None if part is None else json.loads(part.__getstate__())
     return state
 
 
 def _part(name: str, state: dict[str, Any] | None) -> Any:  # noqa: ANN401
-    """Return a part of a tokenizer from its JSON, by way of a tokenizer of one token."""
+    """Build a part of a tokenizer from its JSON, through a tokenizer with one token."""
     model = {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"}
     return getattr(FastTokenizer.from_str(json.dumps({"version": "1.0", "model": model, name: state})), name)
 
 
 def _add_tokens(tokenizer: FastTokenizer, config: TokenizerConfig) -> None:
-    """Add the special tokens that the files name and tokenizer.json does not list, so that each is one id in a text.
+    """Add the special tokens that the files name but tokenizer.json does not list, so that each becomes one id in a text.
 
-    A token is added only where the model has a row for its id.
+    A token is added only if the model has an embedding row for its id.
     """
     present = {token.content: token for token in tokenizer.get_added_tokens_decoder().values()}
     special = {token.content for token in config.named.values()}
@@ -375,13 +375,13 @@ def _from_older_files(folder: Path, settings: Mapping[str, object], *, lowercase
     for path in vocabularies:
         check_content(path, "tokenizer", may_be_empty=True)
         _check_package(path)
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # "PyTorch was not found" is no news here
-    from transformers import AutoTokenizer  # noqa: PLC0415 - a second and 100 MB that most models never need
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # silences "PyTorch was not found", which is expected here
+    from transformers import AutoTokenizer  # noqa: PLC0415 - 1 s and 100 MB that most models do not need
 
     given = {key: value for key, value in settings.items() if key in USED}
     try:
         loaded = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False, **given)
-    except Exception as error:  # of any class, as the file and the versions go
+    except Exception as error:  # the class depends on the file and the versions
         reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
         raise ValueError(
             f"{folder} holds no tokenizer.json, and transformers cannot make one of its older files without running code of "
@@ -398,12 +398,12 @@ def _from_older_files(folder: Path, settings: Mapping[str, object], *, lowercase
 def _check_package(vocabulary: Path) -> None:
     """Raise ValueError if the package that reads a vocabulary is not installed.
 
-    transformers says it in other words, or takes a SentencePiece model for a vocabulary of tiktoken.
+    The message of transformers is unclear, or it mistakes a SentencePiece model for a tiktoken vocabulary.
     """
     if vocabulary.suffix != ".model":
         return
     with vocabulary.open("rb") as file:
-        is_sentencepiece = file.read(1) == b"\n"  # the first field of a protobuf message; tiktoken's are lines of base64
+        is_sentencepiece = file.read(1) == b"\n"  # the first field of a protobuf message; tiktoken files are lines of base64
     package, install = (
         ("sentencepiece", install_hint("sentencepiece")) if is_sentencepiece else ("tiktoken", "it with `pip install tiktoken`")
     )
@@ -416,7 +416,7 @@ def _check_package(vocabulary: Path) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _SlowEncoding:
-    """One text as ids, with the names of tokenizers' Encoding."""
+    """One text as token ids, with the attribute names of tokenizers' Encoding."""
 
     ids: list[int]
     type_ids: list[int]
@@ -424,7 +424,7 @@ class _SlowEncoding:
 
 
 class _Slow:
-    """A tokenizer that transformers has in Python alone (PhoBERT, ByT5), under the interface of tokenizers' own class."""
+    """A tokenizer that transformers implements only in Python (PhoBERT, ByT5), with the interface of `tokenizers.Tokenizer`."""
 
     padding: dict[str, Any] | None = None
     post_processor = None
@@ -443,7 +443,7 @@ class _Slow:
         return index
 
     def no_padding(self) -> None:
-        """Do nothing: transformers pads only where it is asked to."""
+        """Do nothing: transformers pads only on request."""
 
     def encode_batch_fast(self, input: Sequence[str], *, add_special_tokens: bool) -> list[_SlowEncoding]:  # noqa: A002
         return [self.encode(text, add_special_tokens=add_special_tokens) for text in input]
@@ -472,12 +472,12 @@ class _Slow:
         before = self._tokenizer.build_inputs_with_special_tokens([-1]).index(-1)
         mask = [1] * before + [0] * len(ids) + [1] * (len(whole) - before - len(ids))
         types: list[int] = self._tokenizer.create_token_type_ids_from_sequences(ids)
-        # The method of the base class leaves out the special tokens in older versions.
+        # In older versions the base class's method omits the special tokens.
         return _SlowEncoding(whole, types if len(types) == len(whole) else [0] * len(whole), mask)
 
 
 def _cuts_of(tokenizer: "FastTokenizer | _Slow") -> Cuts:
-    """Return where a tokenizer allows a text to be cut."""
+    """Return the places at which a tokenizer allows a cut."""
     if isinstance(tokenizer, _Slow):
         return Cuts()
     normalize = _normalize_of(tokenizer)
@@ -490,10 +490,10 @@ def _cuts_of(tokenizer: "FastTokenizer | _Slow") -> Cuts:
 
 
 def _word_places_of(tokenizer: "FastTokenizer | _Slow", cuts: Cuts) -> WordPlaces | None:
-    """Return where a tokenizer allows a cut within a word; None where it does not."""
+    """Return the places at which a tokenizer allows a cut within a word; None if it allows none."""
     if isinstance(tokenizer, _Slow) or not cuts.plain or type(tokenizer.model).__name__ not in ("BPE", "Unigram"):
         return None
-    # A suffix of words, a word of the vocabulary that no merge makes, or chance: the end of a word decides its tokens.
+    # With an end-of-word suffix, vocabulary words that no merge produces, or random merges, a word's end affects its tokens.
     names = ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "ignore_merges", "alpha", "nbest_size")
     if any(getattr(tokenizer.model, name, None) for name in names):
         return None
@@ -506,7 +506,7 @@ def _normalize_of(tokenizer: FastTokenizer) -> Callable[[str], str]:
 
 
 def _sound(count: Callable[[], int], folder: Path) -> int:
-    """Count tokens; a template with a special token that its own list lacks makes the library panic over any text."""
+    """Return a token count; raise ValueError if the library panics, as when the template's own list lacks a special token."""
     try:
         return count()
     except BaseException as error:
@@ -516,11 +516,11 @@ def _sound(count: Callable[[], int], folder: Path) -> int:
 
 
 def _is_panic(error: BaseException) -> bool:
-    """Say whether the library panicked: its class can be imported from nowhere, and is no Exception."""
+    """Return whether the library panicked; the class of a panic cannot be imported and does not inherit from Exception."""
     return type(error).__name__ == "PanicException"
 
 
 def _stated_cls(tokenizer: "FastTokenizer | _Slow") -> str | None:
-    """Return the CLS token that a post-processor as RoBERTa's names; None where it names none."""
+    """Return the CLS token that a RoBERTa-style post-processor names; None if it names none."""
     stated = (_state(tokenizer.post_processor) or {}).get("cls")
     return str(stated[0]) if stated else None

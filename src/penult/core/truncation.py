@@ -1,10 +1,9 @@
-"""Read no more of a long text than can fill the model's length, with the tokens that the whole text would have.
+"""Truncation that tokenizes only as much of a long text as fits, with the same tokens as for the whole text.
 
-A text is given to the tokenizer part by part, until there are more tokens than the model takes. Parts end only where
-`text_cuts` proves that the tokens stay the same. Within a word without such a place (Japanese, or a tokenizer that does not
-split at spaces) the tokens count on which the texts up to several places agree: see `WordPlaces`. A text of more than
-`MOST_CHARACTERS` without either is refused. So the memory of a call depends on `max_length` and on that number, not on the
-texts.
+A text is tokenized part by part, until it has more tokens than the model's length. Parts end only where `text_cuts` proves that
+the tokens stay the same. Within a word without such a place (Japanese, or a tokenizer that does not split at spaces), only the
+tokens are kept on which the texts up to several places agree: see `WordPlaces`. A text of more than `MOST_CHARACTERS` without
+either is rejected. So the memory of a call is bounded by `max_length` and `MOST_CHARACTERS`, not by the texts.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -20,21 +19,21 @@ from penult.core.word_places import WordPlaces
 from penult.types import TextError
 
 MOST_CHARACTERS = 2**20
-"""Characters of a text, or of a part of one, that are tokenized at once; they take up to some 300 MB for a moment."""
+"""Maximum characters of a text, or of a part of one, that are tokenized at once; peak memory is about 300 MB."""
 
-_CALL_CHARACTERS = 2**18  # given to the tokenizer in one call: enough for all its threads, and some 70 MB
+_CALL_CHARACTERS = 2**18  # per call of the tokenizer: enough for all its threads, and about 70 MB
 _LEAST_PART = 2048  # characters
 _PART = 8  # characters of the first part per token; English has 4.5
 _MOST_PART = 2**17
-_GROUP_CHARACTERS = 2**24  # of texts that are held with their prompts at the same time
+_GROUP_CHARACTERS = 2**24  # of texts with their prompts that are in memory at the same time
 
 
 class Encoded(Protocol):
-    """A text as ids, with the names of tokenizers' Encoding."""
+    """One text as token ids, with the attribute names of tokenizers' Encoding."""
 
     @property
     def ids(self) -> list[int]:
-        """Special tokens included."""
+        """Token ids, special tokens included."""
 
     @property
     def type_ids(self) -> list[int]:
@@ -42,18 +41,18 @@ class Encoded(Protocol):
 
     @property
     def special_tokens_mask(self) -> list[int]:
-        """1 for the special tokens around the text."""
+        """1 for each special token around the text, else 0."""
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One text as ids, at most as many as allowed.
+    """One text as token ids, truncated.
 
     Attributes:
         ids: (T,) int32, special tokens included.
         types: (T,) int32, segment ids.
-        dropped: tokens that were cut off; a lower bound where the text was not read to its end.
-        whole: whether it was.
+        dropped: number of tokens that were cut off; a lower bound if the text was not read completely.
+        whole: whether the text was read completely.
     """
 
     ids: NDArray[np.int32]
@@ -62,17 +61,17 @@ class Row:
     whole: bool
 
 
-_NONE = Row(np.empty(0, np.int32), np.empty(0, np.int32), 0, whole=True)  # a text that is refused
+_NONE = Row(np.empty(0, np.int32), np.empty(0, np.int32), 0, whole=True)  # of a rejected text
 
 
 @dataclass(slots=True)
 class _Reading:
-    """A text that is being read, from its start, or from its end where its start is cut off."""
+    """The progress of reading a text, from its start, or from its end if its start is cut off."""
 
     row: int
     text: str
     size: int  # characters of the next part
-    done: int = 0  # characters whose tokens are in `ids`
+    done: int = 0  # number of characters whose tokens are in `ids`
     ids: list[int] = field(default_factory=list)  # without special tokens
     types: list[int] = field(default_factory=list)
     ends: tuple[list[int], list[int], list[int], list[int]] = field(default_factory=lambda: ([], [], [], []))
@@ -86,9 +85,9 @@ class _Part:
     Attributes:
         reading: the text.
         text: the part.
-        last: whether nothing of the text is left after it.
-        in_word: whether it ends within a word, where only those tokens count with which the `rivals` begin too.
-        rivals: see `WordPlaces`.
+        last: whether the text ends with it.
+        in_word: whether it ends within a word; then only the leading tokens that all `rivals` share are kept.
+        rivals: the text up to each earlier place; see `WordPlaces`.
     """
 
     reading: _Reading
@@ -99,14 +98,14 @@ class _Part:
 
 
 class Truncation:
-    """Reads texts with a tokenizer and cuts them to a number of tokens.
+    """Tokenizes texts and truncates them to a number of tokens.
 
     Args:
         encode: encodes several texts, special tokens included, without truncation.
         cuts: returns the places at which the tokenizer allows a cut.
-        word_places: returns those within a word; None for a tokenizer that allows none.
-        side: where a longer text is cut, "right" or "left".
-        special_tokens: how many special tokens each text gets.
+        word_places: returns the places within words; None for a tokenizer that allows none.
+        side: side on which a longer text is truncated, "right" or "left".
+        special_tokens: number of special tokens added to each text.
     """
 
     def __init__(
@@ -140,7 +139,7 @@ class Truncation:
         return rows
 
     def _read(self, texts: Sequence[str], most: int, first: int, refused: dict[int, str]) -> dict[int, Row]:
-        """Return texts by number, counted from `first`, and put the reasons of the others into `refused`."""
+        """Return rows by text number, counted from `first`; add the reasons of rejected texts to `refused`."""
         rows: dict[int, Row] = {}
         size = min(max(_LEAST_PART, _PART * most), _MOST_PART)
         readings = [_Reading(row, text, size) for row, text in enumerate(texts, first)]
@@ -158,7 +157,7 @@ class Truncation:
         return rows
 
     def _row(self, part: _Part, encoding: Encoded, rivals: Sequence[Encoded], most: int) -> Row | None:
-        """Return the text of a part as a row; None where more of it has to be read."""
+        """Return the text of a part as a row; None if more of it has to be read."""
         reading, room = part.reading, most - self._special_tokens
         ids, types = encoding.ids, encoding.type_ids
         if part.last and not reading.ids and len(ids) <= most:
@@ -185,7 +184,7 @@ class Truncation:
         )
 
     def _keep(self, part: _Part, content: list[int], types: list[int]) -> None:
-        """Keep the tokens of a part where those of the text after it do not depend on it; else more is read at once."""
+        """Keep the tokens of a part if the tokens after it do not depend on it; else enlarge the next part."""
         reading = part.reading
         if self._cuts.apart and not part.in_word:
             reading.done += len(part.text)
@@ -194,7 +193,7 @@ class Truncation:
             reading.size = 2 * len(part.text)
 
     def _parts(self, readings: Iterable[_Reading], refused: dict[int, str]) -> Iterator[_Part]:
-        """Yield the next part of each text; a text that has none is refused."""
+        """Yield the next part of each text; add texts without one to `refused`."""
         for reading in readings:
             part = self._part(reading)
             if part is None:
@@ -206,7 +205,7 @@ class Truncation:
                 yield part
 
     def _part(self, reading: _Reading) -> _Part | None:
-        """Return the next part of a text: the shortest of at least `size` characters that ends at a place to cut."""
+        """Return the next part of a text: the shortest of at least `size` characters that ends where a cut is allowed."""
         text, size = reading.text, reading.size
         left = len(text) - reading.done
         while left > 2 * size and size <= MOST_CHARACTERS // 2:
@@ -249,14 +248,14 @@ class Truncation:
 
 
 def around(mask: Sequence[int]) -> tuple[int, int]:
-    """Count the special tokens before and after a text, from the mask that has 1 for them; none are within."""
+    """Return the numbers of special tokens before and after a text, from its special-tokens mask; none are within."""
     if 0 not in mask:
         return 0, len(mask)
     return mask.index(0), mask[::-1].index(0)
 
 
 def _agreeing(ids: list[int], rivals: Sequence[Encoded], before: int, after: int) -> int:
-    """Count the tokens with which a text and all its rivals begin, each without its last."""
+    """Return the length of the common prefix of a text's tokens and those of all its rivals, each without its last token."""
     count = len(ids) - 1
     for rival in rivals:
         other = rival.ids[before : len(rival.ids) - after]
@@ -266,7 +265,7 @@ def _agreeing(ids: list[int], rivals: Sequence[Encoded], before: int, after: int
 
 
 def _groups(texts: Iterable[str]) -> Iterator[list[str]]:
-    """Group texts, which may be made one by one, so that few characters are held."""
+    """Group an iterable of texts by number of characters, to bound memory."""
     group: list[str] = []
     characters = 0
     for text in texts:

@@ -1,6 +1,6 @@
-"""Where a text may be cut within a word that the pre-tokenizer leaves whole, as the model's vocabulary shows.
+"""Places where a text may be cut within a word that the pre-tokenizer does not split, from the model's vocabulary.
 
-It asks a tokenizer of BPE or Unigram only; whether the tokens agree is for the caller to see.
+For BPE and Unigram tokenizers only. The caller checks whether the tokens agree.
 """
 
 import re
@@ -8,8 +8,8 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 
-_BEFORE = 32  # characters before a place that must be plain
-_TRIES = 16  # places that are looked at in one stretch of a text
+_BEFORE = 32  # number of characters before a place that must be plain
+_TRIES = 16  # maximum places that are tried in one range of a text
 
 
 class WordPlaces:
@@ -17,7 +17,7 @@ class WordPlaces:
 
     Args:
         vocabulary: its tokens.
-        added: the added tokens, as they are found in a text before it is normalized.
+        added: the added tokens, as they are matched in a text before normalization.
         normalize: normalizes a text.
         plain: see `Cuts.plain`.
     """
@@ -30,13 +30,13 @@ class WordPlaces:
         self._run = re.compile(f"[{plain}]{{{_BEFORE}}}(?=[{plain}])")
 
     def find(self, text: str, start: int, end: int) -> Iterator[tuple[int, list[int]]]:
-        """Yield places between two others, and with each the places at which a token that goes across it may begin.
+        """Yield places between `start` and `end`, each with the places at which a token that crosses it may begin.
 
-        BPE and Unigram give the text up to the end of one of its tokens the tokens that it has in the whole text: no merge of
-        BPE goes across that end, and Unigram's best path to a place does not depend on what follows. In the whole text, a token
-        ends at the place, or one goes across it and begins where some token of the vocabulary matches the text. So the tokens
-        with which the texts up to all these places begin are those of the whole text. Only the last one of each may still grow,
-        if it stands for unknown characters.
+        In BPE and Unigram, the text up to the end of one of its tokens has the same tokens on its own as in the whole text: no
+        BPE merge crosses that end, and Unigram's best path to a place does not depend on what follows. In the whole text,
+        either a token ends at the place, or a token crosses it and begins where some token of the vocabulary matches the text.
+        So the common leading tokens of the texts up to all these places are those of the whole text. Only the last token of
+        each may still grow, if it covers unknown characters.
         """
         for run in islice(self._run.finditer(text, start, end), _TRIES):
             place = run.end()
@@ -46,7 +46,7 @@ class WordPlaces:
                 yield place, [i for i in range(place - _BEFORE, place) if self._begins_token(text[i:place])]
 
     def _begins_token(self, text: str) -> bool:
-        """Return whether a token of the vocabulary begins with some text and goes on."""
+        """Return whether a longer token of the vocabulary begins with this text."""
         for form in (text, self._normalized(text)):
             i = bisect_right(self._tokens, form)
             if i < len(self._tokens) and self._tokens[i].startswith(form):
@@ -54,5 +54,5 @@ class WordPlaces:
         return False
 
     def _normalized(self, text: str) -> str:
-        """Normalize a text of plain characters that stands within another."""
+        """Normalize a text of plain characters from within another text."""
         return self._normalize("a" + text)[len(self._normalize("a")) :].replace(" ", "\u2581")

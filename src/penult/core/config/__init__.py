@@ -1,1 +1,1 @@
-"""What the files of a model's folder state: modules, weights of modules, tokenizer and transformer settings."""
+"""Configuration files of a model's folder: modules, module weights, tokenizer and transformer settings."""

@@ -1,7 +1,7 @@
-"""A JSON file of a model's folder: what it holds, or one error that names the file and what is wrong with it.
+"""Read JSON files of a model's folder, or raise one error with the file's name and the reason.
 
-Whoever made the folder may be careless or hostile, and a value of the wrong type that is passed over gives other vectors in
-silence. This file knows JSON and sizes; it knows no key's meaning.
+The files are untrusted, and ignoring a value of the wrong type would silently change the vectors. This module checks JSON
+syntax, types and sizes, but not the meaning of keys.
 """
 
 import json
@@ -11,19 +11,19 @@ from reprlib import repr as short
 from types import UnionType
 from typing import Any
 
-_MOST_BYTES = 128 * 2**20  # the largest tokenizer.json of a known model has some 35 MB
-_HALF = re.compile(r"\\u[dD][89a-fA-F]")  # of a surrogate pair, perhaps without its other half
+_MOST_BYTES = 128 * 2**20  # the largest tokenizer.json of a known model has about 35 MB
+_HALF = re.compile(r"\\u[dD][89a-fA-F]")  # a surrogate, possibly unpaired
 
 
 _PAGES = (b"<!doctype", b"<html", b"<head", b"<?xml")
 
 
 def check_size(path: Path) -> None:
-    """Refuse what would take for ever to read, or all memory.
+    """Raise an error for a file that would never end or fill the memory.
 
     Raises:
-        FileNotFoundError: there is no file.
-        ValueError: it is longer than 128 MiB, or no regular file.
+        FileNotFoundError: the file does not exist.
+        ValueError: it is larger than 128 MiB, or not a regular file.
     """
     if path.is_symlink() and not path.exists():
         raise ValueError(f"{path} is a link to a file that does not exist; fetch the whole model.")
@@ -34,15 +34,15 @@ def check_size(path: Path) -> None:
 
 
 def check_content(path: Path, what: str = "file", *, may_be_empty: bool = False) -> None:
-    """Refuse a file that is not what its name says: a git-LFS pointer, a web page, or nothing.
+    """Raise an error for a file without its expected content: a git-LFS pointer, a web page, or an empty file.
 
     Args:
         path: the file.
-        what: what it should be, for the error.
-        may_be_empty: whether the caller has its own words for an empty file.
+        what: expected kind of file, for the error.
+        may_be_empty: whether the caller handles an empty file itself.
 
     Raises:
-        ValueError: it is one of these.
+        ValueError: the file is one of these.
     """
     with path.open("rb") as file:
         head = file.read(256)
@@ -55,11 +55,11 @@ def check_content(path: Path, what: str = "file", *, may_be_empty: bool = False)
 
 
 def read_text(path: Path) -> str:
-    """Read a text file of a size that such files have.
+    """Read a text file of plausible size.
 
     Raises:
-        FileNotFoundError: there is none.
-        ValueError: as `check_size` or `check_content`, or it is not UTF-8.
+        FileNotFoundError: the file does not exist.
+        ValueError: as `check_size` or `check_content`, or the file is not UTF-8.
     """
     check_size(path)
     check_content(path)
@@ -70,10 +70,10 @@ def read_text(path: Path) -> str:
 
 
 def read_json(path: Path) -> object:
-    """Read a JSON file; None where there is none.
+    """Read a JSON file; return None if it does not exist.
 
     Raises:
-        ValueError: it is no JSON, nested too deeply, or spells a character that no text can have: half of a surrogate pair.
+        ValueError: the file is not valid JSON, is nested too deeply, or contains a lone surrogate.
     """
     try:
         text = read_text(path)
@@ -82,17 +82,17 @@ def read_json(path: Path) -> object:
     try:
         found: object = json.loads(text)
         if _HALF.search(text):
-            json.dumps(found, ensure_ascii=False).encode()  # raises where a half stands alone: a tokenizer fails over it
+            json.dumps(found, ensure_ascii=False).encode()  # raises for a lone surrogate, with which tokenizers fail
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON ({error}); fetch it again.") from error
     return found
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """Read a JSON object; an empty one where there is no file.
+    """Read a JSON object; return an empty one if the file does not exist.
 
     Raises:
-        ValueError: it is no JSON, or holds something else.
+        ValueError: the file is not valid JSON, or not an object.
     """
     found = read_json(path) if path.exists() or path.is_symlink() else {}
     if not isinstance(found, dict):
@@ -101,16 +101,16 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def value_of(path: Path, key: str, kind: type | UnionType, allowed: str) -> Any:  # noqa: ANN401 - as `kind` says
-    """Read one value of a JSON object; None where the file or the key is absent, or the value null.
+    """Read one value of a JSON object; return None if the file or the key is missing, or the value is null.
 
     Args:
         path: the file.
-        key: of its object.
-        kind: the type the value must have; a bool is no number.
-        allowed: the type in words, for the error.
+        key: key of its object.
+        kind: required type; a bool does not count as a number.
+        allowed: description of the type, for the error.
 
     Raises:
-        ValueError: the value is of another type.
+        ValueError: the value has another type.
     """
     value = read_object(path).get(key)
     if value is not None and (not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool)):

@@ -1,8 +1,8 @@
-"""What each module of a sentence-transformers folder does to the embeddings: its configuration, as steps.
+"""Read the configuration of each module of a sentence-transformers folder, as steps on the embeddings.
 
-Every module has an allow-list of keys: a key that decides a vector is used, a key known to be harmless is skipped, and any
-other is an error, because a vector that leaves out what a file states is another vector. The order of the modules and the
-feature that each one reads (`module_input_name`) decide where a step stands, before or after the pooling.
+Every module has an allow-list of keys. A key that affects vectors is used, a key known to be harmless is skipped, and any other
+is an error, because ignoring it would change the vectors. The order of the modules and the feature that each one reads
+(`module_input_name`) determine whether a step is before or after pooling.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -26,7 +26,7 @@ _POOLINGS: Mapping[str, Pooling] = {
     "lasttoken": "last",
     "last": "last",
 }
-# The older flags, in the order in which sentence-transformers concatenates what they ask for.
+# The older flags, in the order in which sentence-transformers concatenates their poolings.
 _FLAGS: Mapping[str, Pooling] = {
     "pooling_mode_cls_token": "cls",
     "pooling_mode_max_tokens": "max",
@@ -44,7 +44,7 @@ class Dense:
 
     Attributes:
         residual: "" none, "same" x + f(x), "projected" x R + f(x).
-        bias: whether there is one.
+        bias: whether the layer has a bias.
     """
 
     folder: str
@@ -65,16 +65,16 @@ Step = Dense | LayerNorm | str
 
 @dataclass(frozen=True, slots=True)
 class Stated:
-    """What the modules say.
+    """Combined configuration of the modules.
 
     Attributes:
-        token_steps: what happens to every token before the pooling, in order.
-        pooling: None: no module pools.
-        include_prompt: whether the prompt's tokens count in the pooling.
-        steps: what follows the pooling, in order.
-        width: H that the first of these modules expects; None: not stated.
-        vector_width: D that the last of them gives; None: not stated.
-        pooling_file: where the pooling is stated, relative to the model's folder.
+        token_steps: steps applied to every token before pooling, in order.
+        pooling: pooling modes. None: no module pools.
+        include_prompt: whether pooling includes the prompt's tokens.
+        steps: steps after pooling, in order.
+        width: H that the first of these modules expects. None: not stated.
+        vector_width: D of the last module's output. None: not stated.
+        pooling_file: file that states the pooling, relative to the model's folder.
     """
 
     token_steps: tuple[Step, ...] = ()
@@ -91,9 +91,9 @@ class _Chain:
     """The modules read so far."""
 
     root: Path
-    feature: str  # what the last module made
+    feature: str  # output feature of the last module
     pools: bool = True  # whether one of the modules pools
-    explicit: tuple[Pooling, ...] | None = None  # what the caller asked for, over the module's own pooling
+    explicit: tuple[Pooling, ...] | None = None  # the explicit argument, which overrides the module's own pooling
     tokens: list[Step] = field(default_factory=list)
     after: list[Step] = field(default_factory=list)
     pooling: tuple[Pooling, ...] | None = None
@@ -102,7 +102,7 @@ class _Chain:
     widths: list[int | None] = field(default_factory=list)
 
     def expect(self, width: int | None, path: Path) -> None:
-        """Note the width that a module expects; it must be the one that the module before gives."""
+        """Record the width that a module expects; it must equal the output width of the previous module."""
         if not self.widths:
             self.widths.append(width)
         elif self.widths[-1] is None:
@@ -115,11 +115,11 @@ class _Chain:
 
 
 def read_steps(root: Path, modules: Sequence[Module], pooling: tuple[Pooling, ...] | None = None) -> Stated:
-    """Return what the modules behind the transformer do; an explicit pooling overrides that of the files.
+    """Return the steps of the modules after the transformer; an explicit pooling overrides that of the files.
 
     Raises:
         FileNotFoundError: a module's folder or configuration is missing.
-        ValueError: a configuration has a key or a value that penult does not know, or the modules do not fit together.
+        ValueError: a configuration has an unknown key or value, or the widths of the modules do not match.
     """
     inputs = [module for module in modules if module.is_input]
     if modules and (not modules[0].is_input or len(inputs) > 1):
@@ -143,7 +143,7 @@ def read_steps(root: Path, modules: Sequence[Module], pooling: tuple[Pooling, ..
 
 
 def read_pooling(root: Path) -> Stated:
-    """Return what 1_Pooling says in a folder without modules.json, as some mirrors have it; nothing where there is none."""
+    """Return the configuration in 1_Pooling of a folder without modules.json, as in some mirrors; empty if missing."""
     if not (root / "1_Pooling" / "config.json").exists():
         return Stated()
     chain = _Chain(root, TOKENS)
@@ -152,10 +152,10 @@ def read_pooling(root: Path) -> Stated:
 
 
 def check_keys(path: Path, config: Iterable[str], known: Iterable[str]) -> None:
-    """Refuse a key that is not in the allow-list.
+    """Raise an error for a key that is not in the allow-list.
 
     Raises:
-        ValueError: there is one.
+        ValueError: there is such a key.
     """
     unknown = sorted(set(config) - set(known))
     if unknown:
@@ -166,7 +166,7 @@ def check_keys(path: Path, config: Iterable[str], known: Iterable[str]) -> None:
 
 
 def late_interaction(root: Path, modules: Sequence[Module], stated: Stated) -> str:
-    """Return what a model is whose modules give one vector per token; empty where they pool, or where there are none."""
+    """Return a description of a model whose modules output one vector per token; empty if they pool or there are none."""
     if not modules or stated.pooling is not None or modules[0].kind != "Transformer":
         return ""
     return f"{root} is {LATE_INTERACTION} (modules.json has no Pooling). Load a text embedding model."
@@ -187,7 +187,7 @@ def _config(chain: _Chain, module: Module, known: Iterable[str], *, needed: bool
 
 
 def _feature(path: Path, default: str) -> str:
-    """Return which feature a module changes; one that writes another than it reads is refused."""
+    """Return the feature that a module changes; raise an error if it reads one and writes another."""
     name = value_of(path, "module_input_name", str, "the name of a feature") or default
     output = value_of(path, "module_output_name", str, "the name of a feature") or name
     if name not in (TOKENS, SENTENCE) or output != name:
@@ -213,7 +213,7 @@ def _pooling(chain: _Chain, module: Module) -> None:
 
 
 def _modes(path: Path, config: Mapping[str, Any]) -> tuple[Pooling, ...]:
-    """Return the poolings; the newer key counts more than the older flags, and no flag means the mean."""
+    """Return the poolings; the newer key overrides the older flags, and without any flag it is the mean."""
     stated = value_of(path, "pooling_mode", str | list, "a name or a list of names")
     if stated:
         names = [stated] if isinstance(stated, str) else list(map(str, stated))
@@ -249,7 +249,7 @@ def _residual(given: int | None, made: int | None) -> str:
 
 
 def _activation(path: Path, config: Mapping[str, Any]) -> str:
-    """Return the class of torch.nn; sentence-transformers itself replaces any other by Tanh, with a warning."""
+    """Return the name of the torch.nn class; sentence-transformers replaces all other classes by Tanh, with a warning."""
     stated = value_of(path, "activation_function", str, "the name of a class")
     if stated is None:
         return "Identity" if "activation_function" in config else "Tanh"
@@ -266,7 +266,7 @@ def _normalize(chain: _Chain, module: Module) -> None:
     path, _ = _config(chain, module, ("module_input_name", "module_output_name"), needed=False)
     feature = _feature(path, SENTENCE)
     if feature == SENTENCE and chain.feature == TOKENS:
-        # sentence-transformers normalizes what is there, and before the pooling there is no sentence embedding. Where no
+        # sentence-transformers normalizes only existing features, and there is no sentence embedding before pooling. If no
         # module pools, the graph does.
         if not chain.pools:
             chain.after.append("normalize")
@@ -283,11 +283,11 @@ def _layer_norm(chain: _Chain, module: Module) -> None:
 
 
 def _dropout(chain: _Chain, module: Module) -> None:
-    _config(chain, module, ("dropout",), needed=False)  # it does nothing once a model is trained
+    _config(chain, module, ("dropout",), needed=False)  # it has no effect at inference
 
 
 def _steps_of(chain: _Chain, path: Path, feature: str) -> list[Step]:
-    """Return the list that a step on a feature belongs to."""
+    """Return the list of steps on a feature."""
     if feature != chain.feature:
         order = "before" if feature == SENTENCE else "after"
         raise ValueError(f"{path}: the module changes {feature!r} {order} the pooling, where penult has no such step.")

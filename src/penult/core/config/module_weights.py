@@ -1,7 +1,7 @@
-"""The weights of a module's folder, as NumPy arrays: dense layers, layer norms and tables of static embeddings.
+"""Read the weights of a module as NumPy arrays: dense layers, layer norms and tables of static embeddings.
 
-It reads safetensors by itself and a pickled pytorch_model.bin only where torch is installed, through torch's reader of weights
-alone. A key that is missing or that nobody asked for is an error: a weight left out gives other vectors. It knows no onnx.
+safetensors files are read directly. A pickled pytorch_model.bin is read only with torch, with weights_only=True. A missing or
+unexpected key is an error, because ignoring a weight would change the vectors. Independent of onnx.
 """
 
 import importlib.metadata
@@ -20,20 +20,20 @@ from penult.core.config.config_json import check_content
 from penult.extras import install_hint
 
 Floats = NDArray[np.float32]
-Shape = tuple[str, ...]  # a letter stands for any size, everywhere for the same: ("D", "H"), ("D",)
+Shape = tuple[str, ...]  # each letter is a size, the same wherever it occurs: ("D", "H"), ("D",)
 
 SAFETENSORS, PICKLE = "model.safetensors", "pytorch_model.bin"  # in the order in which sentence-transformers looks for them
 _MOST_BYTES = 2**33  # a static embedding of two million tokens has this size
 _TYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1", "U8": "u1",
           "BF16": "<u2"}  # fmt: skip
-_SAFE_TORCH = (2, 6)  # before it, a hostile pickle can run code in spite of weights_only=True (CVE-2025-32434)
+_SAFE_TORCH = (2, 6)  # in older versions a hostile pickle can run code despite weights_only=True (CVE-2025-32434)
 
 
 def weights_path(folder: Path) -> Path:
-    """Return the file of a module's weights, the one that `read_weights` reads.
+    """Return the weight file of a module, as `read_weights` reads it.
 
     Raises:
-        FileNotFoundError: there is none.
+        FileNotFoundError: the module has no weight file.
         ValueError: the weights are split into several files.
     """
     for name in (SAFETENSORS, PICKLE):
@@ -46,16 +46,16 @@ def weights_path(folder: Path) -> Path:
 
 
 def read_weights(folder: Path, shapes: Mapping[str, Shape], optional: Shape = ()) -> dict[str, Floats]:
-    """Read the weights of a module as float32, exactly those that are named.
+    """Read the weights of a module as float32; the file must have exactly the named keys.
 
     Args:
-        folder: the module's.
+        folder: the module's folder.
         shapes: key -> its axes, one letter each; axes of the same letter have the same size.
         optional: keys that may be missing.
 
     Raises:
         FileNotFoundError: there are no weights, or they are pickled and torch is not installed.
-        ValueError: the file is not whole, a key is missing or unexpected, or a weight has another shape.
+        ValueError: the file is incomplete, a key is missing or unexpected, or a weight has another shape.
     """
     path = weights_path(folder)
     arrays = _read(path)
@@ -75,11 +75,11 @@ def read_weights(folder: Path, shapes: Mapping[str, Shape], optional: Shape = ()
 
 
 def dense_weights(folder: Path, *, bias: bool | None, residual: bool) -> dict[str, Floats]:
-    """Read the weights of a Dense module: linear.weight (D, H), as torch keeps it, and what its configuration says it has.
+    """Read the weights of a Dense module: linear.weight (D, H), as torch stores it, and those that its configuration states.
 
     Args:
-        folder: the module's.
-        bias: whether there is a linear.bias (D,), as the configuration's `bias` says. None: as the file has it.
+        folder: the module's folder.
+        bias: whether there is a linear.bias (D,), as the configuration's `bias` states. None: if the file has it.
         residual: whether there is a residual.weight (D, H); `use_residual` where in_features and out_features differ.
 
     Raises:
@@ -105,15 +105,15 @@ def layer_norm_weights(folder: Path) -> dict[str, Floats]:
 
 
 def static_table(folder: Path) -> Floats:
-    """Read the table of a static embedding: (V, D), one row a token id.
+    """Read the table of a static embedding: (V, D), one row per token id.
 
-    1. sentence-transformers keeps it as embedding.weight.
-    2. model2vec keeps rows as embeddings, with a mapping (V,) from token ids to rows where tokens share rows, and weights (V,)
-       where tokens weigh differently. The row of a token is then embeddings[mapping[token]] * weights[token].
+    1. sentence-transformers stores it as embedding.weight.
+    2. model2vec stores rows as embeddings, with a mapping (V,) from token ids to rows if tokens share rows, and weights (V,) if
+       tokens are weighted. The row of a token is then embeddings[mapping[token]] * weights[token].
 
     Raises:
         FileNotFoundError: as `read_weights`.
-        ValueError: as `read_weights`, or the mapping and the weights do not fit the rows.
+        ValueError: as `read_weights`, or the mapping or the weights do not match the rows.
     """
     path = weights_path(folder)
     arrays = _read(path)
@@ -137,7 +137,7 @@ def static_table(folder: Path) -> Floats:
             "Fetch the file again."
         )
     rows = rows if mapping is None else rows[mapping]
-    if weights is not None:  # in float32 at least: half-precision products would be other vectors
+    if weights is not None:  # at least float32: half-precision products would change the vectors
         rows = np.asarray(rows, dtype=np.promote_types(rows.dtype, np.float32)) * weights[:, None]
     table = np.ascontiguousarray(rows, dtype=np.float32)
     if not np.isfinite(table).all():
@@ -146,7 +146,7 @@ def static_table(folder: Path) -> Floats:
 
 
 def stored_table(folder: Path) -> tuple[int, int] | None:
-    """Return offset and length of the table in its file, where that holds it in the form that `static_table` returns.
+    """Return offset and length of the table in its file, if it is stored in the form that `static_table` returns.
 
     Call it after `static_table`, which checks the file.
     """
@@ -190,7 +190,7 @@ def _is_real(array: NDArray[np.generic]) -> bool:
 
 
 def _are_rows(mapping: NDArray[np.generic], *, of: NDArray[np.generic]) -> bool:
-    """Return whether a mapping holds the numbers of rows."""
+    """Return whether all values of a mapping are valid row indices."""
     if mapping.ndim != 1 or mapping.dtype.kind not in "iu" or not mapping.size:
         return False
     return bool(mapping.min() >= 0 and mapping.max() < len(of))
@@ -216,7 +216,7 @@ def _read_safetensors(path: Path) -> dict[str, NDArray[np.generic]]:
         if kind not in _TYPES:
             raise ValueError(f"{path} holds {key[:80]} as {kind}; penult reads {', '.join(_TYPES)}. Save it in one of these.")
         array = np.frombuffer(tensor["data"], dtype=_TYPES[kind]).reshape(tensor["shape"])
-        # bfloat16 is the upper half of float32; NumPy does not have it.
+        # bfloat16 is the upper half of float32; NumPy does not support it.
         arrays[key] = (array.astype(np.uint32) << 16).view(np.float32) if kind == "BF16" else array
     return arrays
 
@@ -233,11 +233,11 @@ def _read_torch(path: Path) -> dict[str, NDArray[np.generic]]:
             f"{path} is pickled weights, which torch reads safely from version {'.'.join(map(str, _SAFE_TORCH))} on; upgrade "
             f"torch, or save the weights once as {SAFETENSORS}."
         )
-    import torch  # noqa: PLC0415, TID251 - the one use of it at run time, and only where a model keeps pickled weights
+    import torch  # noqa: PLC0415, TID251 - the only use at run time, and only for pickled weights
 
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-        # bfloat16 is widened, because NumPy does not have it.
+        # bfloat16 is converted to float32, because NumPy does not support it.
         arrays = {key: (t.float() if t.dtype == torch.bfloat16 else t).detach().numpy() for key, t in state.items()}
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, TypeError, KeyError, AttributeError) as error:
         reason = str(error).strip().partition("\n")[0][:200]
@@ -249,10 +249,10 @@ def _read_torch(path: Path) -> dict[str, NDArray[np.generic]]:
 
 
 def _torch_version() -> tuple[int, ...] | None:
-    """Return torch's version, None where torch is not installed; torch is not imported."""
+    """Return torch's version without importing it; None if torch is not installed."""
     if importlib.util.find_spec("torch") is None:
         return None
     try:
         return tuple(map(int, re.findall(r"\d+", importlib.metadata.version("torch"))[:2]))
-    except importlib.metadata.PackageNotFoundError:  # a folder of that name where Python looks
+    except importlib.metadata.PackageNotFoundError:  # a folder of that name on sys.path
         return None

@@ -1,8 +1,8 @@
-"""The modules of a sentence-transformers folder: which there are, in their order, for each role.
+"""Read the list of modules of a sentence-transformers folder, in order, for each role.
 
-Knows `modules.json`, `router_config.json` and which classes exist; must not know what a module's own configuration means
-(`module_config`) or where a graph lies (`source`). A class that is not known, or belongs to another kind of model (a
-reranker, a sparse encoder, late interaction), is an error: left out, it would give other vectors.
+This module handles `modules.json`, `router_config.json` and the known classes. `module_config` reads the configuration of each
+module, and `source` finds the graphs. An unknown class, or one of another kind of model (a reranker, a sparse encoder, late
+interaction), is an error: ignoring it would change the vectors.
 """
 
 import ast
@@ -20,10 +20,10 @@ _KINDS = (*INPUT_KINDS, "Pooling", "Dense", "Normalize", "LayerNorm", "Dropout",
 _SPARSE = ("MLMTransformer", "SpladePooling", "SparseAutoEncoder", "SparseStaticEmbedding", "CSRSparsity", "IDF")
 _LATE_INTERACTION = ("MultiVectorMask", "TokenPooling")
 _RERANKER = ("LogitScore",)
-# As sentence-transformers resolves a role: names of a route, in order.
+# Route names of each role, in the order of sentence-transformers.
 _ROUTE_NAMES: Mapping[Role, tuple[str, ...]] = {"query": ("query",), "document": ("document", "passage", "corpus", "doc")}
 
-_MOST_ROUTERS = 100  # models have one; files of a few bytes could name thousands inside each other
+_MOST_ROUTERS = 100  # models have one; small files could nest thousands
 
 RERANKER = "a reranker (cross-encoder): it scores pairs of a query and a document and gives no vector of a text"
 SPARSE = "a sparse encoder (SPLADE): its vectors have a weight for each word of the vocabulary"
@@ -33,7 +33,7 @@ _MODEL_TYPES = {"CrossEncoder": RERANKER, "SparseEncoder": SPARSE, "MultiVectorE
 
 @dataclass(frozen=True, slots=True)
 class Module:
-    """One module: the last word of its class, its folder inside the model's, and the whole class path."""
+    """A module: its class name, its folder inside the model's, and its full class path."""
 
     kind: str
     folder: str
@@ -41,15 +41,15 @@ class Module:
 
     @property
     def is_input(self) -> bool:
-        """Whether it turns text into embeddings."""
+        """Whether the module turns text into embeddings."""
         return self.kind in INPUT_KINDS
 
 
 def read_modules(folder: Path) -> dict[Role, tuple[Module, ...]]:
-    """Return the modules that a text of each role passes, routers resolved; empty where there is no modules.json.
+    """Return the modules of each role in order, with routers resolved; empty if there is no modules.json.
 
     Raises:
-        ValueError: a file is not what it should be, a class is not known, or the model is of a kind that has no text vectors.
+        ValueError: a file is invalid, a class is unknown, or the model is of a kind without text vectors.
     """
     _check_model_type(folder)
     path = folder / "modules.json"
@@ -102,8 +102,8 @@ def _check_kind(path: Path, module: Module) -> None:
 def _flat(
     root: Path, path: Path, modules: list[Module], role: Role, *, depth: int = 0, routers: list[Path] | None = None
 ) -> list[Module]:
-    """Return the modules of a role, each router replaced by the modules of its route; `routers` are those met so far."""
-    if depth > 4:  # a router inside a router inside ...: no model has that
+    """Return the modules of a role, each router replaced by the modules of its route; `routers` has those seen so far."""
+    if depth > 4:  # no model nests routers so deeply
         raise ValueError(f"{path} nests routers more than four deep; fetch it again.")
     flat: list[Module] = []
     routers = [] if routers is None else routers
@@ -128,7 +128,7 @@ def _flat(
 
 
 def _router_config(folder: Path) -> tuple[Path, dict[str, Any]]:
-    """Read a router's configuration; models saved before sentence-transformers 4 call the file config.json."""
+    """Read a router's configuration; before sentence-transformers 4 the file was named config.json."""
     path = next((p for p in (folder / "router_config.json", folder / "config.json") if p.exists()), None)
     if path is None:
         raise FileNotFoundError(f"{folder} has no router_config.json, which modules.json asks for; fetch the whole model.")
@@ -141,7 +141,7 @@ def _router_config(folder: Path) -> tuple[Path, dict[str, Any]]:
 
 
 def _route(path: Path, config: Mapping[str, Any], role: Role) -> str:
-    """Return the name of the route that texts of a role take, as sentence-transformers' Router resolves it."""
+    """Return the name of a role's route, as sentence-transformers' Router resolves it."""
     structure: Mapping[str, Any] = config["structure"]
     parameters: Mapping[str, Any] = config.get("parameters") or {}
     unknown = set(parameters) - {"default_route", "allow_empty_key", "route_mappings"}
@@ -160,7 +160,7 @@ def _route(path: Path, config: Mapping[str, Any], role: Role) -> str:
 
 
 def _route_mappings(path: Path, stated: object) -> dict[tuple[object, object], str]:
-    """Read keys as "('query', 'text')", which is how a tuple is saved."""
+    """Parse keys like "('query', 'text')", the saved form of a tuple."""
     if not stated:
         return {}
     if not isinstance(stated, dict):
@@ -171,7 +171,7 @@ def _route_mappings(path: Path, stated: object) -> dict[tuple[object, object], s
         if not isinstance(pair, tuple) or len(pair) != 2 or not all(map(_is_name, pair)):
             raise ValueError(f"{path}: the route {key[:80]!r} is not a pair of task and modality; fetch it again.")
         task, modality = pair
-        if not isinstance(modality, tuple):  # several modalities at once: never plain text
+        if not isinstance(modality, tuple):  # several modalities at once: not plain text
             mappings[task, modality] = str(route)
     return mappings
 
@@ -184,5 +184,5 @@ def _literal(text: str) -> object:
 
 
 def _is_name(value: object) -> bool:
-    """Return whether a value names a task or modalities."""
+    """Return whether a value is a name of a task or of modalities."""
     return value is None or isinstance(value, str) or (isinstance(value, tuple) and all(isinstance(v, str) for v in value))

@@ -1,7 +1,7 @@
-"""What a folder's files say about its tokenizer beside tokenizer.json: tokenizer_config.json and the two older files.
+"""Tokenizer settings besides tokenizer.json: tokenizer_config.json and the two older files.
 
-transformers applies these settings over tokenizer.json, so that they decide ids as much as it does. This file reads and merges
-them; it imports no tokenizer. `tokenizer_overrides` says what each of them changes.
+transformers applies these settings over tokenizer.json, so they affect token ids just as much. This module reads and merges
+them without importing a tokenizer. `tokenizer_overrides` applies them.
 """
 
 import json
@@ -29,7 +29,7 @@ NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token",
 _LISTS = ("extra_special_tokens", "additional_special_tokens")
 USED = (*_BOOLS, *NAMED_TOKENS, *_LISTS, "added_tokens_decoder", "padding_side", "truncation_side", "model_max_length",
         "model_input_names")  # fmt: skip
-# Where files come from, how transformers is called and how ids become text again: none of it changes the ids of a text.
+# Origins of files, arguments of transformers and settings of decoding: none of them changes the ids of a text.
 _HARMLESS = (
     "use_fast", "trust_remote_code", "cache_dir", "token", "use_auth_token", "revision", "code_revision", "local_files_only",
     "force_download", "resume_download", "proxies", "name_or_path", "padding", "truncation", "max_length", "max_len", "stride",
@@ -37,7 +37,7 @@ _HARMLESS = (
     "clean_up_tokenization_spaces", "chat_template", "processor_class", "use_default_system_prompt", "remove_space", "backend",
 )  # fmt: skip
 
-# Every file that the fingerprint has always covered, in this order.
+# All files that the first version of the fingerprint covered, in this order.
 _LEGACY_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model")
 _OLDER_FILES = (
     "vocab.json", "merges.txt", "tokenizer.model", "bpe.codes", "added_tokens.json", "special_tokens_map.json", "tekken.json",
@@ -47,7 +47,7 @@ VOCABULARIES = ("vocab.txt", "vocab.json", "bpe.codes", "tekken.json")
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """An added token: its text, and how it is found in a text (keys of tokenizers' AddedToken; absent: its default)."""
+    """An added token: its text and its matching flags (keys of tokenizers' AddedToken; absent: the default)."""
 
     content: str
     flags: Mapping[str, bool] = field(default_factory=dict)
@@ -55,18 +55,18 @@ class Token:
 
 @dataclass(frozen=True, slots=True)
 class TokenizerConfig:
-    """The settings of a folder's tokenizer, merged.
+    """The merged settings of a folder's tokenizer.
 
     Attributes:
-        folder: where the files lie.
-        tokenizer_class: the class in transformers, without "Fast"; None where no file states one.
+        folder: folder of the files.
+        tokenizer_class: class in transformers, without "Fast". None: no file states it.
         has_model_type: whether config.json states the architecture, by which transformers then chooses a class.
-        flags: settings that are true or false. `strip_accents` may be None; others are absent then.
-        named: the special token of each office (`pad_token` and the like).
+        flags: boolean settings. `strip_accents` may be None; all others are absent instead.
+        named: special tokens by key (`pad_token` and the like).
         extra: further special tokens.
         decoder: added tokens by id, with their properties.
-        from_file: the name of the file that each setting came from, "settings" for an argument.
-        vocab_size: rows of the model's embedding, None where config.json does not say.
+        from_file: file name of each setting's origin, "settings" for an argument.
+        vocab_size: rows of the model's token embedding. None: config.json does not state it.
     """
 
     folder: Path
@@ -80,23 +80,23 @@ class TokenizerConfig:
     has_model_type: bool = False
 
     def place(self, key: str) -> str:
-        """Return where a setting came from, for an error."""
+        """Return the origin of a setting, for an error."""
         return _place(self.folder, self.from_file.get(key, "tokenizer_config.json"))
 
     def token(self, office: str) -> str | None:
-        """Return the special token of an office, None where no file names one."""
+        """Return the special token of a key such as `pad_token`; None if no file names it."""
         return self.named[office].content if office in self.named else None
 
 
 def read_config(folder: Path, settings: Mapping[str, object] | None = None) -> TokenizerConfig:
-    """Read and merge the settings of the tokenizer in a folder, in the order in which transformers does.
+    """Read and merge the settings of the tokenizer in a folder, in the order of transformers.
 
     Args:
-        folder: where tokenizer_config.json lies, if there is one.
+        folder: folder of tokenizer_config.json, if it exists.
         settings: keys that override those of tokenizer_config.json.
 
     Raises:
-        ValueError: a file is not a JSON object, a value has the wrong type, or `settings` has a key that penult does not have.
+        ValueError: a file is not a JSON object, a value has the wrong type, or `settings` has an unsupported key.
     """
     config = read_object(folder / "config.json")
     values, from_file = _merged(folder, settings or {})
@@ -124,7 +124,7 @@ def read_config(folder: Path, settings: Mapping[str, object] | None = None) -> T
 
 
 def stated_side(folder: Path, settings: Mapping[str, object] | None = None) -> tuple[str | None, str]:
-    """Return the side on which long texts are cut, None where no file says, and the name of the file that says it.
+    """Return the truncation side, None if no file states it, and the name of the file that states it.
 
     Raises:
         ValueError: as `read_config`, or the side is neither "right" nor "left".
@@ -133,12 +133,12 @@ def stated_side(folder: Path, settings: Mapping[str, object] | None = None) -> t
 
 
 def padding_side(folder: Path, settings: Mapping[str, object] | None = None) -> tuple[str | None, str]:
-    """Return the side on which short texts are padded, None where no file says, and the name of the file that says it."""
+    """Return the padding side, None if no file states it, and the name of the file that states it."""
     return _side(folder, settings, key="padding_side", section="padding")
 
 
 def gives_types(folder: Path, settings: Mapping[str, object] | None = None) -> bool:
-    """Return whether the tokenizer gives segment ids; transformers leaves them out where model_input_names lacks them.
+    """Return whether the tokenizer returns segment ids; transformers omits them if model_input_names lacks them.
 
     Raises:
         ValueError: model_input_names is not a list.
@@ -151,9 +151,9 @@ def gives_types(folder: Path, settings: Mapping[str, object] | None = None) -> b
 
 
 def decisive_files(folder: Path, settings: Mapping[str, object] | None = None) -> list[Path]:
-    """Return every file of a folder that decides the ids of a text, in a fixed order, for the fingerprint.
+    """Return every file of a folder that affects the ids of a text, in a fixed order, for the fingerprint.
 
-    Beside tokenizer.json, the older special_tokens_map.json and added_tokens.json count only where they change something.
+    With a tokenizer.json, the older special_tokens_map.json and added_tokens.json are included only if they change something.
     """
     names = [name for name in _LEGACY_FILES if (folder / name).exists()]
     if "tokenizer.json" in names:
@@ -167,7 +167,7 @@ def decisive_files(folder: Path, settings: Mapping[str, object] | None = None) -
 def _merged(folder: Path, settings: Mapping[str, object]) -> tuple[dict[str, Any], dict[str, str]]:
     """Merge the settings: arguments over special_tokens_map.json over tokenizer_config.json.
 
-    The older special_tokens_map.json counts only where no `added_tokens_decoder` is stated, as in transformers.
+    The older special_tokens_map.json is used only if no `added_tokens_decoder` is stated, as in transformers.
     """
     values: dict[str, Any] = dict(read_object(folder / "tokenizer_config.json"))
     from_file = dict.fromkeys(values, "tokenizer_config.json")
@@ -186,7 +186,7 @@ def _both_lists(first: object, second: object) -> bool:
 
 
 def _stated_class(values: Mapping[str, Any], from_file: Mapping[str, str], folder: Path) -> str | None:
-    """Return the class that tokenizer_config.json states; a setting may only repeat it."""
+    """Return the class that tokenizer_config.json states; a setting must equal it."""
     own = read_object(folder / "tokenizer_config.json").get("tokenizer_class")
     if from_file.get("tokenizer_class") != "settings":
         return _text(own)
@@ -227,7 +227,7 @@ def _flag(value: object, where: str, key: str) -> bool | None:
 
 
 def _token(value: object, where: str, key: str) -> Token:
-    """Read a special token, written as a string or as an object with its properties."""
+    """Parse a special token, written as a string or as an object with its properties."""
     content = value.get("content") if isinstance(value, dict) else value
     if not isinstance(content, str):
         raise ValueError(f"{where}: {key} is {short(value)}; it must be a token. Mend or fetch the file again.")  # noqa: TRY004
@@ -237,12 +237,12 @@ def _token(value: object, where: str, key: str) -> Token:
 
 
 def _is_own_token(key: str) -> bool:
-    """Return whether a key names a special token of the model's own, such as `image_token`."""
+    """Return whether a key names a model-specific special token, such as `image_token`."""
     return key.endswith("_token") and key not in (*_BOOLS, *_HARMLESS)
 
 
 def _named_extra(extra: object, where: Mapping[str, str]) -> dict[str, Token]:
-    """Read extra_special_tokens in its form with names."""
+    """Parse extra_special_tokens in its form with names."""
     place = next((where[name] for name in ("extra_special_tokens", *_LISTS) if name in where), "tokenizer_config.json")
     return {key: _token(value, place, key) for key, value in extra.items()} if isinstance(extra, dict) else {}
 
@@ -282,7 +282,7 @@ def _side(folder: Path, settings: Mapping[str, object] | None, *, key: str, sect
     if value is None:
         value, name, place = read_object(path).get(key), path.name, str(path)
         if key == "padding_side" and not (isinstance(value, str) and value):
-            value = None  # tools write anything here; it decides no vector where padding is masked
+            value = None  # tools write arbitrary values here; they do not affect vectors, since padding is masked
     if value is None:
         path = folder / "tokenizer.json"
         value, name, place, key = (_section(path, section) or {}).get("direction"), path.name, str(path), f"{section}.direction"
@@ -300,7 +300,7 @@ _HEAD_BYTES = 4096
 
 
 def _section(path: Path, name: str) -> dict[str, Any] | None:
-    """Return `truncation` or `padding` of tokenizer.json, read from the head of the file where tokenizers writes them."""
+    """Return `truncation` or `padding` of tokenizer.json, from the head of the file, where tokenizers writes them."""
     if not path.is_file():
         return None
     with path.open("rb") as file:
@@ -313,16 +313,16 @@ def _section(path: Path, name: str) -> dict[str, Any] | None:
         sections["padding"], _ = json.JSONDecoder().raw_decode(head, start.end() if start else len(head))
     except ValueError:
         check_content(path, "tokenizer")
-        sections = read_object(path)  # written by another program, in another order
+        sections = read_object(path)  # written by another program in another order
     value = sections.get(name)
     return value if isinstance(value, dict) else None
 
 
 def _decisive_beside(folder: Path, settings: Mapping[str, object] | None) -> list[str]:
-    """Return which of the older files change something beside tokenizer.json."""
+    """Return the older files that change something with a tokenizer.json."""
     stated = read_object(folder / "tokenizer_config.json") | dict(settings or {})
     if "added_tokens_decoder" in stated:
-        return []  # then transformers reads neither
+        return []  # then transformers reads neither file
     found = []
     added = read_object(folder / "added_tokens.json")
     older = read_object(folder / "special_tokens_map.json")
@@ -341,7 +341,7 @@ def _decisive_beside(folder: Path, settings: Mapping[str, object] | None) -> lis
 
 
 def _decides_office(tokenizer: Mapping[str, Any], stated: Mapping[str, Any], named: Mapping[str, Any]) -> bool:
-    """Return whether a token that only the older file names does what another token would do without it."""
+    """Return whether a token that only the older file names replaces another token."""
     padding = tokenizer.get("padding")
     own = padding.get("pad_token") if isinstance(padding, dict) else None
     defaults: Mapping[str, Iterable[object]] = {"pad_token": (own, "[PAD]", "<pad>"), "cls_token": ("[CLS]", "<s>")}
@@ -363,5 +363,5 @@ def _content(value: object) -> str | None:
 
 
 def _plain(value: object) -> object:
-    """Return a token as its text, and what is not one as it is."""
+    """Return the text of a token, and any other value unchanged."""
     return value if _content(value) is None else _content(value)

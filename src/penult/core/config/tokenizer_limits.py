@@ -1,6 +1,6 @@
-"""Refuse a tokenizer.json that makes far more of a text than the text is, or that takes far longer over a long word.
+"""Limits of a tokenizer.json: how much it may lengthen a text, and how long it may take for a long word.
 
-It knows what the parts of the file may do to a text's length; it reads no text and imports no tokenizer.
+This module computes them from the parts of the file, without tokenizing a text or importing a tokenizer.
 """
 
 import json
@@ -9,20 +9,20 @@ from pathlib import Path
 from typing import Any
 
 MOST_WORD = 1000
-"""The longest word in characters that WordPiece may look up; it takes the square of it. Known models have 100 or 200."""
+"""Maximum word length of WordPiece in characters; its time is quadratic in it. Known models have 100 or 200."""
 
-_MOST_GROWTH = 64  # times that replacements may lengthen a text; those of known models make none longer
-_MOST_MAP = 2**24  # characters of a map of characters; that of known models has half a million
+_MOST_GROWTH = 64  # maximum factor by which replacements may lengthen a text; in known models they do not
+_MOST_MAP = 2**24  # maximum characters of a precompiled character map; known models have half a million
 _NORMALIZER = re.compile(r'"normalizer"\s*:\s*(?=\{)')
-_ESCAPED = re.compile(r"\\u00[0-7]")  # an ASCII letter, which nobody needs to escape
+_ESCAPED = re.compile(r"\\u00[0-7]")  # an ASCII letter, which does not need an escape
 
 
 def check_normalizer(path: Path, text: str) -> None:
-    """Check the normalizer of a tokenizer.json, before the tokenizer is made, which normalizes its added tokens.
+    """Check the normalizer of a tokenizer.json, before it is built, since building normalizes the added tokens.
 
     Args:
         path: the file, for the error.
-        text: its text.
+        text: content of the file.
 
     Raises:
         ValueError: replacements lengthen a text too much.
@@ -33,11 +33,11 @@ def check_normalizer(path: Path, text: str) -> None:
             found = [json.loads(text).get("normalizer")]
         else:
             found, end = [], 0
-            while place := _NORMALIZER.search(text, end):  # not within another, which would be read again at each depth
+            while place := _NORMALIZER.search(text, end):  # not nested ones, which would be parsed again at each depth
                 normalizer, end = decoder.raw_decode(text, place.end())
                 found.append(normalizer)
     except (AttributeError, ValueError, RecursionError):
-        return  # tokenizers refuses it
+        return  # tokenizers rejects it
     for normalizer in found:
         if (growth := _growth(normalizer)) > _MOST_GROWTH:
             raise ValueError(
@@ -47,7 +47,7 @@ def check_normalizer(path: Path, text: str) -> None:
 
 
 def _growth(part: Any) -> float:  # noqa: ANN401 - JSON
-    """Return how many times as long a normalizer may make a text."""
+    """Return the maximum factor by which a normalizer lengthens a text."""
     if not isinstance(part, dict):
         return 1
     parts, pattern, content = part.get("normalizers"), part.get("pattern"), part.get("content")
@@ -62,6 +62,6 @@ def _growth(part: Any) -> float:  # noqa: ANN401 - JSON
         return max(1, len(part["precompiled_charsmap"]) / _MOST_MAP * _MOST_GROWTH)
     if isinstance(pattern, dict) and isinstance(content, str):
         text = pattern.get("String")
-        # A regular expression may match nothing, before every character.
+        # A regular expression may match the empty string, before every character.
         return max(1.0, len(content) / len(text)) if isinstance(text, str) and text else 1.0 + len(content)
     return 1

@@ -1,8 +1,8 @@
-"""What the settings of tokenizer_config.json change in the parts of tokenizer.json, as transformers does it.
+"""Apply the settings of tokenizer_config.json to the parts of tokenizer.json, as transformers does.
 
-A class of transformers applies its settings over tokenizer.json (or builds the same parts anew from them), and a generic class
-leaves the file alone. Each part (normalizer, pre-tokenizer, post-processor) is JSON here, as in the file: these are pure
-functions that import no tokenizer, and nothing depends on the version of a library.
+A tokenizer class of transformers applies its settings over tokenizer.json (or rebuilds the same parts from them); a generic
+class does not change the file's parts. Each part (normalizer, pre-tokenizer, post-processor) is JSON here, as in the file.
+These are pure functions without tokenizer imports, so that nothing depends on a library's version.
 """
 
 from collections.abc import Callable, Mapping
@@ -12,18 +12,18 @@ from penult.core.config.tokenizer_config import TokenizerConfig
 
 Part = dict[str, Any]
 
-# Classes whose BertNormalizer is made of do_lower_case (default true), strip_accents (null) and tokenize_chinese_chars (true).
+# Classes whose BertNormalizer is built from do_lower_case (default true), strip_accents (null), tokenize_chinese_chars (true).
 _BERT = (
     "BertTokenizer", "DistilBertTokenizer", "ElectraTokenizer", "SqueezeBertTokenizer", "MobileBertTokenizer",
     "FunnelTokenizer", "LxmertTokenizer", "LayoutLMTokenizer", "LayoutLMv2Tokenizer", "MPNetTokenizer", "SplinterTokenizer",
     "DPRQuestionEncoderTokenizer", "DPRContextEncoderTokenizer", "DPRReaderTokenizer",
 )  # fmt: skip
-# Classes whose normalizer is a sequence with Lowercase as do_lower_case says, and whether NFKD and StripAccents are in it as
-# keep_accents says.
+# Classes whose normalizer is a sequence with Lowercase according to do_lower_case, and whether it has NFKD and StripAccents
+# according to keep_accents.
 _SEQUENCE: Mapping[str, bool] = {
     "AlbertTokenizer": True, "RemBertTokenizer": True, "DebertaV2Tokenizer": False, "XLNetTokenizer": False,
 }  # fmt: skip
-# The special tokens of a class, which count where no file names one.
+# The default special tokens of a class, if no file names them.
 _BRACKETS = ("[CLS]", "[SEP]", "[UNK]", "[PAD]", "[MASK]")
 _ANGLES = ("<s>", "</s>", "<unk>", "<pad>", "<mask>")
 _DEFAULT_TOKENS: Mapping[str, tuple[str, ...]] = {
@@ -36,21 +36,21 @@ _DEFAULT_TOKENS: Mapping[str, tuple[str, ...]] = {
     "AlbertTokenizer": ("<pad>", "<unk>", "[CLS]", "[SEP]", "[MASK]"),
     "BigBirdTokenizer": ("<s>", "</s>", "<unk>", "<pad>", "[CLS]", "[SEP]", "[MASK]"),
 }
-# Classes with a ByteLevel pre-tokenizer, and their default of add_prefix_space.
+# Classes with a ByteLevel pre-tokenizer, and their default for add_prefix_space.
 _BYTE_LEVEL: Mapping[str, bool] = {
     "RobertaTokenizer": False, "BartTokenizer": False, "LongformerTokenizer": False, "LEDTokenizer": False,
     "MvpTokenizer": False, "DebertaTokenizer": False, "GPT2Tokenizer": False, "CodeGenTokenizer": False,
     "GPTNeoXTokenizer": False, "Qwen2Tokenizer": False, "MarkupLMTokenizer": False, "WhisperTokenizer": False,
     "BlenderbotTokenizer": True, "LayoutLMv3Tokenizer": True,
 }  # fmt: skip
-# Classes whose Metaspace pre-tokenizer follows add_prefix_space, and the scheme that stands for false.
+# Classes whose Metaspace pre-tokenizer follows add_prefix_space, and the prepend scheme for false.
 _METASPACE: Mapping[str, str] = {
     "XLMRobertaTokenizer": "never", "CamembertTokenizer": "never", "AlbertTokenizer": "never",
     "BigBirdTokenizer": "never", "RemBertTokenizer": "never", "BarthezTokenizer": "never", "XGLMTokenizer": "never",
     "LlamaTokenizer": "never", "CodeLlamaTokenizer": "never", "DebertaV2Tokenizer": "first",
 }  # fmt: skip
-# Classes whose post-processor is made of add_bos_token and add_eos_token: their BOS and EOS, and what an absent flag means
-# (None: what the file does).
+# Classes whose post-processor is built from add_bos_token and add_eos_token: their BOS and EOS, and the default of the flags
+# (None: as in the file).
 _ENDS: Mapping[str, tuple[str, str, bool | None]] = {
     "LlamaTokenizer": ("<s>", "</s>", None),
     "CodeLlamaTokenizer": ("<s>", "</s>", None),
@@ -61,12 +61,12 @@ _ENDS: Mapping[str, tuple[str, str, bool | None]] = {
 
 
 def default_tokens(config: TokenizerConfig) -> tuple[str, ...]:
-    """Return the special tokens of the tokenizer's class where no file names one."""
+    """Return the default special tokens of the tokenizer's class, for those that no file names."""
     return () if config.named else _DEFAULT_TOKENS.get(config.tokenizer_class or "", ())
 
 
 def lowercase_first(normalizer: Part | None) -> Part | None:
-    """Return a normalizer that lowercases before anything else, unless it has a Lowercase of its own."""
+    """Return a normalizer that lowercases first, unless it already has a Lowercase."""
     parts = _parts(normalizer)
     if any(part["type"] == "Lowercase" for part in parts):
         return normalizer
@@ -74,7 +74,7 @@ def lowercase_first(normalizer: Part | None) -> Part | None:
 
 
 def _parts(normalizer: Part | None) -> list[Part]:
-    """Return the parts of a sequence, or what there is as a list of one."""
+    """Return the parts of a sequence, or a single part as a list."""
     if normalizer is None:
         return []
     parts: list[Part] = normalizer["normalizers"] if normalizer["type"] == "Sequence" else [normalizer]
@@ -82,7 +82,7 @@ def _parts(normalizer: Part | None) -> list[Part]:
 
 
 def _mapped(part: Part | None, key: str, change: Callable[[Part], Part | None]) -> Part | None:
-    """Apply a change to a part and, in a sequence, to each of its own; None leaves one out."""
+    """Apply a change to a part, or to each part of a sequence; None removes a part."""
     if part is None:
         return None
     if part["type"] != "Sequence":
@@ -92,7 +92,7 @@ def _mapped(part: Part | None, key: str, change: Callable[[Part], Part | None]) 
 
 
 def normalizer(part: Part | None, config: TokenizerConfig) -> Part | None:
-    """Return the normalizer that do_lower_case, strip_accents, tokenize_chinese_chars and keep_accents ask for."""
+    """Return the normalizer according to do_lower_case, strip_accents, tokenize_chinese_chars and keep_accents."""
     name, flags = config.tokenizer_class, config.flags
     if name in _BERT or (name is None and config.has_model_type):  # only these classes have a BertNormalizer
         values = {
@@ -112,7 +112,7 @@ def normalizer(part: Part | None, config: TokenizerConfig) -> Part | None:
 
 
 def _accents(parts: list[Part], keep: bool | None) -> list[Part]:  # noqa: FBT001
-    """Take NFKD and StripAccents out, or put them in before what lowercases and maps characters."""
+    """Remove NFKD and StripAccents, or insert them before parts that lowercase and map characters."""
     present = any(part["type"] == "StripAccents" for part in parts)
     if keep and present:
         return [part for part in parts if part["type"] not in ("NFKD", "StripAccents")]
@@ -123,7 +123,7 @@ def _accents(parts: list[Part], keep: bool | None) -> list[Part]:  # noqa: FBT00
 
 
 def _lowercase(parts: list[Part], wanted: bool | None) -> list[Part]:  # noqa: FBT001
-    """Take Lowercase out, or put it in: behind StripAccents where there is one, since NFKD makes capitals."""
+    """Remove Lowercase, or insert it: after StripAccents if there is one, since NFKD can produce capitals."""
     present = any(part["type"] == "Lowercase" for part in parts)
     if wanted is False and present:
         return [part for part in parts if part["type"] != "Lowercase"]
@@ -134,7 +134,7 @@ def _lowercase(parts: list[Part], wanted: bool | None) -> list[Part]:  # noqa: F
 
 
 def pre_tokenizer(part: Part | None, config: TokenizerConfig) -> Part | None:
-    """Return the pre-tokenizer that add_prefix_space asks for."""
+    """Return the pre-tokenizer according to add_prefix_space."""
     name = config.tokenizer_class or ""
     stated = config.flags.get("add_prefix_space")
     prefix = _BYTE_LEVEL.get(name) if stated is None else stated
@@ -156,18 +156,18 @@ def _scheme(part: Part, name: str, *, stated: bool) -> str:
 
 
 def post_processor(part: Part | None, config: TokenizerConfig, token_id: Callable[[str], int | None]) -> Part | None:
-    """Return the post-processor that add_bos_token and add_eos_token ask for.
+    """Return the post-processor according to add_bos_token and add_eos_token.
 
-    A template with CLS or SEP stays. A flag that is false takes its token out only where the class makes its template of the
-    flags: elsewhere (Qwen2's, GPT-2's) the file's template is the author's.
+    A template with CLS or SEP is kept. A false flag removes its token only if the class builds its template from the flags; for
+    other classes (Qwen2, GPT-2) the file's template is the author's choice.
 
     Args:
-        part: the file's own.
+        part: the file's own post-processor.
         config: the settings.
-        token_id: gives the id of a token, None for one that the vocabulary lacks.
+        token_id: returns the id of a token, or None if the vocabulary lacks it.
 
     Raises:
-        ValueError: the vocabulary lacks a token that is to be added.
+        ValueError: the vocabulary lacks a token to add.
     """
     bos, eos, absent = _ENDS.get(config.tokenizer_class or "", (None, None, None))
     for flag, office, default, at in (("add_bos_token", "bos_token", bos, 0), ("add_eos_token", "eos_token", eos, -1)):
@@ -186,7 +186,7 @@ def post_processor(part: Part | None, config: TokenizerConfig, token_id: Callabl
 
 
 def _is_bert_like(part: Part | None, config: TokenizerConfig) -> bool:
-    """Return whether a post-processor puts CLS or SEP around a text."""
+    """Return whether a post-processor adds CLS or SEP to a text."""
     if part is None:
         return False
     if part["type"] == "Sequence":
@@ -197,7 +197,7 @@ def _is_bert_like(part: Part | None, config: TokenizerConfig) -> bool:
 
 
 def _with_end(processor: Part | None, token: str, index: int | None, *, at: int) -> Part | None:
-    """Put a token at the start (`at` 0) or the end (-1) of every text, unless the template has one there already."""
+    """Add a token at the start (`at` 0) or the end (-1) of the template, unless it already has a special token there."""
     if processor is None or processor["type"] == "ByteLevel":
         template: Part = {"type": "TemplateProcessing", "special_tokens": {}, "single": [_sequence("A", 0)]}
         template["pair"] = [_sequence("A", 0), _sequence("B", 1)]
@@ -218,7 +218,7 @@ def _with_end(processor: Part | None, token: str, index: int | None, *, at: int)
 
 
 def _without_end(processor: Part | None, token: str, *, at: int) -> Part | None:
-    """Take a token from the start or the end of the template, if it is exactly that one."""
+    """Remove a token from the start or the end of the template, if it is exactly this token."""
 
     def change(part: Part) -> Part:
         single = part.get("single") if part["type"] == "TemplateProcessing" else None

@@ -1,7 +1,7 @@
-"""What a Transformer module's own file says about reading texts: lengths, lower case, tokenizer arguments, the output.
+"""Read the configuration file of a Transformer module: lengths, lowercasing, tokenizer arguments, the output.
 
-sentence-transformers keeps it in `sentence_bert_config.json` or one of six older names. As in `module_config`, a key that
-decides a vector is used, one that is known to be harmless is skipped, and any other is an error.
+sentence-transformers stores it in `sentence_bert_config.json` or under one of six older names. As in `module_config`, a key
+that affects vectors is used, a key known to be harmless is skipped, and any other is an error.
 """
 
 from collections.abc import Mapping
@@ -28,7 +28,7 @@ _KNOWN = (
     "transformer_task", "modality_config", "module_output_name", "tokenizer_args", "processor_kwargs",
     "model_args", "model_kwargs", "config_args", "config_kwargs", "unpad_inputs", "tokenizer_name_or_path", "backend",
 )  # fmt: skip
-# How torch loads and runs the weights: nothing of it changes an exported graph.
+# How torch loads and runs the weights; none of it affects an exported graph.
 _HARMLESS_MODEL = (
     "torch_dtype", "dtype", "attn_implementation", "device_map", "trust_remote_code", "provider", "file_name", "export",
     "subfolder", "revision", "token", "cache_dir", "local_files_only", "use_safetensors", "low_cpu_mem_usage",
@@ -45,16 +45,16 @@ _TASKS = {"sequence-classification": RERANKER, "text-generation": RERANKER, "any
 
 @dataclass(frozen=True, slots=True)
 class TransformerConfig:
-    """What the file says; `name` is empty where there is none.
+    """Content of the file; `name` is empty if the file does not exist.
 
     Attributes:
-        max_seq_length: the most tokens of a text.
-        lengths: the most tokens of a text of one role, which count more than `max_seq_length`.
-        lowercase: whether texts are lowercased before the tokenizer.
-        tokenizer: settings laid over tokenizer_config.json.
-        special_tokens: whether special tokens are added.
-        output: the graph's own output that the module gives, where it is not the last hidden state.
-        layer: the hidden state that the module gives, where it is not the last.
+        max_seq_length: maximum tokens per text.
+        lengths: maximum tokens per text by role, which override `max_seq_length`.
+        lowercase: whether to lowercase texts before the tokenizer.
+        tokenizer: settings that override tokenizer_config.json.
+        special_tokens: whether to add special tokens.
+        output: output of the graph that the module returns, if it is not the last hidden state.
+        layer: hidden state that the module returns, if it is not the last.
     """
 
     name: str = ""
@@ -71,7 +71,7 @@ def read_transformer(folder: Path) -> TransformerConfig:
     """Read the file in the folder of a Transformer module.
 
     Raises:
-        ValueError: a key or a value is not known, or says that the model gives no text vectors.
+        ValueError: a key or a value is unknown, or states that the model has no text vectors.
     """
     path = next((folder / name for name in FILES if read_object(folder / name)), None)
     if path is None:
@@ -116,7 +116,7 @@ def _object(path: Path, name: str) -> dict[str, Any]:
 
 
 def _processing(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Read how the tokenizer is called: what holds for every modality, and for text."""
+    """Return the tokenizer's call arguments: those of every modality, and those of text."""
     processing = _object(path, "processing_kwargs")
     check_keys(path, processing, ("common", "text", "audio", "image", "video", "chat_template"))
     known = ("max_length", "truncation", "add_special_tokens", *_HARMLESS_TEXT)
@@ -133,7 +133,7 @@ def _processing(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _lengths(path: Path, common: Mapping[str, Any], text: Mapping[str, Any]) -> dict[Role, int]:
-    """Return the most tokens of a text by role; what the tokenizer is called with counts more than the role's own."""
+    """Return the maximum tokens per text by role; the tokenizer's call arguments override the role's own length."""
     called = {**text, **common}
     if "max_length" in called:
         length = _length(path, called["max_length"], "max_length")
@@ -144,7 +144,7 @@ def _lengths(path: Path, common: Mapping[str, Any], text: Mapping[str, Any]) -> 
 
 
 def as_length(value: object) -> int | None:
-    """Take a stated length seriously only if it is one: files also hold 0, null and 1e30 for "no limit"."""
+    """Return a stated length, or None if it is not one: files also contain 0, null and 1e30 for "no limit"."""
     return int(value) if isinstance(value, int | float) and not isinstance(value, bool) and 1 <= value <= 1_000_000 else None
 
 
@@ -155,7 +155,7 @@ def _length(path: Path, value: object, key: str) -> int | None:
 
 
 def _output(path: Path) -> tuple[str | None, int | None]:
-    """Return which output, or which hidden state, the text modality gives."""
+    """Return the output, or the hidden state, of the text modality."""
     modalities = _object(path, "modality_config")
     if "message" in modalities:
         raise ValueError(
