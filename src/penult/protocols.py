@@ -256,6 +256,9 @@ def _words(reply: Reply) -> str:
 
 
 def _penult(said: Mapping[str, Any], model: str | None) -> Server:
+    served = said.get("served_models")  # older versions do not report it
+    if model is None and isinstance(served, list) and len(served) > 1:
+        raise ValueError(f"The server has several models; name one with model=: {', '.join(map(str, served))}.")
     # Servers of older versions do not report these two, and would silently ignore a prompt.
     longest, prompts = said.get("max_prompt_chars", 0), said.get("prompts")
     return Server(

@@ -32,9 +32,14 @@ def client(served):
 def models_folder(tmp_path_factory):
     """Make a tiny model of another kind, once for each name."""
     root = tmp_path_factory.mktemp("more")
+    made: dict[str, dict[str, object]] = {}
 
     def make(name: str, **options) -> Path:
-        return root / name if (root / name).exists() else tiny_model(root / name, **options)
+        if name not in made:
+            made[name] = options
+            return tiny_model(root / name, **options)
+        assert made[name] == options, f"{name} was made with other options; give this one another name"
+        return root / name
 
     return make
 

@@ -4,6 +4,7 @@ import pytest
 from models import tiny_model
 from server_kit import serving
 
+from penult import RemoteEmbedder
 from penult.deepsparse.arguments import TASK
 from penult.deepsparse.config_file import DeepSparseEndpoint
 from penult.server import ConfigError, EndpointConfig, ServerConfig
@@ -140,3 +141,16 @@ def test_an_endpoints_own_route_overrides(tiny, route):
 def test_public_name(model, name):
     """A path's last part that says something; Hub ids and stubs as they are."""
     assert public_name(model) == name
+
+
+def test_a_client_that_names_no_model(tiny, models_folder):
+    """`RemoteEmbedder` takes the only model; of several it takes none without being told which."""
+    endpoints = [
+        EndpointConfig(model=str(tiny), served_model_name="first", name="one"),
+        EndpointConfig(model=str(models_folder("max", pooling="max", normalize=False)), served_model_name="second", name="two"),
+    ]
+    with serving(*endpoints) as running:
+        with RemoteEmbedder(running.url) as remote, pytest.raises(ValueError, match=r"several models; name one.*first, second"):
+            remote.embed(["the cat"])
+        with RemoteEmbedder(running.url, model="second") as remote:
+            assert remote.embed(["the cat"]).shape == (1, 32)

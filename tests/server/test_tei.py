@@ -99,7 +99,7 @@ def test_info(client, embedder, tiny):
 def test_prompts(models_folder):
     """`prompt_name` takes the names of the model's files, as TEI's does, and `prompt` one of the request's own."""
     folder = models_folder(
-        "named", prompts={"query": "query: ", "passage": "passage: ", "STS": "the river ", "search_query": "x"}
+        "named too", prompts={"query": "query: ", "passage": "passage: ", "STS": "the river ", "search_query": "x"}
     )
     with serving(EndpointConfig(model=str(folder))) as running, Embedder.load(folder, threads=1) as local:
         for body, role, prompt in (

@@ -85,7 +85,7 @@ class TEIError(BaseModel):
 
 
 class Info(BaseModel):
-    """What is served; the last nine keys are penult's own."""
+    """What is served; the keys from `server` on are penult's own."""
 
     model_config = {"protected_namespaces": ()}
 
@@ -110,6 +110,7 @@ class Info(BaseModel):
     normalized: bool
     prompts: dict[str, str]
     prompt_names: list[str]
+    served_models: list[str]
     max_prompt_chars: int
     max_body_bytes: int
     max_text_chars: int
@@ -282,6 +283,7 @@ def _info(service: Service, endpoint: Endpoint, model: QueuedEmbedder) -> Info:
         normalized=recipe.unit_length,
         prompts={str(role): prompt for role, prompt in recipe.prompts.items()},
         prompt_names=prompt_names(recipe),
+        served_models=[each.model_id for each in service.endpoints],
         max_prompt_chars=MAX_PROMPT_CHARS,
         max_body_bytes=limits.max_body_bytes,
         max_text_chars=limits.max_text_chars,
