@@ -1,6 +1,7 @@
 """Fixtures every test may use: a cache of its own, a tiny real model, and data outside the repository where there is any."""
 
 import importlib.util
+import logging
 import os
 import signal
 import subprocess
@@ -80,3 +81,9 @@ def minilm(tmp_path_factory) -> Path:
 def hearing():
     """Let a child hear Ctrl-C: a shell's background jobs ignore it, and so do their children, these tests among them."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+@pytest.fixture
+def warnings_alone(caplog):
+    """Capture warnings and errors alone, whatever level an earlier test left in the root logger."""
+    caplog.set_level(logging.WARNING)

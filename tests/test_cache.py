@@ -2,7 +2,6 @@
 
 import errno
 import json
-import logging
 import os
 import re
 import shutil
@@ -19,13 +18,8 @@ from penult import Embedder
 from penult.core import cache as caching
 from penult.core import cache_entry, export
 
+pytestmark = pytest.mark.usefixtures("warnings_alone")
 CODE = "import sys; from penult import Embedder; print(Embedder.load(sys.argv[1], threads=1).embed(['the cat']).shape)"
-
-
-@pytest.fixture(autouse=True)
-def warnings_alone(caplog):
-    """Whatever level an earlier test left in the root logger."""
-    caplog.set_level(logging.WARNING)
 
 
 @pytest.fixture

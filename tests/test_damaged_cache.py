@@ -1,7 +1,6 @@
 """Whatever happens to a file of the cache, the next load gives the same vectors, and says so where it makes an entry again."""
 
 import hashlib
-import logging
 import os
 import shutil
 import signal
@@ -22,13 +21,8 @@ from penult import Embedder
 from penult.core import cache as caching
 from penult.core.cache_entry import making
 
+pytestmark = pytest.mark.usefixtures("warnings_alone")
 TEXTS = ["the cat", "a dog sat on the mat"]
-
-
-@pytest.fixture(autouse=True)
-def warnings_alone(caplog):
-    """Whatever level an earlier test left in the root logger."""
-    caplog.set_level(logging.WARNING)
 
 
 def inline(folder):

@@ -1,7 +1,5 @@
 """What a first load takes is compared with what the process may use, before the work."""
 
-import logging
-
 import pytest
 from models import tiny_model
 
@@ -10,11 +8,7 @@ from penult.core import memory
 
 UNLIMITED_V1 = "9223372036854771712"
 
-
-@pytest.fixture(autouse=True)
-def warnings_alone(caplog):
-    """Whatever level an earlier test left in the root logger."""
-    caplog.set_level(logging.WARNING)
+pytestmark = pytest.mark.usefixtures("warnings_alone")
 
 
 @pytest.mark.parametrize(

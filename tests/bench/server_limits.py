@@ -28,6 +28,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Self
 
+from server_load import start
+
 MB = 1_000_000
 
 
@@ -35,28 +37,7 @@ class Server:
     """A server on a free port."""
 
     def __init__(self, model: str, options: list[str]) -> None:
-        command = [
-            sys.executable,
-            "-m",
-            "penult",
-            "serve",
-            "--model_path",
-            model,
-            "--host",
-            "127.0.0.1",
-            "--port",
-            "0",
-            *options,
-        ]
-        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-        assert self.process.stderr is not None
-        for line in self.process.stderr:
-            if match := re.search(r"running on http://127\.0\.0\.1:(\d+)", line):
-                self.port = int(match[1])
-                break
-        else:
-            raise SystemExit("the server did not start")
-        threading.Thread(target=self.process.stderr.read, daemon=True).start()
+        self.process, self.port = start(model, "openai", options)
 
     def status(self, key: str) -> int:
         """Return a number of /proc: kB of memory, or the count of threads."""

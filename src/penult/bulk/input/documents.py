@@ -17,7 +17,6 @@ from penult.bulk.options import DEFAULT_READING, ReadOptions
 from penult.extras import install_hint
 
 COLUMNS = ("id", "text")
-PLAIN = (".md", ".markdown", ".rst", ".txt")
 WITH_EXTRA = (".html", ".htm", ".xhtml", ".pdf")
 # Elements that a browser shows as blocks, as table cells, and not at all.
 _BLOCKS = frozenset(
