@@ -1,4 +1,4 @@
-"""The messages on the troubleshooting page: each block of text there is what a test of this folder triggers.
+"""The messages on the troubleshooting page: each block of text there is what a test in tests/messages triggers.
 
 In docs/troubleshooting.md, every entry of a section is a heading of the third level and a ```text block that holds the message word for
 word. Paths and versions, which differ between machines, are written as names in capitals there: `check` gets what they stand for.
@@ -7,7 +7,7 @@ word. Paths and versions, which differ between machines, are written as names in
 import re
 from pathlib import Path
 
-PAGE = Path(__file__).parents[2] / "docs" / "troubleshooting.md"
+PAGE = Path(__file__).parents[1] / "docs" / "troubleshooting.md"
 
 
 def entries(section: str) -> dict[str, str]:
