@@ -4,11 +4,19 @@ VENV := .venv
 BIN := $(VENV)/bin
 OLDEST := .venv-oldest
 PACKAGES := -e integrations/langchain-penult -e integrations/llama-index-embeddings-penult
+OURS := penult langchain-penult llama-index-embeddings-penult
+EXTRAS := dev server parquet demo notebooks
+COMMA := ,
+SPACE := $(subst ,, )
 PROJECTS := pyproject.toml integrations/langchain-penult/pyproject.toml integrations/llama-index-embeddings-penult/pyproject.toml
+# The versions that the tests passed with, on Linux x86-64. LATEST=1 installs the newest ones instead, HASHES=1 checks
+# the hash of every file (as the workflows do).
+LOCKED := $(if $(LATEST),,-c .ci/constraints.txt)
+LOCK_FILES := $(if $(LATEST),,.ci/constraints.txt)
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .PHONY: demo test test-oldest coverage mutants fuzz lint fix bench bench-model bench-peers bare-install notebooks clean \
-	environment-demo environment-dev environment-oldest
+	lock release-check environment-demo environment-dev environment-hashes environment-oldest environment-release
 
 demo: environment-demo
 	@$(BIN)/python notebooks/demo.py $(if $(DOCS),--docs "$(DOCS)") $(if $(ASK),--ask "$(ASK)")
@@ -63,19 +71,40 @@ bench: environment-dev bench-model
 notebooks: environment-dev
 	$(BIN)/jupyter nbconvert --to notebook --execute --inplace --ExecutePreprocessor.record_timing=False notebooks/*.ipynb
 
+# Refresh .ci/lock.txt (versions and hashes) and .ci/constraints.txt (versions), with the newest of everything.
+lock:
+	test -d .venv-lock || $(PYTHON) -m venv .venv-lock
+	.venv-lock/bin/python -m pip install -q uv
+	.venv-lock/bin/uv pip compile -q --upgrade --universal --python-version 3.11 --generate-hashes --no-annotate --no-emit-index-url \
+		--custom-compile-command "make lock" $(OURS:%=--no-emit-package %) $(EXTRAS:%=--extra %) $(PROJECTS) -o .ci/lock.txt
+	grep -v -e "--hash" .ci/lock.txt | sed "s/ *[\\]$$//" > .ci/constraints.txt
+
+# All of a release but the upload, from a clean clone of HEAD: CONTRIBUTING.md, Releasing. RELEASE=1 before a release;
+# REQUIRE=3.11,3.12: Pythons that must be there; DIST=folder: where to copy the files; TAG=v1.2.3.
+release-check: environment-release
+	.venv-release/bin/python .ci/release_check.py $(if $(RELEASE),--release) $(if $(REQUIRE),--require $(REQUIRE)) \
+		$(if $(DIST),--output $(DIST)) $(if $(TAG),--tag $(TAG))
+
 # Each makes its environment anew where it is of another Python, and installs where a project's file has changed.
 environment-demo:
-	@$(PYTHON) .ci/environment.py $(VENV) demo $(PROJECTS) -- -e ".[demo]" $(PACKAGES)
+	@$(PYTHON) .ci/environment.py $(VENV) demo $(PROJECTS) $(LOCK_FILES) -- $(LOCKED) -e ".[demo]" $(PACKAGES)
 
-environment-dev:
-	@$(PYTHON) .ci/environment.py $(VENV) dev $(PROJECTS) -- -e ".[dev,server,parquet,demo,notebooks]" $(PACKAGES)
+environment-dev: $(if $(HASHES),environment-hashes)
+	@$(PYTHON) .ci/environment.py $(VENV) dev $(PROJECTS) $(LOCK_FILES) -- $(LOCKED) $(if $(HASHES),--no-build-isolation) \
+		-e ".[$(subst $(SPACE),$(COMMA),$(EXTRAS))]" $(PACKAGES)
+
+environment-hashes:
+	@$(PYTHON) .ci/environment.py $(VENV) hashes .ci/lock.txt -- --require-hashes -r .ci/lock.txt
+
+environment-release:
+	@$(PYTHON) .ci/environment.py .venv-release release -- build hatchling twine
 
 environment-oldest:
 	@$(PYTHON) .ci/environment.py $(OLDEST) oldest $(PROJECTS) tests/oldest.txt -- -r tests/oldest.txt \
 		-e ".[server,parquet,sentencepiece]" $(PACKAGES) pytest pytest-asyncio pytest-xdist hypothesis
 
 clean:
-	rm -rf $(VENV) $(OLDEST) .venv-fuzz .demo .bench
+	rm -rf $(VENV) $(OLDEST) .venv-fuzz .venv-lock .venv-release .demo .bench
 
 # all-MiniLM-L6-v2 for the benchmarks and a few tests: made by a script outside this repository where there is one, else
 # taken from the package that the demo uses.
