@@ -5,7 +5,7 @@
 
 The build runs in a temporary clone of HEAD, and three things are rewritten there. Extras that name a folder of this checkout
 become plain names. `project.urls` and absolute links of the READMEs are made from `repository` in [tool.release] of
-pyproject.toml. The working tree is not touched. Needs Python 3.11, build, hatchling and twine; `make release-check` installs them.
+pyproject.toml. The working tree is not touched. `make release-check` installs what it needs: build, hatchling, twine.
 """
 
 import argparse
