@@ -1,6 +1,6 @@
-"""Documents of a folder as texts: plain text in any common encoding, Markdown, HTML, and PDF where pypdf is installed.
+"""Read the documents of a folder: plain text in any common encoding, Markdown, HTML, and PDF if pypdf is installed.
 
-What is not read is counted and named, and so is every file whose encoding had to be guessed.
+Notes name the files that were skipped and those whose encoding was guessed.
 """
 
 import codecs
@@ -18,9 +18,9 @@ _BLOCKS = {"p", "div", "br", "li", "tr", "h1", "h2", "h3", "h4", "h5", "h6", "se
 
 
 def read_folder(folder: Path) -> tuple[dict[str, str], list[str]]:
-    """Read the documents below a folder, by their path in it, and return notes on what was left out or guessed."""
+    """Return the documents below a folder by relative path, and notes on skipped files and guessed encodings."""
     documents: dict[str, str] = {}
-    left_out: Counter[str] = Counter()
+    skipped: Counter[str] = Counter()
     guessed, failed = [], []
     pdf = importlib.util.find_spec("pypdf") is not None
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
@@ -28,7 +28,7 @@ def read_folder(folder: Path) -> tuple[dict[str, str], list[str]]:
         if any(part.startswith(".") for part in path.relative_to(folder).parts):
             continue
         if kind not in PLAIN | HTML | (PDF if pdf else set()):
-            left_out[kind or "no ending"] += 1
+            skipped[kind or "no extension"] += 1
             continue
         try:
             documents[name], certain = (_pdf(path), True) if kind in PDF else _decoded(path)
@@ -40,19 +40,19 @@ def read_folder(folder: Path) -> tuple[dict[str, str], list[str]]:
         if not certain:
             guessed.append(name)
     notes = []
-    if left_out:
-        kinds = ", ".join(f"{kind} {count}" for kind, count in left_out.most_common())
-        advice = " To read PDF: .venv/bin/python -m pip install pypdf." if left_out[".pdf"] and not pdf else ""
-        notes.append(f"{left_out.total()} files of other kinds left out: {kinds}.{advice}")
+    if skipped:
+        kinds = ", ".join(f"{kind} {count}" for kind, count in skipped.most_common())
+        advice = " To read PDF: .venv/bin/python -m pip install pypdf." if skipped[".pdf"] and not pdf else ""
+        notes.append(f"{skipped.total()} files of other types skipped: {kinds}.{advice}")
     if guessed:
-        notes.append(f"Not UTF-8, read as Windows-1252: {_some(guessed)}. Save them as UTF-8 where that is not what they are.")
+        notes.append(f"Not UTF-8, read as Windows-1252: {_some(guessed)}. Save them as UTF-8 if that is wrong.")
     if failed:
-        notes.append(f"Not readable, left out: {_some(failed)}.")
+        notes.append(f"Not readable, skipped: {_some(failed)}.")
     return documents, notes
 
 
 def visible_text(html: str) -> str:
-    """Return what a reader of a page sees, a paragraph a line."""
+    """Return the visible text of a page, one paragraph per line."""
     page = _Page()
     page.feed(html)
     page.close()
@@ -61,7 +61,7 @@ def visible_text(html: str) -> str:
 
 
 def _decoded(path: Path) -> tuple[str, bool]:
-    """Return a file's text, and whether its encoding is certain."""
+    """Return a file's text and whether its encoding is certain."""
     content = path.read_bytes()
     stated = re.search(rb"charset=[\"']?([\w-]+)", content[:2048]) if path.suffix.lower() in HTML else None
     encodings = [name for bom, name in _BOMS.items() if content.startswith(bom)] or ["utf-8"]
@@ -69,7 +69,7 @@ def _decoded(path: Path) -> tuple[str, bool]:
         with suppress(UnicodeDecodeError, LookupError):
             return content.decode(encoding), True
     if b"\0" in content:
-        raise ValueError("it is not text")
+        raise ValueError("not text")
     return content.decode("cp1252" if _is_cp1252(content) else "latin-1"), False
 
 
@@ -85,7 +85,7 @@ def _pdf(path: Path) -> str:
     except pypdf.errors.PyPdfError as error:
         raise ValueError(str(error)) from error
     if not text.strip():
-        raise ValueError("it has no text, perhaps scanned pages alone")
+        raise ValueError("no text; perhaps only scanned pages")
     return text
 
 
@@ -94,7 +94,7 @@ def _some(names: list[str]) -> str:
 
 
 class _Page(HTMLParser):
-    """The text of a page, without scripts and styles."""
+    """Collects the text of a page, without scripts and styles."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -112,5 +112,5 @@ class _Page(HTMLParser):
 
     def handle_data(self, data: str) -> None:
         if not self._hidden:
-            # A line of the source is no line of the page.
+            # A line break in the source is not one on the page.
             self.parts.append(data.replace("\n", " "))

