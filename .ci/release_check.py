@@ -272,7 +272,7 @@ def check_python(python: str, venv: Path, clone: Path, dist: Path) -> tuple[str,
     environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
     environment |= {"XDG_CACHE_HOME": str(venv / "cache"), "HF_HUB_OFFLINE": "1", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
     wheels = {name: next(dist.glob(f"{name.replace('-', '_')}-*.whl")) for name in DISTRIBUTIONS}
-    pip = [venv / "bin" / "python", "-m", "pip", "install", "-q", "--only-binary", ":all:"]
+    pip = [venv / "bin" / "python", "-m", "pip", "install", "-q", "--no-compile", "--only-binary", ":all:"]
     adapters = [wheel for name, wheel in wheels.items() if name != "penult"]
     # Files before names: no other package of these names can be taken from an index.
     run(*pip, f"{wheels['penult']}[langchain,llama-index,server]", *adapters, env=environment)
