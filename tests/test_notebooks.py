@@ -1,7 +1,7 @@
 """The notebooks: each runs from top to bottom without a network, and shows its charts in a real browser.
 
-pytest keeps the screenshots for looking at: `pytest tests/test_notebooks.py --basetemp=DIR`, then DIR/pages0/*.png. To make the
-stored outputs anew, run `make notebooks`.
+To look at the screenshots, run `pytest tests/test_notebooks.py --basetemp=DIR` and open DIR/pages0/*.png. To refresh the stored
+outputs, run `make notebooks`.
 """
 
 import base64
@@ -24,26 +24,26 @@ Image = pytest.importorskip("PIL.Image", reason="needs the extra penult[notebook
 
 FOLDER = ROOT / "notebooks"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.ipynb"))
-# Runs before the first cell: whatever is not on this machine cannot be reached.
+# Runs before the first cell: allows connections to this machine alone.
 FENCE = """
 import socket
 
-def _here(host):
+def _check(host):
     if host not in (None, "", "127.0.0.1", "::1", "localhost"):
-        raise AssertionError(f"the notebook wants to reach {host!r}")
+        raise AssertionError(f"the notebook connects to {host!r}")
 
-def _connect(self, address, _really=socket.socket.connect):
+def _connect(self, address, _original=socket.socket.connect):
     if isinstance(address, tuple):
-        _here(address[0])
-    return _really(self, address)
+        _check(address[0])
+    return _original(self, address)
 
-def _look_up(host, *more, _really=socket.getaddrinfo, **named):
-    _here(host)
-    return _really(host, *more, **named)
+def _look_up(host, *more, _original=socket.getaddrinfo, **named):
+    _check(host)
+    return _original(host, *more, **named)
 
 socket.socket.connect, socket.getaddrinfo = _connect, _look_up
 """
-# Says, once all images are decoded, what a reader sees: how large the page is, where the charts stand, what is cut off.
+# Records, after all images are decoded, the size of the page, the position of the charts and the lines that are cut off.
 FACTS = """
 <script>window.addEventListener("load", () => {
   const charts = [...document.images].map(image => {
@@ -51,11 +51,11 @@ FACTS = """
     return [box.x + scrollX, box.y + scrollY, box.width, box.height, image.naturalWidth];
   });
   const wide = [...document.querySelectorAll("pre")].filter(pre => pre.scrollWidth > pre.clientWidth + 1);
-  const said = document.createElement("script");
-  said.type = "application/json"; said.id = "facts";
-  said.textContent = JSON.stringify({charts, wide: wide.map(pre => pre.textContent), width: document.body.scrollWidth,
+  const facts = document.createElement("script");
+  facts.type = "application/json"; facts.id = "facts";
+  facts.textContent = JSON.stringify({charts, wide: wide.map(pre => pre.textContent), width: document.body.scrollWidth,
     height: document.documentElement.scrollHeight, text: document.body.innerText.length});
-  document.body.append(said);
+  document.body.append(facts);
 });</script>
 """
 WIDTH = 1100
@@ -63,15 +63,15 @@ WIDTH = 1100
 
 @pytest.fixture(scope="module")
 def stored():
-    """The notebooks as they are in the repository."""
+    """The notebooks of the repository, with their outputs."""
     return {name: nbformat.read(FOLDER / f"{name}.ipynb", as_version=4) for name in NAMES}
 
 
 @pytest.fixture(scope="module")
 def executed(stored, tmp_path_factory):
-    """Run a notebook, each once, on fewer texts; speeds are measured on a toy, in one round."""
-    toy = tiny_model(tmp_path_factory.mktemp("toy"), size=Size(positions=512), max_length=256)
-    quick = f"model, rounds, count, every = {str(toy)!r}, 1, 8, 60"
+    """Run a notebook, once each; speeds are measured on a tiny model and few texts, in one round."""
+    model = tiny_model(tmp_path_factory.mktemp("model"), size=Size(positions=512), max_length=256)
+    parameters = f"model, rounds, count = {str(model)!r}, 1, 8"
     done = {}
 
     def run(name):
@@ -80,10 +80,10 @@ def executed(stored, tmp_path_factory):
             for cell in [cell for cell in notebook.cells if cell.cell_type == "code"]:
                 cell.outputs = []
                 if "parameters" in cell.metadata.get("tags", ()):
-                    cell.source += f"\n{quick}"
+                    cell.source += f"\n{parameters}"
             notebook.cells.insert(0, nbformat.v4.new_code_cell(FENCE))
-            where = {"metadata": {"path": str(FOLDER)}}
-            nbclient.NotebookClient(notebook, timeout=240, kernel_name="python3", resources=where).execute()
+            resources = {"metadata": {"path": str(FOLDER)}}
+            nbclient.NotebookClient(notebook, timeout=240, kernel_name="python3", resources=resources).execute()
             del notebook.cells[0]
             done[name] = notebook
         return done[name]
@@ -94,14 +94,14 @@ def executed(stored, tmp_path_factory):
 @pytest.fixture(scope="module")
 def browser():
     """Call headless Chromium, without a network, on a page."""
-    found = shutil.which("chromium") or shutil.which("google-chrome")
-    if found is None:
+    program = shutil.which("chromium") or shutil.which("google-chrome")
+    if program is None:
         pytest.skip("needs Chromium: install Debian's chromium")
 
     def call(page: Path, profile: Path, *options: str) -> str:
         quiet = ["gpu", "quic", "background-networking", "component-update", "sync", "dev-shm-usage"]
         command = [
-            found,
+            program,
             "--headless",
             "--no-sandbox",
             "--no-first-run",
@@ -116,7 +116,7 @@ def browser():
 
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory):
-    """Where pages and screenshots are kept."""
+    """The folder for pages and screenshots."""
     return tmp_path_factory.mktemp("pages")
 
 
@@ -126,13 +126,13 @@ def charts_of(notebook) -> list[bytes]:
 
 
 def test_there_are_four():
-    """The four pages that the README promises are there."""
+    """The four notebooks of the documentation exist."""
     assert [name[:2] for name in NAMES] == ["01", "02", "03", "04"]
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_it_can_be_read_without_running(stored, name):
-    """A stored page says what its reader will be able to do, and holds every output, small, whole and without a trace of a machine."""
+    """A stored notebook states what its reader learns, and has all its outputs: small, without errors, without paths of a machine."""
     notebook = stored[name]
     nbformat.validate(notebook)
     assert "**After this page you can**" in notebook.cells[0].source
@@ -140,35 +140,35 @@ def test_it_can_be_read_without_running(stored, name):
     assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
     outputs = [output for cell in code for output in cell.outputs]
     assert not [output for output in outputs if output.output_type == "error" or output.get("name") == "stderr"]
-    said = "".join(output.get("text", "") + output.get("data", {}).get("text/plain", "") for output in outputs)
-    assert said
-    assert not re.search(r"(?<![\w.])/(tmp|home|root|Users|usr|work|private|var)/|[A-Z]:\\", said)
+    text = "".join(output.get("text", "") + output.get("data", {}).get("text/plain", "") for output in outputs)
+    assert text
+    assert not re.search(r"(?<![\w.])/(tmp|home|root|Users|usr|work|private|var)/|[A-Z]:\\", text)
     assert charts_of(notebook)
     assert max(map(len, charts_of(notebook))) < 60_000
+    assert "../" not in "".join(cell.source for cell in notebook.cells)  # every file is in the repository
     assert notebook.metadata.kernelspec.name == "python3"
 
 
 def test_speeds_name_their_processor(stored):
-    """The page with speeds says which processor they were measured on, on how many threads and with which runtime."""
+    """The notebook with speeds states the processor, the number of threads and the runtime."""
     printed = [o.get("text", "") for cell in stored["03_speed_and_cost"].cells for o in cell.get("outputs", ())]
     assert re.search(r"Measured on: \S+ .*\bavx2.*\nONNX Runtime [\d.]+ on one thread\n", "".join(printed))
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_it_runs_without_a_network(stored, executed, name):
-    """A page runs from top to bottom, warns of nothing, and shows a chart in the cells where its stored form has one."""
-    for was, now in zip(stored[name].cells, executed(name).cells, strict=True):
+    """A notebook runs from top to bottom without a warning, and has charts in the same cells as its stored form."""
+    for before, now in zip(stored[name].cells, executed(name).cells, strict=True):
         outputs = now.get("outputs", ())
         assert not [output.text for output in outputs if output.get("name") == "stderr"]
-        if not any("Not run:" in output.get("text", "") for output in outputs):
-            assert ["image/png" in output.get("data", {}) for output in outputs if "data" in output] == [
-                "image/png" in output.get("data", {}) for output in was.get("outputs", ()) if "data" in output
-            ]
+        assert ["image/png" in output.get("data", {}) for output in outputs if "data" in output] == [
+            "image/png" in output.get("data", {}) for output in before.get("outputs", ()) if "data" in output
+        ]
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_browser_shows_its_charts(executed, browser, pages, tmp_path, name):
-    """In a browser the page is not blank, nothing is cut off at the side, and every chart stands where its place is."""
+    """In a browser the page is not blank, nothing is cut off at the side, and every chart appears at its position."""
     notebook = executed(name)
     exporter = nbconvert.HTMLExporter(embed_images=True)
     exporter.mathjax_url = exporter.require_js_url = exporter.jquery_url = ""
@@ -189,9 +189,11 @@ def test_a_browser_shows_its_charts(executed, browser, pages, tmp_path, name):
     browser(page, tmp_path / "second", size, f"--screenshot={picture}")
     shot = Image.open(picture).convert("RGB")
     for chart, (x, y, width, height, natural) in zip(charts, facts["charts"], strict=True):
-        drawn = Image.open(io.BytesIO(chart)).convert("RGB")
-        assert natural == drawn.width
-        assert drawn.convert("L").getextrema()[0] < 100  # ink
-        seen = shot.crop((round(x), round(y), round(x + width), round(y + height)))
-        apart = np.abs(np.asarray(seen, np.int16) - np.asarray(drawn.resize(seen.size), np.int16))
-        assert apart.mean() < 10
+        image = Image.open(io.BytesIO(chart))
+        assert natural == image.width
+        assert image.convert("RGBA").getchannel("A").getextrema()[0] == 255  # opaque, so that it is readable on a dark page
+        expected = image.convert("RGB")
+        assert expected.convert("L").getextrema()[0] < 100  # not blank
+        actual = shot.crop((round(x), round(y), round(x + width), round(y + height)))
+        difference = np.abs(np.asarray(actual, np.int16) - np.asarray(expected.resize(actual.size), np.int16))
+        assert difference.mean() < 10

@@ -1,4 +1,4 @@
-"""The three wheels: what is in them, and that each works installed beside its dependencies and nothing of this checkout."""
+"""The three wheels: their contents, and that each works without this checkout."""
 
 import os
 import re
@@ -50,20 +50,20 @@ def wheels(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def fresh(wheels, tmp_path_factory):
-    """The Python of a new environment with the wheels, which finds their dependencies where this one has them."""
+    """The Python of a fresh environment with the wheels, which imports their dependencies from the current environment."""
     folder = tmp_path_factory.mktemp("fresh") / "venv"
     run(sys.executable, "-m", "venv", "--without-pip", folder)
     python = folder / "bin" / "python"
     own = Path(run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip())
-    # A path named in a .pth file is searched, but its own .pth files, through which this checkout is installed, are not read.
+    # A path in a .pth file is searched, but .pth files in that path are not read; those would add this checkout.
     (own / "dependencies.pth").write_text("\n".join(site.getsitepackages()))
     run(sys.executable, "-m", "pip", "--python", python, "install", "-q", "--no-deps", "--no-index", *wheels.values())
     return python
 
 
 @pytest.mark.parametrize("name", WHEELS)
-def test_a_wheel_holds_its_package_and_no_more(wheels, name):
-    """Every source file of the package, py.typed, the licence and the data; no test, no notebook, no other package."""
+def test_a_wheel_has_its_package_and_nothing_else(wheels, name):
+    """Every source file of the package, py.typed, the license and the data; no test, no notebook, no other package."""
     source, package, _ = WHEELS[name]
     with zipfile.ZipFile(wheels[name]) as wheel:
         files = set(wheel.namelist())
@@ -84,16 +84,16 @@ def test_a_wheel_holds_its_package_and_no_more(wheels, name):
 
 
 @pytest.mark.parametrize("name", WHEELS)
-def test_a_wheel_works_alone(fresh, name, tmp_path):
-    """What was installed is what is imported, and it can be used."""
+def test_a_wheel_works_without_the_checkout(fresh, name, tmp_path):
+    """The import comes from the installed wheel, and a basic use works."""
     package, use = WHEELS[name][1].replace("/", "."), WHEELS[name][2]
     code = f"import {package} as p; {use}; print(p.__file__)"
-    where = Path(run(fresh, "-c", code, cwd=tmp_path).strip())
-    assert where.is_relative_to(fresh.parents[1])
+    file = Path(run(fresh, "-c", code, cwd=tmp_path).strip())
+    assert file.is_relative_to(fresh.parents[1])
 
 
 def test_the_command_works(fresh, tmp_path):
-    """`penult --help` names the commands, `--version` the version; the cost of an import can be read off."""
+    """`penult --help` lists the commands, `--version` prints the version; the time of the import is printed."""
     text = run(fresh.parent / "penult", "--help", cwd=tmp_path)
     assert {"inspect", "cut", "embed"} <= set(text.split())
     assert run(fresh.parent / "penult", "--version", cwd=tmp_path).startswith("penult 0.")
@@ -102,8 +102,8 @@ def test_the_command_works(fresh, tmp_path):
     print(next(line for line in timed.stderr.splitlines() if line.endswith("| penult")))
 
 
-def test_what_the_wheels_need_is_there(fresh):
-    """`pip check` has nothing to say of them."""
+def test_the_requirements_of_the_wheels_are_met(fresh):
+    """`pip check` reports no problem of the three distributions."""
     done = subprocess.run([sys.executable, "-m", "pip", "--python", fresh, "check"], capture_output=True, text=True)
     assert done.stdout
     assert not re.findall(r"^\S*penult\S* \d.*", done.stdout, re.MULTILINE)
