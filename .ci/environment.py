@@ -1,10 +1,10 @@
-"""Make one of the Makefile's virtual environments, and install into it what it lacks.
+"""Create one of the Makefile's virtual environments and install its packages.
 
     python .ci/environment.py FOLDER NAME FILE ... -- PIP ARGUMENTS
 
-An environment of another Python, of another place of this checkout, or one that does not run is made anew. pip runs where its
-arguments or one of the files have changed since it last succeeded under this name. The syntax is that of Python 3.6, so that
-an old Python can say what is missing.
+An environment is created again if it is for another Python or another folder of this checkout, or if it does not run. pip runs
+if its arguments or one of the files have changed since it last succeeded under this name. The syntax is that of Python 3.6, so
+that an old Python can report that it is too old.
 """
 
 import hashlib
@@ -25,18 +25,18 @@ LINES_OF_A_FAILURE = 20
 
 
 def main(folder, name, files, arguments):
-    """Make the environment, install, and exit with pip's status."""
+    """Create the environment and install its packages; exit with pip's status if it fails."""
     python, version = suitable_python()
     place = folder / "made-for.txt"
     identity = f"Python {version} in {CHECKOUT}"
     reason = stale(folder, place, identity, version)
     if reason:
-        say(f"{reason}: making it with Python {version}.")
+        say(f"{reason}. Creating it with Python {version}.")
         if folder.is_symlink():
-            sys.exit(f"{folder} is a link; remove it, and run the command again.")
-        made = subprocess.call([python, "-m", "venv", "--clear", str(folder)])
-        if made:
-            sys.exit(f"{python} cannot make an environment in {folder}: its message is above.")
+            sys.exit(f"{folder} is a symbolic link. Remove it and run the command again.")
+        status = subprocess.call([python, "-m", "venv", "--clear", str(folder)])
+        if status:
+            sys.exit(f"{python} cannot create an environment in {folder}; see its message above.")
     place.write_text(identity)
     digest = hashlib.sha256(repr((identity, arguments)).encode())
     for file in files:
@@ -55,29 +55,29 @@ def suitable_python():
     for candidate in filter(None, map(shutil.which, NEWER)):
         version = probe(candidate)
         if version:
-            say(f"Python {here} is too old for penult; {candidate} is used, Python {version}.")
+            say(f"Python {here} is too old for penult. Using {candidate}, Python {version}.")
             return candidate, version
     return sys.exit(
-        f"{sys.executable} is Python {here}, penult needs 3.11 or newer. Install one and name it: make demo PYTHON=python3.12"
+        f"{sys.executable} is Python {here}; penult needs 3.11 or newer. Install one and pass it: make demo PYTHON=python3.12"
     )
 
 
 def stale(folder, place, identity, version):
-    """Return why an environment has to be made, or None."""
+    """Return why an environment has to be created, or None."""
     if not (folder / "pyvenv.cfg").is_file():
-        return f"{folder} is not there yet"
+        return f"{folder} does not exist"
     actual = probe(str(folder / "bin" / "python"))
     if actual is None:
         return f"{folder} does not run"
     if actual != version:
         return f"{folder} has Python {actual}"
     if place.is_file() and place.read_text() != identity:
-        return f"{folder} was made for another place"
+        return f"{folder} was created for another folder"
     return None
 
 
 def probe(python):
-    """Return a Python's version, None where it does not run or has no pip or venv."""
+    """Return a Python's version, or None if it does not run or has no pip or venv."""
     try:
         output = subprocess.check_output([python, "-c", PROBE], stderr=subprocess.DEVNULL)
     except (OSError, subprocess.CalledProcessError):
@@ -86,16 +86,16 @@ def probe(python):
 
 
 def install(folder, name, arguments):
-    """Run pip, and show on one line how far it is; where it fails, show the end of what it said."""
+    """Run pip with its progress on one line; if it fails, show the end of its output."""
     command = [str(folder / "bin" / "python"), "-m", "pip", "install", "--progress-bar", "off", "--no-compile", *arguments]
     log = folder / (name + ".log")
     state = {"packages": 0, "megabytes": 0.0, "installing": False}
     started = time.time()
 
     def progress():
-        doing = "installing" if state["installing"] else "fetching"
-        return "{doing} {packages} packages, {megabytes:.0f} MB, {seconds:.0f} s".format(
-            doing=doing, seconds=time.time() - started, **state
+        step = "installing" if state["installing"] else "downloading"
+        return "{step} {packages} packages, {megabytes:.0f} MB, {seconds:.0f} s".format(
+            step=step, seconds=time.time() - started, **state
         )
 
     def read(lines):
@@ -122,11 +122,11 @@ def install(folder, name, arguments):
     except KeyboardInterrupt:
         process.terminate()
         process.wait()
-        sys.exit("\nInterrupted; the same command goes on.")
+        sys.exit("\nInterrupted. Run the same command to continue.")
     reader.join()
     if process.returncode:
         tail = log.read_text(encoding="utf-8", errors="replace").splitlines()[-LINES_OF_A_FAILURE:]
-        sys.exit("\n".join(["", *tail, f"pip failed; all that it said is in {log}."]))
+        sys.exit("\n".join(["", *tail, f"pip failed. Its whole output is in {log}."]))
     say(("\r" if terminal else "") + "Installed {} packages into {} in {:.0f} s.{}".format(
         state["packages"], folder, time.time() - started, " " * 20 if terminal else ""))  # fmt: skip
 
