@@ -140,12 +140,23 @@ def test_the_commands_run(tiny, tmp_path, page):
         quick = ["--rounds", "1", "--limit", "4"] if command == "bench" else []
         run([command, *(given.get(word, word) for word in words), *quick], tmp_path)
 
+def anchors(page: Path) -> set[str]:
+    """Return the anchors of a page's headings, as Git hosts and the documentation site make them."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    titles = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).strip().replace(" ", "-") for title in titles}
+
+
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_links_lead_somewhere(page):
-    """A relative link names a file of the repository."""
+    """A relative link names a file of the repository, and its anchor a heading there."""
     for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
-        path, _, _ = link.partition("#")
-        assert link.startswith(("https://", "#")) or (page.parent / path).exists(), link
+        if link.startswith("https://"):
+            continue
+        path, _, anchor = link.partition("#")
+        target = page.parent / path if path else page
+        assert target.exists(), link
+        assert not anchor or target.suffix != ".md" or anchor in anchors(target), link
 
 
 def run(words: list[str], folder: Path) -> str:
