@@ -91,7 +91,9 @@ def test_the_examples_run(tiny, capsys, tmp_path, monkeypatch, page):
 
 def test_the_pages_have_examples():
     """The README, those of the adapters and the guides for Python users have at least four lines of Python."""
-    guides = [ROOT / "docs" / f"{name}.md" for name in ("start", "langchain", "llama-index", "models", "precision", "deepsparse")]
+    guides = [
+        ROOT / "docs" / f"{name}.md" for name in ("start", "langchain", "llama-index", "models", "precision", "deepsparse")
+    ]
     for page in (README, *ADAPTERS, *guides):
         assert len("\n".join(blocks(page, "python")).splitlines()) >= 4, page
 
@@ -139,6 +141,7 @@ def test_the_commands_run(tiny, tmp_path, page):
             continue
         quick = ["--rounds", "1", "--limit", "4"] if command == "bench" else []
         run([command, *(given.get(word, word) for word in words), *quick], tmp_path)
+
 
 def anchors(page: Path) -> set[str]:
     """Return the anchors of a page's headings, as Git hosts and the documentation site make them."""

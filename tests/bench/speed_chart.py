@@ -57,7 +57,9 @@ def chart(result: dict[str, Any]) -> str:
     )
 
 
-def _text(x: float, y: float, text: str, *, anchor: str = "start", fill: str = "#1d2330", size: int = 13, weight: int = 400) -> str:
+def _text(
+    x: float, y: float, text: str, *, anchor: str = "start", fill: str = "#1d2330", size: int = 13, weight: int = 400
+) -> str:
     return (
         f'<text x="{x:.1f}" y="{y}" text-anchor="{anchor}" fill="{fill}" font-size="{size}" font-weight="{weight}">'
         f"{escape(text)}</text>"
