@@ -3,7 +3,7 @@
 A page's ```python blocks run one after the other, and so do its `$ penult` commands in ```console blocks, in a folder that
 holds the files of `files_for`. A line `<!-- needs PACKAGE -->` on a page skips its code where that package is not installed.
 Code that is not to run here is marked as another language: ```py, ```sh. A guide that needs more than this has tests of its own,
-which name its file; it is left to them.
+which name its file and read its code blocks; this module skips it.
 """
 
 import json
@@ -16,12 +16,13 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from bench import speed_chart
 
 ROOT = Path(__file__).parents[1]
 INTEGRATIONS = ROOT / "integrations"
 README = ROOT / "README.md"
 ADAPTERS = sorted(INTEGRATIONS.glob("*/README.md"))
-PAGES = [README, *ADAPTERS, *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [README, *ADAPTERS, *sorted((ROOT / "docs").rglob("*.md"))]
 DOCSTRINGS = [*ROOT.glob("src/**/*.py"), *INTEGRATIONS.glob("*/*/**/*.py")]
 HUB_ID = "sentence-transformers/all-MiniLM-L6-v2"
 PENULT = "import sys; from penult.cli import app; sys.argv[0] = 'penult'; app()"
@@ -47,9 +48,9 @@ def name_of(page: Path) -> str:
 
 
 def has_own_tests(page: Path) -> bool:
-    """Whether another file of tests names this guide."""
-    others = [path for path in (ROOT / "tests").rglob("test_*.py") if path != Path(__file__)]
-    return page.parent.name == "docs" and any(f'"{page.name}"' in path.read_text(encoding="utf-8") for path in others)
+    """Return whether another file of tests names this guide and reads its code blocks."""
+    others = [path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py") if path != Path(__file__)]
+    return page.parent.name == "docs" and any(f'"{page.name}"' in text and "block" in text for text in others)
 
 
 def with_code(language: str) -> list:
@@ -77,21 +78,46 @@ def files_for(folder: Path) -> None:
 
 @pytest.mark.parametrize("page", with_code("python"))
 def test_the_examples_run(tiny, capsys, tmp_path, monkeypatch, page):
-    """The Python blocks of a page, one after the other, as a reader would paste them."""
+    """The Python blocks of a page run one after the other, as a reader would paste them."""
     check_needs(page)
     files_for(tmp_path)
     monkeypatch.chdir(tmp_path)
     code = "\n".join(blocks(page, "python")).replace(HUB_ID, tiny.as_posix())
     exec(compile(code, str(page), "exec"), {"__name__": "__main__"})
-    said = capsys.readouterr().out
-    if page == README:  # its look at the recipe prints the file that said how to pool
-        assert "1_Pooling/config.json" in said
+    output = capsys.readouterr().out
+    if page.name == "models.md":  # it prints the file that states the pooling
+        assert "1_Pooling/config.json" in output
 
 
 def test_the_pages_have_examples():
-    """The README and those of the adapters show more than one line of code."""
-    for page in (README, *ADAPTERS):
-        assert len(blocks(page, "python")) >= 4
+    """The README, those of the adapters and the guides for Python users have at least four lines of Python."""
+    guides = [
+        ROOT / "docs" / f"{name}.md" for name in ("start", "langchain", "llama-index", "models", "precision", "deepsparse")
+    ]
+    for page in (README, *ADAPTERS, *guides):
+        assert len("\n".join(blocks(page, "python")).splitlines()) >= 4, page
+
+
+def test_every_command_is_on_a_page():
+    """The guides together show each command of `penult` that needs neither torch nor the network."""
+    shown = {command for page in PAGES for command, *_ in commands(page)}
+    assert {"inspect", "cut", "embed", "ingest", "serve", "quality", "bench"} <= shown
+
+
+def test_the_readme_is_short():
+    """Two screens: what penult is, an example, the commands and links to the pages; details are in docs/."""
+    assert len(README.read_text(encoding="utf-8").splitlines()) <= 110
+
+
+def test_the_speed_chart_is_that_of_its_measurements():
+    """The chart is drawn from speed.json, and the pages state the same figures."""
+    assets = ROOT / "docs" / "assets"
+    result = json.loads((assets / "speed.json").read_text(encoding="utf-8"))
+    assert (assets / "speed.svg").read_text(encoding="utf-8") == speed_chart.chart(result)
+    for page in (README, ROOT / "docs" / "precision.md"):
+        text = page.read_text(encoding="utf-8")
+        for row in result["rows"]:
+            assert f"{row['tokens_per_cpu_second']:,.0f}" in text, (page, row["system"])
 
 
 def test_the_examples_of_docstrings_run(tiny):
@@ -104,29 +130,36 @@ def test_the_examples_of_docstrings_run(tiny):
 
 @pytest.mark.parametrize("page", with_code("console"))
 def test_the_commands_run(tiny, tmp_path, page):
-    """A page's commands run in a fresh folder, in its order; a server is only asked whether it knows the options."""
+    """A page's commands run in a fresh folder, in its order; of a server, only the options are checked, against its help."""
     check_needs(page)
     files_for(tmp_path)
     given = {"MODEL": str(tiny), HUB_ID: str(tiny), "FILE": "texts.jsonl", "docs/*.parquet": "docs/a.parquet"}
-    ran = []
     for command, *words in commands(page):
-        ran.append(command)
         if command in SERVERS:
             known = run([command, "--help"], tmp_path)
             assert all(word.partition("=")[0] in known for word in words if word.startswith("--")), words
             continue
         quick = ["--rounds", "1", "--limit", "4"] if command == "bench" else []
         run([command, *(given.get(word, word) for word in words), *quick], tmp_path)
-    if page == README:
-        assert {"inspect", "cut", "embed", "ingest", "serve", "quality", "bench"} <= set(ran)
+
+
+def anchors(page: Path) -> set[str]:
+    """Return the anchors of a page's headings, as Git hosts and the documentation site make them."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    titles = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).strip().replace(" ", "-") for title in titles}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_links_lead_somewhere(page):
-    """A relative link names a file of the repository."""
+    """A relative link names a file of the repository, and its anchor a heading there."""
     for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
-        path, _, _ = link.partition("#")
-        assert link.startswith(("https://", "#")) or (page.parent / path).exists(), link
+        if link.startswith("https://"):
+            continue
+        path, _, anchor = link.partition("#")
+        target = page.parent / path if path else page
+        assert target.exists(), link
+        assert not anchor or target.suffix != ".md" or anchor in anchors(target), link
 
 
 def run(words: list[str], folder: Path) -> str:

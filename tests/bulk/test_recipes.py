@@ -1,4 +1,4 @@
-"""The recipes of README.md for other engines, run as they stand where those are installed."""
+"""The examples of docs/bulk.md for other engines run unchanged where those are installed."""
 
 import os
 import re
@@ -12,7 +12,7 @@ import pyarrow.dataset as ds
 import pytest
 from bulk.jobs import corpus
 
-README = Path(__file__).parents[2] / "README.md"
+PAGE = Path(__file__).parents[2] / "docs" / "bulk.md"
 
 
 @pytest.mark.parametrize("engine", ["pyspark", "daft"])
@@ -21,7 +21,7 @@ def test_a_recipe_gives_the_vectors_of_embedder(engine, tiny, embedder, tmp_path
     pytest.importorskip(engine, reason=f"{engine} is not installed")
     if engine == "pyspark" and shutil.which("java") is None:
         pytest.skip("Spark needs Java")
-    blocks = re.findall(r"```py\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+    blocks = re.findall(r"```py\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
     (code,) = [block for block in blocks if re.search(rf"^(import|from) {engine}", block, re.MULTILINE)]
     code = code.replace("sentence-transformers/all-MiniLM-L6-v2", tiny.as_posix()).replace("384", str(embedder.dimension))
     corpus(tmp_path / "docs.jsonl", 100)
