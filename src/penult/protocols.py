@@ -28,7 +28,9 @@ _PROMPT_NAMES: Mapping[Role, tuple[str, ...]] = {
     "document": ("document", "passage", "corpus", "search_document"),
 }
 _BUSY = (429, 502, 503, 504)
-_OPENAI = "For OpenAI's contract take the openai package, OpenAIEmbeddings of LangChain or OpenAILikeEmbedding of LlamaIndex."
+_OPENAI = (
+    "For OpenAI-compatible servers use the openai package, LangChain's OpenAIEmbeddings or LlamaIndex's OpenAILikeEmbedding."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +118,7 @@ def find(model: str | None) -> Talk[Server]:
     if isinstance(paths, dict):
         path = _listed_path(paths, model) or (yield from _routed_path(paths))
         if path is None and "/v1/embeddings" in paths:
-            raise ValueError(f"This server speaks OpenAI's contract, of another maker. {_OPENAI}")
+            raise ValueError(f"The server is OpenAI-compatible, but not a penult server. {_OPENAI}")
     if path is None:
         path = yield from _tried_path(model)
     return (yield from _deepsparse(path))
@@ -136,12 +138,16 @@ def check_prompt(server: Server, prompt: str) -> None:
     if server.kind != "penult":
         name = "Text Embeddings Inference" if server.kind == "tei" else "DeepSparse"
         raise ValueError(
-            f"{name} takes no prompt with a request; leave out prompt= and prompts=, or serve the model with penult."
+            f"{name} does not support prompts in requests. Remove prompt= and prompts=, or serve the model with penult."
         )
     if not server.max_prompt_chars:
-        raise ValueError("This penult server is too old to take a prompt; update it, or leave out prompt= and prompts=.")
+        raise ValueError(
+            "This penult server is too old to support prompts in requests. Update it, or remove prompt= and prompts=."
+        )
     if len(prompt) > server.max_prompt_chars:
-        raise ValueError(f"The prompt has {len(prompt)} characters; the server takes at most {server.max_prompt_chars}.")
+        raise ValueError(
+            f"The prompt has {len(prompt)} characters; the server's limit is {server.max_prompt_chars}. Pass a shorter prompt."
+        )
 
 
 def fingerprint(server: Server, prompts: Mapping[str, str]) -> str:
@@ -206,8 +212,8 @@ def embed(
     theirs = reply.headers.get("x-penult-fingerprint", server.fingerprint)
     if server.kind == "penult" and theirs != server.fingerprint:
         raise ValueError(
-            f"The server's vectors were of fingerprint {server.fingerprint}, now they are of {theirs}: it serves another "
-            "model. Vectors of the two must not be mixed; make a new RemoteEmbedder."
+            f"The fingerprint of the server's vectors changed from {server.fingerprint} to {theirs}: it serves another model. "
+            "Do not mix the vectors of both. Create a new RemoteEmbedder."
         )
     vectors = _read(server, reply.json(), len(texts))
     cut = reply.headers.get("x-penult-truncated", "0")
@@ -223,18 +229,18 @@ def refusal(reply: Reply, rows: range = range(0)) -> Exception:
     """
     words = _words(reply)
     if reply.status == 401:
-        return PermissionError(f"The server refused the key (HTTP 401): {words} Give it as api_key=.")
+        return PermissionError(f"The server requires an API key or rejected it (HTTP 401): {words} Pass api_key=.")
     if reply.status == 403:  # from penult, it is about the host or the origin of the request
-        return PermissionError(f"The server refused the request (HTTP 403): {words} Should it want a key, give it as api_key=.")
+        return PermissionError(f"The server rejected the request (HTTP 403): {words} If it requires a key, pass api_key=.")
     if 300 <= reply.status < 400:
-        where = reply.headers.get("location", "elsewhere")
-        return ValueError(f"The server sends its clients to {where} (HTTP {reply.status}); give that address as base_url.")
+        where = reply.headers.get("location", "another URL")
+        return ValueError(f"The server redirects to {where} (HTTP {reply.status}). Pass that URL as base_url.")
     if reply.status in _BUSY:
-        return ConnectionError(f"The server is busy or not ready (HTTP {reply.status}), also after trying again: {words}")
+        return ConnectionError(f"The server is busy or not ready (HTTP {reply.status}), also after retries: {words}")
     if reply.status >= 500 or reply.status == 424:
         return ConnectionError(f"The server failed (HTTP {reply.status}): {words}")
-    where = f" The server counts from text {rows.start} of yours: it was sent {rows.start} to {rows[-1]}." if rows.start else ""
-    return ValueError(f"The server refused the texts (HTTP {reply.status}): {words}{where}")
+    where = f" The request had your texts {rows.start} to {rows[-1]}; the server counts them from 0." if rows.start else ""
+    return ValueError(f"The server rejected the texts (HTTP {reply.status}): {words}{where}")
 
 
 def _answered(reply: Reply) -> Any:  # noqa: ANN401 - JSON
@@ -252,13 +258,13 @@ def _words(reply: Reply) -> str:
     if isinstance(said, dict):
         said = said.get("message", said.get("msg", said))
     text = str(said)[:2000] if said is not None else reply.body[:200].decode("utf-8", "replace")
-    return text if text.endswith(".") else f"{text or 'it said nothing'}."
+    return text if text.endswith(".") else f"{text or 'the response is empty'}."
 
 
 def _penult(said: Mapping[str, Any], model: str | None) -> Server:
     served = said.get("served_models")  # older versions do not report it
     if model is None and isinstance(served, list) and len(served) > 1:
-        raise ValueError(f"The server has several models; name one with model=: {', '.join(map(str, served))}.")
+        raise ValueError(f"The server has several models. Pass model= with one of: {', '.join(map(str, served))}.")
     # Servers of older versions do not report these two, and would silently ignore a prompt.
     longest, prompts = said.get("max_prompt_chars", 0), said.get("prompts")
     return Server(
@@ -277,8 +283,8 @@ def _penult(said: Mapping[str, Any], model: str | None) -> Server:
 def _stated(said: Mapping[str, Any], key: str, kind: type) -> Any:  # noqa: ANN401 - of the kind
     value = said.get(key)
     if not isinstance(value, kind) or isinstance(value, bool) or (isinstance(value, int) and value < 1):
-        wanted = "a text" if kind is str else "a whole number of at least 1"
-        raise ValueError(f"The server's GET /info gives {value!r:.80} as {key!r} where {wanted} was looked for.")
+        expected = "a string" if kind is str else "an integer of at least 1"
+        raise ValueError(f"GET /info of the server has {key!r}: {value!r:.80}; it must be {expected}. Check base_url.")
     return value
 
 
@@ -287,7 +293,7 @@ def _tei(said: Mapping[str, Any]) -> Server:
     kind = said.get("model_type")
     if isinstance(kind, dict) and "embedding" not in kind:
         raise ValueError(
-            f"{said['model_id']!r} is served as {' '.join(kind)}, which gives no vectors; serve an embedding model."
+            f"{said['model_id']!r} is served as {' '.join(kind)}, which does not return vectors. Serve an embedding model."
         )
     return Server(
         kind="tei",
@@ -305,10 +311,12 @@ def _listed_path(paths: Mapping[str, Any], model: str | None) -> str | None:
     if model is not None:
         wanted = [path for path in (named.get(model), f"/{model.strip('/')}") if path in paths]
         if not wanted:
-            raise ValueError(f"The server has no model {model!r}; it has {', '.join(named) or ', '.join(old) or 'none'}.")
+            raise ValueError(
+                f"The server does not have the model {model!r}. Its models: {', '.join(named) or ', '.join(old) or 'none'}."
+            )
         return wanted[0]
     if len(named) > 1:
-        raise ValueError(f"The server has several models; name one with model=: {', '.join(sorted(named))}.")
+        raise ValueError(f"The server has several models. Pass model= with one of: {', '.join(sorted(named))}.")
     return next(iter(named.values()), None) or (old[0] if old else None)
 
 
@@ -328,7 +336,7 @@ def _routed_path(paths: Mapping[str, Any]) -> Talk[str | None]:
     posts = _posts(paths)
     served = [route for route in routes if route in posts]
     if len(served) > 1:
-        raise ValueError(f"The server has several models; name one with model=: {', '.join(sorted(served))}.")
+        raise ValueError(f"The server has several models. Pass model= with one of: {', '.join(sorted(served))}.")
     return served[0] if served else None
 
 
@@ -345,8 +353,8 @@ def _tried_path(model: str | None) -> Talk[str]:
             return path
         last = reply
     raise ValueError(
-        "This is no server that penult knows (penult, DeepSparse, Text Embeddings Inference): GET /info, GET /openapi.json "
-        f"and POST {', '.join(candidates)} answered HTTP {last.status} or something else than was looked for. {_OPENAI}"
+        "base_url is not a supported server (penult, DeepSparse, Text Embeddings Inference): GET /info, GET /openapi.json and "
+        f"POST {', '.join(candidates)} returned HTTP {last.status} or an unexpected response. {_OPENAI}"
     )
 
 
@@ -397,17 +405,17 @@ def _read(server: Server, said: Any, count: int) -> Vectors:  # noqa: ANN401 - J
             raise TypeError
         vectors = [_numbers(row) for row in rows]
     except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise ValueError(f"The server answered with {_kind_of(said)} where {count} vectors were asked for.") from error
+        raise ValueError(f"The server returned {_kind_of(said)} instead of {count} vectors.") from error
     sizes = sorted({vector.size if vector.ndim == 1 else 0 for vector in vectors})
     if len(vectors) != count or len(sizes) != 1 or sizes[0] == 0:
         raise ValueError(
-            f"The server answered with {len(vectors)} items of {', '.join(map(str, sizes)) or 'no'} values where {count} "
-            "vectors of one size were asked for."
+            f"The server returned {len(vectors)} items of {', '.join(map(str, sizes)) or 'no'} values instead of {count} "
+            "vectors of one size."
         )
     found: Vectors = np.stack(vectors)  # (N, D)
     bad = int((~np.isfinite(found)).any(axis=1).sum())
     if bad:
-        raise ValueError(f"The server answered with NaN or infinite values in {bad} of {count} vectors.")
+        raise ValueError(f"The server returned NaN or infinite values in {bad} of {count} vectors.")
     return found
 
 
@@ -424,7 +432,7 @@ def _kind_of(said: Any) -> str:  # noqa: ANN401 - JSON
     first = said[0] if isinstance(said, list) and said else said
     first = first[0] if isinstance(first, list) and first else first
     if isinstance(first, dict) and ("label" in first or "labels" in first):
-        return "labels: this is a classification endpoint, not an embedding one,"
+        return "labels (it is a classification endpoint, not an embedding endpoint)"
     if isinstance(said, dict):
-        return f"the keys {', '.join(map(str, said))}" if said else "an empty object"
-    return "no JSON" if said is None else f"a {type(said).__name__}"
+        return f"the keys {', '.join(map(str, said))}" if said else "an empty JSON object"
+    return "a body that is not JSON" if said is None else f"a {type(said).__name__}"

@@ -266,8 +266,8 @@ class RemoteEmbedder:
         if cut and not self._said_truncated:
             self._said_truncated = True
             warnings.warn(
-                f"{cut} of {count} texts had more tokens than the server's model takes, and were cut there. Split them. "
-                "Said once.",
+                f"The server truncated {cut} of {count} texts, which exceed the model's maximum length. Split them. This "
+                "warning is shown once.",
                 TruncationWarning,
                 stacklevel=3,
             )
@@ -277,7 +277,8 @@ class RemoteEmbedder:
         size = int(vectors.shape[1])
         if self._dimension is not None and size != self._dimension:
             raise ValueError(
-                f"The server's vectors had {self._dimension} values before, and now {size}: it serves another model."
+                f"The size of the server's vectors changed from {self._dimension} to {size}: it serves another model. "
+                "Create a new RemoteEmbedder."
             )
         self._dimension = size
 
@@ -340,19 +341,22 @@ class RemoteEmbedder:
         if _is_late(error):
             more = min(self._retries, _TIMED_OUT_AGAIN)
             return TimeoutError(
-                f"{self._base} gave no answer within {self._timeout:g} s, also after {more} more attempts; give a larger "
-                "timeout=, or a lower concurrency=."
+                f"{self._base} did not respond within {self._timeout:g} s, also after {more} retries. Pass a larger "
+                "timeout= or a smaller concurrency=."
             )
-        return ConnectionError(f"{self._base} cannot be reached, also after {self._retries} more attempts: {error}.")
+        return ConnectionError(
+            f"{self._base} cannot be reached, also after {self._retries} retries: {error}. Check the URL, and that the "
+            "server runs."
+        )
 
     def _blocking(self) -> httpx.Client:
         if self._transport is not None and not hasattr(self._transport, "handle_request"):
-            raise TypeError(f"transport is a {type(self._transport).__name__}, which only awaits; use aembed.")
+            raise TypeError(f"transport is a {type(self._transport).__name__}, which is async only. Use aembed.")
         return self._client.get()
 
     def _new_async(self) -> httpx.AsyncClient:
         if self._transport is not None and not hasattr(self._transport, "handle_async_request"):
-            raise TypeError(f"transport is a {type(self._transport).__name__}, which only blocks; use embed.")
+            raise TypeError(f"transport is a {type(self._transport).__name__}, which is sync only. Use embed.")
         return httpx.AsyncClient(**self._options)
 
 
@@ -395,7 +399,7 @@ def _checked_key(api_key: str) -> bytes:
     """
     key = api_key.strip()
     if not key or not key.isprintable() or unencodable(key) is not None:
-        raise ValueError("api_key is empty or has characters that a header cannot carry, such as the end of a line.")
+        raise ValueError("api_key is empty or has characters that a header cannot contain, such as a line break.")
     return key.encode()
 
 
@@ -457,15 +461,15 @@ def _checked_prompts(prompts: Mapping[str, str] | None) -> dict[str, str]:
     if prompts is None:
         return {}
     if not isinstance(prompts, Mapping):
-        raise TypeError(f"prompts is a {type(prompts).__name__}; give a dict such as {{'query': 'query: '}}.")
+        raise TypeError(f"prompts is a {type(prompts).__name__}; pass a dict such as {{'query': 'query: '}}.")
     for role, prompt in prompts.items():
         if role not in ("document", "query"):
-            raise ValueError(f"prompts has the key {role!r}; its keys are the roles 'query' and 'document'.")
+            raise ValueError(f"prompts has the key {role!r}; the allowed keys are 'query' and 'document'.")
         _check_prompt(f"prompts[{role!r}]", prompt)
     return dict(prompts)
 
 
 def _check_prompt(name: str, prompt: object) -> None:
-    why = unencodable(prompt)
-    if why is not None:
-        raise (ValueError if isinstance(prompt, str) else TypeError)(f"{name} {why}; give a str.")
+    reason = unencodable(prompt)
+    if reason is not None:
+        raise (ValueError if isinstance(prompt, str) else TypeError)(f"{name} {reason}; pass a str.")

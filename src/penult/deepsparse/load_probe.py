@@ -31,7 +31,7 @@ async def try_endpoint(values: Mapping[str, Any], models: Models) -> None:
         Refusal: the model cannot be opened; the message says why.
     """
     if len(_RUNNING) >= _MOST:
-        raise Refusal("full", f"{_MOST} models are being opened already. Retry in 5 s.", headers={"Retry-After": "5"})
+        raise Refusal("full", f"{_MOST} models are being loaded, the limit. Retry in 5 s.", headers={"Retry-After": "5"})
     child = await asyncio.create_subprocess_exec(
         *_COMMAND,
         stdin=asyncio.subprocess.PIPE,
@@ -50,9 +50,9 @@ async def try_endpoint(values: Mapping[str, Any], models: Models) -> None:
         if not answer.done():
             raise Refusal(
                 "invalid",
-                "The endpoint cannot be added: the server ends."
+                "The endpoint cannot be added: the server is shutting down."
                 if ending.done()
-                else f"The endpoint cannot be added: its model did not open within {limit} s, the limit.",
+                else f"The endpoint cannot be added: its model did not load within {limit} s (max_load_seconds).",
             )
         status = await child.wait()
     finally:
@@ -63,7 +63,7 @@ async def try_endpoint(values: Mapping[str, Any], models: Models) -> None:
             child.kill()
         child.stdin.close()  # ends the child if it is still running
     if status:
-        message = answer.result().decode(errors="replace") or f"opening its model ended a process with status {status}"
+        message = answer.result().decode(errors="replace") or f"loading its model ended a process with status {status}"
         raise Refusal("invalid", f"The endpoint cannot be added: {message}")
 
 

@@ -25,7 +25,7 @@ from penult.server.health import Ready, say
 from penult.server.requests import Texts, body_of, check, read, respond, tokenize, while_there
 from penult.server.service import Endpoint, Service
 
-_ABOUT = "Those of DeepSparse (`/predict`, `/v2/models/NAME/infer`) give DeepSparse's numbers."
+_ABOUT = "The DeepSparse routes (`/predict`, `/v2/models/NAME/infer`) return DeepSparse's numbers."
 _MOST_ENDPOINTS = 16
 _OWN = ("served_model_name", "pooling", "prompts", "files_from", "model_file", "model_task")  # shown if an endpoint has them
 # Paths of other protocols that an endpoint's own `route` overrides: configuration files may predate these paths.
@@ -39,13 +39,13 @@ _LOGGING = {
 
 
 class EmbeddingExtractionInput(BaseModel):
-    """What a client sends."""
+    """Request body."""
 
     inputs: Texts
 
 
 class EmbeddingExtractionOutput(BaseModel):
-    """What a client gets: one flat list of numbers per text."""
+    """Response body: one flat list of numbers per text."""
 
     embeddings: list[list[float]]
 
@@ -68,7 +68,7 @@ class EndpointBody(BaseModel):
 
 
 class Trouble(BaseModel):
-    """What went wrong."""
+    """Details of an error."""
 
     detail: Any
 
@@ -76,10 +76,10 @@ class Trouble(BaseModel):
 ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": Trouble, "description": words}
     for status, words in (
-        (401, "The key is missing or wrong."),
+        (401, "The API key is missing or wrong."),
         (413, "The body is too large."),
-        (422, "The body is not what the route takes, a text is too long, or there are too many."),
-        (429, "Too many requests wait; see Retry-After."),
+        (422, "The body does not match the schema, a text is too long, or there are too many texts."),
+        (429, "The queue is full; see Retry-After."),
         (501, "The model cannot be used for this route."),
     )
 }
@@ -138,7 +138,7 @@ def _add_ping(app: FastAPI, service: Service) -> None:
     async def ping() -> JSONResponse:
         return say(service, content={"status": "OK"})
 
-    responses: dict[int | str, dict[str, Any]] = {503: {"description": "A model does not answer any more."}}
+    responses: dict[int | str, dict[str, Any]] = {503: {"description": "A model no longer responds."}}
     app.add_api_route("/ping", ping, tags=["health"], summary="Check health", response_model=Ready, responses=responses)
 
 
@@ -168,9 +168,7 @@ def add_endpoint(app: FastAPI, service: Service, endpoint: Endpoint) -> None:
         shown = name == endpoint.names[0]
         _check_free(app, f"{path}/infer", _endpoint_of(endpoint))
         _add_infer(app, f"{path}/infer", infer, shown=shown)
-        app.add_api_route(
-            path, meta, tags=["DeepSparse"], summary="Where the model came from", include_in_schema=shown, responses=key
-        )
+        app.add_api_route(path, meta, tags=["DeepSparse"], summary="Describe the model", include_in_schema=shown, responses=key)
         app.add_api_route(
             f"{path}/ready", ready, tags=["DeepSparse"], summary="Check health", include_in_schema=shown, responses=key
         )
@@ -186,7 +184,7 @@ def _base(service: Service) -> str:
 
 
 async def _benchmark() -> None:
-    raise Refusal("invalid", "A server in use is no place to measure; `penult bench` measures the model.")  # DeepSparse: 500
+    raise Refusal("invalid", "This server does not run benchmarks. Run `penult bench` to measure the model.")  # DeepSparse: 500
 
 
 def _old_paths(service: Service, endpoint: DeepSparseEndpoint) -> list[str]:
@@ -216,7 +214,7 @@ def _add_infer(app: FastAPI, path: str, infer: Callable[[Request], Awaitable[Res
 def _check_free(app: FastAPI, path: str, config: DeepSparseEndpoint) -> None:
     if any(getattr(route, "path", None) == path and not _yields(route) for route in app.routes):
         place = f"{config.place}: " if config.place else ""
-        raise ConfigError(f"{place}The route {path} is taken already; give the endpoint another.")
+        raise ConfigError(f"{place}The route {path} is already in use. Set another route.")
 
 
 def _yields(route: BaseRoute) -> bool:
@@ -295,21 +293,22 @@ def _check_may_change(request: Request, service: Service) -> None:
     config = service.config
     if config.workers > 1:
         raise Refusal(
-            "closed", f"This server has {config.workers} workers, and a request reaches one of them: its endpoints cannot be "
-            "changed. State them in the configuration file, or start it with --workers 1."
+            "closed", f"Endpoints cannot be changed on a server with {config.workers} workers. Set them in the "
+            "configuration file, or start the server with --workers 1."
         )  # fmt: skip
     if config.api_key is None and not config.on_loopback:
         raise Refusal(
-            "closed", f"This server listens on {config.host} and has no key: its endpoints cannot be changed. Start it with "
-            "--api-key, or with --host 127.0.0.1 --allow-endpoints."
+            "closed", f"Endpoints cannot be changed on a server that listens on {config.host} without an API key. Start "
+            "the server with --api-key, or with --host 127.0.0.1 --allow-endpoints."
         )  # fmt: skip
     if config.api_key is None and not config.allow_endpoints:
         raise Refusal(
-            "closed", "This server has no key: its endpoints cannot be changed. Start it with --api-key or --allow-endpoints."
+            "closed", "Endpoints cannot be changed on a server without an API key. Start the server with --api-key or "
+            "--allow-endpoints."
         )  # fmt: skip
     # A browser sends this content type to another site only after a preflight request, which fails.
     if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
-        raise Refusal("media", "Send the endpoint as application/json.")
+        raise Refusal("media", "The Content-Type is not application/json. Send the endpoint as application/json.")
 
 
 async def _add(app: FastAPI, service: Service, body: bytes) -> JSONResponse:
@@ -340,7 +339,7 @@ def _check_addable(app: FastAPI, service: Service, config: DeepSparseEndpoint) -
         ConfigError: a name or a path is taken.
     """
     if len(service.endpoints) >= _MOST_ENDPOINTS:
-        raise Refusal("invalid", f"There are {_MOST_ENDPOINTS} endpoints already, that is the most; remove one.")
+        raise Refusal("invalid", f"The server has {_MOST_ENDPOINTS} endpoints, the limit. Remove one.")
     service.named(config)
     for path in _old_paths(service, config):
         _check_free(app, path, config)
@@ -348,7 +347,7 @@ def _check_addable(app: FastAPI, service: Service, config: DeepSparseEndpoint) -
 
 def _check_size(body: bytes) -> None:
     if len(body) > SMALL:
-        raise Refusal("body", f"The endpoint has more than {SMALL} bytes, that is the most.")
+        raise Refusal("body", f"The endpoint exceeds the limit of {SMALL} bytes. Send fewer keys.")
 
 
 async def _delete(app: FastAPI, service: Service, body: bytes) -> bool:
@@ -358,7 +357,7 @@ async def _delete(app: FastAPI, service: Service, body: bytes) -> bool:
         endpoint_body = EndpointBody.model_validate_json(body)
         config = read_endpoint(endpoint_body.model_dump())
     except ValueError as error:
-        raise Refusal("invalid", f"This is no endpoint: {error}") from error
+        raise Refusal("invalid", f"The body is not a valid endpoint: {error}") from error
     named = (config.route or config.name or "").strip("/")
     named = named.removeprefix("v2/models/").removesuffix("/infer")
     for endpoint in [one for one in service.endpoints if named in one.names]:

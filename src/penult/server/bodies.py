@@ -50,7 +50,7 @@ class Bodies:
         if self._used + size > self._most + (self._most // 8 if small else 0):
             raise Refusal(
                 "full",
-                f"The requests that are not answered yet have {self._used} bytes, the limit is {self._most}. Retry in 1 s.",
+                f"The bodies of the requests in progress have {self._used} bytes; the limit is {self._most}. Retry in 1 s.",
                 headers={"Retry-After": "1"},
             )
 
@@ -79,7 +79,8 @@ class Answers:
         if self._used and self._used + size > self._most:
             raise Refusal(
                 "full",
-                f"The answers that clients have not read yet have {self._used} bytes, the limit is {self._most}. Retry in 1 s.",
+                f"The responses that clients have not read yet have {self._used} bytes; the limit is {self._most}. Retry "
+                "in 1 s.",
                 headers={"Retry-After": "1"},
             )
         self._used += size
@@ -177,8 +178,8 @@ class Body:
         except TimeoutError:
             raise Refusal(
                 "slow",
-                f"{_STALL_SECONDS:g} s went by without a byte of the body, or it came slower than {_SLOWEST // 1024} KiB/s; "
-                "send it again.",
+                f"The body arrived too slowly: no byte for {_STALL_SECONDS:g} s, or less than {_SLOWEST // 1024} KiB/s. "
+                "Send it again.",
                 headers={"Connection": "close"},
             ) from None
         size = len(message.get("body", b""))
@@ -216,4 +217,6 @@ class Body:
         self._taken = 0
 
     def _too_large(self) -> Refusal:
-        return Refusal("body", f"The body has more than {self._max_bytes} bytes, that is the most; send fewer texts.")
+        return Refusal(
+            "body", f"The body exceeds the limit of {self._max_bytes} bytes (max_body_bytes). Send fewer texts per request."
+        )

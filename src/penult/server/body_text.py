@@ -23,7 +23,7 @@ def without_mark(body: bytes) -> bytes:
         Refusal: the byte order mark is that of UTF-16.
     """
     if body.startswith(_UTF16):
-        raise Refusal("invalid", "The body is UTF-16; send it as UTF-8.")
+        raise Refusal("invalid", "The body is UTF-16. Send it as UTF-8.")
     return body.removeprefix(_UTF8)
 
 
@@ -43,10 +43,12 @@ def broken_text(body: bytes) -> Refusal | None:
         if half := _HALF_PAIR.search(text):
             param, *place = where
             name = f"`{param}`" if not place else f"Text {place[-1]} of `{'.'.join([param, *place[:-1]])}`"
-            what = f"half a surrogate pair, U+{ord(half[0]):04X}"
+            what = f"a lone surrogate U+{ord(half[0]):04X}"
             if _INVALID_BYTE[0] <= half[0] <= _INVALID_BYTE[1] and not _ESCAPED_HALF.search(body):
-                what = "bytes that are not UTF-8"
-            return Refusal("invalid", f"{name} has {what}, at character {half.start()}; send whole characters.", param=param)
+                what = "a byte that is not UTF-8"
+            return Refusal(
+                "invalid", f"{name} has {what} at character {half.start()}. Send valid Unicode as UTF-8.", param=param
+            )
     return None
 
 

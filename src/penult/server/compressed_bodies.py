@@ -57,7 +57,7 @@ def _encoding(scope: Scope) -> str:
         return encoding
     raise Refusal(
         "media",
-        f"The body's Content-Encoding is {encoding[:50]!r}; it must be gzip or deflate, or the body must not be compressed.",
+        f"The body's Content-Encoding is {encoding[:50]!r}. Send it with gzip, with deflate or uncompressed.",
         headers={"Accept-Encoding": "gzip, deflate"},
     )
 
@@ -97,12 +97,16 @@ class _Unpacked:
         data = self._unpack()
         self._size += len(data)
         if self._size > self._limit:
-            raise Refusal("body", f"The body unpacks to more than {self._limit} bytes, that is the most; send fewer texts.")
+            raise Refusal(
+                "body",
+                f"The decompressed body exceeds the limit of {self._limit} bytes (max_body_bytes). Send fewer texts per "
+                "request.",
+            )
         if self._count is not None:
             self._count(len(data))
         self._whole = not (self._packed or self._pending or self._more)
         if self._whole and not self._decompressor.eof:
-            raise Refusal("invalid", f"The body's {self._encoding} stream ends early; send it again.")
+            raise Refusal("invalid", f"The body's {self._encoding} stream is incomplete. Send it again.")
         return {"type": "http.request", "body": data, "more_body": not self._whole}
 
     def _open(self, packed: bytes) -> None:

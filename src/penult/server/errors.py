@@ -100,7 +100,14 @@ async def no_route(request: Request, error: Exception) -> JSONResponse:
     path = request.scope["path"]
     if contract(path) == "deepsparse" or error.status_code not in (404, 405):
         return JSONResponse({"detail": error.detail}, error.status_code, error.headers)
-    asked = f"{request.method} {path[:100]}"
+    request_line = f"{request.method} {path[:100]}"
     if error.status_code == 405:
-        return answer(path, Refusal("method", f"{asked} is no route; the path takes another method.", headers=error.headers))
-    return answer(path, Refusal("nowhere", f"{asked} is no route of this server; GET /docs lists them."))
+        return answer(
+            path,
+            Refusal(
+                "method",
+                f"{request_line}: the path does not support this method. GET /docs lists the routes.",
+                headers=error.headers,
+            ),
+        )
+    return answer(path, Refusal("nowhere", f"{request_line} is not a route of this server. GET /docs lists the routes."))

@@ -13,14 +13,14 @@ from penult.server.service import Service
 
 
 class Ready(BaseModel):
-    """All is well."""
+    """The server is healthy."""
 
     status: Literal["OK"]
 
 
 def add(app: FastAPI, service: Service) -> None:
     """Add the health routes to an application."""
-    trouble: dict[int | str, dict[str, Any]] = {503: {"description": "A model does not answer any more."}}
+    trouble: dict[int | str, dict[str, Any]] = {503: {"description": "A model no longer responds."}}
 
     async def old() -> JSONResponse:
         return say(service, content=True)
@@ -39,4 +39,4 @@ def say(service: Service, *, content: object) -> JSONResponse:
     """Return 200 with `content` if the queue thread of every model runs, else 503."""
     if service.models.alive:
         return JSONResponse(content)
-    return JSONResponse({"detail": "A model does not answer any more; restart the server."}, 503)
+    return JSONResponse({"detail": "A model no longer responds. Restart the server."}, 503)

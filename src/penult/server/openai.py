@@ -28,7 +28,7 @@ from penult.server.service import Endpoint, Service
 
 
 class EmbeddingsRequest(Prompted):
-    """What a client sends."""
+    """Request body."""
 
     input: Texts
     model: str | None = None
@@ -46,14 +46,14 @@ class Embedding(BaseModel):
 
 
 class Usage(BaseModel):
-    """The tokens that were read."""
+    """Token counts of the texts."""
 
     prompt_tokens: int
     total_tokens: int
 
 
 class EmbeddingsResponse(BaseModel):
-    """What a client gets."""
+    """Response body."""
 
     object: Literal["list"]
     data: list[Embedding]
@@ -62,7 +62,7 @@ class EmbeddingsResponse(BaseModel):
 
 
 class OpenAIErrorBody(BaseModel):
-    """What went wrong."""
+    """Details of an error."""
 
     message: str
     type: str
@@ -95,13 +95,13 @@ class ModelList(BaseModel):
 ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": OpenAIError, "description": words}
     for status, words in (
-        (400, "The body is not what the route takes."),
-        (401, "The key is missing or wrong."),
-        (404, "No such model."),
+        (400, "The body is not valid JSON, or does not match the schema."),
+        (401, "The API key is missing or wrong."),
+        (404, "The model is not served."),
         (413, "The body is too large."),
-        (422, "A text is too long, or there are too many."),
-        (429, "Too many requests wait; see Retry-After."),
-        (501, "The model's files do not say how it pools."),
+        (422, "A text is too long, or there are too many texts."),
+        (429, "The queue is full; see Retry-After."),
+        (501, "The model cannot be used for this route."),
     )
 }
 

@@ -317,7 +317,7 @@ class RequestQueue:
         try:
             job.future.get_loop().call_soon_threadsafe(_settle, job.future, value, error)
         except RuntimeError:  # the event loop is closed, so no client waits
-            _LOGGER.debug("an answer came after the end of the server")
+            _LOGGER.debug("A result was ready after the server had ended.")
 
 
 def _pause(seconds: float) -> int:

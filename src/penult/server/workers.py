@@ -66,7 +66,7 @@ def run(
         ConfigError: a worker cannot start; the message is the worker's.
     """
     config = with_threads(config)
-    _LOGGER.info("%d workers start, %d threads each", config.workers, config.threads)
+    _LOGGER.info("Starting %d workers with %d threads each", config.workers, config.threads)
     with tempfile.TemporaryDirectory(prefix="penult-metrics-") as folder, _environment(folder), _signals() as stop:
         _Supervisor(config, extend, sockets, answer).run(stop, ready, ending_seconds)
 
@@ -138,12 +138,12 @@ class _Supervisor:
             return
         status = worker.process.exitcode
         if not worker.ready:
-            reason = reason or f"A worker ended with exit status {status} before it answered; its log says why."
+            reason = reason or f"A worker ended with exit status {status} before it was ready. Its log states the reason."
             if not (self._complete and any(one.ready and one.process.is_alive() for one in self._workers)):
                 raise ConfigError(reason)
-            _LOGGER.error("A worker cannot start, the others go on: %s", reason)
+            _LOGGER.error("A worker cannot start; the others continue: %s", reason)
         else:
-            _LOGGER.error("Worker %s ended with exit status %s; another one starts.", worker.process.pid, status)
+            _LOGGER.error("Worker %s ended with exit status %s. Starting another one.", worker.process.pid, status)
         self._forget(worker)
         time.sleep(_PAUSE_SECONDS)
         self._workers[self._workers.index(worker)] = self._start()
