@@ -1,4 +1,4 @@
-"""Models with a transformer for documents and another for queries, and texts in every kind of iterable."""
+"""Models with separate transformers for documents and queries, and texts in all kinds of iterables."""
 
 import collections
 import copy
@@ -39,19 +39,19 @@ LONG = "the cat sat on the mat in the bright moon " * 8
 
 
 def home(folder, role):
-    """Name the folder of a role's transformer."""
+    """Return the folder of a role's transformer."""
     return folder / f"{role}_0_Transformer"
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A model with two transformers, two lengths and two prompts."""
+    """Return a model with two transformers, two maximum lengths and two prompts."""
     return two_routes(tmp_path_factory.mktemp("routes") / "model", lengths=(40, 12), prompts=PROMPTS)
 
 
 @pytest.fixture(scope="module")
 def routes(folder):
-    """The model, opened once."""
+    """Load the model once."""
     with Embedder.load(folder, **QUIET) as e:
         yield e
 
@@ -67,7 +67,7 @@ def expected(folder, role, text, prompt=None):
 
 @pytest.mark.parametrize("role", ROLES)
 def test_each_role_has_its_transformer(folder, routes, role):
-    """Vectors of a role are those of its own transformer, with its prompt and its length."""
+    """Vectors of a role are from its own transformer, with its prompt and maximum length."""
     texts = [*TEXTS, LONG]
     assert difference(routes.embed(texts, role), [expected(folder, role, text) for text in texts]) <= 1e-5
     assert difference(routes.embed(texts, role, prompt=""), [expected(folder, role, text, "") for text in texts]) <= 1e-5
@@ -76,7 +76,7 @@ def test_each_role_has_its_transformer(folder, routes, role):
 
 @pytest.mark.parametrize("role", ROLES)
 def test_every_call_takes_the_route(folder, routes, role):
-    """Streams, tokens, padded tokens and counts are those of the role's own transformer."""
+    """Streams, token vectors, padded token vectors and counts use the role's own transformer."""
     texts = [*TEXTS, LONG]
     vectors = routes.embed(texts, role)
     assert difference(np.concatenate(list(routes.embed_stream(iter(texts), role, window=3))), vectors) <= 1e-6
@@ -97,7 +97,7 @@ def test_every_call_takes_the_route(folder, routes, role):
 
 
 def test_no_texts_of_either_role(routes):
-    """No texts give no rows, by either route."""
+    """An empty list returns no rows, for both roles."""
     for role in ROLES:
         assert routes.embed([], role).shape == (0, 32)
         assert routes.run(routes.tokenize([], role)).shape == (0, 32)
@@ -105,8 +105,8 @@ def test_no_texts_of_either_role(routes):
         assert routes.count_tokens([], role).shape == (0,)
 
 
-def test_rows_and_roles_that_are_wrong(routes):
-    """Errors of a route are those of any model."""
+def test_invalid_rows_and_roles(routes):
+    """Both routes raise the same errors as any model."""
     for role in ROLES:
         with pytest.raises(TextError) as caught:
             routes.embed(["a", None, "b", "\ud800"], role)
@@ -118,8 +118,8 @@ def test_rows_and_roles_that_are_wrong(routes):
             routes.embed(["a"], role)
 
 
-def test_long_queries_are_said(folder):
-    """Truncation is refused or said with the length of the role."""
+def test_long_queries(folder):
+    """Truncation is refused or reported with the maximum length of the role."""
     with Embedder.load(folder, threads=1, truncate="error") as e:
         with pytest.raises(TextError, match="the model takes 12"):
             e.embed([LONG], "query")
@@ -145,7 +145,7 @@ def test_copies_keep_both_routes(routes, copying):
 
 
 def test_closing_closes_both(folder):
-    """A closed model embeds no text of either role."""
+    """A closed model raises RuntimeError for both roles."""
     e = Embedder.load(folder, **QUIET)
     e.close()
     e.close()
@@ -154,8 +154,8 @@ def test_closing_closes_both(folder):
             e.embed(["a"], role)
 
 
-def test_the_recipe_has_both(routes, folder):
-    """The recipe of queries stands in the recipe, with a graph of its own."""
+def test_the_recipe_has_both_routes(routes, folder):
+    """The recipe contains the recipe of queries, with its own graph."""
     query = routes.recipe.query
     assert query is not None
     assert query.graph_sha256 != routes.recipe.graph_sha256
@@ -164,7 +164,7 @@ def test_the_recipe_has_both(routes, folder):
 
 
 def test_the_fingerprint_covers_both(tmp_path):
-    """A change of either transformer, of its tokenizer or its length changes the fingerprint; the order of routes does not."""
+    """The fingerprint depends on both transformers, tokenizers and lengths, but not on the order of the routes."""
     made = two_routes(tmp_path / "model")
     marks = [fingerprint(made)]
     replace_graph(home(made, "query"), bert(seed=8))
@@ -188,15 +188,15 @@ def fingerprint(model, **options):
 
 
 def test_a_router_in_a_folder_of_its_own(tmp_path, routes):
-    """A router's folder holds its transformers."""
+    """The router and its transformers can be in a subfolder."""
     made = two_routes(tmp_path, router="0_Router", lengths=(40, 12), prompts=PROMPTS)
     with Embedder.load(made, **QUIET) as e:
         assert e.fingerprint == routes.fingerprint
         assert difference(e.embed(TEXTS, "query"), routes.embed(TEXTS, "query")) <= 1e-6
 
 
-def test_arguments_hold_for_both(folder):
-    """max_length, pooling, dimensions and prompts are laid over both routes."""
+def test_arguments_apply_to_both_routes(folder):
+    """max_length, pooling, dimensions and prompts override the files of both routes."""
     with Embedder.load(folder, max_length=8, pooling="cls", dimensions=4, prompts={"query": "fish "}, **QUIET) as e:
         for role in ROLES:
             prompt = "fish " if role == "query" else PROMPTS["document"]
@@ -207,7 +207,7 @@ def test_arguments_hold_for_both(folder):
 
 
 def test_routes_of_other_sizes(tmp_path):
-    """Vectors of two sizes cannot be compared, so that the model is refused with both."""
+    """A model with two vector sizes is refused, because its vectors cannot be compared."""
     made = two_routes(tmp_path, normalize=False)
     types = {"query_0_Transformer": "Transformer", "document_0_Transformer": "Transformer", "pool_q": "Pooling", "pool_d": "Pooling",
              "dense_q": "Dense"}  # fmt: skip
@@ -230,7 +230,7 @@ def test_routes_of_other_sizes(tmp_path):
 
 
 def test_one_transformer_and_two_heads(tmp_path):
-    """Asym behind the pooling: both roles share the graph, and each has its own dense layer."""
+    """With Asym after the pooling, both roles share the graph, and each has its own dense layer."""
     made = tiny_model(tmp_path)
     list_modules(made, ("Transformer", ""), ("Pooling", "1_Pooling"), ("Asym", "2_Asym"))
     write_json(made / "2_Asym" / "config.json", {
@@ -248,7 +248,7 @@ def test_one_transformer_and_two_heads(tmp_path):
 
 
 def test_static_queries(tmp_path):
-    """Queries of a static embedding and documents of a transformer: each role has its own tokenizer and its own calls."""
+    """A static embedding for queries and a transformer for documents have their own tokenizers."""
     made = two_routes(tmp_path, normalize=False)
     table = static_model(made / "aside", dimension=32)
     (made / "aside" / "0_StaticEmbedding").rename(made / "query_0_StaticEmbedding")
@@ -271,7 +271,7 @@ def test_static_queries(tmp_path):
 
 
 def test_padding_of_one_route(tmp_path):
-    """What padding does is found out for each route by itself."""
+    """The padding check runs for each route separately."""
     made = two_routes(tmp_path)
     replace_graph(home(made, "query"), without_mask(bert(seed=7)))
     with Embedder.load(made, **QUIET) as e:
@@ -284,7 +284,7 @@ def test_padding_of_one_route(tmp_path):
 
 
 def test_tasks_of_routes(tmp_path):
-    """Each route reads the adapters of its own configuration."""
+    """Each route uses the adapters of its own configuration."""
     rows = np.random.default_rng(2).standard_normal((2, 32))
     made = two_routes(tmp_path)
     for role in ROLES:
@@ -297,7 +297,7 @@ def test_tasks_of_routes(tmp_path):
 
 
 def test_a_task_of_queries_alone(tmp_path):
-    """The model of queries needs no task for documents, which it never sees."""
+    """The model for queries does not need a task for documents."""
     made = two_routes(tmp_path)
     rows = np.random.default_rng(2).standard_normal((2, 32))
     replace_graph(home(made, "query"), with_task_id(bert(seed=7), rows))
@@ -315,7 +315,7 @@ def test_a_task_of_queries_alone(tmp_path):
     ],
 )  # fmt: skip
 def test_a_route_that_lacks_a_file(tmp_path, role, file, said):
-    """What one route lacks is named with the folder of that route."""
+    """The error about a missing file states the folder of the route."""
     made = two_routes(tmp_path)
     (home(made, role) / file).unlink()
     (home(made, role) / "tokenizer_config.json").unlink()
@@ -324,7 +324,7 @@ def test_a_route_that_lacks_a_file(tmp_path, role, file, said):
 
 
 def test_routes_of_weights(tmp_path):
-    """Two routes with weights for torch and no graph are exported as one model, not as the folder of one of them."""
+    """Two routes with torch weights and without graphs are exported as one model."""
     made = two_routes(tmp_path)
     for role in ROLES:
         (home(made, role) / "onnx" / "model.onnx").unlink()
@@ -336,7 +336,7 @@ def test_routes_of_weights(tmp_path):
 
 @pytest.mark.parametrize("place", ["query_0_Transformer", "document_0_Transformer"])
 def test_one_graph_of_two(folder, place):
-    """One graph of a model with two is not the model: named by its path or as model_file, it is refused."""
+    """One of the two graphs, passed as path or as model_file, is refused."""
     with pytest.raises(
         ValueError, match=rf"one graph of a model that has one for queries .* name the folder {re.escape(str(folder))}"
     ):
@@ -348,7 +348,7 @@ def test_one_graph_of_two(folder, place):
 
 
 def test_a_graph_above_the_routes(tmp_path):
-    """A graph in the model's own folder is not taken for both routes."""
+    """A graph in the model's main folder is not used for the two routes."""
     made = two_routes(tmp_path)
     (home(made, "query") / "onnx" / "model.onnx").unlink()
     (made / "onnx").mkdir()
@@ -358,7 +358,7 @@ def test_a_graph_above_the_routes(tmp_path):
 
 
 def test_a_mirror_of_a_model_with_routes(folder, tmp_path):
-    """The files of a model with two transformers do not say how a single graph is used."""
+    """files_from with a model of two transformers is refused for a single graph."""
     mirror = tiny_model(tmp_path, pooling=None)
     with pytest.raises(ValueError, match="has a model for queries and another for documents; name that model itself"):
         Embedder.load(mirror, files_from=folder)
@@ -366,7 +366,7 @@ def test_a_mirror_of_a_model_with_routes(folder, tmp_path):
 
 @pytest.mark.parametrize("role", ROLES)
 def test_cutting_one_route(folder, routes, tmp_path, capsys, role):
-    """`penult cut --role` writes the graph of a role, and says that there are two."""
+    """`penult cut --role` writes the graph of a role, and reports that there are two."""
     out = tmp_path / "cut.onnx"
     result = command(capsys, "cut", folder, out, "--role", role)
     assert result.status == 0, result.err
@@ -413,7 +413,7 @@ WORDS = ["the cat sat", "dog", "", "a bright moon over the river", "日本"]
 @pytest.mark.parametrize("kind", ITERABLES)
 @pytest.mark.parametrize("role", ROLES)
 def test_any_iterable(routes, kind, role):
-    """Texts may come in any iterable, which is run through once: every call takes them all, in their order."""
+    """All calls accept any iterable, consume it once, and keep the order."""
 
     def make():
         return ITERABLES[kind](WORDS)
@@ -434,8 +434,8 @@ CALLS = ("embed", "tokenize", "count_tokens", "embed_tokens", "embed_padded")
 
 @pytest.mark.parametrize("call", CALLS)
 @pytest.mark.parametrize("wrong", ["text", b"text", "", b"", None, 7, object()], ids=lambda value: type(value).__name__)
-def test_what_is_no_iterable_of_texts(routes, call, wrong):
-    """One text, bytes or nothing at all is refused with its type, never read letter by letter."""
+def test_values_that_are_not_texts(routes, call, wrong):
+    """A str, bytes and None raise TypeError with the type."""
     with pytest.raises(TypeError, match=f"texts is a {type(wrong).__name__}; give a list of texts"):
         getattr(routes, call)(wrong)
 
@@ -444,14 +444,14 @@ def test_what_is_no_iterable_of_texts(routes, call, wrong):
     "wrong",
     ["text", b"text", None],
 )
-def test_a_stream_of_what_is_none(routes, wrong):
-    """A stream refuses one text, bytes and nothing at all as every other call does."""
+def test_a_stream_of_values_that_are_not_texts(routes, wrong):
+    """embed_stream refuses a str, bytes and None."""
     with pytest.raises(TypeError, match=f"texts is a {type(wrong).__name__}; give"):
         list(routes.embed_stream(wrong))
 
 
 def test_an_iterator_that_fails(routes):
-    """An error inside the caller's iterator is the caller's own."""
+    """An exception in the caller's iterator is propagated."""
 
     def texts():
         yield "a"
@@ -464,7 +464,7 @@ def test_an_iterator_that_fails(routes):
 
 
 def test_an_iterator_used_up(routes):
-    """An iterator that was run through before gives no texts, and so no rows."""
+    """A consumed iterator returns no rows."""
     texts = iter(["a"])
     assert routes.embed(texts).shape == (1, 32)
     assert routes.embed(texts).shape == (0, 32)
@@ -472,7 +472,7 @@ def test_an_iterator_used_up(routes):
 
 @pytest.mark.parametrize("dimensions", [(2, 2), (1, 0)])
 def test_arrays_of_more_axes(routes, dimensions):
-    """Rows of a table are no texts."""
+    """Rows of a 2-D array raise TextError."""
     texts = np.full(dimensions, "a")
     with pytest.raises(TextError, match="is a ndarray, not a str"):
         routes.embed(texts)

@@ -104,7 +104,7 @@ class RemoteEmbedder:
             "transport": transport,
         }
         self._client = PerProcess(partial(httpx.Client, **self._options))  # a fork must not share its parent's connections
-        weakref.finalize(self, _close, self._client)  # nobody closes adapters
+        weakref.finalize(self, _close, self._client)  # adapters are never closed
         self._awaiting: httpx.AsyncClient | None = None  # only between `async with` and its end
         self._server: Server | None = None
         self._dimension: int | None = None

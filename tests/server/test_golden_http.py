@@ -1,4 +1,4 @@
-"""What DeepSparse 1.8.0 answered over HTTP, asked again here: statuses, keys and numbers of items."""
+"""Recorded requests to DeepSparse 1.8.0, sent to penult: equal statuses, keys and numbers of items."""
 
 import re
 import shlex
@@ -14,11 +14,11 @@ from penult.deepsparse.arguments import TASK
 from penult.deepsparse.config_file import DeepSparseEndpoint, DeepSparseServer, read
 from penult.server.config_file import override
 
-# Routes that DeepSparse 1.8.0 had not: those of its own older versions, and of contracts that it never spoke.
+# Routes that DeepSparse 1.8.0 did not have: those of older versions and of other protocols.
 NEW = {"/predict", "/ping", "/health", "/healthcheck", "/metrics", "/v1/models", "/v1/embeddings", "/invocations"}
-# Where it died by accident on a request that is right: a served strategy with return_numpy, an endpoint's own route.
+# Valid requests that DeepSparse answered with 500: a strategy with return_numpy, an endpoint's own route.
 ACCIDENTS = {("02", 12), ("02", 20)}
-# Sent as a form, which web pages may send from anywhere: refused on a loopback address without a key.
+# Sent as a form: refused on a loopback address without a key, because foreign web pages can send forms.
 FORMS = {("01", 25)}
 
 
@@ -34,7 +34,7 @@ class Exchange:
 
 
 def exchanges(transcript: Path) -> list[Exchange]:
-    """Read the requests of a transcript, and how each was answered."""
+    """Read the requests and responses of a transcript."""
     found = []
     for block in re.split(r"^### ", transcript.read_text(), flags=re.MULTILINE)[1:]:
         number, command, *rest = block.split("\n")
@@ -45,7 +45,7 @@ def exchanges(transcript: Path) -> list[Exchange]:
         body = words[words.index("-d") + 1] if "-d" in words else None
         headers = {"content-type": "application/json"} if "-H" in words else {}
         if body is not None and not headers:
-            headers = {"content-type": "application/x-www-form-urlencoded"}  # what curl says of itself
+            headers = {"content-type": "application/x-www-form-urlencoded"}  # curl's default
         status = next(int(line.split()[1]) for line in rest if line.startswith("HTTP/"))
         answer = "\n".join(rest).split("\n\n", 1)[1].strip().split("\n\n")[0]
         found.append(Exchange(int(number), method, re.sub(r"^http://[^/]+", "", url), headers, body, status, answer))
@@ -53,7 +53,7 @@ def exchanges(transcript: Path) -> list[Exchange]:
 
 
 def replay(running, transcript: Path, model: str) -> int:
-    """Ask again, and compare; how many requests there were."""
+    """Send the requests again and compare the responses; return the number of requests."""
     asked = [one for one in exchanges(transcript) if "6100" not in one.path]
     with httpx.Client(base_url=running.url, timeout=30) as client:
         for one in asked:
@@ -90,7 +90,7 @@ def compare(file: str, one: Exchange, answer: httpx.Response) -> None:
 
 
 def shape(value):
-    """Give the keys of a JSON value, down to its leaves."""
+    """Return the keys of a JSON value at every depth."""
     if isinstance(value, dict):
         return {key: shape(inner) for key, inner in value.items() if key not in ("endpoints", "input")}
     return [shape(inner) for inner in value] if isinstance(value, list) else None
@@ -103,7 +103,7 @@ def golden(shared) -> Path:
 
 @contextmanager
 def from_file(transcript: Path, model: str, folder: Path, integration: str = ""):
-    """Serve the configuration that stands in a transcript, with another model."""
+    """Serve the configuration of a transcript with another model."""
     text = transcript.read_text().split("$ deepsparse.server")[0].removeprefix("$ cat config.yaml\n")
     file = folder / "config.yaml"
     file.write_text(re.sub(r"scratch/srv\S*", model, text) + integration)
@@ -115,18 +115,18 @@ def from_file(transcript: Path, model: str, folder: Path, integration: str = "")
 
 
 def task(model: Path) -> DeepSparseEndpoint:
-    """The endpoint of `penult.server --task TASK --model_path MODEL`."""
+    """Return the endpoint of `penult.server --task TASK --model_path MODEL`."""
     return DeepSparseEndpoint(model=str(model), task=TASK, name=TASK)
 
 
 def test_task_on_the_command_line(golden, tiny):
-    """A server of one task answers as DeepSparse's did, and 422 with a reason where that said 500."""
+    """A server of one task responds as DeepSparse did, with 422 and a reason instead of 500."""
     with serving(task(tiny)) as running:
         assert replay(running, golden / "01_task_cli.txt", str(tiny)) == 34
 
 
 def test_configuration_file(golden, tiny, tmp_path):
-    """A server of three endpoints answers as DeepSparse's did; endpoints come and go."""
+    """A server of three endpoints responds as DeepSparse did, also after endpoints were added and removed."""
     with from_file(golden / "02_config_file.txt", str(tiny), tmp_path) as running:
         assert replay(running, golden / "02_config_file.txt", str(tiny)) == 22
         config = httpx.get(f"{running.url}/config").json()
@@ -139,7 +139,7 @@ def test_configuration_file(golden, tiny, tmp_path):
 
 
 def test_sagemaker(golden, tiny):
-    """With integration sagemaker, inference is under /invocations, and nowhere else."""
+    """With integration sagemaker, inference is only under /invocations."""
     with serving(task(tiny), kind=DeepSparseServer, integration="sagemaker") as running:
         assert replay(running, golden / "03_sagemaker.txt", str(tiny)) == 8
 

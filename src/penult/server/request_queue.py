@@ -142,7 +142,10 @@ class RequestQueue:
         self._wake = threading.Condition()
         self._closing = False
         self._answered, self._seconds = 0, 0.0  # number of requests that the last call answered, and its seconds
-        self._tokens_per_second, self._measured = 20_000.0, False  # a high guess until a large call, to refuse nobody
+        self._tokens_per_second, self._measured = (
+            20_000.0,
+            False,
+        )  # a high guess until a large call, so that no request is refused
         self._thread = threading.Thread(target=self._work, name=name, daemon=True)
         self._thread.start()
 
