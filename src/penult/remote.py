@@ -76,7 +76,7 @@ class RemoteEmbedder:
             if value < least:
                 raise ValueError(f"{name} is {value}; it must be at least {least}.")
         self._prompts = _checked_prompts(prompts)
-        self._again = partial(
+        self._recreate = partial(
             RemoteEmbedder,
             base_url,
             api_key,
@@ -108,13 +108,13 @@ class RemoteEmbedder:
         self._awaiting: httpx.AsyncClient | None = None  # only between `async with` and its end
         self._server: Server | None = None
         self._dimension: int | None = None
-        self._said_truncated = False
+        self._warned_of_truncation = False
 
     @property
     def dimension(self) -> int:
         """D, the number of values in a vector. The first use queries the server."""
-        if self._dimension is None and (server := self._known("document")).dimension is None:
-            self._noted(*self._talk(protocols.embed(server, ["a"], "document")))
+        if self._dimension is None and (server := self._detected("document")).dimension is None:
+            self._store_dimension(*self._talk(protocols.embed(server, ["a"], "document")))
         return cast("int", self._dimension)
 
     @property
@@ -123,7 +123,7 @@ class RemoteEmbedder:
 
         It includes this object's `prompts` if they differ from the server's own, but not the `prompt` of a single call.
         """
-        server = self._known("document")
+        server = self._detected("document")
         for prompt in self._prompts.values():
             protocols.check_prompt(server, prompt)
         return protocols.fingerprint(server, self._prompts)
@@ -152,10 +152,10 @@ class RemoteEmbedder:
             ValueError: the server does not support prompts or rejected the texts, or its response is not N finite vectors
                 of one size.
         """
-        checked, prompt = _checked(texts, role), self._prompt(role, prompt)
+        checked, prompt = _checked_texts(texts, role), self._prompt(role, prompt)
         if not checked:
             return np.empty((0, self.dimension), np.float32)
-        server = self._known(role, prompt)
+        server = self._detected(role, prompt)
         requests = protocols.parts(server, checked)
         threads = ThreadPoolExecutor(min(self._concurrency, len(requests)))
         with progress_bar(len(checked), shown=progress) as step, threads:
@@ -179,9 +179,9 @@ class RemoteEmbedder:
 
     async def aembed(self, texts: Iterable[str], role: Role = "document", *, prompt: str | None = None) -> Vectors:
         """Return the vectors of N texts without blocking the event loop; otherwise as `embed`."""
-        checked, prompt = _checked(texts, role), self._prompt(role, prompt)
+        checked, prompt = _checked_texts(texts, role), self._prompt(role, prompt)
         async with _Borrowed(self._awaiting or self._new_async(), keep=self._awaiting is not None) as client:
-            server = await self._aknown(client, role, prompt)
+            server = await self._adetected(client, role, prompt)
             slots = asyncio.Semaphore(self._concurrency)
 
             async def one(start: int, part: list[str]) -> tuple[Vectors, int]:
@@ -191,11 +191,11 @@ class RemoteEmbedder:
             requests = protocols.parts(server, checked or (["a"] if self._dimension is None else []))
             tasks = [asyncio.ensure_future(one(start, part)) for start, part in _numbered(requests)]
             try:
-                found = list(await asyncio.gather(*tasks))
+                responses = list(await asyncio.gather(*tasks))
             finally:
                 for task in tasks:
                     task.cancel()
-        joined = self._joined(found, max(len(checked), 1)) if found else np.empty((0, self.dimension), np.float32)
+        joined = self._joined(responses, max(len(checked), 1)) if responses else np.empty((0, self.dimension), np.float32)
         return joined[: len(checked)]
 
     def close(self) -> None:
@@ -221,59 +221,59 @@ class RemoteEmbedder:
         self.close()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return self._again, ()  # a connection cannot be pickled; the receiver opens its own
+        return self._recreate, ()  # a connection cannot be pickled; the receiver opens its own
 
     def __repr__(self) -> str:
         return f"RemoteEmbedder({self._base!r})"
 
-    def _prompt(self, role: Role, given: str | None) -> str | None:
+    def _prompt(self, role: Role, prompt: str | None) -> str | None:
         """Return the prompt to send: the call's, else this object's for the role. None: the server uses its own."""
-        if given is not None:
-            _check_prompt("prompt", given)
-            return given
+        if prompt is not None:
+            _check_prompt("prompt", prompt)
+            return prompt
         return self._prompts.get(role)
 
-    def _known(self, role: Role, prompt: str | None = None) -> Server:
+    def _detected(self, role: Role, prompt: str | None = None) -> Server:
         """Return the server; detect it at first use, and TEI's prompt at the first use of its role.
 
         Raises:
             ValueError: there is a prompt to send, and the server does not support prompts.
         """
-        server = self._server or self._keep(self._talk(self._finding()))
+        server = self._server or self._store(self._talk(self._detection()))
         if prompt is not None:
             protocols.check_prompt(server, prompt)
-        return self._keep(self._talk(protocols.prompted(server, role)))
+        return self._store(self._talk(protocols.prompted(server, role)))
 
-    async def _aknown(self, client: httpx.AsyncClient, role: Role, prompt: str | None) -> Server:
-        server = self._server or self._keep(await self._atalk(client, self._finding()))
+    async def _adetected(self, client: httpx.AsyncClient, role: Role, prompt: str | None) -> Server:
+        server = self._server or self._store(await self._atalk(client, self._detection()))
         if prompt is not None:
             protocols.check_prompt(server, prompt)
-        return self._keep(await self._atalk(client, protocols.prompted(server, role)))
+        return self._store(await self._atalk(client, protocols.prompted(server, role)))
 
-    def _finding(self) -> Talk[Server]:
+    def _detection(self) -> Talk[Server]:
         return protocols.find(self._model) if self._path is None else protocols.at(self._path)
 
-    def _keep(self, server: Server) -> Server:
+    def _store(self, server: Server) -> Server:
         self._server = server
         if server.dimension is not None:
             self._dimension = server.dimension
         return server
 
-    def _joined(self, found: list[tuple[Vectors, int]], count: int) -> Vectors:
-        for vectors, _ in found:
-            self._noted(vectors, 0)
-        cut = sum(truncated for _, truncated in found)
-        if cut and not self._said_truncated:
-            self._said_truncated = True
+    def _joined(self, responses: list[tuple[Vectors, int]], count: int) -> Vectors:
+        for vectors, _ in responses:
+            self._store_dimension(vectors, 0)
+        cut = sum(truncated for _, truncated in responses)
+        if cut and not self._warned_of_truncation:
+            self._warned_of_truncation = True
             warnings.warn(
                 f"The server truncated {cut} of {count} texts, which exceed the model's maximum length. Split them. This "
                 "warning is shown once.",
                 TruncationWarning,
                 stacklevel=3,
             )
-        return np.concatenate([vectors for vectors, _ in found])
+        return np.concatenate([vectors for vectors, _ in responses])
 
-    def _noted(self, vectors: Vectors, _: int) -> None:
+    def _store_dimension(self, vectors: Vectors, _: int) -> None:
         size = int(vectors.shape[1])
         if self._dimension is not None and size != self._dimension:
             raise ValueError(
@@ -436,16 +436,16 @@ def _numbered(parts: list[list[str]]) -> Iterator[tuple[int, list[str]]]:
 
 def _retry_after(headers: Mapping[str, str]) -> float:
     """Parse the Retry-After header, a number of seconds or a date; return at most a minute."""
-    said = headers.get("retry-after", "").strip()
-    if said.isdecimal():
-        return min(float(said), _LONGEST_PAUSE)
+    value = headers.get("retry-after", "").strip()
+    if value.isdecimal():
+        return min(float(value), _LONGEST_PAUSE)
     try:
-        return max(0.0, min(parsedate_to_datetime(said).timestamp() - time.time(), _LONGEST_PAUSE))
+        return max(0.0, min(parsedate_to_datetime(value).timestamp() - time.time(), _LONGEST_PAUSE))
     except (ValueError, OverflowError):  # OverflowError: a time zone of many digits
         return 0.0
 
 
-def _checked(texts: Iterable[str], role: Role) -> list[str]:
+def _checked_texts(texts: Iterable[str], role: Role) -> list[str]:
     if role not in ("document", "query"):
         raise ValueError(f"role is {role!r}; it must be 'document' or 'query'.")
     return checked_texts(texts)

@@ -15,12 +15,12 @@ from typing import Any
 from penult.server.errors import Refusal
 from penult.server.models import Models
 
-_MOST = 4  # concurrent child processes
+_MAX_PROBES = 4  # concurrent child processes
 _COMMAND = (sys.executable, "-m", "penult.deepsparse.load_probe")
 _RUNNING: set[int] = set()
 
 
-async def try_endpoint(values: Mapping[str, Any], models: Models) -> None:
+async def probe_endpoint(values: Mapping[str, Any], models: Models) -> None:
     """Open the model of an endpoint in a child process, and embed one text.
 
     Args:
@@ -30,8 +30,8 @@ async def try_endpoint(values: Mapping[str, Any], models: Models) -> None:
     Raises:
         Refusal: the model cannot be opened; the message says why.
     """
-    if len(_RUNNING) >= _MOST:
-        raise Refusal("full", f"{_MOST} models are being loaded, the limit. Retry in 5 s.", headers={"Retry-After": "5"})
+    if len(_RUNNING) >= _MAX_PROBES:
+        raise Refusal("full", f"{_MAX_PROBES} models are being loaded, the limit. Retry in 5 s.", headers={"Retry-After": "5"})
     child = await asyncio.create_subprocess_exec(
         *_COMMAND,
         stdin=asyncio.subprocess.PIPE,

@@ -39,7 +39,7 @@ from penult.types import Pooling
 
 _DEFAULT_MODEL = "zoo:bert-large-wikipedia_bookcorpus-pruned90"
 _POOLINGS: Mapping[str, Pooling] = {"per_token": "mean", "reduce_mean": "mean", "reduce_max": "max", "cls_token": "cls"}
-_GONE: Mapping[str, str] = {
+_REMOVED: Mapping[str, str] = {
     "timer_manager": "measure the call yourself, or run `penult bench`",
     "current_timer": "measure the call yourself, or run `penult bench`",
     "tokenizer": "call transformers.AutoTokenizer.from_pretrained(folder)",
@@ -275,7 +275,7 @@ class Pipeline:
         self.close()
 
     def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - always raises
-        raise AttributeError(f"Pipeline has no attribute {name!r}" + (f": {_GONE[name]}." if name in _GONE else "."))
+        raise AttributeError(f"Pipeline has no attribute {name!r}" + (f": {_REMOVED[name]}." if name in _REMOVED else "."))
 
     def __repr__(self) -> str:
         return f"Pipeline({self.settings})"

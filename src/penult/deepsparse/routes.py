@@ -16,17 +16,17 @@ from starlette.routing import BaseRoute
 
 from penult.deepsparse.arguments import TASK
 from penult.deepsparse.config_file import DeepSparseEndpoint, DeepSparseServer, read_endpoint
-from penult.deepsparse.load_probe import try_endpoint
+from penult.deepsparse.load_probe import probe_endpoint
 from penult.deepsparse.served_pipeline import QueuedPipeline, model_keys, pipeline, pipeline_for
 from penult.server.bodies import SMALL
 from penult.server.config import ConfigError
 from penult.server.errors import Refusal
-from penult.server.health import Ready, say
+from penult.server.health import Ready, health_response
 from penult.server.requests import Texts, body_of, check, read, respond, tokenize, while_there
 from penult.server.service import Endpoint, Service
 
 _ABOUT = "The DeepSparse routes (`/predict`, `/v2/models/NAME/infer`) return DeepSparse's numbers."
-_MOST_ENDPOINTS = 16
+_MAX_ENDPOINTS = 16
 _OWN = ("served_model_name", "pooling", "prompts", "files_from", "model_file", "model_task")  # shown if an endpoint has them
 # Paths of other protocols that an endpoint's own `route` overrides: configuration files may predate these paths.
 _YIELDING = ("/embeddings", "/models", "/similarity", "/tokenize", "/decode")
@@ -136,7 +136,7 @@ def _add_ping(app: FastAPI, service: Service) -> None:
     """Add SageMaker's health route, with the answer of DeepSparse from 1.6 on."""
 
     async def ping() -> JSONResponse:
-        return say(service, content={"status": "OK"})
+        return health_response(service, content={"status": "OK"})
 
     responses: dict[int | str, dict[str, Any]] = {503: {"description": "A model no longer responds."}}
     app.add_api_route("/ping", ping, tags=["health"], summary="Check health", response_model=Ready, responses=responses)
@@ -246,16 +246,16 @@ async def _answer(request: Request, model: QueuedPipeline, texts: list[str]) -> 
 
 def _config(service: Service) -> dict[str, Any]:
     """Return the configuration under DeepSparse's keys."""
-    written = service.config.model_dump(exclude_unset=True)
-    loggers: Any = written.get("loggers") or {}
-    logging_of: Any = written.get("system_logging") or {}
+    stated = service.config.model_dump(exclude_unset=True)
+    loggers: Any = stated.get("loggers") or {}
+    logging_of: Any = stated.get("system_logging") or {}
     parts = {name: {**_OFF, **(logging_of.get(name) or {})} for name in ("request_details", "resource_utilization")}
     return {
-        "num_cores": written.get("num_cores"),
-        "num_workers": written.get("num_workers"),
+        "num_cores": stated.get("num_cores"),
+        "num_workers": stated.get("num_workers"),
         "integration": _config_of(service).integration,
-        "engine_thread_pinning": written.get("engine_thread_pinning", "core"),
-        "pytorch_num_threads": written.get("pytorch_num_threads", 1),
+        "engine_thread_pinning": stated.get("engine_thread_pinning", "core"),
+        "pytorch_num_threads": stated.get("pytorch_num_threads", 1),
         "endpoints": [_endpoint_config(number, endpoint) for number, endpoint in enumerate(service.endpoints)],
         "loggers": loggers,
         "system_logging": {"enable": logging_of.get("enable", True), **parts},
@@ -264,22 +264,22 @@ def _config(service: Service) -> dict[str, Any]:
 
 def _endpoint_config(number: int, endpoint: Endpoint) -> dict[str, Any]:
     config = _endpoint_of(endpoint)
-    written = config.model_dump(exclude_unset=True)
+    stated = config.model_dump(exclude_unset=True)
     return {
         "name": config.name or (endpoint.names[0] if config.route is None else f"{TASK}-{number}"),
         "route": config.route,
         "task": config.task or TASK,
         "model": config.model,
-        "batch_size": written.get("batch_size", 1),
-        "logging_config": written.get("logging_config") or _LOGGING,
-        "data_logging": written.get("data_logging"),
-        "bucketing": written.get("bucketing"),
-        "middlewares": written.get("middlewares"),
-        "kwargs": written.get("kwargs") or {},
+        "batch_size": stated.get("batch_size", 1),
+        "logging_config": stated.get("logging_config") or _LOGGING,
+        "data_logging": stated.get("data_logging"),
+        "bucketing": stated.get("bucketing"),
+        "middlewares": stated.get("middlewares"),
+        "kwargs": stated.get("kwargs") or {},
         **{key: value for key in _OWN if (value := getattr(config, key)) is not None},
         **(
             {"layer": config.layer}
-            if "emb_extraction_layer" not in config.kwargs.model_fields_set and "layer" in written
+            if "emb_extraction_layer" not in config.kwargs.model_fields_set and "layer" in stated
             else {}
         ),
     }
@@ -316,12 +316,12 @@ async def _add(app: FastAPI, service: Service, body: bytes) -> JSONResponse:
     try:
         endpoint_body = EndpointBody.model_validate_json(body.decode(errors="replace"))  # the response quotes the body
     except ValidationError as error:
-        wrong = [{**one, "loc": ["body", *one["loc"]]} for one in error.errors(include_url=False, include_context=False)]
-        return JSONResponse({"detail": wrong}, 422)
+        details = [{**one, "loc": ["body", *one["loc"]]} for one in error.errors(include_url=False, include_context=False)]
+        return JSONResponse({"detail": details}, 422)
     try:
         config = read_endpoint(endpoint_body.model_dump())
         _check_addable(app, service, config)
-        await try_endpoint(endpoint_body.model_dump(), service.models)
+        await probe_endpoint(endpoint_body.model_dump(), service.models)
         await (service.models.embedder_for(config) if config.open_at_start else pipeline_for(service.models, config))
         _check_addable(app, service, config)  # another request may have added an endpoint meanwhile
         add_endpoint(app, service, service.add(config))
@@ -338,8 +338,8 @@ def _check_addable(app: FastAPI, service: Service, config: DeepSparseEndpoint) -
         Refusal: the server has the maximum number of endpoints.
         ConfigError: a name or a path is taken.
     """
-    if len(service.endpoints) >= _MOST_ENDPOINTS:
-        raise Refusal("invalid", f"The server has {_MOST_ENDPOINTS} endpoints, the limit. Remove one.")
+    if len(service.endpoints) >= _MAX_ENDPOINTS:
+        raise Refusal("invalid", f"The server has {_MAX_ENDPOINTS} endpoints, the limit. Remove one.")
     service.named(config)
     for path in _old_paths(service, config):
         _check_free(app, path, config)

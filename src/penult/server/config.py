@@ -119,8 +119,8 @@ def _check_key(value: str | None) -> str | None:
 
 
 def _check_origin(value: str) -> str:
-    scheme, found, host = value.partition("://")
-    if value != "*" and (not found or not scheme or not host or set("/?#@* ") & set(host)):
+    scheme, separator, host = value.partition("://")
+    if value != "*" and (not separator or not scheme or not host or set("/?#@* ") & set(host)):
         raise ValueError("it must be an origin such as https://app.example.com, or *")
     return value.lower()
 

@@ -105,8 +105,8 @@ class RequestMiddleware:
     def _check_key(self, scope: Scope) -> None:
         if self._key is None or scope["path"] in _OPEN:
             return
-        given = b"".join(value for name, value in scope["headers"] if name == b"authorization")
-        scheme, _, key = given.partition(b" ")  # RFC 9110: case-insensitive scheme, any number of spaces
+        header = b"".join(value for name, value in scope["headers"] if name == b"authorization")
+        scheme, _, key = header.partition(b" ")  # RFC 9110: case-insensitive scheme, any number of spaces
         if scheme.lower() != b"bearer" or not hmac.compare_digest(key.strip(), self._key):
             raise Refusal(
                 "auth",

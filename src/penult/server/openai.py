@@ -110,10 +110,10 @@ def add(app: FastAPI, service: Service) -> None:
     """Add the routes to an application."""
 
     async def embeddings(request: Request) -> Response:
-        asked = await read(request, EmbeddingsRequest)
-        endpoint = service.find(asked.model)
-        check(asked.input, service.config.limits, "input")
-        return await while_there(request, _answer(request, service, endpoint, asked))
+        body = await read(request, EmbeddingsRequest)
+        endpoint = service.find(body.model)
+        check(body.input, service.config.limits, "input")
+        return await while_there(request, _answer(request, service, endpoint, body))
 
     async def models() -> ModelList:
         return ModelList(object="list", data=[_card(endpoint) for endpoint in service.endpoints])
@@ -148,15 +148,15 @@ def add(app: FastAPI, service: Service) -> None:
         )
 
 
-async def _answer(request: Request, service: Service, endpoint: Endpoint, asked: EmbeddingsRequest) -> Response:
+async def _answer(request: Request, service: Service, endpoint: Endpoint, body: EmbeddingsRequest) -> Response:
     model = await service.models.embedder_for(endpoint.config)
-    purpose = purpose_of(asked, model.embedder.recipe)
-    tokenized = await tokenize(request, asked.input, model.tokenize(asked.input, purpose))
+    purpose = purpose_of(body, model.embedder.recipe)
+    tokenized = await tokenize(request, body.input, model.tokenize(body.input, purpose))
     vectors = await model.vectors(tokenized)
-    own = asked.dimensions is None
+    own = body.dimensions is None
     if not own:  # the same as `dimensions=` of `Embedder.load`
-        vectors = shorten(vectors, asked.dimensions, normalize=model.recipe(purpose.role).ends_normalized)
-    as_text = asked.encoding_format == "base64"
+        vectors = shorten(vectors, body.dimensions, normalize=model.recipe(purpose.role).ends_normalized)
+    as_text = body.encoding_format == "base64"
     items = [Base64(row) for row in vectors] if as_text else vectors
     data = [{"object": "embedding", "index": i, "embedding": item} for i, item in enumerate(items)]
     tokens = int(tokenized.counts.sum())

@@ -243,15 +243,15 @@ async def while_there(request: Request, work: Coroutine[Any, Any, Result]) -> Re
         Gone: the client has disconnected.
     """
     task = asyncio.ensure_future(work)
-    leaving = asyncio.ensure_future(_left(request))
+    disconnect = asyncio.ensure_future(_disconnected(request))
     try:
-        await asyncio.wait({task, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({task, disconnect}, return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
             raise Gone
         return task.result()
     finally:
         task.cancel()
-        leaving.cancel()
+        disconnect.cancel()
 
 
 async def tokenize(request: Request, texts: list[str], tokenizing: Awaitable[Tokenized]) -> Tokenized:
@@ -282,7 +282,7 @@ def headers_of(model: QueuedEmbedder, tokenized: Tokenized, *, own: bool) -> dic
     return headers | ({"x-penult-fingerprint": model.embedder.fingerprint} if own else {})
 
 
-async def _left(request: Request) -> None:
+async def _disconnected(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
 
@@ -316,8 +316,8 @@ def _dump_part(value: object) -> Any:  # noqa: ANN401 - JSON
     if value.ndim > 1:
         return list(value)
     parts = range(0, max(1, len(value)), _PART)
-    written = [orjson.dumps(value[start : start + _PART], option=orjson.OPT_SERIALIZE_NUMPY) for start in parts]
-    return orjson.Fragment(b"[%b]" % b",".join(part[1:-1] for part in written))
+    serialized = [orjson.dumps(value[start : start + _PART], option=orjson.OPT_SERIALIZE_NUMPY) for start in parts]
+    return orjson.Fragment(b"[%b]" % b",".join(part[1:-1] for part in serialized))
 
 
 def shorten(vectors: Vectors, dimensions: int | None, *, normalize: bool) -> Vectors:
@@ -341,10 +341,10 @@ def shorten(vectors: Vectors, dimensions: int | None, *, normalize: bool) -> Vec
 
 def _refusal(error: ValidationError) -> Refusal:
     first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-    where = [str(part) for part in first["loc"]]
+    location = [str(part) for part in first["loc"]]
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "json_invalid":
         return Refusal("invalid", f"The body is not valid JSON: {message}.")
-    if not where:
+    if not location:
         return Refusal("invalid", f"The body must be a JSON object: {message}.")
-    return Refusal("invalid", f"`{'.'.join(where)}`: {message}.", param=where[0])
+    return Refusal("invalid", f"`{'.'.join(location)}`: {message}.", param=location[0])

@@ -103,13 +103,13 @@ def bind(host: str, port: int) -> list[socket.socket]:
         OSError: the host or the port cannot be used; the message says what to do.
     """
     try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except OSError as error:
         raise OSError(
             f"--host {host!r} is not an address or a name of this machine ({error}). Pass 0.0.0.0 or 127.0.0.1."
         ) from error
     bound: list[socket.socket] = []
-    for family, _, _, _, address in dict.fromkeys(found):
+    for family, _, _, _, address in dict.fromkeys(addresses):
         # If port is 0, the further addresses get the port that the first one was assigned.
         chosen = port or (bound[0].getsockname()[1] if bound else 0)
         try:

@@ -134,16 +134,16 @@ def add(app: FastAPI, service: Service) -> None:
     """Add the routes to an application."""
 
     async def embed_route(request: Request) -> Response:
-        asked = await read(request, EmbedRequest)
-        return await while_there(request, _embed(request, service, asked))
+        body = await read(request, EmbedRequest)
+        return await while_there(request, _embed(request, service, body))
 
     async def embed_all(request: Request) -> Response:
-        asked = await read(request, EmbedAllRequest)
-        return await while_there(request, _embed_all(request, service, asked))
+        body = await read(request, EmbedAllRequest)
+        return await while_there(request, _embed_all(request, service, body))
 
     async def similarity(request: Request) -> Response:
-        asked = await read(request, SimilarityRequest)
-        return await while_there(request, _similarity(request, service, asked))
+        body = await read(request, SimilarityRequest)
+        return await while_there(request, _similarity(request, service, body))
 
     async def info(model: str | None = None) -> Info:
         endpoint = _endpoint(service, model)
@@ -198,54 +198,52 @@ def add(app: FastAPI, service: Service) -> None:
     )
 
 
-async def _embed(request: Request, service: Service, asked: EmbedRequest) -> Response:
-    check(asked.inputs, service.config.limits, "inputs")
-    model, purpose = await _open(service, asked, asked.model)
-    if asked.normalize is False and model.recipe(purpose.role).unit_length:  # the same model without the final normalization
-        model = await service.models.embedder_for(
-            _endpoint(service, asked.model).config.model_copy(update={"normalize": False})
-        )
-    tokenized = await _tokenize(request, model, asked, asked.inputs, purpose)
+async def _embed(request: Request, service: Service, body: EmbedRequest) -> Response:
+    check(body.inputs, service.config.limits, "inputs")
+    model, purpose = await _open(service, body, body.model)
+    if body.normalize is False and model.recipe(purpose.role).unit_length:  # the same model without the final normalization
+        model = await service.models.embedder_for(_endpoint(service, body.model).config.model_copy(update={"normalize": False}))
+    tokenized = await _tokenize(request, model, body, body.inputs, purpose)
     vectors = await model.vectors(tokenized)
-    normalize, recipe = asked.normalize is not False, model.recipe(purpose.role)
-    own = asked.dimensions is None and (not normalize or recipe.unit_length)
-    vectors = vectors if own else shorten(vectors, asked.dimensions, normalize=normalize)
-    other_side = (asked.truncation_direction or recipe.side).lower() != recipe.side and len(tokenized.truncated) > 0
+    normalize, recipe = body.normalize is not False, model.recipe(purpose.role)
+    own = body.dimensions is None and (not normalize or recipe.unit_length)
+    vectors = vectors if own else shorten(vectors, body.dimensions, normalize=normalize)
+    other_side = (body.truncation_direction or recipe.side).lower() != recipe.side and len(tokenized.truncated) > 0
     return await respond(vectors, vectors.size, headers_of(model, tokenized, own=own and not other_side))
 
 
-async def _embed_all(request: Request, service: Service, asked: EmbedAllRequest) -> Response:
-    check(asked.inputs, service.config.limits, "inputs")
-    model, purpose = await _open(service, asked, asked.model)
-    tokenized = await _tokenize(request, model, asked, asked.inputs, purpose)
+async def _embed_all(request: Request, service: Service, body: EmbedAllRequest) -> Response:
+    check(body.inputs, service.config.limits, "inputs")
+    model, purpose = await _open(service, body, body.model)
+    tokenized = await _tokenize(request, model, body, body.inputs, purpose)
     rows = await model.tokens(tokenized)
     return await respond(list(rows), sum(row.size for row in rows), headers_of(model, tokenized, own=False))
 
 
-async def _similarity(request: Request, service: Service, asked: SimilarityRequest) -> Response:
-    source, sentences = asked.inputs.source_sentence, asked.inputs.sentences
+async def _similarity(request: Request, service: Service, body: SimilarityRequest) -> Response:
+    source, sentences = body.inputs.source_sentence, body.inputs.sentences
     check(sentences, service.config.limits, "inputs.sentences")
     check([source], service.config.limits, "inputs.source_sentence")
-    parameters = asked.parameters or SimilarityParameters.model_validate({})
-    model, purpose = await _open(service, Prompted.model_validate({"prompt_name": parameters.prompt_name}), asked.model)
+    parameters = body.parameters or SimilarityParameters.model_validate({})
+    model, purpose = await _open(service, Prompted.model_validate({"prompt_name": parameters.prompt_name}), body.model)
     tokenized = await _tokenize(request, model, parameters, [source, *sentences], purpose)
     vectors = shorten(await model.vectors(tokenized), None, normalize=True)
     return await respond(vectors[1:] @ vectors[0], len(sentences), headers_of(model, tokenized, own=False))
 
 
-async def _open(service: Service, asked: Prompted, name: str | None) -> tuple[QueuedEmbedder, Purpose]:
+async def _open(service: Service, body: Prompted, name: str | None) -> tuple[QueuedEmbedder, Purpose]:
     model = await service.models.embedder_for(_endpoint(service, name).config)
-    return model, purpose_of(asked, model.embedder.recipe)
+    return model, purpose_of(body, model.embedder.recipe)
 
 
-async def _tokenize(request: Request, model: QueuedEmbedder, asked: Truncated, texts: list[str], purpose: Purpose) -> Tokenized:
-    side = asked.truncation_direction
-    if side is None and asked.truncate is not None:
+async def _tokenize(request: Request, model: QueuedEmbedder, body: Truncated, texts: list[str], purpose: Purpose) -> Tokenized:
+    side = body.truncation_direction
+    if side is None and body.truncate is not None:
         side = "left" if model.recipe(purpose.role).side == "left" else "right"
     if side is not None:
         purpose = replace(purpose, truncate="left" if side.lower() == "left" else "right")
     tokenized = await tokenize(request, texts, model.tokenize(texts, purpose))
-    if asked.truncate is False and len(tokenized.truncated):
+    if body.truncate is False and len(tokenized.truncated):
         longest = model.embedder.recipe.longest(purpose.role)
         raise Refusal(
             "text",
