@@ -32,12 +32,12 @@ def test_inputs_by_order_or_by_name(engine):
     (expected,) = engine(INPUTS)
     assert expected.shape == (2, 4, 32)
     named = dict(zip(NAMES, INPUTS, strict=True))
-    for found in (engine(tuple(INPUTS)), engine(dict(reversed(named.items()))), engine.run(INPUTS)):
-        assert np.array_equal(found[0], expected)
+    for result in (engine(tuple(INPUTS)), engine(dict(reversed(named.items()))), engine.run(INPUTS)):
+        assert np.array_equal(result[0], expected)
     assert np.array_equal(engine.mapped_run(INPUTS)["last_hidden_state"], expected)
-    apart = [np.asfortranarray(array) for array in INPUTS]
-    assert not apart[0].flags.c_contiguous
-    assert np.array_equal(engine(apart)[0], expected)
+    fortran = [np.asfortranarray(array) for array in INPUTS]
+    assert not fortran[0].flags.c_contiguous
+    assert np.array_equal(engine(fortran)[0], expected)
 
 
 def test_inputs_and_outputs_are_listed(engine):
@@ -50,14 +50,14 @@ def test_inputs_and_outputs_are_listed(engine):
 
 def test_compile_is_the_same(model, engine):
     """Engine.compile equals Engine, from a file or its bytes."""
-    for given in (model, str(model), model.read_bytes()):
-        with Engine.compile(given, 2, num_cores=1) as compiled:
+    for source in (model, str(model), model.read_bytes()):
+        with Engine.compile(source, 2, num_cores=1) as compiled:
             assert compiled.batch_size == 2
             assert np.array_equal(compiled(INPUTS)[0], engine(INPUTS)[0])
 
 
 @pytest.mark.parametrize(
-    ("inputs", "error", "said"),
+    ("inputs", "error", "message"),
     [
         (INPUTS[:2], ValueError, r"2 inputs were given; the graph takes 3: input_ids, attention_mask, token_type_ids"),
         ([], ValueError, "0 inputs were given"),
@@ -77,9 +77,9 @@ def test_compile_is_the_same(model, engine):
         ("text", TypeError, "inputs is a str"),
     ],
 )
-def test_inputs_that_do_not_fit(engine, inputs, error, said):
+def test_inputs_that_do_not_fit(engine, inputs, error, message):
     """A wrong count, name, dtype, rank, size or id raises an error, and the engine stays usable."""
-    with pytest.raises(error, match=said):
+    with pytest.raises(error, match=message):
         engine(inputs)
     assert engine(INPUTS)[0].shape == (2, 4, 32)
 

@@ -71,9 +71,9 @@ def test_per_token_is_every_row_flat(tmp_path, side):
     """per_token returns sequence_length x hidden values in one axis: the model's output for the text, padded on its tokenizer's side."""
     folder = tiny_model(tmp_path)
     (folder / "tokenizer_config.json").write_text(f'{{"padding_side": "{side}"}}')
-    found = answer(folder, TEXTS, "per_token").reshape(len(TEXTS), LENGTH, 32)
+    result = answer(folder, TEXTS, "per_token").reshape(len(TEXTS), LENGTH, 32)
     with Engine(folder / "onnx" / "model.onnx", threads=1) as engine:
-        for text, rows in zip(TEXTS, found, strict=True):
+        for text, rows in zip(TEXTS, result, strict=True):
             ids, own = states(folder, text)
             place = slice(len(ids)) if side == "right" else slice(LENGTH - len(ids), None)
             padded, mask = np.zeros((2, 1, LENGTH), np.int64)
@@ -131,8 +131,8 @@ def test_vectors_do_not_depend_on_other_texts(tiny):
 
 def without(folder: Path, token: str) -> Path:
     """Rename a special token, so that no file states its role."""
-    made = json.loads((folder / "tokenizer.json").read_text().replace(token, "[X]"))
-    (folder / "tokenizer.json").write_text(json.dumps(made | {"padding": None}))
+    content = json.loads((folder / "tokenizer.json").read_text().replace(token, "[X]"))
+    (folder / "tokenizer.json").write_text(json.dumps(content | {"padding": None}))
     config = json.loads((folder / "tokenizer_config.json").read_text())
     del config[f"{token[1:-1].lower()}_token"]
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
@@ -151,8 +151,8 @@ def test_a_tokenizer_without_cls(tmp_path):
 def test_a_tokenizer_without_pad(tmp_path):
     """Padding is excluded by the attention mask; no word counts as padding."""
     folder = without(tiny_model(tmp_path), "[PAD]")
-    found = answer(folder, TEXTS, sequence_length=[12, 16])
-    assert np.abs(found - np.stack([states(folder, text)[1].mean(0) for text in TEXTS])).max() <= 2e-5
+    result = answer(folder, TEXTS, sequence_length=[12, 16])
+    assert np.abs(result - np.stack([states(folder, text)[1].mean(0) for text in TEXTS])).max() <= 2e-5
 
 
 # --- layers ----------------------------------------------------------------------------------------------------------
@@ -224,8 +224,8 @@ def test_one_item_per_text(pipeline):
     assert pipeline("the cat").embeddings == [a]
     assert pipeline(inputs="the cat").embeddings == [a]
     assert pipeline(b"the cat").embeddings == [a]
-    for given in (("the cat", "dog"), (t for t in ("the cat", "dog")), np.array(["the cat", "dog"]), [b"the cat", "dog"]):
-        assert pipeline(given).embeddings == [a, b]
+    for value in (("the cat", "dog"), (t for t in ("the cat", "dog")), np.array(["the cat", "dog"]), [b"the cat", "dog"]):
+        assert pipeline(value).embeddings == [a, b]
     assert pipeline("the cat", "dog").embeddings == [a, b]
     assert pipeline(inputs=["the cat", "dog"]).embeddings == [a, b]
     assert pipeline([]).embeddings == []
@@ -245,7 +245,7 @@ def test_items_are_lists_or_arrays(tiny, strategy):
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("value", "message"),
     [
         (None, "inputs is a NoneType"),
         (5, "inputs is a int"),
@@ -255,10 +255,10 @@ def test_items_are_lists_or_arrays(tiny, strategy):
         ([["a", "b"]], r"texts\[0\] is a list"),
     ],
 )
-def test_values_that_are_not_texts_are_refused(pipeline, given, said):
+def test_values_that_are_not_texts_are_refused(pipeline, value, message):
     """Values that are not texts raise ValueError with the type."""
-    with pytest.raises(ValueError, match=said):
-        pipeline(given)
+    with pytest.raises(ValueError, match=message):
+        pipeline(value)
 
 
 def test_the_error_states_invalid_rows(pipeline):
@@ -312,13 +312,13 @@ def test_each_text_runs_in_the_smallest_bucket_that_holds_it(tiny, monkeypatch):
     runs = Runs(monkeypatch)
     with create(tiny, sequence_length=[32, 8, 16]) as pipeline:
         del runs.shapes[:]
-        found = np.stack(pipeline(TEXTS).embeddings)
+        result = np.stack(pipeline(TEXTS).embeddings)
     lengths = [len(reference.read_ids(tiny, text, 32)) for text in TEXTS]
     assert sorted(length for rows, length in runs.shapes for _ in range(rows)) == sorted(
         min(bucket for bucket in (8, 16, 32) if bucket >= length) for length in lengths
     )
     assert runs.sessions == 1
-    assert np.abs(found - np.stack([oracle(tiny, text, "reduce_mean", 32) for text in TEXTS])).max() <= 2e-5
+    assert np.abs(result - np.stack([oracle(tiny, text, "reduce_mean", 32) for text in TEXTS])).max() <= 2e-5
 
 
 def test_per_token_has_the_length_of_the_longest_texts_bucket(tiny):
@@ -471,8 +471,8 @@ def test_precisions_that_deepsparse_did_not_support(file, least):
     """fp16, dynamic int8 and QDQ models have a high cosine to fp32."""
     folder = data_file("zoo/bert-mlm")
     for strategy in STRATEGIES:
-        found, exact = answer(folder / file, TEXTS, strategy), answer(folder / "model.onnx", TEXTS, strategy)
-        cosines = (found * exact).sum(1) / np.linalg.norm(found, axis=1) / np.linalg.norm(exact, axis=1)
+        result, exact = answer(folder / file, TEXTS, strategy), answer(folder / "model.onnx", TEXTS, strategy)
+        cosines = (result * exact).sum(1) / np.linalg.norm(result, axis=1) / np.linalg.norm(exact, axis=1)
         assert cosines.min() >= least
 
 
@@ -582,10 +582,10 @@ def test_ignored_arguments_are_logged_once(tiny, caplog, name):
     """An ignored argument is logged in one line, and does not change the vectors."""
     with caplog.at_level(logging.WARNING, logger="penult"), create(tiny, **{name: IGNORED[name]}) as pipeline:
         pipeline("dog")
-        found = pipeline("dog").embeddings[0]
+        result = pipeline("dog").embeddings[0]
     (record,) = caplog.records
     assert f"{name}=" in record.getMessage()
-    assert np.array_equal(found, answer(tiny, "dog")[0])
+    assert np.array_equal(result, answer(tiny, "dog")[0])
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ INFO = {
 }
 
 
-def through(talk, *bodies, status=200, headers=None):
+def converse(talk, *bodies, status=200, headers=None):
     """Run a conversation with these responses; further requests get 404."""
     try:
         next(talk)
@@ -36,15 +36,17 @@ def through(talk, *bodies, status=200, headers=None):
 def test_an_info_without_required_keys(key, value):
     """The error names a key that is missing or has a wrong type."""
     with pytest.raises(ValueError, match=rf"GET /info of the server has '{key}': .*; it must be a"):
-        through(find(None), INFO | {key: value})
+        converse(find(None), INFO | {key: value})
     with pytest.raises(ValueError, match=rf"has '{key}': None"):
-        through(find(None), {k: v for k, v in INFO.items() if k != key})
+        converse(find(None), {k: v for k, v in INFO.items() if k != key})
 
 
-@pytest.mark.parametrize("said", [{}, {"max_prompt_chars": None}, {"max_prompt_chars": "x", "prompts": 5}, {"prompts": None}])
-def test_an_info_without_prompts(said):
+@pytest.mark.parametrize(
+    "content", [{}, {"max_prompt_chars": None}, {"max_prompt_chars": "x", "prompts": 5}, {"prompts": None}]
+)
+def test_an_info_without_prompts(content):
     """Prompts are refused for an older server, which would ignore them."""
-    server = through(find(None), INFO | said)
+    server = converse(find(None), INFO | content)
     with pytest.raises(ValueError, match="too old to support prompts"):
         check_prompt(server, "a")
     assert fingerprint(server, {}) == "f" != fingerprint(server, {"query": "a"}) != fingerprint(server, {"document": "a"})
@@ -54,43 +56,43 @@ def test_an_info_without_prompts(said):
 def test_an_invalid_limit_of_tei(limit):
     """The limit must be a positive integer or null."""
     with pytest.raises(ValueError, match=r"'max_client_batch_size': .*; it must be an integer"):
-        through(find(None), {"model_id": "m", "max_client_batch_size": limit})
-    assert through(find(None), {"model_id": "m", "max_client_batch_size": None}).max_texts == 64
-    assert through(find(None), {"model_id": "m", "max_client_batch_size": 3}).max_texts == 3
+        converse(find(None), {"model_id": "m", "max_client_batch_size": limit})
+    assert converse(find(None), {"model_id": "m", "max_client_batch_size": None}).max_texts == 64
+    assert converse(find(None), {"model_id": "m", "max_client_batch_size": 3}).max_texts == 3
 
 
 @pytest.mark.parametrize("paths", [{"/predict": None}, {"/predict": 7}, {"/invocations": ["post"]}, [], "x", None, DEEP])
 def test_invalid_openapi_documents(paths):
     """The known paths are tried if the document has no paths."""
     with pytest.raises(ValueError, match="base_url is not a supported server"):
-        through(find(None), b"no JSON", paths if isinstance(paths, bytes) else {"paths": paths})
+        converse(find(None), b"no JSON", paths if isinstance(paths, bytes) else {"paths": paths})
 
 
 @pytest.mark.parametrize("kind", ["penult", "tei", "deepsparse"])
 @pytest.mark.parametrize(
-    "said",
+    "content",
     [DEEP, b"", b"\xff", None, 7, [7, 7], [[1, 10**400]] * 2, [[1], None], {"data": 7}, {"data": [[], []]},
      {"data": [{"embedding": "!"}] * 2}, {"data": [{"embedding": [1.0]}] * 2}, {"embeddings": {}}, {"embeddings": [[], []]},
      {"embeddings": [[1e400], [1.0]]}, {"embeddings": [[[1.0]], [[1.0]]]}, [[1.0]], [[1.0], [1.0, 2.0]]],
 )  # fmt: skip
-def test_invalid_vectors(kind, said):
+def test_invalid_vectors(kind, content):
     """All three protocols refuse these as vectors."""
     with pytest.raises(ValueError, match=r"The server returned .* (instead of 2 vectors|in [12] of 2 vectors)"):
-        through(embed(Server(kind, "/x", "f"), ["a", "b"], "document"), said)
+        converse(embed(Server(kind, "/x", "f"), ["a", "b"], "document"), content)
 
 
 @pytest.mark.parametrize(("counted", "cut"), [("2", 2), ("\u00b2", 0), ("9" * 5000, 0), ("", 0), ("-1", 0), ("x", 0)])
 def test_invalid_counts_of_truncated_texts(counted, cut):
     """A header that is not a number counts as 0."""
     talk = embed(Server("tei", "/embed", "f"), ["a"], "document")
-    vectors, found = through(talk, [[1.0, 2.0]], headers={"x-penult-truncated": counted})
+    vectors, count = converse(talk, [[1.0, 2.0]], headers={"x-penult-truncated": counted})
     assert np.array_equal(vectors, [[1, 2]])
-    assert found == cut
+    assert count == cut
 
 
 def test_a_long_error_message_is_shortened():
     """Only the beginning of a long server message is repeated."""
     talk = embed(Server("tei", "/embed", "f"), ["a"], "document")
     with pytest.raises(ValueError, match="The server rejected the texts") as caught:
-        through(talk, {"error": "x" * 10**6}, status=422)
+        converse(talk, {"error": "x" * 10**6}, status=422)
     assert len(str(caught.value)) < 3000

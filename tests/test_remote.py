@@ -86,9 +86,9 @@ class Fake:
 @pytest.fixture
 def waits(monkeypatch):
     """Record the pauses between attempts instead of waiting."""
-    noted: list[float] = []
-    monkeypatch.setattr(time, "sleep", noted.append)
-    return noted
+    recorded: list[float] = []
+    monkeypatch.setattr(time, "sleep", recorded.append)
+    return recorded
 
 
 # Detection of servers
@@ -308,10 +308,10 @@ def test_busy_and_lost_servers_are_retried(failure, waits):
     left = [failure] * 4
 
     def answer(body):
-        if left and (found := left.pop()):
-            if isinstance(found, Exception):
-                raise found
-            return httpx.Response(found, json={})
+        if left and (result := left.pop()):
+            if isinstance(result, Exception):
+                raise result
+            return httpx.Response(result, json={})
         return deepsparse(body)
 
     with RemoteEmbedder("http://fake/predict", transport=httpx.MockTransport(Fake({"/predict": answer}))) as remote:
@@ -513,10 +513,10 @@ async def test_busy_servers_are_retried_in_async_calls(monkeypatch):
     """An async call retries with the same number of attempts."""
     waited = []
 
-    async def noted(seconds):
+    async def recorded(seconds):
         waited.append(seconds)
 
-    monkeypatch.setattr(asyncio, "sleep", noted)
+    monkeypatch.setattr(asyncio, "sleep", recorded)
     busy = [httpx.Response(503, json={}) for _ in range(2 + 3)]  # two, then three
     stays = 3
 
@@ -538,8 +538,8 @@ async def test_busy_servers_are_retried_in_async_calls(monkeypatch):
 
 @pytest.fixture(scope="module")
 def running(tiny):
-    with serving(EndpointConfig(model=str(tiny)), limits=Limits(max_client_batch_size=20)) as made:
-        yield made
+    with serving(EndpointConfig(model=str(tiny)), limits=Limits(max_client_batch_size=20)) as server:
+        yield server
 
 
 def many(count: int) -> list[str]:
@@ -579,8 +579,8 @@ def test_roles_reach_the_model(tmp_path):
 
     folder = tiny_model(tmp_path / "m", prompts={"query": "query: ", "document": "passage: "})
     with (
-        serving(EndpointConfig(model=str(folder))) as made,
-        RemoteEmbedder(made.url) as remote,
+        serving(EndpointConfig(model=str(folder))) as server,
+        RemoteEmbedder(server.url) as remote,
         Embedder.load(folder, threads=1) as local,
     ):
         for role in ("query", "document"):
@@ -592,8 +592,8 @@ def test_prompts_reach_the_model(tmp_path):
     from models import tiny_model
 
     folder = tiny_model(tmp_path / "m", prompts={"query": "query: ", "document": "passage: "})
-    with serving(EndpointConfig(model=str(folder))) as made, Embedder.load(folder, threads=1) as local:
-        with RemoteEmbedder(made.url, prompts={"query": "fish "}) as remote:
+    with serving(EndpointConfig(model=str(folder))) as server, Embedder.load(folder, threads=1) as local:
+        with RemoteEmbedder(server.url, prompts={"query": "fish "}) as remote:
             np.testing.assert_array_equal(remote.embed(TEXTS, "query"), local.embed(TEXTS, "query", prompt="fish "))
             np.testing.assert_array_equal(remote.embed(TEXTS), local.embed(TEXTS))
             np.testing.assert_array_equal(remote.embed(TEXTS, "query", prompt=""), local.embed(TEXTS, "query", prompt=""))
@@ -603,7 +603,7 @@ def test_prompts_reach_the_model(tmp_path):
                 assert again.fingerprint == fingerprint
             with pytest.raises(ValueError, match="The prompt has 5000 characters; the server's limit is 4096"):
                 remote.embed(TEXTS, prompt="x" * 5000)
-        with RemoteEmbedder(made.url, prompts={"query": "query: "}) as remote:
+        with RemoteEmbedder(server.url, prompts={"query": "query: "}) as remote:
             assert remote.fingerprint == local.fingerprint != fingerprint
 
 
@@ -687,7 +687,7 @@ def test_penults_deepsparse_routes(tiny):
     """The DeepSparse routes of a penult server return DeepSparse's numbers."""
     endpoint = DeepSparseEndpoint(model=str(tiny), task=TASK, name="one", kwargs={"extraction_strategy": "reduce_mean"})
     pipeline = Pipeline.create(TASK, str(tiny), extraction_strategy="reduce_mean", sequence_length=128, return_numpy=True)
-    with serving(endpoint) as made, RemoteEmbedder(f"{made.url}/v2/models/one/infer") as remote, pipeline:
+    with serving(endpoint) as server, RemoteEmbedder(f"{server.url}/v2/models/one/infer") as remote, pipeline:
         np.testing.assert_array_equal(remote.embed(TEXTS), np.stack(pipeline(TEXTS).embeddings))
 
 
@@ -713,11 +713,11 @@ def test_a_server_killed_under_load(tiny, embedder):
     """If the server is killed and restarted, the client's retries return all vectors."""
     texts = many(2000)
     server = Process("--model_path", str(tiny))
-    found: dict[str, object] = {}
+    result: dict[str, object] = {}
 
     def ask() -> None:
         with RemoteEmbedder(server.url, concurrency=4) as remote:
-            found["vectors"] = remote.embed(texts)
+            result["vectors"] = remote.embed(texts)
 
     client = threading.Thread(target=ask)
     client.start()
@@ -730,7 +730,7 @@ def test_a_server_killed_under_load(tiny, embedder):
     client.join(60)
     assert not client.is_alive()
     again.end()
-    np.testing.assert_allclose(found["vectors"], embedder.embed(texts), atol=1e-6)
+    np.testing.assert_allclose(result["vectors"], embedder.embed(texts), atol=1e-6)
 
 
 def test_a_server_that_does_not_return(tiny):

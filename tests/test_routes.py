@@ -91,9 +91,9 @@ def test_every_call_takes_the_route(folder, routes, role):
     padded = routes.embed_padded(texts, role)
     assert padded.shape == (len(texts), longest, 32)
     for text, states, rows in zip(texts, tokens, padded, strict=True):
-        wanted = states_of(home(folder, role), PROMPTS[role] + text, max_length=longest)
-        assert difference(states, wanted) <= 5e-5
-        assert difference(rows[: len(wanted)], wanted) <= 5e-5
+        expected_values = states_of(home(folder, role), PROMPTS[role] + text, max_length=longest)
+        assert difference(states, expected_values) <= 5e-5
+        assert difference(rows[: len(expected_values)], expected_values) <= 5e-5
 
 
 def test_no_texts_of_either_role(routes):
@@ -165,19 +165,19 @@ def test_the_recipe_has_both_routes(routes, folder):
 
 def test_the_fingerprint_covers_both(tmp_path):
     """The fingerprint depends on both transformers, tokenizers and lengths, but not on the order of the routes."""
-    made = two_routes(tmp_path / "model")
-    marks = [fingerprint(made)]
-    replace_graph(home(made, "query"), bert(seed=8))
-    marks.append(fingerprint(made))
-    change(home(made, "query") / "sentence_bert_config.json", max_seq_length=9)
-    marks.append(fingerprint(made))
-    change(home(made, "query") / "tokenizer_config.json", truncation_side="left")
-    marks.append(fingerprint(made))
-    replace_graph(home(made, "document"), bert(seed=9))
-    marks.append(fingerprint(made))
+    model_folder = two_routes(tmp_path / "model")
+    marks = [fingerprint(model_folder)]
+    replace_graph(home(model_folder, "query"), bert(seed=8))
+    marks.append(fingerprint(model_folder))
+    change(home(model_folder, "query") / "sentence_bert_config.json", max_seq_length=9)
+    marks.append(fingerprint(model_folder))
+    change(home(model_folder, "query") / "tokenizer_config.json", truncation_side="left")
+    marks.append(fingerprint(model_folder))
+    replace_graph(home(model_folder, "document"), bert(seed=9))
+    marks.append(fingerprint(model_folder))
     assert len(set(marks)) == 5
-    change(made / "router_config.json", structure={role: [f"{role}_0_Transformer"] for role in ROLES})
-    assert fingerprint(made) == marks[-1]
+    change(model_folder / "router_config.json", structure={role: [f"{role}_0_Transformer"] for role in ROLES})
+    assert fingerprint(model_folder) == marks[-1]
     assert fingerprint(two_routes(tmp_path / "swapped", seeds=(7, 0))) != marks[0]
 
 
@@ -189,8 +189,8 @@ def fingerprint(model, **options):
 
 def test_a_router_in_a_folder_of_its_own(tmp_path, routes):
     """The router and its transformers can be in a subfolder."""
-    made = two_routes(tmp_path, router="0_Router", lengths=(40, 12), prompts=PROMPTS)
-    with Embedder.load(made, **QUIET) as e:
+    model_folder = two_routes(tmp_path, router="0_Router", lengths=(40, 12), prompts=PROMPTS)
+    with Embedder.load(model_folder, **QUIET) as e:
         assert e.fingerprint == routes.fingerprint
         assert difference(e.embed(TEXTS, "query"), routes.embed(TEXTS, "query")) <= 1e-6
 
@@ -208,61 +208,61 @@ def test_arguments_apply_to_both_routes(folder):
 
 def test_routes_of_other_sizes(tmp_path):
     """A model with two vector sizes is refused, because its vectors cannot be compared."""
-    made = two_routes(tmp_path, normalize=False)
+    model_folder = two_routes(tmp_path, normalize=False)
     types = {"query_0_Transformer": "Transformer", "document_0_Transformer": "Transformer", "pool_q": "Pooling", "pool_d": "Pooling",
              "dense_q": "Dense"}  # fmt: skip
-    write_json(made / "router_config.json", {
+    write_json(model_folder / "router_config.json", {
         "types": types,
         "structure": {"query": ["query_0_Transformer", "pool_q", "dense_q"], "document": ["document_0_Transformer", "pool_d"]},
         "parameters": {},
     })  # fmt: skip
     for name in ("pool_q", "pool_d"):
-        write_json(made / name / "config.json", {"pooling_mode": "mean"})
-    layer = add_dense(made / "dense_q", 32, 8)
-    list_modules(made, ("Router", ""))
+        write_json(model_folder / name / "config.json", {"pooling_mode": "mean"})
+    layer = add_dense(model_folder / "dense_q", 32, 8)
+    list_modules(model_folder, ("Router", ""))
     with pytest.raises(ValueError, match="gives documents 32 values and queries 8: their vectors cannot be compared"):
-        Embedder.load(made)
-    layer = add_dense(made / "dense_q", 32, 32)
-    with Embedder.load(made, **QUIET) as e:
-        assert difference(e.embed(["dog"])[0], states_of(home(made, "document"), "dog").mean(0)) <= 2e-5
-        wanted = np.tanh(layer[0] @ states_of(home(made, "query"), "dog").mean(0) + layer[1])
-        assert difference(e.embed(["dog"], "query")[0], wanted) <= 2e-5
+        Embedder.load(model_folder)
+    layer = add_dense(model_folder / "dense_q", 32, 32)
+    with Embedder.load(model_folder, **QUIET) as e:
+        assert difference(e.embed(["dog"])[0], states_of(home(model_folder, "document"), "dog").mean(0)) <= 2e-5
+        expected_values = np.tanh(layer[0] @ states_of(home(model_folder, "query"), "dog").mean(0) + layer[1])
+        assert difference(e.embed(["dog"], "query")[0], expected_values) <= 2e-5
 
 
 def test_one_transformer_and_two_heads(tmp_path):
     """With Asym after the pooling, both roles share the graph, and each has its own dense layer."""
-    made = tiny_model(tmp_path)
-    list_modules(made, ("Transformer", ""), ("Pooling", "1_Pooling"), ("Asym", "2_Asym"))
-    write_json(made / "2_Asym" / "config.json", {
+    model_folder = tiny_model(tmp_path)
+    list_modules(model_folder, ("Transformer", ""), ("Pooling", "1_Pooling"), ("Asym", "2_Asym"))
+    write_json(model_folder / "2_Asym" / "config.json", {
         "types": {"q": f"{PACKAGE}Dense", "d": f"{PACKAGE}Dense"},
         "structure": {"query": ["q"], "doc": ["d"]},
         "parameters": {"allow_empty_key": True},
     })  # fmt: skip
-    layers = {role: add_dense(made / "2_Asym" / role[0], 32, 8, seed=len(role)) for role in ROLES}
-    for model in (made, made / "onnx" / "model.onnx"):
+    layers = {role: add_dense(model_folder / "2_Asym" / role[0], 32, 8, seed=len(role)) for role in ROLES}
+    for model in (model_folder, model_folder / "onnx" / "model.onnx"):
         with Embedder.load(model, **QUIET) as e:
             for role, (weight, bias, _) in layers.items():
-                wanted = [np.tanh(weight @ states_of(made, text).mean(0) + bias) for text in TEXTS]
-                assert difference(e.embed(TEXTS, role), wanted) <= 2e-5
+                expected_values = [np.tanh(weight @ states_of(model_folder, text).mean(0) + bias) for text in TEXTS]
+                assert difference(e.embed(TEXTS, role), expected_values) <= 2e-5
             assert e.count_tokens(["dog"], "query").tolist() == [3]
 
 
 def test_static_queries(tmp_path):
     """A static embedding for queries and a transformer for documents have their own tokenizers."""
-    made = two_routes(tmp_path, normalize=False)
-    table = static_model(made / "aside", dimension=32)
-    (made / "aside" / "0_StaticEmbedding").rename(made / "query_0_StaticEmbedding")
-    write_json(made / "router_config.json", {
+    model_folder = two_routes(tmp_path, normalize=False)
+    table = static_model(model_folder / "aside", dimension=32)
+    (model_folder / "aside" / "0_StaticEmbedding").rename(model_folder / "query_0_StaticEmbedding")
+    write_json(model_folder / "router_config.json", {
         "types": {"query_0_StaticEmbedding": "StaticEmbedding", "document_0_Transformer": "Transformer", "p": "Pooling"},
         "structure": {"query": ["query_0_StaticEmbedding"], "document": ["document_0_Transformer", "p"]},
         "parameters": {},
     })  # fmt: skip
-    write_json(made / "p" / "config.json", {"pooling_mode": "mean"})
-    list_modules(made, ("Router", ""))
-    with Embedder.load(made, **QUIET) as e:
+    write_json(model_folder / "p" / "config.json", {"pooling_mode": "mean"})
+    list_modules(model_folder, ("Router", ""))
+    with Embedder.load(model_folder, **QUIET) as e:
         ids = tokenizer().encode("the cat", add_special_tokens=False).ids[:2]
         assert difference(e.embed(["the cat"], "query")[0], table[ids].mean(0)) <= 1e-5
-        assert difference(e.embed(["the cat"])[0], states_of(home(made, "document"), "the cat").mean(0)) <= 2e-5
+        assert difference(e.embed(["the cat"])[0], states_of(home(model_folder, "document"), "the cat").mean(0)) <= 2e-5
         assert (e.gives_tokens(), e.gives_tokens("query")) == (True, False)
         assert e.count_tokens(["the cat"], "query").tolist() == [2]
         assert e.embed_tokens(["the cat"])[0].shape == (4, 32)
@@ -272,25 +272,25 @@ def test_static_queries(tmp_path):
 
 def test_padding_of_one_route(tmp_path):
     """The padding check runs for each route separately."""
-    made = two_routes(tmp_path)
-    replace_graph(home(made, "query"), without_mask(bert(seed=7)))
-    with Embedder.load(made, **QUIET) as e:
+    model_folder = two_routes(tmp_path)
+    replace_graph(home(model_folder, "query"), without_mask(bert(seed=7)))
+    with Embedder.load(model_folder, **QUIET) as e:
         assert e.recipe.query is not None
         assert (e.recipe.padding, e.recipe.query.padding) == (True, False)
         for role in ROLES:
             alone = np.concatenate([e.embed([text], role) for text in TEXTS])
             assert difference(e.embed(TEXTS, role), alone) <= 1e-6
-            assert difference(alone, [vector_of(home(made, role), text) for text in TEXTS]) <= 1e-5
+            assert difference(alone, [vector_of(home(model_folder, role), text) for text in TEXTS]) <= 1e-5
 
 
 def test_tasks_of_routes(tmp_path):
     """Each route uses the adapters of its own configuration."""
     rows = np.random.default_rng(2).standard_normal((2, 32))
-    made = two_routes(tmp_path)
+    model_folder = two_routes(tmp_path)
     for role in ROLES:
-        replace_graph(home(made, role), with_task_id(bert(), rows))
-        change(home(made, role) / "config.json", lora_adaptations=["retrieval.query", "retrieval.passage"])
-    with Embedder.load(made, **QUIET) as e, Embedder.load(made, task=1, **QUIET) as fixed:
+        replace_graph(home(model_folder, role), with_task_id(bert(), rows))
+        change(home(model_folder, role) / "config.json", lora_adaptations=["retrieval.query", "retrieval.passage"])
+    with Embedder.load(model_folder, **QUIET) as e, Embedder.load(model_folder, task=1, **QUIET) as fixed:
         assert difference(e.embed(["dog"]), fixed.embed(["dog"])) <= 1e-6
         assert difference(e.embed(["dog"], "query"), fixed.embed(["dog"], "query")) > 1e-2
         assert difference(fixed.embed(["dog"]), fixed.embed(["dog"], "query")) <= 1e-6
@@ -298,40 +298,40 @@ def test_tasks_of_routes(tmp_path):
 
 def test_a_task_of_queries_alone(tmp_path):
     """The model for queries does not need a task for documents."""
-    made = two_routes(tmp_path)
+    model_folder = two_routes(tmp_path)
     rows = np.random.default_rng(2).standard_normal((2, 32))
-    replace_graph(home(made, "query"), with_task_id(bert(seed=7), rows))
-    change(home(made, "query") / "config.json", lora_adaptations=["query", "other"])
-    with Embedder.load(made, **QUIET) as e:
+    replace_graph(home(model_folder, "query"), with_task_id(bert(seed=7), rows))
+    change(home(model_folder, "query") / "config.json", lora_adaptations=["query", "other"])
+    with Embedder.load(model_folder, **QUIET) as e:
         assert e.embed(["dog"], "query").shape == (1, 32)
 
 
 @pytest.mark.parametrize("role", ROLES)
 @pytest.mark.parametrize(
-    ("file", "said"),
+    ("file", "message"),
     [
         ("onnx/model.onnx", "{}_0_Transformer"),
         ("tokenizer.json", "{}_0_Transformer holds no tokenizer"),
     ],
 )  # fmt: skip
-def test_a_route_that_lacks_a_file(tmp_path, role, file, said):
+def test_a_route_that_lacks_a_file(tmp_path, role, file, message):
     """The error about a missing file states the folder of the route."""
-    made = two_routes(tmp_path)
-    (home(made, role) / file).unlink()
-    (home(made, role) / "tokenizer_config.json").unlink()
-    with pytest.raises(FileNotFoundError, match=said.format(role)):
-        Embedder.load(made)
+    model_folder = two_routes(tmp_path)
+    (home(model_folder, role) / file).unlink()
+    (home(model_folder, role) / "tokenizer_config.json").unlink()
+    with pytest.raises(FileNotFoundError, match=message.format(role)):
+        Embedder.load(model_folder)
 
 
 def test_routes_of_weights(tmp_path):
     """Two routes with torch weights and without graphs are exported as one model."""
-    made = two_routes(tmp_path)
+    model_folder = two_routes(tmp_path)
     for role in ROLES:
-        (home(made, role) / "onnx" / "model.onnx").unlink()
-        (home(made, role) / "model.safetensors").write_bytes(b"weights")
+        (home(model_folder, role) / "onnx" / "model.onnx").unlink()
+        (home(model_folder, role) / "model.safetensors").write_bytes(b"weights")
     with pytest.raises(NoGraphError) as caught:
-        resolve(made)
-    assert caught.value.folder == made
+        resolve(model_folder)
+    assert caught.value.folder == model_folder
 
 
 @pytest.mark.parametrize("place", ["query_0_Transformer", "document_0_Transformer"])
@@ -349,12 +349,12 @@ def test_one_graph_of_two(folder, place):
 
 def test_a_graph_above_the_routes(tmp_path):
     """A graph in the model's main folder is not used for the two routes."""
-    made = two_routes(tmp_path)
-    (home(made, "query") / "onnx" / "model.onnx").unlink()
-    (made / "onnx").mkdir()
-    replace_graph(made, bert())
+    model_folder = two_routes(tmp_path)
+    (home(model_folder, "query") / "onnx" / "model.onnx").unlink()
+    (model_folder / "onnx").mkdir()
+    replace_graph(model_folder, bert())
     with pytest.raises(FileNotFoundError, match=r"holds no \.onnx file"):
-        Embedder.load(made)
+        Embedder.load(model_folder)
 
 
 def test_a_mirror_of_a_model_with_routes(folder, tmp_path):
@@ -424,8 +424,8 @@ def test_any_iterable(routes, kind, role):
     assert difference(routes.run(routes.tokenize(make(), role)), whole) <= 1e-6
     assert routes.count_tokens(make(), role).tolist() == routes.count_tokens(WORDS, role).tolist()
     assert routes.tokenize(make(), role) == routes.tokenize(WORDS, role)
-    for found, wanted in zip(routes.embed_tokens(make(), role), routes.embed_tokens(WORDS, role), strict=True):
-        assert difference(found, wanted) <= 1e-6
+    for result, expected_values in zip(routes.embed_tokens(make(), role), routes.embed_tokens(WORDS, role), strict=True):
+        assert difference(result, expected_values) <= 1e-6
     assert difference(routes.embed_padded(make(), role), routes.embed_padded(WORDS, role)) <= 1e-6
 
 

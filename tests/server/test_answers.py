@@ -44,12 +44,12 @@ async def test_each_part_is_small(monkeypatch):
     steps = []
     dumps = orjson.dumps
 
-    def noted(value, **options):
+    def recorded(value, **options):
         if isinstance(value, np.ndarray):
             steps.append(value.size)
         return dumps(value, **options)
 
-    monkeypatch.setattr(requests.orjson, "dumps", noted)
+    monkeypatch.setattr(requests.orjson, "dumps", recorded)
     await respond([numbers(300, 1024), numbers(400_000)], 1_000_000)
     assert max(steps) <= 65_536
     assert sum(steps) == 300 * 1024 + 400_000

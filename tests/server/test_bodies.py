@@ -52,8 +52,8 @@ def test_bodies_in_flight_are_bounded(tiny):
     """Incomplete bodies count up to the limit; then large requests get 429, small ones are answered, and the count returns to 0."""
     limits = Limits(max_body_bytes=400_000, max_bodies_in_flight=1_000_000)
     with serving(EndpointConfig(model=str(tiny)), limits=limits) as running, ExitStack() as stack:
-        held = [stack.enter_context(connect(running)) for _ in range(2)]
-        for client in held:
+        clients = [stack.enter_context(connect(running)) for _ in range(2)]
+        for client in clients:
             send(client, b" " * 390_000, 400_000)
         wait_for(lambda: used(running) == 780_000)
         with connect(running) as third:  # a body of unknown length is refused when the limit is reached
@@ -66,7 +66,7 @@ def test_bodies_in_flight_are_bounded(tiny):
         assert answer.startswith(b"HTTP/1.1 429 ")
         assert b"retry-after: 1" in answer.lower()
         assert running.post("/embed", {"inputs": "a"}).status_code == 200
-        for client in held:
+        for client in clients:
             client.close()
         wait_for(lambda: used(running) == 0)
         assert running.post("/embed", {"inputs": "a" * 390_000}).status_code == 200

@@ -35,8 +35,8 @@ def post(running, headers=None, path="/v1/embeddings"):
 def error(answer: httpx.Response) -> str:
     """Return the error message from the format of the route's protocol."""
     body = answer.json()
-    found = body["detail"] if "detail" in body else body["error"]
-    return found["message"] if isinstance(found, dict) else found
+    details = body["detail"] if "detail" in body else body["error"]
+    return details["message"] if isinstance(details, dict) else details
 
 
 LOOPBACK = [
@@ -168,8 +168,12 @@ def test_network_servers_accept_pages_and_forms(tiny, options):
 
 
 def preflight(running, origin: str, more: dict[str, str] | None = None) -> httpx.Response:
-    asked = {"origin": origin, "access-control-request-method": "POST", "access-control-request-headers": "content-type"}
-    return httpx.options(f"{running.url}/v1/embeddings", headers=asked | (more or {}))
+    request_headers = {
+        "origin": origin,
+        "access-control-request-method": "POST",
+        "access-control-request-headers": "content-type",
+    }
+    return httpx.options(f"{running.url}/v1/embeddings", headers=request_headers | (more or {}))
 
 
 @pytest.mark.parametrize("origin", ["https://evil.example", "http://localhost.evil.example", "http://evil-localhost", "null"])

@@ -66,8 +66,8 @@ async def test_llama_index_tei(served, expected):
     """LlamaIndex's TextEmbeddingsInference works, sync and async."""
     llama = TextEmbeddingsInference(model_name="m", base_url=served.url)
     np.testing.assert_array_equal(np.array(llama.get_text_embedding_batch(TEXTS), np.float32), expected)
-    found = await llama.aget_text_embedding(TEXTS[0])
-    np.testing.assert_array_equal(np.array(found, np.float32), expected[0])
+    result = await llama.aget_text_embedding(TEXTS[0])
+    np.testing.assert_array_equal(np.array(result, np.float32), expected[0])
 
 
 def test_huggingface_hub(served, expected):
@@ -104,17 +104,17 @@ def test_haystack(served, expected, tiny, monkeypatch):
     )
 
     kind = {"api_type": "text_embeddings_inference", "api_params": {"url": served.url}, "token": None}
-    found = HuggingFaceAPITextEmbedder(**kind, normalize=True).run(text=TEXTS[0])["embedding"]
-    np.testing.assert_array_equal(np.array(found, np.float32), expected[0])
-    found = HuggingFaceAPITextEmbedder(**kind).run(text=TEXTS[0])["embedding"]  # its default: vectors as they are
+    result = HuggingFaceAPITextEmbedder(**kind, normalize=True).run(text=TEXTS[0])["embedding"]
+    np.testing.assert_array_equal(np.array(result, np.float32), expected[0])
+    result = HuggingFaceAPITextEmbedder(**kind).run(text=TEXTS[0])["embedding"]  # its default: vectors as they are
     with Embedder.load(tiny, normalize=False, threads=1) as plain:
-        np.testing.assert_array_equal(np.array(found, np.float32), plain.embed(TEXTS[:1])[0])
+        np.testing.assert_array_equal(np.array(result, np.float32), plain.embed(TEXTS[:1])[0])
     documents = [Document(content=text) for text in TEXTS]
     for options in ({}, {"batch_size": 2}, {"truncate": False}):
-        found = HuggingFaceAPIDocumentEmbedder(**kind, **options, normalize=True, progress_bar=False).run(documents=documents)[
+        result = HuggingFaceAPIDocumentEmbedder(**kind, **options, normalize=True, progress_bar=False).run(documents=documents)[
             "documents"
         ]
-        np.testing.assert_array_equal(np.array([one.embedding for one in found], np.float32), expected)
+        np.testing.assert_array_equal(np.array([one.embedding for one in result], np.float32), expected)
 
 
 def test_openai_in_node(served, expected, tmp_path_factory):
@@ -140,12 +140,12 @@ def test_openai_in_node(served, expected, tmp_path_factory):
         ["node", "-e", script, str(package), served.url, json.dumps(TEXTS)], capture_output=True, text=True, timeout=60
     )
     assert done.returncode == 0, done.stderr
-    said = json.loads(done.stdout)
-    for found in said["found"]:
-        np.testing.assert_array_equal(np.array(found, np.float32), expected)
-    assert len(said["names"]) == 1
-    assert said["refused"][0] == 400
-    assert "at least one text" in said["refused"][1]
+    output = json.loads(done.stdout)
+    for result in output["found"]:
+        np.testing.assert_array_equal(np.array(result, np.float32), expected)
+    assert len(output["names"]) == 1
+    assert output["refused"][0] == 400
+    assert "at least one text" in output["refused"][1]
 
 
 def node_package(name: str) -> Path:

@@ -105,7 +105,7 @@ async def test_pieces_of_any_size(piece, size):
 async def unpacked(body: bytes, piece: int, *, limit: int) -> bytes:
     """Send a body in pieces, and return the bytes that the application reads."""
     pieces = [body[start : start + piece] for start in range(0, len(body), piece)]
-    found, size = [], 0
+    received, size = [], 0
 
     async def receive():
         return {"type": "http.request", "body": pieces.pop(0), "more_body": bool(pieces)}
@@ -116,11 +116,11 @@ async def unpacked(body: bytes, piece: int, *, limit: int) -> bytes:
         while True:
             message = await receive()
             size += len(message["body"])
-            found.append(message["body"] if limit <= 4_000_000 else b"")
+            received.append(message["body"] if limit <= 4_000_000 else b"")
             assert len(message["body"]) <= 1 << 20
             if not message["more_body"]:
                 return
 
     scope = {"type": "http", "headers": [(b"host", b"x"), (b"content-encoding", b"gzip"), (b"content-length", b"5")]}
     await CompressedBodyMiddleware(application, max_body_bytes=limit)(scope, receive, None)
-    return b"".join(found)
+    return b"".join(received)

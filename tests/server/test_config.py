@@ -78,15 +78,15 @@ endpoints:
     with caplog.at_level(logging.INFO, "penult"):
         (endpoint,) = read(tmp_path, text).endpoints
     assert (endpoint.sequence_length, endpoint.emb_extraction_layer, endpoint.route) == ((16, 64), 3, "/r")
-    said = [record.getMessage() for record in caplog.records]
+    messages = [record.getMessage() for record in caplog.records]
     for line, key in (
         (2, "num_workers"),
         (6, "loggers"),
         (13, "endpoints[0].batch_size"),
         (18, "endpoints[0].kwargs.return_numpy"),
     ):
-        assert len([one for one in said if f"line {line}: {key} is ignored: it has no effect in penult" in one]) == 1
-    assert not [one for one in said if "data_logging" in one]  # null counts as not set
+        assert len([one for one in messages if f"line {line}: {key} is ignored: it has no effect in penult" in one]) == 1
+    assert not [one for one in messages if "data_logging" in one]  # null counts as not set
 
 
 @pytest.mark.parametrize(
@@ -329,28 +329,28 @@ endpoints:
 
 def test_options_are_passed_to_the_model(monkeypatch, tiny):
     """The options of an endpoint are passed to `Embedder.load`; endpoints with different prompts have separate models."""
-    asked, load = [], Embedder.load
+    calls, load = [], Embedder.load
 
-    def loaded(model, **options):
-        asked.append(
+    def recorded_load(model, **options):
+        calls.append(
             {"model": model} | {key: options[key] for key in ("prompts", "files_from", "model_file", "task", "pooling")}
         )
         return load(model, threads=1)
 
-    monkeypatch.setattr(Embedder, "load", loaded)
+    monkeypatch.setattr(Embedder, "load", recorded_load)
     own = {"prompts": {"query": "q"}, "files_from": "f", "model_file": "m", "pooling": ("mean", "max")}
     one = EndpointConfig(model=str(tiny), model_task="t", **own)
     service = Service(
         ServerConfig(endpoints=(one, one.model_copy(update={"prompts": {"query": "p"}, "name": "other"})), threads=1)
     )
     service.models.close()
-    assert asked == [{"model": str(tiny), "task": "t", **own, "prompts": {"query": prompt}} for prompt in ("q", "p")]
+    assert calls == [{"model": str(tiny), "task": "t", **own, "prompts": {"query": prompt}} for prompt in ("q", "p")]
 
 
 def test_the_log_states_missing_prompts(tiny, tmp_path, caplog):
     """The log states the source of the prompts, and how to set them if the model's files do not state any."""
     folder = tiny_model(tmp_path / "named", prompts={"query": "query: "})
-    for endpoint, words, said in (
+    for endpoint, words, advice in (
         (EndpointConfig(model=str(tiny)), "prompts not stated by any file", True),
         (EndpointConfig(model=str(folder)), "prompts config_sentence_transformers.json", False),
         (EndpointConfig(model=str(tiny), prompts={"query": "q"}), "prompts from the endpoint", False),
@@ -359,7 +359,7 @@ def test_the_log_states_missing_prompts(tiny, tmp_path, caplog):
         with caplog.at_level(logging.INFO, "penult"):
             Service(ServerConfig(endpoints=(endpoint,), threads=1)).models.close()
         assert words in caplog.text
-        assert ("set prompts: in the endpoint" in caplog.text) == said
+        assert ("set prompts: in the endpoint" in caplog.text) == advice
 
 
 def test_deepsparses_routes_refuse_model_file(tiny):
@@ -550,7 +550,7 @@ def test_a_file_is_overridden(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         ([], "No model is set. Pass MODEL or --config FILE."),
         (["--task", "transformers_embedding_extraction"], "No model is set"),
@@ -570,14 +570,14 @@ def test_a_file_is_overridden(tmp_path):
         (["m", "--sequence_length", "5"], "No such option: --sequence-length"),
     ],
 )
-def test_a_wrong_command_line_is_one_line(words, said, capsys, monkeypatch):
+def test_a_wrong_command_line_is_one_line(words, message, capsys, monkeypatch):
     """An invalid command line ends with status 2 and one line, without a traceback."""
     monkeypatch.setattr("penult.server.run.start_log", lambda *, as_json: None)  # this process's log is pytest's
     with pytest.raises(SystemExit) as end:
         main(words)
     assert end.value.code == 2
     lines = capsys.readouterr().err.strip().splitlines()
-    assert said in lines[-1]
+    assert message in lines[-1]
     assert not [line for line in lines if "Traceback" in line]
 
 

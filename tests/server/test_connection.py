@@ -15,8 +15,8 @@ from penult.server import EndpointConfig, Limits, connection
 @pytest.fixture
 def running(tiny, monkeypatch):
     monkeypatch.setattr(connection, "_HEAD_SECONDS", 0.5)
-    with serving(EndpointConfig(model=str(tiny))) as made:
-        yield made
+    with serving(EndpointConfig(model=str(tiny))) as server:
+        yield server
 
 
 def seconds_open(running, *parts: bytes, pause: float = 0.2) -> float:

@@ -44,10 +44,10 @@ class Browser:
             "--disable-gpu",
             "--host-resolver-rules=MAP * 0.0.0.0, EXCLUDE 127.0.0.1",
         ]
-        wanted = {"browserName": "chrome", "goog:chromeOptions": {"args": arguments, "binary": chromium}}
+        capabilities = {"browserName": "chrome", "goog:chromeOptions": {"args": arguments, "binary": chromium}}
         for _ in range(100):
             try:
-                made = self._http.post("/session", json={"capabilities": {"alwaysMatch": wanted}})
+                made = self._http.post("/session", json={"capabilities": {"alwaysMatch": capabilities}})
                 break
             except httpx.ConnectError:
                 time.sleep(0.1)
@@ -92,10 +92,10 @@ def test_docs_try_it_out(browser, served):
     browser.run(f"{block}.querySelector('.opblock-summary-control').click()")
     browser.until(f"const b = {block}.querySelector('.try-out__btn'); if (b) b.click(); return !!b")
     browser.until(f"const b = {block}.querySelector('.execute'); if (b) b.click(); return !!b")
-    said = browser.until(
+    text = browser.until(
         f"const c = {block}.querySelector('.live-responses-table .response-col_description code'); return c && c.textContent"
     )
-    embeddings = json.loads(said)["embeddings"]
+    embeddings = json.loads(text)["embeddings"]
     assert [len(row) for row in embeddings] == [32]
 
 

@@ -14,7 +14,7 @@ from server_kit import Process, serving
 from penult.deepsparse import load_probe
 from penult.deepsparse.arguments import TASK
 from penult.server import EndpointConfig, Limits
-from penult.server import models as models_file
+from penult.server import models as opened_modelsfile
 from penult.server.errors import Refusal
 from penult.server.metrics import Metrics
 from penult.server.models import Models
@@ -22,9 +22,9 @@ from penult.server.models import Models
 
 @pytest.fixture
 def running(tiny):
-    with serving(EndpointConfig(model=str(tiny)), allow_endpoints=True) as made:
-        made.post("/predict", {"inputs": "a"})
-        yield made
+    with serving(EndpointConfig(model=str(tiny)), allow_endpoints=True) as server:
+        server.post("/predict", {"inputs": "a"})
+        yield server
 
 
 def endpoint(tiny, name: str, **more) -> dict:
@@ -42,7 +42,9 @@ def models(running) -> dict:
 def test_deleting_frees_the_model(running, tiny, monkeypatch):
     """Removing an endpoint ends the threads, sessions and queues of its models, except of models that others use."""
     returned: list[int] = []
-    monkeypatch.setattr(models_file, "_return_freed_memory", lambda: returned.append(sum(ref() is not None for ref in opened)))
+    monkeypatch.setattr(
+        opened_modelsfile, "_return_freed_memory", lambda: returned.append(sum(ref() is not None for ref in opened))
+    )
     kept, threads = {*models(running)}, threading.active_count()
     for cycle in range(3):
         body = endpoint(tiny, f"more{cycle}", kwargs={"sequence_length": 16 + cycle, "extraction_strategy": "reduce_max"})
@@ -60,7 +62,7 @@ def test_deleting_frees_the_model(running, tiny, monkeypatch):
     assert running.get("/health").status_code == 200
 
 
-def test_models_that_others_use_stay_open(running, tiny):
+def test_opened_modelsthat_others_use_stay_open(running, tiny):
     """Endpoints share models; a model is freed with the last endpoint that uses it or its session."""
     bodies = [endpoint(tiny, name, prompts={"query": name}) for name in ("one", "two")]
     for body in bodies:  # one pipeline, which shares the session of the first embedder; two embedders
@@ -111,12 +113,12 @@ def test_requests_in_flight_are_finished(running, tiny):
         assert answer.result().status_code == 200
         assert deleting.result().status_code == 200
 
-    async def late():
+    async def late_request():
         tokenized = await queued.tokenize(["a"])
         await queued.items(tokenized)
 
     with pytest.raises(Refusal, match="removed") as refusal:
-        asyncio.run(late())
+        asyncio.run(late_request())
     assert refusal.value.reason == "missing"
 
 
@@ -226,9 +228,13 @@ def test_a_probe_ends_with_its_parent():
     child.stdout.close()
 
 
-async def test_models_load_in_parallel():
+async def test_opened_modelsload_in_parallel():
     """Models load in parallel: requests for a slow one wait up to the limit, others do not wait."""
-    made, free, config = Models(Limits(max_load_seconds=1), Metrics(), 1), threading.Event(), EndpointConfig(model="slow")
+    opened_models, free, config = (
+        Models(Limits(max_load_seconds=1), Metrics(), 1),
+        threading.Event(),
+        EndpointConfig(model="slow"),
+    )
     calls = []
 
     class Model:
@@ -242,21 +248,25 @@ async def test_models_load_in_parallel():
         assert free.wait(20)
         return Model()
 
-    first, second = (asyncio.ensure_future(made.opened_for(config, ("slow",), slowly)) for _ in range(2))
+    first, second = (asyncio.ensure_future(opened_models.opened_for(config, ("slow",), slowly)) for _ in range(2))
     await asyncio.sleep(0.05)
-    assert isinstance(await made.opened_for(config, ("quick",), Model), Model)
+    assert isinstance(await opened_models.opened_for(config, ("quick",), Model), Model)
     assert not first.done()
     for waiting in (first, second):
         with pytest.raises(Refusal, match="did not load within 1 s"):
             await waiting
     free.set()
-    model = await made.opened_for(config, ("slow",), slowly)
-    assert (len(calls), await made.opened_for(config, ("slow",), slowly)) == (1, model)
+    model = await opened_models.opened_for(config, ("slow",), slowly)
+    assert (len(calls), await opened_models.opened_for(config, ("slow",), slowly)) == (1, model)
 
 
 async def test_a_failed_model_is_loaded_again():
     """An error reaches all requests that wait for a model; the next request loads it again."""
-    made, config, outcomes = Models(Limits(), Metrics(), 1), EndpointConfig(model="m"), iter([ValueError("once"), None])
+    opened_models, config, outcomes = (
+        Models(Limits(), Metrics(), 1),
+        EndpointConfig(model="m"),
+        iter([ValueError("once"), None]),
+    )
 
     def opens():
         time.sleep(0.05)
@@ -264,19 +274,19 @@ async def test_a_failed_model_is_loaded_again():
             raise error
         return "a model"
 
-    waiting = [asyncio.ensure_future(made.opened_for(config, ("m",), opens)) for _ in range(3)]
+    waiting = [asyncio.ensure_future(opened_models.opened_for(config, ("m",), opens)) for _ in range(3)]
     for one in waiting:
         with pytest.raises(Refusal, match="once"):
             await one
-    assert await made.opened_for(config, ("m",), opens) == "a model"
+    assert await opened_models.opened_for(config, ("m",), opens) == "a model"
 
 
 async def test_shutdown_does_not_wait_for_models():
     """Requests that wait for a model are answered when the server shuts down."""
-    made, free = Models(Limits(), Metrics(), 1), threading.Event()
-    waiting = asyncio.ensure_future(made.opened_for(EndpointConfig(model="m"), ("m",), lambda: free.wait(20)))
+    opened_models, free = Models(Limits(), Metrics(), 1), threading.Event()
+    waiting = asyncio.ensure_future(opened_models.opened_for(EndpointConfig(model="m"), ("m",), lambda: free.wait(20)))
     await asyncio.sleep(0.05)
-    made.stop_opening()
+    opened_models.stop_opening()
     with pytest.raises(Refusal, match="the server is shutting down"):
         await asyncio.wait_for(waiting, 5)
     free.set()

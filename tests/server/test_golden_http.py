@@ -35,7 +35,7 @@ class Exchange:
 
 def exchanges(transcript: Path) -> list[Exchange]:
     """Read the requests and responses of a transcript."""
-    found = []
+    parsed = []
     for block in re.split(r"^### ", transcript.read_text(), flags=re.MULTILINE)[1:]:
         number, command, *rest = block.split("\n")
         if not command.startswith("$ curl"):
@@ -48,45 +48,48 @@ def exchanges(transcript: Path) -> list[Exchange]:
             headers = {"content-type": "application/x-www-form-urlencoded"}  # curl's default
         status = next(int(line.split()[1]) for line in rest if line.startswith("HTTP/"))
         answer = "\n".join(rest).split("\n\n", 1)[1].strip().split("\n\n")[0]
-        found.append(Exchange(int(number), method, re.sub(r"^http://[^/]+", "", url), headers, body, status, answer))
-    return found
+        parsed.append(Exchange(int(number), method, re.sub(r"^http://[^/]+", "", url), headers, body, status, answer))
+    return parsed
 
 
 def replay(running, transcript: Path, model: str) -> int:
     """Send the requests again and compare the responses; return the number of requests."""
-    asked = [one for one in exchanges(transcript) if "6100" not in one.path]
+    requests = [exchange for exchange in exchanges(transcript) if "6100" not in exchange.path]
     with httpx.Client(base_url=running.url, timeout=30) as client:
-        for one in asked:
-            body = None if one.body is None else re.sub(r'"scratch/[^"]*"', f'"{model}"', one.body)
-            answer = client.request(one.method, one.path, headers=one.headers, content=body)
-            compare(transcript.name[:2], one, answer)
-    return len(asked)
+        for exchange in requests:
+            body = None if exchange.body is None else re.sub(r'"scratch/[^"]*"', f'"{model}"', exchange.body)
+            answer = client.request(exchange.method, exchange.path, headers=exchange.headers, content=body)
+            compare(transcript.name[:2], exchange, answer)
+    return len(requests)
 
 
-def compare(file: str, one: Exchange, answer: httpx.Response) -> None:
-    where = f"{file} #{one.number} {one.method} {one.path} {one.body}: {answer.text[:200]}"
-    if one.status == 404 and one.path in NEW:
+def compare(file: str, exchange: Exchange, answer: httpx.Response) -> None:
+    where = f"{file} #{exchange.number} {exchange.method} {exchange.path} {exchange.body}: {answer.text[:200]}"
+    if exchange.status == 404 and exchange.path in NEW:
         assert answer.status_code == 200, where
-    elif (file, one.number) in FORMS:
-        assert (one.headers["content-type"], answer.status_code) == ("application/x-www-form-urlencoded", 415), where
-    elif one.status == 500 and (file, one.number) not in ACCIDENTS:
+    elif (file, exchange.number) in FORMS:
+        assert (exchange.headers["content-type"], answer.status_code) == ("application/x-www-form-urlencoded", 415), where
+    elif exchange.status == 500 and (file, exchange.number) not in ACCIDENTS:
         assert answer.status_code == 422, where
         assert len(str(answer.json()["detail"])) > 20, where
     else:
-        assert answer.status_code == (200 if one.status == 500 else one.status), where
-        if one.status == 307:
-            assert answer.headers["location"].endswith("/docs" if one.path == "/" else one.path.rstrip("/"))
-        elif one.answer.startswith('{"embeddings"'):
-            texts = one.body.count('","') + 1 if '"inputs":[' in one.body else 1
+        assert answer.status_code == (200 if exchange.status == 500 else exchange.status), where
+        if exchange.status == 307:
+            assert answer.headers["location"].endswith("/docs" if exchange.path == "/" else exchange.path.rstrip("/"))
+        elif exchange.answer.startswith('{"embeddings"'):
+            texts = exchange.body.count('","') + 1 if '"inputs":[' in exchange.body else 1
             assert list(answer.json()) == ["embeddings"], where
             assert len(answer.json()["embeddings"]) == texts, where
-        elif one.answer.startswith("{") and "...[body" not in one.answer and '"openapi"' not in one.answer:
-            theirs = httpx.Response(200, text=one.answer).json()
-            assert shape(answer.json()) == shape(theirs), where
+        elif exchange.answer.startswith("{") and "...[body" not in exchange.answer and '"openapi"' not in exchange.answer:
+            recorded = httpx.Response(200, text=exchange.answer).json()
+            assert shape(answer.json()) == shape(recorded), where
         elif (
-            "[body" not in one.answer and not one.answer.startswith('{"openapi"') and one.status == 200 and one.path != "/docs"
+            "[body" not in exchange.answer
+            and not exchange.answer.startswith('{"openapi"')
+            and exchange.status == 200
+            and exchange.path != "/docs"
         ):
-            assert answer.text == one.answer, where
+            assert answer.text == exchange.answer, where
 
 
 def shape(value):
@@ -130,12 +133,12 @@ def test_configuration_file(golden, tiny, tmp_path):
     with from_file(golden / "02_config_file.txt", str(tiny), tmp_path) as running:
         assert replay(running, golden / "02_config_file.txt", str(tiny)) == 22
         config = httpx.get(f"{running.url}/config").json()
-    theirs = httpx.Response(200, text=(golden / "02_config_file.body.02").read_text()[:1648]).json()
-    assert shape(config) == shape(theirs)
-    assert {**config, "endpoints": None} == {**theirs, "endpoints": None}
-    assert [one["name"] for one in config["endpoints"]] == [one["name"] for one in theirs["endpoints"]]
-    for mine, one in zip(config["endpoints"], theirs["endpoints"], strict=True):
-        assert {**mine, "model": None} == {**one, "model": None}
+    recorded = httpx.Response(200, text=(golden / "02_config_file.body.02").read_text()[:1648]).json()
+    assert shape(config) == shape(recorded)
+    assert {**config, "endpoints": None} == {**recorded, "endpoints": None}
+    assert [exchange["name"] for exchange in config["endpoints"]] == [exchange["name"] for exchange in recorded["endpoints"]]
+    for ours, exchange in zip(config["endpoints"], recorded["endpoints"], strict=True):
+        assert {**ours, "model": None} == {**exchange, "model": None}
 
 
 def test_sagemaker(golden, tiny):

@@ -47,8 +47,8 @@ def test_truncated_documents(document):
 
 @pytest.fixture(scope="module")
 def running(tiny):
-    with serving(EndpointConfig(model=str(tiny)), limits=Limits(max_client_batch_size=300)) as made:
-        yield made
+    with serving(EndpointConfig(model=str(tiny)), limits=Limits(max_client_batch_size=300)) as server:
+        yield server
 
 
 @pytest.mark.parametrize("value", [b"1", b'"a"', b"{}", b"[]", b"1.5", b"null", b'{"a":1}', b'["a"]', b'"\\""'])

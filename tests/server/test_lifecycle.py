@@ -37,8 +37,8 @@ def slow(running, seconds: float) -> list[int]:
 
 @pytest.fixture
 def running(tiny):
-    with serving(EndpointConfig(model=str(tiny)), limits=Limits(max_concurrent_requests=4)) as made:
-        yield made
+    with serving(EndpointConfig(model=str(tiny)), limits=Limits(max_concurrent_requests=4)) as server:
+        yield server
 
 
 def test_sigterm_finishes_requests_in_progress(tiny):

@@ -93,7 +93,7 @@ def test_the_maximum_of_endpoints(tiny):
         body = {"task": "transformers_embedding_extraction", "model": str(tiny), "name": "more"}
         answer = full.post("/endpoints", body)
         assert answer.status_code == 422
-        assert answer.json()["detail"][0]["msg"] == "The server has 16 endpoints, the limit. Remove one."
+        assert answer.json()["detail"][0]["msg"] == "The limit of 16 endpoints is reached. Remove one."
         assert full.client.request("DELETE", "/endpoints", json={**body, "name": "n3"}).status_code == 200
         assert full.post("/endpoints", body).status_code == 200
 
@@ -102,11 +102,11 @@ def test_a_large_body_is_413(served, client):
     """A body over the limit gets 413 with the limit in the message, with or without Content-Length."""
     body = json.dumps({"input": "a" * 300_000})
 
-    def drops():
+    def chunks():
         for i in range(0, len(body), 10_000):
             yield body[i : i + 10_000].encode()
 
-    for content in (body, drops()):
+    for content in (body, chunks()):
         answer = client.post("/v1/embeddings", content=content)
         assert answer.status_code == 413
         assert "200000 bytes" in answer.json()["error"]["message"]

@@ -24,11 +24,11 @@ def test_vectors_equal_the_embedders(client, embedder, tiny):
     """The vectors equal the local Embedder's bit for bit, in order, with the token count."""
     answer = client.post("/v1/embeddings", json={"input": TEXTS, "model": "any name"})
     np.testing.assert_array_equal(vectors(answer), embedder.embed(TEXTS))
-    said = answer.json()
+    content = answer.json()
     tokens = int(embedder.count_tokens(TEXTS).sum())
-    assert said["usage"] == {"prompt_tokens": tokens, "total_tokens": tokens}
-    assert (said["object"], said["model"]) == ("list", tiny.name)
-    assert [(item["object"], item["index"]) for item in said["data"]] == [("embedding", i) for i in range(3)]
+    assert content["usage"] == {"prompt_tokens": tokens, "total_tokens": tokens}
+    assert (content["object"], content["model"]) == ("list", tiny.name)
+    assert [(item["object"], item["index"]) for item in content["data"]] == [("embedding", i) for i in range(3)]
     assert answer.headers["x-penult-fingerprint"] == embedder.fingerprint
 
 
@@ -41,8 +41,8 @@ def test_one_text(client, embedder):
 
 def test_base64_is_little_endian_float32(client, embedder):
     """encoding_format base64 returns identical float32 values."""
-    said = client.post("/v1/embeddings", json={"input": TEXTS, "encoding_format": "base64"}).json()
-    read = [np.frombuffer(base64.b64decode(item["embedding"]), "<f4") for item in said["data"]]
+    content = client.post("/v1/embeddings", json={"input": TEXTS, "encoding_format": "base64"}).json()
+    read = [np.frombuffer(base64.b64decode(item["embedding"]), "<f4") for item in content["data"]]
     np.testing.assert_array_equal(np.stack(read), embedder.embed(TEXTS))
 
 
@@ -131,9 +131,9 @@ def test_a_model_served_twice_has_two_names(tiny):
         last, lower, same = (
             running.post("/v1/embeddings", {"input": "cat", "model": name}).json()["data"][0]["embedding"] for name in ids
         )
-    for layer, found in ((-1, last), (1, lower)):
+    for layer, result in ((-1, last), (1, lower)):
         with Embedder.load(tiny, layer=layer) as local:
-            np.testing.assert_allclose(found, local.embed(["cat"])[0], atol=1e-6)
+            np.testing.assert_allclose(result, local.embed(["cat"])[0], atol=1e-6)
     assert lower == same
     assert np.abs(np.array(last) - lower).max() > 0.01
 
@@ -147,8 +147,8 @@ def test_roles_select_the_models_prompts(models_folder):
             ("input_type", "search_document", "document"),
             ("prompt_name", "passage", "document"),
         ):
-            found = vectors(running.post("/v1/embeddings", {"input": "the cat", key: name}))
-            np.testing.assert_array_equal(found, local.embed(["the cat"], role))
+            result = vectors(running.post("/v1/embeddings", {"input": "the cat", key: name}))
+            np.testing.assert_array_equal(result, local.embed(["the cat"], role))
         assert not np.array_equal(local.embed(["the cat"], "query"), local.embed(["the cat"]))
 
 

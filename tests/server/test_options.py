@@ -82,8 +82,8 @@ def test_vectors_follow_the_options(tiny):
     texts = ["the cat sat on the mat and the dog on the floor", "cat"]
     with serving(EndpointConfig(model=str(tiny), **options)) as running, Embedder.load(tiny, threads=1, **options) as local:
         answer = running.post("/v1/embeddings", {"input": texts})
-        found = np.array([item["embedding"] for item in answer.json()["data"]], np.float32)
-        np.testing.assert_array_equal(found, local.embed(texts))
+        result = np.array([item["embedding"] for item in answer.json()["data"]], np.float32)
+        np.testing.assert_array_equal(result, local.embed(texts))
         assert answer.headers["x-penult-fingerprint"] == local.fingerprint
         assert answer.headers["x-penult-truncated"] == "1"
 

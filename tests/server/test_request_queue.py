@@ -327,10 +327,10 @@ async def test_cancelled_work_is_dropped(queue, engine):
     await asyncio.gather(first, stays)
     large.cancel()
     await asyncio.sleep(0)
-    begun = len(engine.calls)
+    calls_before = len(engine.calls)
     await ask(queue, engine.run, ["last"])
     assert not [call for call in engine.calls if "gone" in call]
-    assert len(engine.calls) <= begun + 2
+    assert len(engine.calls) <= calls_before + 2
 
 
 async def test_closing_finishes_waiting_requests(watcher, engine):

@@ -1,4 +1,4 @@
-"""docs/server.md: its commands run, its configuration file is valid, and it is complete."""
+"""docs/server.md: its commands run against a server, its file is read, and nothing of the server is missing in it."""
 
 import re
 import shlex
@@ -30,7 +30,7 @@ def running(tiny):
 @pytest.mark.skipif(shutil.which("curl") is None or shutil.which("gzip") is None, reason="needs curl and gzip")
 @pytest.mark.parametrize("command", COMMANDS)
 def test_the_commands_run(running, tmp_path, command):
-    """Each curl command of the page gets 200."""
+    """Each curl of the page is answered with 200."""
     (tmp_path / ".curlrc").write_text("fail\nsilent\nshow-error\n")
     words = command.replace("http://localhost:5543", running.url)
     done = subprocess.run(
@@ -41,7 +41,7 @@ def test_the_commands_run(running, tmp_path, command):
 
 
 def test_every_route_has_a_command(running):
-    """Each path of the OpenAPI document is on the page, and in a command, except for health routes."""
+    """Each path of the OpenAPI document stands on the page, and all but the list of health routes in a command."""
     for path in (path.replace(f"{TASK}-0", TASK) for path in running.get("/openapi.json").json()["paths"]):
         if path != "/v1/models/{name}":
             assert path in PAGE, path
@@ -53,7 +53,7 @@ def test_every_route_has_a_command(running):
 
 
 def test_the_configuration_file_is_read(tiny, tmp_path):
-    """The YAML of the page is a valid configuration."""
+    """The YAML of the page is a file that can be served."""
     (text,) = re.findall(r"^```yaml\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
     file = tmp_path / "config.yaml"
     file.write_text(
@@ -68,7 +68,7 @@ def test_the_configuration_file_is_read(tiny, tmp_path):
 
 @pytest.mark.parametrize("section", [ServerConfig, EndpointConfig, Limits])
 def test_every_key_is_on_a_page(section):
-    """Each key of a section is on this page or on the page of the limits."""
+    """Each key of a section stands on this page or on that of the limits."""
     more = Path(__file__).parents[2] / "docs" / "server-limits.md"
     text = PAGE + (more.read_text(encoding="utf-8") if more.exists() else "")
     missing = [name for name in section.model_fields if not re.search(rf"(?<![a-z]){name}(?![a-z])", text.replace("-", "_"))]
@@ -76,21 +76,21 @@ def test_every_key_is_on_a_page(section):
 
 
 def test_every_option_that_the_page_names_exists():
-    """Every option on the page exists."""
+    """No option of the page is unknown to the command."""
     named = {word.lstrip("-").replace("-", "_") for word in re.findall(r"(?<![\w-])--[a-z][a-z-]+", PAGE)}
     assert named - {"head", "data_binary", "help"} <= set(Options.__dataclass_fields__)
 
 
 def test_every_metric_is_on_the_page():
-    """Each metric is on the page."""
+    """Each series of the server has a line."""
     names = {family.name for family in Metrics().registry.collect()}
     missing = [name for name in names if f"`{name}`" not in PAGE and not name.startswith("process_")]
     assert not missing
     assert set(re.findall(r"`((?:te|penult)_\w+)`", PAGE)) <= names
 
 
-def test_the_commands_are_valid_shell():
-    """Every command of the page can be parsed by a shell."""
+def test_the_commands_are_well_formed():
+    """Every block of the page can be read by a shell."""
     for block in BLOCKS:
         for line in block.splitlines():
             assert shlex.split(line)[0] == "$"

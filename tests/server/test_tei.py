@@ -24,16 +24,16 @@ def test_embed(client, embedder):
 
 def test_the_final_normalization_can_be_skipped(client, tiny):
     """With `normalize: false`, the final normalization of a model is skipped."""
-    found = np.array(client.post("/embed", json={"inputs": TEXTS, "normalize": False}).json(), np.float32)
+    result = np.array(client.post("/embed", json={"inputs": TEXTS, "normalize": False}).json(), np.float32)
     with Embedder.load(tiny, normalize=False, threads=1) as raw:
-        np.testing.assert_array_equal(found, raw.embed(TEXTS))
+        np.testing.assert_array_equal(result, raw.embed(TEXTS))
 
 
 def test_embed_all(client, embedder):
     """/embed_all returns the vectors of all tokens, without padding."""
-    said = client.post("/embed_all", json={"inputs": TEXTS}).json()
-    for mine, local in zip(said, embedder.embed_tokens(TEXTS), strict=True):
-        np.testing.assert_array_equal(np.array(mine, np.float32), local)
+    content = client.post("/embed_all", json={"inputs": TEXTS}).json()
+    for ours, local in zip(content, embedder.embed_tokens(TEXTS), strict=True):
+        np.testing.assert_array_equal(np.array(ours, np.float32), local)
 
 
 def test_a_model_without_token_vectors():
@@ -50,12 +50,12 @@ def test_vectors_are_normalized_by_default(models_folder):
     folder = models_folder("raw", normalize=False)
     with serving(EndpointConfig(model=str(folder))) as running, Embedder.load(folder, threads=1) as local:
         raw = local.embed(TEXTS)
-        found = np.array(running.post("/embed", {"inputs": TEXTS}).json())
-        np.testing.assert_allclose(found, raw / np.linalg.norm(raw, axis=1, keepdims=True), rtol=1e-5)
-        found = np.array(running.post("/embed", {"inputs": TEXTS, "normalize": False}).json(), np.float32)
-        np.testing.assert_array_equal(found, raw)
-        found = np.array(running.post("/embed", {"inputs": TEXTS, "normalize": False, "dimensions": 5}).json(), np.float32)
-        np.testing.assert_array_equal(found, raw[:, :5])
+        result = np.array(running.post("/embed", {"inputs": TEXTS}).json())
+        np.testing.assert_allclose(result, raw / np.linalg.norm(raw, axis=1, keepdims=True), rtol=1e-5)
+        result = np.array(running.post("/embed", {"inputs": TEXTS, "normalize": False}).json(), np.float32)
+        np.testing.assert_array_equal(result, raw)
+        result = np.array(running.post("/embed", {"inputs": TEXTS, "normalize": False, "dimensions": 5}).json(), np.float32)
+        np.testing.assert_array_equal(result, raw[:, :5])
 
 
 @pytest.mark.parametrize(
@@ -88,12 +88,12 @@ def test_a_text_of_exactly_the_maximum_length(client):
 
 def test_info(client, embedder, tiny):
     """/info has the model and the limits under TEI's keys, and the fingerprint."""
-    said = client.get("/info").json()
-    assert (said["model_id"], said["served_model_name"]) == (tiny.name, tiny.name)  # never a path of the server
-    assert said["model_type"] == {"embedding": {"pooling": "mean"}}
-    assert (said["max_input_length"], said["max_client_batch_size"], said["max_body_bytes"]) == (64, 100, 200_000)
-    assert (said["server"], said["fingerprint"], said["dimension"]) == ("penult", embedder.fingerprint, 32)
-    assert said["auto_truncate"] is True
+    content = client.get("/info").json()
+    assert (content["model_id"], content["served_model_name"]) == (tiny.name, tiny.name)  # never a path of the server
+    assert content["model_type"] == {"embedding": {"pooling": "mean"}}
+    assert (content["max_input_length"], content["max_client_batch_size"], content["max_body_bytes"]) == (64, 100, 200_000)
+    assert (content["server"], content["fingerprint"], content["dimension"]) == ("penult", embedder.fingerprint, 32)
+    assert content["auto_truncate"] is True
 
 
 def test_prompts(models_folder):
@@ -108,19 +108,19 @@ def test_prompts(models_folder):
             ({"prompt_name": None}, "document", "passage: "),
             ({"prompt": "fish ", "input_type": "query"}, "query", "fish "),
         ):
-            found = np.array(running.post("/embed", {"inputs": TEXTS, **body}).json(), np.float32)
-            np.testing.assert_array_equal(found, local.embed(TEXTS, role, prompt=prompt))
-            said = running.post("/embed_all", {"inputs": TEXTS, **body}).json()
-            for mine, tokens in zip(said, local.embed_tokens(TEXTS, role, prompt=prompt), strict=True):
-                np.testing.assert_array_equal(np.array(mine, np.float32), tokens)
+            result = np.array(running.post("/embed", {"inputs": TEXTS, **body}).json(), np.float32)
+            np.testing.assert_array_equal(result, local.embed(TEXTS, role, prompt=prompt))
+            content = running.post("/embed_all", {"inputs": TEXTS, **body}).json()
+            for ours, tokens in zip(content, local.embed_tokens(TEXTS, role, prompt=prompt), strict=True):
+                np.testing.assert_array_equal(np.array(ours, np.float32), tokens)
         answer = running.post("/embed", {"inputs": "a", "prompt_name": "poem"})
         assert (answer.status_code, answer.json()["error_type"]) == (422, "Tokenizer")
         assert "it must be one of query," in answer.json()["error"]
         assert answer.json()["error"].endswith("STS.")
-        said = running.get("/info").json()
-        assert said["prompts"] == {"query": "query: ", "document": "passage: "}
-        assert {"STS", "search_query", "document"} <= {*said["prompt_names"]}
-        assert said["max_prompt_chars"] == 4096
+        content = running.get("/info").json()
+        assert content["prompts"] == {"query": "query: ", "document": "passage: "}
+        assert {"STS", "search_query", "document"} <= {*content["prompt_names"]}
+        assert content["max_prompt_chars"] == 4096
 
 
 def test_a_maximum_length_per_role(models_folder):
@@ -145,12 +145,12 @@ SERIES = {
 
 
 def samples(text: str) -> dict:
-    found = {}
+    result = {}
     for line in text.splitlines():
         if not line.startswith("#"):
             name, value = line.rsplit(" ", 1)
-            found[name] = float(value)
-    return found
+            result[name] = float(value)
+    return result
 
 
 def test_metrics_are_all_there_from_the_first_scrape(tiny):

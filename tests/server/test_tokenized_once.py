@@ -17,10 +17,10 @@ PREDICT = "/predict"
 
 @pytest.fixture(params=["per_token", "reduce_mean"])
 def running(request, tiny):
-    with serving(DeepSparseEndpoint(model=str(tiny), kwargs={"extraction_strategy": request.param})) as made:
-        made.post("/v1/embeddings", {"input": "a"})
-        made.post(PREDICT, {"inputs": "a"})  # loads all models
-        yield made
+    with serving(DeepSparseEndpoint(model=str(tiny), kwargs={"extraction_strategy": request.param})) as server:
+        server.post("/v1/embeddings", {"input": "a"})
+        server.post(PREDICT, {"inputs": "a"})  # loads all models
+        yield server
 
 
 @pytest.mark.parametrize(
@@ -86,11 +86,11 @@ def test_a_long_prompt_counts_for_each_text(running, monkeypatch):
     threads: list[str] = []
     tokenize = Tokenizer.tokenize
 
-    def seen(self, texts, *arguments):
+    def recorded(self, texts, *arguments):
         threads.append(threading.current_thread().name)
         return tokenize(self, texts, *arguments)
 
-    monkeypatch.setattr(Tokenizer, "tokenize", seen)
+    monkeypatch.setattr(Tokenizer, "tokenize", recorded)
     running.post("/v1/embeddings", {"input": ["a"] * 100, "prompt": "a"})
     running.post("/v1/embeddings", {"input": ["a"] * 100, "prompt": "a" * 100})
     assert len(set(threads)) == 2

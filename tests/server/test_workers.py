@@ -106,11 +106,11 @@ def test_sigterm_finishes_requests_in_progress(server):
             stack.callback(connection.close)
             connection.request("POST", "/v1/embeddings", body)
 
-        def begun() -> bool:
+        def all_in_progress() -> bool:
             now = scrape(server)
             return now["te_queue_size"] + now[SEVERAL] - before[SEVERAL] == 6
 
-        wait_for(begun)
+        wait_for(all_in_progress)
         running = workers(server.process)
         server.process.terminate()
         time.sleep(0.3)  # uvicorn looks for signals ten times a second

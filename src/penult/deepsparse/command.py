@@ -35,7 +35,7 @@ class Options(command.Options):
     task: Annotated[str | None, typer.Option(help=f"{TASK}: load the model for the DeepSparse routes at start.")] = None
     integration: Annotated[
         Literal["local", "sagemaker", "openai"] | None,
-        typer.Option(help="sagemaker: inference under /invocations. local, openai: no effect."),
+        typer.Option(help="sagemaker: inference under /invocations. local, openai: under the usual paths."),
     ] = None
     batch_size: Annotated[str | None, typer.Option(hidden=True)] = None
     num_workers: Annotated[str | None, typer.Option(hidden=True)] = None

@@ -31,7 +31,11 @@ async def probe_endpoint(values: Mapping[str, Any], models: Models) -> None:
         Refusal: the model cannot be opened; the message says why.
     """
     if len(_RUNNING) >= _MAX_PROBES:
-        raise Refusal("full", f"{_MAX_PROBES} models are being loaded, the limit. Retry in 5 s.", headers={"Retry-After": "5"})
+        raise Refusal(
+            "full",
+            f"The limit of {_MAX_PROBES} models that load at once is reached. Retry in 5 s.",
+            headers={"Retry-After": "5"},
+        )
     child = await asyncio.create_subprocess_exec(
         *_COMMAND,
         stdin=asyncio.subprocess.PIPE,

@@ -339,7 +339,7 @@ def _check_addable(app: FastAPI, service: Service, config: DeepSparseEndpoint) -
         ConfigError: a name or a path is taken.
     """
     if len(service.endpoints) >= _MAX_ENDPOINTS:
-        raise Refusal("invalid", f"The server has {_MAX_ENDPOINTS} endpoints, the limit. Remove one.")
+        raise Refusal("invalid", f"The limit of {_MAX_ENDPOINTS} endpoints is reached. Remove one.")
     service.named(config)
     for path in _old_paths(service, config):
         _check_free(app, path, config)

@@ -59,7 +59,10 @@ class Options:
     ] = None
     strict_model_name: Annotated[
         bool,
-        typer.Option("--strict-model-name", help="Answer 404 to requests for another model. Default: the only model answers."),
+        typer.Option(
+            "--strict-model-name",
+            help="Answer 404 to requests for another model name. Default: a single model accepts any name.",
+        ),
     ] = False
     pooling: Annotated[
         str | None,
@@ -74,8 +77,8 @@ class Options:
     truncate: Annotated[
         Literal["error", "warn", "right", "left"] | None,
         typer.Option(
-            help="Reject texts that are too long (error), or truncate and count them. Default: warn, the side from the "
-            "model's files."
+            help="Texts that are too long: error rejects them, the other values truncate and count them. Default: warn, on "
+            "the side from the model's files."
         ),
     ] = None
     dimensions: Annotated[int | None, typer.Option(help="Number of leading values of each vector to keep. Default: all.")] = (
