@@ -1,4 +1,4 @@
-"""A Hub on the loopback for tests: repositories of bytes, and every fault that a server or a network may have."""
+"""A fake Hugging Face Hub on loopback: repositories of bytes, and faults of servers and networks."""
 
 import json
 import re
@@ -11,23 +11,23 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote
 
-# Files that the Hub keeps in its large storage, and answers for with a redirect to another address.
+# Files that the Hub keeps in its large-file storage and redirects to.
 _LARGE = re.compile(r".*(\.onnx|\.safetensors|\.bin|_data)")
 
 
 @dataclass
 class Fault:
-    """What goes wrong with one file, or with the list of files ("list").
+    """A fault of one file, or of the list of files ("list").
 
     Attributes:
-        kind: "stall" (accepts and never answers), "stall-body" (half of it, then silence), "close" (no answer), "drop" (half of the
-            body, then closed), "short" (half of the body, as if it were whole), "long" (the body twice), "status", "redirect",
-            "html" (a page to log in).
+        kind: "stall" (accepts and never responds), "stall-body" (half of the body, then nothing), "close" (no response), "drop" (half of the
+            body, then closed), "short" (half of the body as a complete one), "long" (the body twice), "status", "redirect",
+            "html" (a login page).
         method: only requests of this method.
-        times: so many requests; then all is well.
+        times: number of requests with the fault; later ones succeed.
         status: the status of "status".
-        headers: of that answer.
-        to: the address of "redirect".
+        headers: headers of that response.
+        to: the target of "redirect".
     """
 
     kind: str
@@ -40,7 +40,7 @@ class Fault:
 
 @dataclass(frozen=True)
 class Asked:
-    """One request."""
+    """A recorded request."""
 
     method: str
     path: str
@@ -77,16 +77,16 @@ class HubServer:
         threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
         self.host = f"127.0.0.1:{self._server.server_port}"
         self.url = f"http://{self.host}"
-        self.elsewhere = f"http://localhost:{self._server.server_port}"  # another address, as that of large files
+        self.elsewhere = f"http://localhost:{self._server.server_port}"  # another host name, as for large files
 
     def close(self) -> None:
-        """Stop serving, and end the requests that stall."""
+        """Stop the server, and end stalled requests."""
         self._closing.set()
         self._server.shutdown()
         self._server.server_close()
 
     def fetched(self) -> list[str]:
-        """List the files whose bytes were sent, in order."""
+        """List the files that were downloaded, in order."""
         hits = (re.search(r"/(?:resolve/[^/]+|large/[^/]+)/(.*)", asked.path) for asked in self.asked if asked.method == "GET")
         return list(dict.fromkeys(unquote(hit[1]) for hit in hits if hit))
 
@@ -127,7 +127,7 @@ class HubServer:
             target = f"{self.elsewhere}/{match['repo']}/large/{self.commit}/{name}"
             headers |= {"X-Linked-Etag": f'"{sha256(content).hexdigest()}"', "X-Linked-Size": str(len(content))}
             fault = self.faults.get(name)
-            if fault is None or fault.kind in ("stall-body", "drop", "short", "long"):  # those are of the bytes themselves
+            if fault is None or fault.kind in ("stall-body", "drop", "short", "long"):  # these faults apply to the bytes
                 return self._send(request, 302, b"", headers | {"Location": target})
         if self._fails(request, name, content, headers):
             return None
@@ -138,7 +138,7 @@ class HubServer:
         return self._send(request, 206, content[at:], headers)
 
     def _fails(self, request: BaseHTTPRequestHandler, name: str, content: bytes, headers: dict[str, str]) -> bool:
-        """Do what the fault of a file says; return whether it has one."""
+        """Apply the fault of a file; return whether it has one."""
         fault = self.faults.get(name)
         if fault is None or request.command not in fault.method or fault.times <= 0:
             return False
@@ -185,7 +185,7 @@ class HubServer:
         if request.command == "GET":
             try:
                 request.wfile.write(body)
-            except OSError:  # the client has seen enough
+            except OSError:  # the client has disconnected
                 request.close_connection = True
 
 
@@ -194,7 +194,7 @@ def _git(content: bytes) -> str:
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
-    """Read a folder as the files of a repository."""
+    """Return the files of a folder as those of a repository."""
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 

@@ -1,4 +1,4 @@
-"""A server of its own for each test module: real sockets on this machine, uvicorn in a thread or in a process."""
+"""Start servers for tests: real sockets on this machine, uvicorn in a thread or in a process."""
 
 import asyncio
 import os
@@ -54,7 +54,7 @@ class Running:
 
 @contextmanager
 def serving(*endpoints: EndpointConfig, kind: type[ServerConfig] = DeepSparseServer, **options) -> Iterator[Running]:
-    """Serve endpoints on a free port of 127.0.0.1; with DeepSparse's routes, unless `kind` says otherwise."""
+    """Serve endpoints on a free port of 127.0.0.1, with the DeepSparse routes by default."""
     if kind is DeepSparseServer:
         endpoints = tuple(
             DeepSparseEndpoint(**{name: getattr(one, name) for name in one.model_fields_set}) for one in endpoints
@@ -68,7 +68,7 @@ def serving(*endpoints: EndpointConfig, kind: type[ServerConfig] = DeepSparseSer
 
 
 class Process:
-    """`penult.server` in a process of its own; `lines` is what it has logged."""
+    """`penult.server` in its own process; `lines` is its log."""
 
     def __init__(self, *arguments: str, port: int = 0, before: str = "") -> None:
         command = [sys.executable, "-c", f"{before}\nfrom penult.deepsparse.command import main; main()", *arguments]
@@ -95,7 +95,7 @@ class Process:
         self._found.set()
 
     def end(self) -> int:
-        """Send SIGTERM; give the exit status."""
+        """Send SIGTERM; return the exit status."""
         self.process.terminate()
         status = self.process.wait(30)
         self._reader.join(10)
@@ -103,7 +103,7 @@ class Process:
         return status
 
     def kill(self) -> None:
-        """End it as a crash does."""
+        """Kill the process, as a crash does."""
         self.process.kill()
         self.process.wait(30)
         self._reader.join(10)
@@ -111,7 +111,7 @@ class Process:
 
 
 def parse(words: list[str]) -> ServerConfig:
-    """What a command line asks to serve."""
+    """Return the configuration of a command line."""
     configs = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("penult.server.run.run", lambda config, _: configs.append(config))

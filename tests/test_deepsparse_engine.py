@@ -1,4 +1,4 @@
-"""The Engine that DeepSparse's users call: arrays in, arrays out, and one clear error for whatever does not fit."""
+"""DeepSparse's Engine interface: arrays in, arrays out, and clear errors for invalid inputs."""
 
 import logging
 
@@ -28,20 +28,20 @@ def engine(model):
 
 
 def test_inputs_by_order_or_by_name(engine):
-    """A list in the graph's order, a tuple, a dict in any order; called, run or mapped_run."""
+    """Inputs can be a list or tuple in the graph's order or a dict, for a call, run and mapped_run."""
     (expected,) = engine(INPUTS)
     assert expected.shape == (2, 4, 32)
     named = dict(zip(NAMES, INPUTS, strict=True))
-    for found in (engine(tuple(INPUTS)), engine(dict(reversed(named.items()))), engine.run(INPUTS)):
-        assert np.array_equal(found[0], expected)
+    for result in (engine(tuple(INPUTS)), engine(dict(reversed(named.items()))), engine.run(INPUTS)):
+        assert np.array_equal(result[0], expected)
     assert np.array_equal(engine.mapped_run(INPUTS)["last_hidden_state"], expected)
-    apart = [np.asfortranarray(array) for array in INPUTS]
-    assert not apart[0].flags.c_contiguous
-    assert np.array_equal(engine(apart)[0], expected)
+    fortran = [np.asfortranarray(array) for array in INPUTS]
+    assert not fortran[0].flags.c_contiguous
+    assert np.array_equal(engine(fortran)[0], expected)
 
 
-def test_it_says_what_it_takes(engine):
-    """Names, threads and rows can be asked for."""
+def test_inputs_and_outputs_are_listed(engine):
+    """Names, threads and batch size are properties."""
     assert engine.input_names == NAMES
     assert engine.output_names == ["last_hidden_state"]
     assert engine.num_cores == 1
@@ -49,15 +49,15 @@ def test_it_says_what_it_takes(engine):
 
 
 def test_compile_is_the_same(model, engine):
-    """Engine.compile opens what Engine opens, from a file or its bytes."""
-    for given in (model, str(model), model.read_bytes()):
-        with Engine.compile(given, 2, num_cores=1) as compiled:
+    """Engine.compile equals Engine, from a file or its bytes."""
+    for source in (model, str(model), model.read_bytes()):
+        with Engine.compile(source, 2, num_cores=1) as compiled:
             assert compiled.batch_size == 2
             assert np.array_equal(compiled(INPUTS)[0], engine(INPUTS)[0])
 
 
 @pytest.mark.parametrize(
-    ("inputs", "error", "said"),
+    ("inputs", "error", "message"),
     [
         (INPUTS[:2], ValueError, r"2 inputs were given; the graph takes 3: input_ids, attention_mask, token_type_ids"),
         ([], ValueError, "0 inputs were given"),
@@ -77,22 +77,22 @@ def test_compile_is_the_same(model, engine):
         ("text", TypeError, "inputs is a str"),
     ],
 )
-def test_inputs_that_do_not_fit(engine, inputs, error, said):
-    """Wrong count, names, dtype, rank, sizes, an id outside the vocabulary: one error, and the engine goes on working."""
-    with pytest.raises(error, match=said):
+def test_inputs_that_do_not_fit(engine, inputs, error, message):
+    """A wrong count, name, dtype, rank, size or id raises an error, and the engine stays usable."""
+    with pytest.raises(error, match=message):
         engine(inputs)
     assert engine(INPUTS)[0].shape == (2, 4, 32)
 
 
 def test_a_text_beyond_the_positions(engine):
-    """More tokens than positions is an error of the graph's own."""
+    """More tokens than positions raise an error of the graph."""
     long = np.full((1, 129), 5)
     with pytest.raises(ValueError, match="The graph refused its inputs: they have an axis of 129 where the graph has 128: "):
         engine([long, np.ones_like(long), np.zeros_like(long)])
 
 
 def test_a_frozen_shape_is_checked(tmp_path):
-    """A graph of fixed sizes takes exactly these."""
+    """A graph of fixed sizes accepts only these."""
     model = bert_graph(bert_weights(), 4)
     for node in model.graph.input:
         node.type.tensor_type.shape.dim[1].dim_value = 6
@@ -101,18 +101,18 @@ def test_a_frozen_shape_is_checked(tmp_path):
         engine(INPUTS)
 
 
-def test_a_batch_size_is_a_promise(model):
-    """Where one is given, every run has that many rows; without, or below 1, any number runs."""
+def test_batch_size_is_checked(model):
+    """With batch_size, every run must have that many rows; without it, or below 1, any number."""
     with Engine(model, batch_size=2, num_cores=1) as two:
         assert len(two(INPUTS)[0]) == 2
-        with pytest.raises(ValueError, match=r"opened with batch_size=2"):
+        with pytest.raises(ValueError, match=r"the engine has batch_size=2"):
             two([array[:1] for array in INPUTS])
     with Engine(model, batch_size=0, num_cores=1) as free:
         assert len(free([array[:1] for array in INPUTS])[0]) == 1
 
 
 def test_an_empty_cache_may_have_any_name(tmp_path):
-    """An axis of size 0, a cache of no tokens, contradicts no other, though an exporter gave both one name."""
+    """An axis of size 0, such as an empty cache, may have the name of another axis."""
     nodes = [helper.make_node("Concat", ["past", "new"], ["all"], axis=1)]
     infos = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", "sequence"]) for name in ("past", "new")]
     out = helper.make_tensor_value_info("all", TensorProto.FLOAT, ["batch", "total"])
@@ -128,8 +128,8 @@ def test_an_empty_cache_may_have_any_name(tmp_path):
      ({"scheduler": "bogus"}, ValueError), ({"scheduler": 3}, ValueError), ({"batch_size": "2"}, TypeError),
      ({"threads": 0}, ValueError), ({"providers": ["NoSuch"]}, ValueError)],
 )  # fmt: skip
-def test_options_that_cannot_be(model, options, error):
-    """Each is refused when the engine is opened."""
+def test_invalid_options(model, options, error):
+    """Invalid options are refused when the engine is created."""
     with pytest.raises(error):
         Engine(model, **options)
 
@@ -138,8 +138,8 @@ def test_options_that_cannot_be(model, options, error):
     "options",
     [{"num_streams": 2}, {"scheduler": "elastic"}, {"scheduler": Scheduler.multi_stream}, {"input_shapes": [[1, 16]]}],
 )
-def test_options_without_a_meaning_are_said_once(model, engine, caplog, options):
-    """They are accepted, change nothing, and stand in one line of the log."""
+def test_ignored_options_are_logged_once(model, engine, caplog, options):
+    """Ignored options are logged in one line, and do not change the outputs."""
     with caplog.at_level(logging.WARNING, logger="penult"), Engine(model, num_cores=1, **options) as other:
         other(INPUTS)
         assert np.array_equal(other(INPUTS)[0], engine(INPUTS)[0])
@@ -147,8 +147,8 @@ def test_options_without_a_meaning_are_said_once(model, engine, caplog, options)
     assert f"{next(iter(options))}=" in record.getMessage()
 
 
-def test_no_graph_and_a_closed_engine(tmp_path, model):
-    """A missing file, a file that is no graph and a closed engine each say so."""
+def test_invalid_files_and_a_closed_engine(tmp_path, model):
+    """A missing file, a file that is not a graph and a closed engine raise errors."""
     with pytest.raises(FileNotFoundError, match="No graph at"):
         Engine(tmp_path / "none.onnx")
     (tmp_path / "bad.onnx").write_bytes(b"not a graph")

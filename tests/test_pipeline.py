@@ -1,4 +1,4 @@
-"""What Pipeline promises to those who come from DeepSparse, against the NumPy oracle and against itself."""
+"""DeepSparse's Pipeline interface, against the NumPy oracle and against itself."""
 
 import json
 import logging
@@ -38,7 +38,7 @@ def answer(model, texts, strategy="reduce_mean", **options):
 
 
 def states(folder, text, length=LENGTH, layer=-1):
-    """Ids and hidden states of one text, nothing padded: the oracle's."""
+    """Return the ids and hidden states of one text without padding, from the oracle."""
     ids = reference.read_ids(folder, text, length)
     return np.array(ids), reference.bert(reference.read_weights(folder / "onnx" / "model.onnx"), ids, 4)[layer]
 
@@ -68,12 +68,12 @@ def test_reduced_vectors_leave_out_cls_and_keep_sep(tiny, strategy, layer):
 
 @pytest.mark.parametrize("side", ["right", "left"])
 def test_per_token_is_every_row_flat(tmp_path, side):
-    """per_token is sequence_length x hidden in one axis: what the model gives for the text padded on its tokenizer's side."""
+    """per_token returns sequence_length x hidden values in one axis: the model's output for the text, padded on its tokenizer's side."""
     folder = tiny_model(tmp_path)
     (folder / "tokenizer_config.json").write_text(f'{{"padding_side": "{side}"}}')
-    found = answer(folder, TEXTS, "per_token").reshape(len(TEXTS), LENGTH, 32)
+    result = answer(folder, TEXTS, "per_token").reshape(len(TEXTS), LENGTH, 32)
     with Engine(folder / "onnx" / "model.onnx", threads=1) as engine:
-        for text, rows in zip(TEXTS, found, strict=True):
+        for text, rows in zip(TEXTS, result, strict=True):
             ids, own = states(folder, text)
             place = slice(len(ids)) if side == "right" else slice(LENGTH - len(ids), None)
             padded, mask = np.zeros((2, 1, LENGTH), np.int64)
@@ -83,8 +83,8 @@ def test_per_token_is_every_row_flat(tmp_path, side):
             assert side == "left" or np.abs(rows[place] - own).max() <= 2e-5
 
 
-def test_nothing_is_normalised_and_no_prompt_is_put_before(tmp_path):
-    """What a folder says about normalisation, prompts and pooling is not DeepSparse's business."""
+def test_vectors_have_no_normalization_and_no_prompt(tmp_path):
+    """Normalization, prompts and pooling of the folder are not used, as in DeepSparse."""
     plain = tiny_model(tmp_path / "plain", pooling=None)
     rich = tiny_model(tmp_path / "rich", pooling="max", prompts={"query": "query ", "document": "passage "})
     assert np.array_equal(answer(plain, TEXTS), answer(rich, TEXTS))
@@ -92,7 +92,7 @@ def test_nothing_is_normalised_and_no_prompt_is_put_before(tmp_path):
 
 
 def test_masks_come_from_ids(tiny):
-    """A literal [PAD] or [CLS] in a text is left out too, as in DeepSparse."""
+    """A literal [PAD] or [CLS] in a text is excluded, as in DeepSparse."""
     text = "the [PAD] cat [CLS] sat"
     ids, _ = states(tiny, text)
     assert [np.count_nonzero(ids == token) for token in (PAD, CLS)] == [1, 2]
@@ -100,8 +100,8 @@ def test_masks_come_from_ids(tiny):
         assert np.abs(answer(tiny, text, strategy)[0] - oracle(tiny, text, strategy)).max() <= 2e-5
 
 
-def test_a_fingerprint_tells_the_strategies_apart(tiny):
-    """Vectors of another strategy, or of Embedder's own pooling, never pass for the same."""
+def test_fingerprints_differ_between_strategies(tiny):
+    """Each strategy, and Embedder's own pooling, has its own fingerprint."""
     prints = []
     for strategy in STRATEGIES[1:]:
         with create(tiny, strategy, sequence_length=64) as pipeline:
@@ -111,15 +111,15 @@ def test_a_fingerprint_tells_the_strategies_apart(tiny):
     assert len(set(prints)) == 4
 
 
-def test_long_texts_are_cut_in_silence(tiny):
-    """4000 words at 16 tokens are the first 14 of them between CLS and SEP; nothing is said."""
+def test_long_texts_are_truncated_without_a_warning(tiny):
+    """With 16 tokens, 4000 words are truncated to the first 14, without a warning."""
     assert np.array_equal(answer(tiny, "cat " * 4000), answer(tiny, "cat " * 14))
     only_specials = answer(tiny, "cat dog", sequence_length=2)
     assert np.array_equal(only_specials, answer(tiny, ""))
 
 
-def test_no_answer_depends_on_batch_size_or_neighbours(tiny):
-    """Texts alone, together and in another order give the same vectors to 1e-6."""
+def test_vectors_do_not_depend_on_other_texts(tiny):
+    """Texts alone, together and in another order have equal vectors within 1e-6."""
     together = answer(tiny, TEXTS, batch_size=4)
     alone = np.concatenate([answer(tiny, text, batch_size=None) for text in TEXTS])
     assert np.abs(together - alone).max() <= 1e-6
@@ -130,9 +130,9 @@ def test_no_answer_depends_on_batch_size_or_neighbours(tiny):
 
 
 def without(folder: Path, token: str) -> Path:
-    """Give the token another name, so that nothing says what it is for."""
-    made = json.loads((folder / "tokenizer.json").read_text().replace(token, "[X]"))
-    (folder / "tokenizer.json").write_text(json.dumps(made | {"padding": None}))
+    """Rename a special token, so that no file states its role."""
+    content = json.loads((folder / "tokenizer.json").read_text().replace(token, "[X]"))
+    (folder / "tokenizer.json").write_text(json.dumps(content | {"padding": None}))
     config = json.loads((folder / "tokenizer_config.json").read_text())
     del config[f"{token[1:-1].lower()}_token"]
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
@@ -140,7 +140,7 @@ def without(folder: Path, token: str) -> Path:
 
 
 def test_a_tokenizer_without_cls(tmp_path):
-    """Nothing but PAD is left out, and cls_token says that there is no such row."""
+    """Only PAD is excluded, and cls_token raises an error."""
     folder = without(tiny_model(tmp_path), "[CLS]")
     _, rows = states(folder, TEXTS[0])
     assert np.abs(answer(folder, TEXTS[0])[0] - rows.mean(0)).max() <= 2e-5
@@ -149,17 +149,17 @@ def test_a_tokenizer_without_cls(tmp_path):
 
 
 def test_a_tokenizer_without_pad(tmp_path):
-    """Padding is left out by the attention mask; no word is taken for padding."""
+    """Padding is excluded by the attention mask; no word counts as padding."""
     folder = without(tiny_model(tmp_path), "[PAD]")
-    found = answer(folder, TEXTS, sequence_length=[12, 16])
-    assert np.abs(found - np.stack([states(folder, text)[1].mean(0) for text in TEXTS])).max() <= 2e-5
+    result = answer(folder, TEXTS, sequence_length=[12, 16])
+    assert np.abs(result - np.stack([states(folder, text)[1].mean(0) for text in TEXTS])).max() <= 2e-5
 
 
 # --- layers ----------------------------------------------------------------------------------------------------------
 
 
 def test_a_layer_by_the_name_of_a_node_or_tensor(tiny):
-    """A str is any node or tensor of the graph, not only the end of a layer."""
+    """A str can be any node or tensor of the graph."""
     graph = onnx.load(tiny / "onnx" / "model.onnx").graph
     (norm,) = (n for n in graph.node if "encoder.layer.0.output.LayerNorm.weight" in n.input)
     first = answer(tiny, TEXTS, emb_extraction_layer=0)
@@ -170,7 +170,7 @@ def test_a_layer_by_the_name_of_a_node_or_tensor(tiny):
 
 
 def test_none_leaves_the_graph_uncut(tmp_path):
-    """With layer None the head stays on: the logits of every token, a vocabulary wide."""
+    """With layer None the head is kept: the output is the logits of every token."""
     folder = tiny_model(tmp_path, mlm_head=True)
     width = len(bert_weights()["embeddings.word_embeddings.weight"])
     assert answer(folder, TEXTS, emb_extraction_layer=None).shape == (len(TEXTS), width)
@@ -179,21 +179,21 @@ def test_none_leaves_the_graph_uncut(tmp_path):
 
 
 @pytest.mark.parametrize("layer", [2, -3, 99])
-def test_a_layer_that_is_not_there(tiny, layer):
-    """A number beyond the layers is an error in DeepSparse's count; -3 of two layers is not the embedding output."""
+def test_a_layer_out_of_range(tiny, layer):
+    """A layer out of range raises an error in DeepSparse's numbering; -3 of two layers is not the embedding output."""
     with pytest.raises(ValueError, match=rf"emb_extraction_layer is {layer}; the model has 2 layers.*0 \(the first\) to 1"):
         create(tiny, emb_extraction_layer=layer)
 
 
 @pytest.mark.parametrize(("layer", "error"), [("bogus", ValueError), ("", ValueError), ("-1", ValueError), (1.0, TypeError)])
-def test_a_layer_that_is_no_layer(tiny, layer, error):
+def test_invalid_layers(tiny, layer, error):
     """An unknown name and a float are refused."""
     with pytest.raises(error):
         create(tiny, emb_extraction_layer=layer)
 
 
 def pooled(folder: Path) -> Path:
-    """Put a choice of the first token behind a model: one vector a text comes out."""
+    """Append a node that selects the first token, so that the model returns one vector per text."""
     path = folder / "onnx" / "model.onnx"
     model = onnx.load(path)
     model.graph.initializer.append(numpy_helper.from_array(np.int64(0), "first"))
@@ -205,27 +205,27 @@ def pooled(folder: Path) -> Path:
 
 
 def test_a_graph_that_pools_itself(tmp_path):
-    """per_token gives such a graph's vector as it is; there are no rows to reduce, and the error says so."""
+    """per_token returns such a graph's vector unchanged; other strategies raise an error."""
     folder = pooled(tiny_model(tmp_path))
     _, rows = states(folder, "dog")
     assert np.abs(answer(folder, "dog", "per_token", emb_extraction_layer=None)[0] - rows[0]).max() <= 2e-5
     for strategy in STRATEGIES[1:]:
-        with pytest.raises(ValueError, match="one vector a text already"):
+        with pytest.raises(ValueError, match="already one vector per text"):
             create(folder, strategy, emb_extraction_layer=None)
 
 
 # --- what goes in, what comes out --------------------------------------------------------------------------------------
 
 
-def test_one_item_a_text(pipeline):
-    """A str, a list, several strs, inputs=, a tuple, a generator, an array and bytes all give one item a text."""
+def test_one_item_per_text(pipeline):
+    """A str, a list, several strs, inputs=, a tuple, a generator, an array and bytes return one item per text."""
     a, b = pipeline(["the cat", "dog"]).embeddings
     assert a != b
     assert pipeline("the cat").embeddings == [a]
     assert pipeline(inputs="the cat").embeddings == [a]
     assert pipeline(b"the cat").embeddings == [a]
-    for given in (("the cat", "dog"), (t for t in ("the cat", "dog")), np.array(["the cat", "dog"]), [b"the cat", "dog"]):
-        assert pipeline(given).embeddings == [a, b]
+    for value in (("the cat", "dog"), (t for t in ("the cat", "dog")), np.array(["the cat", "dog"]), [b"the cat", "dog"]):
+        assert pipeline(value).embeddings == [a, b]
     assert pipeline("the cat", "dog").embeddings == [a, b]
     assert pipeline(inputs=["the cat", "dog"]).embeddings == [a, b]
     assert pipeline([]).embeddings == []
@@ -234,7 +234,7 @@ def test_one_item_a_text(pipeline):
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_items_are_lists_or_arrays(tiny, strategy):
-    """Python floats by default, float32 arrays of one axis with return_numpy=True; the numbers are the same."""
+    """Items are lists of floats, or 1-D float32 arrays with return_numpy=True, with equal numbers."""
     size = LENGTH * 32 if strategy == "per_token" else 32
     with create(tiny, strategy, return_numpy=False) as plain, create(tiny, strategy) as arrays:
         (item,), (array,) = plain("dog").embeddings, arrays("dog").embeddings
@@ -245,7 +245,7 @@ def test_items_are_lists_or_arrays(tiny, strategy):
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("value", "message"),
     [
         (None, "inputs is a NoneType"),
         (5, "inputs is a int"),
@@ -255,22 +255,22 @@ def test_items_are_lists_or_arrays(tiny, strategy):
         ([["a", "b"]], r"texts\[0\] is a list"),
     ],
 )
-def test_what_is_no_text_is_refused(pipeline, given, said):
-    """Anything but texts is a ValueError that names what was given."""
-    with pytest.raises(ValueError, match=said):
-        pipeline(given)
+def test_values_that_are_not_texts_are_refused(pipeline, value, message):
+    """Values that are not texts raise ValueError with the type."""
+    with pytest.raises(ValueError, match=message):
+        pipeline(value)
 
 
-def test_the_row_that_is_no_text_is_named(pipeline):
-    """The error of a list carries the rows, so that a caller can go on without them."""
+def test_the_error_states_invalid_rows(pipeline):
+    """The error of a list has the invalid rows, so that a caller can remove them."""
     with pytest.raises(TextError) as caught:
         pipeline(["a", None, "b", 3])
     assert set(caught.value.rows) == {1, 3}
 
 
-def test_texts_are_given_one_way(pipeline):
-    """None at all, both ways, or another keyword: an error each."""
-    with pytest.raises(ValueError, match="Texts were given nowhere"):
+def test_texts_are_passed_one_way(pipeline):
+    """No texts, texts passed twice and an unknown keyword raise errors."""
+    with pytest.raises(ValueError, match="No texts were passed"):
         pipeline()
     with pytest.raises(ValueError, match=r"both by position and as inputs="):
         pipeline("a", inputs="b")
@@ -279,7 +279,7 @@ def test_texts_are_given_one_way(pipeline):
 
 
 def test_calls_from_several_threads(pipeline):
-    """Four threads at once get what one gets alone."""
+    """Four concurrent threads get the results of one."""
     expected = [pipeline(text).embeddings for text in TEXTS]
     with ThreadPoolExecutor(4) as pool:
         assert list(pool.map(lambda text: pipeline(text).embeddings, TEXTS * 5)) == expected * 5
@@ -289,7 +289,7 @@ def test_calls_from_several_threads(pipeline):
 
 
 class Runs:
-    """Which shapes every run had, and how many sessions were opened."""
+    """Recorder of the shapes of all runs and of the number of sessions."""
 
     def __init__(self, monkeypatch):
         self.shapes, self.sessions = [], 0
@@ -308,21 +308,21 @@ class Runs:
 
 
 def test_each_text_runs_in_the_smallest_bucket_that_holds_it(tiny, monkeypatch):
-    """Reduced vectors: a long neighbour costs a short text nothing; one session serves all buckets; numbers do not change."""
+    """Reduced vectors: each text uses its own bucket, all buckets share one session, and the numbers do not change."""
     runs = Runs(monkeypatch)
     with create(tiny, sequence_length=[32, 8, 16]) as pipeline:
         del runs.shapes[:]
-        found = np.stack(pipeline(TEXTS).embeddings)
+        result = np.stack(pipeline(TEXTS).embeddings)
     lengths = [len(reference.read_ids(tiny, text, 32)) for text in TEXTS]
     assert sorted(length for rows, length in runs.shapes for _ in range(rows)) == sorted(
         min(bucket for bucket in (8, 16, 32) if bucket >= length) for length in lengths
     )
     assert runs.sessions == 1
-    assert np.abs(found - np.stack([oracle(tiny, text, "reduce_mean", 32) for text in TEXTS])).max() <= 2e-5
+    assert np.abs(result - np.stack([oracle(tiny, text, "reduce_mean", 32) for text in TEXTS])).max() <= 2e-5
 
 
 def test_per_token_has_the_length_of_the_longest_texts_bucket(tiny):
-    """All texts of a call share the bucket of the longest; alone, the same text is shorter."""
+    """With per_token, all texts of a call use the bucket of the longest text."""
     with create(tiny, "per_token", sequence_length=[8, 16]) as pipeline:
         assert [len(item) for item in pipeline("dog").embeddings] == [8 * 32]
         assert [len(item) for item in pipeline(["dog", TEXTS[3]]).embeddings] == [16 * 32] * 2
@@ -333,10 +333,10 @@ def test_per_token_has_the_length_of_the_longest_texts_bucket(tiny):
 
 
 def test_without_buckets_no_reduced_vector_is_padded(tiny, monkeypatch):
-    """One sequence_length is the limit of a text, not what each text costs."""
+    """A single sequence_length limits texts, but does not pad them."""
     runs = Runs(monkeypatch)
     with create(tiny, sequence_length=64) as pipeline:
-        del runs.shapes[:]  # a first load tries whether padding matters
+        del runs.shapes[:]  # the first load runs the padding check
         pipeline(["dog", "the cat"])
     assert max(length for _, length in runs.shapes) <= 5
 
@@ -347,13 +347,13 @@ def test_without_buckets_no_reduced_vector_is_padded(tiny, monkeypatch):
      (0, ValueError), (-1, ValueError), (1, ValueError), ([], ValueError), ([8, 0], ValueError), (129, ValueError),
      ([16, 1024], ValueError)],
 )  # fmt: skip
-def test_a_length_that_cannot_be(tiny, length, error):
-    """A length of another type, without room for the specials, or beyond the model's 128 positions is refused."""
+def test_invalid_lengths(tiny, length, error):
+    """A length of a wrong type, without room for special tokens, or over the model's 128 positions is refused."""
     with pytest.raises(error):
         create(tiny, sequence_length=length)
 
 
-# --- files that DeepSparse refused, rewrote or died of -----------------------------------------------------------------
+# --- files that DeepSparse refused, rewrote or crashed on -----------------------------------------------------------------
 
 
 def change(folder: Path, edit) -> Path:
@@ -365,7 +365,7 @@ def change(folder: Path, edit) -> Path:
 
 
 def test_the_models_file_is_never_touched(tmp_path):
-    """DeepSparse rewrote model.onnx at every start; here bytes and times stay, and no file is added."""
+    """Files are not changed or added; DeepSparse rewrote model.onnx at every start."""
     folder = tiny_model(tmp_path)
     before = {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in folder.rglob("*") if p.is_file()}
     answer(folder, TEXTS, sequence_length=[8, 16])
@@ -385,7 +385,7 @@ def freeze(rows, length):
 @pytest.mark.parametrize("shape", [(1, 8), (1, 128), (4, 16), (1, None), (None, 24)])
 @pytest.mark.parametrize("strategy", ["per_token", "reduce_mean"])
 def test_a_file_that_deepsparse_has_rewritten(tiny, tmp_path, monkeypatch, shape, strategy):
-    """Only its inputs' shapes are frozen: it takes any length and several rows again, with the same numbers."""
+    """A file whose input shapes are frozen accepts any length and number of rows again, with equal numbers."""
     frozen = change(shutil.copytree(tiny, tmp_path / "frozen"), freeze(*shape))
     expected = answer(tiny, TEXTS, strategy)
     runs = Runs(monkeypatch)
@@ -400,7 +400,7 @@ def build_in(rows, length):
         freeze(rows, length)(model)
         for tensor in model.graph.initializer:
             if tensor.name in ("split", "merge"):
-                sizes = numpy_helper.to_array(tensor)  # 0 takes over the size that there is
+                sizes = numpy_helper.to_array(tensor)  # 0 keeps the existing size
                 tensor.CopyFrom(numpy_helper.from_array(np.array([rows or 0, length or 0, *sizes[2:]]), tensor.name))
 
     return edit
@@ -409,7 +409,7 @@ def build_in(rows, length):
 @pytest.mark.parametrize("shape", [(1, 16), (4, 16), (100, 16), (4, None), (None, 16)])
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_an_export_with_static_shapes(tiny, tmp_path, monkeypatch, strategy, shape):
-    """Batches are formed to exactly the graph's rows and length, whatever length or buckets were asked for."""
+    """Batches have exactly the graph's rows and length, whatever length or buckets are set."""
     static = change(shutil.copytree(tiny, tmp_path / "static"), build_in(*shape))
     for length in (16, 8, [8, 16]):
         expected = answer(tiny, TEXTS, strategy, sequence_length=length)
@@ -419,8 +419,8 @@ def test_an_export_with_static_shapes(tiny, tmp_path, monkeypatch, strategy, sha
         assert {(rows if shape[0] else None, tokens if shape[1] else None) for rows, tokens in runs.shapes} == {shape}
 
 
-def test_more_than_a_static_export_holds(tiny, tmp_path):
-    """A length above the graph's own is an error that names both; Embedder takes the graph's where nobody asked."""
+def test_a_length_over_that_of_a_static_export(tiny, tmp_path):
+    """A length over the graph's raises an error with both; Embedder uses the graph's length by default."""
     static = change(shutil.copytree(tiny, tmp_path / "static"), build_in(1, 16))
     with pytest.raises(
         ValueError, match=r"sequence_length=32 exceeds the 16 tokens of every row that this graph was exported for"
@@ -457,8 +457,8 @@ def no_node_names(model):
 
 
 @pytest.mark.parametrize("edit", [int32_inputs, ir_10, roberta_names, no_node_names])
-def test_what_deepsparse_could_not_read(tiny, tmp_path, edit):
-    """int32 inputs, IR version 10, names of another family, no names at all: the same vectors."""
+def test_models_that_deepsparse_could_not_read(tiny, tmp_path, edit):
+    """int32 inputs, IR version 10, names of another family and missing names return equal vectors."""
     folder = change(shutil.copytree(tiny, tmp_path / "model"), edit)
     for strategy in STRATEGIES:
         assert np.abs(answer(folder, TEXTS, strategy) - answer(tiny, TEXTS, strategy)).max() <= 1e-6
@@ -467,17 +467,17 @@ def test_what_deepsparse_could_not_read(tiny, tmp_path, edit):
 @pytest.mark.parametrize(
     ("file", "least"), [("model_fp16.onnx", 0.99999), ("model_int8.onnx", 0.9999), ("model_qdq.onnx", 0.999)]
 )
-def test_precisions_that_deepsparse_refused_or_died_of(file, least):
-    """fp16, dynamic int8 and QDQ point where fp32 does."""
+def test_precisions_that_deepsparse_did_not_support(file, least):
+    """fp16, dynamic int8 and QDQ models have a high cosine to fp32."""
     folder = data_file("zoo/bert-mlm")
     for strategy in STRATEGIES:
-        found, exact = answer(folder / file, TEXTS, strategy), answer(folder / "model.onnx", TEXTS, strategy)
-        cosines = (found * exact).sum(1) / np.linalg.norm(found, axis=1) / np.linalg.norm(exact, axis=1)
+        result, exact = answer(folder / file, TEXTS, strategy), answer(folder / "model.onnx", TEXTS, strategy)
+        cosines = (result * exact).sum(1) / np.linalg.norm(result, axis=1) / np.linalg.norm(exact, axis=1)
         assert cosines.min() >= least
 
 
-def test_where_a_model_may_lie(tiny, tmp_path):
-    """A folder, its file, model.onnx beside its tokenizer, a Path: all the same model."""
+def test_locations_of_a_model(tiny, tmp_path):
+    """A folder, its file, model.onnx next to its tokenizer and a Path load the same model."""
     flat = tmp_path / "flat"
     shutil.copytree(tiny, flat)
     shutil.move(flat / "onnx" / "model.onnx", flat / "other.onnx")
@@ -499,8 +499,8 @@ def zoo(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("layout", ["deployment", "beside", "nested"])
-def test_a_stub_whose_files_are_still_here(tiny, zoo, layout):
-    """zoo: stubs are looked up where the sparsezoo package left them, in each of its layouts."""
+def test_a_stub_in_the_cache(tiny, zoo, layout):
+    """zoo: stubs are found in the cache of the sparsezoo package, in each of its layouts."""
     model = zoo / "neuralmagic" / "bert-base-wikipedia_bookcorpus-pruned90"
     model.mkdir(parents=True)
     shutil.copytree(tiny, model / "deployment")
@@ -512,19 +512,19 @@ def test_a_stub_whose_files_are_still_here(tiny, zoo, layout):
         assert np.array_equal(answer(f"zoo:{stub}", "dog"), answer(tiny, "dog"))
 
 
-def test_a_stub_whose_files_are_gone(tiny, zoo):
-    """The error says that SparseZoo is closed, what the cache does hold, and how to name a model."""
-    with pytest.raises(FileNotFoundError, match=r"closed since June 2025.*no model is there.*Hub id such as"):
+def test_a_stub_that_is_not_in_the_cache(tiny, zoo):
+    """The error states that SparseZoo closed, which models are in the cache, and what to pass."""
+    with pytest.raises(FileNotFoundError, match=r"closed in June 2025.*it has no models.*Hub id such as"):
         create("zoo:bert-base-none")
     shutil.copytree(tiny, zoo / "0a1b-2c3d" / "deployment")
-    with pytest.raises(FileNotFoundError, match=r"there are 0a1b-2c3d"):
+    with pytest.raises(FileNotFoundError, match=r"one that it has: 0a1b-2c3d"):
         create("zoo:nlp/masked_language_modeling/bert-base/pytorch/huggingface/wikipedia_bookcorpus/base-none")
-    with pytest.raises(FileNotFoundError, match="SparseZoo is closed"):
+    with pytest.raises(FileNotFoundError, match="SparseZoo closed"):
         create("zoo:../0a1b-2c3d")
 
 
-def test_without_a_model_the_default_is_looked_for(zoo):
-    """DeepSparse had a default model; it is named, and looked for in the cache."""
+def test_the_default_model(zoo):
+    """Without model_path, DeepSparse's default model is looked up in the cache."""
     with pytest.raises(FileNotFoundError, match="zoo:bert-large-wikipedia_bookcorpus-pruned90"):
         create(None)
 
@@ -538,21 +538,21 @@ def test_without_a_model_the_default_is_looked_for(zoo):
      "transformer_embedding_extraction"],
 )  # fmt: skip
 def test_the_tasks_name(tiny, task):
-    """Any case, - or _, and the page's own misspelling."""
+    """Any case, - or _, and the misspelling of DeepSparse's documentation."""
     with Pipeline.create(task=task, model_path=tiny, num_cores=1) as pipeline:
         assert pipeline.task == "transformers_embedding_extraction"
 
 
 @pytest.mark.parametrize("task", ["embedding_extraction", "embedding", "text_classification", "", None])
 def test_another_task(tiny, task):
-    """Another task is refused with the one there is."""
-    with pytest.raises(ValueError, match="penult has one, 'transformers_embedding_extraction'"):
+    """Another task is refused with the allowed one."""
+    with pytest.raises(ValueError, match="it must be 'transformers_embedding_extraction'"):
         Pipeline.create(task=task, model_path=tiny)
 
 
 @pytest.mark.parametrize("strategy", ["mean", "cls", "REDUCE_MEAN", None, 1, ""])
 def test_another_strategy(tmp_path, strategy):
-    """A strategy is one of the four words; it is refused before the model is looked for."""
+    """An unknown strategy is refused before the model is looked up."""
     with pytest.raises(ValueError, match="per_token, reduce_mean, reduce_max, cls_token"):
         create(tmp_path / "missing", strategy)
 
@@ -566,7 +566,7 @@ def test_another_strategy(tmp_path, strategy):
      ({"input_shapes": "[1,16]", "sequence_length": [8, 16]}, ValueError)],
 )  # fmt: skip
 def test_values_that_deepsparse_refused(tiny, options, error):
-    """Each is refused here too."""
+    """Values that DeepSparse refused are refused."""
     with pytest.raises(error):
         create(tiny, **options)
 
@@ -578,21 +578,21 @@ IGNORED = {
 
 
 @pytest.mark.parametrize("name", IGNORED)
-def test_what_has_no_meaning_is_said_once(tiny, caplog, name):
-    """An argument without a meaning is accepted and named in one line of the log; the vectors are the same."""
+def test_ignored_arguments_are_logged_once(tiny, caplog, name):
+    """An ignored argument is logged in one line, and does not change the vectors."""
     with caplog.at_level(logging.WARNING, logger="penult"), create(tiny, **{name: IGNORED[name]}) as pipeline:
         pipeline("dog")
-        found = pipeline("dog").embeddings[0]
+        result = pipeline("dog").embeddings[0]
     (record,) = caplog.records
     assert f"{name}=" in record.getMessage()
-    assert np.array_equal(found, answer(tiny, "dog")[0])
+    assert np.array_equal(result, answer(tiny, "dog")[0])
 
 
 @pytest.mark.parametrize(
     "options", [{}, {"batch_size": None}, {"engine_type": "onnxruntime"}, {"num_cores": 0}, {"context": Context(num_cores=1)}]
 )
-def test_what_has_a_meaning_is_not_said(tiny, caplog, options):
-    """Defaults, threads and the other engine's name leave the log empty."""
+def test_other_arguments_are_not_logged(tiny, caplog, options):
+    """Defaults, threads and the other engine type are not logged."""
     with caplog.at_level(logging.WARNING, logger="penult"), create(tiny, **options) as pipeline:
         pipeline("dog")
     assert not caplog.records
@@ -600,7 +600,7 @@ def test_what_has_a_meaning_is_not_said(tiny, caplog, options):
 
 @pytest.mark.parametrize("scheduler", [None, "sync", "single_stream", "Multi", "elastic", "e", *Scheduler])
 def test_schedulers_are_names_or_objects(tiny, scheduler):
-    """DeepSparse's names, and its class, are accepted."""
+    """DeepSparse's names and its class are accepted."""
     with create(tiny, scheduler=scheduler) as pipeline:
         assert len(pipeline("dog").embeddings) == 1
 
@@ -613,7 +613,7 @@ def test_threads(tiny):
 
 
 def test_attributes(tiny):
-    """What is cheap can be read; what is gone says what to do instead; what never was is a plain AttributeError."""
+    """Attributes can be read; a removed attribute raises AttributeError with advice."""
     with create(tiny, batch_size=1, emb_extraction_layer=0) as pipeline:
         assert (pipeline.model_path, pipeline.sequence_length, pipeline.batch_size) == (str(tiny), LENGTH, 1)
         assert (pipeline.extraction_strategy, pipeline.emb_extraction_layer) == ("reduce_mean", 0)

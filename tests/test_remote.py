@@ -1,4 +1,4 @@
-"""RemoteEmbedder: servers recognised, texts split, busy servers asked again, wrong answers refused."""
+"""RemoteEmbedder: server detection, splitting of texts, retries, and refusal of invalid responses."""
 
 import asyncio
 import json
@@ -26,7 +26,7 @@ INFER = f"/v2/models/{TASK}/infer"
 
 
 def vector(text: str) -> list[float]:
-    """Give a vector that can be told from the text."""
+    """Return a vector that depends on the text."""
     return [float(len(text)), 1.0, 0.5]
 
 
@@ -60,7 +60,7 @@ INFO = {
 
 
 class Fake:
-    """A server in memory: answers by path, and notes what it was asked."""
+    """A server in memory: responds by path, and records its requests."""
 
     def __init__(self, routes: dict) -> None:
         self.routes = routes
@@ -85,17 +85,17 @@ class Fake:
 
 @pytest.fixture
 def waits(monkeypatch):
-    """Note how long is waited between attempts, and do not wait."""
-    noted: list[float] = []
-    monkeypatch.setattr(time, "sleep", noted.append)
-    return noted
+    """Record the pauses between attempts instead of waiting."""
+    recorded: list[float] = []
+    monkeypatch.setattr(time, "sleep", recorded.append)
+    return recorded
 
 
-# What servers are recognised
+# Detection of servers
 
 
 def test_deepsparse_up_to_15():
-    """A server with /predict is asked there, and the vectors come in order."""
+    """A server with /predict is used there, and the vectors are in order."""
     fake = Fake({"/predict": deepsparse, "/health": True})
     with fake.embedder() as remote:
         np.testing.assert_array_equal(remote.embed(TEXTS), expected(TEXTS))
@@ -104,7 +104,7 @@ def test_deepsparse_up_to_15():
 
 
 def test_deepsparse_from_16():
-    """A server that lists one /v2/models/NAME/infer is asked there, whatever the name."""
+    """A server with one /v2/models/NAME/infer is used there, with any name."""
     path = "/v2/models/my/route/infer"
     fake = Fake({path: deepsparse, "/openapi.json": {"paths": {path: {"post": {}}, "/config": {"get": {}}}}})
     with fake.embedder() as remote:
@@ -112,7 +112,7 @@ def test_deepsparse_from_16():
     assert [asked for asked, _ in fake.asked].count(path) == 1
 
 
-def test_deepsparse_that_does_not_describe_itself():
+def test_deepsparse_without_an_openapi_document():
     """Without a document, DeepSparse's usual names are tried."""
     fake = Fake({INFER: deepsparse})
     with fake.embedder() as remote:
@@ -120,19 +120,19 @@ def test_deepsparse_that_does_not_describe_itself():
 
 
 def test_deepsparse_of_several_models_needs_a_name():
-    """Of several endpoints one must be named; the error lists them."""
+    """With several endpoints, `model` is required; the error lists them."""
     paths = {f"/v2/models/{name}/infer": {"post": {}} for name in ("a", "b")}
     fake = Fake({"/v2/models/b/infer": deepsparse, "/openapi.json": {"paths": paths}})
-    with fake.embedder() as remote, pytest.raises(ValueError, match="model=: a, b"):
+    with fake.embedder() as remote, pytest.raises(ValueError, match="model= with one of: a, b"):
         remote.embed(TEXTS)
     with fake.embedder(model="b") as remote:
         np.testing.assert_array_equal(remote.embed(TEXTS), expected(TEXTS))
-    with fake.embedder(model="c") as remote, pytest.raises(ValueError, match="no model 'c'; it has a, b"):
+    with fake.embedder(model="c") as remote, pytest.raises(ValueError, match=r"not have the model 'c'. Its models: a, b"):
         remote.embed(TEXTS)
 
 
 def test_a_route_of_the_configuration_is_found():
-    """DeepSparse up to 1.5 with a route of its own says it in /config; of several one must be named."""
+    """An endpoint's route of DeepSparse up to 1.5 is read from /config; with several, `model` is required."""
     paths = {"/emb/one": {"post": {}}, "/emb/two": {"post": {}}, "/ping": {"get": {}}}
     routes = {"/emb/one": deepsparse, "/emb/two": deepsparse, "/openapi.json": {"paths": paths}}
     one = Fake({**routes, "/config": {"endpoints": [{"route": "/emb/one", "task": "t"}]}})
@@ -140,37 +140,40 @@ def test_a_route_of_the_configuration_is_found():
         np.testing.assert_array_equal(remote.embed(TEXTS), expected(TEXTS))
     assert one.bodies("/emb/one")
     two = Fake({**routes, "/config": {"endpoints": [{"route": "emb/one"}, {"route": "emb/two"}]}})
-    with two.embedder() as remote, pytest.raises(ValueError, match="model=: /emb/one, /emb/two"):
+    with two.embedder() as remote, pytest.raises(ValueError, match="model= with one of: /emb/one, /emb/two"):
         remote.embed(TEXTS)
     with two.embedder(model="/emb/two") as remote:
         np.testing.assert_array_equal(remote.embed(TEXTS), expected(TEXTS))
 
 
-def test_a_server_of_openais_contract_alone():
-    """Such a server (vLLM has an /invocations too) is named, and so is what speaks to it."""
+def test_a_server_with_only_openais_protocol():
+    """The error for an OpenAI-compatible server (vLLM also has /invocations) names clients for it."""
     paths = {path: {"post": {}} for path in ("/v1/embeddings", "/invocations")}
     fake = Fake({"/openapi.json": {"paths": paths}, "/invocations": lambda _: httpx.Response(400)})
-    with fake.embedder() as remote, pytest.raises(ValueError, match=r"OpenAI's contract.*take the openai package"):
+    with (
+        fake.embedder() as remote,
+        pytest.raises(ValueError, match=r"OpenAI-compatible, but not a penult server.*use the openai package"),
+    ):
         remote.embed(TEXTS)
     assert not fake.bodies("/invocations")
 
 
 def test_a_server_that_is_not_ready_is_not_mistaken_for_another(waits):
-    """Where the first question already finds it busy for good, the error says so."""
+    """A server that is busy at the first request raises ConnectionError."""
     fake = Fake({"/info": lambda _: httpx.Response(503, json={"error": "loading"})})
     with fake.embedder() as remote, pytest.raises(ConnectionError, match=r"not ready.*503.*loading"):
         remote.embed(TEXTS)
 
 
-def test_a_server_that_sends_elsewhere():
-    """A redirect is not followed with texts in hand; the error says where it leads."""
+def test_a_server_that_redirects():
+    """Redirects are not followed; the error states the target."""
     fake = Fake({"/predict": lambda _: httpx.Response(301, headers={"location": "https://other/predict"})})
     with fake.embedder() as remote, pytest.raises(ValueError, match=r"https://other/predict .*as base_url"):
         remote.embed(TEXTS)
 
 
-def test_a_route_in_the_url_is_taken():
-    """A base URL that names DeepSparse's route is taken at its word."""
+def test_a_route_in_the_url_is_used():
+    """A base URL with DeepSparse's route skips detection."""
     fake = Fake({"/deep/predict": deepsparse})
     with RemoteEmbedder("http://fake/deep/predict", transport=httpx.MockTransport(fake)) as remote:
         np.testing.assert_array_equal(remote.embed(TEXTS), expected(TEXTS))
@@ -178,7 +181,7 @@ def test_a_route_in_the_url_is_taken():
 
 
 def test_deepsparses_fingerprint_is_of_its_configuration():
-    """Two DeepSparse servers have one fingerprint exactly if their endpoints are configured alike."""
+    """Two DeepSparse servers have equal fingerprints exactly if their endpoints have equal configurations."""
 
     def fingerprint(strategy: str) -> str:
         endpoint = {"name": TASK, "task": TASK, "model": "m", "kwargs": {"extraction_strategy": strategy}}
@@ -188,8 +191,8 @@ def test_deepsparses_fingerprint_is_of_its_configuration():
     assert fingerprint("reduce_mean") == fingerprint("reduce_mean") != fingerprint("cls_token")
 
 
-def test_tei_is_split_by_its_limit_and_given_the_role():
-    """TEI is asked in requests of at most its batch size, with the prompt of the role if the model has one."""
+def test_tei_gets_small_requests_and_the_role():
+    """Requests to TEI have at most its batch size, and the prompt of the role if the model has one."""
     fake = Fake({"/info": INFO, "/embed": tei})
     texts = [f"text {'x' * i}" for i in range(20)]
     with fake.embedder() as remote:
@@ -200,20 +203,20 @@ def test_tei_is_split_by_its_limit_and_given_the_role():
     assert all(body["truncate"] is True for body in fake.bodies("/embed"))
 
 
-def test_a_tei_that_gives_no_vectors():
-    """TEI that serves a classifier is named as such."""
+def test_a_tei_server_without_vectors():
+    """TEI with a classifier is refused."""
     fake = Fake({"/info": {**INFO, "model_type": {"classifier": {}}}})
     with fake.embedder() as remote, pytest.raises(ValueError, match="served as classifier"):
         remote.embed(TEXTS)
 
 
-def test_what_is_no_embedding_server():
-    """A server of another kind is refused with what was looked for."""
-    with Fake({}).embedder() as remote, pytest.raises(ValueError, match=r"no server that penult knows.*404"):
+def test_an_unsupported_server():
+    """The error for another server lists the supported servers and the requests."""
+    with Fake({}).embedder() as remote, pytest.raises(ValueError, match=r"not a supported server.*404"):
         remote.embed(TEXTS)
 
 
-# What an answer must be
+# Validation of responses
 
 
 @pytest.mark.parametrize(
@@ -222,10 +225,10 @@ def test_what_is_no_embedding_server():
         ([{"label": "POSITIVE", "score": 0.9}], "classification endpoint"),
         ([[{"label": "POSITIVE", "score": 0.9}]], "classification endpoint"),
         ({"labels": ["positive"], "scores": [0.9]}, "classification endpoint"),
-        ({"embeddings": [[1.0, 2.0]]}, "1 items of 2 values where 2 vectors"),
+        ({"embeddings": [[1.0, 2.0]]}, "1 items of 2 values instead of 2 vectors"),
         ({"embeddings": [[1.0, 2.0], [1.0]]}, "items of 1, 2 values"),
         ({"embeddings": [[1.0], ["x"]]}, "the keys embeddings"),
-        ({"embeddings": [[1.0], None]}, "values where 2 vectors|the keys embeddings"),
+        ({"embeddings": [[1.0], None]}, "values instead of 2 vectors|the keys embeddings"),
         ({"embeddings": [[[1.0]], [[1.0]]]}, "items of 0 values"),
         ({"embeddings": [[], []]}, "items of 0 values"),
         ({"embeddings": "no"}, "the keys embeddings"),
@@ -235,12 +238,12 @@ def test_what_is_no_embedding_server():
         ({"embeddings": [[None, 1.0], [1.0, 2.0]]}, "NaN or infinite values in 1 of 2"),
         ({"embeddings": [[1.0, float("nan")], [1.0, 1.0]]}, "NaN or infinite values in 1 of 2"),
         ({"embeddings": [[1e300, 1.0], [1.0, 1.0]]}, "NaN or infinite values in 1 of 2"),
-        ({}, "an empty object"),
-        (None, "no JSON"),
+        ({}, "an empty JSON object"),
+        (None, "a body that is not JSON"),
     ],
 )
 def test_other_answers_are_refused(answer, words):
-    """Whatever is not N finite vectors of one size is refused, and named."""
+    """A response that is not N finite vectors of one size is refused with a description."""
     fake = Fake({"/predict": lambda _: httpx.Response(200, text=json.dumps(answer))})
     with (
         RemoteEmbedder("http://fake/predict", transport=httpx.MockTransport(fake)) as remote,
@@ -250,28 +253,28 @@ def test_other_answers_are_refused(answer, words):
 
 
 def test_a_change_of_size_is_refused():
-    """A server whose vectors change their size between two calls serves another model."""
+    """A change of the vector size between two calls is refused."""
     sizes = iter([3, 3, 4])
     fake = Fake({"/predict": lambda body: httpx.Response(200, json={"embeddings": [[1.0] * next(sizes)]})})
     with RemoteEmbedder("http://fake/predict", transport=httpx.MockTransport(fake)) as remote:
         remote.embed(["a"])
         remote.embed(["a"])
-        with pytest.raises(ValueError, match="3 values before, and now 4"):
+        with pytest.raises(ValueError, match="changed from 3 to 4"):
             remote.embed(["a"])
 
 
 @pytest.mark.parametrize(
     ("status", "body", "error", "words"),
     [
-        (401, {"error": {"message": "Incorrect key."}}, PermissionError, "Incorrect key. Give it as api_key="),
-        (403, {"error": {"message": "No such host."}}, PermissionError, "refused the request.*No such host. Should it want"),
+        (401, {"error": {"message": "Incorrect key."}}, PermissionError, "Incorrect key. Pass api_key="),
+        (403, {"error": {"message": "No such host."}}, PermissionError, "rejected the request.*No such host. If it requires"),
         (422, {"detail": [{"loc": ["body"], "msg": "too long"}]}, ValueError, "HTTP 422.*too long"),
         (413, {"error": "too large", "error_type": "Validation"}, ValueError, "HTTP 413.*too large"),
         (500, "Internal Server Error", ConnectionError, "HTTP 500"),
     ],
 )
-def test_refusals_carry_the_servers_words(status, body, error, words):
-    """An answer that says no becomes an error with the server's own words."""
+def test_errors_contain_the_servers_message(status, body, error, words):
+    """An error response raises an exception with the server's message."""
     fake = Fake({"/predict": lambda _: httpx.Response(status, json=body)})
     with (
         RemoteEmbedder("http://fake/predict", transport=httpx.MockTransport(fake)) as remote,
@@ -280,8 +283,8 @@ def test_refusals_carry_the_servers_words(status, body, error, words):
         remote.embed(["a"])
 
 
-def test_what_is_too_much_is_halved():
-    """A request that the server finds too large is sent again in halves."""
+def test_too_large_requests_are_halved():
+    """A request that gets 413 is sent again in halves."""
     seen = []
 
     def small_only(body):
@@ -294,21 +297,21 @@ def test_what_is_too_much_is_halved():
     assert seen == [40, 20, 10, 10, 20, 10, 10]
 
 
-# Trying again
+# Retries
 
 
 @pytest.mark.parametrize(
     "failure", [429, 502, 503, 504, httpx.ConnectError("x"), httpx.ReadError("x"), httpx.RemoteProtocolError("x")]
 )
-def test_busy_or_gone_is_tried_again(failure, waits):
-    """A server that is busy or gone is asked again, each time later, until it answers."""
+def test_busy_and_lost_servers_are_retried(failure, waits):
+    """Requests to a busy or lost server are retried with growing pauses."""
     left = [failure] * 4
 
     def answer(body):
-        if left and (found := left.pop()):
-            if isinstance(found, Exception):
-                raise found
-            return httpx.Response(found, json={})
+        if left and (result := left.pop()):
+            if isinstance(result, Exception):
+                raise result
+            return httpx.Response(result, json={})
         return deepsparse(body)
 
     with RemoteEmbedder("http://fake/predict", transport=httpx.MockTransport(Fake({"/predict": answer}))) as remote:
@@ -317,22 +320,22 @@ def test_busy_or_gone_is_tried_again(failure, waits):
     assert all(0.125 * 2**i <= wait <= 0.25 * 2**i for i, wait in enumerate(waits))
 
 
-def test_a_refused_text_is_found_in_the_whole_list(tiny):
-    """The server numbers the texts of one request; the error says where that request begins in the caller's list."""
+def test_an_error_states_the_position_in_the_whole_list(tiny):
+    """The error states which texts of the caller's list the request had, because the server numbers the texts of a request."""
     texts = ["a"] * 6 + ["b " * 100]
     with serving(EndpointConfig(model=str(tiny), truncate="error"), limits=Limits(max_client_batch_size=4)) as running:
-        with RemoteEmbedder(running.url) as remote, pytest.raises(ValueError, match=r"texts\[2\] has .* from text 4 of yours"):
+        with RemoteEmbedder(running.url) as remote, pytest.raises(ValueError, match=r"texts\[2\] has .* had your texts 4 to 6"):
             remote.embed(texts)
-        with RemoteEmbedder(running.url) as remote, pytest.raises(ValueError, match=r"texts\[2\] has .* from text 4 of yours"):
+        with RemoteEmbedder(running.url) as remote, pytest.raises(ValueError, match=r"texts\[2\] has .* had your texts 4 to 6"):
             asyncio.run(remote.aembed(texts))
     with serving(EndpointConfig(model=str(tiny)), limits=Limits(max_text_chars=100)) as running:
-        with RemoteEmbedder(running.url) as remote, pytest.raises(ValueError, match=r"Text 0 of .* sent 6 to 6\."):
+        with RemoteEmbedder(running.url) as remote, pytest.raises(ValueError, match=r"Text 0 of .* had your texts 6 to 6;"):
             remote.embed(texts)  # halved by 413s until the text is alone
         assert remote.embed([]).shape[0] == 0
 
 
-def test_retry_after_is_kept(waits):
-    """Retry-After is heeded as a number and as a date, up to a minute."""
+def test_retry_after_is_respected(waits):
+    """Retry-After is respected as a number and as a date, up to a minute."""
     later = format_datetime(datetime.now(UTC) + timedelta(seconds=30), usegmt=True)
     heads = iter(["7", later, "100000", "soon", "1, 1 Jan 2000 00:00:00 +99999999999999"])
 
@@ -349,8 +352,8 @@ def test_retry_after_is_kept(waits):
     assert waits[4] <= 4
 
 
-def test_a_key_that_no_header_can_carry():
-    """A key is taken without the end of its line; one with another line is refused, and no message shows it."""
+def test_keys_that_are_not_valid_in_a_header():
+    """A trailing line break is removed from a key; a key with a line break inside is refused, without the key in the message."""
     fake = Fake({"/predict": deepsparse})
     with RemoteEmbedder("http://fake/predict", api_key="schlüssel\n", transport=httpx.MockTransport(fake)) as remote:
         np.testing.assert_array_equal(remote.embed(TEXTS), expected(TEXTS))
@@ -371,10 +374,10 @@ def test_a_key_that_no_header_can_carry():
     ],
 )
 @pytest.mark.parametrize("retries", [2, 6])
-def test_it_gives_up(failure, error, attempts, retries, waits):
-    """After the last attempt the error says so; what would fail again in the same way is not tried again.
+def test_retries_are_limited(failure, error, attempts, retries, waits):
+    """The last attempt raises an error; failures that would repeat are not retried.
 
-    An answer that does not come in time is waited for three times, however often a busy server is asked.
+    A timeout is retried at most twice, whatever `retries` is.
     """
     attempts = retries + 1 if error is ConnectionError else attempts
     count = []
@@ -391,8 +394,8 @@ def test_it_gives_up(failure, error, attempts, retries, waits):
     assert len(count) == attempts
 
 
-def test_a_late_answer_is_asked_for_again(waits):
-    """A request whose answer did not come in time is sent again, and its answer counts."""
+def test_timeouts_are_retried(waits):
+    """A request that timed out is sent again."""
     lates = iter([httpx.ReadTimeout("slow"), httpx.WriteTimeout("slow"), None])
 
     def answer(body):
@@ -408,8 +411,8 @@ def test_a_late_answer_is_asked_for_again(waits):
 
 
 @pytest.mark.parametrize("url", ["localhost:5543", "", "ftp://x", 5, "http://", "http://h:port", "http://ann:s3/cret@h"])
-def test_a_url_that_is_none(url):
-    """A base URL that is not one of http is refused at once, and no message shows a password."""
+def test_invalid_urls(url):
+    """A base URL that is not http(s) is refused at once, without the password in the message."""
     with pytest.raises(ValueError, match="must be a URL") as caught:
         RemoteEmbedder(url)
     assert "s3" not in str(caught.value)
@@ -425,7 +428,7 @@ def test_a_url_that_is_none(url):
     ],
 )
 def test_the_parts_of_a_url(url, server, path):
-    """The path before /v1 is the server's; a route of DeepSparse is taken off it; user and password stand in neither."""
+    """/v1, DeepSparse's route, user and password are removed from the base URL."""
     asked = []
 
     def answer(request):
@@ -438,14 +441,14 @@ def test_the_parts_of_a_url(url, server, path):
 
 
 @pytest.mark.parametrize("options", [{"timeout": 0}, {"concurrency": 0}, {"retries": -1}])
-def test_numbers_that_are_too_small(options):
-    """A number that makes no sense is refused at once."""
+def test_numbers_below_the_minimum(options):
+    """Numbers below the minimum are refused at once."""
     with pytest.raises(ValueError, match="at least"):
         RemoteEmbedder("http://x", **options)
 
 
 def test_nothing_is_sent_before_the_first_use_nor_for_no_texts():
-    """Making one sends nothing; texts that are none are refused before anything is sent."""
+    """The constructor sends nothing; invalid texts are refused before a request is sent."""
     fake = Fake({"/predict": deepsparse})
     remote = fake.embedder()
     for bad, error in (("text", TypeError), ([1], TextError), (["a", "\ud800"], TextError)):
@@ -461,7 +464,7 @@ def test_nothing_is_sent_before_the_first_use_nor_for_no_texts():
 
 
 def test_the_key_is_sent_and_never_shown():
-    """The key travels as a bearer token, and stands in no representation."""
+    """The key is sent as a bearer token, and is not in the repr."""
     fake = Fake({"/predict": deepsparse})
     with fake.embedder(api_key="s3cret") as remote:
         remote.embed(["a"])
@@ -469,8 +472,8 @@ def test_the_key_is_sent_and_never_shown():
     assert {headers.get("authorization") for headers in fake.headers} == {"Bearer s3cret"}
 
 
-def test_a_transport_that_only_awaits():
-    """A transport of one half serves that half, and says so for the other."""
+def test_an_async_only_transport():
+    """An async-only transport supports aembed; embed raises TypeError."""
 
     class OnlyAwaits(httpx.AsyncBaseTransport):
         async def handle_async_request(self, request):
@@ -479,12 +482,12 @@ def test_a_transport_that_only_awaits():
 
     remote = RemoteEmbedder("http://fake/predict", transport=OnlyAwaits())
     np.testing.assert_array_equal(asyncio.run(remote.aembed(TEXTS)), expected(TEXTS))
-    with pytest.raises(TypeError, match="use aembed"):
+    with pytest.raises(TypeError, match="Use aembed"):
         remote.embed(TEXTS)
 
 
-def test_a_transport_that_only_blocks():
-    """The other half, likewise."""
+def test_a_sync_only_transport():
+    """A sync-only transport supports embed; aembed raises TypeError."""
 
     class OnlyBlocks(httpx.BaseTransport):
         def handle_request(self, request):
@@ -493,12 +496,12 @@ def test_a_transport_that_only_blocks():
 
     remote = RemoteEmbedder("http://fake/predict", transport=OnlyBlocks())
     np.testing.assert_array_equal(remote.embed(TEXTS), expected(TEXTS))
-    with pytest.raises(TypeError, match="transport is a OnlyBlocks, which only blocks; use embed"):
+    with pytest.raises(TypeError, match=r"transport is a OnlyBlocks, which is sync only. Use embed"):
         asyncio.run(remote.aembed(TEXTS))
 
 
 def test_progress_counts_texts(capsys):
-    """progress=True draws a bar that ends at the number of texts, whatever their batches; without, nothing is drawn."""
+    """progress=True shows a bar that counts texts; by default there is none."""
     with Fake({"/predict": deepsparse}).embedder() as remote:
         remote.embed(TEXTS * 5)
         assert capsys.readouterr().err == ""
@@ -506,15 +509,15 @@ def test_progress_counts_texts(capsys):
     assert "20/20" in capsys.readouterr().err
 
 
-async def test_busy_is_tried_again_when_awaited(monkeypatch):
-    """The awaiting half waits and asks again too, and gives up after the same number of attempts."""
+async def test_busy_servers_are_retried_in_async_calls(monkeypatch):
+    """An async call retries with the same number of attempts."""
     waited = []
 
-    async def noted(seconds):
+    async def recorded(seconds):
         waited.append(seconds)
 
-    monkeypatch.setattr(asyncio, "sleep", noted)
-    busy = [httpx.Response(503, json={}) for _ in range(2 + 3)]  # twice, then three times
+    monkeypatch.setattr(asyncio, "sleep", recorded)
+    busy = [httpx.Response(503, json={}) for _ in range(2 + 3)]  # two, then three
     stays = 3
 
     def answer(body):
@@ -535,8 +538,8 @@ async def test_busy_is_tried_again_when_awaited(monkeypatch):
 
 @pytest.fixture(scope="module")
 def running(tiny):
-    with serving(EndpointConfig(model=str(tiny)), limits=Limits(max_client_batch_size=20)) as made:
-        yield made
+    with serving(EndpointConfig(model=str(tiny)), limits=Limits(max_client_batch_size=20)) as server:
+        yield server
 
 
 def many(count: int) -> list[str]:
@@ -545,7 +548,7 @@ def many(count: int) -> list[str]:
 
 
 def test_equal_to_the_local_embedder(running, embedder):
-    """Over a real socket every vector is the local Embedder's, to the last bit; so are dimension and fingerprint."""
+    """Vectors over a real socket equal the local Embedder's bit for bit; so do dimension and fingerprint."""
     with RemoteEmbedder(running.url) as remote:
         assert isinstance(remote, TextEmbedder)
         assert (remote.dimension, remote.fingerprint) == (embedder.dimension, embedder.fingerprint)
@@ -554,8 +557,8 @@ def test_equal_to_the_local_embedder(running, embedder):
         np.testing.assert_array_equal(remote(TEXTS), embedder(TEXTS))
 
 
-async def test_equal_when_awaited(running, embedder):
-    """The awaiting half gives the same, with connections that are kept or not, and many calls at once."""
+async def test_async_calls_equal_sync_calls(running, embedder):
+    """Async calls return the same vectors, with and without kept connections, also in concurrent calls."""
     async with RemoteEmbedder(running.url) as remote:
         answers = await asyncio.gather(*(remote.aembed([text]) for text in many(20)))
         np.testing.assert_allclose(np.concatenate(answers), embedder.embed(many(20)), atol=1e-6)
@@ -564,20 +567,20 @@ async def test_equal_when_awaited(running, embedder):
 
 
 def test_many_texts_in_order(running, embedder):
-    """Texts of many requests under way at once come back in order."""
+    """The vectors of many concurrent requests are in order."""
     texts = many(300)
     with RemoteEmbedder(f"{running.url}/v1", concurrency=8) as remote:
         np.testing.assert_allclose(remote.embed(texts, progress=False), embedder.embed(texts), atol=1e-6)
 
 
 def test_roles_reach_the_model(tmp_path):
-    """The role puts the model's own prompt."""
+    """The role selects the model's own prompt."""
     from models import tiny_model
 
     folder = tiny_model(tmp_path / "m", prompts={"query": "query: ", "document": "passage: "})
     with (
-        serving(EndpointConfig(model=str(folder))) as made,
-        RemoteEmbedder(made.url) as remote,
+        serving(EndpointConfig(model=str(folder))) as server,
+        RemoteEmbedder(server.url) as remote,
         Embedder.load(folder, threads=1) as local,
     ):
         for role in ("query", "document"):
@@ -585,12 +588,12 @@ def test_roles_reach_the_model(tmp_path):
 
 
 def test_prompts_reach_the_model(tmp_path):
-    """A prompt of the object or of one call is put instead of the server's; the fingerprint is that of the object's prompts."""
+    """Prompts of the object or of a call override the server's; the fingerprint includes the object's prompts."""
     from models import tiny_model
 
     folder = tiny_model(tmp_path / "m", prompts={"query": "query: ", "document": "passage: "})
-    with serving(EndpointConfig(model=str(folder))) as made, Embedder.load(folder, threads=1) as local:
-        with RemoteEmbedder(made.url, prompts={"query": "fish "}) as remote:
+    with serving(EndpointConfig(model=str(folder))) as server, Embedder.load(folder, threads=1) as local:
+        with RemoteEmbedder(server.url, prompts={"query": "fish "}) as remote:
             np.testing.assert_array_equal(remote.embed(TEXTS, "query"), local.embed(TEXTS, "query", prompt="fish "))
             np.testing.assert_array_equal(remote.embed(TEXTS), local.embed(TEXTS))
             np.testing.assert_array_equal(remote.embed(TEXTS, "query", prompt=""), local.embed(TEXTS, "query", prompt=""))
@@ -598,26 +601,26 @@ def test_prompts_reach_the_model(tmp_path):
             fingerprint = remote.fingerprint
             with pickle.loads(pickle.dumps(remote)) as again:
                 assert again.fingerprint == fingerprint
-            with pytest.raises(ValueError, match="The prompt has 5000 characters; the server takes at most 4096"):
+            with pytest.raises(ValueError, match="The prompt has 5000 characters; the server's limit is 4096"):
                 remote.embed(TEXTS, prompt="x" * 5000)
-        with RemoteEmbedder(made.url, prompts={"query": "query: "}) as remote:
+        with RemoteEmbedder(server.url, prompts={"query": "query: "}) as remote:
             assert remote.fingerprint == local.fingerprint != fingerprint
 
 
 @pytest.mark.parametrize(
     ("routes", "words"),
     [
-        ({"/info": INFO, "/embed": tei}, "Text Embeddings Inference takes no prompt with a request"),
-        ({"/predict": deepsparse}, "DeepSparse takes no prompt with a request"),
+        ({"/info": INFO, "/embed": tei}, "Text Embeddings Inference does not support prompts in requests"),
+        ({"/predict": deepsparse}, "DeepSparse does not support prompts in requests"),
         (
             {"/info": {"server": "penult", "fingerprint": "f", "dimension": 3, "served_model_name": "m",
                        "max_client_batch_size": 9, "max_body_bytes": 9999}},
-            "This penult server is too old to take a prompt",
+            "This penult server is too old to support prompts",
         ),
     ],
 )  # fmt: skip
-async def test_a_server_that_takes_no_prompt(routes, words):
-    """It would leave the prompt out without a word, so nothing is sent, and the fingerprint is not that of such vectors."""
+async def test_a_server_without_support_for_prompts(routes, words):
+    """A prompt that the server would ignore raises ValueError before texts are sent, also for the fingerprint."""
     fake = Fake(routes)
     with fake.embedder(prompts={"query": "query: "}) as remote:
         for call in (lambda: remote.embed(TEXTS, "query"), lambda: remote.embed(TEXTS, prompt=""), lambda: remote.fingerprint):
@@ -631,14 +634,14 @@ async def test_a_server_that_takes_no_prompt(routes, words):
 @pytest.mark.parametrize(
     ("prompts", "error", "words"),
     [
-        ({"passage": "a"}, ValueError, "the key 'passage'; its keys are the roles"),
-        ({"query": 5}, TypeError, r"prompts\['query'\] is a int, not a str; give a str"),
+        ({"passage": "a"}, ValueError, "the key 'passage'; the allowed keys are"),
+        ({"query": 5}, TypeError, r"prompts\['query'\] is a int, not a str; pass a str"),
         ({"query": "\ud800"}, ValueError, "not valid Unicode"),
-        ("query: ", TypeError, "prompts is a str; give a dict"),
+        ("query: ", TypeError, "prompts is a str; pass a dict"),
     ],
 )
-def test_prompts_that_are_none(prompts, error, words):
-    """They are refused before anything is asked."""
+def test_invalid_prompts(prompts, error, words):
+    """Invalid prompts are refused before a request is sent."""
     with pytest.raises(error, match=words):
         RemoteEmbedder("http://x", prompts=prompts)
 
@@ -648,7 +651,7 @@ def test_prompts_that_are_none(prompts, error, words):
     [lambda: (text for text in TEXTS), lambda: map(str, TEXTS), lambda: dict.fromkeys(TEXTS).keys(), lambda: np.array(TEXTS)],
 )
 async def test_any_iterable_of_texts(texts):
-    """A generator, a map, the keys of a dict and an array are embedded as a list of their texts is."""
+    """A generator, a map, the keys of a dict and an array are embedded like a list."""
     fake = Fake({"/predict": deepsparse})
     with fake.embedder() as remote:
         np.testing.assert_array_equal(remote.embed(texts()), expected(TEXTS))
@@ -656,8 +659,8 @@ async def test_any_iterable_of_texts(texts):
 
 
 @pytest.mark.parametrize("texts", ["a text", b"bytes", None, 5])
-async def test_what_is_no_iterable_of_texts(texts):
-    """A str, bytes and what cannot be gone through are a TypeError that names them."""
+async def test_values_that_are_not_texts(texts):
+    """A str, bytes and objects that are not iterable raise TypeError with the type."""
     with Fake({"/predict": deepsparse}).embedder() as remote:
         with pytest.raises(TypeError, match=f"texts is a {type(texts).__name__}; give a list"):
             remote.embed(texts)
@@ -669,27 +672,27 @@ async def test_what_is_no_iterable_of_texts(texts):
             remote.embed(["a"], prompt=5)
 
 
-def test_truncation_is_said_once(running):
-    """Texts that the server cut are said once, as the local Embedder does."""
+def test_truncation_is_reported_once(running):
+    """Truncation by the server is reported once, as by the local Embedder."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the server's own, in this process
-        RemoteEmbedder(running.url).embed(["cat " * 100])  # one that nobody closes leaves no connection behind
+        RemoteEmbedder(running.url).embed(["cat " * 100])  # an unclosed object does not leave a connection
     with RemoteEmbedder(running.url) as remote:
         with pytest.warns(TruncationWarning, match="1 of 3 texts"):
             remote.embed(["cat", "cat " * 100, "dog"])
         remote.embed(["cat " * 100])
 
 
-def test_penults_routes_of_deepsparse(tiny):
-    """A server that can only answer as DeepSparse does is used so, with DeepSparse's numbers."""
+def test_penults_deepsparse_routes(tiny):
+    """The DeepSparse routes of a penult server return DeepSparse's numbers."""
     endpoint = DeepSparseEndpoint(model=str(tiny), task=TASK, name="one", kwargs={"extraction_strategy": "reduce_mean"})
     pipeline = Pipeline.create(TASK, str(tiny), extraction_strategy="reduce_mean", sequence_length=128, return_numpy=True)
-    with serving(endpoint) as made, RemoteEmbedder(f"{made.url}/v2/models/one/infer") as remote, pipeline:
+    with serving(endpoint) as server, RemoteEmbedder(f"{server.url}/v2/models/one/infer") as remote, pipeline:
         np.testing.assert_array_equal(remote.embed(TEXTS), np.stack(pipeline(TEXTS).embeddings))
 
 
 def test_a_model_that_changes_is_refused(tiny, tmp_path):
-    """A server that comes back with another model is refused: its vectors must not be mixed with the first one's."""
+    """A server that restarts with another model is refused, because vectors of two models must not be mixed."""
     from models import tiny_model
 
     other = tiny_model(tmp_path / "other", pooling="max")
@@ -707,14 +710,14 @@ def test_a_model_that_changes_is_refused(tiny, tmp_path):
 
 
 def test_a_server_killed_under_load(tiny, embedder):
-    """When the server is killed and comes back, a client that tries again ends with every vector right."""
+    """If the server is killed and restarted, the client's retries return all vectors."""
     texts = many(2000)
     server = Process("--model_path", str(tiny))
-    found: dict[str, object] = {}
+    result: dict[str, object] = {}
 
     def ask() -> None:
         with RemoteEmbedder(server.url, concurrency=4) as remote:
-            found["vectors"] = remote.embed(texts)
+            result["vectors"] = remote.embed(texts)
 
     client = threading.Thread(target=ask)
     client.start()
@@ -727,11 +730,11 @@ def test_a_server_killed_under_load(tiny, embedder):
     client.join(60)
     assert not client.is_alive()
     again.end()
-    np.testing.assert_allclose(found["vectors"], embedder.embed(texts), atol=1e-6)
+    np.testing.assert_allclose(result["vectors"], embedder.embed(texts), atol=1e-6)
 
 
-def test_a_server_that_stays_away(tiny):
-    """When the server does not come back, every request fails with an error at its client."""
+def test_a_server_that_does_not_return(tiny):
+    """If the server does not return, the client raises ConnectionError."""
     server = Process("--model_path", str(tiny))
     remote = RemoteEmbedder(server.url, retries=1)
     assert remote.dimension == 32
@@ -744,7 +747,7 @@ def test_a_server_that_stays_away(tiny):
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this platform has no fork")
 @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
 def test_a_fork_opens_its_own_connections(running, embedder):
-    """A forked child sends over sockets of its own, and the parent goes on with the first ones."""
+    """A forked child opens its own connections, and the parent keeps its connections."""
     with RemoteEmbedder(running.url) as remote:
         expected = embedder.embed(TEXTS)
         np.testing.assert_array_equal(remote.embed(TEXTS), expected)
@@ -759,8 +762,8 @@ def test_a_fork_opens_its_own_connections(running, embedder):
         np.testing.assert_array_equal(remote.embed(TEXTS), expected)
 
 
-def test_it_travels(running, embedder):
-    """A pickled one opens its own connections at the other end."""
+def test_pickling(running, embedder):
+    """An unpickled RemoteEmbedder opens its own connections."""
     remote = pickle.loads(pickle.dumps(RemoteEmbedder(running.url, "key", concurrency=2)))
     with remote:
         np.testing.assert_array_equal(remote.embed(TEXTS), embedder.embed(TEXTS))

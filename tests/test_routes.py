@@ -1,4 +1,4 @@
-"""Models with a transformer for documents and another for queries, and texts in every kind of iterable."""
+"""Models with separate transformers for documents and queries, and texts in all kinds of iterables."""
 
 import collections
 import copy
@@ -39,19 +39,19 @@ LONG = "the cat sat on the mat in the bright moon " * 8
 
 
 def home(folder, role):
-    """Name the folder of a role's transformer."""
+    """Return the folder of a role's transformer."""
     return folder / f"{role}_0_Transformer"
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A model with two transformers, two lengths and two prompts."""
+    """Return a model with two transformers, two maximum lengths and two prompts."""
     return two_routes(tmp_path_factory.mktemp("routes") / "model", lengths=(40, 12), prompts=PROMPTS)
 
 
 @pytest.fixture(scope="module")
 def routes(folder):
-    """The model, opened once."""
+    """Load the model once."""
     with Embedder.load(folder, **QUIET) as e:
         yield e
 
@@ -67,7 +67,7 @@ def expected(folder, role, text, prompt=None):
 
 @pytest.mark.parametrize("role", ROLES)
 def test_each_role_has_its_transformer(folder, routes, role):
-    """Vectors of a role are those of its own transformer, with its prompt and its length."""
+    """Vectors of a role are from its own transformer, with its prompt and maximum length."""
     texts = [*TEXTS, LONG]
     assert difference(routes.embed(texts, role), [expected(folder, role, text) for text in texts]) <= 1e-5
     assert difference(routes.embed(texts, role, prompt=""), [expected(folder, role, text, "") for text in texts]) <= 1e-5
@@ -76,7 +76,7 @@ def test_each_role_has_its_transformer(folder, routes, role):
 
 @pytest.mark.parametrize("role", ROLES)
 def test_every_call_takes_the_route(folder, routes, role):
-    """Streams, tokens, padded tokens and counts are those of the role's own transformer."""
+    """Streams, token vectors, padded token vectors and counts use the role's own transformer."""
     texts = [*TEXTS, LONG]
     vectors = routes.embed(texts, role)
     assert difference(np.concatenate(list(routes.embed_stream(iter(texts), role, window=3))), vectors) <= 1e-6
@@ -91,13 +91,13 @@ def test_every_call_takes_the_route(folder, routes, role):
     padded = routes.embed_padded(texts, role)
     assert padded.shape == (len(texts), longest, 32)
     for text, states, rows in zip(texts, tokens, padded, strict=True):
-        wanted = states_of(home(folder, role), PROMPTS[role] + text, max_length=longest)
-        assert difference(states, wanted) <= 5e-5
-        assert difference(rows[: len(wanted)], wanted) <= 5e-5
+        expected_values = states_of(home(folder, role), PROMPTS[role] + text, max_length=longest)
+        assert difference(states, expected_values) <= 5e-5
+        assert difference(rows[: len(expected_values)], expected_values) <= 5e-5
 
 
 def test_no_texts_of_either_role(routes):
-    """No texts give no rows, by either route."""
+    """An empty list returns no rows, for both roles."""
     for role in ROLES:
         assert routes.embed([], role).shape == (0, 32)
         assert routes.run(routes.tokenize([], role)).shape == (0, 32)
@@ -105,8 +105,8 @@ def test_no_texts_of_either_role(routes):
         assert routes.count_tokens([], role).shape == (0,)
 
 
-def test_rows_and_roles_that_are_wrong(routes):
-    """Errors of a route are those of any model."""
+def test_invalid_rows_and_roles(routes):
+    """Both routes raise the same errors as any model."""
     for role in ROLES:
         with pytest.raises(TextError) as caught:
             routes.embed(["a", None, "b", "\ud800"], role)
@@ -118,8 +118,8 @@ def test_rows_and_roles_that_are_wrong(routes):
             routes.embed(["a"], role)
 
 
-def test_long_queries_are_said(folder):
-    """Truncation is refused or said with the length of the role."""
+def test_long_queries(folder):
+    """Truncation is refused or reported with the maximum length of the role."""
     with Embedder.load(folder, threads=1, truncate="error") as e:
         with pytest.raises(TextError, match="the model takes 12"):
             e.embed([LONG], "query")
@@ -145,7 +145,7 @@ def test_copies_keep_both_routes(routes, copying):
 
 
 def test_closing_closes_both(folder):
-    """A closed model embeds no text of either role."""
+    """A closed model raises RuntimeError for both roles."""
     e = Embedder.load(folder, **QUIET)
     e.close()
     e.close()
@@ -154,8 +154,8 @@ def test_closing_closes_both(folder):
             e.embed(["a"], role)
 
 
-def test_the_recipe_has_both(routes, folder):
-    """The recipe of queries stands in the recipe, with a graph of its own."""
+def test_the_recipe_has_both_routes(routes, folder):
+    """The recipe contains the recipe of queries, with its own graph."""
     query = routes.recipe.query
     assert query is not None
     assert query.graph_sha256 != routes.recipe.graph_sha256
@@ -164,20 +164,20 @@ def test_the_recipe_has_both(routes, folder):
 
 
 def test_the_fingerprint_covers_both(tmp_path):
-    """A change of either transformer, of its tokenizer or its length changes the fingerprint; the order of routes does not."""
-    made = two_routes(tmp_path / "model")
-    marks = [fingerprint(made)]
-    replace_graph(home(made, "query"), bert(seed=8))
-    marks.append(fingerprint(made))
-    change(home(made, "query") / "sentence_bert_config.json", max_seq_length=9)
-    marks.append(fingerprint(made))
-    change(home(made, "query") / "tokenizer_config.json", truncation_side="left")
-    marks.append(fingerprint(made))
-    replace_graph(home(made, "document"), bert(seed=9))
-    marks.append(fingerprint(made))
+    """The fingerprint depends on both transformers, tokenizers and lengths, but not on the order of the routes."""
+    model_folder = two_routes(tmp_path / "model")
+    marks = [fingerprint(model_folder)]
+    replace_graph(home(model_folder, "query"), bert(seed=8))
+    marks.append(fingerprint(model_folder))
+    change(home(model_folder, "query") / "sentence_bert_config.json", max_seq_length=9)
+    marks.append(fingerprint(model_folder))
+    change(home(model_folder, "query") / "tokenizer_config.json", truncation_side="left")
+    marks.append(fingerprint(model_folder))
+    replace_graph(home(model_folder, "document"), bert(seed=9))
+    marks.append(fingerprint(model_folder))
     assert len(set(marks)) == 5
-    change(made / "router_config.json", structure={role: [f"{role}_0_Transformer"] for role in ROLES})
-    assert fingerprint(made) == marks[-1]
+    change(model_folder / "router_config.json", structure={role: [f"{role}_0_Transformer"] for role in ROLES})
+    assert fingerprint(model_folder) == marks[-1]
     assert fingerprint(two_routes(tmp_path / "swapped", seeds=(7, 0))) != marks[0]
 
 
@@ -188,15 +188,15 @@ def fingerprint(model, **options):
 
 
 def test_a_router_in_a_folder_of_its_own(tmp_path, routes):
-    """A router's folder holds its transformers."""
-    made = two_routes(tmp_path, router="0_Router", lengths=(40, 12), prompts=PROMPTS)
-    with Embedder.load(made, **QUIET) as e:
+    """The router and its transformers can be in a subfolder."""
+    model_folder = two_routes(tmp_path, router="0_Router", lengths=(40, 12), prompts=PROMPTS)
+    with Embedder.load(model_folder, **QUIET) as e:
         assert e.fingerprint == routes.fingerprint
         assert difference(e.embed(TEXTS, "query"), routes.embed(TEXTS, "query")) <= 1e-6
 
 
-def test_arguments_hold_for_both(folder):
-    """max_length, pooling, dimensions and prompts are laid over both routes."""
+def test_arguments_apply_to_both_routes(folder):
+    """max_length, pooling, dimensions and prompts override the files of both routes."""
     with Embedder.load(folder, max_length=8, pooling="cls", dimensions=4, prompts={"query": "fish "}, **QUIET) as e:
         for role in ROLES:
             prompt = "fish " if role == "query" else PROMPTS["document"]
@@ -207,62 +207,62 @@ def test_arguments_hold_for_both(folder):
 
 
 def test_routes_of_other_sizes(tmp_path):
-    """Vectors of two sizes cannot be compared, so that the model is refused with both."""
-    made = two_routes(tmp_path, normalize=False)
+    """A model with two vector sizes is refused, because its vectors cannot be compared."""
+    model_folder = two_routes(tmp_path, normalize=False)
     types = {"query_0_Transformer": "Transformer", "document_0_Transformer": "Transformer", "pool_q": "Pooling", "pool_d": "Pooling",
              "dense_q": "Dense"}  # fmt: skip
-    write_json(made / "router_config.json", {
+    write_json(model_folder / "router_config.json", {
         "types": types,
         "structure": {"query": ["query_0_Transformer", "pool_q", "dense_q"], "document": ["document_0_Transformer", "pool_d"]},
         "parameters": {},
     })  # fmt: skip
     for name in ("pool_q", "pool_d"):
-        write_json(made / name / "config.json", {"pooling_mode": "mean"})
-    layer = add_dense(made / "dense_q", 32, 8)
-    list_modules(made, ("Router", ""))
+        write_json(model_folder / name / "config.json", {"pooling_mode": "mean"})
+    layer = add_dense(model_folder / "dense_q", 32, 8)
+    list_modules(model_folder, ("Router", ""))
     with pytest.raises(ValueError, match="gives documents 32 values and queries 8: their vectors cannot be compared"):
-        Embedder.load(made)
-    layer = add_dense(made / "dense_q", 32, 32)
-    with Embedder.load(made, **QUIET) as e:
-        assert difference(e.embed(["dog"])[0], states_of(home(made, "document"), "dog").mean(0)) <= 2e-5
-        wanted = np.tanh(layer[0] @ states_of(home(made, "query"), "dog").mean(0) + layer[1])
-        assert difference(e.embed(["dog"], "query")[0], wanted) <= 2e-5
+        Embedder.load(model_folder)
+    layer = add_dense(model_folder / "dense_q", 32, 32)
+    with Embedder.load(model_folder, **QUIET) as e:
+        assert difference(e.embed(["dog"])[0], states_of(home(model_folder, "document"), "dog").mean(0)) <= 2e-5
+        expected_values = np.tanh(layer[0] @ states_of(home(model_folder, "query"), "dog").mean(0) + layer[1])
+        assert difference(e.embed(["dog"], "query")[0], expected_values) <= 2e-5
 
 
 def test_one_transformer_and_two_heads(tmp_path):
-    """Asym behind the pooling: both roles share the graph, and each has its own dense layer."""
-    made = tiny_model(tmp_path)
-    list_modules(made, ("Transformer", ""), ("Pooling", "1_Pooling"), ("Asym", "2_Asym"))
-    write_json(made / "2_Asym" / "config.json", {
+    """With Asym after the pooling, both roles share the graph, and each has its own dense layer."""
+    model_folder = tiny_model(tmp_path)
+    list_modules(model_folder, ("Transformer", ""), ("Pooling", "1_Pooling"), ("Asym", "2_Asym"))
+    write_json(model_folder / "2_Asym" / "config.json", {
         "types": {"q": f"{PACKAGE}Dense", "d": f"{PACKAGE}Dense"},
         "structure": {"query": ["q"], "doc": ["d"]},
         "parameters": {"allow_empty_key": True},
     })  # fmt: skip
-    layers = {role: add_dense(made / "2_Asym" / role[0], 32, 8, seed=len(role)) for role in ROLES}
-    for model in (made, made / "onnx" / "model.onnx"):
+    layers = {role: add_dense(model_folder / "2_Asym" / role[0], 32, 8, seed=len(role)) for role in ROLES}
+    for model in (model_folder, model_folder / "onnx" / "model.onnx"):
         with Embedder.load(model, **QUIET) as e:
             for role, (weight, bias, _) in layers.items():
-                wanted = [np.tanh(weight @ states_of(made, text).mean(0) + bias) for text in TEXTS]
-                assert difference(e.embed(TEXTS, role), wanted) <= 2e-5
+                expected_values = [np.tanh(weight @ states_of(model_folder, text).mean(0) + bias) for text in TEXTS]
+                assert difference(e.embed(TEXTS, role), expected_values) <= 2e-5
             assert e.count_tokens(["dog"], "query").tolist() == [3]
 
 
 def test_static_queries(tmp_path):
-    """Queries of a static embedding and documents of a transformer: each role has its own tokenizer and its own calls."""
-    made = two_routes(tmp_path, normalize=False)
-    table = static_model(made / "aside", dimension=32)
-    (made / "aside" / "0_StaticEmbedding").rename(made / "query_0_StaticEmbedding")
-    write_json(made / "router_config.json", {
+    """A static embedding for queries and a transformer for documents have their own tokenizers."""
+    model_folder = two_routes(tmp_path, normalize=False)
+    table = static_model(model_folder / "aside", dimension=32)
+    (model_folder / "aside" / "0_StaticEmbedding").rename(model_folder / "query_0_StaticEmbedding")
+    write_json(model_folder / "router_config.json", {
         "types": {"query_0_StaticEmbedding": "StaticEmbedding", "document_0_Transformer": "Transformer", "p": "Pooling"},
         "structure": {"query": ["query_0_StaticEmbedding"], "document": ["document_0_Transformer", "p"]},
         "parameters": {},
     })  # fmt: skip
-    write_json(made / "p" / "config.json", {"pooling_mode": "mean"})
-    list_modules(made, ("Router", ""))
-    with Embedder.load(made, **QUIET) as e:
+    write_json(model_folder / "p" / "config.json", {"pooling_mode": "mean"})
+    list_modules(model_folder, ("Router", ""))
+    with Embedder.load(model_folder, **QUIET) as e:
         ids = tokenizer().encode("the cat", add_special_tokens=False).ids[:2]
         assert difference(e.embed(["the cat"], "query")[0], table[ids].mean(0)) <= 1e-5
-        assert difference(e.embed(["the cat"])[0], states_of(home(made, "document"), "the cat").mean(0)) <= 2e-5
+        assert difference(e.embed(["the cat"])[0], states_of(home(model_folder, "document"), "the cat").mean(0)) <= 2e-5
         assert (e.gives_tokens(), e.gives_tokens("query")) == (True, False)
         assert e.count_tokens(["the cat"], "query").tolist() == [2]
         assert e.embed_tokens(["the cat"])[0].shape == (4, 32)
@@ -271,72 +271,72 @@ def test_static_queries(tmp_path):
 
 
 def test_padding_of_one_route(tmp_path):
-    """What padding does is found out for each route by itself."""
-    made = two_routes(tmp_path)
-    replace_graph(home(made, "query"), without_mask(bert(seed=7)))
-    with Embedder.load(made, **QUIET) as e:
+    """The padding check runs for each route separately."""
+    model_folder = two_routes(tmp_path)
+    replace_graph(home(model_folder, "query"), without_mask(bert(seed=7)))
+    with Embedder.load(model_folder, **QUIET) as e:
         assert e.recipe.query is not None
         assert (e.recipe.padding, e.recipe.query.padding) == (True, False)
         for role in ROLES:
             alone = np.concatenate([e.embed([text], role) for text in TEXTS])
             assert difference(e.embed(TEXTS, role), alone) <= 1e-6
-            assert difference(alone, [vector_of(home(made, role), text) for text in TEXTS]) <= 1e-5
+            assert difference(alone, [vector_of(home(model_folder, role), text) for text in TEXTS]) <= 1e-5
 
 
 def test_tasks_of_routes(tmp_path):
-    """Each route reads the adapters of its own configuration."""
+    """Each route uses the adapters of its own configuration."""
     rows = np.random.default_rng(2).standard_normal((2, 32))
-    made = two_routes(tmp_path)
+    model_folder = two_routes(tmp_path)
     for role in ROLES:
-        replace_graph(home(made, role), with_task_id(bert(), rows))
-        change(home(made, role) / "config.json", lora_adaptations=["retrieval.query", "retrieval.passage"])
-    with Embedder.load(made, **QUIET) as e, Embedder.load(made, task=1, **QUIET) as fixed:
+        replace_graph(home(model_folder, role), with_task_id(bert(), rows))
+        change(home(model_folder, role) / "config.json", lora_adaptations=["retrieval.query", "retrieval.passage"])
+    with Embedder.load(model_folder, **QUIET) as e, Embedder.load(model_folder, task=1, **QUIET) as fixed:
         assert difference(e.embed(["dog"]), fixed.embed(["dog"])) <= 1e-6
         assert difference(e.embed(["dog"], "query"), fixed.embed(["dog"], "query")) > 1e-2
         assert difference(fixed.embed(["dog"]), fixed.embed(["dog"], "query")) <= 1e-6
 
 
 def test_a_task_of_queries_alone(tmp_path):
-    """The model of queries needs no task for documents, which it never sees."""
-    made = two_routes(tmp_path)
+    """The model for queries does not need a task for documents."""
+    model_folder = two_routes(tmp_path)
     rows = np.random.default_rng(2).standard_normal((2, 32))
-    replace_graph(home(made, "query"), with_task_id(bert(seed=7), rows))
-    change(home(made, "query") / "config.json", lora_adaptations=["query", "other"])
-    with Embedder.load(made, **QUIET) as e:
+    replace_graph(home(model_folder, "query"), with_task_id(bert(seed=7), rows))
+    change(home(model_folder, "query") / "config.json", lora_adaptations=["query", "other"])
+    with Embedder.load(model_folder, **QUIET) as e:
         assert e.embed(["dog"], "query").shape == (1, 32)
 
 
 @pytest.mark.parametrize("role", ROLES)
 @pytest.mark.parametrize(
-    ("file", "said"),
+    ("file", "message"),
     [
         ("onnx/model.onnx", "{}_0_Transformer"),
         ("tokenizer.json", "{}_0_Transformer holds no tokenizer"),
     ],
 )  # fmt: skip
-def test_a_route_that_lacks_a_file(tmp_path, role, file, said):
-    """What one route lacks is named with the folder of that route."""
-    made = two_routes(tmp_path)
-    (home(made, role) / file).unlink()
-    (home(made, role) / "tokenizer_config.json").unlink()
-    with pytest.raises(FileNotFoundError, match=said.format(role)):
-        Embedder.load(made)
+def test_a_route_that_lacks_a_file(tmp_path, role, file, message):
+    """The error about a missing file states the folder of the route."""
+    model_folder = two_routes(tmp_path)
+    (home(model_folder, role) / file).unlink()
+    (home(model_folder, role) / "tokenizer_config.json").unlink()
+    with pytest.raises(FileNotFoundError, match=message.format(role)):
+        Embedder.load(model_folder)
 
 
 def test_routes_of_weights(tmp_path):
-    """Two routes with weights for torch and no graph are exported as one model, not as the folder of one of them."""
-    made = two_routes(tmp_path)
+    """Two routes with torch weights and without graphs are exported as one model."""
+    model_folder = two_routes(tmp_path)
     for role in ROLES:
-        (home(made, role) / "onnx" / "model.onnx").unlink()
-        (home(made, role) / "model.safetensors").write_bytes(b"weights")
+        (home(model_folder, role) / "onnx" / "model.onnx").unlink()
+        (home(model_folder, role) / "model.safetensors").write_bytes(b"weights")
     with pytest.raises(NoGraphError) as caught:
-        resolve(made)
-    assert caught.value.folder == made
+        resolve(model_folder)
+    assert caught.value.folder == model_folder
 
 
 @pytest.mark.parametrize("place", ["query_0_Transformer", "document_0_Transformer"])
 def test_one_graph_of_two(folder, place):
-    """One graph of a model with two is not the model: named by its path or as model_file, it is refused."""
+    """One of the two graphs, passed as path or as model_file, is refused."""
     with pytest.raises(
         ValueError, match=rf"one graph of a model that has one for queries .* name the folder {re.escape(str(folder))}"
     ):
@@ -348,17 +348,17 @@ def test_one_graph_of_two(folder, place):
 
 
 def test_a_graph_above_the_routes(tmp_path):
-    """A graph in the model's own folder is not taken for both routes."""
-    made = two_routes(tmp_path)
-    (home(made, "query") / "onnx" / "model.onnx").unlink()
-    (made / "onnx").mkdir()
-    replace_graph(made, bert())
+    """A graph in the model's main folder is not used for the two routes."""
+    model_folder = two_routes(tmp_path)
+    (home(model_folder, "query") / "onnx" / "model.onnx").unlink()
+    (model_folder / "onnx").mkdir()
+    replace_graph(model_folder, bert())
     with pytest.raises(FileNotFoundError, match=r"holds no \.onnx file"):
-        Embedder.load(made)
+        Embedder.load(model_folder)
 
 
 def test_a_mirror_of_a_model_with_routes(folder, tmp_path):
-    """The files of a model with two transformers do not say how a single graph is used."""
+    """files_from with a model of two transformers is refused for a single graph."""
     mirror = tiny_model(tmp_path, pooling=None)
     with pytest.raises(ValueError, match="has a model for queries and another for documents; name that model itself"):
         Embedder.load(mirror, files_from=folder)
@@ -366,7 +366,7 @@ def test_a_mirror_of_a_model_with_routes(folder, tmp_path):
 
 @pytest.mark.parametrize("role", ROLES)
 def test_cutting_one_route(folder, routes, tmp_path, capsys, role):
-    """`penult cut --role` writes the graph of a role, and says that there are two."""
+    """`penult cut --role` writes the graph of a role, and reports that there are two."""
     out = tmp_path / "cut.onnx"
     result = command(capsys, "cut", folder, out, "--role", role)
     assert result.status == 0, result.err
@@ -413,7 +413,7 @@ WORDS = ["the cat sat", "dog", "", "a bright moon over the river", "日本"]
 @pytest.mark.parametrize("kind", ITERABLES)
 @pytest.mark.parametrize("role", ROLES)
 def test_any_iterable(routes, kind, role):
-    """Texts may come in any iterable, which is run through once: every call takes them all, in their order."""
+    """All calls accept any iterable, consume it once, and keep the order."""
 
     def make():
         return ITERABLES[kind](WORDS)
@@ -424,8 +424,8 @@ def test_any_iterable(routes, kind, role):
     assert difference(routes.run(routes.tokenize(make(), role)), whole) <= 1e-6
     assert routes.count_tokens(make(), role).tolist() == routes.count_tokens(WORDS, role).tolist()
     assert routes.tokenize(make(), role) == routes.tokenize(WORDS, role)
-    for found, wanted in zip(routes.embed_tokens(make(), role), routes.embed_tokens(WORDS, role), strict=True):
-        assert difference(found, wanted) <= 1e-6
+    for result, expected_values in zip(routes.embed_tokens(make(), role), routes.embed_tokens(WORDS, role), strict=True):
+        assert difference(result, expected_values) <= 1e-6
     assert difference(routes.embed_padded(make(), role), routes.embed_padded(WORDS, role)) <= 1e-6
 
 
@@ -434,8 +434,8 @@ CALLS = ("embed", "tokenize", "count_tokens", "embed_tokens", "embed_padded")
 
 @pytest.mark.parametrize("call", CALLS)
 @pytest.mark.parametrize("wrong", ["text", b"text", "", b"", None, 7, object()], ids=lambda value: type(value).__name__)
-def test_what_is_no_iterable_of_texts(routes, call, wrong):
-    """One text, bytes or nothing at all is refused with its type, never read letter by letter."""
+def test_values_that_are_not_texts(routes, call, wrong):
+    """A str, bytes and None raise TypeError with the type."""
     with pytest.raises(TypeError, match=f"texts is a {type(wrong).__name__}; give a list of texts"):
         getattr(routes, call)(wrong)
 
@@ -444,14 +444,14 @@ def test_what_is_no_iterable_of_texts(routes, call, wrong):
     "wrong",
     ["text", b"text", None],
 )
-def test_a_stream_of_what_is_none(routes, wrong):
-    """A stream refuses one text, bytes and nothing at all as every other call does."""
+def test_a_stream_of_values_that_are_not_texts(routes, wrong):
+    """embed_stream refuses a str, bytes and None."""
     with pytest.raises(TypeError, match=f"texts is a {type(wrong).__name__}; give"):
         list(routes.embed_stream(wrong))
 
 
 def test_an_iterator_that_fails(routes):
-    """An error inside the caller's iterator is the caller's own."""
+    """An exception in the caller's iterator is propagated."""
 
     def texts():
         yield "a"
@@ -464,7 +464,7 @@ def test_an_iterator_that_fails(routes):
 
 
 def test_an_iterator_used_up(routes):
-    """An iterator that was run through before gives no texts, and so no rows."""
+    """A consumed iterator returns no rows."""
     texts = iter(["a"])
     assert routes.embed(texts).shape == (1, 32)
     assert routes.embed(texts).shape == (0, 32)
@@ -472,7 +472,7 @@ def test_an_iterator_used_up(routes):
 
 @pytest.mark.parametrize("dimensions", [(2, 2), (1, 0)])
 def test_arrays_of_more_axes(routes, dimensions):
-    """Rows of a table are no texts."""
+    """Rows of a 2-D array raise TextError."""
     texts = np.full(dimensions, "a")
     with pytest.raises(TextError, match="is a ndarray, not a str"):
         routes.embed(texts)

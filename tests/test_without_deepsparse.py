@@ -1,4 +1,4 @@
-"""DeepSparse's interface is one folder: without it and its two hooks, everything else works."""
+"""Without the folder of the DeepSparse interface and its two hooks, everything else works."""
 
 import os
 import re
@@ -19,7 +19,7 @@ HOOKS = ("__init__.py", "cli.py")
 
 @pytest.fixture(scope="module")
 def without(tmp_path_factory):
-    """A copy of the package without the folder, and without the lines of the hooks that name it."""
+    """Copy the package without the folder, and without the lines of the hooks that mention it."""
     package = tmp_path_factory.mktemp("without") / "penult"
     shutil.copytree(SOURCE, package, ignore=shutil.ignore_patterns("__pycache__", "deepsparse"))
     for name in HOOKS:
@@ -31,7 +31,7 @@ def without(tmp_path_factory):
 
 
 def python(without: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run Python with the copy in place of penult."""
+    """Run Python with the copy instead of penult."""
     environment = {**os.environ, "PYTHONPATH": str(without.parent)}
     return subprocess.run(
         [sys.executable, *arguments], capture_output=True, text=True, env=environment, timeout=120, check=False
@@ -39,7 +39,7 @@ def python(without: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_nothing_else_imports_the_folder(without):
-    """No import of the folder is left anywhere."""
+    """No file imports the folder."""
     left = [
         path
         for path in without.rglob("*.py")
@@ -49,7 +49,7 @@ def test_nothing_else_imports_the_folder(without):
 
 
 def test_vectors_and_files(without, tiny, embedder, tmp_path):
-    """Library, command line and bulk jobs give the same vectors."""
+    """Library, command line and bulk jobs return the same vectors."""
     (tmp_path / "in.txt").write_text("the cat\na dog\n")
     code = f"""
 import numpy, penult
@@ -68,7 +68,7 @@ with penult.Embedder.load({str(tiny)!r}) as embedder:
 
 
 def test_a_server(without, tiny, embedder):
-    """`penult serve` answers OpenAI's and TEI's routes, and has none of DeepSparse's."""
+    """`penult serve` has the OpenAI and TEI routes, and not the DeepSparse routes."""
     environment = {**os.environ, "PYTHONPATH": str(without.parent)}
     command = [sys.executable, "-m", "penult", "serve", str(tiny), "--host", "127.0.0.1", "--port", "0", "--threads", "1"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as server:

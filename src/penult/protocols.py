@@ -28,7 +28,9 @@ _PROMPT_NAMES: Mapping[Role, tuple[str, ...]] = {
     "document": ("document", "passage", "corpus", "search_document"),
 }
 _BUSY = (429, 502, 503, 504)
-_OPENAI = "For OpenAI's contract take the openai package, OpenAIEmbeddings of LangChain or OpenAILikeEmbedding of LlamaIndex."
+_OPENAI = (
+    "For OpenAI-compatible servers use the openai package, LangChain's OpenAIEmbeddings or LlamaIndex's OpenAILikeEmbedding."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,21 +104,21 @@ def find(model: str | None) -> Talk[Server]:
     """
     query = "" if model is None else f"?model={quote(model, safe='')}"
     reply = yield Call("GET", f"/info{query}")
-    said = _answered(reply)
-    if isinstance(said, dict) and said.get("server") == "penult":
-        return _penult(said, model)
-    if isinstance(said, dict) and "model_id" in said:
-        return _tei(said)
-    if reply.status == 404 and isinstance(said := reply.json(), dict) and "error_type" in said:
-        raise ValueError(str(said.get("error")))  # a penult server that does not serve this model
+    content = _json_of(reply)
+    if isinstance(content, dict) and content.get("server") == "penult":
+        return _penult(content, model)
+    if isinstance(content, dict) and "model_id" in content:
+        return _tei(content)
+    if reply.status == 404 and isinstance(content := reply.json(), dict) and "error_type" in content:
+        raise ValueError(str(content.get("error")))  # a penult server that does not serve this model
     reply = yield Call("GET", "/openapi.json")
-    listed = _answered(reply)
+    listed = _json_of(reply)
     paths = listed.get("paths") if isinstance(listed, dict) else None
     path = None
     if isinstance(paths, dict):
         path = _listed_path(paths, model) or (yield from _routed_path(paths))
         if path is None and "/v1/embeddings" in paths:
-            raise ValueError(f"This server speaks OpenAI's contract, of another maker. {_OPENAI}")
+            raise ValueError(f"The server is OpenAI-compatible, but not a penult server. {_OPENAI}")
     if path is None:
         path = yield from _tried_path(model)
     return (yield from _deepsparse(path))
@@ -136,12 +138,16 @@ def check_prompt(server: Server, prompt: str) -> None:
     if server.kind != "penult":
         name = "Text Embeddings Inference" if server.kind == "tei" else "DeepSparse"
         raise ValueError(
-            f"{name} takes no prompt with a request; leave out prompt= and prompts=, or serve the model with penult."
+            f"{name} does not support prompts in requests. Remove prompt= and prompts=, or serve the model with penult."
         )
     if not server.max_prompt_chars:
-        raise ValueError("This penult server is too old to take a prompt; update it, or leave out prompt= and prompts=.")
+        raise ValueError(
+            "This penult server is too old to support prompts in requests. Update it, or remove prompt= and prompts=."
+        )
     if len(prompt) > server.max_prompt_chars:
-        raise ValueError(f"The prompt has {len(prompt)} characters; the server takes at most {server.max_prompt_chars}.")
+        raise ValueError(
+            f"The prompt has {len(prompt)} characters; the server's limit is {server.max_prompt_chars}. Pass a shorter prompt."
+        )
 
 
 def fingerprint(server: Server, prompts: Mapping[str, str]) -> str:
@@ -165,17 +171,17 @@ def prompted(server: Server, role: Role) -> Talk[Server]:
 
 def parts(server: Server, texts: Sequence[str]) -> list[list[str]]:
     """Split texts into requests within the limits of the server and of this client."""
-    found: list[list[str]] = []
+    requests: list[list[str]] = []
     chars = size = 0
     for text in texts:
         own = len(json.dumps(text)) + 2
-        fits = len(found[-1]) < min(server.max_texts, _MAX_TEXTS) and chars + len(text) <= _MAX_CHARS if found else False
+        fits = len(requests[-1]) < min(server.max_texts, _MAX_TEXTS) and chars + len(text) <= _MAX_CHARS if requests else False
         if not fits or (server.max_bytes is not None and size + own > server.max_bytes - 1024):
-            found.append([])
+            requests.append([])
             chars = size = 0
-        found[-1].append(text)
+        requests[-1].append(text)
         chars, size = chars + len(text), size + own
-    return found
+    return requests
 
 
 def embed(
@@ -195,7 +201,7 @@ def embed(
         ValueError: the server rejected the texts, or its response is not N finite vectors of one size.
         ConnectionError: the server failed.
     """
-    reply = yield _ask(server, texts, role, prompt)
+    reply = yield _request(server, texts, role, prompt)
     if reply.status == 413 and len(texts) > 1:
         half = len(texts) // 2
         first, cut_first = yield from embed(server, texts[:half], role, prompt=prompt, start=start)
@@ -203,11 +209,11 @@ def embed(
         return np.concatenate([first, second]), cut_first + cut_second
     if reply.status != 200:
         raise refusal(reply, range(start, start + len(texts)))
-    theirs = reply.headers.get("x-penult-fingerprint", server.fingerprint)
-    if server.kind == "penult" and theirs != server.fingerprint:
+    served = reply.headers.get("x-penult-fingerprint", server.fingerprint)
+    if server.kind == "penult" and served != server.fingerprint:
         raise ValueError(
-            f"The server's vectors were of fingerprint {server.fingerprint}, now they are of {theirs}: it serves another "
-            "model. Vectors of the two must not be mixed; make a new RemoteEmbedder."
+            f"The fingerprint of the server's vectors changed from {server.fingerprint} to {served}: it serves another model. "
+            "Do not mix the vectors of both. Create a new RemoteEmbedder."
         )
     vectors = _read(server, reply.json(), len(texts))
     cut = reply.headers.get("x-penult-truncated", "0")
@@ -221,94 +227,98 @@ def refusal(reply: Reply, rows: range = range(0)) -> Exception:
         reply: the response.
         rows: indices of the request's texts in the caller's list.
     """
-    words = _words(reply)
+    words = _message(reply)
     if reply.status == 401:
-        return PermissionError(f"The server refused the key (HTTP 401): {words} Give it as api_key=.")
+        return PermissionError(f"The server requires an API key or rejected it (HTTP 401): {words} Pass api_key=.")
     if reply.status == 403:  # from penult, it is about the host or the origin of the request
-        return PermissionError(f"The server refused the request (HTTP 403): {words} Should it want a key, give it as api_key=.")
+        return PermissionError(f"The server rejected the request (HTTP 403): {words} If it requires a key, pass api_key=.")
     if 300 <= reply.status < 400:
-        where = reply.headers.get("location", "elsewhere")
-        return ValueError(f"The server sends its clients to {where} (HTTP {reply.status}); give that address as base_url.")
+        location = reply.headers.get("location", "another URL")
+        return ValueError(f"The server redirects to {location} (HTTP {reply.status}). Pass that URL as base_url.")
     if reply.status in _BUSY:
-        return ConnectionError(f"The server is busy or not ready (HTTP {reply.status}), also after trying again: {words}")
+        return ConnectionError(f"The server is busy or not ready (HTTP {reply.status}), also after retries: {words}")
     if reply.status >= 500 or reply.status == 424:
         return ConnectionError(f"The server failed (HTTP {reply.status}): {words}")
-    where = f" The server counts from text {rows.start} of yours: it was sent {rows.start} to {rows[-1]}." if rows.start else ""
-    return ValueError(f"The server refused the texts (HTTP {reply.status}): {words}{where}")
+    location = f" The request had your texts {rows.start} to {rows[-1]}; the server counts them from 0." if rows.start else ""
+    return ValueError(f"The server rejected the texts (HTTP {reply.status}): {words}{location}")
 
 
-def _answered(reply: Reply) -> Any:  # noqa: ANN401 - JSON
+def _json_of(reply: Reply) -> Any:  # noqa: ANN401 - JSON
     if reply.status in (401, 403) or reply.status in _BUSY:
         raise refusal(reply)
     return reply.json() if reply.status == 200 else None
 
 
-def _words(reply: Reply) -> str:
-    said = reply.json()
-    if isinstance(said, dict):
-        said = said.get("error", said.get("detail", said))
-    if isinstance(said, list) and said:
-        said = said[0]
-    if isinstance(said, dict):
-        said = said.get("message", said.get("msg", said))
-    text = str(said)[:2000] if said is not None else reply.body[:200].decode("utf-8", "replace")
-    return text if text.endswith(".") else f"{text or 'it said nothing'}."
+def _message(reply: Reply) -> str:
+    content = reply.json()
+    if isinstance(content, dict):
+        content = content.get("error", content.get("detail", content))
+    if isinstance(content, list) and content:
+        content = content[0]
+    if isinstance(content, dict):
+        content = content.get("message", content.get("msg", content))
+    text = str(content)[:2000] if content is not None else reply.body[:200].decode("utf-8", "replace")
+    return text if text.endswith(".") else f"{text or 'the response is empty'}."
 
 
-def _penult(said: Mapping[str, Any], model: str | None) -> Server:
-    served = said.get("served_models")  # older versions do not report it
+def _penult(content: Mapping[str, Any], model: str | None) -> Server:
+    served = content.get("served_models")  # older versions do not report it
     if model is None and isinstance(served, list) and len(served) > 1:
-        raise ValueError(f"The server has several models; name one with model=: {', '.join(map(str, served))}.")
+        raise ValueError(f"The server has several models. Pass model= with one of: {', '.join(map(str, served))}.")
     # Servers of older versions do not report these two, and would silently ignore a prompt.
-    longest, prompts = said.get("max_prompt_chars", 0), said.get("prompts")
+    longest, prompts = content.get("max_prompt_chars", 0), content.get("prompts")
     return Server(
         kind="penult",
         path="/v1/embeddings",
-        fingerprint=str(_stated(said, "fingerprint", str)),
-        dimension=_stated(said, "dimension", int),
-        model=model or str(_stated(said, "served_model_name", str)),
-        max_texts=_stated(said, "max_client_batch_size", int),
-        max_bytes=_stated(said, "max_body_bytes", int),
+        fingerprint=str(_required(content, "fingerprint", str)),
+        dimension=_required(content, "dimension", int),
+        model=model or str(_required(content, "served_model_name", str)),
+        max_texts=_required(content, "max_client_batch_size", int),
+        max_bytes=_required(content, "max_body_bytes", int),
         max_prompt_chars=longest if isinstance(longest, int) else 0,
         prompts=prompts if isinstance(prompts, dict) else {},
     )
 
 
-def _stated(said: Mapping[str, Any], key: str, kind: type) -> Any:  # noqa: ANN401 - of the kind
-    value = said.get(key)
+def _required(content: Mapping[str, Any], key: str, kind: type) -> Any:  # noqa: ANN401 - of the kind
+    value = content.get(key)
     if not isinstance(value, kind) or isinstance(value, bool) or (isinstance(value, int) and value < 1):
-        wanted = "a text" if kind is str else "a whole number of at least 1"
-        raise ValueError(f"The server's GET /info gives {value!r:.80} as {key!r} where {wanted} was looked for.")
+        expected = "a string" if kind is str else "an integer of at least 1"
+        raise ValueError(f"GET /info of the server has {key!r}: {value!r:.80}; it must be {expected}. Check base_url.")
     return value
 
 
-def _tei(said: Mapping[str, Any]) -> Server:
+def _tei(content: Mapping[str, Any]) -> Server:
     names = ("model_id", "model_sha", "model_dtype", "model_type", "max_input_length")
-    kind = said.get("model_type")
+    kind = content.get("model_type")
     if isinstance(kind, dict) and "embedding" not in kind:
         raise ValueError(
-            f"{said['model_id']!r} is served as {' '.join(kind)}, which gives no vectors; serve an embedding model."
+            f"{content['model_id']!r} is served as {' '.join(kind)}, which does not return vectors. Serve an embedding model."
         )
     return Server(
         kind="tei",
         path="/embed",
-        fingerprint=_hash({"server": "tei", **{name: said.get(name) for name in names}}),
-        max_texts=_MAX_TEXTS if said.get("max_client_batch_size") is None else _stated(said, "max_client_batch_size", int),
+        fingerprint=_hash({"server": "tei", **{name: content.get(name) for name in names}}),
+        max_texts=_MAX_TEXTS
+        if content.get("max_client_batch_size") is None
+        else _required(content, "max_client_batch_size", int),
     )
 
 
 def _listed_path(paths: Mapping[str, Any], model: str | None) -> str | None:
     """Select DeepSparse's inference path from the server's OpenAPI document."""
-    named = {found[1]: path for path in paths if (found := re.fullmatch(r"/(?:v2/models|invocations)/(.+)/infer", path))}
+    named = {match[1]: path for path in paths if (match := re.fullmatch(r"/(?:v2/models|invocations)/(.+)/infer", path))}
     own = ("/predict",) if "/v1/embeddings" in paths else ("/predict", "/invocations")  # vLLM has an /invocations as well
     old = [path for path in _posts(paths) if path in own]
     if model is not None:
-        wanted = [path for path in (named.get(model), f"/{model.strip('/')}") if path in paths]
-        if not wanted:
-            raise ValueError(f"The server has no model {model!r}; it has {', '.join(named) or ', '.join(old) or 'none'}.")
-        return wanted[0]
+        candidates = [path for path in (named.get(model), f"/{model.strip('/')}") if path in paths]
+        if not candidates:
+            raise ValueError(
+                f"The server does not have the model {model!r}. Its models: {', '.join(named) or ', '.join(old) or 'none'}."
+            )
+        return candidates[0]
     if len(named) > 1:
-        raise ValueError(f"The server has several models; name one with model=: {', '.join(sorted(named))}.")
+        raise ValueError(f"The server has several models. Pass model= with one of: {', '.join(sorted(named))}.")
     return next(iter(named.values()), None) or (old[0] if old else None)
 
 
@@ -328,7 +338,7 @@ def _routed_path(paths: Mapping[str, Any]) -> Talk[str | None]:
     posts = _posts(paths)
     served = [route for route in routes if route in posts]
     if len(served) > 1:
-        raise ValueError(f"The server has several models; name one with model=: {', '.join(sorted(served))}.")
+        raise ValueError(f"The server has several models. Pass model= with one of: {', '.join(sorted(served))}.")
     return served[0] if served else None
 
 
@@ -345,8 +355,8 @@ def _tried_path(model: str | None) -> Talk[str]:
             return path
         last = reply
     raise ValueError(
-        "This is no server that penult knows (penult, DeepSparse, Text Embeddings Inference): GET /info, GET /openapi.json "
-        f"and POST {', '.join(candidates)} answered HTTP {last.status} or something else than was looked for. {_OPENAI}"
+        "base_url is not a supported server (penult, DeepSparse, Text Embeddings Inference): GET /info, GET /openapi.json and "
+        f"POST {', '.join(candidates)} returned HTTP {last.status} or an unexpected response. {_OPENAI}"
     )
 
 
@@ -367,11 +377,11 @@ def _deepsparse(path: str) -> Talk[Server]:
     return Server(kind="deepsparse", path=path, fingerprint=_hash({"server": "deepsparse", "endpoint": mine}))
 
 
-def _hash(said: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:32]
+def _hash(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
 
 
-def _ask(server: Server, texts: Sequence[str], role: Role, prompt: str | None) -> Call:
+def _request(server: Server, texts: Sequence[str], role: Role, prompt: str | None) -> Call:
     body: dict[str, Any]
     if server.kind == "penult":
         body = {"input": list(texts), "model": server.model, "input_type": role, "encoding_format": "base64"}
@@ -386,45 +396,45 @@ def _ask(server: Server, texts: Sequence[str], role: Role, prompt: str | None) -
     return Call("POST", server.path, body)
 
 
-def _read(server: Server, said: Any, count: int) -> Vectors:  # noqa: ANN401 - JSON
+def _read(server: Server, content: Any, count: int) -> Vectors:  # noqa: ANN401 - JSON
     """Return N finite vectors of one size from a response, or raise an error that describes the response."""
     try:
         if server.kind == "penult":
-            rows: Any = [np.frombuffer(base64.b64decode(item["embedding"]), "<f4") for item in said["data"]]
+            rows: Any = [np.frombuffer(base64.b64decode(item["embedding"]), "<f4") for item in content["data"]]
         else:
-            rows = said["embeddings"] if server.kind == "deepsparse" else said
+            rows = content["embeddings"] if server.kind == "deepsparse" else content
         if not isinstance(rows, list):
             raise TypeError
         vectors = [_numbers(row) for row in rows]
     except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise ValueError(f"The server answered with {_kind_of(said)} where {count} vectors were asked for.") from error
+        raise ValueError(f"The server returned {_kind_of(content)} instead of {count} vectors.") from error
     sizes = sorted({vector.size if vector.ndim == 1 else 0 for vector in vectors})
     if len(vectors) != count or len(sizes) != 1 or sizes[0] == 0:
         raise ValueError(
-            f"The server answered with {len(vectors)} items of {', '.join(map(str, sizes)) or 'no'} values where {count} "
-            "vectors of one size were asked for."
+            f"The server returned {len(vectors)} items of {', '.join(map(str, sizes)) or 'no'} values instead of {count} "
+            "vectors of one size."
         )
-    found: Vectors = np.stack(vectors)  # (N, D)
-    bad = int((~np.isfinite(found)).any(axis=1).sum())
+    matrix: Vectors = np.stack(vectors)  # (N, D)
+    bad = int((~np.isfinite(matrix)).any(axis=1).sum())
     if bad:
-        raise ValueError(f"The server answered with NaN or infinite values in {bad} of {count} vectors.")
-    return found
+        raise ValueError(f"The server returned NaN or infinite values in {bad} of {count} vectors.")
+    return matrix
 
 
 def _numbers(row: Any) -> Vectors:  # noqa: ANN401 - JSON
     """Parse a row of numbers. Anything else, also a numeric string, is not a vector. null is NaN, which is rejected later."""
-    found = np.asarray(row)
-    if found.dtype.kind not in "fiuO" or (found.dtype.kind == "O" and any(isinstance(value, str) for value in row)):
+    array = np.asarray(row)
+    if array.dtype.kind not in "fiuO" or (array.dtype.kind == "O" and any(isinstance(value, str) for value in row)):
         raise TypeError
     with np.errstate(over="ignore"):  # overflow becomes infinity, which is rejected later
-        return found.astype(np.float32)
+        return array.astype(np.float32)
 
 
-def _kind_of(said: Any) -> str:  # noqa: ANN401 - JSON
-    first = said[0] if isinstance(said, list) and said else said
+def _kind_of(content: Any) -> str:  # noqa: ANN401 - JSON
+    first = content[0] if isinstance(content, list) and content else content
     first = first[0] if isinstance(first, list) and first else first
     if isinstance(first, dict) and ("label" in first or "labels" in first):
-        return "labels: this is a classification endpoint, not an embedding one,"
-    if isinstance(said, dict):
-        return f"the keys {', '.join(map(str, said))}" if said else "an empty object"
-    return "no JSON" if said is None else f"a {type(said).__name__}"
+        return "labels (it is a classification endpoint, not an embedding endpoint)"
+    if isinstance(content, dict):
+        return f"the keys {', '.join(map(str, content))}" if content else "an empty JSON object"
+    return "a body that is not JSON" if content is None else f"a {type(content).__name__}"

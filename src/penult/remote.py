@@ -76,7 +76,7 @@ class RemoteEmbedder:
             if value < least:
                 raise ValueError(f"{name} is {value}; it must be at least {least}.")
         self._prompts = _checked_prompts(prompts)
-        self._again = partial(
+        self._recreate = partial(
             RemoteEmbedder,
             base_url,
             api_key,
@@ -104,17 +104,17 @@ class RemoteEmbedder:
             "transport": transport,
         }
         self._client = PerProcess(partial(httpx.Client, **self._options))  # a fork must not share its parent's connections
-        weakref.finalize(self, _close, self._client)  # nobody closes adapters
+        weakref.finalize(self, _close, self._client)  # adapters are never closed
         self._awaiting: httpx.AsyncClient | None = None  # only between `async with` and its end
         self._server: Server | None = None
         self._dimension: int | None = None
-        self._said_truncated = False
+        self._warned_of_truncation = False
 
     @property
     def dimension(self) -> int:
         """D, the number of values in a vector. The first use queries the server."""
-        if self._dimension is None and (server := self._known("document")).dimension is None:
-            self._noted(*self._talk(protocols.embed(server, ["a"], "document")))
+        if self._dimension is None and (server := self._detected("document")).dimension is None:
+            self._store_dimension(*self._talk(protocols.embed(server, ["a"], "document")))
         return cast("int", self._dimension)
 
     @property
@@ -123,7 +123,7 @@ class RemoteEmbedder:
 
         It includes this object's `prompts` if they differ from the server's own, but not the `prompt` of a single call.
         """
-        server = self._known("document")
+        server = self._detected("document")
         for prompt in self._prompts.values():
             protocols.check_prompt(server, prompt)
         return protocols.fingerprint(server, self._prompts)
@@ -152,10 +152,10 @@ class RemoteEmbedder:
             ValueError: the server does not support prompts or rejected the texts, or its response is not N finite vectors
                 of one size.
         """
-        checked, prompt = _checked(texts, role), self._prompt(role, prompt)
+        checked, prompt = _checked_texts(texts, role), self._prompt(role, prompt)
         if not checked:
             return np.empty((0, self.dimension), np.float32)
-        server = self._known(role, prompt)
+        server = self._detected(role, prompt)
         requests = protocols.parts(server, checked)
         threads = ThreadPoolExecutor(min(self._concurrency, len(requests)))
         with progress_bar(len(checked), shown=progress) as step, threads:
@@ -179,9 +179,9 @@ class RemoteEmbedder:
 
     async def aembed(self, texts: Iterable[str], role: Role = "document", *, prompt: str | None = None) -> Vectors:
         """Return the vectors of N texts without blocking the event loop; otherwise as `embed`."""
-        checked, prompt = _checked(texts, role), self._prompt(role, prompt)
+        checked, prompt = _checked_texts(texts, role), self._prompt(role, prompt)
         async with _Borrowed(self._awaiting or self._new_async(), keep=self._awaiting is not None) as client:
-            server = await self._aknown(client, role, prompt)
+            server = await self._adetected(client, role, prompt)
             slots = asyncio.Semaphore(self._concurrency)
 
             async def one(start: int, part: list[str]) -> tuple[Vectors, int]:
@@ -191,11 +191,11 @@ class RemoteEmbedder:
             requests = protocols.parts(server, checked or (["a"] if self._dimension is None else []))
             tasks = [asyncio.ensure_future(one(start, part)) for start, part in _numbered(requests)]
             try:
-                found = list(await asyncio.gather(*tasks))
+                responses = list(await asyncio.gather(*tasks))
             finally:
                 for task in tasks:
                     task.cancel()
-        joined = self._joined(found, max(len(checked), 1)) if found else np.empty((0, self.dimension), np.float32)
+        joined = self._joined(responses, max(len(checked), 1)) if responses else np.empty((0, self.dimension), np.float32)
         return joined[: len(checked)]
 
     def close(self) -> None:
@@ -221,63 +221,64 @@ class RemoteEmbedder:
         self.close()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return self._again, ()  # a connection cannot be pickled; the receiver opens its own
+        return self._recreate, ()  # a connection cannot be pickled; the receiver opens its own
 
     def __repr__(self) -> str:
         return f"RemoteEmbedder({self._base!r})"
 
-    def _prompt(self, role: Role, given: str | None) -> str | None:
+    def _prompt(self, role: Role, prompt: str | None) -> str | None:
         """Return the prompt to send: the call's, else this object's for the role. None: the server uses its own."""
-        if given is not None:
-            _check_prompt("prompt", given)
-            return given
+        if prompt is not None:
+            _check_prompt("prompt", prompt)
+            return prompt
         return self._prompts.get(role)
 
-    def _known(self, role: Role, prompt: str | None = None) -> Server:
+    def _detected(self, role: Role, prompt: str | None = None) -> Server:
         """Return the server; detect it at first use, and TEI's prompt at the first use of its role.
 
         Raises:
             ValueError: there is a prompt to send, and the server does not support prompts.
         """
-        server = self._server or self._keep(self._talk(self._finding()))
+        server = self._server or self._store(self._talk(self._detection()))
         if prompt is not None:
             protocols.check_prompt(server, prompt)
-        return self._keep(self._talk(protocols.prompted(server, role)))
+        return self._store(self._talk(protocols.prompted(server, role)))
 
-    async def _aknown(self, client: httpx.AsyncClient, role: Role, prompt: str | None) -> Server:
-        server = self._server or self._keep(await self._atalk(client, self._finding()))
+    async def _adetected(self, client: httpx.AsyncClient, role: Role, prompt: str | None) -> Server:
+        server = self._server or self._store(await self._atalk(client, self._detection()))
         if prompt is not None:
             protocols.check_prompt(server, prompt)
-        return self._keep(await self._atalk(client, protocols.prompted(server, role)))
+        return self._store(await self._atalk(client, protocols.prompted(server, role)))
 
-    def _finding(self) -> Talk[Server]:
+    def _detection(self) -> Talk[Server]:
         return protocols.find(self._model) if self._path is None else protocols.at(self._path)
 
-    def _keep(self, server: Server) -> Server:
+    def _store(self, server: Server) -> Server:
         self._server = server
         if server.dimension is not None:
             self._dimension = server.dimension
         return server
 
-    def _joined(self, found: list[tuple[Vectors, int]], count: int) -> Vectors:
-        for vectors, _ in found:
-            self._noted(vectors, 0)
-        cut = sum(truncated for _, truncated in found)
-        if cut and not self._said_truncated:
-            self._said_truncated = True
+    def _joined(self, responses: list[tuple[Vectors, int]], count: int) -> Vectors:
+        for vectors, _ in responses:
+            self._store_dimension(vectors, 0)
+        cut = sum(truncated for _, truncated in responses)
+        if cut and not self._warned_of_truncation:
+            self._warned_of_truncation = True
             warnings.warn(
-                f"{cut} of {count} texts had more tokens than the server's model takes, and were cut there. Split them. "
-                "Said once.",
+                f"The server truncated {cut} of {count} texts, which exceed the model's maximum length. Split them. This "
+                "warning is shown once.",
                 TruncationWarning,
                 stacklevel=3,
             )
-        return np.concatenate([vectors for vectors, _ in found])
+        return np.concatenate([vectors for vectors, _ in responses])
 
-    def _noted(self, vectors: Vectors, _: int) -> None:
+    def _store_dimension(self, vectors: Vectors, _: int) -> None:
         size = int(vectors.shape[1])
         if self._dimension is not None and size != self._dimension:
             raise ValueError(
-                f"The server's vectors had {self._dimension} values before, and now {size}: it serves another model."
+                f"The size of the server's vectors changed from {self._dimension} to {size}: it serves another model. "
+                "Create a new RemoteEmbedder."
             )
         self._dimension = size
 
@@ -340,19 +341,22 @@ class RemoteEmbedder:
         if _is_late(error):
             more = min(self._retries, _TIMED_OUT_AGAIN)
             return TimeoutError(
-                f"{self._base} gave no answer within {self._timeout:g} s, also after {more} more attempts; give a larger "
-                "timeout=, or a lower concurrency=."
+                f"{self._base} did not respond within {self._timeout:g} s, also after {more} retries. Pass a larger "
+                "timeout= or a smaller concurrency=."
             )
-        return ConnectionError(f"{self._base} cannot be reached, also after {self._retries} more attempts: {error}.")
+        return ConnectionError(
+            f"{self._base} cannot be reached, also after {self._retries} retries: {error}. Check the URL, and that the "
+            "server runs."
+        )
 
     def _blocking(self) -> httpx.Client:
         if self._transport is not None and not hasattr(self._transport, "handle_request"):
-            raise TypeError(f"transport is a {type(self._transport).__name__}, which only awaits; use aembed.")
+            raise TypeError(f"transport is a {type(self._transport).__name__}, which is async only. Use aembed.")
         return self._client.get()
 
     def _new_async(self) -> httpx.AsyncClient:
         if self._transport is not None and not hasattr(self._transport, "handle_async_request"):
-            raise TypeError(f"transport is a {type(self._transport).__name__}, which only blocks; use embed.")
+            raise TypeError(f"transport is a {type(self._transport).__name__}, which is sync only. Use embed.")
         return httpx.AsyncClient(**self._options)
 
 
@@ -395,7 +399,7 @@ def _checked_key(api_key: str) -> bytes:
     """
     key = api_key.strip()
     if not key or not key.isprintable() or unencodable(key) is not None:
-        raise ValueError("api_key is empty or has characters that a header cannot carry, such as the end of a line.")
+        raise ValueError("api_key is empty or has characters that a header cannot contain, such as a line break.")
     return key.encode()
 
 
@@ -432,16 +436,16 @@ def _numbered(parts: list[list[str]]) -> Iterator[tuple[int, list[str]]]:
 
 def _retry_after(headers: Mapping[str, str]) -> float:
     """Parse the Retry-After header, a number of seconds or a date; return at most a minute."""
-    said = headers.get("retry-after", "").strip()
-    if said.isdecimal():
-        return min(float(said), _LONGEST_PAUSE)
+    value = headers.get("retry-after", "").strip()
+    if value.isdecimal():
+        return min(float(value), _LONGEST_PAUSE)
     try:
-        return max(0.0, min(parsedate_to_datetime(said).timestamp() - time.time(), _LONGEST_PAUSE))
+        return max(0.0, min(parsedate_to_datetime(value).timestamp() - time.time(), _LONGEST_PAUSE))
     except (ValueError, OverflowError):  # OverflowError: a time zone of many digits
         return 0.0
 
 
-def _checked(texts: Iterable[str], role: Role) -> list[str]:
+def _checked_texts(texts: Iterable[str], role: Role) -> list[str]:
     if role not in ("document", "query"):
         raise ValueError(f"role is {role!r}; it must be 'document' or 'query'.")
     return checked_texts(texts)
@@ -457,15 +461,15 @@ def _checked_prompts(prompts: Mapping[str, str] | None) -> dict[str, str]:
     if prompts is None:
         return {}
     if not isinstance(prompts, Mapping):
-        raise TypeError(f"prompts is a {type(prompts).__name__}; give a dict such as {{'query': 'query: '}}.")
+        raise TypeError(f"prompts is a {type(prompts).__name__}; pass a dict such as {{'query': 'query: '}}.")
     for role, prompt in prompts.items():
         if role not in ("document", "query"):
-            raise ValueError(f"prompts has the key {role!r}; its keys are the roles 'query' and 'document'.")
+            raise ValueError(f"prompts has the key {role!r}; the allowed keys are 'query' and 'document'.")
         _check_prompt(f"prompts[{role!r}]", prompt)
     return dict(prompts)
 
 
 def _check_prompt(name: str, prompt: object) -> None:
-    why = unencodable(prompt)
-    if why is not None:
-        raise (ValueError if isinstance(prompt, str) else TypeError)(f"{name} {why}; give a str.")
+    reason = unencodable(prompt)
+    if reason is not None:
+        raise (ValueError if isinstance(prompt, str) else TypeError)(f"{name} {reason}; pass a str.")

@@ -1,4 +1,4 @@
-"""The tiny model behind every route, once for all tests."""
+"""Fixtures of the server tests: the tiny model on every route, served once for all tests."""
 
 import warnings
 from pathlib import Path
@@ -15,7 +15,7 @@ from penult.types import TruncationWarning
 
 @pytest.fixture(scope="session")
 def served(tiny):
-    """The tiny model behind every route; small limits, so that tests can pass them."""
+    """Serve the tiny model on every route, with small limits that tests can exceed."""
     limits = Limits(max_body_bytes=200_000, max_client_batch_size=100, max_text_chars=5_000)
     with serving(DeepSparseEndpoint(model=str(tiny), kwargs={"extraction_strategy": "reduce_mean"}), limits=limits) as running:
         yield running
@@ -23,14 +23,14 @@ def served(tiny):
 
 @pytest.fixture
 def client(served):
-    """An HTTP client of that server."""
+    """Return an HTTP client of that server."""
     with httpx.Client(base_url=served.url, timeout=20) as made:
         yield made
 
 
 @pytest.fixture(scope="session")
 def models_folder(tmp_path_factory):
-    """Make a tiny model of another kind, once for each name."""
+    """Create a tiny model with other options, once per name."""
     root = tmp_path_factory.mktemp("more")
     made: dict[str, dict[str, object]] = {}
 
@@ -46,7 +46,7 @@ def models_folder(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def _truncation_is_counted():
-    """A server says in each answer how many texts it cut; in its process, the warning is off."""
+    """Ignore TruncationWarning, as a server process does: each response counts its truncated texts."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", TruncationWarning)
         yield

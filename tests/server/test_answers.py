@@ -1,4 +1,4 @@
-"""Large answers are written in parts, so that others are answered meanwhile, and are the same to the byte."""
+"""Large responses are serialized in parts, so that other requests are answered meanwhile, without a change of the bytes."""
 
 import base64
 import json
@@ -33,44 +33,44 @@ def numbers(*shape: int) -> np.ndarray:
         numbers(200_001),
     ],
 )
-async def test_the_bytes_of_an_answer(content):
-    """In whatever parts it is written, an answer is what orjson writes at once."""
+async def test_response_bytes(content):
+    """A response serialized in parts has the bytes that orjson writes at once."""
     answer = await respond(content, 1_000_000)
     assert answer.body == orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
-async def test_no_part_is_large(monkeypatch):
-    """However many numbers an answer has, few are written in one step."""
+async def test_each_part_is_small(monkeypatch):
+    """Each step serializes few numbers, whatever the size of the response."""
     steps = []
     dumps = orjson.dumps
 
-    def noted(value, **options):
+    def recorded(value, **options):
         if isinstance(value, np.ndarray):
             steps.append(value.size)
         return dumps(value, **options)
 
-    monkeypatch.setattr(requests.orjson, "dumps", noted)
+    monkeypatch.setattr(requests.orjson, "dumps", recorded)
     await respond([numbers(300, 1024), numbers(400_000)], 1_000_000)
     assert max(steps) <= 65_536
     assert sum(steps) == 300 * 1024 + 400_000
 
 
 async def test_base64():
-    """A vector can be base64 of its little-endian bytes."""
+    """A vector can be serialized as base64 of its little-endian bytes."""
     vector = numbers(384)
     answer = await respond([Base64(vector)], 384)
     (text,) = json.loads(answer.body)
     assert base64.b64decode(text) == vector.tobytes()
 
 
-async def test_what_is_not_json():
-    """Anything else in an answer is a bug, and says so."""
+async def test_objects_that_are_not_json():
+    """Any other object in a response raises TypeError."""
     with pytest.raises(TypeError):
         await respond({"x": object()}, 0)
 
 
-def test_an_answer_of_many_numbers(tiny):
-    """The routes give the same numbers in a large answer as in a small one, as numbers and as base64."""
+def test_large_response(tiny):
+    """A large response has the same vectors as small ones, as numbers and as base64."""
     texts = [f"the cat sat on mat {i}" for i in range(200)] * 20
     with serving(EndpointConfig(model=str(tiny)), limits={"max_client_batch_size": 5000}) as running:
         small = [running.post("/v1/embeddings", {"input": texts[i : i + 100]}).json()["data"] for i in (0, 100)]

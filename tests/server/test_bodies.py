@@ -1,4 +1,4 @@
-"""Bodies while they are received: all together bounded, none for ever, and a refusal that reaches its client."""
+"""Limits on request bodies: total bytes, time, and a refusal that reaches the client."""
 
 import asyncio
 import http.client
@@ -34,7 +34,7 @@ def read(client: socket.socket) -> bytes:
 
 
 def used(running) -> int:
-    """Return the bytes that the server counts."""
+    """Return the bytes that the server currently counts."""
     layer = running.app.middleware_stack
     while not hasattr(layer, "_bodies"):
         layer = layer.app if hasattr(layer, "app") else layer._app
@@ -49,14 +49,14 @@ def wait_for(condition) -> None:
 
 
 def test_bodies_in_flight_are_bounded(tiny):
-    """Half-sent bodies fill the bound and no more; what comes then is 429, small requests are answered, and it empties."""
+    """Incomplete bodies count up to the limit; then large requests get 429, small ones are answered, and the count returns to 0."""
     limits = Limits(max_body_bytes=400_000, max_bodies_in_flight=1_000_000)
     with serving(EndpointConfig(model=str(tiny)), limits=limits) as running, ExitStack() as stack:
-        held = [stack.enter_context(connect(running)) for _ in range(2)]
-        for client in held:
+        clients = [stack.enter_context(connect(running)) for _ in range(2)]
+        for client in clients:
             send(client, b" " * 390_000, 400_000)
         wait_for(lambda: used(running) == 780_000)
-        with connect(running) as third:  # one that announces nothing is refused when the bound is reached
+        with connect(running) as third:  # a body of unknown length is refused when the limit is reached
             third.sendall(CHUNKED)
             third.sendall(b"493e0\r\n" + b" " * 300_000 + b"\r\n0\r\n\r\n")
             assert third.recv(65536).startswith(b"HTTP/1.1 429 ")
@@ -66,21 +66,21 @@ def test_bodies_in_flight_are_bounded(tiny):
         assert answer.startswith(b"HTTP/1.1 429 ")
         assert b"retry-after: 1" in answer.lower()
         assert running.post("/embed", {"inputs": "a"}).status_code == 200
-        for client in held:
+        for client in clients:
             client.close()
         wait_for(lambda: used(running) == 0)
         assert running.post("/embed", {"inputs": "a" * 390_000}).status_code == 200
-        wait_for(lambda: used(running) == 0)  # the client may have the answer a moment earlier
+        wait_for(lambda: used(running) == 0)  # the client may get the response shortly before
 
 
 def test_one_body_always_fits(tiny):
-    """A bound below the size of one body does not shut it out."""
+    """A total limit below the limit of one body still accepts one body."""
     with serving(EndpointConfig(model=str(tiny)), limits=Limits(max_bodies_in_flight=1)) as running:
         assert running.post("/embed", {"inputs": "a" * 500_000}).status_code == 200
 
 
-def test_a_body_that_trickles_is_sent_away(tiny, monkeypatch):
-    """A client that sends some bytes now and then is slower than any network, and cannot hold a body for ever."""
+def test_a_slow_body_gets_408(tiny, monkeypatch):
+    """A body that arrives byte by byte gets 408."""
     monkeypatch.setattr(bodies, "_STALL_SECONDS", 0.5)
     with serving(EndpointConfig(model=str(tiny))) as running, connect(running) as slow:
         send(slow, b" ", 5000)
@@ -98,8 +98,8 @@ def test_a_body_that_trickles_is_sent_away(tiny, monkeypatch):
 
 @pytest.mark.parametrize("headers", ["", "Connection: close\r\n"])
 @pytest.mark.parametrize("size", [300_000, 3_000_000])
-def test_a_client_that_writes_before_it_reads_gets_its_413(tiny, headers, size):
-    """A body over the limit is received to its end, within bounds, so that the refusal is not lost in a reset."""
+def test_a_client_that_sends_everything_first_gets_413(tiny, headers, size):
+    """A body over the limit is drained within limits, so that the client gets the 413 and not a connection reset."""
     with serving(
         EndpointConfig(model=str(tiny)), limits=Limits(max_body_bytes=1_000_000 if size > 1e6 else 200_000)
     ) as running:
@@ -107,7 +107,7 @@ def test_a_client_that_writes_before_it_reads_gets_its_413(tiny, headers, size):
             send(client, b" " * size, headers=headers)
             answer = read(client)
         assert answer.startswith(b"HTTP/1.1 413 ")
-        with connect(running) as client:  # a length that is not announced
+        with connect(running) as client:  # without Content-Length
             client.sendall(CHUNKED)
             for _ in range(size // 50_000):
                 client.sendall(b"c350\r\n" + b" " * 50_000 + b"\r\n")
@@ -117,8 +117,8 @@ def test_a_client_that_writes_before_it_reads_gets_its_413(tiny, headers, size):
         assert used(running) == 0
 
 
-def test_what_is_received_of_a_refused_body_is_bounded(tiny, monkeypatch):
-    """A client that never stops sending is cut off."""
+def test_draining_a_refused_body_is_limited(tiny, monkeypatch):
+    """The connection of a client that sends without end is closed."""
     monkeypatch.setattr(bodies, "_DRAIN_TIMES", 2)
     with serving(EndpointConfig(model=str(tiny)), limits=Limits(max_body_bytes=100_000)) as running, connect(running) as client:
         sent = []
@@ -136,11 +136,11 @@ def test_what_is_received_of_a_refused_body_is_bounded(tiny, monkeypatch):
         thread.start()
         thread.join(20)
         assert not thread.is_alive()
-        assert len(sent) < 1000  # what the system's buffers hold included
+        assert len(sent) < 1000  # including the buffers of the operating system
 
 
 def test_a_refusal_of_a_small_body_keeps_the_connection(tiny):
-    """Where little is left to receive, the next request goes over the same connection."""
+    """After the refusal of a small body, the client can reuse the connection."""
     with serving(EndpointConfig(model=str(tiny)), api_key="k") as running:
         client = http.client.HTTPConnection("127.0.0.1", running.port, timeout=20)
         for key, status in (("wrong", 401), ("k", 200)):
@@ -151,8 +151,8 @@ def test_a_refusal_of_a_small_body_keeps_the_connection(tiny):
         client.close()
 
 
-def test_a_client_that_waits_for_leave_is_answered_at_once(tiny):
-    """`Expect: 100-continue` with a body over the limit gets the 413 in place of the 100, and is not waited for."""
+def test_expect_100_continue(tiny):
+    """`Expect: 100-continue` with a body over the limit gets 413 instead of 100, at once."""
     with serving(EndpointConfig(model=str(tiny)), limits=Limits(max_body_bytes=1000)) as running, connect(running) as client:
         started = time.monotonic()
         send(client, b"", 300_000, "Expect: 100-continue\r\n")
@@ -160,8 +160,8 @@ def test_a_client_that_waits_for_leave_is_answered_at_once(tiny):
         assert time.monotonic() - started < 2
 
 
-async def test_an_answer_is_counted_until_it_is_read():
-    """Large answers that nobody reads have a limit together; one alone is always sent, in pieces and unchanged."""
+async def test_responses_count_until_they_are_read():
+    """Large unread responses have a common limit; a single one is always sent, in pieces and unchanged."""
     answers, got, read = Answers(300_000), [], asyncio.Event()
 
     async def slow_send(message):
@@ -177,9 +177,9 @@ async def test_an_answer_is_counted_until_it_is_read():
     await first.send(start(len(content)))
     sending = asyncio.ensure_future(first.send({"type": "http.response.body", "body": content}))
     await asyncio.sleep(0)
-    with pytest.raises(Refusal, match="2500000 bytes, the limit is 300000"):
+    with pytest.raises(Refusal, match="2500000 bytes; the limit is 300000"):
         await Answer(slow_send, answers).send(start(100_000))
-    await Answer(slow_send, answers).send(start(1000))  # small ones are not counted
+    await Answer(slow_send, answers).send(start(1000))  # small responses are not counted
     read.set()
     await sending
     first.release()

@@ -1,4 +1,4 @@
-"""What web pages may ask of a server on this machine: nothing, unless they are its own or were allowed."""
+"""Requests of web pages: refused on a local server, unless they are its own pages or allowed."""
 
 import json
 
@@ -21,22 +21,22 @@ def local(tiny):
 
 @pytest.fixture(scope="module")
 def opened(tiny):
-    """The same with names and pages that were allowed."""
+    """Serve with allowed host names and origins."""
     allowed = {"allowed_hosts": ("box.example", "*.lan"), "allow_origin": ("https://app.example", "http://localhost:3000")}
     with serving(EndpointConfig(model=str(tiny)), **allowed) as running:
         yield running
 
 
 def post(running, headers=None, path="/v1/embeddings"):
-    """Send a request with exactly these headers, and a content type."""
+    """Send a request with these headers and a content type."""
     return httpx.post(running.url + path, content=BODY, headers={**HEADERS, **(headers or {})})
 
 
 def error(answer: httpx.Response) -> str:
-    """Return the message, which stands where the route's contract has it."""
+    """Return the error message from the format of the route's protocol."""
     body = answer.json()
-    found = body["detail"] if "detail" in body else body["error"]
-    return found["message"] if isinstance(found, dict) else found
+    details = body["detail"] if "detail" in body else body["error"]
+    return details["message"] if isinstance(details, dict) else details
 
 
 LOOPBACK = [
@@ -54,14 +54,14 @@ FOREIGN = ["evil.example", "evil.example:5543", "localhost.evil.example", "127.0
 
 
 @pytest.mark.parametrize("host", LOOPBACK)
-def test_names_of_this_machine(local, host):
-    """Every name and address of the loopback interface is answered, with any port."""
+def test_loopback_hosts_are_allowed(local, host):
+    """All loopback names and addresses are allowed as host, with any port."""
     assert post(local, {"host": host}).status_code == 200
 
 
 @pytest.mark.parametrize("host", FOREIGN)
-def test_a_name_that_was_rebound(local, host):
-    """A name that an attacker's DNS points at this machine is refused, on every route and with every method."""
+def test_dns_rebinding_is_refused(local, host):
+    """A host name that DNS rebinding points to this machine is refused on every route, for every method."""
     for path in ROUTES:
         answer = post(local, {"host": host}, path)
         assert answer.status_code == 403
@@ -76,13 +76,13 @@ def test_a_name_that_was_rebound(local, host):
     [("box.example", 200), ("BOX.example:99", 200), ("a.lan", 200), ("a.b.lan:1", 200), ("localhost", 200), ("lan", 403),
      ("evillan", 403), ("x.box.example", 403), ("evil.example", 403)],
 )  # fmt: skip
-def test_names_that_are_allowed(opened, host, status):
-    """--allowed-hosts adds names, a wildcard all below a domain."""
+def test_allowed_hosts(opened, host, status):
+    """--allowed-hosts adds host names, and with a wildcard all subdomains."""
     assert post(opened, {"host": host}).status_code == status
 
 
-def test_allowed_hosts_hold_everywhere(tiny):
-    """Where they are given they are checked on every address, with a key too; without them a public server has any name."""
+def test_allowed_hosts_on_every_address(tiny):
+    """Allowed hosts are checked on every address, also with a key; without them, a public server accepts any host."""
     for options, status in (
         ({"host": "0.0.0.0"}, 200),
         ({"host": "0.0.0.0", "allowed_hosts": ("box.example",)}, 403),
@@ -103,15 +103,15 @@ def test_allowed_hosts_hold_everywhere(tiny):
         {"origin": "https://evil.example", "sec-fetch-site": "cross-site", "sec-fetch-mode": "cors"},
         {"origin": "http://localhost.evil.example:3000", "sec-fetch-site": "cross-site"},
         {"origin": "http://127.0.0.1@evil.example", "sec-fetch-site": "cross-site"},
-        {"origin": "null", "sec-fetch-site": "cross-site"},  # a sandboxed frame, a file
+        {"origin": "null", "sec-fetch-site": "cross-site"},  # a sandboxed frame or a file
         {"origin": "http://127.0.0.1.evil.example"},
-        {"sec-fetch-site": "cross-site", "sec-fetch-mode": "no-cors"},  # an image, a script
+        {"sec-fetch-site": "cross-site", "sec-fetch-mode": "no-cors"},  # an image or a script
         {"sec-fetch-site": "same-site"},
         {"sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate"},  # a form
     ],
 )
-def test_other_pages_are_refused(local, headers):
-    """What a browser sends for another page is refused before anything is read, in the shape of the route's contract."""
+def test_foreign_pages_are_refused(local, headers):
+    """Requests of foreign pages are refused before the body is read, in the error format of the route's protocol."""
     for path in ROUTES:
         answer = post(local, headers, path)
         assert answer.status_code == 403
@@ -119,8 +119,8 @@ def test_other_pages_are_refused(local, headers):
         assert "access-control-allow-origin" not in answer.headers
 
 
-def test_the_server_s_own_pages(local):
-    """/docs may try its routes, a link from elsewhere may lead to it, and programs say nothing of an origin."""
+def test_own_pages_links_and_programs(local):
+    """Requests of /docs, of links from other sites and of programs without an Origin header are allowed."""
     own = {"origin": local.url, "sec-fetch-site": "same-origin", "sec-fetch-mode": "cors"}
     assert post(local, own).status_code == 200
     named = f"localhost:{local.port}"
@@ -149,15 +149,15 @@ def test_the_server_s_own_pages(local):
     ],
 )
 def test_forms_are_refused(local, content_type, status):
-    """What a page can send anywhere without being asked is refused; a missing content type is not, as in DeepSparse."""
+    """Content types that need no preflight request are refused; a missing content type is allowed, as in DeepSparse."""
     for path in ROUTES:
         headers = {} if content_type is None else {"content-type": content_type}
         assert httpx.post(local.url + path, content=BODY, headers=headers).status_code == status
 
 
 @pytest.mark.parametrize("options", [{"host": "0.0.0.0"}, {"api_key": "k"}])
-def test_other_servers_take_what_they_took(tiny, options):
-    """A server that other machines reach, or that has a key, is asked by pages and as forms as before."""
+def test_network_servers_accept_pages_and_forms(tiny, options):
+    """A server on a network address, or with a key, accepts pages and forms."""
     with serving(EndpointConfig(model=str(tiny)), **options) as running:
         headers = {
             "authorization": "Bearer k",
@@ -168,13 +168,17 @@ def test_other_servers_take_what_they_took(tiny, options):
 
 
 def preflight(running, origin: str, more: dict[str, str] | None = None) -> httpx.Response:
-    asked = {"origin": origin, "access-control-request-method": "POST", "access-control-request-headers": "content-type"}
-    return httpx.options(f"{running.url}/v1/embeddings", headers=asked | (more or {}))
+    request_headers = {
+        "origin": origin,
+        "access-control-request-method": "POST",
+        "access-control-request-headers": "content-type",
+    }
+    return httpx.options(f"{running.url}/v1/embeddings", headers=request_headers | (more or {}))
 
 
 @pytest.mark.parametrize("origin", ["https://evil.example", "http://localhost.evil.example", "http://evil-localhost", "null"])
 def test_cors_is_off(local, origin):
-    """Without --allow-origin no page from elsewhere is allowed, its preflight request included."""
+    """Without --allow-origin, no foreign origin is allowed, also not in a preflight request."""
     answer = preflight(local, origin)
     assert answer.status_code == 400
     assert "access-control-allow-origin" not in answer.headers
@@ -183,10 +187,10 @@ def test_cors_is_off(local, origin):
 @pytest.mark.parametrize(
     "origin", ["http://localhost:3000", "http://127.0.0.1:8080", "http://[::1]:5173", "https://app.localhost"]
 )
-def test_pages_of_this_machine(local, opened, origin):
-    """A page that a program of this machine serves is allowed as the program is, unless --allow-origin names other pages."""
+def test_local_origins(local, opened, origin):
+    """Pages served by this machine are allowed, unless --allow-origin is set."""
     browser = {"origin": origin, "sec-fetch-site": "same-site", "sec-fetch-mode": "cors"}
-    for question in ({}, {"access-control-request-private-network": "true"}):  # the second: of Chrome
+    for question in ({}, {"access-control-request-private-network": "true"}):  # the second is Chrome's
         allowed = preflight(local, origin, question)
         assert (allowed.status_code, allowed.headers["access-control-allow-origin"]) == (200, origin)
     assert post(local, browser).headers["access-control-allow-origin"] == origin
@@ -195,8 +199,8 @@ def test_pages_of_this_machine(local, opened, origin):
 
 
 @pytest.mark.parametrize(("origin", "allowed"), [("https://app.example", True), ("https://evil.example", False)])
-def test_cors_for_pages_that_are_allowed(opened, origin, allowed):
-    """--allow-origin lets a page in: its question before the request, the answer, and an error, which it may read."""
+def test_cors_for_allowed_origins(opened, origin, allowed):
+    """An origin of --allow-origin may send a preflight request and a request, and read responses and errors."""
     answer = preflight(opened, origin)
     assert (answer.status_code, answer.headers.get("access-control-allow-origin")) == (
         (200, origin) if allowed else (400, None)
@@ -210,8 +214,8 @@ def test_cors_for_pages_that_are_allowed(opened, origin, allowed):
     assert (wrong.status_code, wrong.headers.get("access-control-allow-origin")) == ((400, origin) if allowed else (403, None))
 
 
-def test_cors_for_all_pages_and_with_a_key(tiny):
-    """* lets every page in; the question before a request has no key, the request needs it."""
+def test_cors_for_all_origins_and_with_a_key(tiny):
+    """* allows every origin; a preflight request needs no key, the request does."""
     with serving(EndpointConfig(model=str(tiny)), allow_origin=("*",), api_key="k") as running:
         answer = preflight(running, "https://any.example")
         assert (answer.status_code, answer.headers["access-control-allow-origin"]) == (200, "*")
@@ -222,8 +226,8 @@ def test_cors_for_all_pages_and_with_a_key(tiny):
         assert post(running, browser).status_code == 200
 
 
-def test_endpoints_need_leave(local, tiny):
-    """On this machine endpoints are changed with --allow-endpoints, not by any program that reaches the port."""
+def test_changing_endpoints_needs_an_option(local, tiny):
+    """On a loopback address without a key, changing endpoints needs --allow-endpoints."""
     body = {"task": "transformers_embedding_extraction", "model": str(tiny), "name": "more"}
     for method in ("POST", "DELETE"):
         answer = local.client.request(method, "/endpoints", json=body)
@@ -233,4 +237,4 @@ def test_endpoints_need_leave(local, tiny):
         assert running.post("/endpoints", body, headers={"origin": "https://evil.example"}).status_code == 403
         assert running.post("/endpoints", body).status_code == 200
     with serving(EndpointConfig(model=str(tiny)), allow_endpoints=True, host="0.0.0.0") as running:
-        assert running.post("/endpoints", body).status_code == 403  # only a key opens them to other machines
+        assert running.post("/endpoints", body).status_code == 403  # other machines need a key

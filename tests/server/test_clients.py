@@ -1,4 +1,4 @@
-"""The clients that people have, each as its own package ships it: openai in Python and Node, Hugging Face, frameworks."""
+"""Clients of other packages: openai in Python and Node, Hugging Face, frameworks."""
 
 import json
 import os
@@ -27,7 +27,7 @@ def expected(embedder):
 
 
 def test_openai(served, expected):
-    """The official client, which asks for base64 unless told, gets the very same float32."""
+    """OpenAI's client, which requests base64 by default, gets identical float32 values."""
     with openai.OpenAI(base_url=f"{served.url}/v1", api_key="x") as client:
         for options in ({}, {"encoding_format": "float"}):
             answer = client.embeddings.create(model="m", input=TEXTS, **options)
@@ -42,14 +42,14 @@ def test_openai(served, expected):
 
 
 async def test_openai_async(served, expected):
-    """The official client's awaiting half works as well."""
+    """OpenAI's async client works."""
     async with openai.AsyncOpenAI(base_url=f"{served.url}/v1", api_key="x") as client:
         answer = await client.embeddings.create(model="m", input=TEXTS)
     np.testing.assert_array_equal(np.array([item.embedding for item in answer.data], np.float32), expected)
 
 
 def test_langchain_openai(served, expected):
-    """LangChain's OpenAIEmbeddings works once it sends texts instead of another model's token ids."""
+    """LangChain's OpenAIEmbeddings works if it is configured to send texts instead of token ids."""
     lang = OpenAIEmbeddings(base_url=f"{served.url}/v1", api_key="x", model="m", check_embedding_ctx_length=False)
     np.testing.assert_array_equal(np.array(lang.embed_documents(TEXTS), np.float32), expected)
     np.testing.assert_array_equal(np.array(lang.embed_query(TEXTS[0]), np.float32), expected[0])
@@ -63,15 +63,15 @@ def test_llama_index_openai_like(served, expected):
 
 
 async def test_llama_index_tei(served, expected):
-    """LlamaIndex's TextEmbeddingsInference works, blocking and awaited."""
+    """LlamaIndex's TextEmbeddingsInference works, sync and async."""
     llama = TextEmbeddingsInference(model_name="m", base_url=served.url)
     np.testing.assert_array_equal(np.array(llama.get_text_embedding_batch(TEXTS), np.float32), expected)
-    found = await llama.aget_text_embedding(TEXTS[0])
-    np.testing.assert_array_equal(np.array(found, np.float32), expected[0])
+    result = await llama.aget_text_embedding(TEXTS[0])
+    np.testing.assert_array_equal(np.array(result, np.float32), expected[0])
 
 
 def test_huggingface_hub(served, expected):
-    """InferenceClient with the server's URL as its model, which is how Hugging Face's own endpoints are called."""
+    """InferenceClient works with the server's URL as model, as for Hugging Face's own endpoints."""
     client = InferenceClient(model=served.url)
     np.testing.assert_array_equal(np.stack([client.feature_extraction(text)[0] for text in TEXTS]), expected)
     np.testing.assert_array_equal(client.feature_extraction(TEXTS), expected)
@@ -88,13 +88,13 @@ def test_huggingface_hub(served, expected):
 
 
 async def test_huggingface_hub_async(served, expected):
-    """The awaiting client as well, over an address that ends in a slash."""
+    """The async client works with a URL that ends in a slash."""
     async with AsyncInferenceClient(model=f"{served.url}/") as client:
         np.testing.assert_array_equal(await client.feature_extraction(TEXTS), expected)
 
 
 def test_haystack(served, expected, tiny, monkeypatch):
-    """Haystack's embedders of a TEI server, for a text and for documents, with and without batches."""
+    """Haystack's embedders for TEI work for a text and for documents, with and without batches."""
     monkeypatch.setenv("HAYSTACK_TELEMETRY_ENABLED", "False")
     pytest.importorskip("haystack_integrations.components.embedders.huggingface_api", reason="needs huggingface-api-haystack")
     from haystack import Document
@@ -104,21 +104,21 @@ def test_haystack(served, expected, tiny, monkeypatch):
     )
 
     kind = {"api_type": "text_embeddings_inference", "api_params": {"url": served.url}, "token": None}
-    found = HuggingFaceAPITextEmbedder(**kind, normalize=True).run(text=TEXTS[0])["embedding"]
-    np.testing.assert_array_equal(np.array(found, np.float32), expected[0])
-    found = HuggingFaceAPITextEmbedder(**kind).run(text=TEXTS[0])["embedding"]  # its default: vectors as they are
+    result = HuggingFaceAPITextEmbedder(**kind, normalize=True).run(text=TEXTS[0])["embedding"]
+    np.testing.assert_array_equal(np.array(result, np.float32), expected[0])
+    result = HuggingFaceAPITextEmbedder(**kind).run(text=TEXTS[0])["embedding"]  # its default: vectors as they are
     with Embedder.load(tiny, normalize=False, threads=1) as plain:
-        np.testing.assert_array_equal(np.array(found, np.float32), plain.embed(TEXTS[:1])[0])
+        np.testing.assert_array_equal(np.array(result, np.float32), plain.embed(TEXTS[:1])[0])
     documents = [Document(content=text) for text in TEXTS]
     for options in ({}, {"batch_size": 2}, {"truncate": False}):
-        found = HuggingFaceAPIDocumentEmbedder(**kind, **options, normalize=True, progress_bar=False).run(documents=documents)[
+        result = HuggingFaceAPIDocumentEmbedder(**kind, **options, normalize=True, progress_bar=False).run(documents=documents)[
             "documents"
         ]
-        np.testing.assert_array_equal(np.array([one.embedding for one in found], np.float32), expected)
+        np.testing.assert_array_equal(np.array([one.embedding for one in result], np.float32), expected)
 
 
 def test_openai_in_node(served, expected, tmp_path_factory):
-    """The official client of JavaScript, which asks for base64 as well, and for floats."""
+    """OpenAI's JavaScript client works, with base64 and with floats."""
     package = node_package("openai")
     script = """
         const OpenAI = require(process.argv[1]);
@@ -140,16 +140,16 @@ def test_openai_in_node(served, expected, tmp_path_factory):
         ["node", "-e", script, str(package), served.url, json.dumps(TEXTS)], capture_output=True, text=True, timeout=60
     )
     assert done.returncode == 0, done.stderr
-    said = json.loads(done.stdout)
-    for found in said["found"]:
-        np.testing.assert_array_equal(np.array(found, np.float32), expected)
-    assert len(said["names"]) == 1
-    assert said["refused"][0] == 400
-    assert "at least one text" in said["refused"][1]
+    output = json.loads(done.stdout)
+    for result in output["found"]:
+        np.testing.assert_array_equal(np.array(result, np.float32), expected)
+    assert len(output["names"]) == 1
+    assert output["refused"][0] == 400
+    assert "at least one text" in output["refused"][1]
 
 
 def node_package(name: str) -> Path:
-    """Return the folder of a package of npm, installed once into a cache; skip where node, npm or the registry is absent."""
+    """Return the folder of an npm package, installed once into a cache; skip the test if node, npm or the registry is missing."""
     if shutil.which("node") is None or shutil.which("npm") is None:
         pytest.skip("needs node and npm")
     folder = Path(tempfile.gettempdir()) / f"penult-test-node-{os.getuid()}"

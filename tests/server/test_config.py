@@ -1,4 +1,4 @@
-"""The configuration file, the command line, and what each says of a mistake."""
+"""The configuration file and the command line, and their error messages."""
 
 import logging
 import re
@@ -38,14 +38,14 @@ def read(tmp_path, text: str) -> ServerConfig:
 
 
 def read_own(tmp_path, text: str) -> ServerConfig:
-    """Read a file in penult's own words, as without the wing of DeepSparse."""
+    """Read a file with penult's own keys only, without the DeepSparse interface."""
     file = tmp_path / "config.yaml"
     file.write_text(text)
     return load(file, ServerConfig)[0]
 
 
-def test_the_pages_file(tmp_path):
-    """The file of the page that DeepSparse's users followed is read as it stands."""
+def test_the_file_of_deepsparses_documentation(tmp_path):
+    """The configuration file of DeepSparse's documentation is read unchanged."""
     config = read(tmp_path, PAGE)
     (endpoint,) = config.endpoints
     assert (endpoint.model, endpoint.sequence_length, endpoint.extraction_strategy) == ("some/model", 64, "reduce_mean")
@@ -54,7 +54,7 @@ def test_the_pages_file(tmp_path):
 
 
 def test_every_key_of_deepsparse(tmp_path, caplog):
-    """DeepSparse's other keys are accepted; those without a meaning here are said, each once, with line and key."""
+    """DeepSparse's other keys are accepted; those without an effect are logged once each, with line and key."""
     text = """\
 num_cores: null
 num_workers: 2
@@ -78,15 +78,15 @@ endpoints:
     with caplog.at_level(logging.INFO, "penult"):
         (endpoint,) = read(tmp_path, text).endpoints
     assert (endpoint.sequence_length, endpoint.emb_extraction_layer, endpoint.route) == ((16, 64), 3, "/r")
-    said = [record.getMessage() for record in caplog.records]
+    messages = [record.getMessage() for record in caplog.records]
     for line, key in (
         (2, "num_workers"),
         (6, "loggers"),
         (13, "endpoints[0].batch_size"),
         (18, "endpoints[0].kwargs.return_numpy"),
     ):
-        assert len([one for one in said if f"line {line}: {key} is ignored: it has no effect in penult" in one]) == 1
-    assert not [one for one in said if "data_logging" in one]  # null says nothing
+        assert len([one for one in messages if f"line {line}: {key} is ignored: it has no effect in penult" in one]) == 1
+    assert not [one for one in messages if "data_logging" in one]  # null counts as not set
 
 
 @pytest.mark.parametrize(
@@ -121,20 +121,20 @@ endpoints:
             1,
             "limits.max_bodies is not a known key. Did you mean max_body_bytes? Known keys: max_answer_values",
         ),
-        ("num_cores: 2", "num_cores: 2\nnum_cores: 3", 2, "num_cores is given twice"),
+        ("num_cores: 2", "num_cores: 2\nnum_cores: 3", 2, "num_cores is a duplicate key"),
         ("num_cores: 2", "num_cores: [2", 2, "not valid YAML"),
         ("num_cores: 2", "num_cores: !!python/object:os.system 2", 1, "not valid YAML"),
-        ("num_cores: 2", "port: 2020-99-01", 1, "port is '2020-99-01', which cannot be read (month must be in 1..12"),
-        ("num_cores: 2", "num_cores: !!int x", 1, "num_cores is 'x', which cannot be read"),
+        ("num_cores: 2", "port: 2020-99-01", 1, "port is '2020-99-01', which cannot be parsed (month must be in 1..12"),
+        ("num_cores: 2", "num_cores: !!int x", 1, "num_cores is 'x', which cannot be parsed"),
         ("num_cores: 2", "<<: [{num_cores: -1}]", 1, "num_cores is -1"),
-        ("num_cores: 2", "<<: 5", 1, "<< merges something else than a mapping"),
+        ("num_cores: 2", "<<: 5", 1, "<< must merge a mapping or a list of mappings"),
         (
             "sequence_length: 64",
             "emb_extraction_layer: [1]",
             6,
             "emb_extraction_layer is [1]; it must be an integer, a string or null",
         ),
-        ("    kwargs:", "    middlewares: [a]\n    kwargs:", 5, "middlewares is ['a']; it names code"),
+        ("    kwargs:", "    middlewares: [a]\n    kwargs:", 5, "middlewares is ['a']; it refers to code of DeepSparse"),
         (
             "    kwargs:",
             "    bucketing: {lengths: [1]}\n    kwargs:",
@@ -162,8 +162,8 @@ endpoints:
         ("    kwargs:", "    model_task: 1.5\n    kwargs:", 5, "model_task is 1.5; it must be an integer, a string or null"),
     ],
 )
-def test_a_mistake_names_line_and_key(tmp_path, old, new, line, words):
-    """An error of a file names the file, the line and the key, and what is allowed."""
+def test_an_error_states_line_and_key(tmp_path, old, new, line, words):
+    """An error in a file states the file, the line, the key and the allowed values."""
     assert old in PAGE
     with pytest.raises(ConfigError, match=r"config\.yaml") as error:
         read(tmp_path, PAGE.replace(old, new))
@@ -186,7 +186,7 @@ endpoints:
 
 
 def test_penults_own_file(tmp_path):
-    """A file in penult's own words is read alike with DeepSparse's keys and without; `layer` is as in `Embedder.load`."""
+    """A file with penult's own keys is read equally with and without the DeepSparse interface; `layer` is as in `Embedder.load`."""
     for config in (read_own(tmp_path, OWN), read(tmp_path, OWN)):
         (endpoint,) = config.endpoints
         assert (config.threads, endpoint.model, endpoint.layer, endpoint.aliases) == (
@@ -213,9 +213,9 @@ def test_penults_own_file(tmp_path):
         ("threads: 2", "threads: 0", 1, "threads is 0; it must be greater than or equal to 1"),
         ("threads: 2", "port: 70000", 1, "port is 70000; it must be less than or equal to 65535"),
         ("threads: 2", "log_json: 1", 1, "log_json is 1; it must be a valid boolean"),
-        ("threads: 2", "api_key: s3cret", 1, "api_key is a secret and does not belong in this file"),
+        ("threads: 2", "api_key: s3cret", 1, "api_key is a secret, which this file must not contain"),
         ("layer: 0", "layer: 1.5", 4, "endpoints[0].layer is 1.5; it must be an integer, a string or null"),
-        ("layer: 0", "layer: 0\n    layer: 1", 5, "endpoints[0].layer is given twice"),
+        ("layer: 0", "layer: 0\n    layer: 1", 5, "endpoints[0].layer is a duplicate key"),
         ("layer: 0", "max_length: true", 4, "endpoints[0].max_length is True; it must be a valid integer"),
         ("cls", "avg", 6, "endpoints[0].pooling is 'avg'; it must be one of mean, max, cls"),
         (
@@ -233,12 +233,12 @@ def test_penults_own_file(tmp_path):
             "\n    prompts",
             "\n  - {model: m, name: text-embedding-3-small}\n  - prompts",
             9,
-            "as in endpoints[0]; each endpoint needs",
+            "as in endpoints[0]; it must be unique",
         ),
     ],
 )
-def test_a_mistake_in_penults_own_file(tmp_path, reader, old, new, line, words):
-    """The same in penult's own words, which are checked alike with DeepSparse's keys and without."""
+def test_an_error_in_penults_own_file(tmp_path, reader, old, new, line, words):
+    """Errors in penult's own keys are equal with and without the DeepSparse interface."""
     assert old in OWN
     with pytest.raises(ConfigError, match=r"config\.yaml") as error:
         reader(tmp_path, OWN.replace(old, new, 1).replace("  - prompts", "  - model: x\n    prompts"))
@@ -260,8 +260,8 @@ def test_a_mistake_in_penults_own_file(tmp_path, reader, old, new, line, words):
         ({"name": None, "model": None}, "model\n  Input should be a valid string"),
     ],
 )
-def test_a_mistake_in_a_program(options, words):
-    """An endpoint that a program makes is checked like one of a file, and cannot be changed."""
+def test_an_invalid_endpoint_in_code(options, words):
+    """An EndpointConfig created in code is validated as in a file, and is immutable."""
     with pytest.raises(ValidationError) as error:
         EndpointConfig(**{"model": "m", **options})
     assert words in str(error.value)
@@ -269,7 +269,7 @@ def test_a_mistake_in_a_program(options, words):
         EndpointConfig(model="m").model = "n"
 
 
-def test_deepsparses_words_become_penults(tmp_path):
+def test_deepsparses_keys_are_translated(tmp_path):
     """DeepSparse counts layers from the first, penult from the embedding output; a strategy is a fallback for pooling."""
     for layer, own in ((0, 1), (3, 4), (-1, -1), ("node", "node"), ("null", None)):
         (endpoint,) = read(tmp_path, PAGE.replace("sequence_length: 64", f"emb_extraction_layer: {layer}")).endpoints
@@ -289,8 +289,8 @@ def test_deepsparses_words_become_penults(tmp_path):
         endpoint.emb_extraction_layer  # noqa: B018
 
 
-def test_aliases_lead_to_their_endpoint(tiny):
-    """Clients may send an alias as `model`; it is not listed."""
+def test_aliases_select_their_endpoint(tiny):
+    """Clients may send an alias as `model`; aliases are not listed."""
     one, other = (
         EndpointConfig(model=str(tiny), name="a"),
         EndpointConfig(model=str(tiny), name="b", layer=1, aliases=("c", "d")),
@@ -302,14 +302,14 @@ def test_aliases_lead_to_their_endpoint(tiny):
 
 
 @pytest.mark.parametrize("text", ["", "endpoints: []", "endpoints: x", "- a", "a: &x [*x]", "5", "\x00"])
-def test_what_is_no_configuration(tmp_path, text):
-    """A file that holds none is an error that names it."""
+def test_files_without_a_configuration(tmp_path, text):
+    """A file without a configuration raises an error with its name."""
     with pytest.raises(ConfigError, match=r"config\.yaml"):
         read(tmp_path, text)
 
 
 def test_prompts_and_files_of_an_endpoint(tmp_path):
-    """Prompts, poolings, the graph's file and where the other files come from stand in the endpoint; null says nothing."""
+    """An endpoint can set prompts, poolings, model_file and files_from; null counts as not set."""
     text = """\
 endpoints:
   - task: transformers_embedding_extraction
@@ -327,68 +327,66 @@ endpoints:
     assert (second.pooling, second.prompts, second.files_from, second.model_task) == ("cls", None, None, 2)
 
 
-def test_options_of_a_model_reach_it(monkeypatch, tiny):
-    """What an endpoint says of its model is what `Embedder.load` is asked for; another prompt is another model in memory."""
-    asked, load = [], Embedder.load
+def test_options_are_passed_to_the_model(monkeypatch, tiny):
+    """The options of an endpoint are passed to `Embedder.load`; endpoints with different prompts have separate models."""
+    calls, load = [], Embedder.load
 
-    def loaded(model, **options):
-        asked.append(
+    def recorded_load(model, **options):
+        calls.append(
             {"model": model} | {key: options[key] for key in ("prompts", "files_from", "model_file", "task", "pooling")}
         )
         return load(model, threads=1)
 
-    monkeypatch.setattr(Embedder, "load", loaded)
+    monkeypatch.setattr(Embedder, "load", recorded_load)
     own = {"prompts": {"query": "q"}, "files_from": "f", "model_file": "m", "pooling": ("mean", "max")}
     one = EndpointConfig(model=str(tiny), model_task="t", **own)
     service = Service(
         ServerConfig(endpoints=(one, one.model_copy(update={"prompts": {"query": "p"}, "name": "other"})), threads=1)
     )
     service.models.close()
-    assert asked == [{"model": str(tiny), "task": "t", **own, "prompts": {"query": prompt}} for prompt in ("q", "p")]
+    assert calls == [{"model": str(tiny), "task": "t", **own, "prompts": {"query": prompt}} for prompt in ("q", "p")]
 
 
-def test_prompts_that_no_file_states_are_said(tiny, tmp_path, caplog):
-    """The log says where the prompts are from, and how to set them where no file states any."""
+def test_the_log_states_missing_prompts(tiny, tmp_path, caplog):
+    """The log states the source of the prompts, and how to set them if the model's files do not state any."""
     folder = tiny_model(tmp_path / "named", prompts={"query": "query: "})
-    for endpoint, words, said in (
+    for endpoint, words, advice in (
         (EndpointConfig(model=str(tiny)), "prompts not stated by any file", True),
         (EndpointConfig(model=str(folder)), "prompts config_sentence_transformers.json", False),
-        (EndpointConfig(model=str(tiny), prompts={"query": "q"}), "prompts of the endpoint", False),
+        (EndpointConfig(model=str(tiny), prompts={"query": "q"}), "prompts from the endpoint", False),
     ):
         caplog.clear()
         with caplog.at_level(logging.INFO, "penult"):
             Service(ServerConfig(endpoints=(endpoint,), threads=1)).models.close()
         assert words in caplog.text
-        assert ("set them with prompts: in the endpoint" in caplog.text) == said
+        assert ("set prompts: in the endpoint" in caplog.text) == advice
 
 
-def test_deepsparses_routes_take_no_chosen_file(tiny):
-    """An endpoint that chooses its graph is served on the other routes; DeepSparse's say so instead of another graph's numbers."""
+def test_deepsparses_routes_refuse_model_file(tiny):
+    """An endpoint with model_file works on the other routes; the DeepSparse routes refuse it, instead of using another graph."""
     endpoint = DeepSparseEndpoint(model=str(tiny), task=TASK, name="one", model_file="onnx/model.onnx")
     with serving(endpoint) as running:
         assert running.post("/v1/embeddings", {"input": "a"}).status_code == 200
         answer = running.post("/predict", {"inputs": "a"})
         assert answer.status_code == 501
-        assert "model_file and files_from are for the routes of OpenAI and TEI" in answer.json()["detail"]
+        assert "model_file and files_from have no effect on the DeepSparse routes" in answer.json()["detail"]
 
 
 def test_names_must_differ(tmp_path):
-    """Two endpoints of one name, or of one route, are refused."""
+    """Two endpoints with the same name or route are refused."""
     twice = PAGE.replace("kwargs:", "name: a\n    kwargs:")
     twice += twice.split("endpoints:\n")[1]
-    with pytest.raises(
-        ConfigError, match=r"line 11: endpoints\[1\].name is 'a', as in endpoints\[0\]; each endpoint needs its own"
-    ):
+    with pytest.raises(ConfigError, match=r"line 11: endpoints\[1\].name is 'a', as in endpoints\[0\]; it must be unique"):
         read(tmp_path, twice)
-    with pytest.raises(ConfigError, match=r"line 11: endpoints\[1\].route is 'a', as in endpoints\[0\]; each"):
+    with pytest.raises(ConfigError, match=r"line 11: endpoints\[1\].route is 'a', as in endpoints\[0\]; it must"):
         read(tmp_path, twice.replace("name: a", "route: a"))
-    with pytest.raises(ValidationError, match=r"endpoints\n  1.name is 'a', as in endpoints\[0\]; each endpoint needs its own"):
+    with pytest.raises(ValidationError, match=r"endpoints\n  1.name is 'a', as in endpoints\[0\]; it must be unique"):
         ServerConfig(endpoints=(EndpointConfig(model="m", name="a"), EndpointConfig(model="n", name="a")))
 
 
 @pytest.mark.parametrize("value", [0, -1, True, "9", 1.5, None])
-def test_a_limit_is_a_whole_number(value):
-    """Limits that a program gives are held to the same as those of a file, and named."""
+def test_a_limit_is_an_integer(value):
+    """Limits set in code are validated as in a file, with the key in the message."""
     with pytest.raises(
         ValidationError, match=r"max_text_chars\n  Input should be (a valid integer|greater than or equal to 1)"
     ):
@@ -396,14 +394,14 @@ def test_a_limit_is_a_whole_number(value):
 
 
 def test_a_server_needs_a_model():
-    """A configuration that a program makes without an endpoint is refused; the error does not show its key."""
-    with pytest.raises(ValidationError, match=r"endpoints\n  is empty; name at least one model") as error:
+    """A configuration in code without an endpoint is refused; the error does not contain the API key."""
+    with pytest.raises(ValidationError, match=r"endpoints\n  is empty; add at least one endpoint") as error:
         ServerConfig(endpoints=(), api_key="s3cret")
     assert "s3cret" not in str(error.value)
 
 
 def test_anchors_and_merges_are_read(tmp_path):
-    """What several endpoints share may be written once, as DeepSparse's own reader allowed: `&`, `*` and `<<`."""
+    """YAML anchors, aliases and merge keys work, as in DeepSparse."""
     text = """\
 endpoints:
   - &first
@@ -432,12 +430,12 @@ endpoints:
         ("MODEL", "/no/such/model", "No model at '/no/such/model'"),
         ("sequence_length: 64", "sequence_length: 5000", "sequence_length=5000 exceeds the model's"),
         ("sequence_length: 64", "emb_extraction_layer: 7", "emb_extraction_layer is 7; the model has 2 layers"),
-        ("kwargs:", "route: /v1/embeddings\n    kwargs:", "The route /v1/embeddings is taken already"),
-        ("kwargs:", "name: a?b\n    kwargs:", "cannot stand in a path"),
+        ("kwargs:", "route: /v1/embeddings\n    kwargs:", "The route /v1/embeddings is already in use"),
+        ("kwargs:", "name: a?b\n    kwargs:", "cannot be part of a URL path"),
     ],
 )
-def test_what_only_the_model_shows_names_the_line_too(tmp_path, tiny, old, new, words):
-    """An endpoint whose model cannot be opened as it says is named with its line."""
+def test_errors_of_the_model_state_the_line(tmp_path, tiny, old, new, words):
+    """The error of an endpoint whose model cannot be loaded with its settings states the line."""
     text = PAGE.replace("some/model", "MODEL").replace(old, new).replace("MODEL", str(tiny))
     with pytest.raises(ConfigError, match=r"config\.yaml, line 3: endpoints\[0\]: ") as error:
         create_app(read(tmp_path, text), routes.add)
@@ -445,7 +443,7 @@ def test_what_only_the_model_shows_names_the_line_too(tmp_path, tiny, old, new, 
 
 
 def test_endpoints_of_one_recipe_share_a_session(tiny):
-    """Endpoints that ask for the same model in the same way are served by one engine."""
+    """Endpoints with the same model and settings share one session."""
     endpoints = (EndpointConfig(model=str(tiny), name="a"), EndpointConfig(model=str(tiny), name="b"))
     service = Service(ServerConfig(endpoints=endpoints, threads=1))
     first, second = (service.models.embedder(endpoint) for endpoint in endpoints)
@@ -454,7 +452,7 @@ def test_endpoints_of_one_recipe_share_a_session(tiny):
 
 
 def refused(words: list[str], capsys) -> str:
-    """Return the line that says why a command line cannot be served."""
+    """Return the error line of a command line that cannot be served."""
     capsys.readouterr()
     with pytest.raises(SystemExit):
         parse(words)
@@ -462,7 +460,7 @@ def refused(words: list[str], capsys) -> str:
 
 
 def test_command_line(tmp_path, monkeypatch, capsys):
-    """DeepSparse's options are read with dashes and with underscores; those of penult stand beside them."""
+    """DeepSparse's options are parsed with dashes and with underscores, together with penult's own."""
     words = ["--task", "transformers-embedding-extraction", "--model-path", "m", "--port", "1", "--max-text-chars", "9"]
     config = parse([*words, "--api-key", "k", "--log-json", "--host=::1"])
     (endpoint,) = config.endpoints
@@ -473,10 +471,10 @@ def test_command_line(tmp_path, monkeypatch, capsys):
     assert parse(["--model_path", "some-model_x"]).api_key == "from the environment"
     assert (
         refused(["m", "--api-key", ""], capsys)
-        == "api_key is ''; it is empty, which would leave the server open; set a key, or leave it out."
+        == "api_key is ''; it is empty, which would disable the API key; set a key, or omit it."
     )
     assert "it is empty" in refused(["m", "--api-key", "  "], capsys)
-    monkeypatch.setenv("PENULT_API_KEY", "")  # a secret that was not filled in
+    monkeypatch.setenv("PENULT_API_KEY", "")  # an empty secret
     assert "it is empty" in refused(["m"], capsys)
     monkeypatch.delenv("PENULT_API_KEY")
     assert parse(["some-model_x"]).endpoints[0].model == "some-model_x"
@@ -494,7 +492,7 @@ def test_command_line(tmp_path, monkeypatch, capsys):
     ):
         assert "'; it must be " in refused(["m", words], capsys)
     assert "k" not in repr(parse(["m", "--api-key", "kkk"])).replace("api_key", "").split("endpoints")[0]
-    assert parse(["m", "--integration", "openai"]).integration == "local"  # its routes are always there
+    assert parse(["m", "--integration", "openai"]).integration == "local"  # the OpenAI routes always exist
     assert parse(["m", "--batch-size", "4", "--hot-reload-config"]).endpoints[0].model == "m"
     assert capsys.readouterr().err.count("is ignored: it has no effect in penult") == 2
     own = "--prompt-query=q: --prompt-document d --model-file f.onnx --files-from x --model-task 3 --pooling mean,max".split()
@@ -509,7 +507,7 @@ def test_command_line(tmp_path, monkeypatch, capsys):
 
 
 def test_penults_own_command_line(tmp_path, capsys):
-    """Without the wing of DeepSparse, `penult serve` has penult's options alone."""
+    """Without the DeepSparse interface, `penult serve` has only penult's own options."""
     app = typer.Typer(rich_markup_mode=None)
     command.add(app)
     (tmp_path / "config.yaml").write_text(OWN)
@@ -527,8 +525,8 @@ def test_penults_own_command_line(tmp_path, capsys):
     assert "No such option" in capsys.readouterr().err
 
 
-def test_the_extra_is_named(monkeypatch, capsys):
-    """Without the server's packages, the command says how to install them."""
+def test_the_error_names_the_missing_extra(monkeypatch, capsys):
+    """Without the server's packages, the error states how to install them."""
     monkeypatch.setitem(sys.modules, "yaml", None)
     monkeypatch.delitem(sys.modules, "penult.server.config_file")
     monkeypatch.delattr("penult.server.config_file")
@@ -536,13 +534,13 @@ def test_the_extra_is_named(monkeypatch, capsys):
         main(["m"])
     assert end.value.code == 2
     assert re.fullmatch(
-        r"penult\.server: .*yaml.*\. The server needs the extra penult\[server\] \(pip install .*\)\.\n",
+        r"penult\.server: .*yaml.*\. Install the extra penult\[server\] \(pip install .*\)\.\n",
         capsys.readouterr().err,
     )
 
 
 def test_a_file_is_overridden(tmp_path):
-    """What the command line states overrides the file; what it does not state stays as the file has it."""
+    """Options override the file; everything else is as in the file."""
     (tmp_path / "config.yaml").write_text(PAGE + "integration: sagemaker\nlimits: {max_text_chars: 5, max_tick_tokens: 6}\n")
     file = ["--config", str(tmp_path / "config.yaml")]
     assert parse([*file, "--integration", "openai"]).integration == "sagemaker"
@@ -552,16 +550,16 @@ def test_a_file_is_overridden(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
-        ([], "No model is named. Pass MODEL or --config FILE."),
-        (["--task", "transformers_embedding_extraction"], "No model is named"),
+        ([], "No model is set. Pass MODEL or --config FILE."),
+        (["--task", "transformers_embedding_extraction"], "No model is set"),
         (["--task", "qa", "--model_path", "m"], "task is 'qa'"),
         (["--config_file", "/nowhere/c.yaml"], "/nowhere/c.yaml"),
-        (["--config_file", "c.yaml", "--model_path", "m"], "state model there"),
+        (["--config_file", "c.yaml", "--model_path", "m"], "options of a model (model) are mutually exclusive"),
         (
             ["--config_file", "c.yaml", "--pooling", "cls", "--prompt-query", "q"],
-            "--config names the models and their options; state pooling, prompts there",
+            "--config and options of a model (pooling, prompts) are mutually exclusive",
         ),
         (["m", "--pooling", "mean,median"], "pooling is ['mean', 'median']; it must be one of mean, max, cls"),
         (["--model_path", "/nowhere/model"], "/nowhere/model"),
@@ -572,43 +570,43 @@ def test_a_file_is_overridden(tmp_path):
         (["m", "--sequence_length", "5"], "No such option: --sequence-length"),
     ],
 )
-def test_a_wrong_command_line_is_one_line(words, said, capsys, monkeypatch):
-    """A command line that cannot be served ends with status 2 and one line, without a stack."""
+def test_a_wrong_command_line_is_one_line(words, message, capsys, monkeypatch):
+    """An invalid command line ends with status 2 and one line, without a traceback."""
     monkeypatch.setattr("penult.server.run.start_log", lambda *, as_json: None)  # this process's log is pytest's
     with pytest.raises(SystemExit) as end:
         main(words)
     assert end.value.code == 2
     lines = capsys.readouterr().err.strip().splitlines()
-    assert said in lines[-1]
+    assert message in lines[-1]
     assert not [line for line in lines if "Traceback" in line]
 
 
 @pytest.mark.parametrize(
     ("value", "words"),
     [
-        ("!!bool y", "'y', which cannot be read"),
-        ("!!timestamp 2", "'2', which cannot be read"),
-        ('!!int ""', "'', which cannot be read"),
-        ("!!float e", "'e', which cannot be read"),
-        ("2001-13-40", "'2001-13-40', which cannot be read"),
+        ("!!bool y", "'y', which cannot be parsed"),
+        ("!!timestamp 2", "'2', which cannot be parsed"),
+        ('!!int ""', "'', which cannot be parsed"),
+        ("!!float e", "'e', which cannot be parsed"),
+        ("2001-13-40", "'2001-13-40', which cannot be parsed"),
         ("0x" + "f" * 5000, "an integer of 20000 bits"),
-        ("1" * 5000, "'1{199}, which cannot be read"),
+        ("1" * 5000, "'1{199}, which cannot be parsed"),
     ],
 )
-def test_what_a_fuzzer_found_in_values(tmp_path, value, words):
-    """A text that its tag calls something it is not, and a number that Python would not print, as a value and as a key."""
+def test_values_that_a_fuzzer_found(tmp_path, value, words):
+    """Values that do not fit their YAML tag, and integers that are too long to print, are refused as a value and as a key."""
     with pytest.raises(ConfigError, match=rf"config\.yaml, line 2: port is {words}"):
         read(tmp_path, f"host: x\nport: {value}\n")
     with pytest.raises(ConfigError, match=rf"config\.yaml, line 2 is {words}"):
         read(tmp_path, f"host: x\n? {value}\n: 1\n")
 
 
-def test_aliases_that_unfold_to_billions(tmp_path):
-    """A few lines of aliases to aliases are refused before they fill the memory; so is nesting without end."""
+def test_aliases_that_expand_to_billions(tmp_path):
+    """Nested aliases that would expand to billions of values are refused, and so is endless nesting."""
     lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
     lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 12)]
-    with pytest.raises(ConfigError, match=r"has more than 100,000 values, aliases counted each time"):
+    with pytest.raises(ConfigError, match=r"has more than 100,000 values, counting every use of an alias"):
         read(tmp_path, "\n".join(lines))
     for text in ("[" * 50_000, "a: &a\n  b: *a\n"):
-        with pytest.raises(ConfigError, match=r"config\.yaml is nested too deeply or has an alias inside of itself"):
+        with pytest.raises(ConfigError, match=r"config\.yaml is nested too deeply, or an alias contains itself"):
             read(tmp_path, text)

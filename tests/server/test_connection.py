@@ -1,4 +1,4 @@
-"""Connections: heads that never end are closed, and SIGTERM resets no client."""
+"""Connections: timeouts of headers, and a shutdown that resets no client."""
 
 import http.client
 import json
@@ -15,12 +15,12 @@ from penult.server import EndpointConfig, Limits, connection
 @pytest.fixture
 def running(tiny, monkeypatch):
     monkeypatch.setattr(connection, "_HEAD_SECONDS", 0.5)
-    with serving(EndpointConfig(model=str(tiny))) as made:
-        yield made
+    with serving(EndpointConfig(model=str(tiny))) as server:
+        yield server
 
 
 def seconds_open(running, *parts: bytes, pause: float = 0.2) -> float:
-    """Send parts, each after a pause; return how long the connection stayed open."""
+    """Send parts with pauses; return the seconds until the server closed the connection."""
     started = time.monotonic()
     with socket.create_connection(("127.0.0.1", running.port), timeout=10) as client:
         try:
@@ -40,21 +40,21 @@ WHOLE = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
 @pytest.mark.parametrize(
     "parts",
     [
-        (),  # nothing at all
+        (),  # nothing
         (b"POST /embed HT",),
         (b"POST /embed HTTP/1.1\r\nHost: localhost\r\n",),
-        (WHOLE, b"GET /hea"),  # the second of a kept connection
-        tuple(b"X-%d: 1\r\n" % i if i else b"GET / HTTP/1.1\r\n" for i in range(20)),  # a line now and then
+        (WHOLE, b"GET /hea"),  # the second request of a connection
+        tuple(b"X-%d: 1\r\n" % i if i else b"GET / HTTP/1.1\r\n" for i in range(20)),  # a line at intervals
     ],
 )
-def test_a_head_that_does_not_end_is_closed(running, parts):
-    """Half-sent heads are closed after their time, however the bytes come; the server goes on."""
+def test_incomplete_headers_time_out(running, parts):
+    """A connection with incomplete headers is closed after the timeout; the server keeps running."""
     assert 0.4 < seconds_open(running, *parts, pause=0.1) < 3
     assert running.get("/health").status_code == 200
 
 
-def test_a_whole_request_is_not_cut_off(running):
-    """A request that works for longer than a head may take is answered, and so is one whose body comes later."""
+def test_a_long_request_is_answered(running):
+    """A request that runs longer than the header timeout is answered, also if its body arrives later."""
     service = running.app.state.service
     embedder = service.models.embedder(service.endpoints[0].config).embedder
     run = embedder.run
@@ -68,8 +68,8 @@ def test_a_whole_request_is_not_cut_off(running):
     assert answer.startswith(b"HTTP/1.1 200 ")
 
 
-def test_a_kept_connection_outlives_the_time_of_a_head(tiny, monkeypatch):
-    """An idle connection is closed by the time-out of keep-alive, not by that of heads."""
+def test_keep_alive_is_longer_than_the_header_timeout(tiny, monkeypatch):
+    """An idle connection is closed after the keep-alive timeout, not after the header timeout."""
     monkeypatch.setattr(connection, "_HEAD_SECONDS", 0.3)
     with serving(EndpointConfig(model=str(tiny))) as running:
         client = http.client.HTTPConnection("127.0.0.1", running.port, timeout=10)
@@ -79,12 +79,12 @@ def test_a_kept_connection_outlives_the_time_of_a_head(tiny, monkeypatch):
             assert (answer.status, answer.read()) == (200, b"true")
             address = client.sock.getsockname()
             time.sleep(0.6)
-        assert client.sock.getsockname() == address  # the same connection all along
+        assert client.sock.getsockname() == address  # the same connection
         client.close()
 
 
-def test_a_head_of_any_size_is_refused(running):
-    """A head that grows without end is refused before it fills the memory."""
+def test_headers_over_the_limit_are_refused(running):
+    """Headers over the size limit are refused."""
     with socket.create_connection(("127.0.0.1", running.port), timeout=10) as client:
         answer = b""
         try:
@@ -114,8 +114,8 @@ POST = b"POST /embed HTTP/1.1\r\nHost: localhost\r\n"
     ],
     ids=["a head behind a request", "a trailer", "extensions of a chunk"],
 )
-def test_no_lines_without_end_during_a_request(running, begin):
-    """What is neither a head, a body nor its end is bounded while another request works, and the next one is answered."""
+def test_trailers_and_extensions_are_limited(running, begin):
+    """Trailers, chunk extensions and pipelined headers are limited while a request runs; the next request is answered."""
     service = running.app.state.service
     embedder = service.models.embedder(service.endpoints[0].config).embedder
     run, go = embedder.run, threading.Event()
@@ -129,8 +129,8 @@ def test_no_lines_without_end_during_a_request(running, begin):
     assert running.post("/embed", {"inputs": "a"}).status_code == 200
 
 
-def test_an_answer_that_nobody_reads_is_dropped(tiny, monkeypatch):
-    """A client that asks for much and reads nothing is closed, so that the memory of its answer is free; a slow one reads on."""
+def test_an_unread_response_is_dropped(tiny, monkeypatch):
+    """The connection of a client that does not read its response is closed, which frees the memory; a slow client gets everything."""
     monkeypatch.setattr(connection, "_UNREAD_SECONDS", 1.0)
     monkeypatch.setattr(connection, "_UNREAD_BYTES", 1000)
     body = json.dumps({"inputs": ["the cat sat on the mat " * 9] * 500}).encode()  # 10 MB of numbers
@@ -155,9 +155,9 @@ def test_an_answer_that_nobody_reads_is_dropped(tiny, monkeypatch):
                 assert (read > 9_000_000) == reads
 
 
-def test_answers_that_nobody_reads_are_bounded(tiny):
-    """While one client does not read its large answer, another one is told to come again; then it gets all of it."""
-    body = {"inputs": ["the cat sat on the mat " * 9] * 500}  # 10 MB of numbers, more than the systems' buffers
+def test_unread_responses_are_limited(tiny):
+    """While a client does not read its large response, another one gets 429; later it gets the whole response."""
+    body = {"inputs": ["the cat sat on the mat " * 9] * 500}  # 10 MB of numbers, more than the buffers of the operating system
     limits = Limits(max_body_bytes=1_000_000, max_bodies_in_flight=1_000_000)
     with serving(EndpointConfig(model=str(tiny)), limits=limits) as running:
         whole = running.post("/embed_all", body)
@@ -171,8 +171,8 @@ def test_answers_that_nobody_reads_are_bounded(tiny):
 
 
 def test_sigterm_resets_no_busy_client(tiny):
-    """Clients that ask again and again are told to close, and none loses a request that it has sent."""
-    before = "import penult.server.connection as c; c._LAST_SECONDS = 10"  # however slow this machine is
+    """Clients with continuous requests get `Connection: close`, and none loses a request that it has sent."""
+    before = "import penult.server.connection as c; c._LAST_SECONDS = 10"  # for slow machines
     server = Process("--model_path", str(tiny), before=before)
     outcomes: list[str] = []
 

@@ -1,4 +1,4 @@
-"""The pages /docs and /redoc: whole without the internet, and they work in a real browser."""
+"""The pages /docs and /redoc work without the internet, in a real browser."""
 
 import json
 import re
@@ -11,8 +11,8 @@ import httpx
 import pytest
 
 
-def test_pages_name_no_other_host(client):
-    """Neither page, nor what it loads, comes from another host."""
+def test_pages_load_nothing_from_other_hosts(client):
+    """The pages do not load anything from another host."""
     for page in ("/docs", "/redoc"):
         text = client.get(page).text
         assert not re.findall(r"https?://", text)
@@ -22,14 +22,14 @@ def test_pages_name_no_other_host(client):
             assert client.get(path).status_code == 200, path
 
 
-def test_front_leads_to_docs(client):
-    """GET / leads to /docs, with DeepSparse's status."""
+def test_front_redirects_to_docs(client):
+    """GET / redirects to /docs, with DeepSparse's status."""
     answer = client.get("/")
     assert (answer.status_code, answer.headers["location"]) == (307, "/docs")
 
 
 class Browser:
-    """Headless Chromium, spoken to in WebDriver's own JSON."""
+    """Headless Chromium, controlled through the WebDriver protocol."""
 
     def __init__(self, driver: str, chromium: str) -> None:
         with socket.socket() as free:
@@ -37,17 +37,17 @@ class Browser:
             port = free.getsockname()[1]
         self._driver = subprocess.Popen([driver, f"--port={port}"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         self._http = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60)
-        # Any name but this machine's leads nowhere: the page must not need the internet.
+        # Other hosts do not resolve: the page must not need the internet.
         arguments = [
             "--headless=new",
             "--no-sandbox",
             "--disable-gpu",
             "--host-resolver-rules=MAP * 0.0.0.0, EXCLUDE 127.0.0.1",
         ]
-        wanted = {"browserName": "chrome", "goog:chromeOptions": {"args": arguments, "binary": chromium}}
+        capabilities = {"browserName": "chrome", "goog:chromeOptions": {"args": arguments, "binary": chromium}}
         for _ in range(100):
             try:
-                made = self._http.post("/session", json={"capabilities": {"alwaysMatch": wanted}})
+                made = self._http.post("/session", json={"capabilities": {"alwaysMatch": capabilities}})
                 break
             except httpx.ConnectError:
                 time.sleep(0.1)
@@ -60,7 +60,7 @@ class Browser:
         return self._http.post(f"{self._session}/execute/sync", json={"script": script, "args": []}).json()["value"]
 
     def until(self, script: str):
-        """Run a script until it gives something."""
+        """Run a script until it returns a value."""
         for _ in range(100):
             if found := self.run(script):
                 return found
@@ -85,17 +85,17 @@ def browser():
 
 
 def test_docs_try_it_out(browser, served):
-    """In a browser without the internet, /docs renders, and "Try it out" on /predict answers with vectors."""
+    """In a browser without the internet, /docs renders, and "Try it out" on /predict shows vectors."""
     browser.open(f"{served.url}/docs")
     block = "[...document.querySelectorAll('.opblock-post')].find(b => b.querySelector('.opblock-summary-path').dataset.path == '/predict')"
     browser.until(f"return !!{block}")
     browser.run(f"{block}.querySelector('.opblock-summary-control').click()")
     browser.until(f"const b = {block}.querySelector('.try-out__btn'); if (b) b.click(); return !!b")
     browser.until(f"const b = {block}.querySelector('.execute'); if (b) b.click(); return !!b")
-    said = browser.until(
+    text = browser.until(
         f"const c = {block}.querySelector('.live-responses-table .response-col_description code'); return c && c.textContent"
     )
-    embeddings = json.loads(said)["embeddings"]
+    embeddings = json.loads(text)["embeddings"]
     assert [len(row) for row in embeddings] == [32]
 
 

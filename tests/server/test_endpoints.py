@@ -1,4 +1,4 @@
-"""Endpoints that come and go: their models are freed, and one that never opens holds up nobody."""
+"""Adding and removing endpoints: models are freed, and a model that never loads blocks no other request."""
 
 import asyncio
 import subprocess
@@ -14,7 +14,7 @@ from server_kit import Process, serving
 from penult.deepsparse import load_probe
 from penult.deepsparse.arguments import TASK
 from penult.server import EndpointConfig, Limits
-from penult.server import models as models_file
+from penult.server import models as opened_modelsfile
 from penult.server.errors import Refusal
 from penult.server.metrics import Metrics
 from penult.server.models import Models
@@ -22,9 +22,9 @@ from penult.server.models import Models
 
 @pytest.fixture
 def running(tiny):
-    with serving(EndpointConfig(model=str(tiny)), allow_endpoints=True) as made:
-        made.post("/predict", {"inputs": "a"})
-        yield made
+    with serving(EndpointConfig(model=str(tiny)), allow_endpoints=True) as server:
+        server.post("/predict", {"inputs": "a"})
+        yield server
 
 
 def endpoint(tiny, name: str, **more) -> dict:
@@ -40,9 +40,11 @@ def models(running) -> dict:
 
 
 def test_deleting_frees_the_model(running, tiny, monkeypatch):
-    """Threads, sessions and queues of an endpoint's models end with it, those that others use stay."""
+    """Removing an endpoint ends the threads, sessions and queues of its models, except of models that others use."""
     returned: list[int] = []
-    monkeypatch.setattr(models_file, "_return_freed_memory", lambda: returned.append(sum(ref() is not None for ref in opened)))
+    monkeypatch.setattr(
+        opened_modelsfile, "_return_freed_memory", lambda: returned.append(sum(ref() is not None for ref in opened))
+    )
     kept, threads = {*models(running)}, threading.active_count()
     for cycle in range(3):
         body = endpoint(tiny, f"more{cycle}", kwargs={"sequence_length": 16 + cycle, "extraction_strategy": "reduce_max"})
@@ -54,16 +56,16 @@ def test_deleting_frees_the_model(running, tiny, monkeypatch):
         opened = [weakref.ref(models(running)[key]) for key in new]
         assert delete(running, body).status_code == 200
         assert {*models(running)} == kept
-        assert returned.pop() == 0  # nothing is alive when the memory goes back to the operating system
-    assert threading.active_count() <= threads + 1  # a worker that tokenizes, perhaps
+        assert returned.pop() == 0  # the models are freed before the memory is returned to the operating system
+    assert threading.active_count() <= threads + 1  # possibly a tokenizer thread
     assert running.post("/predict", {"inputs": "a"}).status_code == 200
     assert running.get("/health").status_code == 200
 
 
-def test_models_that_others_use_stay_open(running, tiny):
-    """Endpoints share models; one goes with the last endpoint that uses it or its session."""
+def test_opened_modelsthat_others_use_stay_open(running, tiny):
+    """Endpoints share models; a model is freed with the last endpoint that uses it or its session."""
     bodies = [endpoint(tiny, name, prompts={"query": name}) for name in ("one", "two")]
-    for body in bodies:  # one pipeline, which uses the session of the first's embedder; two embedders
+    for body in bodies:  # one pipeline, which shares the session of the first embedder; two embedders
         assert running.post("/endpoints", body).status_code == 200
         assert running.post("/embed", {"inputs": "a", "model": body["name"], "input_type": "query"}).status_code == 200
     assert delete(running, bodies[0]).status_code == 200
@@ -72,8 +74,8 @@ def test_models_that_others_use_stay_open(running, tiny):
     assert running.post("/v2/models/one/infer", {"inputs": "a"}).status_code == 404
 
 
-def test_a_route_of_another_contract_comes_back(running, tiny):
-    """An endpoint's route overrides OpenAI's while the endpoint is there; one that cannot be added overrides nothing."""
+def test_an_overridden_route_is_restored(running, tiny):
+    """An endpoint's route overrides OpenAI's until the endpoint is removed; a refused endpoint overrides nothing."""
     body, openai = endpoint(tiny, "old", route="/embeddings"), {"input": "a"}
     assert running.post("/endpoints", {**body, "model": "/nowhere"}).status_code == 422
     assert running.post("/embeddings", openai).status_code == 200
@@ -87,7 +89,7 @@ def test_a_route_of_another_contract_comes_back(running, tiny):
 
 
 def test_requests_in_flight_are_finished(running, tiny):
-    """What runs for an endpoint when it is deleted is answered; what comes too late is told that the model is gone."""
+    """Running requests of a removed endpoint are answered; later ones get an error that the model was removed."""
     body = endpoint(tiny, "more", kwargs={"sequence_length": 16, "extraction_strategy": "reduce_max"})
     assert running.post("/endpoints", body).status_code == 200
     (queued,) = [model for key, model in models(running).items() if "reduce_max" in key]
@@ -111,17 +113,17 @@ def test_requests_in_flight_are_finished(running, tiny):
         assert answer.result().status_code == 200
         assert deleting.result().status_code == 200
 
-    async def late():
+    async def late_request():
         tokenized = await queued.tokenize(["a"])
         await queued.items(tokenized)
 
     with pytest.raises(Refusal, match="removed") as refusal:
-        asyncio.run(late())
+        asyncio.run(late_request())
     assert refusal.value.reason == "missing"
 
 
-def test_a_name_is_taken_once(running, tiny):
-    """Of two requests at once with one name, one is refused, and nothing of it stays."""
+def test_a_name_is_used_once(running, tiny):
+    """Of two simultaneous requests with the same name, one is refused without side effects."""
     bodies = [endpoint(tiny, "more", kwargs={"sequence_length": length}) for length in (16, 17)]
     with ThreadPoolExecutor(2) as pool:
         answers = [*pool.map(lambda body: running.post("/endpoints", body).status_code, bodies)]
@@ -136,8 +138,8 @@ def probe(monkeypatch, *arguments: str) -> None:
     monkeypatch.setattr(load_probe, "_COMMAND", (load_probe.sys.executable, *arguments))
 
 
-def test_a_model_that_never_opens(tiny, monkeypatch):
-    """It is given up at the limit, and until then holds up no request and no other endpoint; so does one that crashes."""
+def test_a_model_that_never_loads(tiny, monkeypatch):
+    """Loading ends at the time limit and blocks no other request or endpoint meanwhile; a crash is reported."""
     limits = Limits(max_load_seconds=2)
     with (
         serving(EndpointConfig(model=str(tiny)), limits=limits, allow_endpoints=True) as running,
@@ -151,10 +153,11 @@ def test_a_model_that_never_opens(tiny, monkeypatch):
         probe(monkeypatch, *own[1:])
         assert running.post("/predict", {"inputs": "a"}).status_code == 200
         body = endpoint(tiny, "good", kwargs={"extraction_strategy": "reduce_mean"})
-        assert running.post("/endpoints", body).status_code == 200 or "within 2 s" in running.post("/endpoints", body).text
+        added = running.post("/endpoints", body)
+        assert added.status_code == 200 or "within 2 s" in added.text
         answer = hanging.result()
         assert answer.status_code == 422
-        assert "did not open within 2 s" in answer.text
+        assert "did not load within 2 s" in answer.text
         for code, words in (
             ("import os; os.abort()", "ended a process with status -6"),
             ("print('why not', end=''); exit(1)", "why not"),
@@ -165,8 +168,8 @@ def test_a_model_that_never_opens(tiny, monkeypatch):
         assert not load_probe._RUNNING
 
 
-def test_few_models_are_tried_at_once(tiny, monkeypatch):
-    """More than four at once are told to come again; a client that leaves ends its own."""
+def test_concurrent_probes_are_limited(tiny, monkeypatch):
+    """More than four simultaneous probes get 429; a client that disconnects ends its own probe."""
     probe(monkeypatch, *HANGS)
     with serving(EndpointConfig(model=str(tiny)), allow_endpoints=True) as running:
         clients = [httpx.Client(base_url=running.url, timeout=1.5) for _ in range(4)]
@@ -187,8 +190,8 @@ def test_few_models_are_tried_at_once(tiny, monkeypatch):
             time.sleep(0.05)
 
 
-def test_sigterm_waits_for_no_model(tiny):
-    """A server that is told to end stops what it tries to open, and ends."""
+def test_sigterm_ends_probes(tiny):
+    """On SIGTERM, the server ends running probes and exits."""
     before = f"import sys, penult.deepsparse.load_probe as probe\nprobe._COMMAND = (sys.executable, *{HANGS!r})"
     server = Process("--model_path", str(tiny), "--allow-endpoints", before=before)
     with ThreadPoolExecutor(1) as pool:
@@ -197,11 +200,11 @@ def test_sigterm_waits_for_no_model(tiny):
         started = time.monotonic()
         assert server.end() in (0, -15, 143)
         assert time.monotonic() - started < 5
-        assert "the server ends" in answer.result().text
+        assert "the server is shutting down" in answer.result().text
 
 
-def test_sigterm_waits_for_no_model_of_its_own(tiny, tmp_path):
-    """The same where a request opens a model that the server was started with."""
+def test_sigterm_does_not_wait_for_a_model(tiny, tmp_path):
+    """On SIGTERM, the server does not wait for a model that a request loads."""
     before = "import time, penult.server.models as models\nmodels.Models._open = lambda *_: time.sleep(100)"
     file = tmp_path / "config.yaml"
     file.write_text(f"endpoints:\n  - {{task: {TASK}, model: '{tiny}', kwargs: {{extraction_strategy: reduce_mean}}}}\n")
@@ -213,11 +216,11 @@ def test_sigterm_waits_for_no_model_of_its_own(tiny, tmp_path):
         assert httpx.get(f"{server.url}/health").status_code == 200
         assert server.end() in (0, -15, 143)
         assert time.monotonic() - started < 5
-        assert (answer.result().status_code, "the server ends" in answer.result().text) == (424, True)
+        assert (answer.result().status_code, "the server is shutting down" in answer.result().text) == (424, True)
 
 
 def test_a_probe_ends_with_its_parent():
-    """A child whose parent is gone does not go on."""
+    """A probe ends when its parent has ended."""
     child = subprocess.Popen(load_probe._COMMAND, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     child.stdin.write(b'{"endpoint": {"task": "%s", "model": "/dev/stdin"}, "threads": 1}' % TASK.encode())
     child.stdin.close()
@@ -225,9 +228,13 @@ def test_a_probe_ends_with_its_parent():
     child.stdout.close()
 
 
-async def test_a_model_that_is_being_opened_holds_up_no_other():
-    """Models are opened side by side; who needs the slow one waits, for a time, and the others do not."""
-    made, free, config = Models(Limits(max_load_seconds=1), Metrics(), 1), threading.Event(), EndpointConfig(model="slow")
+async def test_opened_modelsload_in_parallel():
+    """Models load in parallel: requests for a slow one wait up to the limit, others do not wait."""
+    opened_models, free, config = (
+        Models(Limits(max_load_seconds=1), Metrics(), 1),
+        threading.Event(),
+        EndpointConfig(model="slow"),
+    )
     calls = []
 
     class Model:
@@ -241,21 +248,25 @@ async def test_a_model_that_is_being_opened_holds_up_no_other():
         assert free.wait(20)
         return Model()
 
-    first, second = (asyncio.ensure_future(made.opened_for(config, ("slow",), slowly)) for _ in range(2))
+    first, second = (asyncio.ensure_future(opened_models.opened_for(config, ("slow",), slowly)) for _ in range(2))
     await asyncio.sleep(0.05)
-    assert isinstance(await made.opened_for(config, ("quick",), Model), Model)
+    assert isinstance(await opened_models.opened_for(config, ("quick",), Model), Model)
     assert not first.done()
     for waiting in (first, second):
-        with pytest.raises(Refusal, match="did not open within 1 s"):
+        with pytest.raises(Refusal, match="did not load within 1 s"):
             await waiting
     free.set()
-    model = await made.opened_for(config, ("slow",), slowly)
-    assert (len(calls), await made.opened_for(config, ("slow",), slowly)) == (1, model)
+    model = await opened_models.opened_for(config, ("slow",), slowly)
+    assert (len(calls), await opened_models.opened_for(config, ("slow",), slowly)) == (1, model)
 
 
-async def test_a_model_that_failed_is_tried_again():
-    """An error reaches all who wait for a model, and the next request opens it anew."""
-    made, config, outcomes = Models(Limits(), Metrics(), 1), EndpointConfig(model="m"), iter([ValueError("once"), None])
+async def test_a_failed_model_is_loaded_again():
+    """An error reaches all requests that wait for a model; the next request loads it again."""
+    opened_models, config, outcomes = (
+        Models(Limits(), Metrics(), 1),
+        EndpointConfig(model="m"),
+        iter([ValueError("once"), None]),
+    )
 
     def opens():
         time.sleep(0.05)
@@ -263,19 +274,19 @@ async def test_a_model_that_failed_is_tried_again():
             raise error
         return "a model"
 
-    waiting = [asyncio.ensure_future(made.opened_for(config, ("m",), opens)) for _ in range(3)]
+    waiting = [asyncio.ensure_future(opened_models.opened_for(config, ("m",), opens)) for _ in range(3)]
     for one in waiting:
         with pytest.raises(Refusal, match="once"):
             await one
-    assert await made.opened_for(config, ("m",), opens) == "a model"
+    assert await opened_models.opened_for(config, ("m",), opens) == "a model"
 
 
-async def test_the_end_of_the_server_is_not_held_up():
-    """Requests that wait for a model are answered when the server ends."""
-    made, free = Models(Limits(), Metrics(), 1), threading.Event()
-    waiting = asyncio.ensure_future(made.opened_for(EndpointConfig(model="m"), ("m",), lambda: free.wait(20)))
+async def test_shutdown_does_not_wait_for_models():
+    """Requests that wait for a model are answered when the server shuts down."""
+    opened_models, free = Models(Limits(), Metrics(), 1), threading.Event()
+    waiting = asyncio.ensure_future(opened_models.opened_for(EndpointConfig(model="m"), ("m",), lambda: free.wait(20)))
     await asyncio.sleep(0.05)
-    made.stop_opening()
-    with pytest.raises(Refusal, match="the server ends"):
+    opened_models.stop_opening()
+    with pytest.raises(Refusal, match="the server is shutting down"):
         await asyncio.wait_for(waiting, 5)
     free.set()

@@ -1,4 +1,4 @@
-"""What DeepSparse 1.8.0 answered over HTTP, asked again here: statuses, keys and numbers of items."""
+"""Recorded requests to DeepSparse 1.8.0, sent to penult: equal statuses, keys and numbers of items."""
 
 import re
 import shlex
@@ -14,11 +14,11 @@ from penult.deepsparse.arguments import TASK
 from penult.deepsparse.config_file import DeepSparseEndpoint, DeepSparseServer, read
 from penult.server.config_file import override
 
-# Routes that DeepSparse 1.8.0 had not: those of its own older versions, and of contracts that it never spoke.
+# Routes that DeepSparse 1.8.0 did not have: those of older versions and of other protocols.
 NEW = {"/predict", "/ping", "/health", "/healthcheck", "/metrics", "/v1/models", "/v1/embeddings", "/invocations"}
-# Where it died by accident on a request that is right: a served strategy with return_numpy, an endpoint's own route.
+# Valid requests that DeepSparse answered with 500: a strategy with return_numpy, an endpoint's own route.
 ACCIDENTS = {("02", 12), ("02", 20)}
-# Sent as a form, which web pages may send from anywhere: refused on a loopback address without a key.
+# Sent as a form: refused on a loopback address without a key, because foreign web pages can send forms.
 FORMS = {("01", 25)}
 
 
@@ -34,8 +34,8 @@ class Exchange:
 
 
 def exchanges(transcript: Path) -> list[Exchange]:
-    """Read the requests of a transcript, and how each was answered."""
-    found = []
+    """Read the requests and responses of a transcript."""
+    parsed = []
     for block in re.split(r"^### ", transcript.read_text(), flags=re.MULTILINE)[1:]:
         number, command, *rest = block.split("\n")
         if not command.startswith("$ curl"):
@@ -45,52 +45,55 @@ def exchanges(transcript: Path) -> list[Exchange]:
         body = words[words.index("-d") + 1] if "-d" in words else None
         headers = {"content-type": "application/json"} if "-H" in words else {}
         if body is not None and not headers:
-            headers = {"content-type": "application/x-www-form-urlencoded"}  # what curl says of itself
+            headers = {"content-type": "application/x-www-form-urlencoded"}  # curl's default
         status = next(int(line.split()[1]) for line in rest if line.startswith("HTTP/"))
         answer = "\n".join(rest).split("\n\n", 1)[1].strip().split("\n\n")[0]
-        found.append(Exchange(int(number), method, re.sub(r"^http://[^/]+", "", url), headers, body, status, answer))
-    return found
+        parsed.append(Exchange(int(number), method, re.sub(r"^http://[^/]+", "", url), headers, body, status, answer))
+    return parsed
 
 
 def replay(running, transcript: Path, model: str) -> int:
-    """Ask again, and compare; how many requests there were."""
-    asked = [one for one in exchanges(transcript) if "6100" not in one.path]
+    """Send the requests again and compare the responses; return the number of requests."""
+    requests = [exchange for exchange in exchanges(transcript) if "6100" not in exchange.path]
     with httpx.Client(base_url=running.url, timeout=30) as client:
-        for one in asked:
-            body = None if one.body is None else re.sub(r'"scratch/[^"]*"', f'"{model}"', one.body)
-            answer = client.request(one.method, one.path, headers=one.headers, content=body)
-            compare(transcript.name[:2], one, answer)
-    return len(asked)
+        for exchange in requests:
+            body = None if exchange.body is None else re.sub(r'"scratch/[^"]*"', f'"{model}"', exchange.body)
+            answer = client.request(exchange.method, exchange.path, headers=exchange.headers, content=body)
+            compare(transcript.name[:2], exchange, answer)
+    return len(requests)
 
 
-def compare(file: str, one: Exchange, answer: httpx.Response) -> None:
-    where = f"{file} #{one.number} {one.method} {one.path} {one.body}: {answer.text[:200]}"
-    if one.status == 404 and one.path in NEW:
+def compare(file: str, exchange: Exchange, answer: httpx.Response) -> None:
+    where = f"{file} #{exchange.number} {exchange.method} {exchange.path} {exchange.body}: {answer.text[:200]}"
+    if exchange.status == 404 and exchange.path in NEW:
         assert answer.status_code == 200, where
-    elif (file, one.number) in FORMS:
-        assert (one.headers["content-type"], answer.status_code) == ("application/x-www-form-urlencoded", 415), where
-    elif one.status == 500 and (file, one.number) not in ACCIDENTS:
+    elif (file, exchange.number) in FORMS:
+        assert (exchange.headers["content-type"], answer.status_code) == ("application/x-www-form-urlencoded", 415), where
+    elif exchange.status == 500 and (file, exchange.number) not in ACCIDENTS:
         assert answer.status_code == 422, where
         assert len(str(answer.json()["detail"])) > 20, where
     else:
-        assert answer.status_code == (200 if one.status == 500 else one.status), where
-        if one.status == 307:
-            assert answer.headers["location"].endswith("/docs" if one.path == "/" else one.path.rstrip("/"))
-        elif one.answer.startswith('{"embeddings"'):
-            texts = one.body.count('","') + 1 if '"inputs":[' in one.body else 1
+        assert answer.status_code == (200 if exchange.status == 500 else exchange.status), where
+        if exchange.status == 307:
+            assert answer.headers["location"].endswith("/docs" if exchange.path == "/" else exchange.path.rstrip("/"))
+        elif exchange.answer.startswith('{"embeddings"'):
+            texts = exchange.body.count('","') + 1 if '"inputs":[' in exchange.body else 1
             assert list(answer.json()) == ["embeddings"], where
             assert len(answer.json()["embeddings"]) == texts, where
-        elif one.answer.startswith("{") and "...[body" not in one.answer and '"openapi"' not in one.answer:
-            theirs = httpx.Response(200, text=one.answer).json()
-            assert shape(answer.json()) == shape(theirs), where
+        elif exchange.answer.startswith("{") and "...[body" not in exchange.answer and '"openapi"' not in exchange.answer:
+            recorded = httpx.Response(200, text=exchange.answer).json()
+            assert shape(answer.json()) == shape(recorded), where
         elif (
-            "[body" not in one.answer and not one.answer.startswith('{"openapi"') and one.status == 200 and one.path != "/docs"
+            "[body" not in exchange.answer
+            and not exchange.answer.startswith('{"openapi"')
+            and exchange.status == 200
+            and exchange.path != "/docs"
         ):
-            assert answer.text == one.answer, where
+            assert answer.text == exchange.answer, where
 
 
 def shape(value):
-    """Give the keys of a JSON value, down to its leaves."""
+    """Return the keys of a JSON value at every depth."""
     if isinstance(value, dict):
         return {key: shape(inner) for key, inner in value.items() if key not in ("endpoints", "input")}
     return [shape(inner) for inner in value] if isinstance(value, list) else None
@@ -103,7 +106,7 @@ def golden(shared) -> Path:
 
 @contextmanager
 def from_file(transcript: Path, model: str, folder: Path, integration: str = ""):
-    """Serve the configuration that stands in a transcript, with another model."""
+    """Serve the configuration of a transcript with another model."""
     text = transcript.read_text().split("$ deepsparse.server")[0].removeprefix("$ cat config.yaml\n")
     file = folder / "config.yaml"
     file.write_text(re.sub(r"scratch/srv\S*", model, text) + integration)
@@ -115,31 +118,31 @@ def from_file(transcript: Path, model: str, folder: Path, integration: str = "")
 
 
 def task(model: Path) -> DeepSparseEndpoint:
-    """The endpoint of `penult.server --task TASK --model_path MODEL`."""
+    """Return the endpoint of `penult.server --task TASK --model_path MODEL`."""
     return DeepSparseEndpoint(model=str(model), task=TASK, name=TASK)
 
 
 def test_task_on_the_command_line(golden, tiny):
-    """A server of one task answers as DeepSparse's did, and 422 with a reason where that said 500."""
+    """A server of one task responds as DeepSparse did, with 422 and a reason instead of 500."""
     with serving(task(tiny)) as running:
         assert replay(running, golden / "01_task_cli.txt", str(tiny)) == 34
 
 
 def test_configuration_file(golden, tiny, tmp_path):
-    """A server of three endpoints answers as DeepSparse's did; endpoints come and go."""
+    """A server of three endpoints responds as DeepSparse did, also after endpoints were added and removed."""
     with from_file(golden / "02_config_file.txt", str(tiny), tmp_path) as running:
         assert replay(running, golden / "02_config_file.txt", str(tiny)) == 22
         config = httpx.get(f"{running.url}/config").json()
-    theirs = httpx.Response(200, text=(golden / "02_config_file.body.02").read_text()[:1648]).json()
-    assert shape(config) == shape(theirs)
-    assert {**config, "endpoints": None} == {**theirs, "endpoints": None}
-    assert [one["name"] for one in config["endpoints"]] == [one["name"] for one in theirs["endpoints"]]
-    for mine, one in zip(config["endpoints"], theirs["endpoints"], strict=True):
-        assert {**mine, "model": None} == {**one, "model": None}
+    recorded = httpx.Response(200, text=(golden / "02_config_file.body.02").read_text()[:1648]).json()
+    assert shape(config) == shape(recorded)
+    assert {**config, "endpoints": None} == {**recorded, "endpoints": None}
+    assert [exchange["name"] for exchange in config["endpoints"]] == [exchange["name"] for exchange in recorded["endpoints"]]
+    for ours, exchange in zip(config["endpoints"], recorded["endpoints"], strict=True):
+        assert {**ours, "model": None} == {**exchange, "model": None}
 
 
 def test_sagemaker(golden, tiny):
-    """With integration sagemaker, inference is under /invocations, and nowhere else."""
+    """With integration sagemaker, inference is only under /invocations."""
     with serving(task(tiny), kind=DeepSparseServer, integration="sagemaker") as running:
         assert replay(running, golden / "03_sagemaker.txt", str(tiny)) == 8
 

@@ -31,8 +31,8 @@ def strings(value) -> int:
 
 
 @given(DOCUMENTS, st.booleans())
-def test_it_counts_as_a_parser_does(value, ascii_only):
-    """Whatever the strings hold, their number and that of the commas around them is exact."""
+def test_counts_equal_those_of_a_parser(value, ascii_only):
+    """The counts of strings and of commas outside of strings are exact."""
     document = json.dumps(value, ensure_ascii=ascii_only).encode()
     exact = max(commas(value), strings(value))
     assert not has_more_values(document, exact)
@@ -40,32 +40,32 @@ def test_it_counts_as_a_parser_does(value, ascii_only):
 
 
 @pytest.mark.parametrize("document", [b"", b'"', b'"\\', b'\\"', b'["a', b'"\\"', b"\\\\\\", b'{"a":"b\\\\"'])
-def test_what_is_cut_off(document):
-    """A document that ends anywhere is counted too."""
+def test_truncated_documents(document):
+    """Truncated documents are counted, too."""
     assert not has_more_values(document, 2)
 
 
 @pytest.fixture(scope="module")
 def running(tiny):
-    with serving(EndpointConfig(model=str(tiny)), limits=Limits(max_client_batch_size=300)) as made:
-        yield made
+    with serving(EndpointConfig(model=str(tiny)), limits=Limits(max_client_batch_size=300)) as server:
+        yield server
 
 
 @pytest.mark.parametrize("value", [b"1", b'"a"', b"{}", b"[]", b"1.5", b"null", b'{"a":1}', b'["a"]', b'"\\""'])
-def test_bodies_of_very_many_values(running, value):
-    """A body of more values than any request needs is refused before it is parsed, in the shape of its contract."""
+def test_bodies_with_too_many_values(running, value):
+    """A body with too many values is refused before it is parsed, in the error format of the protocol."""
     body = b'{"input":[' + b",".join([value] * 70_000) + b'],"inputs":"a"}'
     for path, status in (("/v1/embeddings", 422), ("/embed", 413), ("/predict", 422)):
         answer = httpx.post(running.url + path, content=body, timeout=30)
         assert answer.status_code == status
-        assert "at most 300 texts" in answer.text
+        assert "the limit is 300 texts" in answer.text
 
 
-def test_large_bodies_that_are_right(running):
-    """Long texts full of quotes, backslashes and commas, in any number up to the limit, are no reason to refuse."""
+def test_large_valid_bodies(running):
+    """Long texts with many quotes, backslashes and commas are accepted up to the limit."""
     texts = ['a "quoted, [text]" \\ with \\" all, {of: it} ' * 40] * 300
     assert running.post("/embed", {"inputs": texts}).status_code == 200
     assert running.post("/embed", {"inputs": '",' * 300_000}).status_code == 200
     ids = running.post("/v1/embeddings", {"input": [[7] * 20_000] * 2})
     assert (ids.status_code, "token ids" in ids.text) == (400, True)
-    assert "has 301 texts, the limit is 300" in running.post("/embed", {"inputs": ["the cat " * 40] * 301}).text
+    assert "has 301 texts; the limit is 300" in running.post("/embed", {"inputs": ["the cat " * 40] * 301}).text

@@ -1,4 +1,4 @@
-"""A server from its start to its end: signals, clients that leave, many at once, and a loop that is never blocked."""
+"""Life cycle of a server: signals, disconnects, concurrent requests, and an event loop that is never blocked."""
 
 import errno
 import http.client
@@ -19,7 +19,7 @@ from penult.server import EndpointConfig, Limits, run
 
 
 def slow(running, seconds: float) -> list[int]:
-    """Make every call of the engine take so long; give the list that will hold the number of texts of each."""
+    """Delay every call of the model; return a list to which the number of texts of each call is appended."""
     endpoint = running.app.state.service.endpoints[0].config
     embedder = running.app.state.service.models.embedder(endpoint).embedder
     calls: list[int] = []
@@ -37,12 +37,12 @@ def slow(running, seconds: float) -> list[int]:
 
 @pytest.fixture
 def running(tiny):
-    with serving(EndpointConfig(model=str(tiny)), limits=Limits(max_concurrent_requests=4)) as made:
-        yield made
+    with serving(EndpointConfig(model=str(tiny)), limits=Limits(max_concurrent_requests=4)) as server:
+        yield server
 
 
-def test_sigterm_finishes_what_was_begun(tiny):
-    """A request that is under way when SIGTERM comes is answered; then the process ends."""
+def test_sigterm_finishes_requests_in_progress(tiny):
+    """A request in progress at SIGTERM is answered; then the process ends."""
     server = Process("--model_path", str(tiny))
     texts = [f"the cat sat on mat {i} " * 10 for i in range(1500)]
     body = json.dumps({"input": texts, "encoding_format": "base64"})
@@ -61,8 +61,8 @@ def test_sigterm_finishes_what_was_begun(tiny):
         socket.create_connection(("127.0.0.1", server.port), timeout=1)
 
 
-def test_a_client_that_never_reads_does_not_hold_up_the_end(tiny):
-    """A client that asks for much and reads nothing is given up some time after SIGTERM."""
+def test_a_client_that_never_reads_does_not_block_shutdown(tiny):
+    """A client that does not read its response delays shutdown only up to the limit."""
     server = Process("--model_path", str(tiny), before="import penult.server.run; penult.server.run._ENDING_SECONDS = 2")
     with socket.create_connection(("127.0.0.1", server.port)) as stalled:
         body = json.dumps({"inputs": ["cat"] * 1500}).encode()
@@ -83,7 +83,7 @@ def _scrape(port: int) -> str:
 
 
 def test_log_json_in_a_process(tiny):
-    """With --log-json every line of the process's log is a JSON object."""
+    """With --log-json, every log line is a JSON object."""
     server = Process("--model_path", str(tiny), "--log-json")
     _scrape(server.port)
     server.end()
@@ -93,7 +93,7 @@ def test_log_json_in_a_process(tiny):
 
 
 def test_a_full_queue_is_429(running):
-    """Over the bound, clients get 429 with Retry-After; those within it are all answered."""
+    """Requests over the limit get 429 with Retry-After; the others are answered."""
     slow(running, 0.3)
     with ThreadPoolExecutor(16) as pool:
         answers = list(pool.map(lambda i: running.post("/v1/embeddings", {"input": f"cat {i}"}), range(16)))
@@ -107,7 +107,7 @@ def test_a_full_queue_is_429(running):
 
 
 def test_clients_are_batched_together(running, embedder):
-    """Requests of different clients that wait run in one call, and each gets the vector of its own text."""
+    """Waiting requests of different clients run in one call, and each gets the vector of its own text."""
     calls = slow(running, 0.2)
     texts = [f"the cat {i}" for i in range(4)]
     with ThreadPoolExecutor(4) as pool:
@@ -117,8 +117,8 @@ def test_clients_are_batched_together(running, embedder):
     assert sum(calls) == 4
 
 
-def test_a_client_that_leaves_costs_nothing(running):
-    """The work of a client that has gone is dropped, and counted."""
+def test_a_disconnected_client_is_dropped(running):
+    """The request of a client that has disconnected is dropped and counted."""
     calls = slow(running, 0.5)
     with ThreadPoolExecutor(1) as pool:
         first = pool.submit(running.post, "/embed", {"inputs": "first"})
@@ -135,8 +135,8 @@ def test_a_client_that_leaves_costs_nothing(running):
     assert "penult_disconnects_total 1.0" in running.get("/metrics").text
 
 
-def test_health_answers_while_the_engine_works(running):
-    """Whatever the engine does, the health routes answer."""
+def test_health_responds_while_the_model_runs(running):
+    """The health routes respond while the model runs."""
     slow(running, 1.0)
     with ThreadPoolExecutor(1) as pool:
         busy = pool.submit(running.post, "/embed", {"inputs": ["cat"] * 500})
@@ -148,8 +148,8 @@ def test_health_answers_while_the_engine_works(running):
     assert answered >= 20
 
 
-def test_a_dead_engine_is_not_healthy(running):
-    """When a queue is served no more, the health routes say so with 503."""
+def test_a_dead_queue_is_not_healthy(running):
+    """If the thread of a queue has ended, the health routes return 503."""
     running.post("/embed", {"inputs": "a"})
     running.app.state.service.models.embedder(running.app.state.service.endpoints[0].config).queue.close()
     assert running.get("/health").status_code == 503
@@ -158,8 +158,8 @@ def test_a_dead_engine_is_not_healthy(running):
 
 @pytest.mark.parametrize("workers", ["1", "2"])
 @pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0", "localhost"])
-def test_a_port_that_is_taken_is_one_line(host, workers):
-    """A server that cannot listen says so before it looks at the model, and ends with an error."""
+def test_a_port_in_use_is_one_line(host, workers):
+    """A server whose port is in use fails before it loads the model."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -167,27 +167,27 @@ def test_a_port_that_is_taken_is_one_line(host, workers):
         done = serve("no/such/model", "--host", host, "--port", port, "--api-key", "k", "--workers", workers)
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
-    assert f"Port {port} of {host} is in use (address already in use). End the program" in line
+    assert f"Port {port} on {host} is already in use. Pass another --port" in line
 
 
 @pytest.mark.parametrize(
     ("host", "port", "words"),
     [
-        ("203.0.113.9", "0", "Port 0 of 203.0.113.9 cannot be listened on"),
+        ("203.0.113.9", "0", "Cannot listen on port 0 of 203.0.113.9"),
         ("no.such.host.invalid", "0", "--host 'no.such.host.invalid' is not an address or a name of this machine"),
     ],
 )
 def test_an_address_of_another_machine(host, port, words):
-    """A host that this machine cannot listen on is one line."""
+    """A host that is not an address of this machine fails with one line."""
     done = serve("no/such/model", "--host", host, "--port", port)
     (line,) = done.stderr.splitlines()
     assert (done.returncode, words in line) == (2, True), line
 
 
-def test_a_port_that_needs_rights():
-    """A port below 1024 is explained to those who may not have it."""
+def test_a_privileged_port():
+    """The error of a privileged port advises a port of at least 1024."""
     error = OSError(errno.EACCES, "Permission denied")
-    assert "Pass a --port of 1024 or more" in str(run._refused("127.0.0.1", 80, error))
+    assert "Pass a --port of at least 1024" in str(run._refused("127.0.0.1", 80, error))
 
 
 def serve(*words: str) -> subprocess.CompletedProcess:
@@ -195,8 +195,8 @@ def serve(*words: str) -> subprocess.CompletedProcess:
     return subprocess.run(command, capture_output=True, text=True, timeout=60)
 
 
-def test_localhost_is_both_addresses():
-    """A name with an IPv4 and an IPv6 address is served on both, on one port."""
+def test_localhost_has_both_addresses():
+    """A host name with an IPv4 and an IPv6 address is bound on both, with the same port."""
     bound = run.bind("localhost", 0)
     try:
         assert len({one.getsockname()[1] for one in bound}) == 1
@@ -207,7 +207,7 @@ def test_localhost_is_both_addresses():
 
 
 def test_idle_connections_stay_open(tiny):
-    """A connection that is idle for longer than uvicorn's own 5 s is answered again; --keep-alive decides."""
+    """Idle connections stay open for the time of --keep-alive, not for uvicorn's default of 5 s."""
     for words, open_ in (((), True), (("--keep-alive", "1"), False)):
         server = Process("--model_path", str(tiny), *words)
         connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=20)
@@ -225,7 +225,7 @@ def test_idle_connections_stay_open(tiny):
 
 
 def test_many_threads_open_a_model_once(tiny):
-    """Requests that need a model that is not open yet open it once."""
+    """Concurrent requests for a model that is not loaded yet load it once."""
     with serving(EndpointConfig(model=str(tiny))) as running:
         threads = [threading.Thread(target=running.post, args=("/predict", {"inputs": "a"})) for _ in range(6)]
         for thread in threads:

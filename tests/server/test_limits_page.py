@@ -1,4 +1,4 @@
-"""The page about the server's limits states the options and the defaults that there are."""
+"""docs/server-limits.md states the options and their defaults."""
 
 import re
 from pathlib import Path
@@ -11,8 +11,8 @@ from penult.server import Limits
 PAGE = (Path(__file__).parents[2] / "docs" / "server-limits.md").read_text(encoding="utf-8")
 
 
-def test_each_limit_stands_there_with_its_default():
-    """The table has a row for each limit that can be set."""
+def test_each_limit_is_on_the_page_with_its_default():
+    """The table has a row for each limit, with its default."""
     rows = {match[1].replace("-", "_"): match[2] for match in re.finditer(r"\| `--([a-z-]+)` \| ([^|]+) \|", PAGE)}
     defaults = Limits()
     assert set(rows) == set(Limits.model_fields)
@@ -22,7 +22,7 @@ def test_each_limit_stands_there_with_its_default():
 
 
 def test_each_option_of_the_page_is_known(capsys, monkeypatch):
-    """Every option that the page names is one of the command line."""
+    """Every option on the page exists."""
     monkeypatch.setenv("COLUMNS", "200")
     main(["--help"])
     known = capsys.readouterr().out
@@ -33,7 +33,7 @@ def test_each_option_of_the_page_is_known(capsys, monkeypatch):
 
 @pytest.mark.parametrize("name", [name for name in Limits.model_fields if name != "max_bodies_in_flight"])
 def test_each_limit_has_its_option(monkeypatch, name):
-    """Each limit is set by its option, under its own name."""
+    """Each limit has an option of its name."""
     configs = []
     monkeypatch.setattr("penult.server.run.run", lambda config, _: configs.append(config))
     main(["m", f"--{name.replace('_', '-')}", "7"])

@@ -1,4 +1,4 @@
-"""What every request passes: key, limits, log, and no stack for anybody."""
+"""The middleware: API key, limits, log, and no traceback in a response."""
 
 import io
 import json
@@ -25,15 +25,15 @@ def guarded(tiny):
 
 @pytest.mark.parametrize("path", OPEN)
 def test_health_needs_no_key(guarded, path):
-    """The health routes answer without a key."""
+    """The health routes need no key."""
     assert guarded.get(path).status_code == 200
 
 
 @pytest.mark.parametrize(
     "header", [None, "Bearer wrong", f"Basic {KEY}", KEY, "Bearer", f"Bearer {KEY}"[:-1], f"Bearer {KEY}x"]
 )
-def test_all_else_needs_it(guarded, header):
-    """Without the very key, every other route is 401, in the shape of its contract."""
+def test_all_other_routes_need_the_key(guarded, header):
+    """Without the right key, every other route returns 401, in the error format of its protocol."""
     headers = {} if header is None else {"authorization": header.encode()}
     for path in ("/docs", "/openapi.json", "/metrics", "/config", "/v2/models/x", "/nowhere"):
         answer = guarded.get(path, headers=headers)
@@ -44,34 +44,37 @@ def test_all_else_needs_it(guarded, header):
     assert error["code"] == "invalid_api_key"
 
 
-def test_the_key_opens(guarded):
-    """With the key every route answers."""
+def test_the_key_is_accepted(guarded):
+    """With the key, every route responds."""
     headers = {"authorization": f"Bearer {KEY}".encode()}
     assert guarded.post("/v1/embeddings", {"input": "a"}, headers=headers).status_code == 200
     assert guarded.get("/docs", headers=headers).status_code == 200
 
 
-def test_a_key_with_spaces_around_it_opens(tiny):
-    """Headers cannot carry the end of a line that a key read from a file has."""
+def test_a_key_with_surrounding_whitespace(tiny):
+    """A key with surrounding whitespace, such as one read from a file, works."""
     with serving(EndpointConfig(model=str(tiny)), api_key=f" {KEY}\n") as running:
         headers = {"authorization": f"Bearer {KEY}".encode()}
         assert running.post("/v1/embeddings", {"input": "a"}, headers=headers).status_code == 200
 
 
-def test_who_may_change_endpoints(tiny, guarded):
-    """Endpoints are changed with the key; without one, from this machine alone, and never by a page in a browser."""
+def test_changing_endpoints(tiny, guarded):
+    """Changing endpoints needs the key; without a key it is possible only from this machine, and never from a web page."""
     body = {"task": "transformers_embedding_extraction", "model": str(tiny), "name": "more"}
     with serving(EndpointConfig(model=str(tiny)), host="0.0.0.0") as public:
         for method in ("POST", "DELETE"):
             answer = public.client.request(method, "/endpoints", json=body)
             assert answer.status_code == 403
-            assert "listens on 0.0.0.0 and has no key: its endpoints cannot be changed" in answer.json()["detail"]
+            assert "cannot be changed on a server that listens on 0.0.0.0 without an API key" in answer.json()["detail"]
         assert public.post("/v2/models/more/infer", {"inputs": "a"}).status_code == 404
     assert guarded.post("/endpoints", body).status_code == 401
     headers = {"authorization": f"Bearer {KEY}".encode()}
-    text = {"content-type": "text/plain", **headers}  # which a page may send anywhere without being asked
+    text = {"content-type": "text/plain", **headers}  # needs no preflight request
     answer = guarded.client.post("/endpoints", content=json.dumps(body), headers=text)
-    assert (answer.status_code, answer.json()) == (415, {"detail": "Send the endpoint as application/json."})
+    assert (answer.status_code, answer.json()) == (
+        415,
+        {"detail": "The Content-Type is not application/json. Send the endpoint as application/json."},
+    )
     for method, status in (("POST", 200), ("DELETE", 404)):
         assert guarded.client.request(method, "/endpoints", json=body, headers=headers).status_code == 200
         assert guarded.post("/v2/models/more/infer", {"inputs": "a"}, headers=headers).status_code == status
@@ -80,30 +83,30 @@ def test_who_may_change_endpoints(tiny, guarded):
     answer = guarded.client.request("DELETE", "/endpoints", json={**body, "task": "qa"}, headers=headers)
     assert answer.status_code == 422
     assert answer.json()["detail"][0]["msg"].startswith(
-        "This is no endpoint: the body: task is 'qa'; it must be transformers_embedding_extraction"
+        "The body is not a valid endpoint: the body: task is 'qa'; it must be transformers_embedding_extraction"
     )
 
 
-def test_the_most_endpoints(tiny):
-    """A server takes 16 endpoints; one more is refused, and taken when another has gone."""
+def test_the_maximum_of_endpoints(tiny):
+    """A server has at most 16 endpoints; one more is accepted after another was removed."""
     with serving(*(EndpointConfig(model=str(tiny), name=f"n{i}") for i in range(16)), allow_endpoints=True) as full:
         body = {"task": "transformers_embedding_extraction", "model": str(tiny), "name": "more"}
         answer = full.post("/endpoints", body)
         assert answer.status_code == 422
-        assert answer.json()["detail"][0]["msg"] == "There are 16 endpoints already, that is the most; remove one."
+        assert answer.json()["detail"][0]["msg"] == "The limit of 16 endpoints is reached. Remove one."
         assert full.client.request("DELETE", "/endpoints", json={**body, "name": "n3"}).status_code == 200
         assert full.post("/endpoints", body).status_code == 200
 
 
 def test_a_large_body_is_413(served, client):
-    """A body over the limit is refused with the limit, whether its head announces its length or not."""
+    """A body over the limit gets 413 with the limit in the message, with or without Content-Length."""
     body = json.dumps({"input": "a" * 300_000})
 
-    def drops():
+    def chunks():
         for i in range(0, len(body), 10_000):
             yield body[i : i + 10_000].encode()
 
-    for content in (body, drops()):
+    for content in (body, chunks()):
         answer = client.post("/v1/embeddings", content=content)
         assert answer.status_code == 413
         assert "200000 bytes" in answer.json()["error"]["message"]
@@ -111,8 +114,8 @@ def test_a_large_body_is_413(served, client):
     assert "200000" in client.post("/predict", content=body).json()["detail"]
 
 
-def test_a_very_large_body_still_reads_its_answer(tiny):
-    """A client that sends far more than the limit gets the 413, not a broken connection."""
+def test_a_very_large_body_gets_413(tiny):
+    """A client that sends far more than the limit gets 413, not a connection reset."""
     with serving(EndpointConfig(model=str(tiny)), limits=Limits(max_body_bytes=1000)) as running:
         answer = httpx.post(f"{running.url}/embed", content=b" " * 30_000_000, timeout=30)
         assert answer.status_code == 413
@@ -121,8 +124,8 @@ def test_a_very_large_body_still_reads_its_answer(tiny):
 HALF = b'POST /v1/embeddings HTTP/1.1\r\nHost: localhost\r\nContent-Length: 500\r\n\r\n{"input": "mo'
 
 
-def test_a_client_that_leaves_within_its_body_is_no_failure(tiny, log):
-    """Half a body and no more is a client that left: counted as such, with neither a stack in the log nor a failure."""
+def test_a_disconnect_during_the_body_is_not_a_failure(tiny, log):
+    """A client that disconnects during its body is counted as a disconnect, without a traceback and without a failure."""
     with serving(EndpointConfig(model=str(tiny))) as running:
         for _ in range(2):
             with socket.create_connection(("127.0.0.1", running.port)) as leaving:
@@ -137,23 +140,23 @@ def test_a_client_that_leaves_within_its_body_is_no_failure(tiny, log):
     assert "POST /v1/embeddings 499" in log[0].getvalue()
 
 
-def test_a_client_that_stalls_is_sent_away(tiny, monkeypatch):
-    """A body that stops coming is answered with 408, so that it cannot hold up the end of the server."""
+def test_a_stalled_body_gets_408(tiny, monkeypatch):
+    """A body that stalls gets 408, so that it cannot delay shutdown."""
     monkeypatch.setattr(bodies, "_STALL_SECONDS", 0.3)
     with serving(EndpointConfig(model=str(tiny))) as running:
         with socket.create_connection(("127.0.0.1", running.port), timeout=10) as stalled:
             stalled.sendall(HALF)
             answer = b"".join(iter(lambda: stalled.recv(65536), b""))
         assert answer.startswith(b"HTTP/1.1 408 ")
-        assert b"went by without a byte of the body" in answer
+        assert b"no byte for 0.3 s" in answer
         assert running.post("/embed", {"inputs": "a"}).status_code == 200
 
 
 @pytest.mark.parametrize(("method", "path", "status"), [("GET", "/v1/embeddings", 405), ("POST", "/v1/nope", 404),
                                                         ("GET", "/v1/models/a%0Ab", 404), ("GET", "/embed", 405),
                                                         ("GET", "/predict", 405), ("POST", "/nope", 404)])  # fmt: skip
-def test_no_route_is_said_in_the_shape_of_the_contract(client, method, path, status):
-    """What no route takes is refused in the words of OpenAI, TEI or FastAPI, as the path would have been."""
+def test_unknown_routes_have_the_protocols_error_format(client, method, path, status):
+    """Unknown paths and methods get an error in the format of OpenAI, TEI or FastAPI, depending on the path."""
     answer = client.request(method, path)
     assert answer.status_code == status
     assert ("allow" in answer.headers) == (status == 405)
@@ -169,7 +172,7 @@ def test_no_route_is_said_in_the_shape_of_the_contract(client, method, path, sta
 
 @pytest.fixture
 def log():
-    """What the server logs meanwhile, as plain lines and as JSON."""
+    """Capture the server's log as plain lines and as JSON."""
     streams = io.StringIO(), io.StringIO()
     logger = logging.getLogger("penult.server")
     handlers = []
@@ -186,16 +189,16 @@ def log():
         logger.removeHandler(handler)
 
 
-def test_one_line_a_request(guarded, log):
-    """Each request is one line, plain and JSON, with numbers and without a text, a key or a query."""
+def test_one_log_line_per_request(guarded, log):
+    """Each request has one log line, plain and JSON, with counts and without a text, a key or a query string."""
     headers = {"authorization": f"Bearer {KEY}".encode()}
     guarded.post("/v1/embeddings?token=hidden", {"input": ["moonlight", "river"]}, headers=headers)
     guarded.post("/embed", {"inputs": []}, headers=headers)
     guarded.get("/no%0Awhere?token=hidden")
     until = time.monotonic() + 10
     while "no%0Awhere" not in log[1].getvalue() and time.monotonic() < until:
-        time.sleep(0.01)  # the line is written after the answer
-    # For the same reason the line of a request before these may still come.
+        time.sleep(0.01)  # the line is written after the response
+    # The line of an earlier request may therefore still arrive.
     plain, as_json = ("".join(line for line in stream.getvalue().splitlines(keepends=True) if "/nope" not in line)
                       for stream in log)  # fmt: skip
     assert len(plain.splitlines()) == len(as_json.splitlines()) == 3
@@ -209,8 +212,8 @@ def test_one_line_a_request(guarded, log):
     assert "POST /v1/embeddings 200" in plain
 
 
-def test_a_failure_shows_no_stack(tiny, log):
-    """When the engine fails, the client gets a sentence and the log the stack; the server goes on."""
+def test_a_failure_has_no_traceback_in_the_response(tiny, log):
+    """If the model fails, the client gets a message and the log gets the traceback; the server keeps running."""
     with serving(EndpointConfig(model=str(tiny))) as running:
         assert running.post("/embed", {"inputs": "a"}).status_code == 200
         (model,) = running.app.state.service.models._models.values()
@@ -219,6 +222,6 @@ def test_a_failure_shows_no_stack(tiny, log):
             answer = running.post(path, body)
             assert answer.status_code in (424, 500)
             assert "Traceback" not in answer.text
-            assert "its log says why" in json.dumps(answer.json()[key])
+            assert "log states the reason" in json.dumps(answer.json()[key])
         assert running.get("/health").status_code == 200
     assert "The engine is closed" in log[0].getvalue()

@@ -1,4 +1,4 @@
-"""Names of models: what clients see, what resolves, and what is refused."""
+"""Names of models: shown, accepted and refused names."""
 
 import pytest
 from models import tiny_model
@@ -22,8 +22,8 @@ ROUTES = [
 
 
 @pytest.mark.parametrize("kind", [DeepSparseEndpoint, EndpointConfig])
-def test_no_answer_shows_the_servers_folders(tiny, kind):
-    """Neither an answer nor an error of the routes for clients has the path of the model."""
+def test_responses_contain_no_path_of_the_server(tiny, kind):
+    """No response or error of the client routes contains the model's path."""
     with serving(kind(model=str(tiny))) as running:
         for method, path, body in ROUTES:
             assert str(tiny.parent) not in running.client.request(method, path, json=body).text, path
@@ -31,8 +31,8 @@ def test_no_answer_shows_the_servers_folders(tiny, kind):
 
 
 @pytest.mark.parametrize("kind", [ServerConfig, None])
-def test_one_model_answers_to_any_name(tiny, kind):
-    """With one model any name is answered, and `model` of the answer says which one did."""
+def test_a_single_model_accepts_any_name(tiny, kind):
+    """A server of one model accepts any name, and `model` of the response has the real one."""
     options = {} if kind is None else {"kind": kind}
     with serving(EndpointConfig(model=str(tiny), served_model_name="minilm"), **options) as running:
         for name in ("minilm", str(tiny), "text-embedding-3-small", None):
@@ -46,7 +46,7 @@ def test_one_model_answers_to_any_name(tiny, kind):
 
 
 def test_strict_names(tiny):
-    """With strict names another name is 404, in the words of each contract; no name at all still answers."""
+    """With strict names, another name gets 404 in the format of each protocol; a request without a name is answered."""
     with serving(
         EndpointConfig(model=str(tiny), served_model_name="minilm", aliases=("ada",)), strict_model_name=True
     ) as running:
@@ -54,7 +54,7 @@ def test_strict_names(tiny):
             assert running.post("/v1/embeddings", {"input": "the cat", "model": name}).status_code == 200, name
         answer = running.post("/v1/embeddings", {"input": "the cat", "model": "gpt"})
         assert (answer.status_code, answer.json()["error"]["code"]) == (404, "model_not_found")
-        assert "`model` must be one of minilm." in answer.json()["error"]["message"]
+        assert "Set `model` to one of: minilm." in answer.json()["error"]["message"]
         assert running.get("/v1/models/gpt").status_code == 404
         assert running.get("/v1/models/minilm").status_code == 200
         for path in ("/embed", "/embed_all", "/tokenize"):
@@ -64,7 +64,7 @@ def test_strict_names(tiny):
 
 
 def test_several_models(tiny, models_folder):
-    """Of several models, id, path, served name and alias each lead to one; an unknown name, and none, is 404."""
+    """With several models, each is found by id, path, served name and alias; an unknown or missing name gets 404."""
     other = models_folder("max", pooling="max", normalize=False)
     endpoints = (
         EndpointConfig(model=str(tiny), served_model_name="first", name="one", aliases=("a",)),
@@ -78,11 +78,11 @@ def test_several_models(tiny, models_folder):
             assert (answer.status_code, answer.json()["model"]) == (200, expected)
         for name in ("gpt", None):
             answer = running.post("/v1/embeddings", {"input": "the cat", "model": name})
-            assert (answer.status_code, "must be one of first, max" in answer.text) == (404, True)
+            assert (answer.status_code, "to one of: first, max" in answer.text) == (404, True)
 
 
 def test_two_folders_of_one_name(tmp_path):
-    """Two models in folders of one name are both served; the second needs its path, or a name of its own."""
+    """Two models in folders of the same name are both served; the second is found by its path or by its own name."""
     folders = [tiny_model(tmp_path / part / "same") for part in ("a", "b")]
     with serving(*(EndpointConfig(model=str(folder)) for folder in folders), kind=ServerConfig) as running:
         assert [card["id"] for card in running.get("/v1/models").json()["data"]] == ["same", str(folders[1])]
@@ -91,12 +91,12 @@ def test_two_folders_of_one_name(tmp_path):
         serving(*(EndpointConfig(model=str(folders[0]), layer=layer) for layer in (-1, 0, 1)), kind=ServerConfig),
     ):
         pass
-    with pytest.raises(ValueError, match=r"each endpoint needs its own"):
+    with pytest.raises(ValueError, match=r"it must be unique"):
         ServerConfig(endpoints=tuple(EndpointConfig(model=str(folder), served_model_name="m") for folder in folders))
 
 
-def test_deepsparses_paths_take_the_served_name(tiny):
-    """A single model is reached under /v2/models by DeepSparse's names and by the one that the other routes show."""
+def test_deepsparses_paths_accept_the_served_name(tiny):
+    """A single model has paths under /v2/models for DeepSparse's names and for its name on the other routes."""
     with serving(DeepSparseEndpoint(model=str(tiny), task=TASK, name=TASK, served_model_name="minilm")) as running:
         for name in (TASK, f"{TASK}-0", "minilm"):
             assert running.post(f"/v2/models/{name}/infer", {"inputs": "the cat"}).status_code == 200, name
@@ -106,14 +106,14 @@ def test_deepsparses_paths_take_the_served_name(tiny):
 
 @pytest.mark.parametrize("route", ["/embeddings", "tokenize", "/decode", "/similarity", "/models"])
 def test_an_endpoints_own_route_overrides(tiny, route):
-    """A configuration file of DeepSparse may name any of the further paths; the contracts' own stay refused."""
+    """A route in a DeepSparse file may override paths that are newer than DeepSparse, but not the main paths of other protocols."""
     mean = {"extraction_strategy": "reduce_mean"}
     with serving(DeepSparseEndpoint(model=str(tiny), route=route, kwargs=mean)) as running:
         answer = running.post("/" + route.strip("/"), {"inputs": "the cat"})
         assert (answer.status_code, len(answer.json()["embeddings"][0])) == (200, 32)
         assert running.post("/v1/embeddings", {"input": "the cat"}).status_code == 200
     with (
-        pytest.raises(ConfigError, match=r"each endpoint needs its own|taken already"),
+        pytest.raises(ConfigError, match=r"must be unique|already in use"),
         serving(*(DeepSparseEndpoint(model=str(tiny), route=path) for path in (route, "/embed"))),
     ):
         pass
@@ -139,18 +139,21 @@ def test_an_endpoints_own_route_overrides(tiny, route):
     ],
 )
 def test_public_name(model, name):
-    """A path's last part that says something; Hub ids and stubs as they are."""
+    """The public name of a path is its folder's name; Hub ids and stubs are unchanged."""
     assert public_name(model) == name
 
 
-def test_a_client_that_names_no_model(tiny, models_folder):
-    """`RemoteEmbedder` takes the only model; of several it takes none without being told which."""
+def test_a_client_without_a_model_name(tiny, models_folder):
+    """`RemoteEmbedder` uses the only model; with several models it requires `model`."""
     endpoints = [
         EndpointConfig(model=str(tiny), served_model_name="first", name="one"),
         EndpointConfig(model=str(models_folder("max", pooling="max", normalize=False)), served_model_name="second", name="two"),
     ]
     with serving(*endpoints) as running:
-        with RemoteEmbedder(running.url) as remote, pytest.raises(ValueError, match=r"several models; name one.*first, second"):
+        with (
+            RemoteEmbedder(running.url) as remote,
+            pytest.raises(ValueError, match=r"several models. Pass model=.*first, second"),
+        ):
             remote.embed(["the cat"])
         with RemoteEmbedder(running.url, model="second") as remote:
             assert remote.embed(["the cat"]).shape == (1, 32)

@@ -20,34 +20,34 @@ def vectors(answer) -> np.ndarray:
     return np.array([item["embedding"] for item in answer.json()["data"]], np.float32)
 
 
-def test_answer_is_the_embedders(client, embedder, tiny):
-    """The vectors are the local Embedder's to the last bit, in order, with the tokens that were read."""
+def test_vectors_equal_the_embedders(client, embedder, tiny):
+    """The vectors equal the local Embedder's bit for bit, in order, with the token count."""
     answer = client.post("/v1/embeddings", json={"input": TEXTS, "model": "any name"})
     np.testing.assert_array_equal(vectors(answer), embedder.embed(TEXTS))
-    said = answer.json()
+    content = answer.json()
     tokens = int(embedder.count_tokens(TEXTS).sum())
-    assert said["usage"] == {"prompt_tokens": tokens, "total_tokens": tokens}
-    assert (said["object"], said["model"]) == ("list", tiny.name)
-    assert [(item["object"], item["index"]) for item in said["data"]] == [("embedding", i) for i in range(3)]
+    assert content["usage"] == {"prompt_tokens": tokens, "total_tokens": tokens}
+    assert (content["object"], content["model"]) == ("list", tiny.name)
+    assert [(item["object"], item["index"]) for item in content["data"]] == [("embedding", i) for i in range(3)]
     assert answer.headers["x-penult-fingerprint"] == embedder.fingerprint
 
 
 def test_one_text(client, embedder):
-    """A single text may stand without a list."""
+    """A single text can be sent without a list."""
     np.testing.assert_array_equal(
         vectors(client.post("/v1/embeddings", json={"input": "the cat"})), embedder.embed(["the cat"])
     )
 
 
 def test_base64_is_little_endian_float32(client, embedder):
-    """encoding_format base64 carries the very same float32."""
-    said = client.post("/v1/embeddings", json={"input": TEXTS, "encoding_format": "base64"}).json()
-    read = [np.frombuffer(base64.b64decode(item["embedding"]), "<f4") for item in said["data"]]
+    """encoding_format base64 returns identical float32 values."""
+    content = client.post("/v1/embeddings", json={"input": TEXTS, "encoding_format": "base64"}).json()
+    read = [np.frombuffer(base64.b64decode(item["embedding"]), "<f4") for item in content["data"]]
     np.testing.assert_array_equal(np.stack(read), embedder.embed(TEXTS))
 
 
-def test_dimensions_are_cut_and_normalised_again(client, embedder):
-    """`dimensions` keeps the leading values, with length 1 again; such vectors carry no fingerprint."""
+def test_dimensions_are_truncated_and_normalized(client, embedder):
+    """`dimensions` keeps the leading values and normalizes them again; the response then has no fingerprint."""
     answer = client.post("/v1/embeddings", json={"input": TEXTS, "dimensions": 8})
     short = embedder.embed(TEXTS)[:, :8]
     np.testing.assert_allclose(vectors(answer), short / np.linalg.norm(short, axis=1, keepdims=True), rtol=1e-6)
@@ -60,11 +60,11 @@ def test_dimensions_are_cut_and_normalised_again(client, embedder):
         ({"input": [1, 2]}, 400, "input", "check_embedding_ctx_length=False"),
         ({"input": [[1], [2]]}, 400, "input", "check_embedding_ctx_length=False"),
         ({"input": [["a"]]}, 400, "input", "valid string"),
-        ({"input": None}, 400, "input", "a text or a list of texts"),
+        ({"input": None}, 400, "input", "a string or a list of strings"),
         ({"input": []}, 400, "input", "at least one"),
         ({}, 400, "input", "required"),
         ({"input": ["a", None]}, 400, "input", "valid string"),
-        ({"input": "a", "dimensions": 33}, 400, "dimensions", "32 values"),
+        ({"input": "a", "dimensions": 33}, 400, "dimensions", "at most 32"),
         ({"input": "a", "dimensions": 0}, 400, "dimensions", "1"),
         ({"input": "a", "encoding_format": "hex"}, 400, "encoding_format", "base64"),
         ({"input": "a", "input_type": "poem"}, 400, "input_type", "query"),
@@ -72,8 +72,8 @@ def test_dimensions_are_cut_and_normalised_again(client, embedder):
         ({"input": "a" * 5001}, 413, "input", "5000"),
     ],
 )
-def test_bad_input_is_said_in_openais_shape(client, body, status, param, words):
-    """What cannot be embedded is refused with the key and the reason, in OpenAI's shape."""
+def test_invalid_input_has_openais_error_format(client, body, status, param, words):
+    """Invalid input is refused with the key and the reason, in OpenAI's error format."""
     answer = client.post("/v1/embeddings", json=body)
     assert answer.status_code == status
     error = answer.json()["error"]
@@ -83,16 +83,16 @@ def test_bad_input_is_said_in_openais_shape(client, body, status, param, words):
 
 
 @pytest.mark.parametrize("body", [b"", b"not json", b"[]", b'{"input": "\\ud800"}', b"\xff", b'{"input": NaN}'])
-def test_no_json_is_400(client, body):
-    """A body that is no JSON object is refused, without a stack."""
+def test_invalid_json_is_400(client, body):
+    """A body that is not a JSON object is refused, without a traceback."""
     answer = client.post("/v1/embeddings", content=body)
     assert answer.status_code == 400
     assert "Traceback" not in answer.text
 
 
 def test_truncated_texts_are_counted(client, embedder):
-    """A text over the model's length is cut, and the answer's head says of how many."""
-    exact = "cat " * 62  # 64 with its specials: all that the model takes
+    """Texts over the model's maximum length are truncated, and a response header has their number."""
+    exact = "cat " * 62  # 64 with the special tokens: the model's maximum
     answer = client.post("/v1/embeddings", json={"input": ["cat " * 63, exact, "cat"]})
     assert answer.headers["x-penult-truncated"] == "1"
     assert answer.json()["usage"]["total_tokens"] == 64 + 64 + 3
@@ -106,8 +106,8 @@ def test_models(client, tiny):
     assert client.get(f"/v1/models/{tiny}").json() == card
 
 
-def test_several_models_are_told_apart_by_name(tiny, embedder, models_folder):
-    """Each of several endpoints answers to its name; another name is 404 and lists them."""
+def test_several_models_are_selected_by_name(tiny, embedder, models_folder):
+    """With several endpoints, `model` selects one; an unknown name gets 404 with a list of the names."""
     other = models_folder("max", pooling="max", normalize=False)
     with serving(EndpointConfig(model=str(tiny), name="a"), EndpointConfig(model=str(other), name="b")) as running:
         ask = running.post
@@ -121,8 +121,8 @@ def test_several_models_are_told_apart_by_name(tiny, embedder, models_folder):
             assert "a, b" in answer.json()["error"]["message"]
 
 
-def test_a_model_served_in_two_ways_has_two_names(tiny):
-    """Each listed id leads to its own endpoint, also where one model is served from two layers."""
+def test_a_model_served_twice_has_two_names(tiny):
+    """Each listed id selects its own endpoint, also if one model is served with two layers."""
     named = DeepSparseEndpoint(model=str(tiny), task=TASK, name="last")
     first, again = (DeepSparseEndpoint(model=str(tiny), task=TASK, kwargs={"emb_extraction_layer": 0}) for _ in range(2))
     with serving(named, first, again) as running:
@@ -131,15 +131,15 @@ def test_a_model_served_in_two_ways_has_two_names(tiny):
         last, lower, same = (
             running.post("/v1/embeddings", {"input": "cat", "model": name}).json()["data"][0]["embedding"] for name in ids
         )
-    for layer, found in ((-1, last), (1, lower)):
+    for layer, result in ((-1, last), (1, lower)):
         with Embedder.load(tiny, layer=layer) as local:
-            np.testing.assert_allclose(found, local.embed(["cat"])[0], atol=1e-6)
+            np.testing.assert_allclose(result, local.embed(["cat"])[0], atol=1e-6)
     assert lower == same
     assert np.abs(np.array(last) - lower).max() > 0.01
 
 
-def test_roles_put_the_models_prompts(models_folder):
-    """`input_type` and `prompt_name` choose the model's prompt, by the names that are in use."""
+def test_roles_select_the_models_prompts(models_folder):
+    """`input_type` and `prompt_name` select the model's prompt, under all common names."""
     folder = models_folder("prompts", prompts={"query": "query: ", "passage": "passage: "})
     with serving(EndpointConfig(model=str(folder))) as running, Embedder.load(folder, threads=1) as local:
         for key, name, role in (
@@ -147,8 +147,8 @@ def test_roles_put_the_models_prompts(models_folder):
             ("input_type", "search_document", "document"),
             ("prompt_name", "passage", "document"),
         ):
-            found = vectors(running.post("/v1/embeddings", {"input": "the cat", key: name}))
-            np.testing.assert_array_equal(found, local.embed(["the cat"], role))
+            result = vectors(running.post("/v1/embeddings", {"input": "the cat", key: name}))
+            np.testing.assert_array_equal(result, local.embed(["the cat"], role))
         assert not np.array_equal(local.embed(["the cat"], "query"), local.embed(["the cat"]))
 
 
@@ -157,7 +157,7 @@ PROMPTS = {"query": "query: ", "passage": "passage: ", "STS": "the river ", "sea
 
 @pytest.fixture(scope="module")
 def prompted(models_folder):
-    """A server of a model with named prompts, and the model here."""
+    """Serve a model with named prompts, and load the same model locally."""
     folder = models_folder("named", prompts=PROMPTS)
     with serving(EndpointConfig(model=str(folder))) as running, Embedder.load(folder, threads=1) as local:
         yield running, local
@@ -179,7 +179,7 @@ def prompted(models_folder):
     ],
 )
 def test_prompts_by_name_and_of_the_request(prompted, body, role, prompt):
-    """A prompt of the files by its name, a role by any of its names, and a prompt that the request brings along."""
+    """A request can select a prompt by name, a role by any of its names, or send its own prompt."""
     running, local = prompted
     answer = running.post("/v1/embeddings", {"input": TEXTS, **body})
     np.testing.assert_array_equal(vectors(answer), local.embed(TEXTS, role, prompt=prompt))
@@ -198,16 +198,16 @@ def test_prompts_by_name_and_of_the_request(prompted, body, role, prompt):
         ({"prompt_name": "poem"}, "prompt_name", "search_document, STS."),
         ({"prompt_name": "x" * 5000}, "prompt_name", f"is '{'x' * 100}'; it must be"),
         ({"prompt_name": 5}, "prompt_name", "valid string"),
-        ({"prompt": "STS"}, "prompt", "is 'STS', the name of a prompt; send it as `prompt_name`."),
-        ({"prompt_name": "STS", "prompt": ""}, "prompt", "both given"),
-        ({"prompt_name": "passage", "input_type": "query"}, "prompt_name", "of the other role"),
+        ({"prompt": "STS"}, "prompt", "is 'STS', which is the name of a prompt. Send it as `prompt_name`."),
+        ({"prompt_name": "STS", "prompt": ""}, "prompt", "mutually exclusive"),
+        ({"prompt_name": "passage", "input_type": "query"}, "prompt_name", "which are different roles"),
         ({"prompt": "x" * 4097}, "prompt", "at most 4096 characters"),
         ({"prompt": ["a"]}, "prompt", "valid string"),
         ({"prompt": "fish " * 70}, "prompt", "has 72 tokens with the special tokens, and a text has 64 at most"),
     ],
 )
-def test_a_prompt_that_cannot_be_put_is_refused(prompted, body, param, words):
-    """An unknown name lists those there are; two that contradict each other, and a prompt over the limit, are said."""
+def test_invalid_prompts_are_refused(prompted, body, param, words):
+    """An unknown prompt name, contradicting keys and a prompt over the limit are refused with the reason."""
     answer = prompted[0].post("/v1/embeddings", {"input": "a", **body})
     assert answer.status_code == 400
     assert answer.json()["error"]["param"] == param
@@ -215,7 +215,7 @@ def test_a_prompt_that_cannot_be_put_is_refused(prompted, body, param, words):
 
 
 def test_texts_of_different_prompts_are_never_merged(prompted):
-    """Requests that wait together have the vectors of their own prompts, whatever else runs meanwhile."""
+    """Concurrent requests with different prompts get the vectors of their own prompts."""
     running, local = prompted
     bodies = [{"prompt": f"cat {'the ' * (i % 5)}"} for i in range(40)] + [{"input_type": "query"}, {}] * 5
     texts = [f"the moon {'river ' * (i % 3)}" for i in range(20)]
@@ -226,8 +226,8 @@ def test_texts_of_different_prompts_are_never_merged(prompted):
         np.testing.assert_allclose(vectors(answer), expected, atol=1e-6)
 
 
-def test_prompts_of_the_endpoint_stand_above_the_files(models_folder):
-    """An endpoint's prompts are put before the texts of their role; a role that it does not name keeps the files'."""
+def test_prompts_of_the_endpoint_override_the_files(models_folder):
+    """Prompts of an endpoint override the model's files; a role without an entry keeps the prompt of the files."""
     folder, prompts = models_folder("named", prompts=PROMPTS), {"query": "bright "}
     with (
         serving(EndpointConfig(model=str(folder), prompts=prompts)) as running,
@@ -241,15 +241,15 @@ def test_prompts_of_the_endpoint_stand_above_the_files(models_folder):
         assert running.get("/config").json()["endpoints"][0]["prompts"] == prompts
 
 
-def test_the_document_names_the_prompts(prompted):
-    """The OpenAPI document lists what `prompt_name` may be, the model's own names among them."""
+def test_the_openapi_document_lists_the_prompts(prompted):
+    """The OpenAPI document lists the allowed values of `prompt_name`, including the model's own names."""
     body = prompted[0].get("/openapi.json").json()["paths"]["/v1/embeddings"]["post"]["requestBody"]
     listed = body["content"]["application/json"]["schema"]["properties"]["prompt_name"]["anyOf"][0]["enum"]
     assert {*PROMPTS, "document", "web_search_query"} <= {*listed}
 
 
-def test_a_model_that_does_not_say_how_it_pools(models_folder):
-    """Where neither the files nor the endpoint say how to pool, OpenAI's route names the key, and DeepSparse's work."""
+def test_a_model_without_a_stated_pooling(models_folder):
+    """If neither the files nor the endpoint state the pooling, the OpenAI route names the missing key, and the DeepSparse routes work."""
     folder = models_folder("unsaid", pooling=None)
     with serving(DeepSparseEndpoint(model=str(folder), task=TASK)) as running:
         answer = running.post("/v1/embeddings", {"input": "a"})

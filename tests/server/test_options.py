@@ -1,4 +1,4 @@
-"""Every option of `penult serve` that describes the model, and what it makes of the vectors."""
+"""The options of `penult serve` that describe the model, and their effect on the vectors."""
 
 import numpy as np
 import pytest
@@ -59,7 +59,7 @@ def test_options_of_the_model(words, fields):
     ],
 )
 def test_options_of_the_server(tmp_path, words, field, value):
-    """Options of the server hold for a model on the command line, and stand above a file."""
+    """Server options apply to a model on the command line, and override a file."""
     assert getattr(parse(["some/model", *words]), field) == value
     file = tmp_path / "config.yaml"
     file.write_text("endpoints: [{model: some/model}]\nworkers: 2\nkeep_alive: 5\n")
@@ -68,7 +68,7 @@ def test_options_of_the_server(tmp_path, words, field, value):
 
 
 def test_the_file_has_every_field(tmp_path):
-    """What the options say of a model, the file says under the same names."""
+    """The keys of a file have the names of the options."""
     lines = ["precision: int8", "max_length: 12", "truncate: left", "dimensions: 8", "normalize: false", "layer_norm: true",
              "served_model_name: minilm", "layer: none-such", "prompts: {query: 'q: '}", "files_from: org/name"]  # fmt: skip
     (endpoint,) = read(tmp_path, "endpoints:\n  - model: some/model\n" + "".join(f"    {line}\n" for line in lines)).endpoints
@@ -76,14 +76,14 @@ def test_the_file_has_every_field(tmp_path):
     assert (endpoint.normalize, endpoint.layer_norm, endpoint.model_id) == (False, True, "minilm")
 
 
-def test_vectors_are_those_of_the_options(tiny):
-    """What is served with options is what `Embedder.load` gives with them."""
+def test_vectors_follow_the_options(tiny):
+    """Served vectors equal those of `Embedder.load` with the same options."""
     options = {"pooling": "max", "layer": 1, "max_length": 6, "truncate": "left", "dimensions": 8, "normalize": True}
     texts = ["the cat sat on the mat and the dog on the floor", "cat"]
     with serving(EndpointConfig(model=str(tiny), **options)) as running, Embedder.load(tiny, threads=1, **options) as local:
         answer = running.post("/v1/embeddings", {"input": texts})
-        found = np.array([item["embedding"] for item in answer.json()["data"]], np.float32)
-        np.testing.assert_array_equal(found, local.embed(texts))
+        result = np.array([item["embedding"] for item in answer.json()["data"]], np.float32)
+        np.testing.assert_array_equal(result, local.embed(texts))
         assert answer.headers["x-penult-fingerprint"] == local.fingerprint
         assert answer.headers["x-penult-truncated"] == "1"
 
@@ -99,15 +99,15 @@ def test_vectors_are_those_of_the_options(tiny):
         ("endpoints:\n  - model: a/b\n  name: x\n", "line 3: not valid YAML: .* Check the indentation"),
     ],
 )
-def test_mistakes_in_the_file(tmp_path, text, words):
-    """A key that nobody knows is named, with the one that was meant."""
+def test_errors_in_the_file(tmp_path, text, words):
+    """An unknown key is reported with the most similar known key."""
     with pytest.raises(ConfigError, match=words):
         read(tmp_path, text)
 
 
 def test_no_such_file(tmp_path):
-    """A file that is absent, or a folder, is named in words."""
-    with pytest.raises(FileNotFoundError, match="There is no file"):
+    """A missing file and a folder have their own messages."""
+    with pytest.raises(FileNotFoundError, match=r"The file .* does not exist"):
         config_file.read(tmp_path / "none.yaml")
-    with pytest.raises(ConfigError, match=r"cannot be read \(is a directory\); name a YAML file"):
+    with pytest.raises(ConfigError, match=r"cannot be read \(is a directory\)\. Pass a YAML file"):
         config_file.read(tmp_path)

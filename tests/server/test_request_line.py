@@ -1,4 +1,4 @@
-"""Methods and paths that clients, proxies and probes send."""
+"""Methods and paths of clients, proxies and probes."""
 
 import pytest
 from server_kit import serving
@@ -19,22 +19,22 @@ def test_head(client, path):
 
 
 def test_head_of_a_post_route_is_405(client):
-    """A path that takes POST alone takes no HEAD either."""
+    """HEAD of a path that supports only POST gets 405."""
     assert client.head("/v1/embeddings").status_code == 405
     assert client.head("/nowhere").status_code == 404
 
 
 @pytest.mark.parametrize("path", ["/embeddings", "//v1/embeddings", "/v1//embeddings", "///embeddings"])
 def test_paths_of_openai(client, served, path):
-    """Base URLs with a slash too many, and without the /v1, lead to the same route and the same shape of errors."""
+    """Base URLs with an extra slash, and without /v1, reach the same route with the same error format."""
     expected = client.post("/v1/embeddings", json={"input": "the cat"})
-    answer = client.post(served.url + path, json={"input": "the cat"})  # httpx itself drops a slash of a path alone
+    answer = client.post(served.url + path, json={"input": "the cat"})  # httpx itself normalizes a relative path
     assert (answer.status_code, answer.content) == (200, expected.content)
     assert client.post(served.url + path, json={"input": []}).json()["error"]["param"] == "input"
 
 
 def test_models_without_v1(client):
-    """/models answers as /v1/models does."""
+    """/models responds as /v1/models does."""
     listed = client.get("/models").json()
     assert listed == client.get("/v1/models").json()
     name = listed["data"][0]["id"]
@@ -43,14 +43,14 @@ def test_models_without_v1(client):
 
 @pytest.mark.parametrize("path", ["//embed", "//", "/"])
 def test_paths_of_tei(client, served, path):
-    """TEI's POST / embeds, and speaks TEI's errors."""
+    """TEI's POST / embeds, with TEI's error format."""
     path = served.url + path
     assert client.post(path, json={"inputs": ["the cat"]}).json() == client.post("/embed", json={"inputs": "the cat"}).json()
     assert client.post(path, json={"inputs": []}).json()["error_type"] == "Empty"
 
 
-def test_the_key_guards_every_spelling(tiny):
-    """Another spelling of a path does not open it."""
+def test_every_spelling_needs_the_key(tiny):
+    """Another spelling of a path does not bypass the API key."""
     with serving(EndpointConfig(model=str(tiny)), api_key="k") as running:
         for path in ("/", "//embed", "//v1/embeddings", "/embeddings", "/tokenize", "/decode", "/similarity"):
             assert running.post(running.url + path, {"inputs": "a", "input": "a"}).status_code == 401, path
@@ -59,8 +59,8 @@ def test_the_key_guards_every_spelling(tiny):
 
 
 @pytest.mark.parametrize("scheme", ["bearer", "BEARER", "Bearer ", "bEaReR"])
-def test_the_scheme_has_no_case(tiny, scheme):
-    """RFC 9110: the scheme of Authorization has no case; the key has."""
+def test_the_scheme_is_case_insensitive(tiny, scheme):
+    """The scheme of Authorization is case-insensitive (RFC 9110); the key is case-sensitive."""
     with serving(EndpointConfig(model=str(tiny)), api_key="Key") as running:
         assert running.get("/info", headers={"authorization": f"{scheme} Key"}).status_code == 200
         assert running.get("/info", headers={"authorization": f"{scheme} key"}).status_code == 401
@@ -81,5 +81,5 @@ def test_the_scheme_has_no_case(tiny, scheme):
     ],
 )
 def test_normalized(path, expected):
-    """Empty segments go, but for those in the name of a model."""
+    """Empty segments are removed, except in the name of a model."""
     assert normalized(path) == expected

@@ -1,4 +1,4 @@
-"""The queue before an engine: merging, sharing, bounds, and who hears of a failure."""
+"""The request queue: merging, token budget, limits and errors."""
 
 import asyncio
 import itertools
@@ -14,12 +14,12 @@ from penult.server.request_queue import QueueClosed, QueueFull, RequestQueue
 
 
 def read(tokenized: Tokenized) -> list[str]:
-    """Return the texts of which each letter is a token."""
+    """Return the texts, in which each letter is a token."""
     return [bytes(ids).decode() for ids in tokenized.ids]
 
 
 class Engine:
-    """An engine whose vector of a text is its length; it notes its calls, and can be held."""
+    """A fake model: the vector of a text is its length. It records its calls and can be paused."""
 
     def __init__(self) -> None:
         self.calls: list[list[str]] = []
@@ -79,22 +79,22 @@ def ask(queue, run, texts, **options):
 
 
 async def occupied(queue, engine) -> asyncio.Future:
-    """Occupy the engine with a first request, so that what comes next must wait."""
+    """Start a first request, so that the next ones wait."""
     engine.free.clear()
     first = ask(queue, engine.run, ["first"])
     await asyncio.to_thread(engine.entered.wait, 10)
     return first
 
 
-async def test_an_idle_engine_runs_at_once(queue, engine):
-    """A request that finds nobody waiting is not kept for others to join."""
+async def test_an_idle_model_runs_at_once(queue, engine):
+    """A request to an idle model runs at once."""
     rows = await ask(queue, engine.run, ["abc", "d"])
     assert rows.tolist() == [[3, 1], [1, 1]]
     assert engine.calls == [["abc", "d"]]
 
 
-async def test_what_waits_is_merged(queue, engine, watcher):
-    """Requests that wait for the engine run in one call, and each gets its own rows."""
+async def test_waiting_requests_are_merged(queue, engine, watcher):
+    """Waiting requests run in one call, and each gets its own rows."""
     first = await occupied(queue, engine)
     waiting = [ask(queue, engine.run, ["x" * i]) for i in range(1, 9)]
     await asyncio.sleep(0)
@@ -105,8 +105,8 @@ async def test_what_waits_is_merged(queue, engine, watcher):
     assert watcher.calls == [(1, 5), (8, 36)]
 
 
-async def test_a_large_request_gives_way(queue, engine):
-    """A request of many calls lets a small one in between, and its own rows still come in order."""
+async def test_a_small_request_passes_a_large_one(queue, engine):
+    """A small request runs between the calls of a large one, whose rows keep their order."""
     texts = [f"{i}" + "x" * (i % 7) for i in range(200)]
     engine.free.clear()
     large = ask(queue, engine.run, texts)
@@ -117,13 +117,13 @@ async def test_a_large_request_gives_way(queue, engine):
     assert (await small).tolist() == [[5, 1]]
     rows = await large
     assert rows[:, 0].tolist() == [len(text) for text in texts]
-    assert "small" in engine.calls[1]  # the very next one
+    assert "small" in engine.calls[1]  # the next call
     assert len(engine.calls) > 2
     assert max(sum(map(len, call)) for call in engine.calls) <= 100
 
 
-async def test_rows_of_unlike_sizes_come_in_order(queue):
-    """A request of many calls whose answers are one array per text, as those of tokens are, has them in its order."""
+async def test_rows_of_different_sizes_keep_their_order(queue):
+    """Arrays of different sizes, as token vectors are, keep the order of the texts over several calls."""
     calls = []
 
     def tokens(tokenized):
@@ -137,7 +137,7 @@ async def test_rows_of_unlike_sizes_come_in_order(queue):
 
 
 async def test_different_runs_are_not_merged(queue, engine):
-    """Requests of another function, as of another role, run apart; neither starves."""
+    """Requests with another `run` function are not merged; neither starves."""
     other = Engine()
     first = await occupied(queue, engine)
     waiting = [ask(queue, (engine if i % 2 else other).run, ["x"]) for i in range(6)]
@@ -147,8 +147,8 @@ async def test_different_runs_are_not_merged(queue, engine):
     assert len(engine.calls) + len(other.calls) >= 3
 
 
-async def test_a_request_that_cannot_be_merged_runs_alone_and_whole(queue, engine):
-    """A request whose rows depend on their neighbours has a call of its own, however large."""
+async def test_a_request_that_cannot_be_merged_runs_alone(queue, engine):
+    """A request that cannot be merged runs in one call of its own, whatever its size."""
     first = await occupied(queue, engine)
     waiting = [ask(queue, engine.run, ["x" * 60] * 3, mergeable=False), ask(queue, engine.run, ["y"])]
     await asyncio.sleep(0)
@@ -157,8 +157,8 @@ async def test_a_request_that_cannot_be_merged_runs_alone_and_whole(queue, engin
     assert ["x" * 60] * 3 in engine.calls
 
 
-async def test_only_the_guilty_hears_of_a_failure(queue, engine):
-    """When a merged call fails, each of its requests runs alone: the others are answered."""
+async def test_only_the_faulty_request_fails(queue, engine):
+    """If a merged call fails, each of its requests runs alone, and only the faulty one fails."""
     first = await occupied(queue, engine)
     good, bad, fine = (ask(queue, engine.run, [text]) for text in ("good", "bad", "fine"))
     await asyncio.sleep(0)
@@ -171,8 +171,8 @@ async def test_only_the_guilty_hears_of_a_failure(queue, engine):
     assert (await ask(queue, engine.run, ["next"])).tolist() == [[4, 1]]
 
 
-async def test_a_full_queue_says_when_to_come_back(queue, engine):
-    """Over the bound, a request is refused at once with a number of seconds."""
+async def test_a_full_queue_states_retry_after(queue, engine):
+    """A request over the limit is refused at once, with the seconds until a retry."""
     first = await occupied(queue, engine)
     waiting = [ask(queue, engine.run, ["x"]) for _ in range(39)]
     await asyncio.sleep(0)
@@ -184,8 +184,8 @@ async def test_a_full_queue_says_when_to_come_back(queue, engine):
     assert (await ask(queue, engine.run, ["now"])).tolist() == [[3, 1]]
 
 
-async def test_a_large_request_ends_under_a_stream_of_small_ones(queue, engine):
-    """However many small requests keep coming, the request that has waited longest gets half of each call."""
+async def test_a_large_request_finishes_despite_small_ones(queue, engine):
+    """The oldest request gets half of each call, whatever the number of small requests."""
     first = await occupied(queue, engine)
     large = ask(queue, engine.run, ["x" * 10] * 30)
     small: set[asyncio.Future] = set()
@@ -196,19 +196,19 @@ async def test_a_large_request_ends_under_a_stream_of_small_ones(queue, engine):
             small.add(new := ask(queue, engine.run, ["y" * 9]))
             new.add_done_callback(add)
 
-    for _ in range(30):  # more than a whole call of them, all the time
+    for _ in range(30):  # always more than one call
         add()
     await asyncio.sleep(0)
     engine.free.set()
     await asyncio.wait_for(large, 20)
     calls = [call for call in engine.calls[1:] if any(text[0] == "x" for text in call)]
-    assert len(calls) <= 7  # 300 tokens, 50 a call, and the first request before them
-    assert all(sum(map(len, call)) <= 110 for call in engine.calls)  # the last text of a call may be one too many
+    assert len(calls) <= 7  # 300 tokens, 50 per call, after the first request
+    assert all(sum(map(len, call)) <= 110 for call in engine.calls)  # the last text of a call may exceed the budget
     await asyncio.gather(first, *small)
 
 
 async def test_small_requests_pass_large_ones(queue, engine):
-    """Large requests that are not the oldest leave the other half of each call to small ones."""
+    """Small requests get the other half of each call before large ones that are not the oldest."""
     first = await occupied(queue, engine)
     large = [ask(queue, engine.run, ["x" * 10] * 30) for _ in range(5)]
     await asyncio.sleep(0)
@@ -221,7 +221,7 @@ async def test_small_requests_pass_large_ones(queue, engine):
 
 
 async def test_a_long_wait_is_refused(queue, engine):
-    """A request that would wait for too long is refused, a small one that would not is taken."""
+    """A request with a too long expected wait is refused; a small one with a short wait is accepted."""
     queue._max_wait_seconds, queue._tokens_per_second = 2, 100
     first = await occupied(queue, engine)
     waiting = ask(queue, engine.run, ["x" * 50] * 10)
@@ -235,8 +235,8 @@ async def test_a_long_wait_is_refused(queue, engine):
     await asyncio.gather(first, waiting, small)
 
 
-async def test_a_request_that_runs_whole_is_waited_for_whole(queue, engine):
-    """What cannot be merged goes first as a whole, so that a small request has to wait for all of it."""
+async def test_the_wait_for_a_request_that_cannot_be_merged(queue, engine):
+    """The expected wait of a small request includes the whole of a request that cannot be merged."""
     queue._max_wait_seconds, queue._tokens_per_second = 2, 100
     first = await occupied(queue, engine)
     whole = ask(queue, engine.run, ["x" * 50] * 10, mergeable=False)
@@ -248,7 +248,7 @@ async def test_a_request_that_runs_whole_is_waited_for_whole(queue, engine):
 
 
 async def test_too_many_tokens_are_refused(queue, engine):
-    """The tokens in the queue are bounded, but a request that finds it empty is taken whatever its size."""
+    """The tokens in the queue are limited, but an empty queue accepts a request of any size."""
     engine.free.clear()
     lone = ask(queue, engine.run, ["x" * 100] * 200)
     await asyncio.to_thread(engine.entered.wait, 10)
@@ -259,8 +259,8 @@ async def test_too_many_tokens_are_refused(queue, engine):
     assert len(await ask(queue, engine.run, ["x" * 100] * 200)) == 200
 
 
-async def test_who_has_left_takes_no_room(queue, engine):
-    """A client that gives up and asks again finds the queue as it would without its first request."""
+async def test_cancelled_requests_do_not_count(queue, engine):
+    """A cancelled request does not count towards the limits."""
     queue._max_requests, queue._max_tokens = 2, 3000
     first = await occupied(queue, engine)
     gone = ask(queue, engine.run, ["x" * 100] * 29)
@@ -274,8 +274,8 @@ async def test_who_has_left_takes_no_room(queue, engine):
     await first
 
 
-async def test_the_rate_is_that_of_full_calls(queue, engine):
-    """Small calls take long for their tokens, which says nothing of how long a full queue takes."""
+async def test_the_token_rate_is_measured_on_full_calls(queue, engine):
+    """Small calls do not change the estimated token rate."""
     run = engine.run
 
     def slowly(tokenized):
@@ -290,7 +290,7 @@ async def test_the_rate_is_that_of_full_calls(queue, engine):
 
 
 async def test_rows_of_many_requests_keep_their_order(queue):
-    """Whatever their sizes, and in however many calls they run, requests get the rows of their own texts in order."""
+    """Requests of any sizes get the rows of their own texts in order."""
     queue._max_tokens = 1_000_000
     draw = random.Random(0)
 
@@ -306,8 +306,8 @@ async def test_rows_of_many_requests_keep_their_order(queue):
         assert [*rows] == [int(text.rstrip("x")) for text in texts]
 
 
-async def test_a_closed_queue_takes_nothing(watcher, engine):
-    """A request that comes after the end is told so, and does not wait for ever."""
+async def test_a_closed_queue_refuses_requests(watcher, engine):
+    """A closed queue raises QueueClosed."""
     queue = RequestQueue("test", **BOUNDS, max_run_tokens=10, watcher=watcher)
     queue.close()
     with pytest.raises(QueueClosed):
@@ -315,7 +315,7 @@ async def test_a_closed_queue_takes_nothing(watcher, engine):
 
 
 async def test_cancelled_work_is_dropped(queue, engine):
-    """What nobody waits for any more is not run, also in the middle of a large request."""
+    """A cancelled request does not run, and the rest of a cancelled large request is dropped."""
     first = await occupied(queue, engine)
     gone = ask(queue, engine.run, ["gone"])
     large = ask(queue, engine.run, ["z" * 50] * 20)
@@ -327,14 +327,14 @@ async def test_cancelled_work_is_dropped(queue, engine):
     await asyncio.gather(first, stays)
     large.cancel()
     await asyncio.sleep(0)
-    begun = len(engine.calls)
+    calls_before = len(engine.calls)
     await ask(queue, engine.run, ["last"])
     assert not [call for call in engine.calls if "gone" in call]
-    assert len(engine.calls) <= begun + 2
+    assert len(engine.calls) <= calls_before + 2
 
 
-async def test_closing_finishes_what_waits(watcher, engine):
-    """close() answers every request that is in the queue."""
+async def test_closing_finishes_waiting_requests(watcher, engine):
+    """close() finishes every request in the queue."""
     queue = RequestQueue("test", **BOUNDS, max_run_tokens=10, watcher=watcher)
     first = await occupied(queue, engine)
     waiting = [ask(queue, engine.run, ["x" * 9]) for _ in range(5)]

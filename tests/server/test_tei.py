@@ -14,7 +14,7 @@ TEXTS = ["the cat sat", "a dog on the mat", ""]
 
 
 def test_embed(client, embedder):
-    """/embed answers with a bare list of vectors."""
+    """/embed returns a list of vectors."""
     answer = client.post("/embed", json={"inputs": TEXTS, "truncate": True})
     np.testing.assert_array_equal(np.array(answer.json(), np.float32), embedder.embed(TEXTS))
     assert answer.headers["x-penult-fingerprint"] == embedder.fingerprint
@@ -22,40 +22,40 @@ def test_embed(client, embedder):
     np.testing.assert_array_equal(np.array(one, np.float32), embedder.embed(["the cat sat"]))
 
 
-def test_a_model_that_normalises_can_do_without(client, tiny):
-    """With `normalize: false`, a model whose last step is to normalise leaves it out."""
-    found = np.array(client.post("/embed", json={"inputs": TEXTS, "normalize": False}).json(), np.float32)
+def test_the_final_normalization_can_be_skipped(client, tiny):
+    """With `normalize: false`, the final normalization of a model is skipped."""
+    result = np.array(client.post("/embed", json={"inputs": TEXTS, "normalize": False}).json(), np.float32)
     with Embedder.load(tiny, normalize=False, threads=1) as raw:
-        np.testing.assert_array_equal(found, raw.embed(TEXTS))
+        np.testing.assert_array_equal(result, raw.embed(TEXTS))
 
 
 def test_embed_all(client, embedder):
-    """/embed_all answers with the vectors of every token, and none of padding."""
-    said = client.post("/embed_all", json={"inputs": TEXTS}).json()
-    for mine, local in zip(said, embedder.embed_tokens(TEXTS), strict=True):
-        np.testing.assert_array_equal(np.array(mine, np.float32), local)
+    """/embed_all returns the vectors of all tokens, without padding."""
+    content = client.post("/embed_all", json={"inputs": TEXTS}).json()
+    for ours, local in zip(content, embedder.embed_tokens(TEXTS), strict=True):
+        np.testing.assert_array_equal(np.array(ours, np.float32), local)
 
 
-def test_a_model_without_vectors_of_tokens():
-    """Static embeddings and graphs that pool by themselves are refused on /embed_all, in a sentence."""
+def test_a_model_without_token_vectors():
+    """Static embeddings and graphs that include pooling are refused on /embed_all."""
     with serving(EndpointConfig(model=str(data_file("gallery/potion")))) as running:
         assert running.post("/embed", {"inputs": TEXTS}).status_code == 200
         answer = running.post("/embed_all", {"inputs": TEXTS})
         assert (answer.status_code, answer.json()["error_type"]) == (424, "Backend")
-        assert "one vector a text" in answer.json()["error"]
+        assert "one vector per text" in answer.json()["error"]
 
 
-def test_vectors_have_length_one_unless_told(models_folder):
-    """TEI normalises unless `normalize` is false, whatever the model itself does."""
+def test_vectors_are_normalized_by_default(models_folder):
+    """TEI normalizes unless `normalize` is false, whatever the model does."""
     folder = models_folder("raw", normalize=False)
     with serving(EndpointConfig(model=str(folder))) as running, Embedder.load(folder, threads=1) as local:
         raw = local.embed(TEXTS)
-        found = np.array(running.post("/embed", {"inputs": TEXTS}).json())
-        np.testing.assert_allclose(found, raw / np.linalg.norm(raw, axis=1, keepdims=True), rtol=1e-5)
-        found = np.array(running.post("/embed", {"inputs": TEXTS, "normalize": False}).json(), np.float32)
-        np.testing.assert_array_equal(found, raw)
-        found = np.array(running.post("/embed", {"inputs": TEXTS, "normalize": False, "dimensions": 5}).json(), np.float32)
-        np.testing.assert_array_equal(found, raw[:, :5])
+        result = np.array(running.post("/embed", {"inputs": TEXTS}).json())
+        np.testing.assert_allclose(result, raw / np.linalg.norm(raw, axis=1, keepdims=True), rtol=1e-5)
+        result = np.array(running.post("/embed", {"inputs": TEXTS, "normalize": False}).json(), np.float32)
+        np.testing.assert_array_equal(result, raw)
+        result = np.array(running.post("/embed", {"inputs": TEXTS, "normalize": False, "dimensions": 5}).json(), np.float32)
+        np.testing.assert_array_equal(result, raw[:, :5])
 
 
 @pytest.mark.parametrize(
@@ -67,37 +67,37 @@ def test_vectors_have_length_one_unless_told(models_folder):
         ({"inputs": "cat " * 63, "truncate": False}, 413, "Validation", "64 tokens"),
         ({"inputs": "cat " * 63, "truncation_direction": "Up"}, 422, "Tokenizer", "truncation_direction"),
         ({"inputs": "cat " * 63, "truncate": False, "truncation_direction": "Left"}, 413, "Validation", "64 tokens"),
-        ({"inputs": "a", "dimensions": 1.5}, 422, "Tokenizer", "whole number"),
+        ({"inputs": "a", "dimensions": 1.5}, 422, "Tokenizer", "must be an integer"),
         ({"inputs": [[1, 2]]}, 422, "Tokenizer", "token ids"),
         ({"inputs": 5}, 422, "Tokenizer", "inputs"),
         ({"inputs": "a", "prompt_name": "poem"}, 422, "Tokenizer", "prompt_name"),
-        ({"inputs": "a", "dimensions": 33}, 422, "Tokenizer", "32 values"),
+        ({"inputs": "a", "dimensions": 33}, 422, "Tokenizer", "at most 32"),
     ],
 )
-def test_bad_input_is_said_in_teis_shape(client, body, status, kind, words):
-    """What cannot be embedded is refused with TEI's status and error_type."""
+def test_invalid_input_has_teis_error_format(client, body, status, kind, words):
+    """Invalid input is refused with TEI's status and error_type."""
     answer = client.post("/embed", json=body)
     assert (answer.status_code, answer.json()["error_type"]) == (status, kind)
     assert words in answer.json()["error"]
 
 
-def test_a_text_of_exactly_the_models_length_is_not_too_long(client):
-    """`truncate: false` lets a text pass that fills the model's length."""
+def test_a_text_of_exactly_the_maximum_length(client):
+    """`truncate: false` accepts a text of exactly the maximum length."""
     assert client.post("/embed", json={"inputs": "cat " * 62, "truncate": False}).status_code == 200
 
 
 def test_info(client, embedder, tiny):
-    """/info names the model and the limits under TEI's keys, and the fingerprint."""
-    said = client.get("/info").json()
-    assert (said["model_id"], said["served_model_name"]) == (tiny.name, tiny.name)  # never a folder of the server
-    assert said["model_type"] == {"embedding": {"pooling": "mean"}}
-    assert (said["max_input_length"], said["max_client_batch_size"], said["max_body_bytes"]) == (64, 100, 200_000)
-    assert (said["server"], said["fingerprint"], said["dimension"]) == ("penult", embedder.fingerprint, 32)
-    assert said["auto_truncate"] is True
+    """/info has the model and the limits under TEI's keys, and the fingerprint."""
+    content = client.get("/info").json()
+    assert (content["model_id"], content["served_model_name"]) == (tiny.name, tiny.name)  # never a path of the server
+    assert content["model_type"] == {"embedding": {"pooling": "mean"}}
+    assert (content["max_input_length"], content["max_client_batch_size"], content["max_body_bytes"]) == (64, 100, 200_000)
+    assert (content["server"], content["fingerprint"], content["dimension"]) == ("penult", embedder.fingerprint, 32)
+    assert content["auto_truncate"] is True
 
 
 def test_prompts(models_folder):
-    """`prompt_name` takes the names of the model's files, as TEI's does, and `prompt` one of the request's own."""
+    """`prompt_name` accepts the names in the model's files, as in TEI, and `prompt` an own prompt."""
     folder = models_folder(
         "named too", prompts={"query": "query: ", "passage": "passage: ", "STS": "the river ", "search_query": "x"}
     )
@@ -108,23 +108,23 @@ def test_prompts(models_folder):
             ({"prompt_name": None}, "document", "passage: "),
             ({"prompt": "fish ", "input_type": "query"}, "query", "fish "),
         ):
-            found = np.array(running.post("/embed", {"inputs": TEXTS, **body}).json(), np.float32)
-            np.testing.assert_array_equal(found, local.embed(TEXTS, role, prompt=prompt))
-            said = running.post("/embed_all", {"inputs": TEXTS, **body}).json()
-            for mine, tokens in zip(said, local.embed_tokens(TEXTS, role, prompt=prompt), strict=True):
-                np.testing.assert_array_equal(np.array(mine, np.float32), tokens)
+            result = np.array(running.post("/embed", {"inputs": TEXTS, **body}).json(), np.float32)
+            np.testing.assert_array_equal(result, local.embed(TEXTS, role, prompt=prompt))
+            content = running.post("/embed_all", {"inputs": TEXTS, **body}).json()
+            for ours, tokens in zip(content, local.embed_tokens(TEXTS, role, prompt=prompt), strict=True):
+                np.testing.assert_array_equal(np.array(ours, np.float32), tokens)
         answer = running.post("/embed", {"inputs": "a", "prompt_name": "poem"})
         assert (answer.status_code, answer.json()["error_type"]) == (422, "Tokenizer")
         assert "it must be one of query," in answer.json()["error"]
         assert answer.json()["error"].endswith("STS.")
-        said = running.get("/info").json()
-        assert said["prompts"] == {"query": "query: ", "document": "passage: "}
-        assert {"STS", "search_query", "document"} <= {*said["prompt_names"]}
-        assert said["max_prompt_chars"] == 4096
+        content = running.get("/info").json()
+        assert content["prompts"] == {"query": "query: ", "document": "passage: "}
+        assert {"STS", "search_query", "document"} <= {*content["prompt_names"]}
+        assert content["max_prompt_chars"] == 4096
 
 
-def test_a_role_has_a_length_of_its_own(models_folder):
-    """Where the files state a length for queries, it is the one that `truncate: false` holds them to."""
+def test_a_maximum_length_per_role(models_folder):
+    """`truncate: false` checks queries against the maximum length for queries in the model's files."""
     folder = models_folder("lengths")
     write_json(folder / "sentence_bert_config.json", {"max_seq_length": 64, "query_length": 8})
     with serving(EndpointConfig(model=str(folder))) as running:
@@ -145,16 +145,16 @@ SERIES = {
 
 
 def samples(text: str) -> dict:
-    found = {}
+    result = {}
     for line in text.splitlines():
         if not line.startswith("#"):
             name, value = line.rsplit(" ", 1)
-            found[name] = float(value)
-    return found
+            result[name] = float(value)
+    return result
 
 
 def test_metrics_are_all_there_from_the_first_scrape(tiny):
-    """The first scrape has every series with every label, and later ones no other."""
+    """The first scrape has all series and labels, and later scrapes have no others."""
     with serving(EndpointConfig(model=str(tiny))) as running:
         first = running.get("/metrics")
         assert first.headers["content-type"].startswith("text/plain; version=0.0.4")

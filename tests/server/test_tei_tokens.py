@@ -21,7 +21,7 @@ def plain(tiny):
 
 @pytest.mark.parametrize("special", [True, False])
 def test_tokenize(client, plain, special):
-    """All tokens of each text, however long it is, with the characters that they stand for."""
+    """/tokenize returns all tokens of each text, without truncation, with their character offsets."""
     answer = client.post("/tokenize", json={"inputs": TEXTS, "add_special_tokens": special})
     assert answer.status_code == 200
     for text, tokens in zip(TEXTS, answer.json(), strict=True):
@@ -34,7 +34,7 @@ def test_tokenize(client, plain, special):
 
 
 def test_decode(client, plain):
-    """Ids become texts again: those of one text, or of several."""
+    """/decode accepts the ids of one text or of several."""
     ids = plain.encode(TEXTS[0]).ids
     assert client.post("/decode", json={"ids": ids}).json() == [plain.decode(ids)]
     body = {"ids": [ids, ids[:3]], "skip_special_tokens": False}
@@ -42,7 +42,7 @@ def test_decode(client, plain):
     assert client.post("/decode", json={"ids": [2_000_000_000]}).status_code == 200
     assert client.post("/decode", json={"ids": []}).json() == [""]
     words = client.post("/decode", json={"ids": ["a"] * 5000}).json()["error"]
-    assert words.startswith("`ids.0.0`: ")  # the first one that is wrong, not all of them
+    assert words.startswith("`ids.0.0`: ")  # only the first error
 
 
 @pytest.mark.parametrize(
@@ -67,8 +67,8 @@ def test_decode(client, plain):
         ("/similarity", {"inputs": {"source_sentence": "a", "sentences": ["b"]}, "parameters": {"prompt_name": "no"}}, 422),
     ],
 )
-def test_refused_in_teis_shape(client, monkeypatch, path, body, status):
-    """Each limit has its status and its sentence."""
+def test_limits_have_teis_error_format(client, monkeypatch, path, body, status):
+    """Each limit has its status and its message."""
     monkeypatch.setattr(tei_tokens, "MAX_CHARS", 100_000)
     monkeypatch.setattr(tei_tokens, "MAX_IDS", 5000)
     answer = client.post(path, json=body)
@@ -76,7 +76,7 @@ def test_refused_in_teis_shape(client, monkeypatch, path, body, status):
 
 
 def test_similarity(client, embedder):
-    """The cosine of each sentence with the source."""
+    """/similarity returns the cosine of each sentence with the source."""
     source, *others = texts = ["the cat sat", "a cat was sitting", "the moon", "the cat sat"]
     answer = client.post("/similarity", json={"inputs": {"source_sentence": source, "sentences": others}})
     vectors = embedder.embed(texts)
@@ -86,7 +86,7 @@ def test_similarity(client, embedder):
 
 
 def test_truncation_direction(client, tiny, embedder):
-    """A text that is too long is cut where the request says: the vector is that of a model loaded with that side."""
+    """A request can choose the truncation side; the vector equals that of a model loaded with this side."""
     long = " ".join(f"cat dog {i}" for i in range(80))
     with Embedder.load(tiny, truncate="left", threads=1) as left:
         expected = left.embed([long, "cat"])
@@ -94,7 +94,7 @@ def test_truncation_direction(client, tiny, embedder):
         answer = client.post("/embed", json={"inputs": [long, "cat"], "truncation_direction": direction})
         np.testing.assert_array_equal(np.array(answer.json(), np.float32), expected)
         assert answer.headers["x-penult-truncated"] == "1"
-        assert "x-penult-fingerprint" not in answer.headers  # these are not the vectors of the recipe
+        assert "x-penult-fingerprint" not in answer.headers  # these vectors do not follow the recipe
     answer = client.post("/embed", json={"inputs": [long, "cat"], "truncation_direction": "Right"})
     np.testing.assert_array_equal(np.array(answer.json(), np.float32), embedder.embed([long, "cat"]))
     assert answer.headers["x-penult-fingerprint"] == embedder.fingerprint
@@ -105,7 +105,7 @@ def test_truncation_direction(client, tiny, embedder):
 
 
 def test_a_server_that_truncates_on_the_left(tiny):
-    """The request's direction stands above the server's, and without one the server's holds."""
+    """The request's truncation direction overrides the server's."""
     long = " ".join(f"cat dog {i}" for i in range(80))
     with (
         serving(EndpointConfig(model=str(tiny), truncate="left")) as running,
@@ -118,7 +118,7 @@ def test_a_server_that_truncates_on_the_left(tiny):
 
 
 def test_a_server_that_refuses_long_texts(tiny):
-    """With truncate: error a long text is refused on every route, unless TEI's `truncate` asks for the cut."""
+    """With truncate: error, long texts are refused on every route, unless the request sets TEI's `truncate`."""
     with serving(EndpointConfig(model=str(tiny), truncate="error")) as running:
         assert running.get("/info").json()["auto_truncate"] is False
         refused = running.post("/v1/embeddings", {"input": ["cat", "cat " * 90]})

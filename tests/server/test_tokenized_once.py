@@ -1,4 +1,4 @@
-"""Each text of a request is tokenized once, whatever the route; DeepSparse's routes share the session that is open."""
+"""Each text of a request is tokenized once, on every route; the DeepSparse routes share an open session."""
 
 import threading
 
@@ -17,17 +17,17 @@ PREDICT = "/predict"
 
 @pytest.fixture(params=["per_token", "reduce_mean"])
 def running(request, tiny):
-    with serving(DeepSparseEndpoint(model=str(tiny), kwargs={"extraction_strategy": request.param})) as made:
-        made.post("/v1/embeddings", {"input": "a"})
-        made.post(PREDICT, {"inputs": "a"})  # every model is open now
-        yield made
+    with serving(DeepSparseEndpoint(model=str(tiny), kwargs={"extraction_strategy": request.param})) as server:
+        server.post("/v1/embeddings", {"input": "a"})
+        server.post(PREDICT, {"inputs": "a"})  # loads all models
+        yield server
 
 
 @pytest.mark.parametrize(
     ("route", "key"), [("/v1/embeddings", "input"), ("/embed", "inputs"), ("/embed_all", "inputs"), (PREDICT, "inputs")]
 )
 def test_a_text_is_tokenized_once(running, monkeypatch, route, key):
-    """A request of three texts, one of them too long, makes one call of the tokenizer, of these three texts."""
+    """A request of three texts, one of them too long, calls the tokenizer once with the three texts."""
     calls: list[int] = []
     tokenize = Tokenizer.tokenize
 
@@ -41,8 +41,8 @@ def test_a_text_is_tokenized_once(running, monkeypatch, route, key):
 
 
 @pytest.mark.parametrize("lengths", [16, (8, 16)])
-def test_rows_of_tokens_come_from_the_session_that_is_open(tiny, lengths):
-    """`per_token` answers with the rows of the embedder's own graph, and they are those of a pipeline of its own."""
+def test_token_vectors_use_the_open_session(tiny, lengths):
+    """`per_token` uses the embedder's session, and returns the rows of a separate pipeline."""
     endpoint = DeepSparseEndpoint(model=str(tiny), kwargs={"sequence_length": lengths})
     with serving(endpoint) as running:
         answer = running.post(PREDICT, {"inputs": TEXTS}).json()["embeddings"]
@@ -60,8 +60,8 @@ def test_rows_of_tokens_come_from_the_session_that_is_open(tiny, lengths):
     [{"precision": "int8"}, {"layer": 1}, {"max_length": 16}],
     ids=["int8", "layer", "shorter"],
 )
-def test_another_recipe_may_share(tiny, options):
-    """Another length or layer shares the session; where the token vectors would be others, the pipeline opens its own."""
+def test_sessions_are_shared_if_token_vectors_are_equal(tiny, options):
+    """The session is shared for other lengths and layers; if the token vectors differ, the pipeline opens its own."""
     endpoint = DeepSparseEndpoint(model=str(tiny), **options)
     with serving(endpoint) as running:
         answer = np.float32(running.post(PREDICT, {"inputs": TEXTS[:2]}).json()["embeddings"])
@@ -74,23 +74,23 @@ def test_another_recipe_may_share(tiny, options):
 
 
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
-def test_only_what_may_be_shared_is_opened_for_it(tiny, precision):
-    """DeepSparse's routes open the embedder of a DeepSparse endpoint along with them, but never an int8 graph, which takes long."""
+def test_only_embedders_that_can_be_shared_are_loaded(tiny, precision):
+    """The DeepSparse routes load the embedder of their endpoint in order to share it, but never an int8 graph, which is slow to prepare."""
     with serving(DeepSparseEndpoint(model=str(tiny), open_at_start=False, precision=precision)) as running:
         assert running.post(PREDICT, {"inputs": "a"}).status_code == 200
         assert len(running.app.state.service.models.recipes) == (precision == "fp32")
 
 
-def test_a_prompt_counts_as_often_as_it_is_read(running, monkeypatch):
-    """Short texts with a long prompt are tokenized in a thread, so that other requests are answered meanwhile."""
+def test_a_long_prompt_counts_for_each_text(running, monkeypatch):
+    """Short texts with a long prompt are tokenized in a thread, which does not block other requests."""
     threads: list[str] = []
     tokenize = Tokenizer.tokenize
 
-    def seen(self, texts, *arguments):
+    def recorded(self, texts, *arguments):
         threads.append(threading.current_thread().name)
         return tokenize(self, texts, *arguments)
 
-    monkeypatch.setattr(Tokenizer, "tokenize", seen)
+    monkeypatch.setattr(Tokenizer, "tokenize", recorded)
     running.post("/v1/embeddings", {"input": ["a"] * 100, "prompt": "a"})
     running.post("/v1/embeddings", {"input": ["a"] * 100, "prompt": "a" * 100})
     assert len(set(threads)) == 2

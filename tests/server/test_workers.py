@@ -1,4 +1,4 @@
-"""Several workers: one port, one sum of metrics, none missing for long, and one end for all."""
+"""Several workers: one port, summed metrics, restarts, and a common shutdown."""
 
 import http.client
 import json
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="lo
 
 
 def workers(process) -> list[int]:
-    """The processes of the workers; the first child is multiprocessing's tracker of resources."""
+    """Return the processes of the workers; the first child is multiprocessing's resource tracker."""
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     return [int(pid) for pid in children if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
 
@@ -56,10 +56,10 @@ def embed(server, text: str = "the cat") -> list[float]:
 
 
 def test_metrics_are_the_sum(server, embedder):
-    """Whichever worker answered, and whichever is asked, the counters are those of all."""
+    """/metrics has the counters of all workers, whichever worker responds."""
     before = scrape(server)
     assert {"te_queue_size", "penult_truncated_texts_total", "te_embed_duration_count"} <= set(before)
-    for i in range(20):  # each on a connection of its own
+    for i in range(20):  # each on its own connection
         np.testing.assert_allclose(embed(server, f"cat {i}"), embedder.embed([f"cat {i}"])[0], atol=1e-6)
     for _ in range(4):
         after = scrape(server)
@@ -71,14 +71,14 @@ def test_metrics_are_the_sum(server, embedder):
 
 
 def test_endpoints_are_not_changed(server, tiny):
-    """A change of the endpoints would reach one worker; it is refused."""
+    """Endpoints cannot be changed with several workers."""
     body = {"task": "transformers_embedding_extraction", "model": str(tiny), "name": "more"}
     answer = httpx.post(f"{server.url}/endpoints", json=body)
     assert (answer.status_code, "2 workers" in answer.text) == (403, True)
 
 
-def test_a_worker_that_dies_is_replaced(server):
-    """The others answer meanwhile, and what it has counted is not lost."""
+def test_a_dead_worker_is_replaced(server):
+    """While a worker restarts, the others respond; its counters are kept."""
     embed(server)
     before = scrape(server)
     dead, other = workers(server.process)
@@ -93,9 +93,11 @@ def test_a_worker_that_dies_is_replaced(server):
     assert after["te_queue_size"] == 0
 
 
-def test_sigterm_finishes_what_was_begun(server):
-    """Requests that are under way in any worker are answered; then all processes end."""
-    texts = [f"the cat sat on mat {i} " * 10 for i in range(150)]  # few enough for one queue, should one worker get them all
+def test_sigterm_finishes_requests_in_progress(server):
+    """Requests in progress in any worker are answered; then all processes end."""
+    texts = [
+        f"the cat sat on mat {i} " * 10 for i in range(150)
+    ]  # few enough for one queue, in case one worker gets all of them
     body = json.dumps({"input": texts, "encoding_format": "base64"})
     before = scrape(server)
     with ExitStack() as stack:
@@ -104,15 +106,15 @@ def test_sigterm_finishes_what_was_begun(server):
             stack.callback(connection.close)
             connection.request("POST", "/v1/embeddings", body)
 
-        def begun() -> bool:
+        def all_in_progress() -> bool:
             now = scrape(server)
             return now["te_queue_size"] + now[SEVERAL] - before[SEVERAL] == 6
 
-        wait_for(begun)
+        wait_for(all_in_progress)
         running = workers(server.process)
         server.process.terminate()
         time.sleep(0.3)  # uvicorn looks for signals ten times a second
-        with pytest.raises(httpx.ConnectError):  # refused at once; a client that waited would be reset at the end
+        with pytest.raises(httpx.ConnectError):  # refused at once; a waiting client would get a reset
             httpx.get(f"{server.url}/health", timeout=30)
         for connection in connections:
             answer = connection.getresponse()
@@ -122,7 +124,7 @@ def test_sigterm_finishes_what_was_begun(server):
 
 
 def test_workers_end_with_the_first_process(tiny):
-    """Where the first process is killed, no worker keeps the port."""
+    """If the first process is killed, no worker keeps the port."""
     server = Process("--model_path", str(tiny), "--workers", "2")
     running = workers(server.process)
     assert len(running) == 2
@@ -131,7 +133,7 @@ def test_workers_end_with_the_first_process(tiny):
 
 
 def test_a_model_that_cannot_be_loaded_is_one_line(tmp_path):
-    """The worker's own sentence, and exit status 2."""
+    """The error is one line with the worker's message and exit status 2."""
     code = "from penult.deepsparse.command import main; main()"
     command = [sys.executable, "-c", code, str(tmp_path), "--workers", "2", "--host", "127.0.0.1", "--port", "0"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
@@ -140,15 +142,15 @@ def test_a_model_that_cannot_be_loaded_is_one_line(tmp_path):
     assert "Traceback" not in done.stderr
 
 
-def test_the_others_go_on_where_one_cannot_start_again(tiny, tmp_path):
-    """The model is gone when a worker dies: the other one answers, and a new one starts once the model is back."""
+def test_other_workers_continue_if_one_cannot_restart(tiny, tmp_path):
+    """If a worker dies while the model is missing, the other one responds, and a new one starts once the model is back."""
     model, away = tmp_path / "model", tmp_path / "away"
     shutil.copytree(tiny, model)
     server = Process("--model_path", str(model), "--workers", "2")
     try:
         model.rename(away)
         os.kill(workers(server.process)[0], signal.SIGKILL)
-        wait_for(lambda: any("cannot start, the others go on" in line for line in server.lines))
+        wait_for(lambda: any("cannot start; the others continue" in line for line in server.lines))
         embed(server)
         away.rename(model)
         wait_for(lambda: sum("Application startup complete" in line for line in server.lines) == 3)
@@ -161,15 +163,15 @@ def test_the_others_go_on_where_one_cannot_start_again(tiny, tmp_path):
     ("cores", "count", "stated", "threads"), [(8, 2, None, 4), (8, 3, None, 2), (2, 4, None, 1), (8, 2, 3, 3)]
 )
 def test_cores_are_divided(monkeypatch, cores, count, stated, threads):
-    """Each worker gets its part of the cores, at least one thread; threads that are stated stand."""
+    """The cores are divided among the workers, with at least one thread each, unless threads are set."""
     monkeypatch.setattr("penult.server.workers.default_threads", lambda: cores)
     config = ServerConfig(endpoints=(EndpointConfig(model="some/model"),), workers=count, threads=stated)
     assert with_threads(config).threads == threads
 
 
 @pytest.mark.parametrize("count", [0, 65, "two"])
-def test_a_number_that_makes_no_sense(tmp_path, count):
-    """The number of workers is bounded."""
+def test_invalid_numbers_of_workers(tmp_path, count):
+    """The number of workers is limited."""
     file = tmp_path / "config.yaml"
     file.write_text(f"workers: {count}\nendpoints: [{{model: some/model}}]\n")
     with pytest.raises(ConfigError, match="workers is"):

@@ -72,15 +72,15 @@ async def test_prompts_go_to_the_server(served, folder):
 def test_a_server_that_takes_no_prompt(served):
     """DeepSparse's route has no prompts: they are refused instead of left out."""
     remote = PenultEmbedding(base_url=f"{served.url}/predict", api_key="s3cret", prompts={"document": "passage: "})
-    with pytest.raises(ValueError, match="DeepSparse takes no prompt with a request"):
+    with pytest.raises(ValueError, match="DeepSparse does not support prompts in requests"):
         remote.get_text_embedding("a")
 
 
 def test_options_of_loading_belong_to_the_server(lengths):
     """Options that decide how a model is loaded are refused with base_url; so is a loaded embedder beside it."""
-    with pytest.raises(ValueError, match="pooling given with a server"):
+    with pytest.raises(ValueError, match="pooling cannot be combined with base_url"):
         PenultEmbedding(base_url="http://x", pooling="cls")
-    with pytest.raises(ValueError, match="files_from, model_file, task given with a server"):
+    with pytest.raises(ValueError, match="files_from, model_file, task cannot be combined with base_url"):
         PenultEmbedding(base_url="http://x", files_from="f", model_file="m", task=0)
     with pytest.raises(ValueError, match="both base_url and embedder"):
         PenultEmbedding(base_url="http://x", embedder=lengths)

@@ -236,9 +236,9 @@ def _from_zoo(text: str) -> Source:
                 return Source(text, graph, home)
     kept = [f for f in (*cache.glob("*"), *cache.glob("*/*")) if (f / "deployment").is_dir() or (f / "model.onnx").exists()]
     names = get_close_matches(stub, [f.relative_to(cache).as_posix() for f in kept if f.name != "deployment"], n=5, cutoff=0.0)
-    held = f"there are {', '.join(names)}: the folder `deployment` of each can be named" if names else "no model is there"
+    held = f"pass the folder `deployment` of one that it has: {', '.join(names)}" if names else "it has no models"
     raise FileNotFoundError(
-        f"{text!r}: SparseZoo is closed since June 2025, and this model is not whole in its cache {cache} ({held}). Name a "
+        f"{text!r}: SparseZoo closed in June 2025, and this model is not complete in its cache {cache} ({held}). Pass a "
         "folder, an .onnx file with its tokenizer beside it, or a Hub id such as sentence-transformers/all-MiniLM-L6-v2."
     )
 

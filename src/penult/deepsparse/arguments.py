@@ -69,7 +69,7 @@ def log_ignored(owner: str, arguments: Mapping[str, object]) -> None:
     """Log the arguments that are not None as ignored, in one line."""
     names = [f"{name}={value!r}" for name, value in arguments.items() if value is not None]
     if names:
-        _LOGGER.warning("%s: %s: accepted, but without a meaning here; no vector depends on it.", owner, ", ".join(names))
+        _LOGGER.warning("%s: %s ignored: has no effect in penult.", owner, ", ".join(names))
 
 
 def is_stated(value: int | None, name: str) -> TypeGuard[int]:
@@ -79,7 +79,7 @@ def is_stated(value: int | None, name: str) -> TypeGuard[int]:
         TypeError: it is neither an integer nor None.
     """
     if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
-        raise TypeError(f"{name} is {value!r}, a {type(value).__name__}; it must be a whole number or None.")
+        raise TypeError(f"{name} is {value!r}, a {type(value).__name__}; it must be an integer or None.")
     return value is not None
 
 
@@ -90,13 +90,11 @@ def check_words(task: str, strategy: str, engine_type: str) -> None:
         ValueError: an argument is not an allowed value.
     """
     if not isinstance(task, str) or task.lower().replace("-", "_") not in TASKS:
-        raise ValueError(f"task is {task!r}; penult has one, {TASK!r}.")
+        raise ValueError(f"task is {task!r}; it must be {TASK!r}.")
     if strategy not in get_args(Strategy):
         raise ValueError(f"extraction_strategy is {strategy!r}; it must be one of {', '.join(get_args(Strategy))}.")
     if not isinstance(engine_type, str) or engine_type.lower() not in _ENGINES:
-        raise ValueError(
-            f"engine_type is {engine_type!r}; it must be one of {', '.join(_ENGINES)}, and both mean ONNX Runtime."
-        )
+        raise ValueError(f"engine_type is {engine_type!r}; it must be one of {', '.join(_ENGINES)}. Both use ONNX Runtime.")
 
 
 def check_batch(batch_size: int | None, executor: object) -> None:
@@ -109,7 +107,7 @@ def check_batch(batch_size: int | None, executor: object) -> None:
     if is_stated(batch_size, "batch_size") and batch_size < 0:
         raise ValueError(f"batch_size is {batch_size}; it must be at least 1, or None.")
     if executor is not None and not isinstance(executor, Executor | int):
-        raise ValueError(f"executor is {executor!r}; it must be a number or an Executor, and has no meaning here.")
+        raise ValueError(f"executor is {executor!r}; it must be an integer or an Executor.")
 
 
 def check_lengths(sequence_length: int | list[int]) -> tuple[int, ...]:
@@ -121,10 +119,10 @@ def check_lengths(sequence_length: int | list[int]) -> tuple[int, ...]:
     """
     lengths = sequence_length if isinstance(sequence_length, list) else [sequence_length]
     if not lengths:
-        raise ValueError("sequence_length is an empty list; give at least one length.")
+        raise ValueError("sequence_length is an empty list; pass at least one length.")
     for length in lengths:
         if isinstance(length, bool) or not isinstance(length, int):
-            raise TypeError(f"sequence_length is {sequence_length!r}; it must be a whole number or a list of them.")
+            raise TypeError(f"sequence_length is {sequence_length!r}; it must be an integer or a list of them.")
         if length < 1:
             raise ValueError(f"sequence_length is {sequence_length!r}; it must be at least 1.")
     return tuple(sorted(set(lengths)))
@@ -140,5 +138,5 @@ def threads_of(num_cores: int | None, context: Context | None) -> int | None:
     threads = cores(num_cores)
     shared = None if context is None else cores(context.num_cores)
     if threads is not None and shared is not None and threads != shared:
-        raise ValueError(f"num_cores is {threads} and the context has {shared}; leave one of them out.")
+        raise ValueError(f"num_cores is {threads}, but num_cores of the context is {shared}. Pass one of them.")
     return threads or shared

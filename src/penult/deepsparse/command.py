@@ -23,19 +23,19 @@ class Options(command.Options):
     """The options of `penult serve` and of `penult.server`; None: not set."""
 
     config: Annotated[
-        Path | None, typer.Option("--config", "--config-file", help="A YAML file with endpoints, in place of MODEL.")
+        Path | None, typer.Option("--config", "--config-file", help="YAML file with endpoints, instead of MODEL.")
     ] = None
     threads: Annotated[
         int | None,
         typer.Option(
-            "--threads", "--num-cores", help="Threads of each model. Default: the physical cores, divided among the workers."
+            "--threads", "--num-cores", help="Threads per model. Default: the physical cores, divided among the workers."
         ),
     ] = None
-    model_path: Annotated[str | None, typer.Option(help="The same as MODEL.")] = None
-    task: Annotated[str | None, typer.Option(help=f"{TASK}: load the model for DeepSparse's routes first.")] = None
+    model_path: Annotated[str | None, typer.Option(help="Same as MODEL.")] = None
+    task: Annotated[str | None, typer.Option(help=f"{TASK}: load the model for the DeepSparse routes at start.")] = None
     integration: Annotated[
         Literal["local", "sagemaker", "openai"] | None,
-        typer.Option(help="sagemaker: inference under /invocations. local, openai: the usual routes, which are the same."),
+        typer.Option(help="sagemaker: inference under /invocations. local, openai: under the usual paths."),
     ] = None
     batch_size: Annotated[str | None, typer.Option(hidden=True)] = None
     num_workers: Annotated[str | None, typer.Option(hidden=True)] = None

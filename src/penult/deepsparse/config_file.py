@@ -63,7 +63,7 @@ def _check_lengths(value: object) -> object:
 
 def _check_middlewares(value: object) -> object:
     if value:
-        raise ValueError("it names code of DeepSparse, which cannot run here; remove it")
+        raise ValueError("it refers to code of DeepSparse, which penult cannot run; remove it")
     return value
 
 
@@ -86,20 +86,20 @@ class Kwargs(Settings):
     extraction_strategy: Strategy = "per_token"
     emb_extraction_layer: IntegerOrText = -1
     engine_type: Annotated[Any, Ignored("ONNX Runtime runs the graph")] = None
-    return_numpy: Annotated[Any, Ignored("an answer is JSON")] = None
-    model_size: Annotated[Any, Ignored("the graph states how long a vector is")] = None
-    num_cores: Annotated[Any, Ignored("the server's own num_cores holds for all endpoints")] = None
+    return_numpy: Annotated[Any, Ignored("responses are JSON")] = None
+    model_size: Annotated[Any, Ignored("the graph determines the size of a vector")] = None
+    num_cores: Annotated[Any, Ignored("num_cores of the server applies to all endpoints")] = None
     num_streams: Annotated[Any, Ignored("one run uses all threads")] = None
     scheduler: Annotated[Any, Ignored("requests of all clients are batched together")] = None
-    trust_remote_code: Annotated[Any, Ignored("no code of a model is ever run")] = None
-    batch_size: Annotated[Any, Ignored("batches are formed by their tokens")] = None
-    config: Annotated[Any, Ignored("the model's folder has it")] = None
-    tokenizer: Annotated[Any, Ignored("the model's folder has it")] = None
+    trust_remote_code: Annotated[Any, Ignored("penult never runs code of a model")] = None
+    batch_size: Annotated[Any, Ignored("batches are planned from token counts")] = None
+    config: Annotated[Any, Ignored("it is read from the model's folder")] = None
+    tokenizer: Annotated[Any, Ignored("it is read from the model's folder")] = None
     executor: Annotated[Any, Ignored("requests of all clients are batched together")] = None
-    context: Annotated[Any, Ignored("one pool of threads serves all lengths")] = None
+    context: Annotated[Any, Ignored("all lengths use the same threads")] = None
     benchmark: Annotated[Any, Ignored("`penult bench` measures the model")] = None
-    alias: Annotated[Any, Ignored("the endpoint's name is its own")] = None
-    logger: Annotated[Any, Ignored("the log has one line a request")] = None
+    alias: Annotated[Any, Ignored("set name instead")] = None
+    logger: Annotated[Any, Ignored("the log has one line per request")] = None
 
 
 class DeepSparseEndpoint(EndpointConfig):
@@ -117,8 +117,8 @@ class DeepSparseEndpoint(EndpointConfig):
     bucketing: Bucketing | None = None
     kwargs: Kwargs = Field(default_factory=Kwargs)
     middlewares: Annotated[Any, AfterValidator(_check_middlewares)] = None
-    batch_size: Annotated[Any, Ignored("batches are formed by their tokens")] = None
-    logging_config: Annotated[Any, Ignored("the log has one line a request")] = None
+    batch_size: Annotated[Any, Ignored("batches are planned from token counts")] = None
+    logging_config: Annotated[Any, Ignored("the log has one line per request")] = None
     data_logging: Annotated[Any, Ignored("texts and vectors are never logged")] = None
 
     @model_validator(mode="before")
@@ -185,10 +185,10 @@ class DeepSparseServer(ServerConfig):
     num_cores: Annotated[StrictInt, Field(ge=0)] | None = None
     integration: Literal["local", "sagemaker", "openai"] | None = None
     num_workers: Annotated[Any, Ignored("requests of all clients are batched together")] = None
-    engine_thread_pinning: Annotated[Any, Ignored("the operating system places the threads")] = None
-    pytorch_num_threads: Annotated[Any, Ignored("there is no torch")] = None
+    engine_thread_pinning: Annotated[Any, Ignored("the operating system schedules the threads")] = None
+    pytorch_num_threads: Annotated[Any, Ignored("penult does not use torch")] = None
     loggers: Annotated[Any, Ignored("metrics are at /metrics, on the port of the server")] = None
-    system_logging: Annotated[Any, Ignored("the log has one line a request")] = None
+    system_logging: Annotated[Any, Ignored("the log has one line per request")] = None
 
     @model_validator(mode="before")
     @classmethod
@@ -214,7 +214,7 @@ class DeepSparseServer(ServerConfig):
         route = (route or "").strip("/")
         name = route or endpoint.name or f"{TASK}-{number}"
         if set("{}?#%") & set(name):
-            raise ConfigError(f"The endpoint's name {name!r} cannot stand in a path; leave out the signs {{ }} ? # %.")
+            raise ConfigError(f"The endpoint's name {name!r} cannot be part of a URL path. Remove the characters {{ }} ? # %.")
         # DeepSparse named a single endpoint from the command line after its task, and added a number if the endpoint came from
         # a file. Clients of both keep working.
         alone = len(self.endpoints) == 1 and number == 0
@@ -234,7 +234,7 @@ def read(path: str | Path) -> DeepSparseServer:
     """
     config, document = config_file.load(path, DeepSparseServer)
     if config.integration == "openai":
-        _LOGGER.info("integration: openai has no effect in penult: the OpenAI routes are always there.")
+        _LOGGER.info("integration: openai is ignored: it has no effect in penult: the OpenAI routes always exist.")
     _log_ignored(config, document, ())
     for number, endpoint in enumerate(config.endpoints):
         _log_endpoint(endpoint, document, ("endpoints", number))

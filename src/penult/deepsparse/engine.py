@@ -157,6 +157,6 @@ class Engine:
         for name, array in named:
             if isinstance(array, np.ndarray) and array.shape[:1] not in {(), (rows,)}:
                 raise ValueError(
-                    f"{name!r} was given as {array.dtype} {array.shape}; the engine was opened with batch_size={rows}. Open it "
-                    "without to run any number of rows."
+                    f"{name!r} has the shape {array.shape}, but the engine has batch_size={rows}. Pass {rows} rows, or "
+                    "create the engine without batch_size."
                 )

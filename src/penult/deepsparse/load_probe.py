@@ -15,12 +15,12 @@ from typing import Any
 from penult.server.errors import Refusal
 from penult.server.models import Models
 
-_MOST = 4  # concurrent child processes
+_MAX_PROBES = 4  # concurrent child processes
 _COMMAND = (sys.executable, "-m", "penult.deepsparse.load_probe")
 _RUNNING: set[int] = set()
 
 
-async def try_endpoint(values: Mapping[str, Any], models: Models) -> None:
+async def probe_endpoint(values: Mapping[str, Any], models: Models) -> None:
     """Open the model of an endpoint in a child process, and embed one text.
 
     Args:
@@ -30,8 +30,12 @@ async def try_endpoint(values: Mapping[str, Any], models: Models) -> None:
     Raises:
         Refusal: the model cannot be opened; the message says why.
     """
-    if len(_RUNNING) >= _MOST:
-        raise Refusal("full", f"{_MOST} models are being opened already. Retry in 5 s.", headers={"Retry-After": "5"})
+    if len(_RUNNING) >= _MAX_PROBES:
+        raise Refusal(
+            "full",
+            f"The limit of {_MAX_PROBES} models that load at once is reached. Retry in 5 s.",
+            headers={"Retry-After": "5"},
+        )
     child = await asyncio.create_subprocess_exec(
         *_COMMAND,
         stdin=asyncio.subprocess.PIPE,
@@ -50,9 +54,9 @@ async def try_endpoint(values: Mapping[str, Any], models: Models) -> None:
         if not answer.done():
             raise Refusal(
                 "invalid",
-                "The endpoint cannot be added: the server ends."
+                "The endpoint cannot be added: the server is shutting down."
                 if ending.done()
-                else f"The endpoint cannot be added: its model did not open within {limit} s, the limit.",
+                else f"The endpoint cannot be added: its model did not load within {limit} s (max_load_seconds).",
             )
         status = await child.wait()
     finally:
@@ -63,7 +67,7 @@ async def try_endpoint(values: Mapping[str, Any], models: Models) -> None:
             child.kill()
         child.stdin.close()  # ends the child if it is still running
     if status:
-        message = answer.result().decode(errors="replace") or f"opening its model ended a process with status {status}"
+        message = answer.result().decode(errors="replace") or f"loading its model ended a process with status {status}"
         raise Refusal("invalid", f"The endpoint cannot be added: {message}")
 
 

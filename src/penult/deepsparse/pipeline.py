@@ -39,14 +39,14 @@ from penult.types import Pooling
 
 _DEFAULT_MODEL = "zoo:bert-large-wikipedia_bookcorpus-pruned90"
 _POOLINGS: Mapping[str, Pooling] = {"per_token": "mean", "reduce_mean": "mean", "reduce_max": "max", "cls_token": "cls"}
-_GONE: Mapping[str, str] = {
-    "timer_manager": "time the call itself; `penult bench` measures tokenising, running and the rest",
-    "current_timer": "time the call itself; `penult bench` measures tokenising, running and the rest",
-    "tokenizer": "transformers.AutoTokenizer.from_pretrained(folder) gives it",
-    "config": "transformers.AutoConfig.from_pretrained(folder) gives it",
-    "to_config": "keep the arguments of Pipeline.create; DeepSparse's own answer could not be read back",
-    "onnx_file_path": "the model's file is model_path, and no other is written beside it",
-    "engine_args": "engine.num_cores, engine.batch_size and engine.inputs say what there is",
+_REMOVED: Mapping[str, str] = {
+    "timer_manager": "measure the call yourself, or run `penult bench`",
+    "current_timer": "measure the call yourself, or run `penult bench`",
+    "tokenizer": "call transformers.AutoTokenizer.from_pretrained(folder)",
+    "config": "call transformers.AutoConfig.from_pretrained(folder)",
+    "to_config": "keep the arguments of Pipeline.create",
+    "onnx_file_path": "use model_path; penult does not write another file",
+    "engine_args": "use engine.num_cores, engine.batch_size and engine.inputs",
 }
 
 
@@ -157,7 +157,7 @@ class Pipeline:
         check_batch(batch_size, executor)
         check_streams(num_streams, scheduler)
         if input_shapes is not None and isinstance(sequence_length, list):
-            raise ValueError("input_shapes and a list of sequence lengths exclude each other; give the list alone.")
+            raise ValueError("input_shapes and a list of sequence lengths are mutually exclusive. Pass only the list.")
         log_ignored(
             "Pipeline",
             {
@@ -275,7 +275,7 @@ class Pipeline:
         self.close()
 
     def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - always raises
-        raise AttributeError(f"Pipeline has no {name!r}" + (f": {_GONE[name]}." if name in _GONE else "."))
+        raise AttributeError(f"Pipeline has no attribute {name!r}" + (f": {_REMOVED[name]}." if name in _REMOVED else "."))
 
     def __repr__(self) -> str:
         return f"Pipeline({self.settings})"
@@ -283,14 +283,14 @@ class Pipeline:
 
 def _texts(texts: tuple[str | Iterable[str], ...], inputs: str | Iterable[str] | None) -> list[str]:
     if bool(texts) == (inputs is not None):
-        what = "both by position and as inputs=" if texts else "nowhere"
-        raise ValueError(f"Texts were given {what}; give a text, a list of texts, or several texts, one way.")
+        problem = "Texts were passed both by position and as inputs=" if texts else "No texts were passed"
+        raise ValueError(f"{problem}. Pass a text, a list of texts, or several texts, either by position or as inputs=.")
     items: str | Iterable[Any] = inputs if inputs is not None else texts[0] if len(texts) == 1 else texts
     if isinstance(items, str | bytes):
         items = [items]
     if isinstance(items, Mapping) or not isinstance(items, Iterable):
         raise ValueError(  # noqa: TRY004 - as in DeepSparse
-            f"inputs is a {type(items).__name__}; give a text or a list of texts."
+            f"inputs is a {type(items).__name__}; pass a text or a list of texts."
         )
     return [text.decode("utf-8") if isinstance(text, bytes) else text for text in items]  # `tokenize` refuses other types
 
@@ -321,8 +321,8 @@ def _embedder(settings: Settings, threads: int | None, *, bucketed: bool, share:
     embedder = Embedder(files, identified(files, recipe), runtime, tokenizer=tokenizer)
     if settings.extraction_strategy != "per_token" and not embedder.gives_tokens():
         raise ValueError(
-            f"The tensor taken from {settings.model_path!r} is one vector a text already, with no rows for "
-            f"{settings.extraction_strategy!r}; extraction_strategy='per_token' gives it as it is."
+            f"The output of {settings.model_path!r} is already one vector per text, without token vectors for "
+            f"extraction_strategy={settings.extraction_strategy!r}. Pass extraction_strategy='per_token' to get it unchanged."
         )
     return embedder
 
@@ -332,11 +332,11 @@ def _layer(layer: int | str | None, files: Source) -> int | str | None:
     if layer is None or isinstance(layer, str) or layer == -1:
         return layer
     if not isinstance(layer, int):
-        raise TypeError(f"emb_extraction_layer is {layer!r}; it must be a whole number, a name or None.")
+        raise TypeError(f"emb_extraction_layer is {layer!r}; it must be an integer, a name or None.")
     count = prepare.count_layers(files)
     if not -count <= layer < count:
         raise ValueError(
-            f"emb_extraction_layer is {layer}; the model has {count} layers: give 0 (the first) to {count - 1}, or -1 (the "
+            f"emb_extraction_layer is {layer}; the model has {count} layers. Pass 0 (the first) to {count - 1}, or -1 (the "
             f"last) to {-count}."
         )
     return layer + 1 if layer >= 0 else int(layer)
@@ -347,7 +347,7 @@ def _rows(strategy: Strategy, tokenizer: Tokenizer, files: Source) -> Rows | Non
     if strategy == "cls_token":
         if tokenizer.cls_token_id is None:
             raise ValueError(
-                f"The tokenizer of {files.reference!r} has no CLS token, so there is no row for 'cls_token'; choose "
+                f"The tokenizer of {files.reference!r} has no CLS token, which extraction_strategy='cls_token' needs. Pass "
                 "'reduce_mean', 'reduce_max' or 'per_token'."
             )
         return Rows(only_id=tokenizer.cls_token_id)

@@ -16,17 +16,17 @@ from starlette.routing import BaseRoute
 
 from penult.deepsparse.arguments import TASK
 from penult.deepsparse.config_file import DeepSparseEndpoint, DeepSparseServer, read_endpoint
-from penult.deepsparse.load_probe import try_endpoint
+from penult.deepsparse.load_probe import probe_endpoint
 from penult.deepsparse.served_pipeline import QueuedPipeline, model_keys, pipeline, pipeline_for
 from penult.server.bodies import SMALL
 from penult.server.config import ConfigError
 from penult.server.errors import Refusal
-from penult.server.health import Ready, say
+from penult.server.health import Ready, health_response
 from penult.server.requests import Texts, body_of, check, read, respond, tokenize, while_there
 from penult.server.service import Endpoint, Service
 
-_ABOUT = "Those of DeepSparse (`/predict`, `/v2/models/NAME/infer`) give DeepSparse's numbers."
-_MOST_ENDPOINTS = 16
+_ABOUT = "The DeepSparse routes (`/predict`, `/v2/models/NAME/infer`) return DeepSparse's numbers."
+_MAX_ENDPOINTS = 16
 _OWN = ("served_model_name", "pooling", "prompts", "files_from", "model_file", "model_task")  # shown if an endpoint has them
 # Paths of other protocols that an endpoint's own `route` overrides: configuration files may predate these paths.
 _YIELDING = ("/embeddings", "/models", "/similarity", "/tokenize", "/decode")
@@ -39,13 +39,13 @@ _LOGGING = {
 
 
 class EmbeddingExtractionInput(BaseModel):
-    """What a client sends."""
+    """Request body."""
 
     inputs: Texts
 
 
 class EmbeddingExtractionOutput(BaseModel):
-    """What a client gets: one flat list of numbers per text."""
+    """Response body: one flat list of numbers per text."""
 
     embeddings: list[list[float]]
 
@@ -68,7 +68,7 @@ class EndpointBody(BaseModel):
 
 
 class Trouble(BaseModel):
-    """What went wrong."""
+    """Details of an error."""
 
     detail: Any
 
@@ -76,10 +76,10 @@ class Trouble(BaseModel):
 ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": Trouble, "description": words}
     for status, words in (
-        (401, "The key is missing or wrong."),
+        (401, "The API key is missing or wrong."),
         (413, "The body is too large."),
-        (422, "The body is not what the route takes, a text is too long, or there are too many."),
-        (429, "Too many requests wait; see Retry-After."),
+        (422, "The body does not match the schema, a text is too long, or there are too many texts."),
+        (429, "The queue is full; see Retry-After."),
         (501, "The model cannot be used for this route."),
     )
 }
@@ -136,9 +136,9 @@ def _add_ping(app: FastAPI, service: Service) -> None:
     """Add SageMaker's health route, with the answer of DeepSparse from 1.6 on."""
 
     async def ping() -> JSONResponse:
-        return say(service, content={"status": "OK"})
+        return health_response(service, content={"status": "OK"})
 
-    responses: dict[int | str, dict[str, Any]] = {503: {"description": "A model does not answer any more."}}
+    responses: dict[int | str, dict[str, Any]] = {503: {"description": "A model no longer responds."}}
     app.add_api_route("/ping", ping, tags=["health"], summary="Check health", response_model=Ready, responses=responses)
 
 
@@ -168,9 +168,7 @@ def add_endpoint(app: FastAPI, service: Service, endpoint: Endpoint) -> None:
         shown = name == endpoint.names[0]
         _check_free(app, f"{path}/infer", _endpoint_of(endpoint))
         _add_infer(app, f"{path}/infer", infer, shown=shown)
-        app.add_api_route(
-            path, meta, tags=["DeepSparse"], summary="Where the model came from", include_in_schema=shown, responses=key
-        )
+        app.add_api_route(path, meta, tags=["DeepSparse"], summary="Describe the model", include_in_schema=shown, responses=key)
         app.add_api_route(
             f"{path}/ready", ready, tags=["DeepSparse"], summary="Check health", include_in_schema=shown, responses=key
         )
@@ -186,7 +184,7 @@ def _base(service: Service) -> str:
 
 
 async def _benchmark() -> None:
-    raise Refusal("invalid", "A server in use is no place to measure; `penult bench` measures the model.")  # DeepSparse: 500
+    raise Refusal("invalid", "This server does not run benchmarks. Run `penult bench` to measure the model.")  # DeepSparse: 500
 
 
 def _old_paths(service: Service, endpoint: DeepSparseEndpoint) -> list[str]:
@@ -216,7 +214,7 @@ def _add_infer(app: FastAPI, path: str, infer: Callable[[Request], Awaitable[Res
 def _check_free(app: FastAPI, path: str, config: DeepSparseEndpoint) -> None:
     if any(getattr(route, "path", None) == path and not _yields(route) for route in app.routes):
         place = f"{config.place}: " if config.place else ""
-        raise ConfigError(f"{place}The route {path} is taken already; give the endpoint another.")
+        raise ConfigError(f"{place}The route {path} is already in use. Set another route.")
 
 
 def _yields(route: BaseRoute) -> bool:
@@ -248,16 +246,16 @@ async def _answer(request: Request, model: QueuedPipeline, texts: list[str]) -> 
 
 def _config(service: Service) -> dict[str, Any]:
     """Return the configuration under DeepSparse's keys."""
-    written = service.config.model_dump(exclude_unset=True)
-    loggers: Any = written.get("loggers") or {}
-    logging_of: Any = written.get("system_logging") or {}
+    stated = service.config.model_dump(exclude_unset=True)
+    loggers: Any = stated.get("loggers") or {}
+    logging_of: Any = stated.get("system_logging") or {}
     parts = {name: {**_OFF, **(logging_of.get(name) or {})} for name in ("request_details", "resource_utilization")}
     return {
-        "num_cores": written.get("num_cores"),
-        "num_workers": written.get("num_workers"),
+        "num_cores": stated.get("num_cores"),
+        "num_workers": stated.get("num_workers"),
         "integration": _config_of(service).integration,
-        "engine_thread_pinning": written.get("engine_thread_pinning", "core"),
-        "pytorch_num_threads": written.get("pytorch_num_threads", 1),
+        "engine_thread_pinning": stated.get("engine_thread_pinning", "core"),
+        "pytorch_num_threads": stated.get("pytorch_num_threads", 1),
         "endpoints": [_endpoint_config(number, endpoint) for number, endpoint in enumerate(service.endpoints)],
         "loggers": loggers,
         "system_logging": {"enable": logging_of.get("enable", True), **parts},
@@ -266,22 +264,22 @@ def _config(service: Service) -> dict[str, Any]:
 
 def _endpoint_config(number: int, endpoint: Endpoint) -> dict[str, Any]:
     config = _endpoint_of(endpoint)
-    written = config.model_dump(exclude_unset=True)
+    stated = config.model_dump(exclude_unset=True)
     return {
         "name": config.name or (endpoint.names[0] if config.route is None else f"{TASK}-{number}"),
         "route": config.route,
         "task": config.task or TASK,
         "model": config.model,
-        "batch_size": written.get("batch_size", 1),
-        "logging_config": written.get("logging_config") or _LOGGING,
-        "data_logging": written.get("data_logging"),
-        "bucketing": written.get("bucketing"),
-        "middlewares": written.get("middlewares"),
-        "kwargs": written.get("kwargs") or {},
+        "batch_size": stated.get("batch_size", 1),
+        "logging_config": stated.get("logging_config") or _LOGGING,
+        "data_logging": stated.get("data_logging"),
+        "bucketing": stated.get("bucketing"),
+        "middlewares": stated.get("middlewares"),
+        "kwargs": stated.get("kwargs") or {},
         **{key: value for key in _OWN if (value := getattr(config, key)) is not None},
         **(
             {"layer": config.layer}
-            if "emb_extraction_layer" not in config.kwargs.model_fields_set and "layer" in written
+            if "emb_extraction_layer" not in config.kwargs.model_fields_set and "layer" in stated
             else {}
         ),
     }
@@ -295,21 +293,22 @@ def _check_may_change(request: Request, service: Service) -> None:
     config = service.config
     if config.workers > 1:
         raise Refusal(
-            "closed", f"This server has {config.workers} workers, and a request reaches one of them: its endpoints cannot be "
-            "changed. State them in the configuration file, or start it with --workers 1."
+            "closed", f"Endpoints cannot be changed on a server with {config.workers} workers. Set them in the "
+            "configuration file, or start the server with --workers 1."
         )  # fmt: skip
     if config.api_key is None and not config.on_loopback:
         raise Refusal(
-            "closed", f"This server listens on {config.host} and has no key: its endpoints cannot be changed. Start it with "
-            "--api-key, or with --host 127.0.0.1 --allow-endpoints."
+            "closed", f"Endpoints cannot be changed on a server that listens on {config.host} without an API key. Start "
+            "the server with --api-key, or with --host 127.0.0.1 --allow-endpoints."
         )  # fmt: skip
     if config.api_key is None and not config.allow_endpoints:
         raise Refusal(
-            "closed", "This server has no key: its endpoints cannot be changed. Start it with --api-key or --allow-endpoints."
+            "closed", "Endpoints cannot be changed on a server without an API key. Start the server with --api-key or "
+            "--allow-endpoints."
         )  # fmt: skip
     # A browser sends this content type to another site only after a preflight request, which fails.
     if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
-        raise Refusal("media", "Send the endpoint as application/json.")
+        raise Refusal("media", "The Content-Type is not application/json. Send the endpoint as application/json.")
 
 
 async def _add(app: FastAPI, service: Service, body: bytes) -> JSONResponse:
@@ -317,12 +316,12 @@ async def _add(app: FastAPI, service: Service, body: bytes) -> JSONResponse:
     try:
         endpoint_body = EndpointBody.model_validate_json(body.decode(errors="replace"))  # the response quotes the body
     except ValidationError as error:
-        wrong = [{**one, "loc": ["body", *one["loc"]]} for one in error.errors(include_url=False, include_context=False)]
-        return JSONResponse({"detail": wrong}, 422)
+        details = [{**one, "loc": ["body", *one["loc"]]} for one in error.errors(include_url=False, include_context=False)]
+        return JSONResponse({"detail": details}, 422)
     try:
         config = read_endpoint(endpoint_body.model_dump())
         _check_addable(app, service, config)
-        await try_endpoint(endpoint_body.model_dump(), service.models)
+        await probe_endpoint(endpoint_body.model_dump(), service.models)
         await (service.models.embedder_for(config) if config.open_at_start else pipeline_for(service.models, config))
         _check_addable(app, service, config)  # another request may have added an endpoint meanwhile
         add_endpoint(app, service, service.add(config))
@@ -339,8 +338,8 @@ def _check_addable(app: FastAPI, service: Service, config: DeepSparseEndpoint) -
         Refusal: the server has the maximum number of endpoints.
         ConfigError: a name or a path is taken.
     """
-    if len(service.endpoints) >= _MOST_ENDPOINTS:
-        raise Refusal("invalid", f"There are {_MOST_ENDPOINTS} endpoints already, that is the most; remove one.")
+    if len(service.endpoints) >= _MAX_ENDPOINTS:
+        raise Refusal("invalid", f"The limit of {_MAX_ENDPOINTS} endpoints is reached. Remove one.")
     service.named(config)
     for path in _old_paths(service, config):
         _check_free(app, path, config)
@@ -348,7 +347,7 @@ def _check_addable(app: FastAPI, service: Service, config: DeepSparseEndpoint) -
 
 def _check_size(body: bytes) -> None:
     if len(body) > SMALL:
-        raise Refusal("body", f"The endpoint has more than {SMALL} bytes, that is the most.")
+        raise Refusal("body", f"The endpoint exceeds the limit of {SMALL} bytes. Send fewer keys.")
 
 
 async def _delete(app: FastAPI, service: Service, body: bytes) -> bool:
@@ -358,7 +357,7 @@ async def _delete(app: FastAPI, service: Service, body: bytes) -> bool:
         endpoint_body = EndpointBody.model_validate_json(body)
         config = read_endpoint(endpoint_body.model_dump())
     except ValueError as error:
-        raise Refusal("invalid", f"This is no endpoint: {error}") from error
+        raise Refusal("invalid", f"The body is not a valid endpoint: {error}") from error
     named = (config.route or config.name or "").strip("/")
     named = named.removeprefix("v2/models/").removesuffix("/infer")
     for endpoint in [one for one in service.endpoints if named in one.names]:

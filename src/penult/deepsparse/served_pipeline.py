@@ -85,8 +85,8 @@ async def pipeline_for(models: Models, endpoint: DeepSparseEndpoint) -> QueuedPi
 def _open(models: Models, endpoint: DeepSparseEndpoint) -> QueuedPipeline:
     if endpoint.chooses_files:
         raise ValueError(
-            "model_file and files_from are for the routes of OpenAI and TEI. For DeepSparse's, name the file in model: "
-            "FOLDER/FILE.onnx, its tokenizer beside it."
+            "model_file and files_from have no effect on the DeepSparse routes. Set model: FOLDER/FILE.onnx, in a folder "
+            "with the tokenizer."
         )
     lengths, share = endpoint.sequence_length, _open_embedder(models, endpoint)
     opened = Pipeline.create(
@@ -99,7 +99,7 @@ def _open(models: Models, endpoint: DeepSparseEndpoint) -> QueuedPipeline:
         num_cores=models.threads,
         share=share,
     )
-    _LOGGER.info("%s is open for the routes of DeepSparse: %s", endpoint.model, opened)
+    _LOGGER.info("Loaded %s for the DeepSparse routes: %s", endpoint.model, opened)
     return QueuedPipeline(opened, endpoint.model, models.limits, models.metrics, session_of=share)
 
 

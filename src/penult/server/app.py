@@ -24,8 +24,8 @@ from penult.server.middleware import RequestMiddleware
 from penult.server.request_line import RequestLineMiddleware
 from penult.server.service import Service
 
-_ABOUT = """Text to vectors on the CPU. The routes of OpenAI (`/v1/embeddings`) and of Text Embeddings Inference (`/embed`) give
-penult's vectors, as the model's own files say."""
+_ABOUT = """Text embeddings on the CPU. The routes of OpenAI (`/v1/embeddings`) and of Text Embeddings Inference (`/embed`)
+return vectors with the pooling, prompts and normalization from the model's own files."""
 
 # Chrome sends a preflight request before a public page may use a local server; older versions of Starlette ignore it.
 _PRIVATE_NETWORK = {"allow_private_network": True} if "allow_private_network" in signature(CORSMiddleware).parameters else {}

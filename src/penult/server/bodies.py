@@ -28,8 +28,8 @@ class Bodies:
         most: maximum bytes. Small bodies may use an eighth more, so that large ones do not block them.
     """
 
-    def __init__(self, most: int) -> None:
-        self._most = most
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
         self._used = 0
 
     def take(self, size: int, *, small: bool = False) -> None:
@@ -47,10 +47,10 @@ class Bodies:
         Raises:
             Refusal: they do not.
         """
-        if self._used + size > self._most + (self._most // 8 if small else 0):
+        if self._used + size > self._limit + (self._limit // 8 if small else 0):
             raise Refusal(
                 "full",
-                f"The requests that are not answered yet have {self._used} bytes, the limit is {self._most}. Retry in 1 s.",
+                f"The bodies of the requests in progress have {self._used} bytes; the limit is {self._limit}. Retry in 1 s.",
                 headers={"Retry-After": "1"},
             )
 
@@ -66,8 +66,8 @@ class Answers:
         most: maximum bytes. A single answer may have more.
     """
 
-    def __init__(self, most: int) -> None:
-        self._most = most
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
         self._used = 0
 
     def take(self, size: int) -> None:
@@ -76,10 +76,11 @@ class Answers:
         Raises:
             Refusal: there would be too many.
         """
-        if self._used and self._used + size > self._most:
+        if self._used and self._used + size > self._limit:
             raise Refusal(
                 "full",
-                f"The answers that clients have not read yet have {self._used} bytes, the limit is {self._most}. Retry in 1 s.",
+                f"The responses that clients have not read yet have {self._used} bytes; the limit is {self._limit}. Retry "
+                "in 1 s.",
                 headers={"Retry-After": "1"},
             )
         self._used += size
@@ -100,7 +101,7 @@ class Answer:
     def __init__(self, send: Send, answers: Answers) -> None:
         self._send = send
         self._answers = answers
-        self._taken = 0
+        self._counted = 0
 
     async def send(self, message: Message) -> None:
         """Send a message; a large body is sent in pieces.
@@ -112,7 +113,7 @@ class Answer:
             size = int(next((value for name, value in message.get("headers", ()) if name == b"content-length"), 0))
             if size > SMALL:
                 self._answers.take(size)
-                self._taken = size
+                self._counted = size
         body = message.get("body", b"")
         for start in range(0, len(body) - _PIECE, _PIECE):
             await self._send({**message, "body": body[start : start + _PIECE], "more_body": True})
@@ -121,8 +122,8 @@ class Answer:
 
     def release(self) -> None:
         """Release the bytes: the client has read the answer, or has disconnected."""
-        self._answers.release(self._taken)
-        self._taken = 0
+        self._answers.release(self._counted)
+        self._counted = 0
 
 
 class Body:
@@ -139,16 +140,16 @@ class Body:
         self._receive = receive
         self._bodies = bodies
         self._max_bytes = max_bytes
-        self._read, self._taken, self._whole = 0, 0, False
+        self._read, self._counted, self._complete = 0, 0, False
         self._started = time.monotonic()
-        heads = {name: value for name, value in scope["headers"] if name in (b"content-length", b"transfer-encoding")}
-        length = heads.get(b"content-length", b"0")
-        self._announced = None if b"transfer-encoding" in heads or not length.isdigit() else int(length)
+        lengths = {name: value for name, value in scope["headers"] if name in (b"content-length", b"transfer-encoding")}
+        length = lengths.get(b"content-length", b"0")
+        self._announced = None if b"transfer-encoding" in lengths or not length.isdigit() else int(length)
 
     @property
     def unread(self) -> bool:
         """Whether more than a small rest of the body may still arrive."""
-        return not self._whole and (self._announced is None or self._announced > SMALL)
+        return not self._complete and (self._announced is None or self._announced > SMALL)
 
     def check_announced(self) -> None:
         """Check the size that the request headers announce.
@@ -168,7 +169,7 @@ class Body:
         Raises:
             Refusal: the body is too large, too slow, or does not fit within the limit of all requests.
         """
-        if self._whole:  # the next message is the disconnect, which has no time limit
+        if self._complete:  # the next message is the disconnect, which has no time limit
             return await self._receive()
         left = self._started + _STALL_SECONDS + self._read / _SLOWEST - time.monotonic()
         try:
@@ -177,12 +178,12 @@ class Body:
         except TimeoutError:
             raise Refusal(
                 "slow",
-                f"{_STALL_SECONDS:g} s went by without a byte of the body, or it came slower than {_SLOWEST // 1024} KiB/s; "
-                "send it again.",
+                f"The body arrived too slowly: no byte for {_STALL_SECONDS:g} s, or less than {_SLOWEST // 1024} KiB/s. "
+                "Send it again.",
                 headers={"Connection": "close"},
             ) from None
         size = len(message.get("body", b""))
-        self._read, self._whole = self._read + size, not message.get("more_body", False)
+        self._read, self._complete = self._read + size, not message.get("more_body", False)
         if self._read > self._max_bytes:
             raise self._too_large()
         self.count(size)
@@ -194,8 +195,8 @@ class Body:
         Raises:
             Refusal: they do not fit within the limit.
         """
-        self._bodies.take(size, small=self._taken + size <= SMALL)
-        self._taken += size
+        self._bodies.take(size, small=self._counted + size <= SMALL)
+        self._counted += size
 
     async def drain(self) -> None:
         """Receive and discard the rest, within limits: closing earlier resets the connection of a client that still sends."""
@@ -203,17 +204,19 @@ class Body:
         left = _DRAIN_TIMES * self._max_bytes
         try:
             async with asyncio.timeout(_DRAIN_SECONDS):
-                while not self._whole and left > 0:
+                while not self._complete and left > 0:
                     message = await self._receive()
                     left -= len(message.get("body", b""))
-                    self._whole = not message.get("more_body", False)
+                    self._complete = not message.get("more_body", False)
         except TimeoutError:
             return
 
     def release(self) -> None:
         """Release the bytes: the body is not needed any more."""
-        self._bodies.release(self._taken)
-        self._taken = 0
+        self._bodies.release(self._counted)
+        self._counted = 0
 
     def _too_large(self) -> Refusal:
-        return Refusal("body", f"The body has more than {self._max_bytes} bytes, that is the most; send fewer texts.")
+        return Refusal(
+            "body", f"The body exceeds the limit of {self._max_bytes} bytes (max_body_bytes). Send fewer texts per request."
+        )

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from penult.server.errors import Refusal
 
 _UTF8, _UTF16 = b"\xef\xbb\xbf", (b"\xff\xfe", b"\xfe\xff")
-_HALF_PAIR = re.compile("[\ud800-\udfff]")
-_ESCAPED_HALF = re.compile(rb"\\u[dD][89a-fA-F]")
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_ESCAPED_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 _INVALID_BYTE = "\udc80", "\udcff"  # range to which Python's `surrogateescape` maps bytes that are not UTF-8
 
 
@@ -23,7 +23,7 @@ def without_mark(body: bytes) -> bytes:
         Refusal: the byte order mark is that of UTF-16.
     """
     if body.startswith(_UTF16):
-        raise Refusal("invalid", "The body is UTF-16; send it as UTF-8.")
+        raise Refusal("invalid", "The body is UTF-16. Send it as UTF-8.")
     return body.removeprefix(_UTF8)
 
 
@@ -31,7 +31,7 @@ def broken_text(body: bytes) -> Refusal | None:
     """Return the refusal of a body with an invalid character in a text; None if it cannot be parsed for another reason."""
     try:
         body.decode()
-        if not _ESCAPED_HALF.search(body):
+        if not _ESCAPED_SURROGATE.search(body):
             return None
     except UnicodeDecodeError:
         pass
@@ -39,14 +39,16 @@ def broken_text(body: bytes) -> Refusal | None:
         values = json.loads(body.decode(errors="surrogateescape"))
     except (ValueError, RecursionError):
         return None
-    for where, text in _texts(values if isinstance(values, dict) else {}):
-        if half := _HALF_PAIR.search(text):
-            param, *place = where
+    for location, text in _texts(values if isinstance(values, dict) else {}):
+        if surrogate := _SURROGATE.search(text):
+            param, *place = location
             name = f"`{param}`" if not place else f"Text {place[-1]} of `{'.'.join([param, *place[:-1]])}`"
-            what = f"half a surrogate pair, U+{ord(half[0]):04X}"
-            if _INVALID_BYTE[0] <= half[0] <= _INVALID_BYTE[1] and not _ESCAPED_HALF.search(body):
-                what = "bytes that are not UTF-8"
-            return Refusal("invalid", f"{name} has {what}, at character {half.start()}; send whole characters.", param=param)
+            problem = f"a lone surrogate U+{ord(surrogate[0]):04X}"
+            if _INVALID_BYTE[0] <= surrogate[0] <= _INVALID_BYTE[1] and not _ESCAPED_SURROGATE.search(body):
+                problem = "a byte that is not UTF-8"
+            return Refusal(
+                "invalid", f"{name} has {problem} at character {surrogate.start()}. Send valid Unicode as UTF-8.", param=param
+            )
     return None
 
 
@@ -54,8 +56,8 @@ def _texts(values: dict[str, object], above: tuple[str, ...] = ()) -> Iterator[t
     """Yield every text of a JSON object, with the keys and indices of its path."""
     for key, value in values.items():
         for number, item in enumerate(value if isinstance(value, list) else [value]):
-            where = (*above, key, str(number)) if isinstance(value, list) else (*above, key)
+            location = (*above, key, str(number)) if isinstance(value, list) else (*above, key)
             if isinstance(item, str):
-                yield where, item
+                yield location, item
             elif isinstance(item, dict) and len(above) < 2:
-                yield from _texts(item, where)
+                yield from _texts(item, location)

@@ -50,13 +50,15 @@ class BrowserCheck:
             return
         for origin in origins:
             if not self._is_allowed(origin) and origin.partition("://")[2] not in hosts:
-                raise _foreign(f"The origin {origin[:200]!r}")
+                raise _foreign(f"The origin {origin[:200]!r} is not allowed.")
         # Browsers send no `Origin` for a click on a link, nor for images and scripts of another page.
         link = modes == ["navigate"] and scope["method"] in ("GET", "HEAD")
         if not (origins or link or "*" in self._origins) and {"cross-site", "same-site"} & {*sites}:
-            raise _foreign("Another web page")
+            raise _foreign("Requests from other web pages are not allowed.")
         if any(kind.startswith(_FORMS) for kind in types):
-            raise Refusal("media", "Send the body as application/json; this server takes no forms and no plain text.")
+            raise Refusal(
+                "media", "This server does not accept forms or plain text. Send the body with Content-Type: application/json."
+            )
 
     def _is_allowed(self, origin: str) -> bool:
         return bool({"*", origin} & {*self._origins}) if self._origins else LOOPBACK_ORIGIN.fullmatch(origin) is not None
@@ -66,12 +68,12 @@ class BrowserCheck:
         if is_loopback(name) or any(_matches(name, allowed) for allowed in self._hosts):
             return
         raise Refusal(
-            "closed", f"This server does not answer to the host {host[:200]!r}. Start it with --allowed-hosts to add names."
+            "closed", f"The host {host[:200]!r} is not allowed. Pass --allowed-hosts to the server to add host names."
         )
 
 
-def _foreign(who: str) -> Refusal:
-    return Refusal("closed", f"{who} may not use this server from a browser. Start it with --allow-origin to let it.")
+def _foreign(problem: str) -> Refusal:
+    return Refusal("closed", f"{problem} Pass --allow-origin to the server to allow an origin.")
 
 
 def _values(scope: Scope, name: bytes) -> Sequence[str]:

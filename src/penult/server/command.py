@@ -28,89 +28,99 @@ class Options:
     """The options of `penult serve`; None: not set."""
 
     model: Annotated[
-        str | None, typer.Argument(metavar="MODEL", help="A folder, an .onnx file, a Hub id or package:NAME[/folder].")
+        str | None, typer.Argument(metavar="MODEL", help="Model: folder, .onnx file, Hub id or package:NAME[/folder].")
     ] = None
-    config: Annotated[Path | None, typer.Option(help="A YAML file with endpoints, in place of MODEL.")] = None
-    host: Annotated[str | None, typer.Option(help="Default: 0.0.0.0, every network. 127.0.0.1: this machine alone.")] = None
-    port: Annotated[int | None, typer.Option(help="Default: 5543. 0: any that is free.")] = None
+    config: Annotated[Path | None, typer.Option(help="YAML file with endpoints, instead of MODEL.")] = None
+    host: Annotated[
+        str | None, typer.Option(help="Bind address. Default: 0.0.0.0, all networks. 127.0.0.1: this machine only.")
+    ] = None
+    port: Annotated[int | None, typer.Option(help="Port. Default: 5543. 0: any free port.")] = None
     api_key: Annotated[
-        str | None, typer.Option(help="Clients send it as `Authorization: Bearer KEY`. Default: PENULT_API_KEY, if set.")
+        str | None, typer.Option(help="API key that clients send as `Authorization: Bearer KEY`. Default: $PENULT_API_KEY.")
     ] = None
     allowed_hosts: Annotated[
         str | None,
-        typer.Option(help="Names by which clients reach the server (several with commas). See docs/server-limits.md."),
+        typer.Option(help="Host names of the server, separated by commas. See docs/server-limits.md."),
     ] = None
     allow_origin: Annotated[
-        str | None, typer.Option(help="Web pages that may use the server from a browser: https://a.example,... or *.")
+        str | None, typer.Option(help="Origins of web pages that may use the server: https://a.example,... or *.")
     ] = None
     allow_endpoints: Annotated[
-        bool, typer.Option("--allow-endpoints", help="On a loopback address, POST and DELETE /endpoints need no key.")
+        bool, typer.Option("--allow-endpoints", help="Allow POST and DELETE /endpoints without a key on a loopback address.")
     ] = False
-    log_json: Annotated[bool, typer.Option("--log-json", help="Write the log as JSON lines.")] = False
+    log_json: Annotated[bool, typer.Option("--log-json", help="Log JSON objects, one per line.")] = False
     threads: Annotated[
-        int | None, typer.Option(help="Threads of each model. Default: the physical cores, divided among the workers.")
+        int | None, typer.Option(help="Threads per model. Default: the physical cores, divided among the workers.")
     ] = None
-    workers: Annotated[int | None, typer.Option(help="Processes that answer; each loads the model. Default: 1.")] = None
+    workers: Annotated[int | None, typer.Option(help="Server processes; each loads the model. Default: 1.")] = None
     keep_alive: Annotated[int | None, typer.Option(help="Seconds that an idle connection stays open. Default: 60.")] = None
     served_model_name: Annotated[
         str | None, typer.Option(help="The model's name for clients. Default: its folder's name, or its Hub id.")
     ] = None
     strict_model_name: Annotated[
-        bool, typer.Option("--strict-model-name", help="Answer 404 to requests for another name. Default: any name answers.")
+        bool,
+        typer.Option(
+            "--strict-model-name",
+            help="Answer 404 to requests for another model name. Default: a single model accepts any name.",
+        ),
     ] = False
     pooling: Annotated[
-        str | None, typer.Option(help="mean, max, cls, ... (several with commas). Default: as the model's files say.")
+        str | None,
+        typer.Option(help="Pooling: mean, max, cls, ...; several are separated by commas. Default: from the model's files."),
     ] = None
     layer: Annotated[
         str | None,
-        typer.Option(
-            help="Hidden state: -1 the last, 0 the embedding output, n, a tensor's name, or none (the graph's own output)."
-        ),
+        typer.Option(help="Layer: -1 the last, 0 the embedding output, n, a tensor name, or none (the graph's own output)."),
     ] = None
     precision: Annotated[Literal["fp32", "int8"] | None, typer.Option(help="Arithmetic precision. Default: fp32.")] = None
-    max_length: Annotated[int | None, typer.Option(help="Most tokens of a text. Default: as the model's files say.")] = None
+    max_length: Annotated[int | None, typer.Option(help="Maximum tokens per text. Default: from the model's files.")] = None
     truncate: Annotated[
         Literal["error", "warn", "right", "left"] | None,
-        typer.Option(help="A longer text is refused (error), or cut and counted. Default: warn, cut as the model's files say."),
+        typer.Option(
+            help="Texts that are too long: error rejects them, the other values truncate and count them. Default: warn, on "
+            "the side from the model's files."
+        ),
     ] = None
-    dimensions: Annotated[int | None, typer.Option(help="Keep only the leading values.")] = None
-    normalize: Annotated[bool | None, typer.Option(help="Vectors of length 1. Default: as the model's files say.")] = None
-    layer_norm: Annotated[bool, typer.Option("--layer-norm", help="A layer norm before --dimensions, as some cards ask.")] = (
-        False
+    dimensions: Annotated[int | None, typer.Option(help="Number of leading values of each vector to keep. Default: all.")] = (
+        None
     )
+    normalize: Annotated[bool | None, typer.Option(help="L2-normalize the vectors. Default: from the model's files.")] = None
+    layer_norm: Annotated[
+        bool, typer.Option("--layer-norm", help="Apply a layer norm before --dimensions, as some model cards require.")
+    ] = False
     query_prompt: Annotated[
         str | None,
-        typer.Option("--query-prompt", "--prompt-query", help="Prompt of queries. Default: as the model's files say."),
+        typer.Option("--query-prompt", "--prompt-query", help="Prompt of queries. Default: from the model's files."),
     ] = None
     document_prompt: Annotated[
         str | None,
-        typer.Option("--document-prompt", "--prompt-document", help="Prompt of documents. Default: as the model's files say."),
+        typer.Option("--document-prompt", "--prompt-document", help="Prompt of documents. Default: from the model's files."),
     ] = None
-    model_file: Annotated[str | None, typer.Option(help="The .onnx file, of several in the folder or on the Hub.")] = None
+    model_file: Annotated[str | None, typer.Option(help="The .onnx file, if the folder or Hub repository has several.")] = None
     files_from: Annotated[
-        str | None, typer.Option(help="Folder or Hub id with tokenizer and configuration, for a model without them.")
+        str | None, typer.Option(help="Folder or Hub id of tokenizer and configuration, for a model without them.")
     ] = None
-    model_task: Annotated[str | None, typer.Option(help="The task of a model that has several.")] = None
-    max_body_bytes: Annotated[int | None, typer.Option(help="Limit: bytes of a request. Default: 33554432.")] = None
+    model_task: Annotated[str | None, typer.Option(help="Task, if the model has several.")] = None
+    max_body_bytes: Annotated[int | None, typer.Option(help="Maximum bytes of a request body. Default: 33554432.")] = None
     max_bodies_in_flight: Annotated[
-        int | None, typer.Option(help="Limit: bytes of all requests together. Default: 268435456.")
+        int | None, typer.Option(help="Maximum bytes of all request bodies in progress. Default: 268435456.")
     ] = None
-    max_client_batch_size: Annotated[int | None, typer.Option(help="Limit: texts of a request. Default: 2048.")] = None
-    max_text_chars: Annotated[int | None, typer.Option(help="Limit: characters of a text. Default: 1000000.")] = None
-    max_request_tokens: Annotated[int | None, typer.Option(help="Limit: tokens of a request. Default: 1048576.")] = None
+    max_client_batch_size: Annotated[int | None, typer.Option(help="Maximum texts per request. Default: 2048.")] = None
+    max_text_chars: Annotated[int | None, typer.Option(help="Maximum characters per text. Default: 1000000.")] = None
+    max_request_tokens: Annotated[int | None, typer.Option(help="Maximum tokens per request. Default: 1048576.")] = None
     max_concurrent_requests: Annotated[
-        int | None, typer.Option(help="Limit: requests that run or wait, for each model. Default: 512.")
+        int | None, typer.Option(help="Maximum requests that run or wait, per model. Default: 512.")
     ] = None
     max_queue_tokens: Annotated[
-        int | None, typer.Option(help="Limit: tokens that run or wait, for each model. Default: 2097152.")
+        int | None, typer.Option(help="Maximum tokens that run or wait, per model. Default: 2097152.")
     ] = None
     max_queue_seconds: Annotated[
-        int | None, typer.Option(help="Limit: expected seconds in the queue, for each model. Default: 30.")
+        int | None, typer.Option(help="Maximum expected seconds in the queue, per model. Default: 30.")
     ] = None
-    max_tick_tokens: Annotated[int | None, typer.Option(help="Limit: tokens of a merged batch. Default: 4096.")] = None
-    max_answer_values: Annotated[int | None, typer.Option(help="Limit: numbers of an answer. Default: 16777216.")] = None
+    max_tick_tokens: Annotated[int | None, typer.Option(help="Token budget of a merged batch. Default: 4096.")] = None
+    max_answer_values: Annotated[int | None, typer.Option(help="Maximum numbers per response. Default: 16777216.")] = None
     max_load_seconds: Annotated[
-        int | None, typer.Option(help="Limit: seconds to open a model while the server runs. Default: 300.")
+        int | None, typer.Option(help="Maximum seconds to load a model while the server runs. Default: 300.")
     ] = None
 
     def configuration(self) -> "ServerConfig":
@@ -126,12 +136,12 @@ class Options:
         endpoint = self.endpoint()
         if self.config is None:
             if "model" not in endpoint:
-                raise ConfigError("No model is named. Pass MODEL or --config FILE.")
+                raise ConfigError("No model is set. Pass MODEL or --config FILE.")
             config = self.from_model(endpoint)
         elif endpoint:
             names = ", ".join(endpoint)
             raise ConfigError(
-                f"--config names the models and their options; state {names} there instead of on the command line."
+                f"--config and options of a model ({names}) are mutually exclusive. Set the options in the configuration file."
             )
         else:
             config = self.from_file(self.config)
@@ -216,7 +226,7 @@ class Serve(TyperCommand):
             serve(options.configuration(), options.extend())
         except (ValueError, OSError, ModuleNotFoundError) as error:
             missing = isinstance(error, ModuleNotFoundError) and error.name is not None
-            advice = f". The server needs {install_hint('server')}." if missing else ""
+            advice = f". Install {install_hint('server')}." if missing else ""
             typer.echo(f"{ctx.command_path}: {error}{advice}", err=True)
             raise typer.Exit(_FAILED) from error
 
@@ -226,7 +236,7 @@ def add(app: typer.Typer, options: type[Options] = Options) -> None:
     app.command(
         "serve",
         cls=Serve,
-        help="Serve embeddings over HTTP. Dashes and underscores in options are the same.",
+        help="Serve embeddings over HTTP. Options accept dashes and underscores.",
         context_settings={"token_normalize_func": lambda name: name.replace("_", "-")},
     )(options)
 

@@ -38,7 +38,7 @@ class CompressedBodyMiddleware:
             if encoding not in ("", "identity"):
                 # The byte counter of all requests includes the decompressed bytes.
                 count = getattr(scope.get("penult.body"), "count", None)
-                receive = _Unpacked(receive, encoding, self._max_body_bytes, count)
+                receive = _DecompressedBody(receive, encoding, self._max_body_bytes, count)
                 # The inner application receives an uncompressed body without an announced length.
                 kept = [pair for pair in scope["headers"] if pair[0] not in (b"content-encoding", b"content-length")]
                 scope = {**scope, "headers": kept}
@@ -57,12 +57,12 @@ def _encoding(scope: Scope) -> str:
         return encoding
     raise Refusal(
         "media",
-        f"The body's Content-Encoding is {encoding[:50]!r}; it must be gzip or deflate, or the body must not be compressed.",
+        f"The body's Content-Encoding is {encoding[:50]!r}. Send it with gzip, with deflate or uncompressed.",
         headers={"Accept-Encoding": "gzip, deflate"},
     )
 
 
-class _Unpacked:
+class _DecompressedBody:
     """ASGI receive callable with a decompressed body, at most `_PIECE` bytes per message."""
 
     def __init__(self, receive: Receive, encoding: str, limit: int, count: Callable[[int], None] | None) -> None:
@@ -71,10 +71,10 @@ class _Unpacked:
         self._limit = limit
         self._count = count
         self._size = 0
-        self._packed = b""
+        self._compressed = b""
         self._more = True  # the client has not sent everything
         self._pending = False  # the decompressor has buffered output
-        self._whole = False
+        self._complete = False
         self._begun = False
         self._decompressor = zlib.decompressobj(_GZIP)
 
@@ -84,9 +84,9 @@ class _Unpacked:
         Raises:
             Refusal: the body is damaged, or decompresses to more than the limit.
         """
-        if self._whole:  # the next message is the disconnect
+        if self._complete:  # the next message is the disconnect
             return await self._receive()
-        if self._packed or self._pending:
+        if self._compressed or self._pending:
             await asyncio.sleep(0)  # let the event loop answer other requests between two pieces
         elif self._more:
             message = await self._receive()
@@ -94,35 +94,39 @@ class _Unpacked:
                 return message
             self._open(message.get("body", b""))
             self._more = message.get("more_body", False)
-        data = self._unpack()
+        data = self._decompress()
         self._size += len(data)
         if self._size > self._limit:
-            raise Refusal("body", f"The body unpacks to more than {self._limit} bytes, that is the most; send fewer texts.")
+            raise Refusal(
+                "body",
+                f"The decompressed body exceeds the limit of {self._limit} bytes (max_body_bytes). Send fewer texts per "
+                "request.",
+            )
         if self._count is not None:
             self._count(len(data))
-        self._whole = not (self._packed or self._pending or self._more)
-        if self._whole and not self._decompressor.eof:
-            raise Refusal("invalid", f"The body's {self._encoding} stream ends early; send it again.")
-        return {"type": "http.request", "body": data, "more_body": not self._whole}
+        self._complete = not (self._compressed or self._pending or self._more)
+        if self._complete and not self._decompressor.eof:
+            raise Refusal("invalid", f"The body's {self._encoding} stream is incomplete. Send it again.")
+        return {"type": "http.request", "body": data, "more_body": not self._complete}
 
-    def _open(self, packed: bytes) -> None:
+    def _open(self, compressed: bytes) -> None:
         """Store a piece of the compressed body; the first byte distinguishes the two formats of `deflate`."""
-        if packed and not self._begun:
+        if compressed and not self._begun:
             self._begun = True
             if self._encoding == "deflate":  # zlib's format, or a raw deflate stream, which some clients send
-                is_zlib = packed[0] & 0x0F == zlib.DEFLATED
+                is_zlib = compressed[0] & 0x0F == zlib.DEFLATED
                 self._decompressor = zlib.decompressobj(zlib.MAX_WBITS if is_zlib else -zlib.MAX_WBITS)
-        self._packed = packed
+        self._compressed = compressed
 
-    def _unpack(self) -> bytes:
+    def _decompress(self) -> bytes:
         """Decompress one piece of the bytes received so far."""
-        most = min(_PIECE, self._limit - self._size + 1)
+        size = min(_PIECE, self._limit - self._size + 1)
         try:
-            data = self._decompressor.decompress(self._packed, most)
+            data = self._decompressor.decompress(self._compressed, size)
         except zlib.error as error:
             raise Refusal("invalid", f"The body is not valid {self._encoding} ({error}).") from error
         if self._decompressor.unused_data:
             raise Refusal("invalid", f"The body has bytes after the end of its {self._encoding} stream.")
-        self._packed = self._decompressor.unconsumed_tail
-        self._pending = len(data) == most and not self._decompressor.eof
+        self._compressed = self._decompressor.unconsumed_tail
+        self._pending = len(data) == size and not self._decompressor.eof
         return data

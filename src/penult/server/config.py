@@ -114,13 +114,13 @@ def _check_roles(value: object) -> object:
 
 def _check_key(value: str | None) -> str | None:
     if value is not None and not value.strip():
-        raise ValueError("it is empty, which would leave the server open; set a key, or leave it out")
+        raise ValueError("it is empty, which would disable the API key; set a key, or omit it")
     return value
 
 
 def _check_origin(value: str) -> str:
-    scheme, found, host = value.partition("://")
-    if value != "*" and (not found or not scheme or not host or set("/?#@* ") & set(host)):
+    scheme, separator, host = value.partition("://")
+    if value != "*" and (not separator or not scheme or not host or set("/?#@* ") & set(host)):
         raise ValueError("it must be an origin such as https://app.example.com, or *")
     return value.lower()
 
@@ -262,9 +262,7 @@ def check_unique(endpoints: Sequence[EndpointConfig], *fields: str) -> None:
             value = getattr(endpoint, field)
             for one in value if isinstance(value, tuple) else (value,):
                 if one is not None and first.setdefault(one, number) != number:
-                    raise error_at(
-                        number, field, message=f"is {one!r}, as in endpoints[{first[one]}]; each endpoint needs its own"
-                    )
+                    raise error_at(number, field, message=f"is {one!r}, as in endpoints[{first[one]}]; it must be unique")
 
 
 class ServerConfig(Settings):
@@ -312,7 +310,7 @@ class ServerConfig(Settings):
     @classmethod
     def _check_names(cls, endpoints: tuple[EndpointConfig, ...]) -> tuple[EndpointConfig, ...]:
         if not endpoints:
-            raise error_at(message="is empty; name at least one model")
+            raise error_at(message="is empty; add at least one endpoint")
         check_unique(endpoints, "served_model_name", "name", "aliases")
         return endpoints
 

@@ -77,7 +77,9 @@ def load(path: str | Path, kind: type[Server]) -> tuple[Server, Document]:
     """
     document = read(path)
     if isinstance(document.values, dict) and "api_key" in document.values:
-        raise document.error(("api_key",), "is a secret and does not belong in this file; use --api-key or PENULT_API_KEY")
+        raise document.error(
+            ("api_key",), "is a secret, which this file must not contain; pass --api-key or set PENULT_API_KEY"
+        )
     config = document.validate(kind)
     for number, endpoint in enumerate(config.endpoints):
         endpoint.set_place(document.place(("endpoints", number)))
@@ -105,16 +107,16 @@ def read(path: str | Path) -> Document:
     try:
         text = Path(path).read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise FileNotFoundError(f"There is no file {path}.") from None
+        raise FileNotFoundError(f"The file {path} does not exist.") from None
     except OSError as error:
-        raise ConfigError(f"{path} cannot be read ({(error.strerror or str(error)).lower()}); name a YAML file.") from error
+        raise ConfigError(f"{path} cannot be read ({(error.strerror or str(error)).lower()}). Pass a YAML file.") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path} is not UTF-8 text ({error}).") from error
     try:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
         if _count(root, {}) > _MAX_VALUES:
             raise ConfigError(
-                f"{path} has more than {_MAX_VALUES:,} values, aliases counted each time; no configuration needs them."
+                f"{path} has more than {_MAX_VALUES:,} values, counting every use of an alias. Remove the aliases."
             )
         reader = _Reader(str(path))
         values = {} if root is None else reader.value(root, ())
@@ -125,9 +127,7 @@ def read(path: str | Path) -> Document:
     except yaml.YAMLError as error:
         raise ConfigError(f"{path} is not valid YAML: {str(error).splitlines()[0]}.") from error
     except RecursionError as error:
-        raise ConfigError(
-            f"{path} is nested too deeply or has an alias inside of itself; no configuration needs that."
-        ) from error
+        raise ConfigError(f"{path} is nested too deeply, or an alias contains itself. Remove the nesting.") from error
 
 
 def _explain(error: dict[str, Any]) -> tuple[Location, str]:
@@ -181,12 +181,12 @@ class _Reader:
             if key.tag == _MERGE:
                 for part in inner.value if isinstance(inner, yaml.SequenceNode) else [inner]:
                     if not isinstance(part, yaml.MappingNode):
-                        raise self._error(key, (*at, "<<"), "merges something else than a mapping, or a list of mappings")
+                        raise self._error(key, (*at, "<<"), "must merge a mapping or a list of mappings")
                     merged = self._pairs(part, at) | merged
                 continue
             name = str(self._scalar(key, at))
             if name in own:
-                raise self._error(key, (*at, name), "is given twice")
+                raise self._error(key, (*at, name), "is a duplicate key")
             own[name] = (key, inner)
         return merged | own
 
@@ -194,9 +194,9 @@ class _Reader:
         try:
             value = self._constructor.construct_object(node)
         except _UNREADABLE as error:
-            raise self._error(node, at, f"is {node.value!r:.200}, which cannot be read ({error})") from error
+            raise self._error(node, at, f"is {node.value!r:.200}, which cannot be parsed ({error})") from error
         if isinstance(value, int) and value.bit_length() > _MAX_BITS:
-            raise self._error(node, at, f"is an integer of {value.bit_length()} bits, over the limit of {_MAX_BITS}")
+            raise self._error(node, at, f"is an integer of {value.bit_length()} bits; the limit is {_MAX_BITS}")
         return value
 
     def _error(self, node: yaml.Node, at: Location, message: str) -> ConfigError:

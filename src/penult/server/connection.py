@@ -41,7 +41,7 @@ class Connection(HttpToolsProtocol):
         if self._head_bytes <= _MAX_HEAD_BYTES or self.transport.is_closing():
             return
         if self.cycle is None or self.cycle.response_complete:
-            self.send_400_response(f"The head of the request has more than {_MAX_HEAD_BYTES} bytes.")
+            self.send_400_response(f"The request headers exceed the limit of {_MAX_HEAD_BYTES} bytes.")
         else:  # an earlier request is not answered yet, and a 400 would interrupt its answer
             self.transport.close()
 

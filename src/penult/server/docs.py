@@ -11,6 +11,8 @@ from fastapi.openapi.docs import get_redoc_html, get_swagger_ui_html
 from fastapi.responses import HTMLResponse, RedirectResponse
 from fastapi.staticfiles import StaticFiles
 
+from penult.extras import install_hint
+
 _ASSETS = "/docs-assets"
 
 
@@ -22,7 +24,7 @@ def add(app: FastAPI) -> None:
     """
     package = find_spec("fastapi_offline")
     if package is None or package.origin is None:
-        raise ModuleNotFoundError("The server needs the package fastapi-offline; install penult[server].")
+        raise ModuleNotFoundError(f"The package fastapi-offline is not installed. Install {install_hint('server')}.")
     app.mount(_ASSETS, StaticFiles(directory=Path(package.origin).parent / "static"), name="docs-assets")
 
     async def swagger(request: Request) -> HTMLResponse:

@@ -76,8 +76,8 @@ def contract(path: str) -> Literal["openai", "tei", "deepsparse"]:
 def answer(path: str, refusal: Refusal) -> JSONResponse:
     """Return the error response, in the format of the path's protocol."""
     deepsparse, openai, tei, tei_type = _STATUS[refusal.reason]
-    words = contract(path)
-    if words == "openai":
+    protocol = contract(path)
+    if protocol == "openai":
         error = {
             "message": refusal.message,
             "type": _OPENAI_TYPES.get(refusal.reason, "invalid_request_error"),
@@ -85,12 +85,12 @@ def answer(path: str, refusal: Refusal) -> JSONResponse:
             "code": _OPENAI_CODES.get(refusal.reason),
         }
         return JSONResponse({"error": error}, openai, refusal.headers)
-    if words == "tei":
+    if protocol == "tei":
         return JSONResponse({"error": refusal.message, "error_type": tei_type}, tei, refusal.headers)
     detail: Any = refusal.message
     if deepsparse == 422:
-        where = ["body"] if refusal.param is None else ["body", refusal.param]
-        detail = [{"type": refusal.reason, "loc": where, "msg": refusal.message}]
+        location = ["body"] if refusal.param is None else ["body", refusal.param]
+        detail = [{"type": refusal.reason, "loc": location, "msg": refusal.message}]
     return JSONResponse({"detail": detail}, deepsparse, refusal.headers)
 
 
@@ -100,7 +100,14 @@ async def no_route(request: Request, error: Exception) -> JSONResponse:
     path = request.scope["path"]
     if contract(path) == "deepsparse" or error.status_code not in (404, 405):
         return JSONResponse({"detail": error.detail}, error.status_code, error.headers)
-    asked = f"{request.method} {path[:100]}"
+    request_line = f"{request.method} {path[:100]}"
     if error.status_code == 405:
-        return answer(path, Refusal("method", f"{asked} is no route; the path takes another method.", headers=error.headers))
-    return answer(path, Refusal("nowhere", f"{asked} is no route of this server; GET /docs lists them."))
+        return answer(
+            path,
+            Refusal(
+                "method",
+                f"{request_line}: the path does not support this method. GET /docs lists the routes.",
+                headers=error.headers,
+            ),
+        )
+    return answer(path, Refusal("nowhere", f"{request_line} is not a route of this server. GET /docs lists the routes."))

@@ -13,30 +13,30 @@ from penult.server.service import Service
 
 
 class Ready(BaseModel):
-    """All is well."""
+    """The server is healthy."""
 
     status: Literal["OK"]
 
 
 def add(app: FastAPI, service: Service) -> None:
     """Add the health routes to an application."""
-    trouble: dict[int | str, dict[str, Any]] = {503: {"description": "A model does not answer any more."}}
+    unhealthy: dict[int | str, dict[str, Any]] = {503: {"description": "A model no longer responds."}}
 
     async def old() -> JSONResponse:
-        return say(service, content=True)
+        return health_response(service, content=True)
 
     async def new() -> JSONResponse:
-        return say(service, content={"status": "OK"})
+        return health_response(service, content={"status": "OK"})
 
-    taken = {getattr(route, "path", None) for route in app.routes}  # an extension may have its own route
-    for path in [path for path in ("/ping", "/health", "/healthcheck", "/status") if path not in taken]:
-        app.add_api_route(path, old, tags=["health"], summary="Check health", response_model=bool, responses=trouble)
+    existing = {getattr(route, "path", None) for route in app.routes}  # an extension may have its own route
+    for path in [path for path in ("/ping", "/health", "/healthcheck", "/status") if path not in existing]:
+        app.add_api_route(path, old, tags=["health"], summary="Check health", response_model=bool, responses=unhealthy)
     for path in ("/v2/health/live", "/v2/health/ready"):
-        app.add_api_route(path, new, tags=["health"], summary="Check health", response_model=Ready, responses=trouble)
+        app.add_api_route(path, new, tags=["health"], summary="Check health", response_model=Ready, responses=unhealthy)
 
 
-def say(service: Service, *, content: object) -> JSONResponse:
+def health_response(service: Service, *, content: object) -> JSONResponse:
     """Return 200 with `content` if the queue thread of every model runs, else 503."""
     if service.models.alive:
         return JSONResponse(content)
-    return JSONResponse({"detail": "A model does not answer any more; restart the server."}, 503)
+    return JSONResponse({"detail": "A model no longer responds. Restart the server."}, 503)

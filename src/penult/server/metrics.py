@@ -46,24 +46,26 @@ class Metrics:
         else:
             ProcessCollector(registry=registry)
 
-        def seconds(name: str, what: str) -> Histogram:
-            return Histogram(name, what, buckets=_SECONDS, registry=registry)
+        def seconds(name: str, description: str) -> Histogram:
+            return Histogram(name, description, buckets=_SECONDS, registry=registry)
 
         self._count = Counter("te_request_count", "Requests for embeddings.", ["method"], registry=registry)
-        self._success = Counter("te_request_success", "Those that were answered.", ["method"], registry=registry)
-        self._failure = Counter("te_request_failure", "Those that were refused or failed.", ["err"], registry=registry)
-        self._duration = seconds("te_request_duration", "Seconds from a request's head to its answer.")
-        self._length = Histogram("te_request_input_length", "Tokens of a text.", buckets=_SIZES, registry=registry)
-        self._embed = seconds("te_embed_duration", "Seconds from a request's counted tokens to its vectors.")
-        self._tokenize = seconds("te_embed_tokenization_duration", "Seconds of counting a request's tokens.")
-        self._queued = seconds("te_embed_queue_duration", "Seconds a request waited for the engine.")
-        self._inference = seconds("te_embed_inference_duration", "Seconds of a run of the engine.")
+        self._success = Counter("te_request_success", "Answered requests for embeddings.", ["method"], registry=registry)
+        self._failure = Counter(
+            "te_request_failure", "Rejected and failed requests for embeddings.", ["err"], registry=registry
+        )
+        self._duration = seconds("te_request_duration", "Seconds from the headers of a request to its response.")
+        self._length = Histogram("te_request_input_length", "Tokens per text.", buckets=_SIZES, registry=registry)
+        self._embed = seconds("te_embed_duration", "Seconds from the tokenized texts of a request to its vectors.")
+        self._tokenize = seconds("te_embed_tokenization_duration", "Seconds of tokenizing the texts of a request.")
+        self._queued = seconds("te_embed_queue_duration", "Seconds that a request waited in the queue.")
+        self._inference = seconds("te_embed_inference_duration", "Seconds per merged batch in the model.")
         self._queue = Gauge("te_queue_size", "Requests that wait or run.", registry=registry, multiprocess_mode="livesum")
-        self._next_size = Histogram("te_batch_next_size", "Texts of a run.", buckets=_SIZES, registry=registry)
-        self._next_tokens = Histogram("te_batch_next_tokens", "Tokens of a run.", buckets=_SIZES, registry=registry)
-        self._truncated = Counter("penult_truncated_texts", "Texts that were cut.", registry=registry)
-        self._gone = Counter("penult_disconnects", "Clients that left before their answer.", registry=registry)
-        self._responses = Counter("penult_http_responses", "Answers.", ["contract", "status"], registry=registry)
+        self._next_size = Histogram("te_batch_next_size", "Texts per merged batch.", buckets=_SIZES, registry=registry)
+        self._next_tokens = Histogram("te_batch_next_tokens", "Tokens per merged batch.", buckets=_SIZES, registry=registry)
+        self._truncated = Counter("penult_truncated_texts", "Truncated texts.", registry=registry)
+        self._gone = Counter("penult_disconnects", "Clients that disconnected before their response.", registry=registry)
+        self._responses = Counter("penult_http_responses", "HTTP responses.", ["contract", "status"], registry=registry)
         for method in ("single", "batch"):
             self._count.labels(method)
             self._success.labels(method)

@@ -95,7 +95,7 @@ class RequestMiddleware:
             _LOGGER.exception("%s %s failed", scope["method"], _path(scope))
             log.reason = "bug"
             if not status:
-                trouble = Refusal("bug", "The server failed to answer; its log says why.")
+                trouble = Refusal("bug", "Internal server error. The server's log states the reason.")
                 await _refuse(scope, body, trouble, watched_send)
         finally:
             body.release()
@@ -105,11 +105,13 @@ class RequestMiddleware:
     def _check_key(self, scope: Scope) -> None:
         if self._key is None or scope["path"] in _OPEN:
             return
-        given = b"".join(value for name, value in scope["headers"] if name == b"authorization")
-        scheme, _, key = given.partition(b" ")  # RFC 9110: case-insensitive scheme, any number of spaces
+        header = b"".join(value for name, value in scope["headers"] if name == b"authorization")
+        scheme, _, key = header.partition(b" ")  # RFC 9110: case-insensitive scheme, any number of spaces
         if scheme.lower() != b"bearer" or not hmac.compare_digest(key.strip(), self._key):
             raise Refusal(
-                "auth", "The key is missing or wrong; send `Authorization: Bearer KEY`.", headers={"WWW-Authenticate": "Bearer"}
+                "auth",
+                "The API key is missing or wrong. Send the header `Authorization: Bearer KEY`.",
+                headers={"WWW-Authenticate": "Bearer"},
             )
 
     def _record(self, scope: Scope, log: RequestLog, status: int, seconds: float) -> None:

@@ -127,7 +127,7 @@ class Models:
         try:
             return cast("Kind", future.result())
         except (OSError, TypeError, ValueError) as error:
-            raise Refusal("unable", f"{endpoint.model_id} cannot be opened for this route: {error}") from error
+            raise Refusal("unable", f"The model {endpoint.model_id} cannot be used for this route: {error}") from error
 
     def close_unused(self, keys: Iterable[Key]) -> None:
         """Close every open model except those of some keys and those whose sessions they share."""
@@ -192,9 +192,13 @@ class Models:
         finally:
             ending.cancel()
         if ending.done() and not opening.done():
-            raise Refusal("unable", f"{endpoint.model} is not open yet, and the server ends.")
+            raise Refusal("unable", f"The model {endpoint.model} is not loaded yet, and the server is shutting down.")
         if not opening.done():
-            raise Refusal("unable", f"{endpoint.model} did not open within {limit} s, the limit. It is still being opened.")
+            raise Refusal(
+                "unable",
+                f"The model {endpoint.model} did not load within {limit} s (max_load_seconds). It is still loading. Retry "
+                "later.",
+            )
 
     def _open(self, endpoint: EndpointConfig) -> QueuedEmbedder:
         return QueuedEmbedder(self._load(endpoint), endpoint.model, self.limits, self.metrics)
@@ -226,17 +230,17 @@ class Models:
             embedder = load(endpoint.fallback_pooling)
         origin = embedder.recipe.origin.get("prompts", "")
         _LOGGER.info(
-            "%s is open for the routes of OpenAI and TEI: %d values, pooling %s, prompts %s, fingerprint %s",
+            "Loaded %s for the OpenAI and TEI routes: %d dimensions, pooling %s, prompts %s, fingerprint %s",
             endpoint.model,
             embedder.dimension,
-            "+".join(embedder.recipe.poolings) or "of the graph",
-            "of the endpoint" if origin == "argument" else origin,
+            "+".join(embedder.recipe.poolings) or "in the graph",
+            "from the endpoint" if origin == "argument" else origin,
             embedder.fingerprint,
         )
         if not embedder.recipe.named_prompts and origin != "argument":
             _LOGGER.info(
-                "%s: no file states a prompt. If the model's card gives prompts, set them with prompts: in the endpoint, or "
-                "with --query-prompt and --document-prompt.",
+                "%s: the model's files do not state a prompt. If the model card does, set prompts: in the endpoint, or pass "
+                "--query-prompt and --document-prompt.",
                 endpoint.model,
             )
         return embedder

@@ -28,7 +28,7 @@ from penult.server.service import Endpoint, Service
 
 
 class EmbeddingsRequest(Prompted):
-    """What a client sends."""
+    """Request body."""
 
     input: Texts
     model: str | None = None
@@ -46,14 +46,14 @@ class Embedding(BaseModel):
 
 
 class Usage(BaseModel):
-    """The tokens that were read."""
+    """Token counts of the texts."""
 
     prompt_tokens: int
     total_tokens: int
 
 
 class EmbeddingsResponse(BaseModel):
-    """What a client gets."""
+    """Response body."""
 
     object: Literal["list"]
     data: list[Embedding]
@@ -62,7 +62,7 @@ class EmbeddingsResponse(BaseModel):
 
 
 class OpenAIErrorBody(BaseModel):
-    """What went wrong."""
+    """Details of an error."""
 
     message: str
     type: str
@@ -95,13 +95,13 @@ class ModelList(BaseModel):
 ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": OpenAIError, "description": words}
     for status, words in (
-        (400, "The body is not what the route takes."),
-        (401, "The key is missing or wrong."),
-        (404, "No such model."),
+        (400, "The body is not valid JSON, or does not match the schema."),
+        (401, "The API key is missing or wrong."),
+        (404, "The model is not served."),
         (413, "The body is too large."),
-        (422, "A text is too long, or there are too many."),
-        (429, "Too many requests wait; see Retry-After."),
-        (501, "The model's files do not say how it pools."),
+        (422, "A text is too long, or there are too many texts."),
+        (429, "The queue is full; see Retry-After."),
+        (501, "The model cannot be used for this route."),
     )
 }
 
@@ -110,10 +110,10 @@ def add(app: FastAPI, service: Service) -> None:
     """Add the routes to an application."""
 
     async def embeddings(request: Request) -> Response:
-        asked = await read(request, EmbeddingsRequest)
-        endpoint = service.find(asked.model)
-        check(asked.input, service.config.limits, "input")
-        return await while_there(request, _answer(request, service, endpoint, asked))
+        body = await read(request, EmbeddingsRequest)
+        endpoint = service.find(body.model)
+        check(body.input, service.config.limits, "input")
+        return await while_there(request, _answer(request, service, endpoint, body))
 
     async def models() -> ModelList:
         return ModelList(object="list", data=[_card(endpoint) for endpoint in service.endpoints])
@@ -148,15 +148,15 @@ def add(app: FastAPI, service: Service) -> None:
         )
 
 
-async def _answer(request: Request, service: Service, endpoint: Endpoint, asked: EmbeddingsRequest) -> Response:
+async def _answer(request: Request, service: Service, endpoint: Endpoint, body: EmbeddingsRequest) -> Response:
     model = await service.models.embedder_for(endpoint.config)
-    purpose = purpose_of(asked, model.embedder.recipe)
-    tokenized = await tokenize(request, asked.input, model.tokenize(asked.input, purpose))
+    purpose = purpose_of(body, model.embedder.recipe)
+    tokenized = await tokenize(request, body.input, model.tokenize(body.input, purpose))
     vectors = await model.vectors(tokenized)
-    own = asked.dimensions is None
+    own = body.dimensions is None
     if not own:  # the same as `dimensions=` of `Embedder.load`
-        vectors = shorten(vectors, asked.dimensions, normalize=model.recipe(purpose.role).ends_normalized)
-    as_text = asked.encoding_format == "base64"
+        vectors = shorten(vectors, body.dimensions, normalize=model.recipe(purpose.role).ends_normalized)
+    as_text = body.encoding_format == "base64"
     items = [Base64(row) for row in vectors] if as_text else vectors
     data = [{"object": "embedding", "index": i, "embedding": item} for i, item in enumerate(items)]
     tokens = int(tokenized.counts.sum())

@@ -96,7 +96,8 @@ class ModelQueue:
         if (tokens := int(tokenized.counts.sum())) > self._limits.max_request_tokens:
             raise Refusal(
                 "body",
-                f"The texts have {tokens} tokens together, the limit is {self._limits.max_request_tokens}; send fewer texts.",
+                f"The texts have {tokens} tokens; the limit is {self._limits.max_request_tokens} (max_request_tokens). "
+                "Send fewer texts per request.",
             )
         self._metrics.tokenized(tokenized.counts.tolist(), len(tokenized.truncated), time.monotonic() - started)
         return tokenized
@@ -119,7 +120,8 @@ class ModelQueue:
         if values > self._limits.max_answer_values:
             raise Refusal(
                 "batch",
-                f"The answer would have {values} numbers, the limit is {self._limits.max_answer_values}; send fewer texts.",
+                f"The response would have {values} numbers; the limit is {self._limits.max_answer_values} "
+                "(max_answer_values). Send fewer texts per request.",
             )
         started = time.monotonic()
         try:
@@ -180,7 +182,9 @@ class QueuedEmbedder:
             Refusal: the model does not have token vectors.
         """
         if not self.embedder.gives_tokens(tokenized.role):
-            raise Refusal("unable", "This model gives one vector a text and none of its tokens; send the texts to /embed.")
+            raise Refusal(
+                "unable", "This model returns one vector per text and does not have token vectors. Send the texts to /embed."
+            )
         values = int(tokenized.counts.sum()) * self.embedder.dimension
         return await self.queue.rows(tokenized, self.embedder.run_tokens, values=values)
 

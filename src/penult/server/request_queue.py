@@ -51,9 +51,9 @@ class QueueFull(Exception):  # noqa: N818 - a state of the queue
         retry_after: estimated seconds until the queue accepts the request.
     """
 
-    def __init__(self, held: str, retry_after: int) -> None:
+    def __init__(self, queued_tokens: str, retry_after: int) -> None:
         self.retry_after = retry_after
-        super().__init__(f"The queue is full ({held}). Retry in {retry_after} s.")
+        super().__init__(f"The queue is full ({queued_tokens}). Retry in {retry_after} s.")
 
 
 class QueueClosed(Exception):  # noqa: N818 - a state of the queue
@@ -142,7 +142,10 @@ class RequestQueue:
         self._wake = threading.Condition()
         self._closing = False
         self._answered, self._seconds = 0, 0.0  # number of requests that the last call answered, and its seconds
-        self._tokens_per_second, self._measured = 20_000.0, False  # a high guess until a large call, to refuse nobody
+        self._tokens_per_second, self._measured = (
+            20_000.0,
+            False,
+        )  # a high guess until a large call, so that no request is refused
         self._thread = threading.Thread(target=self._work, name=name, daemon=True)
         self._thread.start()
 
@@ -206,13 +209,15 @@ class RequestQueue:
         jobs = [job for job in self._jobs if not job.future.cancelled()]
         if not jobs:
             return
-        held = sum(job.tokens_left for job in jobs)
+        queued_tokens = sum(job.tokens_left for job in jobs)
         before = sum(min(job.tokens_left, tokens) if job.mergeable else job.tokens_left for job in jobs)
-        seconds = min(held, 2 * before) / self._tokens_per_second
+        seconds = min(queued_tokens, 2 * before) / self._tokens_per_second
         if len(jobs) >= self._max_requests:
-            raise QueueFull(f"{len(jobs)} requests", _pause(held / self._tokens_per_second))
-        if held + tokens > self._max_tokens:
-            raise QueueFull(f"{held} tokens", _pause((held + tokens - self._max_tokens) / self._tokens_per_second))
+            raise QueueFull(f"{len(jobs)} requests", _pause(queued_tokens / self._tokens_per_second))
+        if queued_tokens + tokens > self._max_tokens:
+            raise QueueFull(
+                f"{queued_tokens} tokens", _pause((queued_tokens + tokens - self._max_tokens) / self._tokens_per_second)
+            )
         if seconds > self._max_wait_seconds:
             pause = max(seconds - self._max_wait_seconds, self._max_wait_seconds / 4)
             raise QueueFull(f"an expected wait of {seconds:.0f} s", _pause(pause))
@@ -317,7 +322,7 @@ class RequestQueue:
         try:
             job.future.get_loop().call_soon_threadsafe(_settle, job.future, value, error)
         except RuntimeError:  # the event loop is closed, so no client waits
-            _LOGGER.debug("an answer came after the end of the server")
+            _LOGGER.debug("A result was ready after the server had ended.")
 
 
 def _pause(seconds: float) -> int:

@@ -43,20 +43,20 @@ def _listed(value: object) -> object:
     if isinstance(value, str):
         return [value]
     if not isinstance(value, list):
-        raise ValueError("must be a text or a list of texts")  # noqa: TRY004 - pydantic reports ValueErrors
+        raise ValueError("must be a string or a list of strings")  # noqa: TRY004 - pydantic reports ValueErrors
     first = value[0] if value else None
     first = first[0] if isinstance(first, list) and first else first
     if isinstance(first, int) and not isinstance(first, bool):
         raise ValueError(  # noqa: TRY004 - pydantic reports ValueErrors
-            "holds token ids, which belong to the tokenizer of another model; send texts. In LangChain's OpenAIEmbeddings "
-            "set check_embedding_ctx_length=False"
+            "has token ids, which depend on the tokenizer of a model. Send texts. In LangChain's OpenAIEmbeddings, set "
+            "check_embedding_ctx_length=False"
         )
     return value
 
 
 def _check_integer(value: object) -> object:
     if isinstance(value, bool | str) or (isinstance(value, float) and not value.is_integer()):
-        raise ValueError("must be a whole number")
+        raise ValueError("must be an integer")
     return value
 
 
@@ -75,12 +75,14 @@ Texts = Annotated[
 
 
 class Prompted(BaseModel):
-    """What the texts are for, and what is put before them; `input_type` and `prompt` are penult's own."""
+    """Role and prompt of the texts; `input_type` and `prompt` are penult's own keys."""
 
-    input_type: RoleName | None = Field(None, description="`query` or `document`: the model's prompt for it is put before.")
-    prompt_name: str | None = Field(None, description="The same, or another prompt of the model's files by its name.")
+    input_type: RoleName | None = Field(
+        None, description="Role of the texts, `query` or `document`; selects the model's prompt."
+    )
+    prompt_name: str | None = Field(None, description="A role, or the name of another prompt in the model's files.")
     prompt: Annotated[str, Field(max_length=MAX_PROMPT_CHARS)] | None = Field(
-        None, description="Put before each text as it stands, instead of the model's prompt. Not together with `prompt_name`."
+        None, description="Prefix of each text, instead of the model's prompt. Mutually exclusive with `prompt_name`."
     )
 
 
@@ -118,8 +120,8 @@ def _parse_large(body: bytes, kind: type[Body], max_texts: int) -> Body:
     if has_more_values(body, max_texts + _OTHER_VALUES):
         raise Refusal(
             "batch",
-            f"The body has more than {max_texts + _OTHER_VALUES} values; a request has at most {max_texts} texts, each of them "
-            "a string. Send several requests.",
+            f"The body has more than {max_texts + _OTHER_VALUES} JSON values; the limit is {max_texts} texts per request "
+            "(max_client_batch_size), each as one string. Send several requests.",
         )
     return kind.model_validate_json(body)
 
@@ -172,18 +174,20 @@ def check(texts: list[str], limits: Limits, param: str) -> None:
         Refusal: there are no texts or too many, or one is too long; the message states the limit.
     """
     if not texts:
-        raise Refusal("empty", f"`{param}` is an empty list; send at least one text.", param=param)
+        raise Refusal("empty", f"`{param}` is an empty list. Send at least one text.", param=param)
     if len(texts) > limits.max_client_batch_size:
         raise Refusal(
             "batch",
-            f"`{param}` has {len(texts)} texts, the limit is {limits.max_client_batch_size}; send several requests.",
+            f"`{param}` has {len(texts)} texts; the limit is {limits.max_client_batch_size} (max_client_batch_size). Send "
+            "several requests.",
             param=param,
         )
     for row, text in enumerate(texts):
         if len(text) > limits.max_text_chars:
             raise Refusal(
                 "body",
-                f"Text {row} of `{param}` has {len(text)} characters, the limit is {limits.max_text_chars}; split it.",
+                f"Text {row} of `{param}` has {len(text)} characters; the limit is {limits.max_text_chars} "
+                "(max_text_chars). Split the text.",
                 param=param,
             )
 
@@ -202,12 +206,12 @@ def purpose_of(body: Prompted, recipe: Recipe) -> Purpose:
     name = body.prompt_name
     if body.prompt and recipe.named_prompts.get(body.prompt):
         raise Refusal(
-            "invalid", f"`prompt` is {body.prompt!r}, the name of a prompt; send it as `prompt_name`.", param="prompt"
+            "invalid", f"`prompt` is {body.prompt!r}, which is the name of a prompt. Send it as `prompt_name`.", param="prompt"
         )
     if name is None:
         return Purpose(_role_of(body.input_type), body.prompt)
     if body.prompt is not None:
-        raise Refusal("invalid", "`prompt` and `prompt_name` are both given; send one of the two.", param="prompt")
+        raise Refusal("invalid", "`prompt` and `prompt_name` are mutually exclusive. Send one of them.", param="prompt")
     if name not in ROLE_NAMES and name not in recipe.named_prompts:
         names = ", ".join(prompt_names(recipe))
         raise Refusal("invalid", f"`prompt_name` is {name[:100]!r}; it must be one of {names}.", param="prompt_name")
@@ -215,7 +219,7 @@ def purpose_of(body: Prompted, recipe: Recipe) -> Purpose:
     if name in ROLE_NAMES and role != _role_of(name):
         raise Refusal(
             "invalid",
-            f"`input_type` is {body.input_type!r} and `prompt_name` is {name!r}, of the other role; send one of them.",
+            f"`input_type` is {body.input_type!r} and `prompt_name` is {name!r}, which are different roles. Send one of them.",
             param="prompt_name",
         )
     return Purpose(role, None if name in ("query", "document") else recipe.named_prompts.get(name))
@@ -239,15 +243,15 @@ async def while_there(request: Request, work: Coroutine[Any, Any, Result]) -> Re
         Gone: the client has disconnected.
     """
     task = asyncio.ensure_future(work)
-    leaving = asyncio.ensure_future(_left(request))
+    disconnect = asyncio.ensure_future(_disconnected(request))
     try:
-        await asyncio.wait({task, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({task, disconnect}, return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
             raise Gone
         return task.result()
     finally:
         task.cancel()
-        leaving.cancel()
+        disconnect.cancel()
 
 
 async def tokenize(request: Request, texts: list[str], tokenizing: Awaitable[Tokenized]) -> Tokenized:
@@ -278,7 +282,7 @@ def headers_of(model: QueuedEmbedder, tokenized: Tokenized, *, own: bool) -> dic
     return headers | ({"x-penult-fingerprint": model.embedder.fingerprint} if own else {})
 
 
-async def _left(request: Request) -> None:
+async def _disconnected(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
 
@@ -312,8 +316,8 @@ def _dump_part(value: object) -> Any:  # noqa: ANN401 - JSON
     if value.ndim > 1:
         return list(value)
     parts = range(0, max(1, len(value)), _PART)
-    written = [orjson.dumps(value[start : start + _PART], option=orjson.OPT_SERIALIZE_NUMPY) for start in parts]
-    return orjson.Fragment(b"[%b]" % b",".join(part[1:-1] for part in written))
+    serialized = [orjson.dumps(value[start : start + _PART], option=orjson.OPT_SERIALIZE_NUMPY) for start in parts]
+    return orjson.Fragment(b"[%b]" % b",".join(part[1:-1] for part in serialized))
 
 
 def shorten(vectors: Vectors, dimensions: int | None, *, normalize: bool) -> Vectors:
@@ -324,7 +328,9 @@ def shorten(vectors: Vectors, dimensions: int | None, *, normalize: bool) -> Vec
     """
     if dimensions is not None and dimensions > vectors.shape[1]:
         raise Refusal(
-            "invalid", f"`dimensions` is {dimensions}; the model's vectors have {vectors.shape[1]} values.", param="dimensions"
+            "invalid",
+            f"`dimensions` is {dimensions}; it must be at most {vectors.shape[1]}, the size of the model's vectors.",
+            param="dimensions",
         )
     short = vectors[:, :dimensions]  # (N, D) -> (N, dimensions)
     if normalize:
@@ -335,10 +341,10 @@ def shorten(vectors: Vectors, dimensions: int | None, *, normalize: bool) -> Vec
 
 def _refusal(error: ValidationError) -> Refusal:
     first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-    where = [str(part) for part in first["loc"]]
+    location = [str(part) for part in first["loc"]]
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "json_invalid":
         return Refusal("invalid", f"The body is not valid JSON: {message}.")
-    if not where:
+    if not location:
         return Refusal("invalid", f"The body must be a JSON object: {message}.")
-    return Refusal("invalid", f"`{'.'.join(where)}`: {message}.", param=where[0])
+    return Refusal("invalid", f"`{'.'.join(location)}`: {message}.", param=location[0])

@@ -42,15 +42,15 @@ def run(config: ServerConfig, extend: Extend | None = None) -> None:
     start_log(as_json=config.log_json)
     if config.api_key is None and config.host in _ANY:
         _LOGGER.warning(
-            "Listening on %s without a key: everybody on the network may ask. --host 127.0.0.1 or --api-key changes that.",
+            "Listening on %s without an API key: anyone on the network can use the server. Pass --api-key or --host 127.0.0.1.",
             config.host,
         )
     sockets = bind(config.host, config.port)
     try:
         if config.workers == 1:
-            answer(config, extend, sockets, lambda: _say_where(sockets))
+            answer(config, extend, sockets, lambda: _log_addresses(sockets))
         else:
-            workers.run(config, extend, sockets, answer, lambda: _say_where(sockets), _ENDING_SECONDS)
+            workers.run(config, extend, sockets, answer, lambda: _log_addresses(sockets), _ENDING_SECONDS)
     finally:
         for one in sockets:
             one.close()
@@ -103,11 +103,13 @@ def bind(host: str, port: int) -> list[socket.socket]:
         OSError: the host or the port cannot be used; the message says what to do.
     """
     try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except OSError as error:
-        raise OSError(f"--host {host!r} is not an address or a name of this machine ({error}).") from error
+        raise OSError(
+            f"--host {host!r} is not an address or a name of this machine ({error}). Pass 0.0.0.0 or 127.0.0.1."
+        ) from error
     bound: list[socket.socket] = []
-    for family, _, _, _, address in dict.fromkeys(found):
+    for family, _, _, _, address in dict.fromkeys(addresses):
         # If port is 0, the further addresses get the port that the first one was assigned.
         chosen = port or (bound[0].getsockname()[1] if bound else 0)
         try:
@@ -129,7 +131,7 @@ def bind(host: str, port: int) -> list[socket.socket]:
             raise _refused(host, chosen, error) from error
         bound.append(one)
     if not bound:
-        raise OSError(f"--host {host!r} has no address that this machine can listen on.")
+        raise OSError(f"--host {host!r} has no address that this machine can listen on. Pass 0.0.0.0 or 127.0.0.1.")
     return bound
 
 
@@ -145,15 +147,15 @@ def _listen(one: socket.socket) -> None:
 def _refused(host: str, port: int, error: OSError) -> OSError:
     reason = (error.strerror or str(error)).lower()
     if error.errno == errno.EADDRINUSE:
-        advice = f"Port {port} of {host} is in use ({reason}). End the program that listens there, or pass another --port."
+        advice = f"Port {port} on {host} is already in use. Pass another --port, or stop the program that uses it."
     elif error.errno == errno.EACCES:
-        advice = f"Port {port} of {host} needs more rights ({reason}). Pass a --port of 1024 or more."
+        advice = f"Port {port} on {host} requires more privileges ({reason}). Pass a --port of at least 1024."
     else:
-        advice = f"Port {port} of {host} cannot be listened on ({reason}). Pass another --host or --port."
+        advice = f"Cannot listen on port {port} of {host} ({reason}). Pass another --host or --port."
     return OSError(advice)
 
 
-def _say_where(sockets: Sequence[socket.socket]) -> None:
+def _log_addresses(sockets: Sequence[socket.socket]) -> None:
     for one in sockets:
         host, port = one.getsockname()[:2]
-        _LOGGER.info("penult is running on http://%s:%d (press Ctrl-C to end it)", f"[{host}]" if ":" in host else host, port)
+        _LOGGER.info("penult is running on http://%s:%d (press Ctrl-C to stop it)", f"[{host}]" if ":" in host else host, port)

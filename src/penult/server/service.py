@@ -69,13 +69,13 @@ class Service:
         names = self.config.names_of(config, len(self.endpoints))
         in_use = {name for endpoint in self.endpoints for name in endpoint.names}
         if names and names[0] in in_use:
-            raise ConfigError(f"An endpoint is named {names[0]!r} already; give this one another name.")
+            raise ConfigError(f"The name {names[0]!r} belongs to another endpoint. Set another name.")
         model_id = config.model_id
         ids = {endpoint.model_id for endpoint in self.endpoints}
         if model_id in ids:  # the same model with other settings, or another model in a folder of the same name
             model_id = names[0] if names else config.model
             if model_id in ids:
-                raise ConfigError(f"An endpoint is named {model_id!r} already; give this one a served_model_name.")
+                raise ConfigError(f"The model name {model_id!r} belongs to another endpoint. Set served_model_name.")
         return Endpoint(config, model_id, names)
 
     def find(self, model: str | None) -> Endpoint:
@@ -96,8 +96,8 @@ class Service:
             if match is not None:
                 return match
         names = ", ".join(endpoint.model_id for endpoint in self.endpoints)
-        what = "No model is named" if model is None else f"The model {model[:100]!r} is not served"
-        raise Refusal("missing", f"{what}; `model` must be one of {names}.", param="model")
+        subject = "`model` is missing" if model is None else f"The model {model[:100]!r} is not served"
+        raise Refusal("missing", f"{subject}. Set `model` to one of: {names}.", param="model")
 
     @property
     def dimension(self) -> int | None:
@@ -113,5 +113,5 @@ class Service:
     def first(self) -> Endpoint:
         """The endpoint of requests without a model name."""
         if not self.endpoints:
-            raise Refusal("missing", "No endpoint is left on this server; POST one to /endpoints.")
+            raise Refusal("missing", "This server has no endpoint. Add one with POST /endpoints.")
         return self.endpoints[0]

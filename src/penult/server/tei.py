@@ -34,47 +34,47 @@ from penult.server.service import Endpoint, Service
 
 
 class Truncated(BaseModel):
-    """What happens to a text that is too long."""
+    """Handling of texts that are too long."""
 
-    truncate: StrictBool | None = Field(None, description="false: a text that is too long is refused instead of cut.")
+    truncate: StrictBool | None = Field(None, description="false: a text that is too long is rejected instead of truncated.")
     truncation_direction: Literal["Left", "Right", "left", "right"] | None = Field(
-        None, description="Where such a text is cut. Default: as the model's files say."
+        None, description="Side on which such a text is truncated. Default: from the model's files."
     )
 
 
 class EmbedAllRequest(Prompted, Truncated):
-    """What a client sends to /embed_all."""
+    """Request body of /embed_all."""
 
     inputs: Texts
-    model: str | None = Field(None, description="Which of several models; the first, where it is left out.")
+    model: str | None = Field(None, description="Name of the model. Default: the first model.")
 
 
 class EmbedRequest(EmbedAllRequest):
-    """What a client sends to /embed."""
+    """Request body of /embed."""
 
-    normalize: StrictBool | None = Field(None, description="true, the default: each vector has length 1.")
+    normalize: StrictBool | None = Field(None, description="Whether vectors are L2-normalized. Default: true.")
     dimensions: Dimensions | None = None
 
 
 class SimilarityInputs(BaseModel):
-    """A text, and those that it is compared with."""
+    """A text, and the texts that it is compared with."""
 
     source_sentence: str
     sentences: Annotated[list[str], FailFast(), Field(json_schema_extra={"minItems": 1})]
 
 
 class SimilarityParameters(Truncated):
-    """How the texts are read."""
+    """Prompt and truncation of the texts."""
 
     prompt_name: str | None = None
 
 
 class SimilarityRequest(BaseModel):
-    """What a client sends to /similarity."""
+    """Request body of /similarity."""
 
     inputs: SimilarityInputs
     parameters: SimilarityParameters | None = None
-    model: str | None = Field(None, description="Which of several models; the first, where it is left out.")
+    model: str | None = Field(None, description="Name of the model. Default: the first model.")
 
 
 class TEIError(BaseModel):
@@ -85,7 +85,7 @@ class TEIError(BaseModel):
 
 
 class Info(BaseModel):
-    """What is served; the keys from `server` on are penult's own."""
+    """The served model and its limits; the keys from `server` on are penult's own."""
 
     model_config = {"protected_namespaces": ()}
 
@@ -119,13 +119,13 @@ class Info(BaseModel):
 ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": TEIError, "description": words}
     for status, words in (
-        (400, "No texts."),
-        (401, "The key is missing or wrong."),
-        (404, "No such model."),
-        (413, "The body, a text or the number of texts is over a limit."),
-        (422, "The body is not what the route takes."),
+        (400, "The list of texts is empty."),
+        (401, "The API key is missing or wrong."),
+        (404, "The model is not served."),
+        (413, "The body, a text or the number of texts exceeds a limit."),
+        (422, "The body is not valid JSON, or does not match the schema."),
         (424, "The model cannot be used for this route."),
-        (429, "Too many requests wait; see Retry-After."),
+        (429, "The queue is full; see Retry-After."),
     )
 }
 
@@ -134,16 +134,16 @@ def add(app: FastAPI, service: Service) -> None:
     """Add the routes to an application."""
 
     async def embed_route(request: Request) -> Response:
-        asked = await read(request, EmbedRequest)
-        return await while_there(request, _embed(request, service, asked))
+        body = await read(request, EmbedRequest)
+        return await while_there(request, _embed(request, service, body))
 
     async def embed_all(request: Request) -> Response:
-        asked = await read(request, EmbedAllRequest)
-        return await while_there(request, _embed_all(request, service, asked))
+        body = await read(request, EmbedAllRequest)
+        return await while_there(request, _embed_all(request, service, body))
 
     async def similarity(request: Request) -> Response:
-        asked = await read(request, SimilarityRequest)
-        return await while_there(request, _similarity(request, service, asked))
+        body = await read(request, SimilarityRequest)
+        return await while_there(request, _similarity(request, service, body))
 
     async def info(model: str | None = None) -> Info:
         endpoint = _endpoint(service, model)
@@ -162,7 +162,7 @@ def add(app: FastAPI, service: Service) -> None:
             route,
             methods=["POST"],
             tags=["TEI"],
-            summary="Embed every token of texts" if path == "/embed_all" else "Embed texts",
+            summary="Embed every token of the texts" if path == "/embed_all" else "Embed texts",
             include_in_schema=path != "/",
             responses={200: {"model": answers}, **ERRORS},
             openapi_extra=body_of(
@@ -177,7 +177,7 @@ def add(app: FastAPI, service: Service) -> None:
         similarity,
         methods=["POST"],
         tags=["TEI"],
-        summary="Compare a text with others: the cosine of each",
+        summary="Compute the cosine similarity of a text to others",
         responses={200: {"model": list[float]}, **ERRORS},
         openapi_extra=body_of(
             SimilarityRequest,
@@ -187,7 +187,7 @@ def add(app: FastAPI, service: Service) -> None:
     )
     tei_tokens.add(app, service, ERRORS)
     known: dict[int | str, dict[str, Any]] = {status: ERRORS[status] for status in (401, 404, 422, 424)}
-    app.add_api_route("/info", info, tags=["TEI"], summary="Say what is served", responses=known)
+    app.add_api_route("/info", info, tags=["TEI"], summary="Describe the served model", responses=known)
     app.add_api_route(
         "/metrics",
         scrape,
@@ -198,58 +198,56 @@ def add(app: FastAPI, service: Service) -> None:
     )
 
 
-async def _embed(request: Request, service: Service, asked: EmbedRequest) -> Response:
-    check(asked.inputs, service.config.limits, "inputs")
-    model, purpose = await _open(service, asked, asked.model)
-    if asked.normalize is False and model.recipe(purpose.role).unit_length:  # the same model without the final normalization
-        model = await service.models.embedder_for(
-            _endpoint(service, asked.model).config.model_copy(update={"normalize": False})
-        )
-    tokenized = await _tokenize(request, model, asked, asked.inputs, purpose)
+async def _embed(request: Request, service: Service, body: EmbedRequest) -> Response:
+    check(body.inputs, service.config.limits, "inputs")
+    model, purpose = await _open(service, body, body.model)
+    if body.normalize is False and model.recipe(purpose.role).unit_length:  # the same model without the final normalization
+        model = await service.models.embedder_for(_endpoint(service, body.model).config.model_copy(update={"normalize": False}))
+    tokenized = await _tokenize(request, model, body, body.inputs, purpose)
     vectors = await model.vectors(tokenized)
-    normalize, recipe = asked.normalize is not False, model.recipe(purpose.role)
-    own = asked.dimensions is None and (not normalize or recipe.unit_length)
-    vectors = vectors if own else shorten(vectors, asked.dimensions, normalize=normalize)
-    other_side = (asked.truncation_direction or recipe.side).lower() != recipe.side and len(tokenized.truncated) > 0
+    normalize, recipe = body.normalize is not False, model.recipe(purpose.role)
+    own = body.dimensions is None and (not normalize or recipe.unit_length)
+    vectors = vectors if own else shorten(vectors, body.dimensions, normalize=normalize)
+    other_side = (body.truncation_direction or recipe.side).lower() != recipe.side and len(tokenized.truncated) > 0
     return await respond(vectors, vectors.size, headers_of(model, tokenized, own=own and not other_side))
 
 
-async def _embed_all(request: Request, service: Service, asked: EmbedAllRequest) -> Response:
-    check(asked.inputs, service.config.limits, "inputs")
-    model, purpose = await _open(service, asked, asked.model)
-    tokenized = await _tokenize(request, model, asked, asked.inputs, purpose)
+async def _embed_all(request: Request, service: Service, body: EmbedAllRequest) -> Response:
+    check(body.inputs, service.config.limits, "inputs")
+    model, purpose = await _open(service, body, body.model)
+    tokenized = await _tokenize(request, model, body, body.inputs, purpose)
     rows = await model.tokens(tokenized)
     return await respond(list(rows), sum(row.size for row in rows), headers_of(model, tokenized, own=False))
 
 
-async def _similarity(request: Request, service: Service, asked: SimilarityRequest) -> Response:
-    source, sentences = asked.inputs.source_sentence, asked.inputs.sentences
+async def _similarity(request: Request, service: Service, body: SimilarityRequest) -> Response:
+    source, sentences = body.inputs.source_sentence, body.inputs.sentences
     check(sentences, service.config.limits, "inputs.sentences")
     check([source], service.config.limits, "inputs.source_sentence")
-    parameters = asked.parameters or SimilarityParameters.model_validate({})
-    model, purpose = await _open(service, Prompted.model_validate({"prompt_name": parameters.prompt_name}), asked.model)
+    parameters = body.parameters or SimilarityParameters.model_validate({})
+    model, purpose = await _open(service, Prompted.model_validate({"prompt_name": parameters.prompt_name}), body.model)
     tokenized = await _tokenize(request, model, parameters, [source, *sentences], purpose)
     vectors = shorten(await model.vectors(tokenized), None, normalize=True)
     return await respond(vectors[1:] @ vectors[0], len(sentences), headers_of(model, tokenized, own=False))
 
 
-async def _open(service: Service, asked: Prompted, name: str | None) -> tuple[QueuedEmbedder, Purpose]:
+async def _open(service: Service, body: Prompted, name: str | None) -> tuple[QueuedEmbedder, Purpose]:
     model = await service.models.embedder_for(_endpoint(service, name).config)
-    return model, purpose_of(asked, model.embedder.recipe)
+    return model, purpose_of(body, model.embedder.recipe)
 
 
-async def _tokenize(request: Request, model: QueuedEmbedder, asked: Truncated, texts: list[str], purpose: Purpose) -> Tokenized:
-    side = asked.truncation_direction
-    if side is None and asked.truncate is not None:
+async def _tokenize(request: Request, model: QueuedEmbedder, body: Truncated, texts: list[str], purpose: Purpose) -> Tokenized:
+    side = body.truncation_direction
+    if side is None and body.truncate is not None:
         side = "left" if model.recipe(purpose.role).side == "left" else "right"
     if side is not None:
         purpose = replace(purpose, truncate="left" if side.lower() == "left" else "right")
     tokenized = await tokenize(request, texts, model.tokenize(texts, purpose))
-    if asked.truncate is False and len(tokenized.truncated):
+    if body.truncate is False and len(tokenized.truncated):
         longest = model.embedder.recipe.longest(purpose.role)
         raise Refusal(
             "text",
-            f"`inputs` must have at most {longest} tokens; text {tokenized.truncated[0]} has more, and `truncate` is false.",
+            f"`inputs` must have at most {longest} tokens. Text {tokenized.truncated[0]} has more, and `truncate` is false.",
             param="inputs",
         )
     return tokenized

@@ -22,7 +22,7 @@ _IDS = {"type": "array", "items": {"type": "integer", "minimum": 0, "exclusiveMa
 
 
 class TokenizeRequest(Prompted):
-    """What a client sends to /tokenize."""
+    """Request body of /tokenize."""
 
     inputs: Texts
     add_special_tokens: StrictBool = True
@@ -53,7 +53,7 @@ Ids = Annotated[
 
 
 class DecodeRequest(BaseModel):
-    """What a client sends to /decode."""
+    """Request body of /decode."""
 
     ids: Ids
     skip_special_tokens: StrictBool = True
@@ -75,8 +75,8 @@ def add(app: FastAPI, service: Service, errors: dict[int | str, dict[str, Any]])
         tokenizer, prompt = await _tokenizer(service, body)
         check(body.inputs, service.config.limits, "inputs")
         if (size := sum(map(len, body.inputs)) + len(body.inputs) * len(prompt)) > MAX_CHARS:
-            what = "`inputs` has" if not prompt else "`inputs` and the prompt before each text have"
-            raise Refusal("text", f"{what} {size} characters, the limit is {MAX_CHARS}; send fewer.", param="inputs")
+            subject = "`inputs` has" if not prompt else "`inputs` and the prompt before each text have"
+            raise Refusal("text", f"{subject} {size} characters; the limit is {MAX_CHARS}. Send fewer texts.", param="inputs")
         async with turn:
             rows = await asyncio.to_thread(_pieces, tokenizer, [prompt + text for text in body.inputs], body.add_special_tokens)
             return await respond(rows, 5 * sum(map(len, rows)))
@@ -85,7 +85,7 @@ def add(app: FastAPI, service: Service, errors: dict[int | str, dict[str, Any]])
         body = await read(request, DecodeRequest)
         tokenizer, _ = await _tokenizer(service, Prompted.model_validate({}), body.model)
         if (size := sum(map(len, body.ids)) + len(body.ids)) > MAX_IDS:
-            raise Refusal("text", f"`ids` has {size} ids, the limit is {MAX_IDS}; send fewer.", param="ids")
+            raise Refusal("text", f"`ids` has {size} ids; the limit is {MAX_IDS}. Send fewer ids.", param="ids")
         async with turn:
             texts = await asyncio.to_thread(_texts, tokenizer, body.ids, body.skip_special_tokens)
         return await respond(texts, 0)
@@ -99,7 +99,7 @@ def add(app: FastAPI, service: Service, errors: dict[int | str, dict[str, Any]])
             route,
             methods=["POST"],
             tags=["TEI"],
-            summary="Tokenize texts" if kind is TokenizeRequest else "Turn token ids into texts",
+            summary="Tokenize texts" if kind is TokenizeRequest else "Decode token ids",
             responses={200: {"model": answers}, **errors},
             openapi_extra=body_of(kind, example, prompt_names=service.prompt_names),
         )

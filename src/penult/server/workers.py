@@ -66,7 +66,7 @@ def run(
         ConfigError: a worker cannot start; the message is the worker's.
     """
     config = with_threads(config)
-    _LOGGER.info("%d workers start, %d threads each", config.workers, config.threads)
+    _LOGGER.info("Starting %d workers with %d threads each", config.workers, config.threads)
     with tempfile.TemporaryDirectory(prefix="penult-metrics-") as folder, _environment(folder), _signals() as stop:
         _Supervisor(config, extend, sockets, answer).run(stop, ready, ending_seconds)
 
@@ -81,7 +81,7 @@ class _Supervisor:
 
     def __init__(self, config: ServerConfig, extend: "Extend | None", sockets: Sequence[socket.socket], answer: Answer) -> None:
         self._sockets = list(sockets)
-        self._what = (config, extend, self._sockets, answer)
+        self._arguments = (config, extend, self._sockets, answer)
         self._count = config.workers
         self._context = multiprocessing.get_context("spawn")  # a fork would copy locks held by threads that it lacks
         self._workers: list[_Worker] = []
@@ -93,7 +93,7 @@ class _Supervisor:
             self._workers = [self._start()]  # one first: it prepares the graphs in the cache, which the others then open
             while stop not in wait([stop, *self._events()]):
                 for worker in list(self._workers):
-                    self._look_at(worker)
+                    self._check_worker(worker)
                 answering = sum(worker.ready for worker in self._workers)
                 if answering and len(self._workers) < self._count:
                     self._workers += [self._start() for _ in range(self._count - len(self._workers))]
@@ -105,7 +105,7 @@ class _Supervisor:
 
     def _start(self) -> _Worker:
         mine, theirs = self._context.Pipe()
-        process = self._context.Process(target=_work, args=(*self._what, theirs), name="penult worker")
+        process = self._context.Process(target=_work, args=(*self._arguments, theirs), name="penult worker")
         process.start()
         theirs.close()
         return _Worker(process, mine)
@@ -116,7 +116,7 @@ class _Supervisor:
             if not worker.ready:
                 yield worker.pipe
 
-    def _look_at(self, worker: _Worker) -> None:
+    def _check_worker(self, worker: _Worker) -> None:
         """Mark a worker as ready, or replace one that has ended.
 
         Raises:
@@ -138,12 +138,12 @@ class _Supervisor:
             return
         status = worker.process.exitcode
         if not worker.ready:
-            reason = reason or f"A worker ended with exit status {status} before it answered; its log says why."
+            reason = reason or f"A worker ended with exit status {status} before it was ready. Its log states the reason."
             if not (self._complete and any(one.ready and one.process.is_alive() for one in self._workers)):
                 raise ConfigError(reason)
-            _LOGGER.error("A worker cannot start, the others go on: %s", reason)
+            _LOGGER.error("A worker cannot start; the others continue: %s", reason)
         else:
-            _LOGGER.error("Worker %s ended with exit status %s; another one starts.", worker.process.pid, status)
+            _LOGGER.error("Worker %s ended with exit status %s. Starting another one.", worker.process.pid, status)
         self._forget(worker)
         time.sleep(_PAUSE_SECONDS)
         self._workers[self._workers.index(worker)] = self._start()
@@ -175,7 +175,7 @@ def _work(
     """Answer requests in this process; report through the pipe that it is ready, or why it cannot start."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the supervisor ends this one
     start_log(as_json=config.log_json)
-    threading.Thread(target=_end_with, args=(pipe,), daemon=True).start()
+    threading.Thread(target=_end_with_parent, args=(pipe,), daemon=True).start()
     try:
         answer(config, extend, sockets, lambda: pipe.send(_READY))
     except (ValueError, OSError, ModuleNotFoundError) as error:
@@ -185,7 +185,7 @@ def _work(
             one.close()
 
 
-def _end_with(pipe: Connection) -> None:
+def _end_with_parent(pipe: Connection) -> None:
     """Send SIGTERM to this process when its parent has ended."""
     try:
         pipe.recv()
