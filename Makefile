@@ -3,12 +3,13 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 OLDEST := .venv-oldest
+DOCS_VENV := .venv-docs
 PACKAGES := -e integrations/langchain-penult -e integrations/llama-index-embeddings-penult
 PROJECTS := pyproject.toml integrations/langchain-penult/pyproject.toml integrations/llama-index-embeddings-penult/pyproject.toml
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test test-oldest coverage mutants fuzz lint fix bench bench-model bench-peers bare-install notebooks clean \
-	environment-demo environment-dev environment-oldest
+.PHONY: demo test test-oldest coverage mutants fuzz lint fix bench bench-model bench-peers bare-install notebooks clean docs docs-serve \
+	environment-demo environment-dev environment-oldest environment-docs
 
 demo: environment-demo
 	@$(BIN)/python notebooks/demo.py $(if $(DOCS),--docs "$(DOCS)") $(if $(ASK),--ask "$(ASK)")
@@ -63,6 +64,13 @@ bench: environment-dev bench-model
 notebooks: environment-dev
 	$(BIN)/jupyter nbconvert --to notebook --execute --inplace --ExecutePreprocessor.record_timing=False notebooks/*.ipynb
 
+# The documentation site, in site/. After the install it needs no network. Warnings, such as a dead link, are errors.
+docs: environment-docs
+	$(DOCS_VENV)/bin/python .ci/site.py
+
+docs-serve: docs
+	$(DOCS_VENV)/bin/python -m http.server --bind 127.0.0.1 --directory site 8000
+
 # Each makes its environment anew where it is of another Python, and installs where a project's file has changed.
 environment-demo:
 	@$(PYTHON) .ci/environment.py $(VENV) demo $(PROJECTS) -- -e ".[demo]" $(PACKAGES)
@@ -70,12 +78,15 @@ environment-demo:
 environment-dev:
 	@$(PYTHON) .ci/environment.py $(VENV) dev $(PROJECTS) -- -e ".[dev,server,parquet,demo,notebooks]" $(PACKAGES)
 
+environment-docs:
+	@$(PYTHON) .ci/environment.py $(DOCS_VENV) docs $(PROJECTS) -- -e ".[docs]"
+
 environment-oldest:
 	@$(PYTHON) .ci/environment.py $(OLDEST) oldest $(PROJECTS) tests/oldest.txt -- -r tests/oldest.txt \
 		-e ".[server,parquet,sentencepiece]" $(PACKAGES) pytest pytest-asyncio pytest-xdist hypothesis
 
 clean:
-	rm -rf $(VENV) $(OLDEST) .venv-fuzz .demo .bench
+	rm -rf $(VENV) $(OLDEST) $(DOCS_VENV) .venv-fuzz .demo .bench site
 
 # all-MiniLM-L6-v2 for the benchmarks and a few tests: made by a script outside this repository where there is one, else
 # taken from the package that the demo uses.
