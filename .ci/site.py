@@ -145,7 +145,7 @@ def _output(output: Mapping[str, Any], stem: str, heading: str, folder: Path) ->
         (folder / name).write_bytes(value.encode() if kind == "image/svg+xml" else base64.b64decode(value))
         yield f'<figure class="chart" markdown><img src="{name}" alt="Chart: {heading}"></figure>'
     elif value.strip():
-        yield _fence(_ANSI.sub("", value).rstrip(), "text")
+        yield _fence(_ANSI.sub("", value).rstrip(), "{ .text .output }")
 
 
 def _fence(text: str, language: str) -> str:
