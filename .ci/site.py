@@ -30,10 +30,6 @@ PAGES = {
     "integrations/llama-index-embeddings-penult/README.md": "llama-index.md",
 }
 """Page by file of the repository, beside docs/*.md and the notebooks."""
-CLI_INTRODUCTION = """\
-Each command prints its results on standard output and its messages on standard error. A user error is one sentence, with exit
-status 1. `penult COMMAND --help` prints what this page lists. `penult --version` prints the version. `python -m penult` is the
-same command."""
 COPIED = ("CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md")
 
 _FENCE = r"^(?P<fence> *(?:```+|~~~+)).*?^(?P=fence)`* *$"
@@ -72,7 +68,8 @@ def stage(work: Path) -> None:
         page = docs / "notebooks" / f"{notebook.stem}.md"
         page.parent.mkdir(exist_ok=True)
         page.write_text(linked(notebook_page(notebook, page.parent), notebook, page, docs), encoding="utf-8")
-    (docs / "reference" / "cli.md").write_text(cli_page(), encoding="utf-8")
+    with (docs / "reference" / "cli.md").open("a", encoding="utf-8") as page_of_commands:
+        page_of_commands.write(cli_reference())
 
 
 def linked(text: str, source: Path, page: Path, docs: Path) -> str:
@@ -153,12 +150,12 @@ def _fence(text: str, language: str) -> str:
     return f"{fence}{language}\n{text}\n{fence}"
 
 
-def cli_page() -> str:
-    """Return the reference of the command line: every command, with its arguments and options."""
+def cli_reference() -> str:
+    """Return the reference of every command, with its arguments and options."""
     from penult.cli import app  # noqa: PLC0415 - the other pages do not need penult's dependencies
 
     group: Any = typer.main.get_command(app)  # typer has a copy of click, without public types
-    lines = ["# Command line", CLI_INTRODUCTION]
+    lines = [""]
     for name, command in sorted(group.commands.items()):
         lines += [f"## penult {name}", " ".join((command.help or "").split())]
         context = command.context_class(command, info_name=f"penult {name}")

@@ -24,7 +24,6 @@ GENERATED = {
     "changelog",
     "contributing",
     "security",
-    "reference/cli",
     *(f"notebooks/{p.stem}" for p in ROOT.glob("notebooks/*.ipynb")),
 }
 LOADED = {
