@@ -35,6 +35,7 @@ COPIED = ("CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md")
 _FENCE = r"^(?P<fence> *(?:```+|~~~+)).*?^(?P=fence)`* *$"
 _FENCE_OR_LINK = re.compile(rf"{_FENCE}|(?<!!)\[(?P<text>[^\]]*)\]\((?P<url>[^)\s]+)\)", re.MULTILINE | re.DOTALL)
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
+_VALUES = {"str": " TEXT", "int": " NUMBER", "float": " NUMBER", "path": " PATH"}
 _IMAGES = {"image/svg+xml": "svg", "image/png": "png"}
 
 
@@ -159,7 +160,8 @@ def cli_reference() -> str:
     for name, command in sorted(group.commands.items()):
         lines += [f"## penult {name}", " ".join((command.help or "").split())]
         context = command.context_class(command, info_name=f"penult {name}")
-        lines.append(_fence(command.get_usage(context).removeprefix("Usage: ").translate({ord(c): None for c in "{}"}), "text"))
+        usage = re.sub(r"[{}]|^Usage: ", "", command.get_usage(context)).replace("......", "...")
+        lines.append(_fence(usage, "text"))
         records = [(one, one.get_help_record(context)) for one in command.params]
         lines += [_parameter(*record) for _, record in records if record is not None]
         hidden = [f"`{option}`" for one, record in records if record is None for option in one.opts]
@@ -175,7 +177,7 @@ def _parameter(names: str, text: str) -> str:
         raise ValueError(f"The help text of {names} has several lines.")
     default = f" Default: `{value['default']}`." if value["default"] else " Required." if text.endswith("[required]") else ""
     help_text = re.sub(r"(?<![`\w-])(--[a-z][a-z-]*)", r"`\1`", re.sub(r"([\[\]*<])", r"\\\1", value["text"]))
-    names = re.sub(r" <([a-z]+)(?: range)?>$", r" <\1>", names)
+    names = re.sub(r" <(list\[)?([a-z]+)( range|\])*>$", lambda match: _VALUES[match[2]], names)
     return f"`{names}`\n:   {help_text}{default}"
 
 
