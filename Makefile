@@ -121,3 +121,18 @@ bench-peers: bench-model
 	.bench/peers/bin/python -m pip install -q torch==2.13.0
 	.bench/peers/bin/python -m pip install -q sentence-transformers fastembed openvino
 	@$(BIN)/python tests/bench/peers.py .bench/all-MiniLM-L6-v2 --peer-python .bench/peers/bin/python $(BENCH)
+
+# The documentation site, in site/. After the install it needs no network. Warnings, such as a dead link, are errors.
+.PHONY: docs docs-serve environment-docs clean-docs
+docs: environment-docs
+	.venv-docs/bin/python .ci/site.py
+
+docs-serve: docs
+	.venv-docs/bin/python -m http.server --bind 127.0.0.1 --directory site 8000
+
+environment-docs:
+	@$(PYTHON) .ci/environment.py .venv-docs docs $(PROJECTS) -- -e ".[docs]"
+
+clean: clean-docs
+clean-docs:
+	rm -rf .venv-docs site

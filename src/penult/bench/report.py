@@ -1,10 +1,17 @@
 """Benchmark reports: a table for people, JSON for programs, and a bar chart as SVG."""
 
 import json
+import math
 from dataclasses import asdict
 from html import escape
 
 from penult.bench.measure import Result, Row
+
+_DARK = (
+    '@media (prefers-color-scheme: dark) { [fill="#fff"] { fill: #101318 } [fill="#1d2330"] { fill: #e6e9ef } '
+    '[fill="#475467"] { fill: #a3adbd } [fill="#0f766e"] { fill: #2dd4bf } [fill="#98a2b3"] { fill: #667085 } '
+    '[stroke="#e4e7ec"] { stroke: #2b313c } }'
+)
 
 
 def table(result: Result) -> str:
@@ -35,16 +42,20 @@ def as_json(result: Result) -> str:
 
 
 def chart(result: Result) -> str:
-    """Return an SVG bar chart of tokens per CPU second, one bar per system."""
+    """Return an SVG bar chart of tokens per CPU second, one bar per system; it follows the light or dark mode of its reader."""
     rows = [row for row in result.rows if not row.failure]
     most = max(row.tokens_per_cpu_second for row in rows)
-    height = 64 + 34 * len(rows)
+    end = 58 + 34 * len(rows)
     bars = "".join(_bar(row, most, 52 + 34 * number) for number, row in enumerate(rows))
+    title = (
+        f"Tokens per CPU second, {escape(result.model.rpartition('/')[2])}, {result.threads} thread{'s' * (result.threads > 1)}"
+    )
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 760 {height}" width="760" height="{height}" '
-        f'font-family="system-ui, sans-serif" font-size="14"><rect width="760" height="{height}" fill="#fff"/>'
-        f'<text x="20" y="30" font-size="16" font-weight="600" fill="#1d2330">Tokens per CPU second, '
-        f"{escape(result.model.rpartition('/')[2])}, {result.threads} thread{'s' * (result.threads > 1)}</text>{bars}</svg>\n"
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 760 {end + 58}" width="760" height="{end + 58}" role="img" '
+        f'font-family="system-ui, sans-serif" font-size="14"><title>{title}</title><style>{_DARK}</style>'
+        f'<rect width="760" height="{end + 58}" rx="8" fill="#fff"/>'
+        f'<text x="20" y="30" font-size="16" font-weight="600" fill="#1d2330">{title}</text>'
+        f"{_axis(most, end)}{bars}</svg>\n"
     )
 
 
@@ -61,3 +72,17 @@ def _bar(row: Row, most: float, y: int) -> str:
         f'<rect x="200" y="{y}" width="{width:.1f}" height="24" rx="3" fill="{colour}"/>'
         f'<text x="{208 + width:.1f}" y="{y + 17}" fill="#475467">{row.tokens_per_cpu_second:,.0f}</text>'
     )
+
+
+def _axis(most: float, end: int) -> str:
+    """Return the horizontal axis: up to six round values, grid lines and the title."""
+    size = 10 ** math.floor(math.log10(most))
+    step = next(size * part for part in (0.2, 0.5, 1, 2) if most / (size * part) < 6)
+    ticks = [step * number for number in range(int(most / step) + 1)]
+    lines = "".join(
+        f'<path d="M{x:.1f} 46V{end}" stroke="#e4e7ec"/>'
+        f'<text x="{x:.1f}" y="{end + 18}" text-anchor="middle" font-size="12" fill="#475467">{tick:,.0f}</text>'
+        for x, tick in ((200 + 420 * tick / most, tick) for tick in ticks)
+    )
+    title = "tokens per CPU second (more is better)"
+    return f'{lines}<text x="410" y="{end + 42}" text-anchor="middle" font-size="12" fill="#475467">{title}</text>'

@@ -6,18 +6,23 @@ from html import escape
 from penult.graph.describe import Description, End
 
 _STYLE = """
-:root { --ink: #1d2330; --soft: #667085; --line: #d5dae3; --keep: #0f766e; --keep-bg: #e6f4f1; --gone: #b42318;
-        --gone-bg: #fdf1f0; --paper: #fff; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e6e9ef; --soft: #9aa4b5; --line: #39414f; --keep: #5eead4;
-        --keep-bg: #12332f; --gone: #fda29b; --gone-bg: #3a1d1b; --paper: #14171d; } }
+:root { color-scheme: light dark; --ink: #1d2330; --soft: #5b6474; --line: #c3cad6; --box: #f6f7f9;
+        --keep: #0f766e; --keep-bg: #e6f4f1; --gone: #b42318; --gone-bg: #fdf1f0; --paper: #fff; }
+@media (prefers-color-scheme: dark) { :root { --ink: #e6e9ef; --soft: #a3adbd; --line: #454d5c; --box: #1b1f27;
+        --keep: #5eead4; --keep-bg: #12332f; --gone: #fda29b; --gone-bg: #3a1d1b; --paper: #101318; } }
 body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); margin: 2.5rem auto; max-width: 46rem;
        padding: 0 1rem; }
-h1 { font-size: 1.35rem; margin: 0 0 .25rem; overflow-wrap: anywhere; }
-p { margin: .25rem 0 1.25rem; color: var(--soft); }
+h1 { font-size: 1.35rem; letter-spacing: -.01em; margin: 0 0 .25rem; overflow-wrap: anywhere; }
+p { margin: .25rem 0 .75rem; color: var(--soft); }
+.legend { display: flex; flex-wrap: wrap; gap: .35rem 1.25rem; font-size: .85rem; margin-bottom: 1.25rem; }
+.legend span::before { content: ""; display: inline-block; width: 1.1rem; height: .7rem; margin-right: .45rem;
+                       border-radius: 3px; border: 1px solid var(--line); background: var(--box); }
+.legend .chosen::before { background: var(--keep-bg); border: 2px solid var(--keep); }
+.legend .gone::before { background: var(--gone-bg); border: 1px dashed var(--gone); }
 ol { list-style: none; margin: 0; padding: 0; }
 li { border: 1px solid var(--line); border-radius: 8px; padding: .55rem .9rem; margin: 0 0 .5rem; }
-li.keep { background: var(--keep-bg); border-color: var(--keep); }
-li.chosen { border-width: 2px; }
+li.keep { background: var(--box); }
+li.chosen { background: var(--keep-bg); border: 2px solid var(--keep); }
 li.gone { background: var(--gone-bg); border: 1px dashed var(--gone); color: var(--gone); }
 li.end { text-align: center; color: var(--soft); }
 li.cut { border: 0; border-top: 2px dashed var(--gone); border-radius: 0; color: var(--gone); text-align: right;
@@ -26,6 +31,10 @@ b { font-weight: 600; } .width { float: right; color: var(--soft); margin-left: 
 code { font: 12.5px/1.4 ui-monospace, monospace; overflow-wrap: anywhere; } small { display: block; color: var(--soft); }
 s { color: var(--gone); }
 """
+_LEGEND = (
+    '<p class="legend"><span class="keep">kept layer</span><span class="chosen">layer that is pooled</span>'
+    '<span class="gone">removed</span> Data flows from the bottom to the top.</p>'
+)
 
 
 def draw(description: Description, title: str) -> str:
@@ -42,7 +51,7 @@ def draw(description: Description, title: str) -> str:
         f"<title>{escape(title)}</title><style>{_STYLE}</style>"
         f"<h1>{escape(title)}</h1>"
         f"<p>{len(d.layers) - 1} layers, {d.whole.parameters:,} parameters ({d.precision}, {megabytes(d.whole.bytes)}), "
-        f"opset {escape(opsets)}</p><ol>{''.join(rows)}</ol></html>\n"
+        f"opset {escape(opsets)}</p>{_LEGEND}<ol>{''.join(rows)}</ol></html>\n"
     )
 
 
