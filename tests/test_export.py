@@ -105,7 +105,7 @@ def test_a_folder_without_weights_is_refused(tiny, tmp_path, python):
     """A folder that has no transformer with weights is refused before a child starts."""
     fake = python()
     assert not exportable(tiny)
-    with pytest.raises(FileNotFoundError, match=r"holds no transformer to export: config\.json with a model_type"):
+    with pytest.raises(FileNotFoundError, match=r"has no transformer to export: config\.json with a model_type"):
         export(tiny, tmp_path / "out", python=fake)
     assert runs(fake) == 0
 
@@ -127,9 +127,9 @@ def test_a_module_outside_the_folder_is_refused(saved, tmp_path, python):
 
 
 def test_a_pointer_is_not_weights(saved, tmp_path, python):
-    """A git-LFS pointer in place of the weights is named before a child starts."""
+    """A Git LFS pointer in place of the weights is named before a child starts."""
     (saved / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
-    with pytest.raises(ValueError, match=r"model\.safetensors is a git-LFS pointer"):
+    with pytest.raises(ValueError, match=r"model\.safetensors is a Git LFS pointer"):
         export(saved, tmp_path / "out", python=python())
 
 

@@ -217,10 +217,10 @@ def that_needs_a_task(folder):
 
 
 BROKEN = {
-    without_tokenizer: "holds no tokenizer",
+    without_tokenizer: "has no tokenizer",
     with_a_wrong_width: "expect token embeddings of 48 values",
     without_pooling: "pooling='mean', 'cls', 'max' or 'last'",
-    that_needs_a_task: "needs `task_id`, and no file says which task",
+    that_needs_a_task: "needs `task_id`, but no file states a task",
 }
 
 

@@ -405,7 +405,7 @@ def test_counts_of_what_was_cut_off(tmp_path):
     with Embedder.load(tmp_path, truncate="error") as e:
         with pytest.raises(TextError) as caught:
             e.embed(["cat " * 100, "cat", "cat " * 100_000])
-        assert caught.value.rows[0] == "has 102 tokens, the model takes 64"
+        assert caught.value.rows[0] == "has 102 tokens, the model's maximum is 64"
         assert caught.value.rows[2].startswith("has at least ")
     with Embedder.load(tmp_path, truncate="left") as e:
         assert np.array_equal(e.embed(["dog " + "cat " * 100_000]), e.embed(["cat " * 62]))

@@ -121,9 +121,9 @@ def test_rows_and_roles_that_are_wrong(routes):
 def test_long_queries_are_said(folder):
     """Truncation is refused or said with the length of the role."""
     with Embedder.load(folder, threads=1, truncate="error") as e:
-        with pytest.raises(TextError, match="the model takes 12"):
+        with pytest.raises(TextError, match="the model's maximum is 12"):
             e.embed([LONG], "query")
-        with pytest.raises(TextError, match="the model takes 40"):
+        with pytest.raises(TextError, match="the model's maximum is 40"):
             e.embed([LONG])
     with Embedder.load(folder, threads=1) as e:
         with pytest.warns(TruncationWarning, match="more than 12 tokens"):
@@ -311,7 +311,7 @@ def test_a_task_of_queries_alone(tmp_path):
     ("file", "said"),
     [
         ("onnx/model.onnx", "{}_0_Transformer"),
-        ("tokenizer.json", "{}_0_Transformer holds no tokenizer"),
+        ("tokenizer.json", "{}_0_Transformer has no tokenizer"),
     ],
 )  # fmt: skip
 def test_a_route_that_lacks_a_file(tmp_path, role, file, said):
@@ -353,7 +353,7 @@ def test_a_graph_above_the_routes(tmp_path):
     (home(made, "query") / "onnx" / "model.onnx").unlink()
     (made / "onnx").mkdir()
     replace_graph(made, bert())
-    with pytest.raises(FileNotFoundError, match=r"holds no \.onnx file"):
+    with pytest.raises(FileNotFoundError, match=r"has no \.onnx file"):
         Embedder.load(made)
 
 
@@ -436,7 +436,7 @@ CALLS = ("embed", "tokenize", "count_tokens", "embed_tokens", "embed_padded")
 @pytest.mark.parametrize("wrong", ["text", b"text", "", b"", None, 7, object()], ids=lambda value: type(value).__name__)
 def test_what_is_no_iterable_of_texts(routes, call, wrong):
     """One text, bytes or nothing at all is refused with its type, never read letter by letter."""
-    with pytest.raises(TypeError, match=f"texts is a {type(wrong).__name__}; give a list of texts"):
+    with pytest.raises(TypeError, match=f"texts is a {type(wrong).__name__}; pass a list of texts"):
         getattr(routes, call)(wrong)
 
 
