@@ -175,10 +175,9 @@ class Embedder:
         if fingerprint is not None and embedder.fingerprint != fingerprint:
             embedder.close()
             raise ValueError(
-                f"{os.fspath(model)!r} has the fingerprint {embedder.fingerprint}, not {fingerprint}: its files, or how they "
-                "are used, are not those that were pinned. Name the pinned revision, or embed all texts anew and pin this one. "
-                "If an earlier version of penult made the pin, see `Vector changes` in the changelog: files that it read in "
-                "part gave other vectors."
+                f"{os.fspath(model)!r} has the fingerprint {embedder.fingerprint}, not {fingerprint}: its files or settings "
+                "are not the pinned ones. Pass the pinned revision and settings, or embed all texts again and pin the new "
+                "fingerprint. If another version of penult computed the pin, see `Vector changes` in the changelog."
             )
         return embedder
 

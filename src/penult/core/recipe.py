@@ -538,7 +538,7 @@ class _Reader:
             return ""
         instead = "Load a text embedding model."
         if name.endswith("ForSequenceClassification"):
-            return f"{self._root} is {RERANKER}, or a classifier ({name}). {instead}"
+            return f"{self._root} ({name}) is a classifier, or {RERANKER}. {instead}"
         if name.endswith(("ForTokenClassification", "ForQuestionAnswering")):
             return f"{self._root} is a token classifier ({name}), not a text embedding model. {instead}"
         if name.endswith(("ColBERT", "ForRetrieval")):

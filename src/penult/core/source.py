@@ -396,8 +396,8 @@ def choose_graph(names: Sequence[str], reference: str) -> str:
     if not names:
         raise NoGraphError(f"{reference!r} has no .onnx file. Export the model to ONNX, or pass another folder.")
     raise ValueError(
-        f"{reference!r} has several graphs, none with a standard name: {', '.join(names)}. Pass the path of one, or pass "
-        "model_file=."
+        f"{reference!r} has several graphs, none with a standard name: {', '.join(names)}. Pass the path of one, or its "
+        "name as model_file=."
     )
 
 
