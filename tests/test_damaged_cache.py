@@ -75,7 +75,7 @@ def test_a_damaged_file_is_noticed(tmp_path, monkeypatch, caplog, kind):
             caplog.clear()
             assert np.array_equal(vectors_of(model, precision), expected), (name, damage)
             essential = name.parts[0] == "graphs" and (name.name != "padding" or damage is shut)
-            assert ("is made again" in caplog.text) == essential, (name, damage)
+            assert ("preparing it again" in caplog.text) == essential, (name, damage)
             caplog.clear()
             if essential and damage in (flip, shut):
                 assert np.array_equal(vectors_of(model, precision), expected)
@@ -139,7 +139,7 @@ def test_a_pinned_load_checks_the_entry(large, tmp_path, caplog):
     caching.write_note(tmp_path / "cache" / "hashes" / name, before)
     with Embedder.load(large, fingerprint=fingerprint) as e:
         assert np.array_equal(e.embed(TEXTS), expected)
-    assert "is made again" in caplog.text
+    assert "preparing it again" in caplog.text
 
 
 def test_young_files_have_no_note(monkeypatch, tmp_path):

@@ -163,7 +163,7 @@ def test_damaged_weights_of_a_dense_layer(dense, mutate):
 def test_a_dense_layer_without_a_matrix(tmp_path, tensors, held):
     """What a dense layer's file holds instead of a weight and a bias is said."""
     add_dense(tiny_model(tmp_path), tensors)
-    with pytest.raises(ValueError, match=rf"2_Dense.model\.safetensors holds .*{held}"):
+    with pytest.raises(ValueError, match=rf"2_Dense.model\.safetensors has .*{held}"):
         Embedder.load(tmp_path)
 
 
@@ -574,7 +574,9 @@ def test_a_tokenizer_that_repeats_the_text(tmp_path):
     cls, text, sep = whole["post_processor"]["single"]
     whole["post_processor"]["single"] = [cls, text, sep, text]
     write_json(path, whole)
-    with pytest.raises(ValueError, match=rf"{re.escape(str(tmp_path))}: the tokenizer makes 4 tokens where 3 are the most"):
+    with pytest.raises(
+        ValueError, match=rf"{re.escape(str(tmp_path))}: the tokenizer returns 4 tokens where at most 3 are possible"
+    ):
         use(tmp_path)
 
 

@@ -220,7 +220,7 @@ def test_routes_of_other_sizes(tmp_path):
         write_json(made / name / "config.json", {"pooling_mode": "mean"})
     layer = add_dense(made / "dense_q", 32, 8)
     list_modules(made, ("Router", ""))
-    with pytest.raises(ValueError, match="gives documents 32 values and queries 8: their vectors cannot be compared"):
+    with pytest.raises(ValueError, match="has document vectors of 32 values and query vectors of 8: they cannot be compared"):
         Embedder.load(made)
     layer = add_dense(made / "dense_q", 32, 32)
     with Embedder.load(made, **QUIET) as e:
@@ -338,7 +338,7 @@ def test_routes_of_weights(tmp_path):
 def test_one_graph_of_two(folder, place):
     """One graph of a model with two is not the model: named by its path or as model_file, it is refused."""
     with pytest.raises(
-        ValueError, match=rf"one graph of a model that has one for queries .* name the folder {re.escape(str(folder))}"
+        ValueError, match=rf"one graph of a model that has one for queries .* Pass the folder {re.escape(str(folder))}"
     ):
         Embedder.load(folder / place / "onnx" / "model.onnx")
     with pytest.raises(
@@ -360,7 +360,7 @@ def test_a_graph_above_the_routes(tmp_path):
 def test_a_mirror_of_a_model_with_routes(folder, tmp_path):
     """The files of a model with two transformers do not say how a single graph is used."""
     mirror = tiny_model(tmp_path, pooling=None)
-    with pytest.raises(ValueError, match="has a model for queries and another for documents; name that model itself"):
+    with pytest.raises(ValueError, match="has one model per role .* without files_from"):
         Embedder.load(mirror, files_from=folder)
 
 
@@ -436,7 +436,7 @@ CALLS = ("embed", "tokenize", "count_tokens", "embed_tokens", "embed_padded")
 @pytest.mark.parametrize("wrong", ["text", b"text", "", b"", None, 7, object()], ids=lambda value: type(value).__name__)
 def test_what_is_no_iterable_of_texts(routes, call, wrong):
     """One text, bytes or nothing at all is refused with its type, never read letter by letter."""
-    with pytest.raises(TypeError, match=f"texts is a {type(wrong).__name__}; pass a list of texts"):
+    with pytest.raises(TypeError, match=f"texts is a {type(wrong).__name__}; pass a list"):
         getattr(routes, call)(wrong)
 
 
@@ -446,7 +446,7 @@ def test_what_is_no_iterable_of_texts(routes, call, wrong):
 )
 def test_a_stream_of_what_is_none(routes, wrong):
     """A stream refuses one text, bytes and nothing at all as every other call does."""
-    with pytest.raises(TypeError, match=f"texts is a {type(wrong).__name__}; give"):
+    with pytest.raises(TypeError, match=f"texts is a {type(wrong).__name__}; pass"):
         list(routes.embed_stream(wrong))
 
 
