@@ -67,7 +67,7 @@ def test_wrong_arguments_are_named():
     """A budget below one and a text over the largest bucket are errors."""
     with pytest.raises(ValueError, match="max_batch_tokens is 0"):
         plan([1], 0)
-    with pytest.raises(ValueError, match=r"20 tokens fits none of the buckets \[8, 16\]"):
+    with pytest.raises(ValueError, match=r"20 tokens, more than the longest of the buckets \[8, 16\]"):
         plan([20], 64, buckets=[16, 8])
 
 

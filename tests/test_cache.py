@@ -126,7 +126,9 @@ def test_no_temporary_folder_either(home, monkeypatch):
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
     monkeypatch.setattr(caching.tempfile, "gettempdir", refuse)
-    with pytest.raises(OSError, match=r"no home folder, and no temporary folder can be made: Read-only.* Set PENULT_CACHE to"):
+    with pytest.raises(
+        OSError, match=r"no home directory, and no temporary folder can be created: Read-only.* Set PENULT_CACHE to"
+    ):
         caching.cache_folder()
 
 
@@ -135,7 +137,7 @@ def test_the_variable_takes_a_tilde(home, monkeypatch):
     monkeypatch.setenv("PENULT_CACHE", "~/models")
     assert caching.cache_folder() == home / "models"
     monkeypatch.setenv("PENULT_CACHE", "~nobody-of-this-name/models")
-    with pytest.raises(OSError, match=r"^PENULT_CACHE is '~nobody-of-this-name/models', .* Set it to a full path"):
+    with pytest.raises(OSError, match=r"^PENULT_CACHE is '~nobody-of-this-name/models', .* Set it to an absolute path"):
         caching.cache_folder()
 
 
@@ -144,7 +146,7 @@ def test_a_named_cache_that_cannot_be_used_is_an_error(tmp_path, monkeypatch, ti
     """The variable was set on purpose: no other folder takes its place."""
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("PENULT_CACHE", str(tmp_path / place))
-    with pytest.raises(OSError, match=r"^PENULT_CACHE names .*, which cannot be written: .*\. Set PENULT_CACHE") as error:
+    with pytest.raises(OSError, match=r"^PENULT_CACHE is .*, which cannot be written: .*\. Set PENULT_CACHE") as error:
         Embedder.load(tiny)
     assert "\n" not in str(error.value)
 
@@ -251,7 +253,7 @@ def test_a_full_disk_is_not_the_exporters_fault(tmp_path, monkeypatch):
     )
     child.chmod(0o755)
     for call, out, advice in (
-        (export.export, tmp_path / "out", "Pass a new folder on a disk"),
+        (export.export, tmp_path / "out", "Pass a new folder on a writable disk"),
         (export.exported, tmp_path / "cache", "Set PENULT_CACHE"),
     ):
         with pytest.raises(OSError, match=f"cannot be written: No space left on device. {advice}"):
@@ -263,7 +265,7 @@ def test_a_full_disk_is_not_the_exporters_fault(tmp_path, monkeypatch):
 def test_files_that_are_holes_are_refused_before_they_are_read(tmp_path, monkeypatch):
     """A terabyte of nothing is one sentence, at once; so is a graph beyond protobuf's limit."""
     monkeypatch.setenv("PENULT_CACHE", str(tmp_path / "cache"))
-    for size, words in ((2**40, "at most 137,438,953,472"), (2**36, "the rest is a hole")):
+    for size, words in ((2**40, "at most 137,438,953,472"), (2**36, "is a sparse file")):
         with (tmp_path / "weights.bin").open("wb") as file:
             file.truncate(size)
         with pytest.raises(ValueError, match=words):

@@ -75,7 +75,7 @@ def test_a_damaged_file_is_noticed(tmp_path, monkeypatch, caplog, kind):
             caplog.clear()
             assert np.array_equal(vectors_of(model, precision), expected), (name, damage)
             essential = name.parts[0] == "graphs" and (name.name != "padding" or damage is shut)
-            assert ("is made again" in caplog.text) == essential, (name, damage)
+            assert ("preparing it again" in caplog.text) == essential, (name, damage)
             caplog.clear()
             if essential and damage in (flip, shut):
                 assert np.array_equal(vectors_of(model, precision), expected)
@@ -88,7 +88,7 @@ def test_a_folder_in_place_of_the_entries_is_one_sentence(tmp_path, monkeypatch)
     monkeypatch.setenv("PENULT_CACHE", str(tmp_path / "cache"))
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache" / "graphs").write_bytes(b"")
-    with pytest.raises(OSError, match=r"cannot be written: .*\. Set PENULT_CACHE to a folder"):
+    with pytest.raises(OSError, match=r"cannot be written: .*\. Set PENULT_CACHE to a writable folder"):
         vectors_of(tiny_model(tmp_path / "model"), "fp32")
 
 
@@ -121,7 +121,7 @@ def test_a_pinned_load_believes_no_note(large, file):
     with Embedder.load(large, fingerprint=fingerprint) as e:
         assert e.fingerprint == fingerprint
     (large / file).write_bytes((large / file).read_bytes() + b" ")
-    with pytest.raises(ValueError, match=r"has the fingerprint|is not a whole ONNX file"):
+    with pytest.raises(ValueError, match=r"has the fingerprint|is not a complete ONNX file"):
         Embedder.load(large, fingerprint=fingerprint)
 
 
@@ -139,7 +139,7 @@ def test_a_pinned_load_checks_the_entry(large, tmp_path, caplog):
     caching.write_note(tmp_path / "cache" / "hashes" / name, before)
     with Embedder.load(large, fingerprint=fingerprint) as e:
         assert np.array_equal(e.embed(TEXTS), expected)
-    assert "is made again" in caplog.text
+    assert "preparing it again" in caplog.text
 
 
 def test_young_files_have_no_note(monkeypatch, tmp_path):

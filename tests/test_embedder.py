@@ -175,7 +175,9 @@ def test_truncation_is_counted_and_said_once(tiny):
     """By default long texts are cut, and one warning says how many."""
     long = ["cat " * 100, "cat", "dog " * 90]
     with Embedder.load(tiny) as e:
-        with pytest.warns(TruncationWarning, match=r"2 of 3 texts had more than 64 tokens and were cut on the right") as caught:
+        with pytest.warns(
+            TruncationWarning, match=r"2 of 3 texts had more than 64 tokens and were truncated on the right"
+        ) as caught:
             first = e.embed(long)
         assert caught[0].filename == __file__
         with warnings.catch_warnings():
@@ -208,7 +210,7 @@ def test_selected_texts_are_those_of_a_list(embedder):
 
 def test_run_takes_no_texts(embedder):
     """Texts must be tokenized first, and the message says so."""
-    with pytest.raises(TypeError, match=r"a list; pass what tokenize\(\) returns"):
+    with pytest.raises(TypeError, match=r"a list; pass the result of tokenize\(\)"):
         embedder.run(["cat"])
 
 
@@ -228,7 +230,7 @@ def test_truncation_can_be_refused_or_silent(tiny):
     text = "dog " * 80 + "cat " * 70
     with (
         Embedder.load(tiny, truncate="error") as e,
-        pytest.raises(TextError, match=r"texts\[1\] has 152 tokens, the model takes 64"),
+        pytest.raises(TextError, match=r"texts\[1\] has 152 tokens, the model's maximum is 64"),
     ):
         e.embed(["ok", text])
     with Embedder.load(tiny, truncate="left") as e:
@@ -331,9 +333,9 @@ def test_a_vector_that_is_no_number_never_leaves(tmp_path):
     onnx.save(model, folder / "onnx" / "model.onnx")
     with Embedder.load(folder, threads=1) as broken:
         assert np.isfinite(broken.embed(["the cat", "a dog"])).all()
-        with pytest.raises(ArithmeticError, match="NaN or infinite values for 1 texts, the first of them row 1"):
+        with pytest.raises(ArithmeticError, match="NaN or infinite values for 1 texts, the first at row 1"):
             broken.embed(["the cat sat", "fish"])
-        with pytest.raises(ArithmeticError, match="NaN or infinite values for 1 texts, the first of them row 0"):
+        with pytest.raises(ArithmeticError, match="NaN or infinite values for 1 texts, the first at row 0"):
             broken.embed_tokens(["a fish"])
 
 

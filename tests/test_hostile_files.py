@@ -163,7 +163,7 @@ def test_damaged_weights_of_a_dense_layer(dense, mutate):
 def test_a_dense_layer_without_a_matrix(tmp_path, tensors, held):
     """What a dense layer's file holds instead of a weight and a bias is said."""
     add_dense(tiny_model(tmp_path), tensors)
-    with pytest.raises(ValueError, match=rf"2_Dense.model\.safetensors holds .*{held}"):
+    with pytest.raises(ValueError, match=rf"2_Dense.model\.safetensors has .*{held}"):
         Embedder.load(tmp_path)
 
 
@@ -568,13 +568,15 @@ def use(folder):
 
 
 def test_a_tokenizer_that_repeats_the_text(tmp_path):
-    """A template with the text twice, found by the fuzzer, gave more tokens than the model takes."""
+    """A template with the text twice, found by the fuzzer, gave more tokens than the model's maximum is."""
     path = tiny_model(tmp_path) / "tokenizer.json"
     whole = json.loads(path.read_text())
     cls, text, sep = whole["post_processor"]["single"]
     whole["post_processor"]["single"] = [cls, text, sep, text]
     write_json(path, whole)
-    with pytest.raises(ValueError, match=rf"{re.escape(str(tmp_path))}: the tokenizer makes 4 tokens where 3 are the most"):
+    with pytest.raises(
+        ValueError, match=rf"{re.escape(str(tmp_path))}: the tokenizer returns 4 tokens where at most 3 are possible"
+    ):
         use(tmp_path)
 
 
@@ -655,7 +657,7 @@ def test_half_of_a_surrogate_pair(tmp_path, name, key, value):
     """JSON can spell a character that no UTF-8 has, over which the tokenizer failed without naming the file."""
     path = tiny_model(tmp_path) / name
     write_json(path, {**(json.loads(path.read_text()) if path.exists() else {}), key: value})
-    with pytest.raises(ValueError, match=rf"{re.escape(str(path))} is not JSON .*surrogates not allowed.*; fetch it again"):
+    with pytest.raises(ValueError, match=rf"{re.escape(str(path))} is not JSON .*surrogates not allowed.*\. Download it again"):
         use(tmp_path)
     path.write_text(json.dumps({key: "\U0001f600"}))  # both halves are a character
     assert json.loads(path.read_text()) == read_object(path)

@@ -230,9 +230,9 @@ def test_a_variant_beside_the_usual_graph(server):
     assert fetch("org/tiny/onnx/model_int8.onnx") == first
     assert server.asked == []
     assert fetch("org/tiny").graph == "onnx/model.onnx"
-    with pytest.raises(FileNotFoundError, match=r"holds no 'onnx/model_O9\.onnx'; it has onnx/model\.onnx"):
+    with pytest.raises(FileNotFoundError, match=r"has no 'onnx/model_O9\.onnx'; it has onnx/model\.onnx"):
         fetch("org/tiny", model_file="onnx/model_O9.onnx")
-    with pytest.raises(ValueError, match="name one of them"):
+    with pytest.raises(ValueError, match="Pass one of them"):
         fetch("org/tiny/onnx/model.onnx", model_file="model_int8.onnx")
 
 
@@ -253,7 +253,7 @@ def test_a_fetch_that_broke_off_is_completed(server):
 def test_data_that_the_repository_lacks(server):
     """A graph whose data file is not in the repository is an error that names the file."""
     del server.repos["org/tiny"]["onnx/Constant_7_attr__value"]
-    with pytest.raises(FileNotFoundError, match=r"lacks Constant_7_attr__value, which onnx/model\.onnx points to"):
+    with pytest.raises(FileNotFoundError, match=r"has no Constant_7_attr__value, the external data of onnx/model\.onnx"):
         fetch("org/tiny")
 
 
@@ -374,13 +374,13 @@ GRAPH, DATA, SMALL = "onnx/model.onnx", "onnx/model.onnx_data", "config.json"
         ("list", Fault("status", status=401), "answered 401 Unauthorized .*HF_TOKEN"),
         (SMALL, Fault("status", status=403), "answered 403 Forbidden .*HF_TOKEN"),
         (SMALL, Fault("status", status=404), r"answered 404 Not Found \(it has no such file\)"),
-        ("list", Fault("status", status=429, headers={"Retry-After": "300"}), "answered 429 .* asks to wait 300 s"),
+        ("list", Fault("status", status=429, headers={"Retry-After": "300"}), "answered 429 .* requires waiting 300 s"),
         ("list", Fault("status", status=503, headers={"Retry-After": "0"}), "answered 503 Service Unavailable"),
         (SMALL, Fault("status", status=500, headers={"Retry-After": "0"}), "answered 500"),
         (SMALL, Fault("status", status=418), "answered 418"),
-        ("list", Fault("html"), "something else than a Hub"),
+        ("list", Fault("html"), "a response that a Hub does not send"),
         (SMALL, Fault("html"), "without an ETag"),
-        (SMALL, Fault("redirect", to="/org/tiny/resolve/" + "a" * 40 + "/config.json"), "redirects more than 10 times"),
+        (SMALL, Fault("redirect", to="/org/tiny/resolve/" + "a" * 40 + "/config.json"), "redirected more than 10 times"),
         (SMALL, Fault("redirect", to="ftp://example.org/x"), "could not be reached"),
     ],
 )  # fmt: skip
@@ -495,7 +495,7 @@ def test_unknown_repositories_and_revisions(server):
         fetch("org/other")
     with pytest.raises(FileNotFoundError, match=r"has no model 'org/tiny' of revision 'nowhere'"):
         fetch("org/tiny@nowhere")
-    with pytest.raises(FileNotFoundError, match=r"written sentence-transformers/all-mini\)"):
+    with pytest.raises(FileNotFoundError, match=r"for a model of sentence-transformers, pass sentence-transformers/all-mini\)"):
         fetch("hf:all-mini")
     assert fetch("org/tiny@feature/x").graph == GRAPH
 
@@ -563,7 +563,7 @@ def test_a_user_without_a_home_has_no_cache_of_the_hub(server, monkeypatch, tmp_
     """A folder called ~ in the working folder is not one."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", "~/.cache/huggingface/hub")
-    with pytest.raises(OSError, match="Set HF_HUB_CACHE to a folder that lasts"):
+    with pytest.raises(OSError, match="Set HF_HUB_CACHE to a persistent folder"):
         fetch("org/tiny")
     assert not (tmp_path / "~").exists()
 

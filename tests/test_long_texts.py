@@ -325,8 +325,9 @@ def test_a_text_without_a_place_to_cut(monkeypatch):
         with pytest.raises(TextError, match="2 of 5 texts") as caught:
             truncation_of(tokenizer, "right").read(texts, 8)
         assert list(caught.value.rows) == [2, 4]
-        assert "has 4,097 characters, and this model's tokenizer finds no place to cut it within 4,096; split it" in str(
-            caught.value
+        assert (
+            "has 4,097 characters, and the tokenizer cannot process it in parts of at most 4,096 characters; split it"
+            in str(caught.value)
         )
         assert check(tokenizer, [texts[0], texts[1], texts[3]], 8, "right") == 1
         backwards = [texts[4], "river " * 5000]
@@ -347,7 +348,7 @@ def test_a_tokenizer_of_unknown_parts(monkeypatch):
     ):
         tokenizer = wordpiece(normalizer, pre_tokenizer)
         assert check(tokenizer, ["the river " * 400], 8, "right") == 0
-        with pytest.raises(TextError, match="no place to cut"):
+        with pytest.raises(TextError, match="cannot process it in parts"):
             truncation_of(tokenizer, "right").read(["the river " * 500], 8)
 
 
@@ -405,7 +406,7 @@ def test_counts_of_what_was_cut_off(tmp_path):
     with Embedder.load(tmp_path, truncate="error") as e:
         with pytest.raises(TextError) as caught:
             e.embed(["cat " * 100, "cat", "cat " * 100_000])
-        assert caught.value.rows[0] == "has 102 tokens, the model takes 64"
+        assert caught.value.rows[0] == "has 102 tokens, the model's maximum is 64"
         assert caught.value.rows[2].startswith("has at least ")
     with Embedder.load(tmp_path, truncate="left") as e:
         assert np.array_equal(e.embed(["dog " + "cat " * 100_000]), e.embed(["cat " * 62]))

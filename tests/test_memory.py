@@ -53,7 +53,7 @@ def test_a_first_load_that_does_not_fit(tmp_path, monkeypatch, caplog, precision
     size = (model / "onnx" / "model.onnx").stat().st_size
     monkeypatch.setattr(memory, "memory_limit", lambda: int(share * size))
     settings = {"precision": precision, "calibration": ["the cat"] if precision == "int8" else None}
-    words = r"GB of memory, and this process may use 0\.0 GB\. Load it on a larger machine and copy the cache folder here"
+    words = r"GB of memory, but this process may use only 0\.0 GB\. Load it on a machine with more memory and copy the cache folder here"
     if outcome == "refused":
         with pytest.raises(ValueError, match=words):
             Embedder.load(model, **settings)

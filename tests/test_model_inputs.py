@@ -20,7 +20,7 @@ def fed(name, dtype, *shape, batch=LEFT, ids=IDS, others=(), **meaning):
     return value
 
 
-def refused(name, dtype, *shape, match=r"does not follow from token ids\. Export the text encoder alone", **given):
+def refused(name, dtype, *shape, match=r"cannot be computed from token ids\. Export only the text encoder", **given):
     with pytest.raises(ValueError, match=rf"needs '{name}' .*{match}"):
         fed(name, dtype, *shape, **given)
 
@@ -99,7 +99,7 @@ def test_a_task_is_fed_as_one_value_or_one_a_row(name):
 
 def test_a_task_nobody_names_is_refused():
     """A wrong task gives another vector, so none is made up."""
-    with pytest.raises(ValueError, match=r"^The graph needs `task_id`, and no file says which task\. Pass task=\.\.\.$"):
+    with pytest.raises(ValueError, match=r"^The graph needs `task_id`, but no file states a task\. Pass task=\.\.\.$"):
         fed("task_id", np.int64)
     refused("task_id", np.int64, 5, task=1)
     refused("adapter_mask", np.float32, "batch", task=1)

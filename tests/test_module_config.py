@@ -64,7 +64,7 @@ def test_each_module_has_its_keys(tmp_path, kind, config, harmless):
     for key in ("temperature", "pooling_mode_attention", "Bias", "dtype"):
         write_json(tmp_path / "2_X" / "config.json", config | {key: None})
         with pytest.raises(
-            ValueError, match=rf"2_X/config\.json states '{key}', which penult does not know.*Known are"
+            ValueError, match=rf"2_X/config\.json states '{key}', which penult does not support.*Supported: "
         ) as caught:
             read(tmp_path, Overrides())
         assert all(known in str(caught.value) for known in config)
@@ -76,7 +76,7 @@ def test_a_module_without_its_file(tmp_path, kind):
     others = [] if kind == "Pooling" else [("Pooling", "1_Pooling")]
     list_modules(tmp_path, ("Transformer", ""), *others, (kind, "2_X"))
     write_json(tmp_path / "1_Pooling" / "config.json", POOLING)
-    with pytest.raises(FileNotFoundError, match=rf"names the module {kind} in '2_X', and .*2_X/config\.json is missing"):
+    with pytest.raises(FileNotFoundError, match=rf"names the module {kind} in '2_X', but .*2_X/config\.json is missing"):
         read(tmp_path, Overrides())
 
 
@@ -90,7 +90,7 @@ def test_modules_that_need_no_file(tmp_path):
 @pytest.mark.parametrize(
     ("config", "said"),
     [
-        ({"pooling_mode": ["mean"] * 7}, "concatenates 7 poolings; penult takes at most 6"),
+        ({"pooling_mode": ["mean"] * 7}, "concatenates 7 poolings; penult supports at most 6"),
         ({"pooling_mode": 1}, "pooling_mode is 1"),
         ({"pooling_mode": [["mean"]]}, "the pooling \"\\['mean'\\]\""),
         ({"pooling_mode": "mean", "include_prompt": "yes"}, "include_prompt is 'yes'"),
@@ -155,7 +155,7 @@ def test_the_activation(folder, stated, activation):
 @pytest.mark.parametrize(
     ("pooling", "dense", "norm", "said"),
     [
-        ({"embedding_dimension": 32}, (64, 8), None, "2_Dense/config.json expects embeddings of 64 values, and .* gives 32"),
+        ({"embedding_dimension": 32}, (64, 8), None, "2_Dense/config.json expects embeddings of 64 values, but .* outputs 32"),
         (
             {"pooling_mode": ["mean", "max"], "embedding_dimension": 32},
             (32, 8),
@@ -177,7 +177,7 @@ def test_modules_that_do_not_fit(folder, pooling, dense, norm, said):
     )
     write_json(folder / "2_Dense" / "config.json", dict(zip(("in_features", "out_features"), dense, strict=True)))
     write_json(folder / "3_LayerNorm" / "config.json", {"dimension": norm})
-    with pytest.raises(ValueError, match=said + r"\. Mend the files"):
+    with pytest.raises(ValueError, match=said + r"\. Fix the files"):
         read(folder, Overrides())
 
 
@@ -206,7 +206,9 @@ def test_another_pooling_than_the_modules_fit(folder):
     """A pooling that the caller asks for keeps the modules behind it, and must fit them."""
     list_modules(folder, ("Transformer", ""), ("Pooling", "1_Pooling"), ("Dense", "2_Dense"))
     layer = add_dense(folder / "2_Dense", 32, 8)
-    with pytest.raises(ValueError, match=r"expects embeddings of 32 values, and .* gives 64\. Pass another pooling, or none\."):
+    with pytest.raises(
+        ValueError, match=r"expects embeddings of 32 values, but .* outputs 64\. Pass another pooling, or omit it\."
+    ):
         read(folder, Overrides(pooling=["mean", "max"]))
     embeds(folder, lambda text: linear(reference.pool(states_of(folder, text), "max"), layer), pooling="max")
 
@@ -216,7 +218,7 @@ def test_a_width_that_is_not_the_graphs(folder, stated):
     """Where files state a width that the graph's token embeddings do not have, both are shown."""
     (width,) = stated.values()
     write_json(folder / "1_Pooling" / "config.json", {"pooling_mode": "mean"} | stated)
-    with pytest.raises(ValueError, match=rf"expect token embeddings of {width} values, and .* (has|gives) 32"):
+    with pytest.raises(ValueError, match=rf"expect token embeddings of {width} values, but .* (has|outputs) 32"):
         Embedder.load(folder)
 
 
@@ -324,7 +326,7 @@ def test_two_poolings(folder):
     """A second pooling has no tokens to pool."""
     list_modules(folder, ("Transformer", ""), ("Pooling", "1_Pooling"), ("Pooling", "2_P"))
     write_json(folder / "2_P" / "config.json", POOLING)
-    with pytest.raises(ValueError, match=r"2_P/config\.json: the embeddings are pooled already"):
+    with pytest.raises(ValueError, match=r"2_P/config\.json: the input of this module is already pooled"):
         read(folder, Overrides())
 
 

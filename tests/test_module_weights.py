@@ -71,7 +71,7 @@ def test_bfloat16(tmp_path):
 def test_a_type_that_is_not_read(tmp_path):
     """It is named, with those that are."""
     raw_file(tmp_path / "model.safetensors", "F8_E4M3", [1, 2], b"\0\0")
-    with pytest.raises(ValueError, match=r"model\.safetensors holds linear\.weight as F8_E4M3; penult reads F64, .*BF16\."):
+    with pytest.raises(ValueError, match=r"model\.safetensors has linear\.weight as F8_E4M3; penult supports F64, .*BF16\."):
         dense_weights(tmp_path, bias=False, residual=False)
 
 
@@ -88,7 +88,7 @@ def test_keys_that_do_not_fit(tmp_path, keys, bias, residual, wanted):
     save_file({key: BIAS if key.endswith("bias") else WEIGHT for key in keys}, tmp_path / "model.safetensors")
     shapes = [f"{key} float32 \\({'4,' if key.endswith('bias') else '4, 6'}\\)" for key in sorted(keys)]
     held = ", ".join(shapes) or "nothing"
-    with pytest.raises(ValueError, match=f"holds {held}; this module has {wanted}\\. Fetch"):
+    with pytest.raises(ValueError, match=f"has {held}; this module needs {wanted}\\. Download"):
         dense_weights(tmp_path, bias=bias, residual=residual)
 
 
@@ -109,7 +109,7 @@ def test_many_keys_that_do_not_fit(tmp_path):
 def test_shapes_that_do_not_fit(tmp_path, weights):
     """What the file holds is shown beside what it must hold."""
     save_file({key: np.ascontiguousarray(array) for key, array in weights.items()}, tmp_path / "model.safetensors")
-    with pytest.raises(ValueError, match=r"model\.safetensors holds linear\..* must be numbers \(D(, H)?\)\. Fetch"):
+    with pytest.raises(ValueError, match=r"model\.safetensors has linear\..* must be numbers \(D(, H)?\)\. Download"):
         dense_weights(tmp_path, bias=True, residual=False)
 
 
@@ -120,7 +120,7 @@ def test_files_that_are_not_whole(tmp_path):
     whole = file.read_bytes()
     for broken in (whole[:-1], whole[:20], b"", b"version https://git-lfs.github.com/spec/v1\n", b"\xff" * 8 + whole):
         file.write_bytes(broken)
-        with pytest.raises(ValueError, match=r"model\.safetensors is (not a whole safetensors file|a git-LFS pointer)"):
+        with pytest.raises(ValueError, match=r"model\.safetensors is (not a complete safetensors file|a Git LFS pointer)"):
             dense_weights(folder, bias=False, residual=False)
     file.unlink()
     file.mkdir()
@@ -130,11 +130,11 @@ def test_files_that_are_not_whole(tmp_path):
 
 def test_which_file_is_read(tmp_path):
     """Safetensors stand above a pickle; parts of a file and nothing at all are named."""
-    with pytest.raises(FileNotFoundError, match=r"has neither model\.safetensors nor pytorch_model\.bin; fetch"):
+    with pytest.raises(FileNotFoundError, match=r"has neither model\.safetensors nor pytorch_model\.bin\. Download"):
         weights_path(tmp_path)
     (tmp_path / "model-00001-of-00002.safetensors").touch()
     (tmp_path / "model.safetensors.index.json").touch()
-    with pytest.raises(ValueError, match=r"in several files \(model-00001-of-00002\.safetensors, \.\.\.\); save them as one"):
+    with pytest.raises(ValueError, match=r"in several files \(model-00001-of-00002\.safetensors, \.\.\.\)\. Save them as one"):
         weights_path(tmp_path)
     (tmp_path / "pytorch_model.bin").touch()
     assert weights_path(tmp_path).name == "pytorch_model.bin"
@@ -147,7 +147,8 @@ def test_a_pickle_without_torch(tmp_path, monkeypatch):
     (tmp_path / "pytorch_model.bin").write_bytes(b"cos\nsystem\n(S'false'\ntR.")
     monkeypatch.setattr(module_weights, "_torch_version", lambda: None)
     with pytest.raises(
-        FileNotFoundError, match=r"pytorch_model\.bin is pickled .* the extra penult\[export\] \(pip install .*\), or save"
+        FileNotFoundError,
+        match=r"pytorch_model\.bin needs torch\. Install the extra penult\[export\] \(pip install .*\), or save",
     ):
         dense_weights(tmp_path, bias=True, residual=False)
 
@@ -157,7 +158,7 @@ def test_a_pickle_with_a_torch_that_is_not_safe(tmp_path, monkeypatch):
     (tmp_path / "pytorch_model.bin").touch()
     monkeypatch.setattr(module_weights, "_torch_version", lambda: (2, 5))
     with pytest.raises(
-        ValueError, match=r"pytorch_model\.bin is pickled weights, which torch reads safely from version 2\.6 on"
+        ValueError, match=r"pytorch_model\.bin has pickled weights, which torch reads safely from version 2\.6 on"
     ):
         dense_weights(tmp_path, bias=True, residual=False)
 
@@ -265,21 +266,23 @@ def test_static_tables_that_do_not_fit(tmp_path, arrays):
     save_file(
         {key: np.ascontiguousarray(array).reshape(array.shape) for key, array in arrays.items()}, tmp_path / "model.safetensors"
     )
-    with pytest.raises(ValueError, match=r"holds embeddings float32 .*; static embeddings are rows \(V, D\)"):
+    with pytest.raises(ValueError, match=r"has embeddings float32 .*; a static embedding has rows \(V, D\)"):
         static_table(tmp_path)
 
 
 def test_a_static_table_with_other_keys(tmp_path):
     """A transformer's weights are no table, and keys that only one of two libraries reads are no detail."""
-    with pytest.raises(ValueError, match=r"holds encoder\.weight .*; this module has embeddings and at most mapping, weights"):
+    with pytest.raises(
+        ValueError, match=r"has encoder\.weight .*; this module needs embeddings and optionally mapping, weights"
+    ):
         static_table(folder_of(tmp_path, encoder__weight=WEIGHT))
-    with pytest.raises(ValueError, match=r"weights float.*; this module has embedding\.weight\."):
+    with pytest.raises(ValueError, match=r"weights float.*; this module needs embedding\.weight\."):
         static_table(folder_of(tmp_path, embedding__weight=ROWS, weights=np.ones(3)))
 
 
 def test_a_static_table_of_what_is_no_number(tmp_path):
     """One row of NaN would make zeros of padding NaN."""
-    with pytest.raises(ValueError, match="embeddings that are not finite numbers"):
+    with pytest.raises(ValueError, match="NaN or infinite embeddings"):
         static_table(folder_of(tmp_path, embeddings=ROWS * np.array([1, np.nan], np.float32)))
 
 

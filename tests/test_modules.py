@@ -62,7 +62,7 @@ def test_a_transformer_of_the_models_own_code(tmp_path):
     list_modules(tmp_path, ("custom_st.Transformer", ""))
     assert read_modules(tmp_path)["document"][0].is_input
     list_modules(tmp_path, ("Transformer", ""), ("custom_st.Pooling", "1_P"))
-    with pytest.raises(ValueError, match=re.escape("module 'Pooling' (custom_st.Pooling), which penult does not have")):
+    with pytest.raises(ValueError, match=re.escape("module 'Pooling' (custom_st.Pooling); penult supports Transformer")):
         read_modules(tmp_path)
 
 
@@ -72,7 +72,9 @@ def test_a_class_that_is_not_known(tmp_path, kind):
     write_json(
         tmp_path / "modules.json", [{"type": f"{PACKAGE}Transformer", "path": ""}, {"type": PACKAGE + kind, "path": "1_X"}]
     )
-    with pytest.raises(ValueError, match=f"module {kind!r}.*it has Transformer, StaticEmbedding.*would give other") as caught:
+    with pytest.raises(
+        ValueError, match=f"module {kind!r}.*penult supports Transformer, StaticEmbedding.*would give other"
+    ) as caught:
         read_modules(tmp_path)
     assert "pooling=" not in str(caught.value)
 
@@ -81,20 +83,20 @@ def test_a_class_that_is_not_known(tmp_path, kind):
 def test_a_folder_outside_the_model(tmp_path, place):
     """A module's folder lies inside the model's."""
     list_modules(tmp_path, ("Transformer", place))
-    with pytest.raises(ValueError, match=r"modules\.json names the folder .* outside the model's own"):
+    with pytest.raises(ValueError, match=r"modules\.json names the folder .* outside the model's folder"):
         read_modules(tmp_path)
 
 
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ({}, r"modules\.json holds a dict; it must be a list"),
-        ("x", r"modules\.json holds a str"),
-        ([1], r"modules\.json lists a module without a type and a path"),
-        ([{"path": ""}], r"modules\.json lists a module without a type"),
-        ([{"type": 1, "path": ""}], r"modules\.json lists a module without a type"),
-        ([{"type": "Transformer", "path": None}], r"modules\.json lists a module without a type and a path"),
-        ([{"type": "Transformer", "path": ["a"]}], r"modules\.json lists a module without a type and a path"),
+        ({}, r"modules\.json contains a dict; it must be a list"),
+        ("x", r"modules\.json contains a str"),
+        ([1], r"modules\.json lists a module whose type and path"),
+        ([{"path": ""}], r"modules\.json lists a module whose type"),
+        ([{"type": 1, "path": ""}], r"modules\.json lists a module whose type"),
+        ([{"type": "Transformer", "path": None}], r"modules\.json lists a module whose type and path"),
+        ([{"type": "Transformer", "path": ["a"]}], r"modules\.json lists a module whose type and path"),
     ],
 )
 def test_a_malformed_list(tmp_path, content, said):
@@ -113,19 +115,19 @@ def test_no_list_of_modules(tmp_path):
 
 
 def test_a_pointer_in_place_of_the_list(tmp_path):
-    """A git-LFS pointer is not read as a folder without modules."""
+    """A Git LFS pointer is not read as a folder without modules."""
     (tmp_path / "modules.json").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 90\n")
-    with pytest.raises(ValueError, match=r"modules\.json is a git-LFS pointer"):
+    with pytest.raises(ValueError, match=r"modules\.json is a Git LFS pointer"):
         read_modules(tmp_path)
 
 
 @pytest.mark.parametrize(
     ("listed", "said"),
     [
-        ([("Pooling", "1_P")], "lists Pooling; penult reads one module that takes text, first"),
+        ([("Pooling", "1_P")], "lists Pooling; penult supports one module that takes text, as the first"),
         (
             [("Transformer", ""), ("Transformer", "a")],
-            "lists Transformer, Transformer; penult reads one module that takes text",
+            "lists Transformer, Transformer; penult supports one module that takes text",
         ),
         ([("Normalize", "n"), ("Transformer", "")], "lists Normalize, Transformer;"),
     ],
@@ -146,7 +148,7 @@ def test_text_is_taken_by_the_first_module_alone(tmp_path, listed, said):
         ("CrossEncoder", "a reranker"),
         ("SparseEncoder", "a sparse encoder"),
         ("MultiVectorEncoder", "a late-interaction model"),
-        ("PairScorer", "a PairScorer, which penult does not have"),
+        ("PairScorer", "a PairScorer, which penult does not support"),
     ],
 )
 def test_the_kind_that_the_files_state(tmp_path, model_type, said):
@@ -205,8 +207,8 @@ def test_modules_without_a_pooling(tmp_path, tokens_step):
     [
         ("BertForSequenceClassification", "a reranker"),
         ("XLMRobertaForSequenceClassification", "a reranker"),
-        ("BertForTokenClassification", "a model that labels tokens"),
-        ("RobertaForQuestionAnswering", "a model that labels tokens"),
+        ("BertForTokenClassification", "a token classifier"),
+        ("RobertaForQuestionAnswering", "a token classifier"),
     ],
 )
 def test_the_kind_that_the_architecture_shows(tmp_path, architecture, said):
@@ -242,11 +244,11 @@ def test_further_kinds_that_the_architecture_shows(tmp_path, architecture, said)
 @pytest.mark.parametrize("kind", ["vision_config", "audio_config"])
 @pytest.mark.parametrize("names", [["CLIPModel"], ["ClapModel"], None])
 def test_models_of_texts_and_media(tmp_path, kind, names):
-    """A model that reads texts and images or audio is said to be one; the way out is its own vector of a text."""
+    """A model that takes texts and images or audio is said to be one; the way out is its own vector of a text."""
     folder = tiny_model(tmp_path, pooling=None)
     config = {"architectures": names, kind: {"hidden_size": 8}, "text_config": {"hidden_size": 32}}
     write_json(folder / "config.json", config)
-    with pytest.raises(ValueError, match=r"reads texts and images or audio .*pass layer=None") as caught:
+    with pytest.raises(ValueError, match=r"takes texts and images or audio .*pass layer=None") as caught:
         Embedder.load(folder)
     assert "pooling=" not in str(caught.value)
     write_json(folder / "config.json", config | {kind: ["x"]})
@@ -266,7 +268,7 @@ def test_a_static_embedding_has_no_layers(tmp_path):
     """For a static embedding neither layer nor pooling can be chosen."""
     static_model(tmp_path)
     for asked in ({"layer": 0}, {"layer": None}, {"pooling": "mean"}, {"pooling": ["mean", "cls"]}):
-        with pytest.raises(ValueError, match="static embedding: it has no layers and pools by itself") as caught:
+        with pytest.raises(ValueError, match="static embedding: it has no layers and does its own pooling") as caught:
             Embedder.load(tmp_path, **asked)
         assert "pooling=" not in str(caught.value)
 
@@ -362,7 +364,7 @@ def test_many_routers_in_routers(tmp_path, monkeypatch):
 def test_a_router_without_its_file(tmp_path):
     """A router's missing file is named."""
     list_modules(tmp_path, ("Router", "r"))
-    with pytest.raises(FileNotFoundError, match=r"r has no router_config\.json, which modules\.json asks for"):
+    with pytest.raises(FileNotFoundError, match=r"r has no router_config\.json, which modules\.json needs"):
         read_modules(tmp_path)
 
 
@@ -370,7 +372,9 @@ def test_a_router_without_a_route_for_a_role(tmp_path):
     """A role without a route is an error that lists the routes, never the default route in silence."""
     list_modules(tmp_path, ("Router", ""))
     router(tmp_path, {"query": ["q"], "image": ["i"]}, default_route="query")
-    with pytest.raises(ValueError, match=r"no route for a document; its routes are query, image\. Name one of them 'document'"):
+    with pytest.raises(
+        ValueError, match=r"no route for a document; its routes are query, image\. Rename one of them to 'document'"
+    ):
         read_modules(tmp_path)
 
 
@@ -380,22 +384,22 @@ WHOLE = {"types": {"q": "Transformer"}, "structure": {"query": ["q"], "document"
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
-        ({"types": None}, "must hold the objects"),
-        ({"types": ["q"]}, "must hold the objects"),
-        ({"types": {}}, "gives no type for the module 'q'"),
-        ({"types": {"q": 1}}, "gives no type for the module 'q'"),
-        ({"structure": {}}, "must hold the objects"),
-        ({"structure": {"query": "q"}}, "must hold the objects"),
-        ({"structure": {"query": [1], "document": ["q"]}}, "gives no type for the module '1'"),
-        ({"structure": {"query": [["q"]], "document": ["q"]}}, "gives no type for the module"),
-        ({"structure": {"query": [{}], "document": ["q"]}}, "gives no type for the module"),
+        ({"types": None}, "must have the objects"),
+        ({"types": ["q"]}, "must have the objects"),
+        ({"types": {}}, "states no type for the module 'q'"),
+        ({"types": {"q": 1}}, "states no type for the module 'q'"),
+        ({"structure": {}}, "must have the objects"),
+        ({"structure": {"query": "q"}}, "must have the objects"),
+        ({"structure": {"query": [1], "document": ["q"]}}, "states no type for the module '1'"),
+        ({"structure": {"query": [["q"]], "document": ["q"]}}, "states no type for the module"),
+        ({"structure": {"query": [{}], "document": ["q"]}}, "states no type for the module"),
         (
             {"structure": {"query": ["../q"], "document": ["q"]}, "types": {"../q": "Transformer", "q": "Transformer"}},
             "outside",
         ),
-        ({"parameters": None}, "must hold the objects"),
-        ({"parameters": []}, "must hold the objects"),
-        ({"parameters": {"routing": 1}}, "the parameter 'routing', which penult does not know"),
+        ({"parameters": None}, "must have the objects"),
+        ({"parameters": []}, "must have the objects"),
+        ({"parameters": {"routing": 1}}, "the parameter 'routing', which penult does not support"),
         ({"parameters": {"route_mappings": ["a"]}}, "route_mappings must be an object"),
         ({"parameters": {"route_mappings": {"query": "query"}}}, "the route 'query' is not a pair"),
         ({"parameters": {"route_mappings": {"('query',)": "query"}}}, "is not a pair"),

@@ -34,7 +34,7 @@ def test_code_of_a_model_is_not_run(tmp_path, monkeypatch):
     older(folder, tokenizer_class="Own", auto_map={"AutoTokenizer": ["own.Own", "own.Own"]})
     (folder / "own.py").write_text(f"open({str(proof)!r}, 'w').close()\nclass Own: pass\n")
     monkeypatch.setattr("builtins.input", lambda *_: "y")
-    with pytest.raises(ValueError, match=r"model holds no tokenizer\.json, .* without running code of the model's own"):
+    with pytest.raises(ValueError, match=r"model has no tokenizer\.json, .* without running the model's own code"):
         Embedder.load(folder)
     assert not proof.exists()
 
@@ -51,7 +51,7 @@ def test_code_of_a_model_is_not_run(tmp_path, monkeypatch):
 def test_older_files_that_cannot_be_read(tmp_path, name, content):
     """Whatever class of error transformers has for it: one sentence that names the folder and says what to do."""
     (older(tmp_path) / name).write_bytes(content)
-    with pytest.raises(ValueError, match=r"holds no tokenizer\.json.*; fetch or make a tokenizer\.json\.$") as caught:
+    with pytest.raises(ValueError, match=r"has no tokenizer\.json.*\. Download or create tokenizer\.json\.$") as caught:
         Embedder.load(tmp_path)
     assert str(tmp_path) in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -122,10 +122,10 @@ def test_a_vocabulary_whose_package_is_missing(tmp_path, monkeypatch, name, cont
 
 
 def test_a_pointer_to_a_vocabulary(tmp_path):
-    """A vocabulary that git-LFS has not fetched is said to be one."""
+    """A vocabulary that Git LFS has not fetched is said to be one."""
     folder = older(tmp_path)
     (folder / "vocab.txt").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n")
-    with pytest.raises(ValueError, match=r"vocab\.txt is a git-LFS pointer, not the tokenizer; run `git lfs pull`"):
+    with pytest.raises(ValueError, match=r"vocab\.txt is a Git LFS pointer, not the tokenizer\. Run `git lfs pull`"):
         Tokenizer(folder, max_length=8)
 
 
@@ -160,7 +160,7 @@ def test_nothing_to_read(tmp_path):
     """No tokenizer of any age is said."""
     (older(tmp_path) / "vocab.txt").unlink()
     (tmp_path / "tokenizer_config.json").unlink()
-    with pytest.raises(FileNotFoundError, match="holds no tokenizer"):
+    with pytest.raises(FileNotFoundError, match="has no tokenizer"):
         Embedder.load(tmp_path)
 
 

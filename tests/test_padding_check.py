@@ -175,7 +175,7 @@ def maskless(tmp_path_factory):
 def test_the_recipe_says_so(exposed, embedder):
     """The recipe tells that nothing is padded, and why; a graph that reads its mask is padded."""
     assert exposed.recipe.padding is False
-    assert exposed.recipe.origin["padding"].startswith("padding reaches real tokens in this graph")
+    assert exposed.recipe.origin["padding"].startswith("padding changes the vectors of real tokens in this graph")
     assert (embedder.recipe.padding, "padding" in embedder.recipe.origin) == (True, False)
 
 
@@ -231,7 +231,7 @@ def test_buckets_are_refused(tmp_path, kind):
     """Buckets pad, so that they are refused with the reason; a graph that reads its mask takes them."""
     folder = reached(tmp_path, kind)
     with pytest.raises(
-        ValueError, match=r"buckets=\[16, 64\] pads texts, and in .* padding changes the vectors of real tokens"
+        ValueError, match=r"buckets=\[16, 64\] pads texts, but in .* padding changes the vectors of real tokens"
     ):
         Embedder.load(folder, buckets=[16, 64], threads=1)
 

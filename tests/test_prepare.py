@@ -159,7 +159,7 @@ def test_an_open_model_keeps_its_weights(tmp_path, cache, change, caplog):
         lone = np.concatenate([e.embed([text]) for text in MANY[:40]])
         change(folder)
         assert np.abs(e.embed(MANY)[:40] - lone).max() <= 1e-6
-    assert "Batches run one after the other" in caplog.text
+    assert "Batches run one at a time" in caplog.text
 
 
 @pytest.mark.parametrize("external", [False, True])

@@ -172,7 +172,7 @@ def test_broken_json_is_one_clear_error(tmp_path_factory, content):
     try:
         json.loads(content.decode())
     except ValueError:
-        with pytest.raises(ValueError, match=r"modules\.json is (not (JSON|UTF-8)|a git-LFS pointer|a web page|empty)"):
+        with pytest.raises(ValueError, match=r"modules\.json is (not (JSON|UTF-8)|a Git LFS pointer|an HTML page|empty)"):
             read(folder, Overrides())
 
 

@@ -109,7 +109,7 @@ def test_a_device_is_not_read(tmp_path, place):
         if entry.key == "location":
             entry.value = place
     graph.write_bytes(model.SerializeToString())
-    assert "outside its own folder" in apart(embeds, folder)
+    assert "outside its folder" in apart(embeds, folder)
 
 
 @pytest.mark.parametrize("name", ["../other", "..", "a/../../other", "/etc"])
@@ -121,7 +121,7 @@ def test_modules_stay_in_the_folder(tmp_path, name):
         listed = json.loads((folder / "modules.json").read_text())
         listed[1 if kind == "Pooling" else 2] = {"type": f"sentence_transformers.models.{kind}", "path": name}
         write_json(folder / "modules.json", listed)
-        with pytest.raises(ValueError, match=r"modules\.json names the folder .* outside the model's own"):
+        with pytest.raises(ValueError, match=r"modules\.json names the folder .* outside the model's folder"):
             Embedder.load(folder)
 
 
@@ -137,7 +137,7 @@ def test_a_dense_layer_behind_a_link_is_refused(tmp_path):
     weights.unlink()
     save_file({"linear.weight": np.ones((5, 32), np.float32)}, tmp_path / "elsewhere.safetensors")
     weights.symlink_to(tmp_path / "elsewhere.safetensors")
-    with pytest.raises(ValueError, match=r"points to '2_Dense/model\.safetensors', outside its own folder"):
+    with pytest.raises(ValueError, match=r"refers to '2_Dense/model\.safetensors', outside its folder"):
         Embedder.load(folder)
 
 
@@ -150,7 +150,7 @@ def test_a_package_reference_stays_in_the_package(tmp_path, monkeypatch, place):
     (package / "__init__.py").write_text("raise RuntimeError('imported')")
     (package / "link").symlink_to(tmp_path / "secret")
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(ValueError, match="points outside the package 'weights_of_evil'"):
+    with pytest.raises(ValueError, match="is outside the package 'weights_of_evil'"):
         Embedder.load(f"package:weights_of_evil/{place.format(root=tmp_path)}")
     with Embedder.load("package:weights_of_evil/inside") as e:
         assert e.dimension == 32
@@ -159,7 +159,7 @@ def test_a_package_reference_stays_in_the_package(tmp_path, monkeypatch, place):
 @pytest.mark.parametrize("name", ["../secret", "os.path", "a-b", "", ".", "/etc"])
 def test_a_package_name_is_a_name(name):
     """What is no importable name is no package, and nothing is looked up by it."""
-    with pytest.raises(FileNotFoundError, match="no package"):
+    with pytest.raises(FileNotFoundError, match="package .* is not installed"):
         Embedder.load(f"package:{name}")
 
 

@@ -198,7 +198,7 @@ def test_an_end_that_the_vocabulary_lacks(tmp_path):
     """A text cannot end with a token that has no id: that is said with the file, the key and the token."""
     folder = saved(tmp_path, bytes_tokenizer(), LLAMA | {"eos_token": "<eos>", "add_eos_token": True}, vocab_size=3)
     with pytest.raises(
-        ValueError, match=r"tokenizer_config\.json: add_eos_token is true, and the vocabulary lacks eos_token '<eos>'"
+        ValueError, match=r"tokenizer_config\.json: add_eos_token is true, but the vocabulary has no eos_token '<eos>'"
     ):
         Tokenizer(folder, max_length=8)
 
@@ -330,10 +330,10 @@ def test_a_limit_without_room(tmp_path):
     folder = saved(tmp_path, config={})
     made = Tokenizer(folder, max_length=12)
     for limit in (1, 2):
-        refused = f"is {limit}, and every text has 2 special tokens, so that none of a text fits; it must be at least 3"
-        with pytest.raises(ValueError, match=f"limit {refused}"):
+        refused = f"is {limit}, but every text has 2 special tokens, which leaves no room for the text. Pass {{}}>=3"
+        with pytest.raises(ValueError, match=f"limit {refused.format('limit')}"):
             made.tokenize(["cat"], limit=limit)
-        with pytest.raises(ValueError, match=f"max_length {refused}"):
+        with pytest.raises(ValueError, match=f"max_length {refused.format('max_length')}"):
             Tokenizer(folder, max_length=limit)
     assert made.tokenize(["cat dog"], limit=3).counts == [3]
     assert Tokenizer(folder, max_length=1, add_special_tokens=False).tokenize(["cat dog"]).counts == [1]
@@ -344,7 +344,7 @@ def test_a_prompt_without_room(tmp_path):
     folder = saved(tmp_path, config={})
     made = Tokenizer(folder, max_length=12)
     for limit in (3, 4):
-        with pytest.raises(PromptError, match=rf"'query: ' has 4 tokens .* {limit} at most, .* pass max_length>=5"):
+        with pytest.raises(PromptError, match=rf"'query: ' has 4 tokens .* maximum is {limit}, .* pass max_length>=5"):
             made.tokenize(["cat"], "query: ", limit=limit)
     assert made.tokenize(["cat"], "query: ", limit=5).counts == [5]
     left = Tokenizer(folder, max_length=3, side="left").tokenize(["cat dog"], "query: ")
@@ -354,9 +354,9 @@ def test_a_prompt_without_room(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"do_upper_case": True}, r"setting 'do_upper_case' is not one that penult has; it has do_lower_case, "),
-        ({"subfolder": "x"}, r"setting 'subfolder' is not one"),
-        ({"tokenizer_class": "T5Tokenizer"}, r"tokenizer_class is 'T5Tokenizer', and .* states 'BertTokenizer'"),
+        ({"do_upper_case": True}, r"setting 'do_upper_case' is not supported; supported: do_lower_case, "),
+        ({"subfolder": "x"}, r"setting 'subfolder' is not supported"),
+        ({"tokenizer_class": "T5Tokenizer"}, r"tokenizer_class is 'T5Tokenizer', but .* states 'BertTokenizer'"),
         ({"do_lower_case": "no"}, r"the tokenizer settings: do_lower_case is 'no'; it must be true or false"),
         ({"truncation_side": "up"}, r"truncation_side is 'up'; it must be 'right' or 'left'"),
     ],
@@ -399,11 +399,11 @@ def test_values_of_the_wrong_type(tmp_path, key, value):
 
 
 def test_a_pointer_to_the_tokenizer(tmp_path):
-    """A tokenizer.json that git-LFS has not fetched is said to be one, whoever reads it first."""
+    """A tokenizer.json that Git LFS has not fetched is said to be one, whoever reads it first."""
     folder = saved(tmp_path, config={})
     (folder / "tokenizer.json").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n")
     for read in (stated_side, lambda path: Tokenizer(path, max_length=8)):
-        with pytest.raises(ValueError, match=r"tokenizer\.json is a git-LFS pointer, not the tokenizer; run `git lfs pull`"):
+        with pytest.raises(ValueError, match=r"tokenizer\.json is a Git LFS pointer, not the tokenizer\. Run `git lfs pull`"):
             read(folder)
 
 

@@ -103,20 +103,20 @@ def test_harmless_keys(tmp_path, harmless):
 @pytest.mark.parametrize(
     ("config", "said"),
     [
-        ({"pooling": "mean"}, "states 'pooling', which penult does not know"),
-        ({"max_length": 7}, "states 'max_length', which penult does not know"),
-        ({"model_args": {"num_hidden_layers": 3}}, "states 'num_hidden_layers', which penult does not know"),
+        ({"pooling": "mean"}, "states 'pooling', which penult does not support"),
+        ({"max_length": 7}, "states 'max_length', which penult does not support"),
+        ({"model_args": {"num_hidden_layers": 3}}, "states 'num_hidden_layers', which penult does not support"),
         ({"model_kwargs": {"quantization_config": {}}}, "states 'quantization_config'"),
         ({"config_args": {"hidden_act": "relu"}}, "states 'hidden_act'"),
         ({"config_kwargs": {"layer_norm_eps": 1}}, "states 'layer_norm_eps'"),
         ({"processing_kwargs": {"pdf": {}}}, "states 'pdf'"),
         ({"processing_kwargs": {"text": {"stride": 8}}}, "states 'stride'"),
         ({"processing_kwargs": {"common": {"text_pair": "x"}}}, "states 'text_pair'"),
-        ({"processing_kwargs": {"text": {"truncation": False}}}, "switches truncation off"),
-        ({"processing_kwargs": {"common": {"truncation": "do_not_truncate"}}}, "switches truncation off"),
+        ({"processing_kwargs": {"text": {"truncation": False}}}, "disables truncation"),
+        ({"processing_kwargs": {"common": {"truncation": "do_not_truncate"}}}, "disables truncation"),
         ({"processing_kwargs": {"text": [1]}}, "processing_kwargs.text is"),
         ({"processing_kwargs": 1}, "processing_kwargs is 1"),
-        ({"tokenizer_name_or_path": "bert-base-uncased"}, "takes the tokenizer of another model"),
+        ({"tokenizer_name_or_path": "bert-base-uncased"}, "names the tokenizer of another model"),
         ({"do_lower_case": "yes"}, "do_lower_case is 'yes'"),
         ({"model_args": []}, "model_args is []"),
     ],
@@ -195,9 +195,9 @@ def test_texts_are_cut_by_role(tmp_path):
             ids = states_of(folder, text, max_length=length)
             assert difference(e.embed([text], role)[0], reference.normalize(ids.mean(0))) <= 1e-5
     with Embedder.load(folder, truncate="error", threads=1) as e:
-        with pytest.raises(TextError, match="the model takes 6"):
+        with pytest.raises(TextError, match="the model's maximum is 6\\."):
             e.embed([text], "query")
-        with pytest.raises(TextError, match="the model takes 10"):
+        with pytest.raises(TextError, match="the model's maximum is 10"):
             e.embed([text])
         assert e.embed(["the cat sat on the"], "document").shape == (1, 32)
 
@@ -236,7 +236,7 @@ def test_tokenizer_arguments(tmp_path, key):
         assert e.recipe.tokenizer == {"do_lower_case": False, "use_fast": True}
         assert e.fingerprint != before
     write_json(folder / MAIN, {key: {"vocab_file": "x"}})
-    with pytest.raises(ValueError, match="tokenizer setting 'vocab_file' is not one that penult has"):
+    with pytest.raises(ValueError, match="tokenizer setting 'vocab_file' is not supported"):
         Embedder.load(folder)
 
 
@@ -289,7 +289,7 @@ def test_a_call_without_a_length(tmp_path, place):
 @pytest.mark.parametrize("place", ["common", "text"])
 def test_a_truncation_of_null(tmp_path, place):
     """A truncation of null switches it off in sentence-transformers, so that it is refused as false is."""
-    with pytest.raises(ValueError, match="switches truncation off"):
+    with pytest.raises(ValueError, match="disables truncation"):
         stated(tmp_path, processing_kwargs={place: {"truncation": None}})
 
 
@@ -324,12 +324,18 @@ def test_the_output_of_text(tmp_path, modalities, feature, expected):
 @pytest.mark.parametrize(
     ("config", "said"),
     [
-        ({"modality_config": {"message": TEXT}}, "chat template (modality `message`), which penult does not do. Render the"),
-        ({"modality_config": {"text": TEXT, "message": TEXT | {"format": "flat"}}}, "chat template (modality `message`)"),
-        ({"modality_config": {"image": TEXT}}, "has no modality `text` (it has image): the model reads no text"),
+        (
+            {"modality_config": {"message": TEXT}},
+            "chat template to every text (modality `message`), which penult does not support. Apply",
+        ),
+        (
+            {"modality_config": {"text": TEXT, "message": TEXT | {"format": "flat"}}},
+            "chat template to every text (modality `message`)",
+        ),
+        ({"modality_config": {"image": TEXT}}, "has no modality `text` (it has image): the model does not take text"),
         ({"modality_config": {"text": "forward"}}, "has no modality `text`"),
         ({"modality_config": {"text": None}}, "has no modality `text`"),
-        ({"modality_config": {"text": TEXT | {"layer": 1}}}, "states 'layer', which penult does not know"),
+        ({"modality_config": {"text": TEXT | {"layer": 1}}}, "states 'layer', which penult does not support"),
         (
             {"modality_config": {"text": {"method": "forward", "method_output_name": "logits"}}},
             "gives 'logits' as token_embeddings",
@@ -342,7 +348,7 @@ def test_the_output_of_text(tmp_path, modalities, feature, expected):
         ({"modality_config": {"text": {"method": "forward", "method_output_name": ["hidden_states", "3"]}}}, "hidden_states"),
         ({"modality_config": {"text": {"method": "forward", "method_output_name": ["hidden_states", True]}}}, "hidden_states"),
         ({"modality_config": {"text": {"method": "forward", "method_output_name": ["hidden_states"]}}}, "hidden_states"),
-        ({"modality_config": {"text": TEXT}, "module_output_name": "scores"}, "the module gives 'scores'"),
+        ({"modality_config": {"text": TEXT}, "module_output_name": "scores"}, "the module outputs 'scores'"),
         ({"modality_config": {"text": TEXT}, "module_output_name": 3}, "module_output_name is 3"),
         ({"modality_config": [TEXT]}, "modality_config is"),
     ],
@@ -375,7 +381,7 @@ def test_a_vector_of_the_graphs_own(tmp_path):
     list_modules(folder, ("Transformer", ""))
     text = TEXT | {"method_output_name": "pooler_output"}
     write_json(folder / MAIN, {"modality_config": {"text": text}, "module_output_name": "sentence_embedding"})
-    with pytest.raises(ValueError, match=r"take the vector 'pooler_output' .* has the outputs last_hidden_state\. Export"):
+    with pytest.raises(ValueError, match=r"name the output 'pooler_output'; .* has the outputs last_hidden_state\. Export"):
         Embedder.load(folder)
     graph = bert()
     graph.graph.initializer.append(helper.make_tensor("second", TensorProto.INT64, [], [0]))
