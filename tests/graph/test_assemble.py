@@ -311,7 +311,7 @@ def test_external_data_of_constants_are_refused(tmp_path):
     d, states, _ = layered()
     far = TensorProto(name="far", data_type=TensorProto.FLOAT, dims=[1], data_location=TensorProto.EXTERNAL)
     d.nodes.insert(0, helper.make_node("Constant", [], ["c"], value=far))
-    with pytest.raises(ValueError, match="does not say where the weights 'c' lie"):
+    with pytest.raises(ValueError, match="has no location for the external weights 'c'"):
         made(tmp_path, d.model(d.op("Add", states[-1], "c")), layer=d.nodes[-1].output[0])
 
 
@@ -324,7 +324,7 @@ def test_half_a_file(tmp_path):
     with pytest.raises(ValueError, match=r"model\.onnx is not a whole ONNX file"):
         read(found.model, {})
     found.model.write_bytes(b"")
-    with pytest.raises(ValueError, match=r"model\.onnx holds no graph"):
+    with pytest.raises(ValueError, match=r"model\.onnx has no graph"):
         read(found.model, {})
 
 

@@ -57,7 +57,7 @@ def test_a_layer_can_be_chosen():
     model = whole(d)
     assert describe(model, 1).cut == describe(model, states[1]).cut == describe(model).layers[1]
     assert describe(model, 1).removed.nodes > describe(model).removed.nodes
-    with pytest.raises(ValueError, match="layer 7 does not exist"):
+    with pytest.raises(ValueError, match="layer=7 does not exist"):
         describe(model, 7)
 
 
@@ -115,11 +115,11 @@ def test_the_picture_is_the_stack(described):
     out, head, second, cut, first, zero, given = [text for _, text in found]
     assert out == f"outputs: <s>{described.outputs[0].name} float32()</s>"
     assert head == "Head"
-    assert second == f"8 wideLayer 2 {described.layers[2].tensor}{described.layers[2].why}"
-    assert cut.startswith("cut here, layer 1 is the embeddingwhat stands above falls away: ")
+    assert second == f"hidden size 8Layer 2 {described.layers[2].tensor}{described.layers[2].why}"
+    assert cut.startswith("cut here: layer 1 gives the token embeddingsremoved: ")
     assert f"{described.removed.nodes} nodes, {described.removed.parameters:,} parameters, " in cut
-    assert first == f"8 wideLayer 1 {described.layers[1].tensor}{described.layers[1].why}"
-    assert zero.startswith("8 wideEmbedding output ")
+    assert first == f"hidden size 8Layer 1 {described.layers[1].tensor}{described.layers[1].why}"
+    assert zero.startswith("hidden size 8Embedding output ")
     lowest = rows(draw(replace(described, cut=described.layers[0]), "t"))
     assert [kind for kind, _ in lowest] == ["end", "gone", "gone", "gone", "cut", "keep chosen", "end"]
     assert given == "inputs: input_ids int64(batch, sequence), <s>extra float32(None, 5, wide)</s>"
@@ -136,9 +136,9 @@ def test_a_graph_without_a_head_is_drawn_so(described):
     )
     page = draw(bare, "t")
     assert "<s>" not in page
-    assert " wide<" not in page
-    assert rows(page)[2] == ("cut", "cut here, layer 2 is the embedding")
-    assert rows(page)[1] == ("end", "nothing stands above: the graph ends at this hidden state")
+    assert "hidden size" not in page
+    assert rows(page)[2] == ("cut", "cut here: layer 2 gives the token embeddings")
+    assert rows(page)[1] == ("end", "nothing to remove: the graph ends at this hidden state")
     assert [kind for kind, _ in rows(page)] == ["end", "end", "cut", "keep chosen", "keep", "keep", "end"]
 
 
@@ -147,7 +147,7 @@ def test_a_head_of_nodes_or_weights_alone_is_one(described, removed):
     """Weights whose node is replaced by another, and nodes without weights, fall away too."""
     page = draw(replace(described, removed=removed), "t")
     assert ("gone", "Head") in rows(page)
-    assert "falls away" in page
+    assert "removed: " in page
     assert ("<s>" + described.outputs[0].name in page) == bool(removed.nodes)
 
 

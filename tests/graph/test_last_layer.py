@@ -6,7 +6,7 @@ from graph_kit import Draft, hidden_states
 from onnx import helper
 
 BLOCK, NORM, FINAL = (
-    f"the end of the last residual block{how}; what follows is the head" for how in ("", " and its norm", " and the final norm")
+    f"output of the last residual block{norm}; the head follows" for norm in ("", " and its norm", " and the final norm")
 )
 
 

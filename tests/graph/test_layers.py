@@ -87,9 +87,9 @@ def test_bert_tiny_ends_before_the_norm_of_its_head(shared):
     [("bilstm-int8", "2 DynamicQuantizeLSTM"), ("cnn-fp16", "6 Conv"), ("gru-seq2seq-encoder", "2 GRU")],
 )
 def test_other_networks_are_refused(file, found, shared):
-    """A network without attention is refused, and the sentence says what its learned operators are."""
+    """A network without attention is refused, and the message lists its operators with parameters."""
     model = onnx.load(shared / f"models/not-transformers/{file}.onnx")
-    with pytest.raises(NotATransformerError, match=f"tokens attend to each other; its learned operators are {found}"):
+    with pytest.raises(NotATransformerError, match=f"no residual block with attention. Its operators with parameters: {found}"):
         hidden_states(model)
 
 
@@ -116,9 +116,9 @@ def convolutional(draft):
     ],
 )
 def test_networks_without_attention_are_refused(build, found):
-    """The sentence says what the learned operators are."""
+    """The message lists the operators with parameters."""
     draft = Draft()
-    with pytest.raises(NotATransformerError, match=f"tokens attend to each other; its learned operators are {found}"):
+    with pytest.raises(NotATransformerError, match=f"no residual block with attention. Its operators with parameters: {found}"):
         hidden_states(draft.model(build(draft)))
 
 
@@ -134,7 +134,7 @@ def test_a_graph_without_tokens_is_refused():
 def test_attention_without_a_residual_is_no_layer():
     """A recurrent network whose outputs are pooled by attention is still no transformer."""
     d = Draft()
-    with pytest.raises(NotATransformerError, match="its learned operators are"):
+    with pytest.raises(NotATransformerError, match="Its operators with parameters: "):
         hidden_states(d.model(d.attention(d.embed())))
 
 

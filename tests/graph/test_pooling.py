@@ -150,7 +150,7 @@ def test_several_poolings_are_concatenated(opset):
 @pytest.mark.parametrize("pooling", ["median", (), ("mean", "median")])
 def test_a_pooling_that_is_none(pooling):
     """It is named, with those that there are."""
-    with pytest.raises(ValueError, match=r"is none of mean, max, cls, last, weightedmean, mean_sqrt_len_tokens\."):
+    with pytest.raises(ValueError, match=r"must be one of mean, max, cls, last, weightedmean, mean_sqrt_len_tokens\."):
         append_reducer(graph(), "hidden", Reducer(pooling))
 
 
@@ -244,7 +244,7 @@ def test_the_names_of_activations():
 
 def test_an_activation_that_is_none():
     """It is named, with those that there are."""
-    with pytest.raises(ValueError, match=r"'Swish' is none of Identity, Tanh, ReLU, .*, Hardshrink\."):
+    with pytest.raises(ValueError, match=r"'Swish'; it must be one of Identity, Tanh, ReLU, .*, Hardshrink\."):
         append_reducer(graph(), "hidden", Reducer("mean", (Dense(W, B, "Swish"),)))
 
 
@@ -272,7 +272,7 @@ def test_layer_norm(opset):
 
 def test_a_step_that_is_none():
     """It is named, with those that there are."""
-    with pytest.raises(ValueError, match=r"The step 'center' is none of Dense, LayerNorm and 'normalize'\."):
+    with pytest.raises(ValueError, match=r"The step is 'center'; it must be a Dense, a LayerNorm or 'normalize'\."):
         append_reducer(graph(), "hidden", Reducer("mean", ("center",)))
 
 
