@@ -1,8 +1,8 @@
-"""Make one of the Makefile's virtual environments, and install into it what it lacks.
+"""Create one of the Makefile's virtual environments, and install missing packages into it.
 
     python .ci/environment.py FOLDER NAME FILE ... -- PIP ARGUMENTS
 
-An environment of another Python, of another place of this checkout, or one that does not run is made anew. pip runs where its
+An environment of another Python, of another path of this checkout, or one that does not run is created again. pip runs if its
 arguments or one of the files have changed since it last succeeded under this name. The syntax is that of Python 3.6, so that
 an old Python can say what is missing.
 """
@@ -25,18 +25,18 @@ LINES_OF_A_FAILURE = 20
 
 
 def main(folder, name, files, arguments):
-    """Make the environment, install, and exit with pip's status."""
+    """Create the environment, install the packages, and exit with pip's status."""
     python, version = suitable_python()
     place = folder / "made-for.txt"
     identity = f"Python {version} in {CHECKOUT}"
     reason = stale(folder, place, identity, version)
     if reason:
-        say(f"{reason}: making it with Python {version}.")
+        say(f"{reason}. Creating it with Python {version}.")
         if folder.is_symlink():
-            sys.exit(f"{folder} is a link; remove it, and run the command again.")
-        made = subprocess.call([python, "-m", "venv", "--clear", str(folder)])
-        if made:
-            sys.exit(f"{python} cannot make an environment in {folder}: its message is above.")
+            sys.exit(f"{folder} is a symbolic link. Remove it, and run the command again.")
+        status = subprocess.call([python, "-m", "venv", "--clear", str(folder)])
+        if status:
+            sys.exit(f"{python} cannot create a virtual environment in {folder}. See its message above.")
     place.write_text(identity)
     digest = hashlib.sha256(repr((identity, arguments)).encode())
     for file in files:
@@ -48,36 +48,37 @@ def main(folder, name, files, arguments):
 
 
 def suitable_python():
-    """Return this Python or, where it is too old, the newest on the PATH, and its version."""
+    """Return this Python and its version; if it is too old, the newest one on the PATH."""
     here = "{}.{}".format(*sys.version_info)
     if sys.version_info >= OLDEST:
         return sys.executable, here
     for candidate in filter(None, map(shutil.which, NEWER)):
         version = probe(candidate)
         if version:
-            say(f"Python {here} is too old for penult; {candidate} is used, Python {version}.")
+            say(f"Python {here} is too old for penult. Using {candidate}, Python {version}.")
             return candidate, version
     return sys.exit(
-        f"{sys.executable} is Python {here}, penult needs 3.11 or newer. Install one and name it: make demo PYTHON=python3.12"
+        f"{sys.executable} is Python {here}; penult needs Python 3.11 or newer. Install it and pass it: "
+        "make demo PYTHON=python3.12"
     )
 
 
 def stale(folder, place, identity, version):
-    """Return why an environment has to be made, or None."""
+    """Return why an environment must be created again, or None."""
     if not (folder / "pyvenv.cfg").is_file():
-        return f"{folder} is not there yet"
+        return f"{folder} does not exist yet"
     actual = probe(str(folder / "bin" / "python"))
     if actual is None:
         return f"{folder} does not run"
     if actual != version:
         return f"{folder} has Python {actual}"
     if place.is_file() and place.read_text() != identity:
-        return f"{folder} was made for another place"
+        return f"{folder} was created for another path of the checkout"
     return None
 
 
 def probe(python):
-    """Return a Python's version, None where it does not run or has no pip or venv."""
+    """Return the version of a Python; None if it does not run or has no pip or venv."""
     try:
         output = subprocess.check_output([python, "-c", PROBE], stderr=subprocess.DEVNULL)
     except (OSError, subprocess.CalledProcessError):
@@ -86,16 +87,16 @@ def probe(python):
 
 
 def install(folder, name, arguments):
-    """Run pip, and show on one line how far it is; where it fails, show the end of what it said."""
+    """Run pip with its progress on one line; if it fails, show the end of its output."""
     command = [str(folder / "bin" / "python"), "-m", "pip", "install", "--progress-bar", "off", "--no-compile", *arguments]
     log = folder / (name + ".log")
     state = {"packages": 0, "megabytes": 0.0, "installing": False}
     started = time.time()
 
     def progress():
-        doing = "installing" if state["installing"] else "fetching"
-        return "{doing} {packages} packages, {megabytes:.0f} MB, {seconds:.0f} s".format(
-            doing=doing, seconds=time.time() - started, **state
+        action = "installing" if state["installing"] else "downloading"
+        return "{action} {packages} packages, {megabytes:.0f} MB, {seconds:.0f} s".format(
+            action=action, seconds=time.time() - started, **state
         )
 
     def read(lines):
@@ -122,17 +123,17 @@ def install(folder, name, arguments):
     except KeyboardInterrupt:
         process.terminate()
         process.wait()
-        sys.exit("\nInterrupted; the same command goes on.")
+        sys.exit("\nInterrupted. Run the same command again to continue.")
     reader.join()
     if process.returncode:
         tail = log.read_text(encoding="utf-8", errors="replace").splitlines()[-LINES_OF_A_FAILURE:]
-        sys.exit("\n".join(["", *tail, f"pip failed; all that it said is in {log}."]))
+        sys.exit("\n".join(["", *tail, f"pip failed. Its full output is in {log}."]))
     say(("\r" if terminal else "") + "Installed {} packages into {} in {:.0f} s.{}".format(
         state["packages"], folder, time.time() - started, " " * 20 if terminal else ""))  # fmt: skip
 
 
 def say(text, end="\n"):
-    """Write to standard error at once."""
+    """Write to standard error and flush."""
     sys.stderr.write(text + end)
     sys.stderr.flush()
 

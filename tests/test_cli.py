@@ -132,9 +132,18 @@ def test_a_cut_file_runs_without_penult(tmp_path, weights):
         (["quality", "MODEL", "--data", "none.txt"], "none.txt: No such file or directory."),
         (["quality", "MODEL", "--data", "number.jsonl"], "number.jsonl has lines without `text`, line 2 first"),
         (["quality", "MODEL", "--data", "broken.jsonl"], "broken.jsonl is not lines of JSON: line 1, "),
-        (["quality", "MODEL", "--data", "word.tsv"], "word.tsv, line 2: must have the tab-separated columns score, sentence1, sentence2"),
-        (["quality", "MODEL", "--data", "short.tsv"], "short.tsv, line 2: must have the tab-separated columns score, sentence1, sentence2"),
-        (["quality", "MODEL", "--data", "nan.tsv"], "nan.tsv, line 2: must have the tab-separated columns score, sentence1, sentence2"),
+        (
+            ["quality", "MODEL", "--data", "word.tsv"],
+            "word.tsv, line 2: must have the tab-separated columns score, sentence1, sentence2",
+        ),
+        (
+            ["quality", "MODEL", "--data", "short.tsv"],
+            "short.tsv, line 2: must have the tab-separated columns score, sentence1, sentence2",
+        ),
+        (
+            ["quality", "MODEL", "--data", "nan.tsv"],
+            "nan.tsv, line 2: must have the tab-separated columns score, sentence1, sentence2",
+        ),
         (["quality", "MODEL", "--data", "search"], "corpus.jsonl has lines without `text`, line 1 first"),
         (["quality", "MODEL", "--data", "folder"], "folder has 0 files corpus.jsonl; a search corpus needs exactly one."),
         (["quality", "MODEL", "--limit", "0"], "Invalid value for '--limit'"),

@@ -179,7 +179,9 @@ def test_an_input_of_the_outputs_name_is_refused():
     before = d.embed()
     after = d.op("Add", before, "vectors")
     model = d.model(d.dense(after))
-    with pytest.raises(ValueError, match=r"An input of the graph is named 'vectors'\. Pass another name for the output as output_name"):
+    with pytest.raises(
+        ValueError, match=r"An input of the graph is named 'vectors'\. Pass another name for the output as output_name"
+    ):
         cut(model, after, output_name="vectors")
     assert np.array_equal(run(cut(model, before, output_name="vectors"), GIVEN), run(cut(model, before), GIVEN))
 
