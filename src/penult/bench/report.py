@@ -23,12 +23,12 @@ def table(result: Result) -> str:
             lines.append(f"{row.system:24}did not run: {row.failure}")
             continue
         lines.append(
-            f"{row.system:24}{row.tokens_per_cpu_second:13,.0f}{_of_matmul(row, result):12.2f} x"
+            f"{row.system:24}{row.tokens_per_cpu_second:13,.0f}{_matmul_ratio(row, result):12.2f} x"
             f"{row.tokens_per_wall_second:10,.0f}{row.penult_is:10.2f} x"
             f"{row.peak_bytes / 1e6:9,.0f}   {row.cosine[0]:.5f} / {row.cosine[1]:.5f}"
         )
     lines += [
-        f"\nfp32 matmul: penult runs the model at {_of_matmul(result.rows[0], result):.2f} x the fp32 matmul rate.",
+        f"\nfp32 matmul: penult runs the model at {_matmul_ratio(result.rows[0], result):.2f} x the fp32 matmul rate.",
         "penult is: speed of penult at fp32 relative to the system, in tokens per CPU second.",
     ]
     return "\n".join(lines)
@@ -57,7 +57,7 @@ def _counted(count: int, noun: str) -> str:
     return f"{count:,} {noun}{'s' * (count != 1)}"
 
 
-def _of_matmul(row: Row, result: Result) -> float:
+def _matmul_ratio(row: Row, result: Result) -> float:
     """Return the speed relative to the fp32 matmul rate; it may exceed 1 for int8."""
     return row.tokens_per_cpu_second * result.flops_a_token / result.fp32_flops if result.fp32_flops else 0.0
 
