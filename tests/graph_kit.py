@@ -55,7 +55,7 @@ def zoo_reference(file):
 
 
 def session(model):
-    """Open a graph as it is written, no optimisation that could change a value."""
+    """Open a graph as it is written, no optimization that could change a value."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
@@ -115,7 +115,7 @@ def run_uncut(model, given, tensor):
 
 
 def shuffled(model, seed=0):
-    """Give (copy with every tensor, initialiser and node renamed and initialisers reordered, old name -> new name).
+    """Give (copy with every tensor, initializer and node renamed and initializers reordered, old name -> new name).
 
     Graph inputs and outputs are named by their users and keep their names.
     """
@@ -148,7 +148,7 @@ def _rename(graph, names):
 
 
 def outlined(model, size=9):
-    """Pack every `size` neighbouring nodes into a local function, as exporters that keep modules do."""
+    """Pack every `size` neighboring nodes into a local function, as exporters that keep modules do."""
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     nodes = list(copy.graph.node)
@@ -185,7 +185,7 @@ class Draft:
         return self.constant(self.rng.normal(0, 0.4, shape).astype(np.float32))
 
     def constant(self, value):
-        """Add an initialiser."""
+        """Add an initializer."""
         self.weights.append(numpy_helper.from_array(np.asarray(value), f"w{len(self.weights)}"))
         return self.weights[-1].name
 

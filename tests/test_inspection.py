@@ -69,7 +69,7 @@ def test_no_modules(tmp_path, inspect):
     folder = tiny_model(tmp_path, pooling=None)
     result = inspect(folder, "--pooling", "mean,max")
     assert result.status == 0
-    assert "modules none: there is no modules.json" in lines(result)
+    assert "modules none: the model has no modules.json" in lines(result)
     assert "pooling ['mean', 'max'] argument" in lines(result)
 
 
@@ -110,7 +110,7 @@ def test_no_prompt_is_stated(folder, inspect):
     shown = lines(inspect(folder))
     for role in ("document", "query"):
         assert (
-            f"prompt {role} '' not stated by any file; if the model's card gives prompts, pass --query-prompt or --document-prompt"
+            f"prompt {role} '' not stated by any file; if the model card lists prompts, pass --query-prompt or --document-prompt"
             in shown
         )
 
@@ -119,7 +119,7 @@ def test_no_prompt_is_stated(folder, inspect):
     ("config", "shown"),
     [
         ({"max_seq_length": 33}, ["max_length 33 sentence_bert_config.json"]),
-        ({"max_seq_length": 999}, ["max_length 128 the graph's table of positions", "999 is what the files state"]),
+        ({"max_seq_length": 999}, ["max_length 128 the graph's table of positions", "999 as stated by the files"]),
         (
             {"query_length": 8, "document_length": 24},
             ["max_length 24 sentence_bert_config.json", "lengths {'document': 24, 'query': 8} sentence_bert_config.json"],
@@ -131,7 +131,7 @@ def test_lengths_and_their_origin(folder, config, shown, inspect):
     write_json(folder / "sentence_bert_config.json", config)
     found = lines(inspect(folder))
     assert all(line in found for line in shown), found
-    assert ("999 is what the files state" in found) == ("999 is what the files state" in shown)
+    assert ("999 as stated by the files" in found) == ("999 as stated by the files" in shown)
 
 
 def test_what_only_the_graph_says(folder, inspect):

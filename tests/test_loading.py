@@ -745,7 +745,9 @@ def test_positions_that_cannot_be_told(folder):
     change(folder / "config.json", max_position_embeddings=66, pad_token_id=1)
     change(folder / "sentence_bert_config.json", max_seq_length=66)
     replace_graph(folder, with_position_ids(bert(), table=table))
-    with pytest.raises(ValueError, match=r"takes position_ids, and where a text begins cannot be told: .* the padding id is 1"):
+    with pytest.raises(
+        ValueError, match=r"has the input position_ids, and the position of the first token is unknown: .* the padding id is 1"
+    ):
         Embedder.load(folder)
 
 
@@ -916,8 +918,8 @@ def test_copies_of_an_embedder(adapters, copying):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"layer": 99}, "layer 99 does not exist"),
-        ({"layer": "nope"}, "no tensor or node of the graph is named 'nope'"),
+        ({"layer": 99}, "layer=99 does not exist"),
+        ({"layer": "nope"}, "No tensor or node of the graph is named 'nope'"),
         ({"pooling": []}, "pooling is 'nothing'"),
         ({"pooling": [["mean"]]}, "pooling is ['mean']"),
         ({"truncate": ["warn"]}, "truncate is ['warn']"),

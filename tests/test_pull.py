@@ -100,7 +100,7 @@ def test_a_folder_that_holds_something_else(kind, server: HubServer, tmp_path):
         (to / "thesis.txt").write_text("text")
     before = names(to)
     server.asked.clear()
-    with pytest.raises(ValueError, match="pass a new or an empty"):
+    with pytest.raises(ValueError, match="Pass a new or an empty folder"):
         pull("org/other" if kind == "another repository" else "org/tiny", to=to)
     assert names(to) == before
     assert server.asked == []

@@ -39,7 +39,7 @@ def test_cosines():
     assert found.percentile == pytest.approx(np.quantile(cosines, 0.01))
     assert table(found, Data((), where="x")).splitlines() == [
         "3 texts of x",
-        "cosine to fp32   mean 0.88904   1st percentile 0.71216   least 0.70711",
+        "cosine to fp32   mean 0.88904   1st percentile 0.71216   min 0.70711",
     ]
 
 
@@ -103,7 +103,7 @@ def test_a_search_corpus(tmp_path):
     assert exact.asked == [(["T one", "two", "three", "unjudged"], "document"), (["ask"], "query")]
     assert "nDCG@10          fp32 1.0000   int8 " in table(found, data)
     (tmp_path / "queries_more.jsonl").write_text("")
-    with pytest.raises(FileNotFoundError, match=r"has 2 files queries\*\.jsonl; a search corpus has exactly one"):
+    with pytest.raises(FileNotFoundError, match=r"has 2 files queries\*\.jsonl; a search corpus needs exactly one"):
         read_data(tmp_path)
 
 
@@ -122,7 +122,7 @@ def test_lines(tmp_path):
     with pytest.raises(ValueError, match=r"a\.jsonl is not lines of JSON"):
         read_data(tmp_path / "a.jsonl")
     (tmp_path / "a.txt").write_text("")
-    with pytest.raises(ValueError, match=r"a\.txt holds no texts"):
+    with pytest.raises(ValueError, match=r"a\.txt has no texts"):
         measure(Fake({"": [1]}), Fake({"": [1]}), read_data(tmp_path / "a.txt"))
 
 

@@ -93,7 +93,7 @@ def test_data_from_a_hidden_place_are_refused(tmp_path, hide, place):
     (folder / "secret").write_bytes(bytes(8))
     (folder / "onnx" / "secret").write_bytes(bytes(8))
     (folder / "onnx" / "model.onnx").write_bytes(swapped(hide(place), place))
-    with pytest.raises(ValueError, match=r"model\.onnx (keeps the data of|does not say where)"):
+    with pytest.raises(ValueError, match=r"model\.onnx (has external data for|has no location for)"):
         Embedder.load(folder)
 
 

@@ -110,7 +110,7 @@ def _lines(shown: Inspection) -> Iterator[str]:
     if d.cut.tensor not in {state.tensor for state in d.layers}:
         yield f"cut ->    -  {d.cut.hidden_size or '?'!s:>5}  {d.cut.tensor}\n{'':20}{d.cut.why}"
     yield f"\n{'removed':10}{d.removed.nodes:,} nodes, {d.removed.parameters:,} parameters, {megabytes(d.removed.bytes)}"
-    yield f"{'still fed':10}{', '.join(d.kept_inputs)}\n"
+    yield f"{'needed':10}{', '.join(d.kept_inputs)}\n"
     yield from _modules(shown)
     yield "recipe"
     yield from _recipe(shown.recipe)
@@ -125,7 +125,7 @@ def _lines(shown: Inspection) -> Iterator[str]:
 def _modules(shown: Inspection) -> Iterator[str]:
     listed = shown.modules
     if not listed["document"]:
-        yield "modules   none: there is no modules.json\n"
+        yield "modules   none: the model has no modules.json\n"
         return
     same = listed["query"] == listed["document"]
     for role, modules in listed.items():
@@ -147,11 +147,11 @@ def _recipe(read: Recipe) -> Iterator[str]:
         else:
             yield f"  {key:16}{values[key]!s:34} {origin}"
         if key == "max_length" and read.stated_length not in (None, read.max_length):
-            yield f"  {'':16}{read.stated_length!s:34} is what the files state"
+            yield f"  {'':16}{read.stated_length!s:34} as stated by the files"
 
 
 def _prompt_origin(read: Recipe) -> str:
     origin = read.origin["prompts"]
     if read.named_prompts or origin == "argument":
         return origin
-    return f"{origin}; if the model's card gives prompts, pass prompts="
+    return f"{origin}; if the model card lists prompts, pass prompts="

@@ -34,7 +34,7 @@ def pull(reference: str | os.PathLike[str], *, to: Path | None = None, model_fil
     hub_id = hub.parse(text)
     if hub_id is None:
         raise ValueError(
-            f"{text!r} is not a Hub id; write org/name, org/name@revision or a page's URL. {hub.hint(text)}".rstrip()
+            f"{text!r} is not a Hub id. Pass org/name, org/name@revision or the URL of a model page. {hub.hint(text)}".rstrip()
         )
     if to is not None:
         _check_free(to, hub_id.repo)
@@ -59,11 +59,11 @@ def _check_free(to: Path, repo: str) -> None:
     if not to.exists() and not to.is_symlink():
         return
     if not to.is_dir():
-        raise ValueError(f"{to} is not a folder; pass a new or an empty one.")
+        raise ValueError(f"{to} is not a folder. Pass a new or an empty folder.")
     held = {path.relative_to(to).as_posix() for path in to.rglob("*") if not path.is_dir() or path.is_symlink()}
     owner, written = _read_mark(to)
     if held and (owner != repo or held - written):
-        raise ValueError(f"{to} holds other files than an earlier pull of {repo}; pass a new or an empty folder.")
+        raise ValueError(f"{to} contains files that no earlier pull of {repo} wrote. Pass a new or an empty folder.")
 
 
 def _read_mark(folder: Path) -> tuple[str, set[str]]:

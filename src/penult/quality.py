@@ -82,7 +82,10 @@ def read_data(path: Path | None, limit: int | None = None) -> Data:
         ValueError: a file is not of one of these kinds.
     """
     if path is None:
-        return Data(calibration_texts()[:limit], where="penult's own calibration texts: the scales were found on them")
+        return Data(
+            calibration_texts()[:limit],
+            where="penult's calibration texts (int8 was calibrated on them: results are optimistic)",
+        )
     if path.is_dir():
         return _corpus(path)
     if path.suffix == ".jsonl":
@@ -102,7 +105,7 @@ def measure(reference: TextEmbedder, other: TextEmbedder, data: Data) -> Quality
         ValueError: there are no texts.
     """
     if not data.texts:
-        raise ValueError(f"{data.where or 'the data'} holds no texts; give a file with some.")
+        raise ValueError(f"{data.where or 'The data'} has no texts. Pass a file with texts.")
     queries = set(data.relevant or ())
     a, b = (_embed(embedder, data.texts, queries) for embedder in (reference, other))
     cosines = (a * b).sum(axis=1)
@@ -120,7 +123,7 @@ def table(found: Quality, data: Data) -> str:
     """Return the results as text."""
     lines = [
         f"{found.texts} texts of {data.where}",
-        f"cosine to fp32   mean {found.mean:.5f}   1st percentile {found.percentile:.5f}   least {found.least:.5f}",
+        f"cosine to fp32   mean {found.mean:.5f}   1st percentile {found.percentile:.5f}   min {found.least:.5f}",
     ]
     for name, pair in (("Spearman", found.spearman), ("nDCG@10", found.ndcg)):
         if pair is not None:
@@ -195,7 +198,7 @@ def _corpus(folder: Path) -> Data:
 def _only(folder: Path, pattern: str) -> Path:
     found = sorted(folder.glob(pattern))
     if len(found) != 1:
-        raise FileNotFoundError(f"{folder} has {len(found)} files {pattern}; a search corpus has exactly one.")
+        raise FileNotFoundError(f"{folder} has {len(found)} files {pattern}; a search corpus needs exactly one.")
     return found[0]
 
 
@@ -204,7 +207,9 @@ def _table(path: Path, lines: Sequence[str], columns: tuple[str, ...]) -> list[d
     rows = list(csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE))
     for number, row in enumerate(rows, 2):
         if any(row.get(column) is None for column in columns) or not _is_number(row["score"]):
-            raise ValueError(f"{path}, line {number}: must have {', '.join(columns)}, with tabs between and a number as score.")
+            raise ValueError(
+                f"{path}, line {number}: must have the tab-separated columns {', '.join(columns)}, with a number as score."
+            )
     return rows
 
 

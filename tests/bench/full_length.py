@@ -3,7 +3,7 @@
     python tests/bench/full_length.py MODEL --texts FILE --deepsparse PYTHON [--texts-count 64] [--rounds 7]
 
 PYTHON is an interpreter that has deepsparse 1.8.0 (Python 3.8 to 3.11). Each system has a process and one thread of its own, and they
-take turns. penult tokenises, pools and normalises; the other two are given ids in batches of 32 and stop at the hidden states.
+take turns. penult tokenizes, pools and normalizes; the other two are given ids in batches of 32 and stop at the hidden states.
 DeepSparse is given the layout that it has kernels for: static scales, QuantizeLinear, MatMulInteger, Add, Cast, Mul.
 """
 

@@ -3,10 +3,10 @@
     python tests/bench/promises.py MODEL mates [--texts FILE] [--limit 2000]      a vector is free of its batch mates
     python tests/bench/promises.py MODEL stream [--rows 100000]                   memory of a long stream
     python tests/bench/promises.py MODEL query                                    short queries beside the bare session
-    python tests/bench/promises.py MODEL neighbours [--seconds 20]                two processes on one machine
+    python tests/bench/promises.py MODEL neighbors [--seconds 20]                two processes on one machine
 
 MODEL is any reference; --precision int8 measures that instead. `mates` embeds all texts in one call, in random batches, and each
-alone, on one thread and on two. `neighbours` wants a machine on which nothing else runs.
+alone, on one thread and on two. `neighbors` wants a machine on which nothing else runs.
 """
 
 import argparse
@@ -95,7 +95,7 @@ def beside_the_session(e, text):
     print(f"{ids.size} tokens: embed p50 {a * 1e3:.2f} ms, bare run {b * 1e3:.2f} ms, ratio {a / b:.2f}")
 
 
-def neighbours(given):
+def neighbors(given):
     """Measure one process alone and two at once, one thread each, in turn."""
     texts = read_texts(given.texts)[:64]
     lost = []
@@ -103,7 +103,7 @@ def neighbours(given):
         (alone,) = together(given, texts, 1)
         both = together(given, texts, 2)
         lost.append(1 - statistics.mean(both) / alone)
-    print(f"{os.cpu_count()} CPUs: beside a neighbour a process loses {statistics.median(lost):.1%} of its rate")
+    print(f"{os.cpu_count()} CPUs: beside a neighbor a process loses {statistics.median(lost):.1%} of its rate")
 
 
 def together(given, texts, count):
@@ -148,14 +148,14 @@ def resident():
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
-    parser.add_argument("promise", choices=["mates", "stream", "query", "neighbours"])
+    parser.add_argument("promise", choices=["mates", "stream", "query", "neighbors"])
     parser.add_argument("--precision", default="fp32")
     parser.add_argument("--texts", type=Path)
     parser.add_argument("--limit", type=int, default=2000)
     parser.add_argument("--rows", type=int, default=100_000)
     parser.add_argument("--seconds", type=float, default=20)
     given = parser.parse_args()
-    {"mates": mates, "stream": stream, "query": query, "neighbours": neighbours}[given.promise](given)
+    {"mates": mates, "stream": stream, "query": query, "neighbors": neighbors}[given.promise](given)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A server's answers: a server that is recognised, vectors, or one clear error, whatever it says."""
+"""A server's answers: a server that is recognized, vectors, or one clear error, whatever it says."""
 
 import json
 

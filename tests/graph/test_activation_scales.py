@@ -1,4 +1,4 @@
-"""How an input becomes 8 bits wide: the grid of QuantizeLinear, and channels around their middle."""
+"""Quantization of an input to 8 bits: the grid of QuantizeLinear, and channels with their center removed."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ RNG = np.random.default_rng(0)
 
 
 def treated(x, weight, choice):
-    """Treat an input of which these rows were seen, in two equal halves."""
+    """Quantize an input for which these rows were observed, in two equal halves."""
     low, high = (np.stack([edge, edge]) for edge in (x.min(axis=0), x.max(axis=0)))
     return apply(Seen(low, high, x), [weight], [None], choice, limit=127)
 
@@ -26,10 +26,10 @@ def steps(x, treatment):
     return session(model).run(None, {"x": form.astype(np.float32)})[0].astype(np.float32)
 
 
-@pytest.mark.parametrize("choice", [Choice(None, 0), Choice(0.5, 0), Choice(0.65, 2), Choice(0.5, 0, centre=True)])
+@pytest.mark.parametrize("choice", [Choice(None, 0), Choice(0.5, 0), Choice(0.65, 2), Choice(0.5, 0, center=True)])
 @pytest.mark.parametrize("tail", [1, 6])
-def test_the_bias_makes_up_for_what_the_runtime_rounds(choice, tail):
-    """The layer's mean over what was seen is that of float32, also where rare values are cut off at both ends."""
+def test_the_bias_corrects_the_mean_rounding_error(choice, tail):
+    """The layer's mean output over the observed rows equals that of float32, also if rare values are clipped at both ends."""
     x = (RNG.standard_normal((512, 32)) * (1 + (RNG.random((512, 32)) < 1e-3) * (tail - 1))).astype(np.float32)
     weight = RNG.standard_normal((32, 16)).astype(np.float32)
     found = treated(x, weight, choice)
@@ -40,10 +40,10 @@ def test_the_bias_makes_up_for_what_the_runtime_rounds(choice, tail):
     assert ((got - x @ weight) ** 2).mean() < 0.02 * (x @ weight).var()
 
 
-def test_the_middle_of_a_channel():
-    """A centred channel reaches equally far to both sides of 0."""
+def test_a_centered_channel_is_symmetric():
+    """A centered channel extends equally far to both sides of 0."""
     x = RNG.uniform(0, 1, (400, 16)).astype(np.float32) + np.arange(16, dtype=np.float32)
-    found = treated(x, np.eye(16, dtype=np.float32), Choice(0.5, 0, centre=True))
+    found = treated(x, np.eye(16, dtype=np.float32), Choice(0.5, 0, center=True))
     form = x * found.factor + found.offset
     np.testing.assert_allclose(form.min(axis=0), -form.max(axis=0), rtol=1e-3)
     assert found.zero in {127, 128}

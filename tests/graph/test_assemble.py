@@ -1,4 +1,4 @@
-"""From a file and a recipe to the graph that runs: which tensor is taken, what is appended, where weights are read."""
+"""From a file and a recipe to the graph that runs: the chosen tensor, the appended reducer, the location of the weights."""
 
 import dataclasses
 
@@ -22,20 +22,20 @@ FEEDS = {"input_ids": IDS, "attention_mask": (IDS > 0).astype(np.int64), "poolin
 
 
 def source(folder, model=None):
-    """Give the source of a folder, with a graph in it."""
+    """Return the source of a folder with a graph."""
     if model is not None:
         (folder / "model.onnx").write_bytes(model.SerializeToString())
     return Source("the model", folder / "model.onnx", folder)
 
 
-def made(folder, model, real=None, **recipe):
-    """Assemble a graph; give what is said of it."""
+def description_of(folder, model, real=None, **recipe):
+    """Assemble a graph; return its description."""
     target = folder / "made.onnx"
     return assemble(source(folder, model), dataclasses.replace(RECIPE, **recipe), real or {}, target)
 
 
 def run(path):
-    """Run an assembled graph; give its outputs by name."""
+    """Run an assembled graph; return its outputs by name."""
     import onnxruntime as ort
 
     opened = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
@@ -45,7 +45,7 @@ def run(path):
 
 
 def layered():
-    """Build a small transformer with a head; give (draft, hidden states, logits)."""
+    """Build a small transformer with a head; return (draft, hidden states, logits)."""
     d = Draft()
     states = [d.norm(d.embed())]
     states.append(d.post_norm_layer(states[0]))
@@ -54,7 +54,7 @@ def layered():
 
 
 def own(name, *shape):
-    """Build a transformer whose outputs are its logits and a tensor of a name and shape; give (graph, draft, states)."""
+    """Build a transformer whose outputs are its logits and a tensor of the given name and shape; return (graph, draft, states)."""
     d, states, logits = layered()
     kept = {2: {"keepdims": 0, "axes": [1]}, 3: {"keepdims": 1, "axes": [1]}}[len(shape)]
     d.nodes.append(helper.make_node("ReduceMax", [states[1]], [name], **kept))
@@ -68,10 +68,10 @@ def mean(tokens, mask):
 
 
 @pytest.mark.parametrize("layer", [0, 1, -1])
-def test_tokens_and_their_vector_come_out(tmp_path, layer):
-    """The graph's outputs are the hidden state asked for and its mean; what was taken is said, and weights lie beside."""
+def test_the_outputs_are_token_embeddings_and_their_mean(tmp_path, layer):
+    """The outputs are the chosen hidden state and its mean; the choice is reported, and weights are in a file next to the graph."""
     d, states, logits = layered()
-    said = made(tmp_path, d.model(logits), layer=layer)
+    said = description_of(tmp_path, d.model(logits), layer=layer)
     assert said.tensor == states[layer]
     assert said.why
     assert (said.external, said.scales) == (False, "none")
@@ -82,21 +82,21 @@ def test_tokens_and_their_vector_come_out(tmp_path, layer):
 
 
 def test_the_graphs_own_vector(tmp_path):
-    """Where nothing states a pooling, an output `sentence_embedding` of vectors is taken, and no tokens come out."""
+    """If no file states a pooling, an output `sentence_embedding` of shape (B, D) is used, and there is no output of tokens."""
     model, d, states = own("sentence_embedding", "batch", 8)
-    said = made(tmp_path, model, pooling=None)
+    said = description_of(tmp_path, model, pooling=None)
     assert (said.tensor, said.why) == ("sentence_embedding", "the graph's own pooled output; no file states another pooling")
     found = run(tmp_path / "made.onnx")
-    made(tmp_path, d.model(states[1]), layer=1)
+    description_of(tmp_path, d.model(states[1]), layer=1)
     tokens = run(tmp_path / "made.onnx")["token_embeddings"]
     assert list(found) == ["sentence_embedding"]
     np.testing.assert_allclose(found["sentence_embedding"], tokens.max(axis=1), atol=1e-6)
 
 
-def test_a_stated_pooling_stands_above_the_graphs_own_vector(tmp_path):
-    """A pooling that a file or the caller states is done on the hidden state."""
+def test_a_stated_pooling_overrides_the_graphs_own_vector(tmp_path):
+    """A pooling from a file or the caller is applied to the hidden state."""
     model, _, states = own("sentence_embedding", "batch", 8)
-    assert made(tmp_path, model).tensor == states[-1]
+    assert description_of(tmp_path, model).tensor == states[-1]
 
 
 @pytest.mark.parametrize(
@@ -104,69 +104,93 @@ def test_a_stated_pooling_stands_above_the_graphs_own_vector(tmp_path):
     [("sentence_embedding", ("batch", 1, 8), -1), ("vectors", ("batch", 8), -1), ("vectors", ("batch", 8), None)],
 )
 def test_no_pooling_is_guessed(tmp_path, name, shape, layer):
-    """Without a stated pooling, an output of tokens or of another name is refused, and so is the first output if it is tokens."""
+    """Without a stated pooling, an output of tokens or of another name is rejected, and so is a first output of tokens."""
     model, _, _ = own(name, *shape)
     first = model.graph.output[0]
     first.CopyFrom(helper.make_tensor_value_info(first.name, TensorProto.FLOAT, ["batch", "sequence", 20]))
+<<<<<<< HEAD
     with pytest.raises(ValueError, match=r"does not state a pooling .* pooling='mean'"):
         made(tmp_path, model, pooling=None, layer=layer)
+=======
+    with pytest.raises(ValueError, match=r"Nothing in .* says how tokens are pooled .* pooling='mean'"):
+        description_of(tmp_path, model, pooling=None, layer=layer)
+>>>>>>> wt-graph
 
 
 def test_the_first_output_as_it_is(tmp_path):
-    """layer=None takes vectors without a pooling, tokens with one; with a layer, a first output of vectors is no answer."""
+    """layer=None uses vectors without a pooling, and tokens with one; with a layer, a first output of vectors is not used."""
     model, d, states = own("vectors", "batch", 8)
     del model.graph.output[0]
+<<<<<<< HEAD
     said = made(tmp_path, model, pooling=None, layer=None)
     assert (said.tensor, said.why) == ("vectors", "the graph's own output, selected by layer=None")
     assert list(run(tmp_path / "made.onnx")) == ["sentence_embedding"]
     with pytest.raises(ValueError, match="does not state a pooling"):
         made(tmp_path, model, pooling=None, layer=-1)
     assert made(tmp_path, d.model(states[1], states[2]), layer=None).tensor == states[1]
+=======
+    said = description_of(tmp_path, model, pooling=None, layer=None)
+    assert (said.tensor, said.why) == ("vectors", "the graph's own output, as layer=None asks")
+    assert list(run(tmp_path / "made.onnx")) == ["sentence_embedding"]
+    with pytest.raises(ValueError, match="says how tokens are pooled"):
+        description_of(tmp_path, model, pooling=None, layer=-1)
+    assert description_of(tmp_path, d.model(states[1], states[2]), layer=None).tensor == states[1]
+>>>>>>> wt-graph
     assert list(run(tmp_path / "made.onnx")) == ["token_embeddings", "sentence_embedding"]
 
 
 def test_a_layer_by_name(tmp_path):
-    """A hidden state keeps its axes and its reason; any other tensor or node is taken as it is, in any graph."""
+    """A hidden state keeps its axes and its reason; any other tensor or node is used unchanged, in any graph."""
     d = Draft()
     x = d.op("Transpose", d.norm(d.embed()), perm=[1, 0, 2])
     state = d.post_norm_layer(x)
     last = d.post_norm_layer(state)
     model = d.model(d.dense(last))
-    said = made(tmp_path, model, layer=state)
+    said = description_of(tmp_path, model, layer=state)
     assert "attention" in said.why
     turned = run(tmp_path / "made.onnx")["token_embeddings"]
     assert turned.shape == (*IDS.shape, 8)
+<<<<<<< HEAD
     said = made(tmp_path, model, layer="x0")
     assert (said.tensor, said.why) == ("x0", "the tensor or node named by layer=")
+=======
+    said = description_of(tmp_path, model, layer="x0")
+    assert (said.tensor, said.why) == ("x0", "the tensor or node of that name, as layer= asks")
+>>>>>>> wt-graph
     d = Draft()
     d.nodes.append(helper.make_node("Neg", [d.embed()], ["tokens"], name="a node"))
-    assert made(tmp_path, d.model("tokens"), layer="a node").tensor == "a node"
+    assert description_of(tmp_path, d.model("tokens"), layer="a node").tensor == "a node"
     assert run(tmp_path / "made.onnx")["token_embeddings"].shape == (*IDS.shape, 8)
 
 
 def test_vectors_by_name_are_not_pooled(tmp_path):
-    """A tensor (B, D) is the vector already; one of unknown shape is taken for tokens; one of other axes is refused."""
+    """A tensor (B, D) is already the vector; one of unknown shape counts as tokens; one with other axes is rejected."""
     model, d, states = own("vectors", "batch", 8)
-    made(tmp_path, model, layer="vectors")
+    description_of(tmp_path, model, layer="vectors")
     found = run(tmp_path / "made.onnx")
     assert list(found) == ["sentence_embedding"]
     assert found["sentence_embedding"].shape == (2, 8)
     split = d.op("Reshape", states[1], d.constant(np.array([0, 0, 2, 4])))
     flat = d.op("ReduceMax", split, keepdims=0, axes=[1, 2, 3])
     for name, axes in ((split, 4), (flat, 1)):
+<<<<<<< HEAD
         with pytest.raises(ValueError, match=f"'{name}' has {axes} axes\\. Pass a tensor of token"):
             made(tmp_path, d.model(split, flat), layer=name)
+=======
+        with pytest.raises(ValueError, match=f"'{name}' has {axes} axes; give a tensor of tokens"):
+            description_of(tmp_path, d.model(split, flat), layer=name)
+>>>>>>> wt-graph
     unknown = d.op("Strange", states[1], domain="strange")
-    assert made(tmp_path, d.model(unknown), layer=unknown).tensor == unknown
+    assert description_of(tmp_path, d.model(unknown), layer=unknown).tensor == unknown
     prepared = onnx.load(tmp_path / "made.onnx", load_external_data=False)
     assert [output.name for output in prepared.graph.output] == ["token_embeddings", "sentence_embedding"]
 
 
-def test_no_transformer(tmp_path):
-    """A graph without layers is refused, and its file is named."""
+def test_a_graph_without_layers_is_rejected(tmp_path):
+    """The message names the file."""
     d = Draft()
     with pytest.raises(NotATransformerError, match=r"model\.onnx is "):
-        made(tmp_path, d.model(d.op("Neg", d.embed())))
+        description_of(tmp_path, d.model(d.op("Neg", d.embed())))
 
 
 @pytest.mark.parametrize(
@@ -179,9 +203,9 @@ def test_no_transformer(tmp_path):
     ],
 )
 def test_the_rows_that_are_pooled(tmp_path, recipe, chosen):
-    """By the mask, without the prompt's tokens, or by their ids."""
+    """The rows are chosen by the mask, without the prompt's tokens, or by token id."""
     d, states, _ = layered()
-    made(tmp_path, d.model(states[-1]), **recipe)
+    description_of(tmp_path, d.model(states[-1]), **recipe)
     found = run(tmp_path / "made.onnx")
     tokens = found["token_embeddings"]
     expected = np.stack([tokens[0, [1, 3]].max(axis=0), np.zeros(8)]) if chosen is None else mean(tokens, chosen)
@@ -198,13 +222,13 @@ def dense(folder, name="2_Dense", **tensors):
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("kind", [np.float32, np.float64, np.float16])
 def test_dense_layers_and_lengths(tmp_path, bias, kind):
-    """X W^T + b follows the pooling, then length 1, then the leading values; weights of any type."""
+    """X W^T + b follows the pooling, then normalization, then truncation to the leading values; weights may have any type."""
     rng = np.random.default_rng(0)
     weight, shift = rng.standard_normal((5, 8)).astype(kind), rng.standard_normal(5).astype(kind)
     step = dense(tmp_path, linear_weight=weight, **({"linear_bias": shift} if bias else {}))
     second = dense(tmp_path, "3_Dense", linear_weight=np.eye(5, dtype=np.float32)[:, ::-1].copy())
     d, states, _ = layered()
-    made(tmp_path, d.model(states[-1]), steps=(step, second, "normalize"), dimensions=3)
+    description_of(tmp_path, d.model(states[-1]), steps=(step, second, "normalize"), dimensions=3)
     found = run(tmp_path / "made.onnx")
     vectors = mean(found["token_embeddings"], FEEDS["attention_mask"]) @ weight.T.astype(np.float32) + (shift if bias else 0)
     vectors = vectors[:, :1:-1]
@@ -223,29 +247,39 @@ def test_dense_layers_and_lengths(tmp_path, bias, kind):
     ],
 )
 def test_a_dense_layer_of_another_shape(tmp_path, tensors, held):
-    """What its file holds instead of a matrix and a bias is said."""
+    """The message names the shapes in the file."""
     d, states, _ = layered()
     step = dense(tmp_path, **tensors)
+<<<<<<< HEAD
     with pytest.raises(ValueError, match=rf"model.safetensors has .*{held}.*; .*linear\.(weight|bias)"):
         made(tmp_path, d.model(states[-1]), steps=(step,))
+=======
+    with pytest.raises(ValueError, match=rf"model.safetensors holds .*{held}.*; .*linear\.(weight|bias)"):
+        description_of(tmp_path, d.model(states[-1]), steps=(step,))
+>>>>>>> wt-graph
 
 
 def test_a_dense_layer_without_a_file(tmp_path):
-    """A missing file, and one that is not whole, are said."""
+    """A missing or incomplete file is reported."""
     d, states, _ = layered()
     step = Dense("2_Dense", "Identity")
     with pytest.raises(FileNotFoundError, match=r"2_Dense has neither model\.safetensors nor"):
-        made(tmp_path, d.model(states[-1]), steps=(step,))
+        description_of(tmp_path, d.model(states[-1]), steps=(step,))
     dense(tmp_path, linear_weight=np.ones((5, 8), np.float32))
     path = tmp_path / "2_Dense" / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-1])
+<<<<<<< HEAD
     with pytest.raises(ValueError, match=r"model\.safetensors is not a complete"):
         made(tmp_path, d.model(states[-1]), steps=(step,))
+=======
+    with pytest.raises(ValueError, match=r"model\.safetensors is not a whole"):
+        description_of(tmp_path, d.model(states[-1]), steps=(step,))
+>>>>>>> wt-graph
 
 
 @pytest.mark.parametrize("half", [False, True])
-def test_slow_operators_come_apart(tmp_path, half):
-    """A fused norm becomes plain and plain attention one operator, but not in half precision, where others would round differently."""
+def test_slow_operators_are_decomposed(tmp_path, half):
+    """A fused norm is decomposed and attention is fused, but not in half precision, where rounding would differ."""
     model = bert_graph(bert_weights(), 4)
     nodes = list(model.graph.node)
     at = next(i for i, node in reversed(list(enumerate(nodes))) if node.op_type == "LayerNormalization")
@@ -265,14 +299,14 @@ def test_slow_operators_come_apart(tmp_path, half):
     del model.graph.node[:]
     model.graph.node.extend(nodes)
     model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
-    made(tmp_path, model)
+    description_of(tmp_path, model)
     kinds = [node.op_type for node in onnx.load(tmp_path / "made.onnx", load_external_data=False).graph.node]
     assert ("SkipLayerNormalization" in kinds) == half
     assert ("Softmax" in kinds) == half
 
 
 def external(folder):
-    """Write a graph whose weights lie in two folders; give (the graph, real files by name)."""
+    """Write a graph with weights in two folders; return (the graph, real files by name)."""
     d, states, _ = layered()
     model = d.model(states[-1])
     names = {"a/one.bin": folder / "store" / "1", "b/two.bin": folder / "store" / "deeper" / "2"}
@@ -290,13 +324,13 @@ def external(folder):
     return model, names, d.model(states[-1])
 
 
-def test_weights_in_other_files_are_pointed_to(tmp_path):
-    """The prepared graph names their real files from the folder that holds them all; none is copied."""
+def test_weights_in_other_files_are_referenced(tmp_path):
+    """The prepared graph refers to their real files relative to the common parent folder; none is copied."""
     model, real, whole = external(tmp_path)
     (tmp_path / "plain").mkdir()
-    made(tmp_path / "plain", whole)
+    description_of(tmp_path / "plain", whole)
     expected = run(tmp_path / "plain" / "made.onnx")["sentence_embedding"]
-    said = made(tmp_path, model, real)
+    said = description_of(tmp_path, model, real)
     assert said.external
     assert not data_file(tmp_path / "made.onnx").exists()
     prepared = onnx.load(tmp_path / "made.onnx", load_external_data=False)
@@ -306,17 +340,17 @@ def test_weights_in_other_files_are_pointed_to(tmp_path):
     assert np.array_equal(run(tmp_path / "g.onnx")["sentence_embedding"], expected)
 
 
-def test_external_data_of_constants_are_refused(tmp_path):
-    """One that does not say where its data lie is refused as a weight is."""
+def test_external_data_of_constants_are_rejected(tmp_path):
+    """External data of a constant without a location is rejected, as for a weight."""
     d, states, _ = layered()
     far = TensorProto(name="far", data_type=TensorProto.FLOAT, dims=[1], data_location=TensorProto.EXTERNAL)
     d.nodes.insert(0, helper.make_node("Constant", [], ["c"], value=far))
-    with pytest.raises(ValueError, match="does not say where the weights 'c' lie"):
-        made(tmp_path, d.model(d.op("Add", states[-1], "c")), layer=d.nodes[-1].output[0])
+    with pytest.raises(ValueError, match="has no location for the external weights 'c'"):
+        description_of(tmp_path, d.model(d.op("Add", states[-1], "c")), layer=d.nodes[-1].output[0])
 
 
-def test_half_a_file(tmp_path):
-    """A file that is no whole graph is refused by one error that names it."""
+def test_an_incomplete_file_is_rejected(tmp_path):
+    """An incomplete ONNX file gives one error that names it."""
     d, states, _ = layered()
     found = source(tmp_path, d.model(states[-1]))
     assert read(found.model, {}).graph.node == d.model(states[-1]).graph.node
@@ -324,32 +358,32 @@ def test_half_a_file(tmp_path):
     with pytest.raises(ValueError, match=r"model\.onnx is not a complete ONNX file"):
         read(found.model, {})
     found.model.write_bytes(b"")
-    with pytest.raises(ValueError, match=r"model\.onnx holds no graph"):
+    with pytest.raises(ValueError, match=r"model\.onnx has no graph"):
         read(found.model, {})
 
 
 def test_frozen_axes_are_freed(tmp_path):
-    """An export of one row of four tokens runs any number."""
+    """An export for one row of four tokens runs with any size."""
     d, states, _ = layered()
     d.inputs[0] = helper.make_tensor_value_info("input_ids", TensorProto.INT64, [1, 4])
-    made(tmp_path, d.model(states[-1]))
+    description_of(tmp_path, d.model(states[-1]))
     assert run(tmp_path / "made.onnx")["sentence_embedding"].shape == (2, 8)
 
 
 def test_shapes_are_inferred_once(tmp_path, monkeypatch):
-    """For the layers, the cut and the attention alike; once more only where sizes are freed or operators taken apart."""
+    """Layers, cut and attention share one shape inference; it is repeated only after axes are freed or operators are decomposed."""
     calls = []
     infer = onnx.shape_inference.infer_shapes
     monkeypatch.setattr("onnx.shape_inference.infer_shapes", lambda *given, **said: calls.append(1) or infer(*given, **said))
-    made(tmp_path, bert_graph(bert_weights(), 4))
+    description_of(tmp_path, bert_graph(bert_weights(), 4))
     assert len(calls) == 1
     kinds = [node.op_type for node in onnx.load(tmp_path / "made.onnx", load_external_data=False).graph.node]
     assert "Softmax" not in kinds
 
 
-def test_8_bit_scales_are_told(tmp_path):
-    """A graph that measures its scales on each batch is said to."""
+def test_dynamic_8_bit_scales_are_reported(tmp_path):
+    """A graph that computes its scales from each batch is reported."""
     d, states, _ = layered()
     d.nodes.append(helper.make_node("DynamicQuantizeLinear", [states[-1]], ["q", "s", "z"]))
     end = d.op("DequantizeLinear", "q", "s", "z")
-    assert made(tmp_path, d.model(end), layer=end).scales == "dynamic"
+    assert description_of(tmp_path, d.model(end), layer=end).scales == "dynamic"

@@ -1,4 +1,4 @@
-"""Attention as one operator: the same numbers whatever the mask says, and only where it is attention with a padding mask."""
+"""Fused attention: the same values with every mask, and only for attention with a padding mask."""
 
 from itertools import product
 from math import prod
@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 
 def both(model, given, fused=None):
-    """Run a graph as it is and fused."""
+    """Run a graph unchanged and fused."""
     fused = fused or fuse_attention(model)
     assert fused is not model
     return session(model).run(None, given)[0], session(fused).run(None, given)[0]
@@ -30,8 +30,8 @@ def both(model, given, fused=None):
     {"low": -2.0, "mask": "heads and queries", "heads": 3}, {"mask": "shared row"},
     {"turn": "flat"}, {"end": "reshaped"}, {"scale": "both", "turn": "flat", "end": "reshaped"},
 ], ids=str)  # fmt: skip
-def test_every_form_gives_the_same(form, mask):
-    """However an exporter wrote scale, transposes and mask, the mix is the same with and without padding."""
+def test_every_form_of_attention_keeps_its_values(form, mask):
+    """However an exporter writes scale, transposes and mask, the values are the same with and without padding."""
     model = attention(**form)
     given = {"input_ids": ids(2, 9), "attention_mask": np.array(MASKS[mask])}
     there, fused = both(model, given)
@@ -41,8 +41,8 @@ def test_every_form_gives_the_same(form, mask):
 
 
 @pytest.mark.parametrize("length", [1, 3, WINDOW, WINDOW + 1, 2 * WINDOW])
-def test_a_window_wider_than_the_text_is_none(length):
-    """A mask that differs from query to query in long texts only is followed there."""
+def test_a_local_window_is_followed_in_long_texts_only(length):
+    """A mask that differs between queries only in long texts is applied there."""
     mask = np.ones((2, length), dtype=np.int64)
     mask[1, 1:3] = 0
     there, fused = both(attention(mask="window"), {"input_ids": ids(2, length), "attention_mask": mask})
@@ -50,7 +50,7 @@ def test_a_window_wider_than_the_text_is_none(length):
 
 
 def test_minus_infinity_masks_too():
-    """A mask of minus infinity leaves no NaN where a key is masked."""
+    """A mask of minus infinity leaves no NaN for a masked key."""
     given = {"input_ids": ids(2, 9), "attention_mask": np.array(MASKS["right"])}
     there, fused = both(attention(mask="square", low=-np.inf), given)
     np.testing.assert_allclose(fused, there, atol=2e-6)
@@ -66,8 +66,8 @@ def test_any_size_and_any_padding(data, rows, length, heads, width, value_width)
     np.testing.assert_allclose(fused, there, atol=5e-6)
 
 
-def test_no_scores_are_left():
-    """Nothing of the plain operators stays, and what is masked is asked once for all layers."""
+def test_no_decomposed_attention_remains():
+    """All decomposed operators are replaced, and the mask is computed once for all layers."""
     model = bert_graph(bert_weights(), heads=2)
     fused = fuse_attention(model)
     assert "Softmax" in operators(model)
@@ -79,13 +79,13 @@ def test_no_scores_are_left():
 
 
 def test_a_fused_graph_stays_as_it_is():
-    """A second time there is nothing to do, and the model itself comes back."""
+    """A second pass changes nothing and returns the model itself."""
     fused = fuse_attention(bert_graph(bert_weights(), heads=2))
     assert fuse_attention(fused) is fused
 
 
-def test_a_name_decides_nothing():
-    """The same graph under other names is changed in the same way."""
+def test_names_do_not_matter():
+    """The same graph with other names is changed in the same way."""
     model = bert_graph(bert_weights(), heads=2)
     for node in model.graph.node:
         node.name = "Softmax"
@@ -96,15 +96,15 @@ def test_a_name_decides_nothing():
     {"mask": "causal"}, {"mask": "heads"}, {"mask": "shared"}, {"mask": "column"}, {"mask": "near"}, {"scale": "heads"},
     {"end": "apart"}, {"end": "regrouped"}, {"end": "read"}, {"turn": "regrouped"}, {"guard": "by zeros"},
 ], ids=str)  # fmt: skip
-def test_what_looks_alike_is_left(form):
-    """Masks that are not of padding, a scale of each head, a mix or keys of other axes, a mix that is read elsewhere, a guard."""
+def test_similar_patterns_are_not_changed(form):
+    """Not changed: masks other than padding, a scale per head, values or keys with other axes, values with a second reader, a guard."""
     model = attention(**form)
     assert fuse_attention(model) is model
 
 
 @pytest.mark.parametrize("change", ["axis", "opset", "scores", "weights", "half"])
-def test_another_form_is_left(change):
-    """Softmax over another axis, an old opset, scores or shares that are read elsewhere too, and half precision are left."""
+def test_other_forms_are_not_changed(change):
+    """Not changed: softmax over another axis, an old opset, scores or attention weights with a second reader, half precision."""
     model = attention(low=-1e4)
     graph = model.graph
     softmax = next(node for node in graph.node if node.op_type == "Softmax")
@@ -130,7 +130,7 @@ def test_another_form_is_left(change):
     (13, None, 1), (12, None, 0), (12, -1, 1), (12, 3, 1), (17, 3, 1), (17, 1, 0), (17, 2, 0), (11, -1, 1), (10, -1, 0),
 ])  # fmt: skip
 def test_the_axis_of_softmax(opset, axis, found):
-    """Shares of all keys are along the last axis, which older opsets have to say."""
+    """Attention weights are along the last axis, which older opsets must state."""
     model = attention()
     model.opset_import[0].version = opset
     softmax = next(node for node in model.graph.node if node.op_type == "Softmax")
@@ -144,8 +144,8 @@ def test_the_axis_of_softmax(opset, axis, found):
     assert (fuse_attention(model) is not model) == found
 
 
-def test_a_mix_that_only_the_caller_reads_is_left():
-    """Where the graph gives out what stays apart by heads, a turn of something else is not that of the mix."""
+def test_attention_that_is_a_graph_output_is_not_changed():
+    """An output per head is not changed; a transpose of another tensor is not the transpose of the attention output."""
     model = attention()
     mix, turn = model.graph.node[-2].output[0], model.graph.node[-1]
     assert turn.input[0] == mix
@@ -155,8 +155,8 @@ def test_a_mix_that_only_the_caller_reads_is_left():
 
 
 @pytest.mark.parametrize("kind", ["Neg", "Shape"])
-def test_a_mix_that_more_than_its_turn_reads_is_left(kind):
-    """The values of a mix before the turn, or its sizes, for somebody else."""
+def test_attention_with_a_second_reader_is_not_changed(kind):
+    """The values before the transpose, or their shape, may have another reader."""
     model = attention(end="reshaped")
     [mix] = (
         node.input[0]
@@ -172,7 +172,7 @@ def test_a_mix_that_more_than_its_turn_reads_is_left(kind):
 
 
 def test_a_mask_from_a_loop_is_not_computed():
-    """A mask that a subgraph makes is not run to see what it does: a loop may have no end."""
+    """A mask from a subgraph is not executed for analysis: a loop may not terminate."""
     model = attention()
     add = next(node for node in model.graph.node if node.op_type == "Add")
     branch = helper.make_graph(
@@ -188,8 +188,8 @@ def test_a_mask_from_a_loop_is_not_computed():
 
 @pytest.mark.parametrize("kind", ["Softmax", "MatMul", "Mul", "Add", "Transpose", "Reshape"])
 @pytest.mark.parametrize("field", ["input", "output"])
-def test_a_broken_graph_is_left(kind, field):
-    """A node that lacks what it reads or writes is the runtime's to refuse."""
+def test_a_broken_graph_is_not_changed(kind, field):
+    """ONNX Runtime rejects a node with a missing input or output."""
     model = attention()
     for node in model.graph.node:
         if node.op_type == kind:
@@ -206,8 +206,8 @@ def test_a_broken_graph_is_left(kind, field):
         (np.float32(-0.3), False), (np.float32(0), False),
     ],
 )  # fmt: skip
-def test_what_a_scale_is(scale, found):
-    """One number of at most four axes, above 0, and neither so large nor so small that a mask divided by it is none."""
+def test_valid_scales(scale, found):
+    """A scale is one number with at most four axes, above 0, and not so large or small that a mask divided by it overflows."""
     model = attention()
     tensor = next(tensor for tensor in model.graph.initializer if tensor.name == "s")
     tensor.CopyFrom(numpy_helper.from_array(scale, "s"))
@@ -216,8 +216,8 @@ def test_what_a_scale_is(scale, found):
 
 @pytest.mark.parametrize("which", ["Q", "K", "V"])
 @pytest.mark.parametrize("change", ["not of the tokens", "heads that nobody knows", "channels that nobody knows", "doubles"])
-def test_an_operand_of_another_kind_is_left(which, change):
-    """Learned queries, keys or values, those of heads or channels that only a run shows, and those in other precision."""
+def test_other_operands_are_not_changed(which, change):
+    """Learned queries, keys or values, an unknown number of heads or channels, and other precisions."""
     model = attention()
     gather = next(node for node in model.graph.node if node.input[0] == which)
     reshape = next(node for node in model.graph.node if node.input[0] == gather.output[0])
@@ -241,8 +241,8 @@ def test_an_operand_of_another_kind_is_left(which, change):
     assert find_attention(model) == []
 
 
-def test_an_axis_that_is_no_number_is_not_stated():
-    """An attribute of another type, found by a fuzzer, is not read; the runtime refuses the node if it stays."""
+def test_an_axis_of_another_type_is_ignored():
+    """An attribute of another type, found by a fuzzer, is not read; ONNX Runtime rejects the node if it stays."""
     model = attention()
     softmax = next(node for node in model.graph.node if node.op_type == "Softmax")
     del softmax.attribute[:]
@@ -252,15 +252,15 @@ def test_an_axis_that_is_no_number_is_not_stated():
     assert find_attention(model) == []
 
 
-def test_a_scale_without_its_number_is_none():
-    """A constant that says it is one number and holds none, found by a fuzzer, is no scale."""
+def test_a_scale_without_data_is_not_a_scale():
+    """A constant with the shape of a scalar and without data, found by a fuzzer, is not a scale."""
     model = attention()
     next(tensor for tensor in model.graph.initializer if tensor.name == "s").ClearField("raw_data")
     assert fuse_attention(model) is model
 
 
-def test_weights_beside_the_graph_are_not_read():
-    """A bias of positions whose numbers lie in another file is no padding mask; a table of words there does not disturb."""
+def test_external_weights_are_not_read():
+    """A position bias with external data is not a padding mask; an external word embedding table does not prevent fusion."""
     model = attention()
     for tensor in model.graph.initializer:
         if tensor.name in {"Q", "K", "V"}:
@@ -275,8 +275,8 @@ def test_weights_beside_the_graph_are_not_read():
     assert find_attention(model) == []
 
 
-def test_the_shape_of_weights_beside_the_graph_is_known():
-    """A mask may ask for the shape of a weight whose numbers lie in another file."""
+def test_the_shape_of_external_weights_is_known():
+    """A mask may use the shape of a weight with external data."""
     model = attention()
     table = next(tensor for tensor in model.graph.initializer if tensor.name == "K")
     table.ClearField("raw_data")
@@ -296,7 +296,7 @@ def test_the_shape_of_weights_beside_the_graph_is_known():
 
 @pytest.mark.parametrize("name", GRAPHS)
 def test_stored_graphs(name):
-    """A graph of another architecture is changed where it has such attention, and its numbers stay."""
+    """A graph of another architecture is changed where it has such attention, and its values stay the same."""
     model, reference = stored(name)
     found = {"megatron-bert-splade": 2, "mobilebert-mlm": 2, "bart-seq2seq": 4}.get(name, 0)
     assert len(find_attention(model)) == found
@@ -313,15 +313,15 @@ BERTS = ["albert-mlm", "bert-base", "distilbert-mlm", "electra-discriminator", "
 
 @pytest.mark.parametrize("folder", [name for name in BERTS if (ZOO / name).is_dir()])
 @pytest.mark.parametrize("file", ["model", "model_dynamo"])
-def test_both_exporters_write_attention_that_is_found(folder, file):
-    """Each layer's attention is found in what torch's two exporters write."""
+def test_attention_of_both_exporters_is_found(folder, file):
+    """Each layer's attention is found in the graphs of both torch exporters."""
     model = drop_guards(load(ZOO / folder / f"{file}.onnx"))
     assert len(find_attention(model)) == operators(model).count("Softmax") > 0
 
 
 @pytest.mark.parametrize("turn", ["direct", "twice", "flat"])
-def test_turns_of_keys_are_followed_to_where_heads_were_split(turn):
-    """However keys are turned, what they were made of is taken, so that no turn is left to run."""
+def test_transposes_of_keys_are_followed_to_the_split_into_heads(turn):
+    """However keys are transposed, their source is used, so that no transpose remains."""
     [found] = find_attention(attention(turn=turn))
     for operand in (found.query, found.key, found.value):
         assert operand.order == (0, 1, 2, 3)
@@ -332,8 +332,8 @@ def test_turns_of_keys_are_followed_to_where_heads_were_split(turn):
 
 @settings(max_examples=100, deadline=None)
 @given(st.data(), st.sampled_from([1, 2, 4]), st.sampled_from([1, 2, 4]), st.sampled_from([1, 2, 4]), st.sampled_from([2, 4]))
-def test_other_turns_in_three_axes(data, rows, length, heads, width):
-    """Keys that are put into any three axes, turned there and put into four again keep their numbers, whatever is found."""
+def test_other_transposes_with_three_axes(data, rows, length, heads, width):
+    """Keys that are reshaped to three axes, transposed and reshaped to four again keep their values."""
     model = attention(turn="flat", heads=heads, width=width)
     for tensor in model.graph.input:
         tensor.type.tensor_type.shape.CopyFrom(

@@ -1,4 +1,4 @@
-"""The 8-bit form of a graph file: what is watched, which attempt is kept, and which layers stay in fp32."""
+"""Quantization of a graph file: the observed inputs, the chosen attempt, and the layers that stay in fp32."""
 
 import numpy as np
 import onnx
@@ -17,14 +17,14 @@ def floats(*shape):
 
 
 def write(folder, nodes, weights, outputs=("sentence_embedding",), shape=(None, 16)):
-    """Write a graph from `x`, alone in a folder."""
+    """Write a graph with the input `x`, alone in a folder."""
     folder.mkdir()
     onnx.save(model_of(nodes, {"x": shape}, outputs, weights), folder / "graph.onnx")
     return folder / "graph.onnx"
 
 
 def chain(folder, count):
-    """Write a graph of so many layers one after the other."""
+    """Write a graph of consecutive layers."""
     names = ["x", *(f"y{i}" for i in range(count - 1)), "sentence_embedding"]
     nodes = [helper.make_node("MatMul", [names[i], f"w{i}"], [names[i + 1]]) for i in range(count)]
     return write(folder, nodes, {f"w{i}": floats(16, 16) / 4 for i in range(count)})
@@ -35,22 +35,22 @@ def same(source, target):
     onnx.save(onnx.load(source), target)
 
 
-def at(*cosines):
-    """Give vectors of length 1 that have these cosines to (1, 0)."""
+def with_cosines(*cosines):
+    """Return vectors of length 1 that have these cosines to (1, 0)."""
     return np.array([(c, (1 - c * c) ** 0.5) for c in cosines], dtype=np.float32)
 
 
-def told(*attempts):
-    """Give what watches a graph truly, says (1, 0) of every text, and of each attempt the vectors with given cosines."""
+def fixed_vectors(*attempts):
+    """Return a runner that really observes a graph, returns (1, 0) for every text, and vectors with the given cosines per attempt."""
     count = len(attempts[0])
     left = iter(attempts)
 
     def run(path, outputs):
         if outputs == ["sentence_embedding"]:
-            yield {"sentence_embedding": at(*next(left))}
+            yield {"sentence_embedding": with_cosines(*next(left))}
             return
         for found in running(*(floats(8, 16) for _ in range(count)))(path, outputs):
-            yield found | {"sentence_embedding": at(1)}
+            yield found | {"sentence_embedding": with_cosines(1)}
 
     run.left = left
     return run
@@ -82,9 +82,9 @@ WORSE = (0.1, 0.1)
         ([WORSE, WORSE, WORSE, (0.6, 0.6), (1, 1)], 3, 4),
     ],
 )
-def test_the_attempt_that_comes_nearest_is_kept(tmp_path, attempts, taken, tried):
-    """The first that reaches the goal, else the nearest; two tolerances, then ever more of the worst layers in fp32."""
-    run = told(*attempts)
+def test_the_best_attempt_is_kept(tmp_path, attempts, taken, tried):
+    """The first attempt that reaches the goal is kept, else the best: two tolerances, then more and more of the worst layers in fp32."""
+    run = fixed_vectors(*attempts)
     got, target = make(tmp_path, chain(tmp_path / "work", 40), run)
     assert len(attempts) - len(list(run.left)) == tried
     kept = (0, 0, 2, 4, 8)[taken]
@@ -94,9 +94,9 @@ def test_the_attempt_that_comes_nearest_is_kept(tmp_path, attempts, taken, tried
     assert kinds(target).count("MatMulIntegerToFloat") == 40 - kept
 
 
-def test_a_goal_that_is_just_reached_is_reached(tmp_path):
+def test_a_goal_that_is_exactly_met_is_reached(tmp_path):
     """No further attempt is made."""
-    got, _ = make(tmp_path, chain(tmp_path / "work", 1), told((0, 0), (1, 1)), Goal(0, 0))
+    got, _ = make(tmp_path, chain(tmp_path / "work", 1), fixed_vectors((0, 0), (1, 1)), Goal(0, 0))
     assert (got.mean, got.least) == (0, 0)
 
 
@@ -105,33 +105,33 @@ def test_a_goal_that_is_just_reached_is_reached(tmp_path):
     [(Goal(0.99, 0.5), (0.99, 0.6), (0.9, 0.9)), (Goal(0.5, 0.99), (1, 1, 1, 0.9), (0.96, 0.96, 0.96, 0.96))],
 )
 @pytest.mark.parametrize("first", [True, False])
-def test_mean_and_least_are_weighed_by_what_they_may_miss(tmp_path, goal, far, near, first):
-    """The nearest attempt is the one whose worse share of the allowed error is smallest, whichever of the two it is."""
+def test_mean_and_minimum_are_weighted_by_their_tolerance(tmp_path, goal, far, near, first):
+    """The best attempt has the smallest maximum of both errors, each relative to its tolerance."""
     attempts = (near, far) if first else (far, near)
     bad = (0,) * len(near)
-    got, _ = make(tmp_path, chain(tmp_path / "work", 1), told(*attempts, bad, bad, bad), goal)
+    got, _ = make(tmp_path, chain(tmp_path / "work", 1), fixed_vectors(*attempts, bad, bad, bad), goal)
     assert got.mean == pytest.approx(np.mean(near))
 
 
-def test_one_layer_at_least_goes_back(tmp_path):
-    """Of few layers a twentieth is none; the worst one stays in fp32 all the same."""
-    got, target = make(tmp_path, chain(tmp_path / "work", 3), told(WORSE, WORSE, (0.9, 0.9)))
+def test_at_least_one_layer_returns_to_fp32(tmp_path):
+    """A twentieth of few layers rounds to 0; the worst layer stays in fp32 nevertheless."""
+    got, target = make(tmp_path, chain(tmp_path / "work", 3), fixed_vectors(WORSE, WORSE, (0.9, 0.9)))
     assert (got.layers, got.kept) == (2, 1)
     assert kinds(target).count("MatMul") == 1
 
 
-def test_the_usual_goal(tmp_path):
-    """0.998 on average and 0.991 at least, and vectors of any length are compared by their direction."""
+def test_the_default_goal(tmp_path):
+    """0.998 on average and at least 0.991; vectors of any length are compared by cosine similarity."""
     graph = chain(tmp_path / "work", 2)
-    got, _ = make(tmp_path, graph, told((0.99799, 0.99799), (0.998005, 0.998005)), Goal())
+    got, _ = make(tmp_path, graph, fixed_vectors((0.99799, 0.99799), (0.998005, 0.998005)), Goal())
     assert got.mean == pytest.approx(0.998005, abs=2e-6)
     graph = chain(tmp_path / "more", 2)
-    got, _ = make(tmp_path, graph, told((1, 1, 1, 1, 1, 1, 1, 0.9909), (1, 1, 1, 1, 1, 1, 1, 0.9911)), Goal())
+    got, _ = make(tmp_path, graph, fixed_vectors((1, 1, 1, 1, 1, 1, 1, 0.9909), (1, 1, 1, 1, 1, 1, 1, 0.9911)), Goal())
     assert got.least == pytest.approx(0.9911, abs=2e-6)
 
 
-def test_directions_are_compared(tmp_path):
-    """Vectors may be of any length; one without a length has no direction, and counts as 0."""
+def test_cosine_similarity_is_compared(tmp_path):
+    """Vectors may have any length; a zero vector has a cosine similarity of 0."""
     small = [floats(4, 16) / 1000 for _ in range(2)]
     got, _ = make(tmp_path, chain(tmp_path / "small", 1), running(*small), Goal(0.5, -1))
     assert 0.99 < got.mean <= 1.000001
@@ -144,8 +144,8 @@ def test_directions_are_compared(tmp_path):
 # ---- how they are treated
 
 
-def treated(folder, x, weight, *attempts):
-    """Give the operators around one layer after some attempts."""
+def operators_around(folder, x, weight, *attempts):
+    """Return the operators around one layer after some attempts."""
     graph = write(
         folder, [helper.make_node("MatMul", ["x", "w"], ["sentence_embedding"])], {"w": weight}, shape=(None, len(weight))
     )
@@ -153,11 +153,11 @@ def treated(folder, x, weight, *attempts):
 
     def run(path, outputs):
         if outputs == ["sentence_embedding"]:
-            yield {"sentence_embedding": at(next(left), next(left))}
+            yield {"sentence_embedding": with_cosines(next(left), next(left))}
             return
         half = len(x) // 2
         for rows in (x[:half], x[half:]):
-            yield {"sentence_embedding": at(1), "x": rows}
+            yield {"sentence_embedding": with_cosines(1), "x": rows}
 
     make(folder.parent, graph, run)
     return set(kinds(folder.parent / "target.onnx"))
@@ -166,54 +166,54 @@ def treated(folder, x, weight, *attempts):
 PLAIN = {"QuantizeLinear", "MatMulIntegerToFloat"}
 
 
-def test_what_is_exact_enough_is_left_plain(tmp_path):
-    """Neither the first nor the second tolerance asks for more where a plain scale does."""
+def test_accurate_layers_use_a_plain_scale(tmp_path):
+    """If a plain scale is accurate enough, neither tolerance uses anything else."""
     x, weight = RNG.uniform(-1, 1, (400, 64)).astype(np.float32), floats(64, 32)
-    assert treated(tmp_path / "one", x, weight, 1, 1) == PLAIN
-    assert treated(tmp_path / "two", x, weight, 0, 0, 1, 1) == PLAIN
+    assert operators_around(tmp_path / "one", x, weight, 1, 1) == PLAIN
+    assert operators_around(tmp_path / "two", x, weight, 0, 0, 1, 1) == PLAIN
 
 
 def test_ranges_of_one_half_are_tried_on_the_other(tmp_path):
-    """A range that later texts exceed is not exact enough; one that they stay within is."""
+    """A range that later texts exceed is not accurate enough; a range that covers them is."""
     x, weight = np.random.default_rng(1).uniform(-1, 1, (400, 64)).astype(np.float32), floats(64, 32)
     x[200:] *= 1.15
-    assert treated(tmp_path / "wider", x, weight, 1, 1) > PLAIN
-    assert treated(tmp_path / "narrower", x[::-1], weight, 1, 1) == PLAIN
+    assert operators_around(tmp_path / "wider", x, weight, 1, 1) > PLAIN
+    assert operators_around(tmp_path / "narrower", x[::-1], weight, 1, 1) == PLAIN
 
 
 @pytest.mark.parametrize(("outputs", "kind"), [(8, "Gather"), (96, "Mul")])
-def test_the_cheapest_remedy_that_is_enough_is_taken(tmp_path, outputs, kind):
-    """A large channel is split off where there are few outputs, and smoothed where there are many."""
+def test_the_cheapest_sufficient_treatment_is_used(tmp_path, outputs, kind):
+    """A large channel is split off if there are few outputs, and smoothed if there are many."""
     rng = np.random.default_rng(1)
     x, weight = rng.uniform(-1, 1, (400, 64)).astype(np.float32), rng.standard_normal((64, outputs)).astype(np.float32)
     x[:, 3] *= 20
     weight[3] /= 10
-    assert kind in treated(tmp_path / "one", x, weight, 1, 1)
+    assert kind in operators_around(tmp_path / "one", x, weight, 1, 1)
 
 
 def test_the_second_tolerance_is_smaller(tmp_path):
-    """What the first attempt left plain is treated in the second, where the vectors were not close enough."""
+    """A layer with a plain scale in the first attempt is treated in the second if the vectors were not close enough."""
     x, weight = np.random.default_rng(1).standard_normal((400, 64)).astype(np.float32), floats(64, 32)
     x[:, 3] *= 2
     weight[3] /= 2
-    assert treated(tmp_path / "one", x, weight, 1, 1) == PLAIN
-    assert treated(tmp_path / "two", x, weight, 0, 0, 1, 1) > PLAIN
+    assert operators_around(tmp_path / "one", x, weight, 1, 1) == PLAIN
+    assert operators_around(tmp_path / "two", x, weight, 0, 0, 1, 1) > PLAIN
 
 
-def test_what_is_not_exact_enough_is_treated(tmp_path):
-    """Channels of other size are smoothed or split off in the first attempt, as far as it helps where nothing is enough."""
+def test_inaccurate_layers_are_treated(tmp_path):
+    """Outlier channels are smoothed or split off in the first attempt, as far as possible if nothing is sufficient."""
     x, weight = floats(400, 64), floats(64, 32)
     x[:, 3] *= 20
     weight[3] /= 10
-    assert treated(tmp_path / "one", x, weight, 1, 1) > PLAIN
-    assert treated(tmp_path / "two", x**3, weight, 1, 1) > PLAIN
+    assert operators_around(tmp_path / "one", x, weight, 1, 1) > PLAIN
+    assert operators_around(tmp_path / "two", x**3, weight, 1, 1) > PLAIN
 
 
 # ---- which layers
 
 
-def test_layers_behind_the_tokens_stay(tmp_path):
-    """A layer behind the tensor that is named is no layer of the tokens; where that is not there, all count."""
+def test_layers_after_the_token_embeddings_stay_in_fp32(tmp_path):
+    """A layer after the named tensor is not quantized; if that tensor does not exist, all layers count."""
     for before, layers in (("y0", 1), ("nowhere", 2)):
         got, target = make(tmp_path, chain(tmp_path / before, 2), running(floats(8, 16), floats(8, 16)), Goal(0, 0), before)
         assert (got.layers, got.kept) == (layers, 0)
@@ -221,7 +221,7 @@ def test_layers_behind_the_tokens_stay(tmp_path):
 
 
 def test_layers_that_share_their_input(tmp_path):
-    """It is watched once, though it is one of the graph's outputs already, and both of them count."""
+    """A shared input is observed once, even if it is already a graph output, and both layers count."""
     nodes = [
         helper.make_node("MatMul", ["x", "a"], ["h"]),
         helper.make_node("MatMul", ["h", "b"], ["left"]),
@@ -233,13 +233,15 @@ def test_layers_that_share_their_input(tmp_path):
     assert (got.layers, got.kept) == (3, 0)
     assert kinds(target).count("QuantizeLinear") == 2
     got, _ = make(
-        tmp_path, write(tmp_path / "more", nodes, {"a": floats(16, 16), "b": floats(16, 40)}), told(WORSE, WORSE, (1, 1))
+        tmp_path,
+        write(tmp_path / "more", nodes, {"a": floats(16, 16), "b": floats(16, 40)}),
+        fixed_vectors(WORSE, WORSE, (1, 1)),
     )
     assert got.layers + got.kept == 3
 
 
 def test_half_precision_and_fused_operators_are_seen_through(tmp_path):
-    """A graph in float16, or one whose bias is inside another operator, has its layers."""
+    """Layers are found in float16 graphs, and if the bias is part of another operator."""
     nodes = [
         helper.make_node("Cast", ["x"], ["h"], to=TensorProto.FLOAT16),
         helper.make_node("MatMul", ["h", "w"], ["p"]),
@@ -263,16 +265,16 @@ def test_half_precision_and_fused_operators_are_seen_through(tmp_path):
     assert "LayerNormalization" in kinds(target)
 
 
-def test_nothing_to_make_int8(tmp_path):
-    """A graph without a layer is refused."""
+def test_a_graph_without_linear_layers_is_rejected(tmp_path):
+    """A graph without a linear layer is an error."""
     nodes = [helper.make_node("Neg", ["x"], ["sentence_embedding"])]
-    with pytest.raises(ValueError, match="nothing can be made int8"):
+    with pytest.raises(ValueError, match="has no float32 linear layer that int8 could replace"):
         make(tmp_path, write(tmp_path / "work", nodes, {}), running(floats(8, 16)))
 
 
 @pytest.mark.parametrize(("limit", "kind"), [(127, "Gelu"), (126, "FastGelu"), (64, "FastGelu")])
 def test_the_form_of_gelu(tmp_path, limit, kind):
-    """Its tanh form where 8-bit sums are not exact with the largest weights."""
+    """Gelu is approximated by tanh where 8-bit sums may overflow with the largest weights."""
     nodes = [
         helper.make_node("MatMul", ["x", "w"], ["p"]),
         helper.make_node("Gelu", ["p"], ["sentence_embedding"], domain="com.microsoft"),
@@ -287,7 +289,7 @@ def test_the_form_of_gelu(tmp_path, limit, kind):
 
 
 def scale_of(path):
-    """Give the width of a step of the one input that is quantised, and its zero."""
+    """Return the step of the one quantized input, and its zero point."""
     model = onnx.load(path)
     held = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
     (node,) = (node for node in model.graph.node if node.op_type == "QuantizeLinear")
@@ -297,7 +299,7 @@ def scale_of(path):
 @pytest.mark.parametrize("count", [1, 2, 3, 5])
 @pytest.mark.parametrize("axes", [(64, 16), (8, 8, 16)])
 def test_every_text_counts_for_the_range(tmp_path, count, axes):
-    """Whichever text has the least and whichever the largest value, the steps reach from the one to the other."""
+    """The range covers the minimum and the maximum of all texts."""
     weights = {"w": np.sign(floats(16, 16))}
     nodes = [helper.make_node("MatMul", ["x", "w"], ["sentence_embedding"])]
     for one in range(count):
@@ -317,14 +319,14 @@ def test_every_text_counts_for_the_range(tmp_path, count, axes):
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_vectors_that_are_no_numbers(tmp_path, bad):
-    """There is no 8-bit form of a model whose float32 vectors are broken; the error says of how many texts."""
+def test_fp32_vectors_with_nan_are_rejected(tmp_path, bad):
+    """A model with NaN in its float32 vectors cannot be quantized; the error states for how many texts."""
     graph = chain(tmp_path / "work", 2)
 
     def run(path, outputs):
         for i, found in enumerate(running(*(floats(8, 16) for _ in range(3)))(path, outputs)):
             yield found | (
-                {"sentence_embedding": np.full((1, 2), bad, np.float32)} if i == 1 else {"sentence_embedding": at(1)}
+                {"sentence_embedding": np.full((1, 2), bad, np.float32)} if i == 1 else {"sentence_embedding": with_cosines(1)}
             )
 
     with pytest.raises(ValueError, match="1 of 3 calibration texts"):

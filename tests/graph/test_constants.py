@@ -59,7 +59,7 @@ def test_a_model_saved_with_its_constants_outside_gives_the_same_values(tmp_path
         if node.op_type == "Constant" and node.attribute[0].t.data_location == TensorProto.EXTERNAL
     }
     assert len(outside) > 10
-    with pytest.raises(ValueError, match="in another file"):
+    with pytest.raises(ValueError, match="Save the graph with external data for its initializers only"):
         check_inner(loaded, path)
     hoist_constants(loaded)
     check_inner(loaded, path)
@@ -70,18 +70,18 @@ def test_a_model_saved_with_its_constants_outside_gives_the_same_values(tmp_path
     np.testing.assert_array_equal(ort.InferenceSession(tmp_path / "hoisted.onnx").run(None, given)[0], expected)
 
 
-def test_data_that_end_too_early_are_noticed(tmp_path):
+def test_truncated_data_is_reported(tmp_path):
     """A hoisted Constant passes the checks of any weight: its data must reach to the last byte."""
     (tmp_path / "data").write_bytes(bytes(11))
     model = graph_of(constant("c"), helper.make_node("Add", ["x", "c"], ["y"]))
     check_whole(model, tmp_path / "m.onnx", {})
     hoist_constants(model)
-    with pytest.raises(ValueError, match="ends at byte 11, before the weights 'c'"):
+    with pytest.raises(ValueError, match=r"it has 11 bytes, and the weights 'c' of .* end at byte"):
         check_whole(model, tmp_path / "m.onnx", {"data": tmp_path / "data"})
 
 
-def test_a_constant_that_is_an_output_stays_one():
-    """The graph's output keeps its name and is made by a node; the initializer takes a free name."""
+def test_a_constant_that_is_an_output_keeps_its_name():
+    """The graph's output keeps its name and is produced by a node; the initializer gets a free name."""
     model = graph_of(
         constant("y"), helper.make_node("Add", ["x", "y"], ["z"]), outputs=("y", "z"), initializers=[external("y_")]
     )
@@ -96,18 +96,18 @@ def test_a_constant_that_is_an_output_stays_one():
 
 @pytest.mark.parametrize("taken", ["input", "initializer", "node"])
 def test_two_tensors_of_one_name_are_left_for_the_check(taken):
-    """Hoisting must not hide that a name is made twice, for the check would no longer see it."""
+    """Hoisting must not hide a duplicate name, because the check would no longer find it."""
     name = "x" if taken == "input" else "c"
     nodes = [constant(name), helper.make_node("Neg", ["x"], ["c" if taken == "node" else "n"])]
     model = graph_of(*nodes, initializers=[external("c")] if taken == "initializer" else [], outputs=("n",))
     hoist_constants(model)
     assert [node.op_type for node in model.graph.node] == ["Constant", "Neg"]
-    with pytest.raises(ValueError, match=f"makes the tensor '{name}' more than once"):
+    with pytest.raises(ValueError, match=f"has several nodes that output the tensor '{name}'"):
         check_whole(model, "m.onnx", {})
 
 
-def test_constants_of_inner_graphs_and_functions_stay():
-    """They are not initializers of the main graph; the check of inner graphs refuses them as before."""
+def test_constants_of_subgraphs_and_functions_stay():
+    """They are not initializers of the main graph; the check of subgraphs rejects them as before."""
     inner = helper.make_graph([constant("c")], "then", [], [helper.make_tensor_value_info("c", TensorProto.FLOAT, None)])
     branch = helper.make_node("If", ["b"], ["y"], then_branch=inner, else_branch=inner)
     model = graph_of(branch)
@@ -117,13 +117,13 @@ def test_constants_of_inner_graphs_and_functions_stay():
     before = model.SerializeToString()
     hoist_constants(model)
     assert model.SerializeToString() == before
-    with pytest.raises(ValueError, match="an inner graph, in another file"):
+    with pytest.raises(ValueError, match="a constant or a tensor of a subgraph"):
         check_inner(model, "m.onnx")
 
 
 @pytest.mark.parametrize("broken", ["no output", "no name", "two attributes", "other domain", "inside"])
 def test_other_nodes_stay(broken):
-    """What is not a Constant with one external tensor is not touched."""
+    """A node other than a Constant with one external tensor is not changed."""
     node = constant("c")
     if broken == "no output":
         del node.output[:]
@@ -142,7 +142,7 @@ def test_other_nodes_stay(broken):
 
 
 def test_a_function_reads_a_hoisted_constant(tmp_path):
-    """A local function takes the tensor by its name, whoever makes it."""
+    """A local function reads the tensor by its name, whether a node or an initializer provides it."""
     np.arange(3, dtype=np.float32).tofile(tmp_path / "data")
     body = helper.make_function("local", "F", ["a", "b"], ["o"], [helper.make_node("Add", ["a", "b"], ["o"])],
                                 [helper.make_opsetid("", 17)])  # fmt: skip
@@ -156,7 +156,7 @@ def test_a_function_reads_a_hoisted_constant(tmp_path):
 
 
 def test_a_model_without_external_data_stays():
-    """It is left as it is, byte for byte."""
+    """It is unchanged, byte for byte."""
     d = Draft()
     model = d.model(d.op("Neg", d.embed()))
     before = model.SerializeToString()

@@ -1,4 +1,4 @@
-"""A cut changes no value, keeps nothing that has no reader, and copies no weight it need not."""
+"""A cut changes no value, keeps nothing without a reader, and copies no weight unnecessarily."""
 
 import subprocess
 import sys
@@ -15,7 +15,7 @@ GIVEN = {"input_ids": np.array([[3, 1, 4, 1, 5], [9, 2, 6, 5, 3]])}
 
 
 def encoder():
-    """Build a two-layer encoder with a head; give (draft, hidden states, logits)."""
+    """Build a two-layer encoder with a head; return (draft, hidden states, logits)."""
     d = Draft()
     x0 = d.norm(d.embed())
     x1 = d.post_norm_layer(x0)
@@ -25,7 +25,7 @@ def encoder():
 
 @pytest.mark.parametrize("file", ZOO_FILES)
 def test_zoo_cuts_equal_torchs_last_hidden_state(file):
-    """fp32 within 1e-4, fp16 within 2e-2 of the largest value, int8 and QDQ equal to the uncut file's own tensor."""
+    """fp32 within 1e-4, fp16 within 2e-2 of the largest value, int8 and QDQ equal to the tensor of the original file."""
     model, reference = load(ZOO / file), zoo_reference(file)
     before = model.SerializeToString(deterministic=True)
     state = hidden_states(model)[-1]
@@ -43,16 +43,16 @@ def test_zoo_cuts_equal_torchs_last_hidden_state(file):
 
 
 @pytest.mark.parametrize("file", [f for f in ZOO_FILES if "int8" in f or "qdq" in f])
-def test_every_layer_of_a_quantised_file_is_cut_exactly(file):
-    """Each hidden state of an int8 or QDQ file is bit for bit the tensor of the uncut file."""
+def test_every_layer_of_a_quantized_file_is_cut_exactly(file):
+    """Each hidden state of an int8 or QDQ file equals the tensor of the original file bit for bit."""
     model, reference = load(ZOO / file), zoo_reference(file)
     for state in hidden_states(model)[:-1]:
         assert np.array_equal(run(cut(model, state.tensor), reference), run_uncut(model, reference, state.tensor))
 
 
 @pytest.mark.parametrize("file", [f for f in ZOO_FILES if "-mlm/" in f])
-def test_heads_of_masked_language_models_are_gone(file):
-    """No node, initialiser, input or annotation is left that the output does not depend on, and the head's bytes are saved."""
+def test_heads_of_masked_language_models_are_removed(file):
+    """No node, initializer, input or annotation remains that the output does not depend on, and the file shrinks by the head's bytes."""
     model = load(ZOO / file)
     short = cut(model, hidden_states(model)[-1].tensor)
     read = {i for n in short.graph.node for i in n.input} | {"token_embeddings"}
@@ -65,8 +65,8 @@ def test_heads_of_masked_language_models_are_gone(file):
     assert short.ir_version == model.ir_version
 
 
-def test_external_weights_stay_where_they_are():
-    """References to an external file are kept, those of the head are not, and no byte of it is needed."""
+def test_external_weights_stay_external():
+    """References to an external file are kept except those of the head; its data is not needed."""
     model = onnx.load(ZOO / "bert-mlm-external/onnx/model.onnx", load_external_data=False)
     short = cut(model, hidden_states(model)[-1].tensor)
     far = {i.name: i for i in model.graph.initializer if i.data_location == TensorProto.EXTERNAL}
@@ -76,7 +76,7 @@ def test_external_weights_stay_where_they_are():
 
 
 def test_the_output_is_declared():
-    """The one output is float32, named as asked, with the shape of the tensor."""
+    """The only output is float32, has the requested name and the shape of the tensor."""
     d, states, logits = encoder()
     short = cut(d.model(logits), states[1], output_name="vectors")
     (output,) = short.graph.output
@@ -85,7 +85,7 @@ def test_the_output_is_declared():
     onnx.checker.check_model(short, full_check=True)
 
 
-def test_weights_of_the_first_format_are_inputs_no_more():
+def test_weights_of_ir_version_3_are_not_inputs():
     """IR version 3 lists weights as inputs; a cut graph does not, and ONNX Runtime opens it."""
     d, states, logits = encoder()
     model = d.model(logits)
@@ -99,7 +99,7 @@ def test_weights_of_the_first_format_are_inputs_no_more():
 
 
 def test_the_model_is_not_changed():
-    """The argument is the same afterwards, and the copy is its own."""
+    """The argument is unchanged, and the copy is independent."""
     d, states, logits = encoder()
     model = d.model(logits)
     before = model.SerializeToString(deterministic=True)
@@ -108,8 +108,8 @@ def test_the_model_is_not_changed():
     assert model.SerializeToString(deterministic=True) == before
 
 
-def test_metadata_stay():
-    """Producer, version and the file's own notes are carried over."""
+def test_metadata_is_kept():
+    """Producer, version and metadata properties are kept."""
     d, states, logits = encoder()
     model = d.model(logits)
     model.producer_name, model.model_version = "somebody", 7
@@ -120,7 +120,7 @@ def test_metadata_stay():
 
 
 def test_a_node_names_its_output():
-    """A node's name means the tensor it writes."""
+    """The name of a node selects its output."""
     d, states, logits = encoder()
     model = d.model(logits)
     node = next(n for n in model.graph.node if states[1] in n.output)
@@ -129,7 +129,7 @@ def test_a_node_names_its_output():
 
 
 def test_an_output_can_be_the_cut():
-    """A tensor that is an output already, even twice, is cut like any other."""
+    """A tensor that is already an output, even twice, can be selected."""
     d, states, logits = encoder()
     model = d.model(logits, states[2], states[2])
     short = cut(model, states[2])
@@ -139,8 +139,8 @@ def test_an_output_can_be_the_cut():
     assert np.array_equal(run(same, GIVEN), run(d.model(logits), GIVEN))
 
 
-def test_a_name_inside_gives_way():
-    """A tensor inside that is called as the output shall be is renamed, in subgraphs too, and values stay."""
+def test_an_inner_tensor_with_the_outputs_name_is_renamed():
+    """An inner tensor with the name of the output is renamed, also in subgraphs, and values stay the same."""
     d = Draft()
     d.nodes.append(helper.make_node("Gather", [d.weight(20, 8), "input_ids"], ["token_embeddings"]))
     given = [helper.make_tensor_value_info(n, TensorProto.FLOAT, None) for n in ("a", "b")]
@@ -155,8 +155,8 @@ def test_a_name_inside_gives_way():
 
 
 @pytest.mark.parametrize("dense", [True, False])
-def test_a_weight_of_the_outputs_name_gives_way(dense):
-    """A weight, sparse or not, that is called as the output shall be is renamed, and so is what stands in that new name's way."""
+def test_a_weight_with_the_outputs_name_is_renamed(dense):
+    """A dense or sparse weight with the name of the output is renamed, and so is a tensor that already has the new name."""
     d = Draft()
     table = np.array([[0, 1.5], [-2, 0]] * 10, np.float32)
     d.inputs.append(helper.make_tensor_value_info("token_embeddings/inner", TensorProto.FLOAT, [2]))
@@ -172,21 +172,23 @@ def test_a_weight_of_the_outputs_name_gives_way(dense):
     assert np.array_equal(run(cut(model, end), given), table[GIVEN["input_ids"]] + [3, 4])
 
 
-def test_an_input_of_the_outputs_name_is_refused():
-    """An input keeps its name, so the output needs another; where nothing reads the input, it goes and frees the name."""
+def test_an_input_with_the_outputs_name_is_an_error():
+    """An input keeps its name, so the output needs another; an input without readers is removed, which frees its name."""
     d = Draft()
     d.inputs.append(helper.make_tensor_value_info("vectors", TensorProto.FLOAT, [8]))
     before = d.embed()
     after = d.op("Add", before, "vectors")
     model = d.model(d.dense(after))
-    with pytest.raises(ValueError, match=r"an input of the graph is named 'vectors', so .*: give output_name"):
+    with pytest.raises(
+        ValueError, match=r"An input of the graph is named 'vectors'\. Pass another name for the output as output_name"
+    ):
         cut(model, after, output_name="vectors")
     assert np.array_equal(run(cut(model, before, output_name="vectors"), GIVEN), run(cut(model, before), GIVEN))
 
 
 @pytest.mark.parametrize("holder", ["input", "weight", "node"])
-def test_a_name_that_is_taken_is_not_given_again(holder):
-    """What a cut adds gives way to an input, a weight or an inner tensor that has the name already."""
+def test_added_names_are_unique(holder):
+    """Tensors that a cut adds avoid the names of inputs, weights and inner tensors."""
     d = Draft()
     taken = numpy_helper.from_array(np.arange(8, dtype=np.float32), "half/float32")
     if holder == "input":
@@ -203,7 +205,7 @@ def test_a_name_that_is_taken_is_not_given_again(holder):
 
 
 def test_an_input_can_be_the_cut():
-    """Layer 0 of a graph that takes embeddings is its input, handed through."""
+    """Layer 0 of a graph with embeddings as input is that input."""
     d = Draft()
     d.inputs.append(helper.make_tensor_value_info("inputs_embeds", TensorProto.FLOAT, ["batch", "sequence", 8]))
     model = d.model(d.op("Add", d.embed(), "inputs_embeds"))
@@ -213,8 +215,8 @@ def test_an_input_can_be_the_cut():
     assert np.array_equal(run(short, GIVEN | {"inputs_embeds": vectors}), vectors)
 
 
-def test_quantised_integers_become_the_floats_they_stand_for():
-    """Between a quantiser and a dequantiser the cut gives floats, whichever operators stand on either side."""
+def test_quantized_integers_are_dequantized():
+    """Between QuantizeLinear and DequantizeLinear, the cut returns floats, for all operators on both sides."""
     d = Draft()
     scale, zero = d.constant(np.float32(0.05)), d.constant(np.uint8(120))
     x = d.embed()
@@ -229,8 +231,8 @@ def test_quantised_integers_become_the_floats_they_stand_for():
     assert np.array_equal(run(cut(alone, q), GIVEN), run_uncut(model, GIVEN, floats))
 
 
-def test_an_operator_that_reads_integers_tells_their_scale():
-    """Where only a quantised operator reads the integers, its scale and zero point are taken."""
+def test_the_scale_is_taken_from_a_quantized_operator():
+    """If only a quantized operator reads the integers, its scale and zero point are used."""
     d = Draft()
     one, two, zero = d.constant(np.float32(0.05)), d.constant(np.float32(0.1)), d.constant(np.uint8(120))
     q = d.op("QuantizeLinear", d.embed(), one, zero)
@@ -242,8 +244,8 @@ def test_an_operator_that_reads_integers_tells_their_scale():
     assert np.array_equal(run(cut(model, added), GIVEN), (integers.astype(np.float32) - 120) * np.float32(0.1))
 
 
-def test_dynamically_quantised_integers_too():
-    """What DynamicQuantizeLinear writes is dequantised with the scale it writes beside it."""
+def test_dynamically_quantized_integers_are_dequantized():
+    """The output of DynamicQuantizeLinear is dequantized with the scale from the same operator."""
     d = Draft()
     x = d.embed()
     d.nodes.append(helper.make_node("DynamicQuantizeLinear", [x], ["q", "s", "z"]))
@@ -255,8 +257,8 @@ def test_dynamically_quantised_integers_too():
     assert np.array_equal(run(cut(model, "q"), GIVEN), expected)
 
 
-def test_a_scale_is_itself():
-    """A scale comes out as it is, whoever writes and reads it, where the graph's types cannot be inferred too."""
+def test_a_scale_is_not_dequantized():
+    """A scale is returned unchanged, whichever operators write and read it, also if types cannot be inferred."""
     d = Draft()
     d.nodes.append(helper.make_node("DynamicQuantizeLinear", [d.embed()], ["q", "s", "z"]))
     floats = d.op("DequantizeLinear", "q", "s", "z")
@@ -265,8 +267,8 @@ def test_a_scale_is_itself():
     assert np.array_equal(run(cut(d.model(floats), "s"), GIVEN), expected)
 
 
-def test_a_second_output_of_a_quantiser_is_not_its_integers():
-    """What a quantiser of unknown make writes beside its integers is cast like any other tensor, not dequantised."""
+def test_a_second_output_of_a_quantizer_is_not_its_integers():
+    """The second output of an unknown quantizer is cast like any other tensor, not dequantized."""
     d = Draft()
     scale, zero = d.constant(np.float32(0.05)), d.constant(np.uint8(120))
     d.nodes.append(helper.make_node("QuantizeLinear", [d.embed(), scale, zero], ["q", "error"], domain="strange"))
@@ -284,60 +286,60 @@ def test_half_precision_comes_out_as_float32():
     assert np.array_equal(found, run(model, GIVEN))
 
 
-def test_integers_that_stand_for_nothing_are_refused():
-    """Token ids are no vectors; the error says what the tensor holds."""
+def test_integers_without_a_scale_are_rejected():
+    """Token ids are not vectors; the error names the type of the tensor."""
     d, _, logits = encoder()
     turned = d.op("Transpose", "input_ids", perm=[1, 0])
-    with pytest.raises(ValueError, match=rf"tensor '{turned}' holds int64 values"):
+    with pytest.raises(ValueError, match=rf"Tensor '{turned}' has int64 values"):
         cut(d.model(logits), turned)
 
 
-def test_a_type_without_a_name_is_refused():
-    """A type that ONNX does not have, found by a fuzzer, is told by its number."""
+def test_an_unknown_type_is_rejected():
+    """A type that ONNX does not have, found by a fuzzer, is reported by its number."""
     d = Draft()
     d.inputs.append(helper.make_tensor_value_info("odd", TensorProto.FLOAT, [8]))
     d.inputs[-1].type.tensor_type.elem_type = 99
-    with pytest.raises(ValueError, match=r"tensor 'odd' holds type 99 values .*: give a float tensor"):
+    with pytest.raises(ValueError, match=r"Tensor 'odd' has type 99 values, .* Pass the name of a float tensor"):
         cut(d.model(d.op("Add", d.embed(), "odd")), "odd")
 
 
-def test_an_unknown_name_is_refused():
-    """The error says what was asked for and which names are near."""
+def test_an_unknown_name_is_rejected():
+    """The error repeats the name and lists similar names."""
     d, _, logits = encoder()
     d.nodes[3].name = "encoder/layer.0/attention"
     with pytest.raises(ValueError, match=r"named 'encoder/layer.0/attentoin' \(\d+ tensors\).*'encoder/layer.0/attention'"):
         cut(d.model(logits), "encoder/layer.0/attentoin")
-    with pytest.raises(ValueError, match=r"named '\?\?' \(\d+ tensors\)$"):
+    with pytest.raises(ValueError, match=r"named '\?\?' \(\d+ tensors\)\.$"):
         cut(d.model(logits), "??")
     for i in range(4, 8):
         d.nodes[i].name = f"encoder/layer.0/attention{i}"
-    with pytest.raises(ValueError, match=r"the nearest names are '[^']+', '[^']+', '[^']+'$"):
+    with pytest.raises(ValueError, match=r"similar names: '[^']+', '[^']+', '[^']+'\.$"):
         cut(d.model(logits), "encoder/layer.0/attentoin")
 
 
 def test_a_nodes_name_means_its_first_output_of_floats():
-    """Of a node that writes integers first, what is taken are floats; of one that writes no floats, they are made."""
+    """If a node's first output is integers, its first float output is selected; if it has none, the integers are dequantized."""
     d = Draft()
     x = d.embed()
     d.nodes.append(helper.make_node("DynamicQuantizeLinear", [x], ["q", "scale", "zero"], name="measured"))
-    d.nodes.append(helper.make_node("QuantizeLinear", [x, "scale", "zero"], ["other"], name="quantised"))
+    d.nodes.append(helper.make_node("QuantizeLinear", [x, "scale", "zero"], ["other"], name="quantized"))
     model = d.model(d.op("DequantizeLinear", "other", "scale", "zero"))
     assert np.array_equal(run(cut(model, "measured"), GIVEN), run_uncut(model, GIVEN, "scale"))
-    assert np.array_equal(run(cut(model, "quantised"), GIVEN), run(model, GIVEN))
+    assert np.array_equal(run(cut(model, "quantized"), GIVEN), run(model, GIVEN))
 
 
-def test_a_quantiser_without_a_scale():
-    """A broken one gives integers that stand for no floats."""
+def test_a_quantizer_without_a_scale():
+    """A broken quantizer gives integers that cannot be dequantized."""
     d = Draft()
     q = d.op("QuantizeLinear", d.embed())
     model = d.model(q)
     model.graph.output[0].type.tensor_type.elem_type = TensorProto.UINT8
-    with pytest.raises(ValueError, match="holds uint8 values that no scale turns into floats"):
+    with pytest.raises(ValueError, match="has uint8 values, and the graph has no scale to dequantize them"):
         cut(model, q)
 
 
-def test_a_quantiser_without_a_zero_point():
-    """Its zero is 0, as the standard has it, and nobody need read the integers right after it."""
+def test_a_quantizer_without_a_zero_point():
+    """The zero point defaults to 0, as in the standard, and the integers need no direct reader."""
     d = Draft()
     scale = d.constant(np.float32(0.05))
     q = d.op("QuantizeLinear", d.embed(), scale)
@@ -346,8 +348,8 @@ def test_a_quantiser_without_a_zero_point():
     assert np.array_equal(run(cut(model, q), GIVEN), run(model, GIVEN))
 
 
-def test_a_node_of_unknown_outputs():
-    """Its first output that surely holds floats is taken; where all hold integers, the first is what the error names."""
+def test_a_node_with_outputs_of_unknown_type():
+    """Its first known float output is selected; if all are integers, the error names the first."""
     d, _, logits = encoder()
     d.nodes.append(helper.make_node("Strange", [logits], ["one", "two"], name="strange", domain="strange"))
     model = d.model(logits)
@@ -355,12 +357,12 @@ def test_a_node_of_unknown_outputs():
     assert cut(model, "strange").graph.node[-1].output[:] == ["one", "token_embeddings"]
     model.graph.value_info[-1].type.tensor_type.elem_type = TensorProto.INT64
     model.graph.value_info.append(helper.make_tensor_value_info("one", TensorProto.INT64, ["B", "T", 4]))
-    with pytest.raises(ValueError, match="tensor 'one' holds int64 values"):
+    with pytest.raises(ValueError, match="Tensor 'one' has int64 values"):
         cut(model, "strange")
 
 
-def test_nothing_is_added_that_does_nothing():
-    """What is float32 (B, T, H) already is cut and no more."""
+def test_no_needless_node_is_added():
+    """A float32 (B, T, H) tensor is cut without any added node."""
     d, states, logits = encoder()
     model = d.model(logits)
     there = [node.op_type for node in model.graph.node]
@@ -370,7 +372,7 @@ def test_nothing_is_added_that_does_nothing():
 
 
 def test_a_model_transposed_inside():
-    """A model that works on (T, B, H) gives (B, T, H) at every layer, for one text too."""
+    """A model that uses (T, B, H) internally returns (B, T, H) at every layer, also for one text."""
     model, reference = stored("xlnet")
     states = hidden_states(model)
     assert [s.axes for s in states[:-1]] == ["TBH"] * (len(states) - 1)
@@ -380,7 +382,7 @@ def test_a_model_transposed_inside():
 
 
 def test_a_model_flattened_inside():
-    """A model that works on the rows of all texts, (B T, H), gives (B, T, H) at every layer."""
+    """A model that uses (B T, H) internally returns (B, T, H) at every layer."""
     d = Draft()
     inner = d.attention
 
@@ -402,7 +404,7 @@ def test_a_model_flattened_inside():
 
 
 def test_rows_take_their_shape_from_the_ids():
-    """Rows of all texts get the shape of the token ids, whatever other inputs stand before these."""
+    """Flattened rows are reshaped by the token ids, whatever the order of the inputs."""
     d = Draft()
     sizes = {"factor": [1], "offset": ["batch", 8]}
     d.inputs[:0] = [helper.make_tensor_value_info(name, TensorProto.FLOAT, dims) for name, dims in sizes.items()]
@@ -412,8 +414,8 @@ def test_rows_take_their_shape_from_the_ids():
     assert np.array_equal(run(cut(model, rows, axes="NH"), given), run_uncut(model, given, rows).reshape(2, 5, 8))
 
 
-def test_weights_in_constant_nodes_and_sparse_weights_stay_whole():
-    """Weights that are no initialisers are found again too, and those of the head are not."""
+def test_weights_in_constant_nodes_and_sparse_weights_are_kept():
+    """Weights that are not dense initializers are kept too, and those of the head are removed."""
     d = Draft()
     x = d.embed()
     big = d.rng.normal(size=(8, 200)).astype(np.float32)
@@ -434,7 +436,7 @@ def test_weights_in_constant_nodes_and_sparse_weights_stay_whole():
 
 @pytest.mark.parametrize("opset", [11, 13, 18, 21, 24])
 def test_any_opset(opset):
-    """The nodes a cut adds mean the same in every opset, and the opset stays."""
+    """The added nodes have the same meaning in every opset, and the opset is not changed."""
     if opset > 23 and RUNTIME < (1, 24):
         pytest.skip("ONNX Runtime 1.23 knows no opset 24")
     d = Draft(opset=opset)
@@ -444,8 +446,8 @@ def test_any_opset(opset):
     assert run(short, GIVEN).shape == (2, 5, 8)
 
 
-def test_annotations_are_those_of_what_is_made_and_read():
-    """What is said of the head, of the output itself and of weights is left out: a file must not state one tensor twice."""
+def test_annotations_of_removed_tensors_are_removed():
+    """Annotations of the head, the output itself and weights are removed: a file must not declare a tensor twice."""
     d, states, logits = encoder()
     d.nodes.append(helper.make_node("Tanh", [states[1]], ["token_embeddings"]))
     model = d.model(logits)
@@ -474,13 +476,13 @@ print(before, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 
 
 def measured(path):
-    """Give peak memory in KiB before and after finding the layers and cutting, in a process of its own."""
+    """Return peak memory in KiB before and after finding the layers and cutting, in a separate process."""
     out = subprocess.run([sys.executable, "-c", _MEASURE, str(path)], capture_output=True, text=True, check=True)
     return [int(n) for n in out.stdout.split()]
 
 
-def swollen(layers, megabytes):
-    """Build an encoder whose matrices are `megabytes` large together, weights yet to be filled."""
+def large_encoder(layers, megabytes):
+    """Build an encoder with matrices of `megabytes` in total, without values."""
     d = Draft()
     x = d.norm(d.embed())
     for _ in range(layers):
@@ -494,10 +496,10 @@ def swollen(layers, megabytes):
 
 
 def test_a_two_gigabyte_model_is_cut_without_its_weights(tmp_path):
-    """With external data the peak stays below 1.3 times that of the same graph without weights."""
+    """With external data, the peak stays below 1.3 times that of the same graph without weights."""
     peaks = []
     for megabytes in (1, 2200):
-        model, matrices, length = swollen(24, megabytes)
+        model, matrices, length = large_encoder(24, megabytes)
         for i, matrix in enumerate(matrices):
             matrix.data_location = TensorProto.EXTERNAL
             for key, value in (("location", "weights.bin"), ("offset", i * length), ("length", length)):
@@ -510,9 +512,9 @@ def test_a_two_gigabyte_model_is_cut_without_its_weights(tmp_path):
     assert peaks[1] < 1.3 * peaks[0]
 
 
-def test_weights_inside_are_not_copied(tmp_path):
-    """Neither finding the layers nor the cut reads a weight or copies one."""
-    model, matrices, length = swollen(4, 160)
+def test_embedded_weights_are_not_copied(tmp_path):
+    """Neither finding the layers nor the cut reads or copies a weight."""
+    model, matrices, length = large_encoder(4, 160)
     for matrix in matrices:
         matrix.raw_data = bytes(length)
     (tmp_path / "model.onnx").write_bytes(model.SerializeToString())
@@ -522,7 +524,7 @@ def test_weights_inside_are_not_copied(tmp_path):
 
 @pytest.mark.parametrize("kind", ["Loop", "Scan", "If"])
 def test_an_operator_without_its_inputs(kind):
-    """Shapes that onnx fails to infer (a fuzzer found a Loop without inputs) are unknown, not an error of its own."""
+    """Shapes that onnx cannot infer (a fuzzer found a Loop without inputs) are unknown, not an error."""
     d, states, logits = encoder()
     d.nodes.append(helper.make_node(kind, [], ["strange"]))
     model = d.model(logits)
@@ -532,7 +534,7 @@ def test_an_operator_without_its_inputs(kind):
 
 @pytest.mark.parametrize("outputs", [[], [""]])
 def test_an_operator_without_its_outputs(outputs):
-    """A dequantiser that writes nothing, found by a fuzzer, gives no floats, and no tensor where its own name is given."""
+    """A DequantizeLinear without outputs, found by a fuzzer, yields no floats, and its name selects no tensor."""
     d = Draft()
     scale, zero = d.constant(np.float32(0.05)), d.constant(np.uint8(120))
     q = d.op("QuantizeLinear", d.embed(), scale, zero)
@@ -541,14 +543,14 @@ def test_an_operator_without_its_outputs(outputs):
     expected = run(cut(model, q), GIVEN)
     del model.graph.node[2]
     assert np.array_equal(run(model, GIVEN), expected)
-    with pytest.raises(ValueError, match="no tensor or node of the graph is named 'nothing'"):
+    with pytest.raises(ValueError, match="No tensor or node of the graph is named 'nothing'"):
         cut(d.model(q), "nothing")
 
 
 @pytest.mark.parametrize("outputs", [[], [""]])
 @pytest.mark.parametrize("kind", ["Constant", "Scan"])
-def test_weights_that_nobody_can_read(kind, outputs):
-    """What holds weights and writes no tensor, a constant or a subgraph, goes and is no obstacle."""
+def test_weights_without_readers_are_removed(kind, outputs):
+    """A node with weights and without outputs, a constant or a subgraph, is removed."""
     d, states, logits = encoder()
     if kind == "Constant":
         held = {"value": numpy_helper.from_array(np.ones(600, np.float32))}
@@ -561,7 +563,7 @@ def test_weights_that_nobody_can_read(kind, outputs):
 
 
 def test_sparse_weights_keep_their_names():
-    """Of several, each keeps its own; one of the head goes."""
+    """Each of several sparse weights keeps its name; one of the head is removed."""
     d = Draft()
     x = d.op("Gather", d.op("Add", "a", "b"), "input_ids")
     model = d.model(d.op("MatMul", x, "c"))
@@ -576,8 +578,8 @@ def test_sparse_weights_keep_their_names():
     assert np.array_equal(run(short, GIVEN), (tables["a"] + tables["b"])[GIVEN["input_ids"]])
 
 
-def test_axes_that_are_turned_are_declared_turned():
-    """The output's shape is that of (B, T, H), whatever the order of the tensor's own axes."""
+def test_the_declared_shape_follows_the_transpose():
+    """The declared shape is (B, T, H), whatever the order of the tensor's own axes."""
     d = Draft()
     turned = d.op("Transpose", d.embed(), perm=[1, 0, 2])
     short = cut(d.model(turned), turned, axes="TBH")
@@ -586,8 +588,8 @@ def test_axes_that_are_turned_are_declared_turned():
     assert np.array_equal(run(short, GIVEN), run_uncut(d.model(turned), GIVEN, turned).transpose(1, 0, 2))
 
 
-def test_integers_that_nobody_reads():
-    """A quantiser's own scale and zero point are taken where nothing after it has them."""
+def test_integers_without_readers_are_dequantized():
+    """The scale and zero point of the QuantizeLinear are used if no later node has them."""
     d = Draft()
     scale, zero = d.constant(np.float32(0.05)), d.constant(np.uint8(120))
     q = d.op("QuantizeLinear", d.embed(), scale, zero)

@@ -1,4 +1,4 @@
-"""A description says what a graph is, to the byte, and the picture shows it."""
+"""The description of a graph is exact to the byte, and the HTML picture shows it."""
 
 import re
 from dataclasses import replace
@@ -14,7 +14,7 @@ F16, INT4, DOUBLE = TensorProto.FLOAT16, TensorProto.INT4, TensorProto.DOUBLE
 
 
 def two_layers(**kwargs):
-    """Build an encoder of two layers with a head of 172 parameters that alone reads the input `extra`; give (draft, states)."""
+    """Build an encoder of two layers with a head of 172 parameters, the only reader of the input `extra`; return (draft, states)."""
     d = Draft(**kwargs)
     states = [d.norm(d.embed())]
     states += [d.post_norm_layer(states[0])]
@@ -24,15 +24,15 @@ def two_layers(**kwargs):
     return d, states
 
 
-def whole(d):
+def closed(d):
     """Close a graph with two outputs, the head's first."""
     return d.model(d.nodes[-1].output[0])
 
 
 def test_the_parts_of_a_graph():
-    """Ends with their types and shapes, operator sets, layers, and what falls away with the head."""
+    """Inputs and outputs with their types and shapes, operator sets, layers, and the removed part."""
     d, states = two_layers()
-    model = whole(d)
+    model = closed(d)
     model.graph.input.append(helper.make_tensor_value_info("w0", TensorProto.FLOAT, [20, 8]))  # a weight with a default
     described = describe(model)
     assert described.inputs == (
@@ -52,17 +52,17 @@ def test_the_parts_of_a_graph():
 
 
 def test_a_layer_can_be_chosen():
-    """By number or by tensor; more falls away then."""
+    """By number or by tensor; then more is removed."""
     d, states = two_layers()
-    model = whole(d)
+    model = closed(d)
     assert describe(model, 1).cut == describe(model, states[1]).cut == describe(model).layers[1]
     assert describe(model, 1).removed.nodes > describe(model).removed.nodes
-    with pytest.raises(ValueError, match="layer 7 does not exist"):
+    with pytest.raises(ValueError, match="layer=7 does not exist"):
         describe(model, 7)
 
 
-def test_what_a_cut_adds_is_not_taken_off():
-    """Where the graph ends at a hidden state whose axes the cut turns, nothing is removed."""
+def test_nodes_that_a_cut_adds_are_not_counted_as_removed():
+    """If the graph ends at a hidden state that the cut transposes, nothing is removed."""
     d = Draft()
     x = d.op("Transpose", d.norm(d.embed()), perm=[1, 0, 2])
     end = d.post_norm_layer(d.post_norm_layer(x))
@@ -79,31 +79,31 @@ def test_what_a_cut_adds_is_not_taken_off():
     ],
 )  # fmt: skip
 def test_bytes_of_every_type(dtype, name, count, size):
-    """A constant node counts as a weight does, by the bytes of its type; four bits are half a byte, begun bytes whole ones."""
+    """A constant node counts like a weight, by the bytes of its type; 4-bit values take half a byte, rounded up."""
     d, _ = two_layers(opset=21)
-    before = describe(whole(d))
+    before = describe(closed(d))
     value = TensorProto(data_type=dtype, dims=[count], raw_data=bytes(size))
     d.nodes.insert(0, helper.make_node("Constant", [], ["constant"], value=value))
-    after = describe(whole(d))
+    after = describe(closed(d))
     assert (after.whole.parameters, after.whole.bytes) == (before.whole.parameters + count, before.whole.bytes + size)
     d.nodes[0].attribute[0].t.dims[0] *= 100  # most of the bytes are of this type now
-    assert describe(whole(d)).precision == name
+    assert describe(closed(d)).precision == name
 
 
 @pytest.fixture(scope="module")
 def described():
     d, _ = two_layers()
-    return describe(whole(d), 1)
+    return describe(closed(d), 1)
 
 
 def rows(page):
-    """Give (class, text) of every row of a picture, from the top."""
+    """Return (class, text) of every row of a picture, from the top."""
     found = re.findall(r'<li class="([^"]+)">(.*?)</li>', page)
     return [(kind, re.sub(r"<(?!/?s>)[^>]+>", "", text)) for kind, text in found]
 
 
 def test_the_picture_is_the_stack(described):
-    """Outputs above, inputs below, layers downwards in order, each on its side of the cut; what the cut graph lacks is struck."""
+    """Outputs at the top, inputs at the bottom, layers between them with the cut; inputs and outputs that the cut graph lacks are struck through."""
     page = draw(described, "a <b> & c")
     assert page.startswith("<!doctype html>")
     assert page.endswith("</ol></html>\n")
@@ -115,18 +115,18 @@ def test_the_picture_is_the_stack(described):
     out, head, second, cut, first, zero, given = [text for _, text in found]
     assert out == f"outputs: <s>{described.outputs[0].name} float32()</s>"
     assert head == "Head"
-    assert second == f"8 wideLayer 2 {described.layers[2].tensor}{described.layers[2].why}"
-    assert cut.startswith("cut here, layer 1 is the embeddingwhat stands above falls away: ")
+    assert second == f"hidden size 8Layer 2 {described.layers[2].tensor}{described.layers[2].why}"
+    assert cut.startswith("cut here: layer 1 gives the token embeddingsremoved: ")
     assert f"{described.removed.nodes} nodes, {described.removed.parameters:,} parameters, " in cut
-    assert first == f"8 wideLayer 1 {described.layers[1].tensor}{described.layers[1].why}"
-    assert zero.startswith("8 wideEmbedding output ")
+    assert first == f"hidden size 8Layer 1 {described.layers[1].tensor}{described.layers[1].why}"
+    assert zero.startswith("hidden size 8Embedding output ")
     lowest = rows(draw(replace(described, cut=described.layers[0]), "t"))
     assert [kind for kind, _ in lowest] == ["end", "gone", "gone", "gone", "cut", "keep chosen", "end"]
     assert given == "inputs: input_ids int64(batch, sequence), <s>extra float32(None, 5, wide)</s>"
 
 
-def test_a_graph_without_a_head_is_drawn_so(described):
-    """Nothing stands above, nothing is struck; a layer of unknown width has none."""
+def test_the_picture_of_a_graph_without_a_head(described):
+    """No head and nothing struck through; a layer of unknown hidden size shows none."""
     bare = replace(
         described,
         removed=Size(0, 0, 0),
@@ -136,18 +136,18 @@ def test_a_graph_without_a_head_is_drawn_so(described):
     )
     page = draw(bare, "t")
     assert "<s>" not in page
-    assert " wide<" not in page
-    assert rows(page)[2] == ("cut", "cut here, layer 2 is the embedding")
-    assert rows(page)[1] == ("end", "nothing stands above: the graph ends at this hidden state")
+    assert "hidden size" not in page
+    assert rows(page)[2] == ("cut", "cut here: layer 2 gives the token embeddings")
+    assert rows(page)[1] == ("end", "nothing to remove: the graph ends at this hidden state")
     assert [kind for kind, _ in rows(page)] == ["end", "end", "cut", "keep chosen", "keep", "keep", "end"]
 
 
 @pytest.mark.parametrize("removed", [Size(0, 9, 36), Size(1, 0, 0)])
-def test_a_head_of_nodes_or_weights_alone_is_one(described, removed):
-    """Weights whose node is replaced by another, and nodes without weights, fall away too."""
+def test_a_head_may_have_only_nodes_or_only_weights(described, removed):
+    """Weights of a replaced node, and nodes without weights, are also listed as removed."""
     page = draw(replace(described, removed=removed), "t")
     assert ("gone", "Head") in rows(page)
-    assert "falls away" in page
+    assert "removed: " in page
     assert ("<s>" + described.outputs[0].name in page) == bool(removed.nodes)
 
 
@@ -162,6 +162,6 @@ def test_a_head_of_nodes_or_weights_alone_is_one(described, removed):
         (2.5e9, "2,500.0 MB"),
     ],
 )
-def test_sizes_for_people(count, said):
-    """Units of 10^6 bytes, or of 10^3 where there are few."""
+def test_sizes_are_readable(count, said):
+    """Units of 10^6 bytes, or of 10^3 for small sizes."""
     assert megabytes(int(count)) == said

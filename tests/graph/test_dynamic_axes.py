@@ -1,4 +1,4 @@
-"""Frozen axes are freed where the nodes take any size, and left alone where they do not."""
+"""Frozen axes are freed if the nodes accept any size, and kept otherwise."""
 
 import numpy as np
 import onnx
@@ -14,7 +14,7 @@ INPUTS = [IDS, (IDS > 0).astype(np.int64), np.zeros_like(IDS)]
 
 
 def frozen(sizes, **built_in):
-    """BERT whose inputs and output state sizes; `built_in` replaces constants of its reshapes."""
+    """BERT with fixed sizes of inputs and output; `built_in` replaces constants of its reshapes."""
     model = bert_graph(bert_weights(), 4)
     for node in (*model.graph.input, *model.graph.output):
         for dim, size in zip(node.type.tensor_type.shape.dim, sizes, strict=False):
@@ -32,8 +32,8 @@ def run(model):
 
 
 @pytest.mark.parametrize("sizes", [(1, 16), (1, 0), (0, 16)])
-def test_stated_sizes_are_forgotten(sizes):
-    """Where only the inputs, outputs and annotations state sizes, any number of rows and tokens runs again."""
+def test_declared_sizes_are_freed(sizes):
+    """If only inputs, outputs and annotations declare sizes, the graph runs with any number of rows and tokens again."""
     model = onnx.shape_inference.infer_shapes(frozen(sizes))
     assert len(model.graph.value_info) > 0
     before = model.SerializeToString()
@@ -46,33 +46,33 @@ def test_stated_sizes_are_forgotten(sizes):
     "built_in", [{"split": [1, 16, 4, 8]}, {"merge": [1, 16, 32]}, {"split": [0, 16, 4, 8]}, {"merge": [1, -1, 32]}]
 )
 def test_sizes_in_the_nodes_stay(built_in):
-    """A size that a node insists on keeps the graph as it is: it would fail at another."""
+    """If a node requires a size, the graph is unchanged: it would fail with another."""
     model = frozen((1, 16), **built_in)
     assert free_axes(model, "last_hidden_state") is model
 
 
-def test_free_axes_cost_nothing():
-    """A model without frozen axes is given back itself."""
+def test_a_model_with_free_axes_is_returned():
+    """A model without frozen axes is returned itself."""
     model = bert_graph(bert_weights(), 4)
     assert free_axes(model, "last_hidden_state") is model
 
 
 def test_an_unknown_tensor_keeps_the_model():
-    """What shape inference cannot see is not freed on a guess."""
+    """If shape inference does not know a tensor, its axes are not freed."""
     model = frozen((1, 16))
     model.graph.node[-1].op_type, model.graph.node[-1].domain = "Mystery", "nobody"
     assert free_axes(model, "last_hidden_state") is model
 
 
 def small(*sizes):
-    """Start a graph whose ids have a frozen shape."""
+    """Start a graph with ids of a frozen shape."""
     d = Draft()
     d.inputs[0] = helper.make_tensor_value_info("input_ids", TensorProto.INT64, sizes)
     return d, d.embed()
 
 
 def is_freed(d, tensor, *axes):
-    """Say whether a graph's axes are freed where it is cut at a tensor, which runs with other ids then."""
+    """Return whether the axes of a graph, cut at a tensor, are freed; if so, it runs with other ids."""
     model = onnx.shape_inference.infer_shapes(d.model(tensor))
     freed = free_axes(model, tensor, *axes)
     if freed is model:
@@ -82,7 +82,7 @@ def is_freed(d, tensor, *axes):
 
 
 def test_an_input_of_other_axes_keeps_them():
-    """Only ids and masks are freed: what has one axis or three stays as it is stated."""
+    """Only ids and masks are freed: inputs with one or three axes are unchanged."""
     model = frozen((1, 16))
     for name, shape in (("vector", [3]), ("cube", [1, 16, 2])):
         model.graph.input.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape))
@@ -92,7 +92,7 @@ def test_an_input_of_other_axes_keeps_them():
 
 
 def test_a_contradiction_before_the_tensor_keeps_the_model():
-    """A table of as many positions as the export had tokens, even if the tensor's own shape is computed from the ids'."""
+    """A position table with as many rows as the export had tokens, even if the tensor's shape is computed from the ids."""
     d, x = small(1, 16)
     shape = d.op("Concat", d.op("Shape", "input_ids"), d.constant(np.array([8])), axis=0)
     assert is_freed(d, d.op("Reshape", x, shape))
@@ -100,7 +100,7 @@ def test_a_contradiction_before_the_tensor_keeps_the_model():
 
 
 def test_tensors_of_every_order_of_axes():
-    """Rows and tokens are looked for where they are: turned, put in one axis, or pooled to rows alone."""
+    """Rows and tokens are found if they are transposed, flattened to one axis, or pooled to rows."""
     d, x = small(1, 4)
     assert is_freed(d, d.op("Transpose", x, perm=[1, 0, 2]), "TBH")
     assert is_freed(d, d.op("Transpose", x, perm=[0, 2, 1]), "BHT")

@@ -1,4 +1,4 @@
-"""Graphs are written so that a runtime maps their weights, or so that one file is enough."""
+"""Graphs are written with weights that a runtime can map, or as a single file."""
 
 from pathlib import Path
 
@@ -23,7 +23,7 @@ WEIGHTS = {
 
 
 def graph(*, raw=True):
-    """Build a graph of some weights, each handed through to an output."""
+    """Build a graph with some weights, each passed to an output."""
     kinds = {name: helper.np_dtype_to_tensor_dtype(array.dtype) for name, array in WEIGHTS.items()}
     made = helper.make_graph(
         [helper.make_node("Identity", [name], [f"{name} out"]) for name in WEIGHTS],
@@ -38,27 +38,27 @@ def graph(*, raw=True):
     return helper.make_model(made, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
 
 
-def held(path):
-    """Read a graph's weights, those in its data file included."""
+def weights_of(path):
+    """Read a graph's weights, including those in its data file."""
     return {tensor.name: numpy_helper.to_array(tensor) for tensor in onnx.load(path).graph.initializer}
 
 
 def places(path):
-    """Give name -> (offset, length) of the weights that are beside a graph."""
+    """Return name -> (offset, length) of the external weights of a graph."""
     tensors = onnx.load(path, load_external_data=False).graph.initializer
     said = {t.name: {e.key: e.value for e in t.external_data} for t in tensors if t.data_location == TensorProto.EXTERNAL}
     return {name: (int(entry["offset"]), int(entry["length"])) for name, entry in said.items()}
 
 
 @pytest.mark.parametrize("raw", [True, False])
-def test_weights_go_beside_the_graph(tmp_path, raw):
-    """From a kilobyte on they do, those of a megabyte begin at a whole page, and no value and no argument changes."""
+def test_weights_become_external_data(tmp_path, raw):
+    """Weights from 1 kB on are external, those from 1 MB on start at a page boundary, and no value or argument changes."""
     model, path = graph(raw=raw), tmp_path / "g.onnx"
     before = model.SerializeToString()
     save(model, path)
     assert model.SerializeToString() == before
     assert sorted(tmp_path.iterdir()) == [path, data_file(path)]
-    found = held(path)
+    found = weights_of(path)
     assert all(np.array_equal(found[name], array) for name, array in WEIGHTS.items())
     beside = places(path)
     assert set(beside) >= {"odd", "almost a page", "large", "large too"}
@@ -70,8 +70,8 @@ def test_weights_go_beside_the_graph(tmp_path, raw):
         assert "below" in beside  # 1020 bytes and its name
 
 
-def test_the_data_are_as_long_as_the_weights_need(tmp_path):
-    """Only a large weight is moved to a page; what comes before it follows without a gap, and nothing is after the last."""
+def test_the_data_file_has_no_needless_padding(tmp_path):
+    """Only a large weight is aligned to a page; others follow without a gap, and nothing follows the last."""
     path = tmp_path / "g.onnx"
     save(graph(), path)
     beside = places(path)
@@ -85,16 +85,16 @@ def test_the_data_are_as_long_as_the_weights_need(tmp_path):
 
 
 def test_references_to_other_files_are_kept(tmp_path):
-    """A weight that lies in another file stays there."""
+    """A weight in another file stays there."""
     whole, path = tmp_path / "whole.onnx", tmp_path / "g.onnx"
     onnx.save_model(graph(), whole, save_as_external_data=True, location="weights.bin", size_threshold=1024)
     save(onnx.load(whole, load_external_data=False), path)
-    assert held(path)["large"].tolist() == WEIGHTS["large"].tolist()
+    assert weights_of(path)["large"].tolist() == WEIGHTS["large"].tolist()
     assert data_file(path).stat().st_size == 0
 
 
-def written_beside(folder: Path, *, bare: bool) -> Path:
-    """Write a graph with its weights beside it; `bare` leaves out where the first begins and how long it is."""
+def with_external_data(folder: Path, *, bare: bool) -> Path:
+    """Write a graph with external data; `bare` omits the offset of the first weight and its length."""
     folder.mkdir()
     model = graph()
     if bare:
@@ -110,21 +110,21 @@ def written_beside(folder: Path, *, bare: bool) -> Path:
 
 
 @pytest.mark.parametrize("bare", [False, True])
-def test_one_file_holds_all(tmp_path, bare):
-    """The weights are in the new file, byte for byte, whether or not the graph says where in its data they begin and end."""
-    source, target = written_beside(tmp_path / "from", bare=bare), tmp_path / "to.onnx"
+def test_one_file_has_all_weights(tmp_path, bare):
+    """The weights are in the new file, byte for byte, whether or not the graph states their offsets and lengths."""
+    source, target = with_external_data(tmp_path / "from", bare=bare), tmp_path / "to.onnx"
     elsewhere = data_file(source).rename(tmp_path / data_file(source).name).parent
     assert write_standalone(source, elsewhere, target) == [target]
     assert list(tmp_path.glob("to.*")) == [target]
     assert not any(tensor.external_data for tensor in onnx.load(target).graph.initializer)
-    found = held(target)
+    found = weights_of(target)
     assert found
     assert all(np.array_equal(array, WEIGHTS[name]) for name, array in found.items())
 
 
-def test_two_files_hold_what_one_cannot(tmp_path, monkeypatch):
-    """A message ends at 2 GiB (here: at the size of the weights); from there on they go into a file beside it."""
-    source, target = written_beside(tmp_path / "from", bare=False), tmp_path / "to.onnx"
+def test_weights_over_the_limit_go_to_a_second_file(tmp_path, monkeypatch):
+    """A protobuf message is limited to 2 GiB (here: to the size of the weights); larger graphs get a data file."""
+    source, target = with_external_data(tmp_path / "from", bare=False), tmp_path / "to.onnx"
     assert 2**30 < standalone._LARGEST < 2**31
     size = sum(array.nbytes for array in WEIGHTS.values())
     monkeypatch.setattr(standalone, "_LARGEST", size + 1)
@@ -132,4 +132,4 @@ def test_two_files_hold_what_one_cannot(tmp_path, monkeypatch):
     monkeypatch.setattr(standalone, "_LARGEST", size)
     assert write_standalone(source, source.parent, target) == [target, data_file(target)]
     assert "large" in places(target)
-    assert all(np.array_equal(array, WEIGHTS[name]) for name, array in held(target).items())
+    assert all(np.array_equal(array, WEIGHTS[name]) for name, array in weights_of(target).items())

@@ -1,4 +1,4 @@
-"""What flows where in a graph: which tensors carry token data, where it enters, and what lies between two nodes."""
+"""Data flow of a graph: tensors with token data, their sources, and the nodes between two nodes."""
 
 import numpy as np
 import onnx
@@ -16,7 +16,7 @@ def flow_of(d, *outputs):
 
 
 def names(flow, nodes):
-    """Name nodes by what they write."""
+    """Name nodes by their outputs."""
     return [flow.nodes[node].output[0] for node in nodes]
 
 
@@ -26,14 +26,14 @@ def enters(d):
     return names(flow, flow.sources)
 
 
-def given(d, name, kind, *shape):
+def add_input(d, name, kind, *shape):
     """Add an input."""
     d.inputs.append(helper.make_tensor_value_info(name, kind, shape))
     return name
 
 
 def test_operators_by_the_standards_names():
-    """A quantised operator by its float twin's name, in any domain; one of others is a black box."""
+    """A quantized operator has the name of its float counterpart, in any domain; an operator of an unknown domain is opaque."""
     node = helper.make_node
     assert operator(node("MatMul", [], [])) == operator(node("MatMul", [], [], domain="ai.onnx")) == "MatMul"
     assert operator(node("QLinearMatMul", [], [])) == "MatMul"
@@ -47,7 +47,7 @@ def test_operators_by_the_standards_names():
      ((2, 3, 4), 3)],
 )  # fmt: skip
 def test_matrices_and_vectors(dims, axes):
-    """A matrix has two axes or more that are not one long, a vector one."""
+    """A matrix has at least two axes that are longer than one, a vector has one."""
     assert is_matrix(dims) is (axes >= 2)
     assert is_vector(dims) is (axes == 1)
 
@@ -58,7 +58,7 @@ def branch(nodes, output, inputs=(), weights=(), sparse=()):
 
 
 def test_a_node_reads_what_its_branches_capture():
-    """Not what a branch is given or makes itself: its inputs, its weights, dense and sparse, and its nodes' outputs."""
+    """Captured tensors, not those that a branch defines itself: its inputs, its dense and sparse weights, and its nodes' outputs."""
     weight = numpy_helper.from_array(np.ones(1, np.float32), "own weight")
     values = numpy_helper.from_array(np.ones(1, np.float32), "own sparse")
     sparse = helper.make_sparse_tensor(values, numpy_helper.from_array(np.array([0])), [9])
@@ -79,7 +79,7 @@ def test_a_node_reads_what_its_branches_capture():
 
 
 def test_ancestors_of_tensors():
-    """All nodes that any of the tensors needs, once each, in the graph's order."""
+    """All nodes that any of the tensors depends on, once each, in the graph's order."""
     d = Draft()
     a = d.embed()
     b = d.op("Neg", a)
@@ -96,8 +96,8 @@ def test_ancestors_of_tensors():
 # ---- where token data enters
 
 
-def test_a_table_that_ids_choose_from():
-    """A Gather of a table by ids; one of a vector is none, nor one by a shape or by a constant, nor any other movement."""
+def test_an_embedding_lookup():
+    """A Gather of a table by ids; not a Gather of a vector, by a shape or by a constant, nor another data movement."""
     d = Draft()
     table = d.weight(20, 8)
     first = d.op("Gather", table, "input_ids")
@@ -112,10 +112,10 @@ def test_a_table_that_ids_choose_from():
     assert enters(d) == [first, second]
 
 
-def test_a_table_in_another_operator():
-    """A product of a table with ids, in whatever operator; with floats it is none, but a choice by floats is one."""
+def test_an_embedding_lookup_by_another_operator():
+    """A product of a table with ids, in any operator; a product with floats is not, but a selection by floats is."""
     d = Draft()
-    floats = given(d, "weights of rows", FLOAT, "batch", "sequence")
+    floats = add_input(d, "weights of rows", FLOAT, "batch", "sequence")
     found = d.op("EmbedLayerNormalization", "input_ids", d.weight(20, 8), domain="com.microsoft")
     d.op("MatMul", floats, d.weight(20, 8))
     hot = d.op("MatMul", d.op("OneHot", "input_ids", d.constant(np.array([20])), d.constant(np.array([0, 1]))), d.weight(20, 8))
@@ -123,8 +123,8 @@ def test_a_table_in_another_operator():
     assert enters(d) == [found, hot, chosen]
 
 
-def test_what_token_data_choose_is_no_token_data():
-    """A router's choice of an expert's weights; what is chosen from token data stays token data."""
+def test_weights_selected_by_token_data_are_not_token_data():
+    """A router's selection of an expert's weights is not; a selection from token data is still token data."""
     d = Draft()
     x = d.embed()
     expert = d.op("Gather", d.weight(3, 8), d.op("ArgMax", x))
@@ -143,7 +143,7 @@ def test_what_token_data_choose_is_no_token_data():
     (FLOAT, ["b", 2, "t", 8], False), (FLOAT, None, False),
 ])  # fmt: skip
 def test_embeddings_as_an_input(kind, shape, there):
-    """An input of floats with three axes carries token data; a mask of two or four axes, and integers, do not."""
+    """A float input with three axes carries token data; a mask with two or four axes, and integers, do not."""
     d = Draft()
     d.inputs.append(helper.make_tensor_value_info("x", kind, shape))
     d.op("Neg", "x")
@@ -154,11 +154,11 @@ def test_embeddings_as_an_input(kind, shape, there):
     assert flow.bits["x"] & (VALUE | NUMBER) == (VALUE if kind == INT else NUMBER)
 
 
-def test_a_weight_with_a_default_is_no_input():
-    """An initialiser that the caller may give is a constant."""
+def test_a_weight_with_a_default_is_not_an_input():
+    """An initializer that the caller may override is a constant."""
     d = Draft()
     weight = d.weight(2, 3, 4)
-    given(d, weight, FLOAT, 2, 3, 4)
+    add_input(d, weight, FLOAT, 2, 3, 4)
     d.op("Neg", weight)
     flow = flow_of(d)
     assert flow.sources == ()
@@ -168,7 +168,7 @@ def test_a_weight_with_a_default_is_no_input():
 # ---- what is beside
 
 
-def test_masks_positions_and_sizes_are_beside():
+def test_masks_positions_and_sizes_are_not_token_data():
     """They depend on the input and carry no token data; constants depend on nothing."""
     d = Draft()
     x = d.embed()
@@ -187,7 +187,7 @@ def test_masks_positions_and_sizes_are_beside():
 
 
 def test_shapes_of_constants():
-    """A computed constant has its largest ancestor's shape; a node that holds one, its own; each node lists what it reads."""
+    """A computed constant has its largest ancestor's shape; a node with a constant has its own; each node lists its inputs."""
     d = Draft()
     small, large = d.weight(2, 3), d.weight(3, 4)
     computed = d.op("MatMul", small, large)
@@ -212,7 +212,7 @@ def test_shapes_of_constants():
 
 
 def test_a_cast_like_reads_its_first_input():
-    """The second lends its type, and no data."""
+    """The second input provides the type, not data."""
     d = Draft()
     x = d.embed()
     mask = d.op("CastLike", d.op("Cast", "input_ids", to=FLOAT), x)
@@ -226,7 +226,7 @@ def test_a_cast_like_reads_its_first_input():
 
 
 def diamond():
-    """Build x0 -> Neg -> {Abs, Exp} -> Add, beside a second lookup that joins at the end."""
+    """Build x0 -> Neg -> {Abs, Exp} -> Add, with a second lookup that joins at the end."""
     d = Draft()
     a = d.embed()
     b = d.op("Neg", a)
@@ -237,8 +237,8 @@ def diamond():
     return flow_of(d), [a, b, c, e, f, other, end]
 
 
-def test_what_depends_on_what():
-    """A node depends on itself and on all before it over token data."""
+def test_dependencies_over_token_data():
+    """A node depends on itself and on all previous nodes over token data."""
     flow, tensors = diamond()
     at = {name: flow.producer[name] for name in tensors}
     expected = ["a", "ab", "abc", "abe", "abcef", "o", "abcefog"]
@@ -252,7 +252,7 @@ def test_what_depends_on_what():
 
 
 def test_the_nodes_between_two():
-    """Those on a path, the end first, each once; not the start, nor what joins from elsewhere."""
+    """The nodes on a path, the end first, each once; not the start, nor nodes that join from elsewhere."""
     flow, (a, b, c, e, f, _, end) = diamond()
 
     def between(start, stop):
@@ -266,7 +266,7 @@ def test_the_nodes_between_two():
 
 
 def test_the_last_node_on_every_path():
-    """Over two branches, the node before them; with a second source, the one that sees furthest; none without a common one."""
+    """With two branches, the node before them; with a second source, the node that depends on most; none without a common one."""
     flow, (a, b, c, e, f, other, end) = diamond()
 
     def common(*tensors):
@@ -285,7 +285,7 @@ def test_the_last_node_on_every_path():
 
 
 def test_nodes_in_any_order():
-    """A graph whose nodes stand in another order has the same flow; one in order keeps it."""
+    """A graph with unsorted nodes has the same flow; sorted nodes keep their order."""
     d = Draft()
     x = d.op("Exp", d.op("Neg", d.embed()))
     model = d.model(x)

@@ -1,4 +1,4 @@
-"""Half precision is widened wherever a graph keeps it, and the numbers stay what they were."""
+"""Half precision is converted to float32 everywhere in a graph, and the values stay the same."""
 
 import numpy as np
 import onnx
@@ -14,7 +14,7 @@ X = np.array([1.5, 2.0, -3.0], np.float32)
 
 
 def graph(nodes, initializers=(), inputs=(), functions=()):
-    """Build a graph from `x` (3,), float32, to `y`, whatever its type."""
+    """Build a graph from `x` (3,), float32, to `y`, of any type."""
     given = [helper.make_tensor_value_info("x", FULL, [3]), *inputs]
     made = helper.make_graph(nodes, "g", given, [helper.make_tensor_value_info("y", HALF, [3])], list(initializers))
     opsets = [helper.make_opsetid("", 17), helper.make_opsetid("f", 1)]
@@ -50,8 +50,8 @@ def in_a_function():
 
 
 @pytest.mark.parametrize("make", [lambda: graph(add_half(), [weight()]), in_a_constant, in_a_branch, in_a_function])
-def test_nothing_stays_half(make):
-    """An initialiser, a constant, a branch's and a function's: each becomes single precision, and nothing else changes."""
+def test_no_half_precision_remains(make):
+    """Initializers, constants, branches and functions become single precision, and nothing else changes."""
     model = make()
     before = model.SerializeToString()
     assert has_half(model.graph)
@@ -65,8 +65,8 @@ def test_nothing_stays_half(make):
     np.testing.assert_array_equal(found, X + WEIGHT.astype(np.float32))
 
 
-def test_a_graph_without_half_is_given_back():
-    """No copy is made where nothing is to be done."""
+def test_a_graph_without_half_precision_is_returned():
+    """No copy is made if nothing has to change."""
     model = graph([helper.make_node("Identity", ["x"], ["y"])])
     model.graph.output[0].type.tensor_type.elem_type = FULL
     assert widen(model) is model
@@ -74,7 +74,7 @@ def test_a_graph_without_half_is_given_back():
 
 @pytest.mark.parametrize("name", ["dtype", "to"])
 def test_attributes_that_name_a_type(name):
-    """Whatever operator names half precision as its type names single precision then; other numbers that are 10 stay."""
+    """Type attributes of half precision become single precision for every operator; other attributes with the value 10 are unchanged."""
     op = {"dtype": "RandomNormalLike", "to": "Cast"}[name]
     other = helper.make_node("Concat", ["x"], ["z"], axis=0, to_keep=10)
     model = graph([helper.make_node(op, ["x"], ["y"], **{name: HALF}), other])

@@ -1,4 +1,4 @@
-"""Inputs of any name get the names that the feed knows, by what the name says or by what the graph does with them."""
+"""Inputs get the names that the runner uses, by their own name or by their function in the graph."""
 
 import numpy as np
 import onnx
@@ -22,8 +22,8 @@ def bert():
     return bert_graph(bert_weights(size), size.heads)
 
 
-def called(model, *names):
-    """Rename the inputs of a graph whose nodes stand in the main graph, in order."""
+def renamed(model, *names):
+    """Rename the inputs of a graph whose nodes are in the main graph, in order."""
     new = dict(zip([value.name for value in model.graph.input], names, strict=False))
     for value in model.graph.input:
         value.name = new.get(value.name, value.name)
@@ -40,7 +40,7 @@ def named(model):
 
 
 def run(model, given):
-    """Run a graph as it is written."""
+    """Run a graph unchanged."""
     return ort.InferenceSession(model.SerializeToString()).run(None, given)[0]
 
 
@@ -48,7 +48,7 @@ class Small(Draft):
     """A draft that adds inputs and closes around one attention, whose scores a bias is added to."""
 
     def input(self, name, *shape, kind=TensorProto.INT64):
-        """Add an input of two free axes, or of a shape."""
+        """Add an input with two free axes, or with a shape."""
         self.inputs.append(helper.make_tensor_value_info(name, kind, shape or ["batch", "sequence"]))
         return name
 
@@ -60,7 +60,7 @@ class Small(Draft):
         return self.model(self.op("MatMul", self.op("Softmax", scores), x))
 
     def chosen(self, mask, *, hidden_where):
-        """Return a model that replaces scores by a large negative number where a mask says so."""
+        """Return a model that replaces scores with a large negative number by a mask."""
         x = self.embed(self.inputs[0].name)
         where = self.op("Unsqueeze", self.op("Cast", mask, to=TensorProto.BOOL), self.constant(np.array([1])))
         scores, low = self.op("MatMul", x, self.op("Transpose", x, perm=[0, 2, 1])), self.constant(np.float32(-1e9))
@@ -86,16 +86,16 @@ class Small(Draft):
     ],
 )
 def test_a_role_under_any_name(names):
-    """The graph gives the same values under the names that the feed knows."""
+    """The graph gives the same values with the standard names."""
     expected = run(bert(), GIVEN)
-    model = called(bert(), *names)
+    model = renamed(bert(), *names)
     assert named(model) == KNOWN
     np.testing.assert_array_equal(run(model, GIVEN), expected)
 
 
 @pytest.mark.parametrize("name", GRAPHS)
 def test_known_names_stay(name):
-    """A graph whose inputs have their names is left as it is, byte for byte."""
+    """A graph with the standard names is unchanged, byte for byte."""
     model = stored(name)[0]
     before = model.SerializeToString()
     name_inputs(model)
@@ -117,8 +117,8 @@ def test_known_names_stay(name):
     ],
 )
 def test_nothing_is_guessed(names, expected):
-    """Two that could have a role keep their names, and so does a name that says something else."""
-    assert named(called(bert(), *names)) == expected
+    """Two inputs that could have the same role keep their names, and so does an input with a different meaning by its name."""
+    assert named(renamed(bert(), *names)) == expected
 
 
 @pytest.mark.parametrize(
@@ -127,7 +127,7 @@ def test_nothing_is_guessed(names, expected):
      ("mask", TensorProto.INT64, ("b",)), ("offset", TensorProto.INT64, ("b", "s"))],
 )  # fmt: skip
 def test_a_role_needs_its_type_and_axes(name, kind, shape):
-    """A name alone does not do."""
+    """A name alone is not sufficient."""
     d = Draft()
     model = d.model(d.op("Neg", d.embed()))
     model.graph.input.append(helper.make_tensor_value_info(name, kind, shape))
@@ -143,17 +143,17 @@ def test_ids_and_offsets_of_a_static_embedding():
     assert named(d.model(both)) == ["input_ids", "offsets"]
 
 
-def test_an_input_with_a_stored_default_is_none():
+def test_an_input_with_a_default_is_not_renamed():
     """Older graphs list their weights among the inputs."""
-    model = called(bert(), "ids")
+    model = renamed(bert(), "ids")
     weight = model.graph.initializer[0]
     model.graph.input.append(helper.make_tensor_value_info(weight.name, weight.data_type, weight.dims))
     assert named(model) == [*KNOWN, weight.name]
 
 
 def test_an_inner_tensor_that_has_the_name():
-    """It gets a free one, wherever it is read; the graph computes the same."""
-    model = called(bert(), "ids", "mask", "segment_ids")
+    """It gets a free name wherever it is read; the graph computes the same values."""
+    model = renamed(bert(), "ids", "mask", "segment_ids")
     inner = model.graph.node[0].output[0]
     for node in model.graph.node:
         node.output[:] = ["attention_mask" if name == inner else name for name in node.output]
@@ -169,7 +169,7 @@ def test_an_inner_tensor_that_has_the_name():
 
 
 def test_a_free_name_is_really_free():
-    """Two names in the way are both left alone."""
+    """Two existing names are both avoided."""
     d = Small()
     d.inputs = []
     x = d.op("Neg", d.op("Gather", d.weight(20, 8), d.input("ids")))
@@ -184,7 +184,7 @@ def test_a_free_name_is_really_free():
 
 
 def test_outputs_keep_their_names():
-    """An output in the way keeps the name from the input; an output that is the input itself stays."""
+    """An output with the standard name keeps it, and the input is not renamed; an output that is the input itself stays."""
     d = Small()
     d.inputs = []
     d.nodes.append(helper.make_node("Cast", [d.input("mask")], ["attention_mask"], to=1))
@@ -200,8 +200,8 @@ def test_outputs_keep_their_names():
     assert session.run(["ids"], {"input_ids": IDS})[0].tolist() == IDS.tolist()
 
 
-def test_inner_graphs_read_the_new_name():
-    """What a branch reads from outside is renamed there; what it makes under that name gets another one."""
+def test_subgraphs_read_the_new_name():
+    """A tensor that a branch captures is renamed there; a tensor that the branch defines under that name gets another one."""
     d = Small()
     d.inputs = []
     ids = d.input("ids")
@@ -226,8 +226,8 @@ def test_inner_graphs_read_the_new_name():
 
 
 def test_local_functions_have_names_of_their_own():
-    """A function's inner names are left alone, and it still gets the input."""
-    model = outlined(called(bert(), "ids", "mask", "segment_ids"))
+    """A function's inner names are unchanged, and it still gets the input."""
+    model = outlined(renamed(bert(), "ids", "mask", "segment_ids"))
     for name in ("ids", "mask", "segment_ids"):
         assert any(name in function.input for function in model.functions)
     assert named(model) == KNOWN
@@ -235,8 +235,8 @@ def test_local_functions_have_names_of_their_own():
 
 
 @pytest.mark.parametrize("name", ["key_padding_mask", "mask", "args_1"])
-def test_a_mask_of_padding_is_no_attention_mask(name):
-    """One that hides tokens where it is 1 keeps its name; one that keeps them there becomes the attention mask."""
+def test_a_padding_mask_is_not_an_attention_mask(name):
+    """An input that hides tokens where it is 1 keeps its name; one that keeps tokens where it is 1 becomes the attention mask."""
     for hidden_where in (True, False):
         d = Small()
         model = d.chosen(d.input(name), hidden_where=hidden_where)
@@ -244,8 +244,8 @@ def test_a_mask_of_padding_is_no_attention_mask(name):
 
 
 @pytest.mark.parametrize("kind", ["int", "bool", "float", "hidden", "infinite", "equal"])
-def test_a_mask_without_a_telling_name(kind):
-    """What hides tokens from attention where it is 0 is the mask, in whatever arithmetic."""
+def test_a_mask_is_found_by_its_use(kind):
+    """An input that hides tokens from attention where it is 0 is the mask, in any arithmetic."""
     d = Small()
     types = {"bool": TensorProto.BOOL, "float": TensorProto.FLOAT}
     mask = d.input("x", kind=types.get(kind, TensorProto.INT64))
@@ -266,8 +266,8 @@ def test_a_mask_without_a_telling_name(kind):
 
 
 @pytest.mark.parametrize("kind", ["unused", "hidden", "small", "product", "choice", "both", "several", "constant"])
-def test_what_is_no_mask_keeps_its_name(kind):
-    """An input that nothing shows to keep tokens where it is 1 has no role."""
+def test_other_inputs_keep_their_names(kind):
+    """An input that does not provably keep tokens where it is 1 has no role."""
     d = Small()
     x = d.input("x")
     floats = d.op("Cast", x, to=1)
@@ -292,7 +292,7 @@ def test_what_is_no_mask_keeps_its_name(kind):
 
 
 def test_a_mask_in_fused_attention():
-    """A runtime's operator takes 1 for what is attended to, or the number of tokens."""
+    """ONNX Runtime's operators take 1 for visible tokens, or the number of tokens."""
     d = Small()
     lengths = d.op("ReduceSum", d.op("Cast", d.input("x"), to=TensorProto.INT32), d.constant(np.array([1])), keepdims=0)
     x = d.embed()
@@ -314,8 +314,8 @@ def test_a_mask_in_fused_attention():
     assert named(model) == ["input_ids", "token_type_ids", "attention_mask"]
 
 
-def test_broken_constants_are_no_numbers():
-    """A constant whose data are not what its type says tells nothing, and nothing fails."""
+def test_broken_constants_are_ignored():
+    """A constant with data that do not match its type is ignored, without an error."""
     d = Small()
     one = d.constant(np.float32(1))
     bias = d.op("Mul", d.op("Sub", one, d.op("Cast", d.input("x"), to=1)), d.constant(np.float32(-1e4)))

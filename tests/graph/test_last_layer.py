@@ -1,4 +1,4 @@
-"""Where the last layer ends and the head begins, and the words that say so."""
+"""The position at which the last layer ends and the head begins, and its description."""
 
 import numpy as np
 import pytest
@@ -6,12 +6,12 @@ from graph_kit import Draft, hidden_states
 from onnx import helper
 
 BLOCK, NORM, FINAL = (
-    f"the end of the last residual block{how}; what follows is the head" for how in ("", " and its norm", " and the final norm")
+    f"output of the last residual block{norm}; the head follows" for norm in ("", " and its norm", " and the final norm")
 )
 
 
 def last(d, *outputs):
-    """Give the last hidden state of a graph, and why it is that."""
+    """Return the last hidden state of a graph, and the reason for it."""
     state = hidden_states(d.model(*outputs))[-1]
     return state.tensor, state.why
 
@@ -21,13 +21,13 @@ def residual(d, x, y):
 
 
 def divided(d, x):
-    """Divide x by the root of the mean of its squares, as RMSNorm does before its scale."""
+    """Divide x by the root of its mean square, as RMSNorm does before its scale."""
     square = d.op("ReduceMean", d.op("Mul", x, x), axes=[-1])
     return d.op("Div", x, d.op("Sqrt", d.op("Add", square, d.constant(np.float32(1e-6)))))
 
 
-def taken_apart(d, x):
-    """Centre, divide, scale and shift."""
+def decomposed_norm(d, x):
+    """Center, divide, scale and shift."""
     return d.op("Add", d.op("Mul", divided(d, d.op("Sub", x, d.op("ReduceMean", x, axes=[-1]))), d.weight(8)), d.weight(8))
 
 
@@ -58,10 +58,10 @@ def pre_norm(count):
 # ---- the last norm
 
 
-@pytest.mark.parametrize("norm", [Draft.norm, taken_apart])
+@pytest.mark.parametrize("norm", [Draft.norm, decomposed_norm])
 @pytest.mark.parametrize("count", [2, 3])
 def test_each_layer_ends_in_a_norm(norm, count):
-    """The last one too, and a norm that follows is the head's, whether norms are one operator or several."""
+    """Post-norm: the last layer too; a further norm belongs to the head, for fused and decomposed norms."""
     d, x = layers(count, norm)
     assert last(d, d.dense(norm(d, x))) == (x, NORM)
     assert last(d, x) == (x, NORM)
@@ -69,7 +69,7 @@ def test_each_layer_ends_in_a_norm(norm, count):
 
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_the_final_norm_of_a_stack(count):
-    """Of layers that begin with a norm, the one norm that follows the last; where none follows, the sum."""
+    """Pre-norm: the one norm after the last layer counts; without one, the layer ends at the sum."""
     d, x = pre_norm(count)
     assert last(d, d.dense(x)) == (x, BLOCK)
     assert last(d, x) == (x, BLOCK)
@@ -80,7 +80,7 @@ def test_the_final_norm_of_a_stack(count):
 
 @pytest.mark.parametrize("count", [1, 2])
 def test_sums_fused_with_their_norms(count):
-    """Where the sum and the norm of a post-norm layer are one operator, the last of them is the state."""
+    """If the sum and the norm of a post-norm layer are one operator, the last of them is the state."""
     d = Draft()
     x = d.norm(d.embed())
     for _ in range(count):
@@ -90,8 +90,8 @@ def test_sums_fused_with_their_norms(count):
 
 
 @pytest.mark.parametrize("between", ["Tanh", "Cast", "Slice", "Softmax", "Transpose"])
-def test_what_may_stand_before_the_final_norm(between):
-    """Element-wise operators and those that retype or reorder; a range of tokens or another statistic is the head's."""
+def test_operators_before_the_final_norm(between):
+    """Element-wise operators, casts and reorderings may precede it; a slice of tokens or another statistic belongs to the head."""
     d, x = pre_norm(2)
     said = {"Cast": {"to": 1}, "Transpose": {"perm": [1, 0, 2]}, "Softmax": {"axis": -1}}.get(between, {})
     bounds = [d.constant(np.array(v)) for v in ([0], [1], [1])] if between == "Slice" else []
@@ -100,7 +100,7 @@ def test_what_may_stand_before_the_final_norm(between):
 
 
 def scaled(*steps):
-    """Give the last state of pre-norm layers whose final norm, taken apart, is followed by steps, and the steps' tensors."""
+    """Return the last state of pre-norm layers with a decomposed final norm and further steps, and the tensors of the steps."""
     d, x = pre_norm(2)
     found = [divided(d, x)]
     for kind, operand in steps:
@@ -136,12 +136,12 @@ VECTOR = np.ones(8)
     ],
 )
 def test_the_scale_and_shift_of_a_norm(steps, taken):
-    """At most one vector to multiply and one to add, numbers between; without a vector one number; all else is the head's."""
+    """At most one vector to multiply and one to add, with scalars between; without a vector, one scalar; all else is the head."""
     assert scaled(*steps) == taken
 
 
-def test_a_gate_is_no_scale():
-    """A norm's data times a function of themselves is the head's."""
+def test_a_gate_is_not_a_scale():
+    """A norm's output times a function of itself belongs to the head."""
     d, x = pre_norm(2)
     final = divided(d, x)
     assert last(d, d.op("Mul", d.op("Mul", final, d.op("Sigmoid", final)), d.weight(8)))[0] == final
@@ -151,7 +151,7 @@ def test_a_gate_is_no_scale():
 
 
 @pytest.mark.parametrize("count", [1, 2])
-def test_a_block_of_the_head_is_none_of_the_layers(count):
+def test_a_feed_forward_block_of_the_head_is_not_part_of_a_layer(count):
     """One more feed-forward block after the last layer, with or without its norm."""
     d, x = pre_norm(count)
     assert last(d, d.dense(residual(d, x, d.feed_forward(x))))[0] == x
@@ -161,7 +161,7 @@ def test_a_block_of_the_head_is_none_of_the_layers(count):
 
 @pytest.mark.parametrize("blocks", [1, 2, 3])
 def test_a_layer_has_as_many_blocks_as_the_others(blocks):
-    """Where the first block is the same, whatever operators the others are made of; a block more is the head's."""
+    """If the first block is the same, whatever operators the others use; an additional block belongs to the head."""
     d = Draft()
     x = d.embed()
     for kind in ("Tanh", "Sigmoid"):
@@ -172,7 +172,7 @@ def test_a_layer_has_as_many_blocks_as_the_others(blocks):
 
 
 def test_the_longest_layer_counts():
-    """Of several earlier layers of one kind, the one with most blocks says how many the last may have."""
+    """Among earlier layers of one kind, the longest determines how many blocks the last may have."""
     for counts, own in (((1, 2), 2), ((2, 1), 2), ((1, 1), 1)):
         d = Draft()
         x = d.embed()
@@ -186,7 +186,7 @@ def test_the_longest_layer_counts():
 
 
 def test_a_single_layer_ends_with_its_feed_forward_block():
-    """A convolution between attention and feed-forward belongs to it, a second feed-forward block does not."""
+    """A convolution between attention and feed-forward is part of the layer, a second feed-forward block is not."""
     d = Draft()
     x = d.embed()
     x = residual(d, x, d.attention(d.norm(x)))
@@ -197,7 +197,7 @@ def test_a_single_layer_ends_with_its_feed_forward_block():
 
 @pytest.mark.parametrize("between", ["a token", "a mean", "a matrix", "nothing", "the end of padding"])
 def test_a_single_layer_without_a_feed_forward_block(between):
-    """It ends before a choice or a mean of tokens or a matrix, though a residual block follows; not before less than that."""
+    """It ends before a selection or mean of tokens or a matrix, even if a residual block follows."""
     d = Draft()
     x = d.embed()
     x = residual(d, x, d.attention(d.norm(x)))
@@ -215,7 +215,7 @@ def test_a_single_layer_without_a_feed_forward_block(between):
 
 
 def test_attention_alone_is_a_layer():
-    """A layer without any other block, where the graph ends with it or its norm."""
+    """A layer without any other block, if the graph ends with it or its norm."""
     d = Draft()
     x = d.embed()
     x = residual(d, x, d.attention(x))
@@ -227,7 +227,7 @@ def test_attention_alone_is_a_layer():
 
 
 def reversible(count):
-    """Build layers y = x + f(z), z = z + g(y), whose state is both halves side by side."""
+    """Build layers y = x + f(z), z = z + g(y), whose state is the concatenation of both halves."""
     d = Draft()
     y = z = d.embed()
     for _ in range(count):
@@ -238,7 +238,7 @@ def reversible(count):
 
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_the_halves_of_a_reversible_model_are_its_state(count):
-    """Both, side by side, and their norm where one follows."""
+    """Both halves concatenated, and their norm if there is one."""
     d, both = reversible(count)
     assert last(d, both) == (both, BLOCK)
     assert last(d, d.op("MatMul", both, d.weight(16, 20))) == (both, BLOCK)
@@ -247,8 +247,8 @@ def test_the_halves_of_a_reversible_model_are_its_state(count):
 
 
 @pytest.mark.parametrize("beside", ["what it made", "another lookup", "an earlier state"])
-def test_a_head_that_puts_something_beside_the_state(beside):
-    """A function of the state, or something that does not come from it, is no half of it."""
+def test_a_head_that_concatenates_other_data(beside):
+    """A function of the state, or other data, is not a half of the state."""
     d, x = pre_norm(2)
     other = {
         "what it made": lambda: d.op("Tanh", x),

@@ -1,4 +1,4 @@
-"""Hidden states are found by what flows where, in any architecture, any exporter's graph and under any names."""
+"""Hidden states are found by the data flow, in any architecture, any exporter's graph and with any names."""
 
 import json
 from itertools import pairwise
@@ -27,7 +27,7 @@ def depends(model, later, earlier):
 
 @pytest.mark.parametrize("name", GRAPHS)
 def test_every_layer_equals_torchs_hidden_state(name):
-    """Each index gives transformers' hidden_states[index] at kept positions, on architectures the rule was not made on."""
+    """Each index equals transformers' hidden_states[index] at real tokens, for architectures that the rule was not developed on."""
     model, reference = stored(name)
     states = hidden_states(model)
     assert len(states) == sum(key.startswith("h") for key in reference)
@@ -40,7 +40,7 @@ def test_every_layer_equals_torchs_hidden_state(name):
 
 @pytest.mark.parametrize("name", GRAPHS)
 def test_functions_hide_no_layer(name):
-    """A graph whose every node lies in a local function has the same hidden states."""
+    """A graph whose nodes are all in local functions has the same hidden states."""
     model, reference = stored(name)
     packed = outlined(model)
     states = hidden_states(packed)
@@ -52,7 +52,7 @@ def test_functions_hide_no_layer(name):
 
 @pytest.mark.parametrize("file", ZOO_FILES)
 def test_zoo_layers_are_a_chain_under_any_names(file):
-    """As many layers as the configuration says, each feeding the next, and the same ones when every name is shuffled."""
+    """As many layers as the configuration states, each feeding the next, and the same ones if all names are shuffled."""
     model = onnx.load(ZOO / file, load_external_data=False)
     states = hidden_states(model)
     config = json.loads((ZOO / file.partition("/")[0] / "config.json").read_text())
@@ -86,21 +86,21 @@ def test_bert_tiny_ends_before_the_norm_of_its_head(shared):
     ("file", "found"),
     [("bilstm-int8", "2 DynamicQuantizeLSTM"), ("cnn-fp16", "6 Conv"), ("gru-seq2seq-encoder", "2 GRU")],
 )
-def test_other_networks_are_refused(file, found, shared):
-    """A network without attention is refused, and the sentence says what its learned operators are."""
+def test_other_networks_are_rejected(file, found, shared):
+    """A network without attention is refused, and the message lists its operators with parameters."""
     model = onnx.load(shared / f"models/not-transformers/{file}.onnx")
-    with pytest.raises(NotATransformerError, match=f"tokens attend to each other; its learned operators are {found}"):
+    with pytest.raises(NotATransformerError, match=f"no residual block with attention. Its operators with parameters: {found}"):
         hidden_states(model)
 
 
 def recurrent(draft, kind, gates):
-    """Build a network whose tokens are mixed by a recurrence alone."""
+    """Build a network that mixes tokens only by a recurrence."""
     tokens = draft.op("Transpose", draft.embed(), perm=[1, 0, 2])
     return draft.op(kind, tokens, draft.weight(1, gates * 8, 8), draft.weight(1, gates * 8, 8), hidden_size=8)
 
 
 def convolutional(draft):
-    """Build a network whose tokens are mixed by convolutions alone."""
+    """Build a network that mixes tokens only by convolutions."""
     channels = draft.op("Transpose", draft.embed(), perm=[0, 2, 1])
     for _ in range(2):
         channels = draft.op("Relu", draft.op("Conv", channels, draft.weight(8, 8, 3), pads=[1, 1]))
@@ -115,15 +115,15 @@ def convolutional(draft):
         (convolutional, "2 Conv"),
     ],
 )
-def test_networks_without_attention_are_refused(build, found):
-    """The sentence says what the learned operators are."""
+def test_networks_without_attention_are_rejected(build, found):
+    """The message lists the operators with parameters."""
     draft = Draft()
-    with pytest.raises(NotATransformerError, match=f"tokens attend to each other; its learned operators are {found}"):
+    with pytest.raises(NotATransformerError, match=f"no residual block with attention. Its operators with parameters: {found}"):
         hidden_states(draft.model(build(draft)))
 
 
-def test_a_graph_without_tokens_is_refused():
-    """A graph of feature vectors has no token axis; the sentence names its inputs."""
+def test_a_graph_without_tokens_is_rejected():
+    """A graph of feature vectors has no token axis; the message lists its inputs."""
     d = Draft()
     d.inputs = [helper.make_tensor_value_info("features", TensorProto.FLOAT, ["batch", 8])]
     model = d.model(d.op("Add", d.dense("features"), "features"))
@@ -131,15 +131,15 @@ def test_a_graph_without_tokens_is_refused():
         hidden_states(model)
 
 
-def test_attention_without_a_residual_is_no_layer():
-    """A recurrent network whose outputs are pooled by attention is still no transformer."""
+def test_attention_without_a_residual_is_not_a_layer():
+    """A recurrent network with attention pooling is not a transformer."""
     d = Draft()
-    with pytest.raises(NotATransformerError, match="its learned operators are"):
+    with pytest.raises(NotATransformerError, match="Its operators with parameters: "):
         hidden_states(d.model(d.attention(d.embed())))
 
 
 def test_a_norm_after_the_last_block_is_the_models_only_before_a_matrix():
-    """Pre-norm: the final norm counts, a second norm and what follows a matrix do not."""
+    """Pre-norm: the final norm counts, a second norm and everything after a matrix do not."""
     d = Draft()
     x0 = d.embed()
     x1 = d.pre_norm_layer(x0)
@@ -151,7 +151,7 @@ def test_a_norm_after_the_last_block_is_the_models_only_before_a_matrix():
 
 
 def test_a_second_norm_after_a_post_norm_block_is_the_heads():
-    """Post-norm: each layer ends in its own norm, so one more belongs to what follows."""
+    """Post-norm: each layer ends in its own norm, so one more belongs to the head."""
     d = Draft()
     x0 = d.norm(d.embed())
     x1 = d.post_norm_layer(x0)
@@ -159,14 +159,14 @@ def test_a_second_norm_after_a_post_norm_block_is_the_heads():
     assert tensors(d.model(d.dense(d.norm(x2)))) == [x0, x1, x2]
 
 
-def test_a_norm_taken_apart_is_one_norm():
+def test_a_decomposed_norm_is_one_norm():
     """Mean, variance, scale and shift as TensorFlow orders them, x * (w / s) + (b - m * (w / s)), are a norm."""
     d = Draft()
 
     def norm(x):
         mean = d.op("ReduceMean", x, axes=[-1])
-        centred = d.op("Sub", x, mean)
-        variance = d.op("ReduceMean", d.op("Mul", centred, centred), axes=[-1])
+        centered = d.op("Sub", x, mean)
+        variance = d.op("ReduceMean", d.op("Mul", centered, centered), axes=[-1])
         root = d.op("Reciprocal", d.op("Sqrt", d.op("Add", variance, d.constant(np.float32(1e-6)))))
         scale = d.op("Mul", root, d.weight(8))
         return d.op("Add", d.op("Mul", x, scale), d.op("Sub", d.weight(8), d.op("Mul", mean, scale)))
@@ -186,8 +186,8 @@ def test_one_layer_is_enough():
     assert tensors(d.model(d.norm(d.dense(x1)))) == [x0, x1]
 
 
-def test_a_gate_and_an_attention_pooling_are_no_layers():
-    """Heads that multiply data with a function of it, or attend to it once more, stay heads."""
+def test_a_gate_and_attention_pooling_are_not_layers():
+    """Heads that multiply data with a function of it, or attend to it once more, are heads."""
     d = Draft()
     x0 = d.norm(d.embed())
     x1 = d.post_norm_layer(x0)
@@ -197,7 +197,7 @@ def test_a_gate_and_an_attention_pooling_are_no_layers():
 
 
 def deep(layers=2, kind="post_norm_layer"):
-    """Build layers without a head; give (draft, hidden states)."""
+    """Build layers without a head; return (draft, hidden states)."""
     d = Draft()
     states = [d.norm(d.embed())]
     for _ in range(layers):
@@ -208,8 +208,8 @@ def deep(layers=2, kind="post_norm_layer"):
 @pytest.mark.parametrize("kind", ["post_norm_layer", "pre_norm_layer"])
 @pytest.mark.parametrize("taken", [(0, 3), (2, 3), (3, 2, 1, 0)])
 @pytest.mark.parametrize("how", ["Sum", "Add", "Concat"])
-def test_hidden_states_that_a_head_adds_up_stay_apart(kind, taken, how):
-    """A head that mixes several layers' states, first and last or a weighted sum, hides none of them."""
+def test_hidden_states_that_a_head_sums_are_found(kind, taken, how):
+    """A head that combines several layers' states, first and last or a weighted sum, hides none of them."""
     d, states = deep(3, kind)
     parts = [d.op("Mul", states[i], d.constant(np.float32(0.3 + i))) for i in taken]
     if how == "Add":
@@ -223,8 +223,8 @@ def test_hidden_states_that_a_head_adds_up_stay_apart(kind, taken, how):
 
 
 @pytest.mark.parametrize("layers", [1, 2, 3])
-def test_a_residual_block_in_the_head_is_no_layer(layers):
-    """A head with a feed-forward block of its own, as one that answers questions, comes after the last layer."""
+def test_a_residual_block_in_the_head_is_not_a_layer(layers):
+    """A head with its own feed-forward block, as for question answering, comes after the last layer."""
     d, states = deep(layers)
     head = d.norm(d.op("Add", d.feed_forward(states[-1]), states[-1]))
     assert tensors(d.model(d.dense(head))) == states
@@ -233,7 +233,7 @@ def test_a_residual_block_in_the_head_is_no_layer(layers):
 
 
 def test_a_matrix_after_each_layer_is_not_the_heads():
-    """Layers that each end in a matrix: the last one's counts too, but not one of another shape, which is the head's."""
+    """Layers that each end in a matrix: the last one counts too, but a matrix of another shape belongs to the head."""
     for ends_alike in (True, False):
         d = Draft()
         states = [d.embed()]
@@ -243,16 +243,16 @@ def test_a_matrix_after_each_layer_is_not_the_heads():
         assert tensors(d.model(d.dense(states[-1], 20, bias=False))) == states
 
 
-def test_a_norm_before_a_gate_of_the_head_is_no_final_norm():
-    """A head that attends to the last state, and gates what it finds with a norm of it: the state is what both read."""
+def test_a_norm_before_a_gate_of_the_head_is_not_the_final_norm():
+    """A head that attends to the last state, and gates the result with a norm of it: the state is the input of both."""
     d, states = deep(2, "pre_norm_layer")
     gate = d.op("Sigmoid", d.dense(d.norm(states[-1])))
     gated = d.op("Mul", gate, d.attention(states[-1]))
     assert tensors(d.model(d.dense(gated, 20))) == states
 
 
-def test_an_output_from_the_midst_of_the_last_layer():
-    """Of outputs with equally many layers behind them, that with most behind it is followed, whichever is named first."""
+def test_an_output_inside_the_last_layer():
+    """Among outputs with equally many layers, the one with most nodes before it is followed, in any order of outputs."""
     d, states = deep(1)
     middle = d.norm(d.op("Add", d.attention(states[-1]), states[-1]))
     side = d.norm(d.norm(middle))
@@ -262,8 +262,8 @@ def test_an_output_from_the_midst_of_the_last_layer():
 
 
 @pytest.mark.parametrize("layers", [1, 2])
-def test_a_probe_that_attends_ends_the_layers(layers):
-    """Pooling by attention of a learned query, with a residual block on what it found, is a head."""
+def test_an_attention_probe_is_a_head(layers):
+    """Attention pooling with a learned query, with a residual block on its result, is a head."""
     d, states = deep(layers)
     keys, values = d.dense(states[-1]), d.dense(states[-1])
     scores = d.op("Softmax", d.op("MatMul", d.weight(1, 8), d.op("Transpose", keys, perm=[0, 2, 1])), axis=-1)
@@ -272,7 +272,7 @@ def test_a_probe_that_attends_ends_the_layers(layers):
 
 
 def test_heads_may_be_mixed_between_scores_and_values():
-    """Talking heads: a matrix of parameters on the attention weights does not hide the attention."""
+    """Talking heads: a parameter matrix applied to the attention weights does not hide the attention."""
     d = Draft()
 
     def attention(x):
@@ -289,7 +289,7 @@ def test_heads_may_be_mixed_between_scores_and_values():
 
 
 def test_a_layer_may_begin_before_its_attention():
-    """Half a feed-forward block on either side of the attention: a layer begins with the first half."""
+    """Half a feed-forward block on both sides of the attention: a layer begins with the first half."""
     d = Draft()
     states = [d.embed()]
     for _ in range(3):
@@ -300,7 +300,7 @@ def test_a_layer_may_begin_before_its_attention():
 
 
 def test_the_final_norm_after_padding_was_cut_off():
-    """Tokens padded to whole blocks inside are cut off again before the final norm; the choice of one token is a head."""
+    """Tokens padded to whole blocks inside the graph are sliced before the final norm; the selection of one token is a head."""
     d = Draft()
     length = d.op("Slice", d.op("Shape", "input_ids"), d.constant([1]), d.constant([2]))
     x0 = d.op("Pad", d.embed(), d.constant(np.array([0, 0, 0, 0, 3, 0])))
@@ -313,8 +313,8 @@ def test_the_final_norm_after_padding_was_cut_off():
     assert tensors(d.model(d.dense(first))) == [x0, x1, x2]
 
 
-def test_a_similarity_of_two_tokens_is_no_norm():
-    """A quotient of what was chosen or averaged from a state is a head, though it looks like a norm."""
+def test_a_similarity_of_two_tokens_is_not_a_norm():
+    """A quotient of selected or averaged values of a state is a head, though it resembles a norm."""
     d, states = deep(2, "pre_norm_layer")
     first = d.op("Gather", states[-1], d.constant(0), axis=1)
     mean = d.op("ReduceMean", states[-1], axes=[1], keepdims=0)
@@ -322,8 +322,8 @@ def test_a_similarity_of_two_tokens_is_no_norm():
     assert tensors(d.model(similar)) == states
 
 
-def test_a_type_taken_from_the_stream_is_no_data():
-    """A final norm cast to the type of what it read, as exporters write before they optimise, is a norm still."""
+def test_a_cast_like_does_not_read_data():
+    """A final norm cast to the type of its input, as exporters write before optimization, is still a norm."""
     d, states = deep(2, "pre_norm_layer")
     squared = d.op("ReduceMean", d.op("Mul", states[-1], states[-1]), axes=[-1])
     final = d.op("Mul", d.op("Div", states[-1], d.op("Sqrt", squared)), d.weight(8))
@@ -332,7 +332,7 @@ def test_a_type_taken_from_the_stream_is_no_data():
 
 
 def test_the_scale_of_a_norm_may_be_a_number():
-    """Data over its length times sqrt(H) is a norm with its scale; a second number, or one after a vector, is the head's."""
+    """Data divided by its norm times sqrt(H) is a norm with its scale; a second scalar, or one after a vector, is the head's."""
     d, states = deep(2, "pre_norm_layer")
     unit = d.op("Div", states[-1], d.op("ReduceL2", states[-1], axes=[-1], keepdims=1))
     final = d.op("Mul", unit, d.constant(np.float32(8**0.5)))
@@ -343,7 +343,7 @@ def test_the_scale_of_a_norm_may_be_a_number():
 
 @pytest.mark.parametrize("kind", ["unknown", "heads", "mask"])
 def test_attention_in_one_unknown_operator(kind):
-    """A black box is attention if it reads q, k and v, divides channels into heads, or reads a mask beside token data."""
+    """An opaque operator is attention if it reads q, k and v, has a number of heads, or reads a mask and token data."""
     d = Draft()
     d.inputs.append(helper.make_tensor_value_info("attention_mask", TensorProto.INT64, ["batch", "sequence"]))
 
@@ -361,8 +361,8 @@ def test_attention_in_one_unknown_operator(kind):
     assert tensors(d.model(d.norm(d.op("Mystery", d.dense(x2), domain="strange")))) == [x0, x1, x2]
 
 
-def test_a_fused_residual_norm_goes_on_through_its_sum():
-    """Pre-norm layers fused to SkipLayerNormalization carry the stream in the fourth output, the last one in the first."""
+def test_the_residual_stream_continues_in_the_sum_output():
+    """Pre-norm layers fused to SkipLayerNormalization pass the stream in the fourth output, the last one in the first."""
     d = Draft()
 
     def skip(x, branch):
@@ -388,7 +388,7 @@ def test_a_fused_residual_norm_goes_on_through_its_sum():
 
 
 def test_a_sum_left_unfused_has_its_norm_after_it():
-    """Pre-norm sums are fused with the next norm but the last, which a Transpose keeps apart from the final norm."""
+    """Pre-norm sums are fused with the next norm except the last, which a Transpose separates from the final norm."""
     d = Draft()
 
     def skip(x, branch):
@@ -413,8 +413,8 @@ def test_a_sum_left_unfused_has_its_norm_after_it():
     assert states[-1].axes == "TBH"
 
 
-def test_a_quantised_head_is_not_a_residual_block():
-    """The scale of a dynamically quantised product goes around its matrix, but carries no data."""
+def test_a_quantized_head_is_not_a_residual_block():
+    """The scale of a dynamically quantized product bypasses its matrix, but carries no data."""
     d = Draft()
     x0 = d.norm(d.embed())
     x1 = d.post_norm_layer(x0)
@@ -427,7 +427,7 @@ def test_a_quantised_head_is_not_a_residual_block():
 
 
 def test_the_encoder_is_the_embedding():
-    """Of two stacks the one that feeds the other is taken, though the decoder is longer, whatever the order of inputs."""
+    """Of two stacks, the one that feeds the other is used, even if the decoder is longer, in any order of inputs."""
     d = Draft()
     d.inputs.insert(0, helper.make_tensor_value_info("decoder_input_ids", TensorProto.INT64, ["batch", "target"]))
     table = d.weight(20, 8)
@@ -444,7 +444,7 @@ def test_the_encoder_is_the_embedding():
 
 
 def test_an_encoder_that_ends_in_a_fused_norm():
-    """Of the outputs of the encoder's last node, none of them the graph's, the first is its state."""
+    """Among the outputs of the encoder's last node, none of them a graph output, the first is its state."""
     d = Draft()
     d.inputs.append(helper.make_tensor_value_info("decoder_input_ids", TensorProto.INT64, ["batch", "target"]))
     x0 = d.norm(d.embed())
@@ -458,7 +458,7 @@ def test_an_encoder_that_ends_in_a_fused_norm():
 
 
 def test_a_decoder_alone_counts_its_own_attention():
-    """Attention to an encoder's states, an input here, starts no layer."""
+    """Cross-attention to an encoder's states, an input here, does not start a layer."""
     d = Draft()
     d.inputs.append(helper.make_tensor_value_info("encoder_hidden_states", TensorProto.FLOAT, ["batch", "source", 8]))
     y, ends = d.norm(d.embed()), []
@@ -480,7 +480,7 @@ def test_float_input_of_rank_three_is_the_embedding_output():
 
 
 def test_nodes_in_any_order():
-    """A graph whose nodes are not sorted has the same hidden states."""
+    """A graph with unsorted nodes has the same hidden states."""
     d = Draft()
     model = d.model(d.dense(d.post_norm_layer(d.norm(d.embed()))))
     expected = tensors(model)
@@ -491,7 +491,7 @@ def test_nodes_in_any_order():
 
 
 def test_a_branch_inside_the_stream():
-    """An If that captures the stream, as exporters write around a squeeze, is passed through."""
+    """The stream is followed through an If that captures it, as exporters write for a squeeze."""
     d = Draft()
     x0 = d.embed()
     x1 = d.pre_norm_layer(x0)
@@ -507,7 +507,7 @@ def test_a_branch_inside_the_stream():
 
 
 def test_a_decoder_with_and_one_without_a_cache_in_one_file():
-    """Of the two branches of an If on an input, the one without a cache is opened."""
+    """Of the two branches of an If on an input, the one without a cache is inlined."""
     d = Draft()
     x0 = d.embed()
     x1 = d.pre_norm_layer(x0)
@@ -541,7 +541,7 @@ def test_select_counts_from_both_ends():
 
 
 @pytest.mark.parametrize("layer", [3, -4, "t9", True])
-def test_select_lists_what_exists(layer):
+def test_select_lists_the_hidden_states(layer):
     """A wrong layer is an error that lists every hidden state."""
     states = [HiddenState(i, f"t{i}", 8, "") for i in range(3)]
     with pytest.raises(ValueError, match="0 't0', 1 't1', 2 't2'"):

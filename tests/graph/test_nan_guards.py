@@ -1,4 +1,4 @@
-"""Guards of attention against shares that are no number: gone where the mask can be made finite, and the numbers stay."""
+"""NaN guards of attention are removed where the mask can be made finite, and the values stay the same."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ def node_of(model, kind):
 
 
 def insert(model, before, *nodes):
-    """Put nodes in front of another."""
+    """Insert nodes before another."""
     place = list(model.graph.node).index(before)
     for node in reversed(nodes):
         model.graph.node.insert(place, node)
@@ -24,8 +24,8 @@ def insert(model, before, *nodes):
     {"low": -np.inf, "mask": "causal", "scale": "fused"}, {"low": -np.inf, "mask": "causal", "scale": "both"},
     {"low": -np.inf, "mask": "causal", "scale": "heads"},
 ], ids=str)  # fmt: skip
-def test_the_numbers_stay(form, padding):
-    """Every query that sees a key gets the same mix to the last bit; one that sees none gets numbers."""
+def test_the_values_stay_the_same(form, padding):
+    """Every query that sees a key has the same attention output to the last bit; a query that sees none gets finite values."""
     model = attention(guard="by zeros", **form)
     given = {"input_ids": ids(2, 9), "attention_mask": np.array(MASKS[padding])}
     there = session(model).run(None, given)[0]
@@ -37,23 +37,23 @@ def test_the_numbers_stay(form, padding):
     assert np.isfinite(now).all()
 
 
-def test_what_a_query_without_keys_gets():
-    """It gets the mean of all values where the guard put zeros: the softmax of scores that are all the same."""
+def test_a_query_without_keys_gets_the_mean():
+    """Its output is the mean of all values, where the guard gave zeros: the softmax of equal scores."""
     model = drop_guards(attention(guard="by zeros", low=-np.inf, mask="square"))
     model.graph.output.append(helper.make_tensor_value_info(node_of(model, "Softmax").output[0], TensorProto.FLOAT, None))
     given = {"input_ids": ids(2, 9), "attention_mask": np.array(MASKS["nothing"])}
     np.testing.assert_allclose(session(model).run(None, given)[1][1], 1 / 9, rtol=1e-6)
 
 
-def test_the_search_for_attention_sees_no_guard():
-    """Behind a guard attention is not found; without it, it is."""
+def test_attention_is_found_without_its_guard():
+    """With a guard, attention is not found; without it, it is."""
     model = attention(guard="by zeros", low=-np.inf, mask="square")
     assert find_attention(model) == []
     assert len(find_attention(drop_guards(model))) == 1
 
 
 def test_layers_share_a_mask():
-    """One mask is made finite once, in front of the first that reads it, whichever is asked for NaN first."""
+    """A shared mask is clamped once, before its first reader, in any order of the guards."""
     model = attention(guard="by zeros", low=-np.inf, mask="causal")
     graph = model.graph
     add, product = node_of(model, "Add"), node_of(model, "MatMul")
@@ -75,14 +75,14 @@ def test_layers_share_a_mask():
         np.testing.assert_array_equal(b, a)
 
 
-def test_a_graph_without_guards_is_left():
-    """The model itself comes back."""
+def test_a_graph_without_guards_is_not_changed():
+    """The model itself is returned."""
     model = attention()
     assert drop_guards(model) is model
 
 
-def test_nothing_unread_is_left():
-    """The zero of the guard, and what was stated of what is gone, go too."""
+def test_unused_tensors_are_removed():
+    """The zero of the guard, and annotations of removed tensors, are removed too."""
     model = attention(guard="by zeros", low=-2.0)
     model.graph.value_info.append(helper.make_tensor_value_info(node_of(model, "IsNaN").output[0], TensorProto.BOOL, None))
     graph = drop_guards(model).graph
@@ -92,7 +92,7 @@ def test_nothing_unread_is_left():
 
 
 def test_the_model_is_not_changed():
-    """A copy is."""
+    """Only a copy is changed."""
     model = attention(guard="by zeros")
     there = model.SerializeToString()
     assert drop_guards(model) is not model
@@ -103,8 +103,8 @@ def test_the_model_is_not_changed():
     "of scores", "turned over", "by ones", "shares read", "question read", "question given out", "shares given out",
     "masked before", "scores read", "no sum", "another guard last", "two products", "zero of many",
 ])  # fmt: skip
-def test_what_looks_alike_is_left(change):
-    """Guards of something else or with other numbers, shares that are read elsewhere, and scores masked in two steps."""
+def test_similar_patterns_are_not_changed(change):
+    """Guards of another tensor or with other numbers, attention weights with a second reader, and scores masked in two steps."""
     model = attention(
         guard=change if change in {"of scores", "turned over", "by ones"} else "by zeros", low=-np.inf, mask="square"
     )
@@ -146,8 +146,8 @@ def test_what_looks_alike_is_left(change):
 
 @pytest.mark.parametrize("kind", ["Softmax", "MatMul", "Mul", "Add", "Transpose", "Reshape", "Where"])
 @pytest.mark.parametrize("field", ["input", "output"])
-def test_a_broken_graph_is_left(kind, field):
-    """A node that lacks what it reads or writes is the runtime's to refuse."""
+def test_a_broken_graph_is_not_changed(kind, field):
+    """ONNX Runtime rejects a node with a missing input or output."""
     model = attention(guard="by zeros")
     for node in model.graph.node:
         if node.op_type == kind:

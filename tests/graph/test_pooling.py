@@ -1,4 +1,4 @@
-"""The appended reducer equals NumPy, whatever the opset, the rows chosen, and what stands in the rows that are not."""
+"""The appended reducer equals NumPy, for every opset and choice of rows, and whatever values the other rows have."""
 
 import dataclasses
 
@@ -22,7 +22,7 @@ STATES = RNG.normal(size=(3, 5, 6)).astype(np.float32) - 2  # so that a maximum 
 
 
 def graph(opset=17, shape=("batch", "sequence", 6), kind=TensorProto.FLOAT, inputs=("attention_mask",), mask=TensorProto.INT64):
-    """Build a graph that hands `states` through as `hidden`."""
+    """Build a graph that passes `states` through as `hidden`."""
     given = [helper.make_tensor_value_info("states", kind, shape)]
     given += [helper.make_tensor_value_info(name, mask, ["batch", "sequence"]) for name in inputs]
     node = helper.make_node("Identity", ["states"], ["hidden"])
@@ -33,7 +33,7 @@ def graph(opset=17, shape=("batch", "sequence", 6), kind=TensorProto.FLOAT, inpu
 
 
 def reduced(reducer, states=STATES, model=None, *, output=VECTORS, **feeds):
-    """Append a reducer, check the graph, and return what it makes of some states."""
+    """Append a reducer, check the graph, and return its result for some states."""
     made = append_reducer(model or graph(), "hidden", reducer)
     onnx.checker.check_model(made, full_check=True)
     given = {"states": states, "attention_mask": MASK, "input_ids": IDS} | feeds
@@ -65,7 +65,7 @@ POOLINGS = ["mean", "max", "cls", "last", "weightedmean", "mean_sqrt_len_tokens"
 @pytest.mark.parametrize("opset", [11, 12, 13, 17, 18, 20])
 @pytest.mark.parametrize("pooling", POOLINGS)
 def test_every_opset(pooling, opset):
-    """Squeeze and the reductions changed their form over the years; the vectors do not, and the model stays as it was."""
+    """Squeeze and the reductions differ between opsets; the vectors are the same, and the model is unchanged."""
     model = graph(opset)
     before = model.SerializeToString()
     found = reduced(Reducer(pooling, ("normalize",)), model=model)
@@ -77,14 +77,14 @@ def test_every_opset(pooling, opset):
 @pytest.mark.parametrize("pooling", POOLINGS)
 @pytest.mark.parametrize("fill", [np.nan, np.inf, 1e30, -1e30])
 def test_padding_does_not_matter(pooling, fill):
-    """Whatever stands in padded rows: NaN, infinity or a value that would win a maximum."""
+    """Padded rows may contain NaN, infinity or a value above every maximum."""
     states = np.where(MASK[..., None] > 0, STATES, np.float32(fill))
     np.testing.assert_allclose(reduced(Reducer(pooling), states), expected(pooling), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("pooling", POOLINGS)
 def test_padding_on_the_left_and_in_the_middle(pooling):
-    """The first and the last row are those of the mask, wherever they stand; a row without any gives zeros."""
+    """The first and the last row are those of the mask, at any position; a text without rows gives zeros."""
     mask = np.array([[0, 0, 1, 1, 1], [1, 0, 1, 0, 1], [0, 0, 0, 0, 0]])
     found = reduced(Reducer(pooling), attention_mask=mask)
     np.testing.assert_allclose(found, expected(pooling, mask), rtol=1e-5, atol=1e-6)
@@ -93,7 +93,7 @@ def test_padding_on_the_left_and_in_the_middle(pooling):
 
 @pytest.mark.parametrize("mask", [TensorProto.INT64, TensorProto.INT32, TensorProto.FLOAT, TensorProto.BOOL])
 def test_masks_of_any_type(mask):
-    """What is not zero is chosen, once: 7 counts as 1."""
+    """Every nonzero value selects a row once: 7 counts as 1."""
     kind = helper.tensor_dtype_to_np_dtype(mask)
     found = reduced(Reducer("mean"), model=graph(mask=mask), attention_mask=(MASK * 7).astype(kind))
     np.testing.assert_allclose(found, expected("mean"), rtol=1e-5, atol=1e-6)
@@ -114,8 +114,8 @@ def test_rows_by_their_ids(pooling):
 
 @pytest.mark.parametrize("side", ["right", "left"])
 @pytest.mark.parametrize("pooling", POOLINGS)
-def test_a_prompt_that_is_left_out(pooling, side):
-    """Its tokens are not pooled, and still count in the positions that weightedmean weighs by."""
+def test_a_prompt_can_be_excluded(pooling, side):
+    """Its tokens are not pooled, and still count for the positions of weightedmean."""
     mask = MASK if side == "right" else MASK[:, ::-1]
     rows = mask.copy()
     for b in range(len(rows)):
@@ -127,7 +127,7 @@ def test_a_prompt_that_is_left_out(pooling, side):
 
 
 def test_weighted_mean_as_sentence_transformers_gives_it():
-    """Numbers of its Pooling module, version 6.2: with left padding, and with a prompt of one token left out."""
+    """Values of its Pooling module, version 6.2: with left padding, and with a prompt of one token excluded."""
     states = np.arange(2 * 4 * 2, dtype=np.float32).reshape(2, 4, 2) ** 2 / 10
     mask, rows = np.array([[0, 1, 1, 1], [1, 1, 1, 0]]), np.array([[0, 0, 1, 1], [0, 1, 1, 0]])
     model = graph(shape=("batch", "sequence", 2))
@@ -139,7 +139,7 @@ def test_weighted_mean_as_sentence_transformers_gives_it():
 
 @pytest.mark.parametrize("opset", [11, 17, 20])
 def test_several_poolings_are_concatenated(opset):
-    """In the order given, each as it is alone."""
+    """In the given order, each as it is alone."""
     names = ("weightedmean", "max", "cls", "mean", "last", "mean_sqrt_len_tokens")
     found = reduced(Reducer(names), model=graph(opset))
     for place, name in enumerate(names):
@@ -148,14 +148,14 @@ def test_several_poolings_are_concatenated(opset):
 
 
 @pytest.mark.parametrize("pooling", ["median", (), ("mean", "median")])
-def test_a_pooling_that_is_none(pooling):
-    """It is named, with those that there are."""
-    with pytest.raises(ValueError, match=r"is none of mean, max, cls, last, weightedmean, mean_sqrt_len_tokens\."):
+def test_an_unknown_pooling_is_an_error(pooling):
+    """The message lists the known ones."""
+    with pytest.raises(ValueError, match=r"must be one of mean, max, cls, last, weightedmean, mean_sqrt_len_tokens\."):
         append_reducer(graph(), "hidden", Reducer(pooling))
 
 
 def test_rows_by_another_input():
-    """The input is added where the graph has none of its name, and not twice where it has."""
+    """The input is added if the graph lacks it, and not added twice."""
     other = np.array([[0, 1, 0, 0, 0], [1, 1, 1, 1, 1], [0, 0, 0, 1, 0]])
     for inputs in ((), ("rows",)):
         made = append_reducer(graph(inputs=inputs), "hidden", Reducer("mean", rows_input="rows"))
@@ -167,8 +167,8 @@ def test_rows_by_another_input():
         np.testing.assert_allclose(found, expected("mean", other), rtol=1e-5, atol=1e-6)
 
 
-def test_half_precision_is_widened_first():
-    """The sum of 5 x 30000 is beyond half precision, the vector is not."""
+def test_half_precision_is_converted_first():
+    """The sum of 5 x 30000 exceeds half precision, the vector does not."""
     states = np.full((3, 5, 6), 30000, np.float16)
     found = reduced(Reducer("mean"), states, graph(kind=TensorProto.FLOAT16))
     assert found.dtype == np.float32
@@ -183,7 +183,7 @@ SCALE, SHIFT = RNG.normal(size=6).astype(np.float32), RNG.normal(size=6).astype(
 @pytest.mark.parametrize("bias", [None, B])
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_dense_layers(activation, bias):
-    """They give activation(x W + b), on pooled rows and on vectors that are pooled already."""
+    """They compute activation(x W + b), on pooled rows and on vectors that are already pooled."""
     wanted = reference.ACTIVATIONS[activation](expected("mean") @ W.astype(np.float64) + (0 if bias is None else bias))
     layers = (Dense(W, bias, activation),)
     np.testing.assert_allclose(reduced(Reducer("mean", layers)), wanted, rtol=1e-5, atol=1e-5)
@@ -195,7 +195,7 @@ def test_dense_layers(activation, bias):
 @pytest.mark.parametrize("opset", [11, 17, 20])
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_activations_everywhere(activation, opset):
-    """Both sides of every kink, and where exponentials overflow or vanish."""
+    """Both sides of every kink, and values at which exponentials overflow or vanish."""
     points = np.array([[-200, -25, -6, -3, -1, -0.5, -0.49, -0.01, 0, 0.01, 0.5, 0.51, 1, 3, 6, 20.5, 200]], np.float32)
     width = points.shape[1]
     model = graph(opset, shape=("batch", width), inputs=())
@@ -238,18 +238,18 @@ def test_activations_of_torch():
 
 
 def test_the_names_of_activations():
-    """The list that needs no onnx names those that can be built, and no other."""
+    """The list that needs no onnx contains exactly the implemented activations."""
     assert sorted(ACTIVATIONS) == sorted(BUILT)
 
 
-def test_an_activation_that_is_none():
-    """It is named, with those that there are."""
-    with pytest.raises(ValueError, match=r"'Swish' is none of Identity, Tanh, ReLU, .*, Hardshrink\."):
+def test_an_unknown_activation_is_an_error():
+    """The message lists the known ones."""
+    with pytest.raises(ValueError, match=r"'Swish'; it must be one of Identity, Tanh, ReLU, .*, Hardshrink\."):
         append_reducer(graph(), "hidden", Reducer("mean", (Dense(W, B, "Swish"),)))
 
 
 def test_residual_connections():
-    """The input itself is added where the widths are equal, a projection of x where they are not; after the activation."""
+    """The input is added if the widths are equal, otherwise a projection of x; after the activation."""
     vectors = expected("mean")
     square, shift = RNG.normal(size=(6, 6)).astype(np.float32), SHIFT
     found = reduced(Reducer("mean", (Dense(square, shift, "Tanh", "same"),)))
@@ -260,7 +260,7 @@ def test_residual_connections():
 
 @pytest.mark.parametrize("opset", [11, 17, 18, 20])
 def test_layer_norm(opset):
-    """As torch's, also where the mean is far from zero and where all values are equal."""
+    """Equal to torch's, also if the mean is far from zero and if all values are equal."""
     norm = LayerNorm(SCALE, SHIFT)
     for states in (STATES, STATES + np.float32(100), np.ones_like(STATES)):
         found = reduced(Reducer("mean", (norm,)), states, graph(opset))
@@ -270,9 +270,9 @@ def test_layer_norm(opset):
     np.testing.assert_allclose(found, reference.layer_norm(STATES[:, 0], SCALE, SHIFT, eps=0.5), rtol=1e-5, atol=1e-5)
 
 
-def test_a_step_that_is_none():
-    """It is named, with those that there are."""
-    with pytest.raises(ValueError, match=r"The step 'center' is none of Dense, LayerNorm and 'normalize'\."):
+def test_an_unknown_step_is_an_error():
+    """The message lists the known ones."""
+    with pytest.raises(ValueError, match=r"The step is 'center'; it must be a Dense, a LayerNorm or 'normalize'\."):
         append_reducer(graph(), "hidden", Reducer("mean", ("center",)))
 
 
@@ -287,7 +287,7 @@ TOKEN_STEPS = {
 @pytest.mark.parametrize("opset", [11, 17, 18])
 @pytest.mark.parametrize("name", TOKEN_STEPS)
 def test_steps_on_tokens(name, opset):
-    """They change every token before the pooling, and the output of tokens gives the changed ones; padding may be NaN."""
+    """They change every token before the pooling, and the token output has the changed values; padding may be NaN."""
     token_steps, oracle = TOKEN_STEPS[name]
     states = np.where(MASK[..., None] > 0, STATES, np.float32(np.nan))
     wanted = oracle(STATES.astype(np.float64))
@@ -300,7 +300,7 @@ def test_steps_on_tokens(name, opset):
 
 
 def test_the_output_of_tokens_after_steps():
-    """It keeps its name and its place, is float32, and states the width that the steps give; weights inside keep theirs."""
+    """It keeps its name and position, is float32, and declares the new width; embedded weights keep theirs."""
     model = graph(kind=TensorProto.FLOAT16)
     made = append_reducer(model, "hidden", Reducer("mean", token_steps=(Dense(W, B, "Tanh"),)))
     assert [output.name for output in made.graph.output] == ["hidden", VECTORS]
@@ -313,7 +313,7 @@ def test_the_output_of_tokens_after_steps():
 
 
 def test_the_output_of_tokens_that_others_read():
-    """Nodes and inner graphs that read the tokens go on reading them as they were."""
+    """Nodes and subgraphs that read the tokens still read the unchanged ones."""
     model = graph()
     branch = helper.make_graph(
         [helper.make_node("Neg", ["hidden"], ["negated"])], "b", [], [helper.make_tensor_value_info("negated", 1, None)]
@@ -334,8 +334,8 @@ def test_the_output_of_tokens_that_others_read():
     np.testing.assert_allclose(found["hidden"], np.tanh(STATES @ W + B), rtol=1e-5, atol=1e-5)
 
 
-def test_steps_on_tokens_of_vectors():
-    """A graph that gives vectors has no tokens to change."""
+def test_steps_on_tokens_need_tokens():
+    """A graph that returns vectors has no tokens to change."""
     with pytest.raises(ValueError, match="Token steps need token embeddings"):
         append_reducer(graph(shape=("batch", 6)), "hidden", Reducer(None, token_steps=("normalize",)))
 
@@ -343,7 +343,7 @@ def test_steps_on_tokens_of_vectors():
 @pytest.mark.parametrize("opset", [17, 18])
 @pytest.mark.parametrize("after", [(), ("normalize",), ("normalize", Dense(W, B, "Tanh"))])
 def test_leading_values(after, opset):
-    """The first values are kept, and normalized again where normalizing was the last step, or as is asked."""
+    """The first values are kept, and normalized again if normalization was the last step or is requested."""
     whole = reduced(Reducer("mean", after))
     for renormalize in (None, False, True):
         found = reduced(Reducer("mean", after, dimensions=3, renormalize=renormalize), model=graph(opset))
@@ -353,7 +353,7 @@ def test_leading_values(after, opset):
 
 
 def test_normalizing_again_is_for_leading_values_alone():
-    """Without `dimensions`, nothing is normalized that was not."""
+    """Without `dimensions`, no normalization is added."""
     np.testing.assert_array_equal(reduced(Reducer("mean", renormalize=True)), reduced(Reducer("mean")))
 
 
@@ -362,15 +362,15 @@ def test_normalizing_again_is_for_leading_values_alone():
     (Reducer("mean", token_steps=(Dense(W, B, "Tanh"),)), 4),
 ])  # fmt: skip
 def test_more_dimensions_than_there_are(reducer, width):
-    """All values are kept, and the output does not state more of them."""
+    """All values are kept, and the output does not declare more."""
     asked = dataclasses.replace(reducer, dimensions=100)
     made = append_reducer(graph(), "hidden", asked)
     assert made.graph.output[-1].type.tensor_type.shape.dim[1].dim_value == width
     np.testing.assert_array_equal(reduced(asked)[:, :width], reduced(reducer))
 
 
-def test_what_is_too_short_to_normalise():
-    """Zeros stay zeros, and a vector shorter than 1e-12 is divided by that, as torch does it."""
+def test_short_vectors_are_normalized_as_in_torch():
+    """Zeros stay zeros, and a vector shorter than 1e-12 is divided by 1e-12."""
     zeros = np.zeros((3, 5, 6), np.float32)
     assert not reduced(Reducer("mean", ("normalize",)), zeros).any()
     found = reduced(Reducer("cls", ("normalize",)), zeros + np.float32(1e-13))
@@ -378,7 +378,7 @@ def test_what_is_too_short_to_normalise():
 
 
 def test_the_output_is_declared():
-    """As float32 (B, D), D a number where it is known; names that an exporter wrote cannot clash."""
+    """As float32 (B, D), with D if it is known; names from an exporter cannot clash."""
     for reducer, wanted in ((Reducer("mean"), "D"), (Reducer("mean", dimensions=3), 3)):
         made = append_reducer(graph(), "hidden", reducer)
         output = made.graph.output[-1]

@@ -1,4 +1,4 @@
-"""The table of positions is found by what is looked up and added to the tokens; where a text begins in it, by its rows."""
+"""The position table is found by its use, and the first position of a text by the rows of the table."""
 
 import numpy as np
 import onnx
@@ -20,7 +20,7 @@ TABLES = {
 
 
 class Tables(Draft):
-    """A draft with the ways of exporters to count tokens; the table of positions has 18 rows."""
+    """A draft with the forms in which exporters count tokens; the position table has 18 rows."""
 
     def input(self, name, *shape, kind=TensorProto.INT64):
         """Add an input."""
@@ -36,14 +36,14 @@ class Tables(Draft):
         return self.op("Range", self.constant(0), self.length(), self.constant(1))
 
     def closed(self, places=None, table=None, looked_up=None):
-        """Return a model of one layer whose tokens get the rows of a table at some places."""
+        """Return a model of one layer that adds rows of a table to its tokens."""
         if looked_up is None:
             looked_up = self.op("Gather", table or self.weight(18, 8), places)
         return self.model(self.post_norm_layer(self.op("Add", self.embed(), looked_up)))
 
 
 def table_of(model):
-    """Return rows, first row and whether positions are asked for; the same for all names and behind local functions."""
+    """Return the rows, the first row and whether positions are an input; the same for all names and inside local functions."""
     table = position_table(model)
     for other in (shuffled(model)[0], outlined(model)):
         again = position_table(other)
@@ -52,7 +52,7 @@ def table_of(model):
 
 
 def counted(d, *, exclusive=0, pad=1):
-    """Return positions as RoBERTa counts them: a running sum of the tokens that are not padding, times the mask, plus the pad."""
+    """Return positions as in RoBERTa: a running sum of the tokens that are not padding, times the mask, plus the padding id."""
     mask = d.op("Cast", d.op("Not", d.op("Equal", "input_ids", d.constant(pad))), to=TensorProto.INT64)
     total = d.op("Mul", d.op("CumSum", mask, d.constant(1), exclusive=exclusive), mask)
     return d.op("Add", total, d.constant(np.array(pad)))
@@ -70,8 +70,8 @@ def test_a_range_that_a_graph_counts():
     assert table_of(d.closed(old)) == (18, 0, False)
 
 
-def test_a_running_sum_of_what_is_no_padding():
-    """RoBERTa and its kin count from behind the row of padding."""
+def test_a_running_sum_of_real_tokens():
+    """RoBERTa and similar models count from the row after padding."""
     d = Tables()
     assert table_of(d.closed(counted(d))) == (18, 2, False)
     d = Tables()
@@ -82,8 +82,8 @@ def test_a_running_sum_of_what_is_no_padding():
 
 
 @pytest.mark.parametrize("external", [False, True])
-def test_a_stored_range_that_is_cut(external):
-    """BERT: a buffer (1, P) is cut to T, and so is one of zeros that looks up a token type; data need not be there."""
+def test_a_stored_range_that_is_sliced(external):
+    """BERT: a buffer (1, P) is sliced to T, and so is a buffer of zeros for token types; its data need not be present."""
     d = Tables()
     cut = [d.constant(np.array([0])), d.op("Unsqueeze", d.length(), d.constant(np.array([0]))), d.constant(np.array([1]))]
     buffers = [d.constant(np.arange(2, 18)[None]), d.constant(np.zeros((1, 16), np.int64))]
@@ -99,15 +99,15 @@ def test_a_stored_range_that_is_cut(external):
 
 
 @pytest.mark.parametrize("shape", [(18, 8), (1, 18, 8), (18, 1, 8)])
-def test_a_table_whose_first_rows_are_taken(shape):
-    """A parameter is cut to the length of the text, without an index."""
+def test_a_table_that_is_sliced(shape):
+    """A parameter is sliced to the length of the text, without an index."""
     d = Tables()
     end = d.op("Unsqueeze", d.length(), d.constant(np.array([0])))
     assert table_of(d.closed(looked_up=d.op("Slice", d.weight(*shape), d.constant(np.array([1])), end))) == (18, 1, False)
 
 
-def test_positions_that_are_asked_for():
-    """An input gives them; what the graph adds to them is known."""
+def test_positions_as_an_input():
+    """An input provides them; what the graph adds to them is known."""
     d = Tables()
     assert table_of(d.closed(d.input("position_ids"))) == (18, 0, True)
     d = Tables()
@@ -121,7 +121,7 @@ def test_positions_that_are_asked_for():
 
 @pytest.mark.parametrize("how", ["Cast", "DequantizeLinear", "behind", "QLinear"])
 def test_a_table_of_fewer_bits(how):
-    """Half precision is cast, integers become floats before the lookup or behind it."""
+    """Half precision is cast, integers are dequantized before or after the lookup."""
     d = Tables()
     places = d.range()
     small = d.constant(d.rng.integers(-9, 9, (18, 8)).astype(np.float16 if how == "Cast" else np.int8))
@@ -163,8 +163,8 @@ def test_the_fused_operators_of_a_runtime():
     assert table_of(d.model(d.post_norm_layer(added))) == (18, 0, False)
 
 
-def test_tables_that_are_not_of_positions():
-    """Rotary tables multiply, relative ones enter scores, types are no places, and tokens that have met get none."""
+def test_other_tables_are_not_position_tables():
+    """Rotary tables multiply, relative ones are added to scores, token types are not positions, and mixed tokens get none."""
     d = Tables()
     assert table_of(d.model(d.post_norm_layer(d.embed()))) is None
     d = Tables()
@@ -187,7 +187,7 @@ def test_tables_that_are_not_of_positions():
 
 
 def test_the_shortest_of_two_tables():
-    """A text may be as long as the shorter one."""
+    """The shorter table limits the length of a text."""
     d = Tables()
     places = d.range()
     tables = [d.op("Gather", d.weight(rows, 8), places) for rows in (20, 18)]
@@ -210,7 +210,7 @@ def test_real_exports(name, expected):
 
 
 def test_the_zoo():
-    """Every export of an architecture, in whatever precision, has the table of its configuration or none."""
+    """Every export of an architecture, in any precision, has the table of its configuration or none."""
     found = {}
     for file in ZOO_FILES:
         table = position_table(onnx.load(data_file(f"zoo/{file}"), load_external_data=False))
@@ -227,13 +227,13 @@ def test_the_zoo():
      ("all-minilm/onnx/model_qint8_avx512_vnni", (512, 0)), ("matryoshka-mpnet/onnx/model", (514, 2)), ("potion/onnx/model", None)],
 )  # fmt: skip
 def test_the_gallery(name, expected):
-    """External data, int8, fp16, ALiBi and rotary positions whose configuration states a length that is none of a table."""
+    """External data, int8, fp16, ALiBi, and rotary positions whose configuration states a length without a table."""
     table = position_table(onnx.load(data_file(f"gallery/{name}.onnx"), load_external_data=False))
     assert (table and (table.rows, table.first)) == expected
 
 
-def asking(rows, zero=(), kind=np.float32, *, shift=0):
-    """Return a model that asks for positions, with rows of zeros in its table."""
+def with_position_ids(rows, zero=(), kind=np.float32, *, shift=0):
+    """Return a model with positions as an input, and rows of zeros in its table."""
     d = Tables()
     values = d.rng.integers(1, 9, (rows, 8)).astype(kind)
     values[:, 0] = 100
@@ -266,10 +266,10 @@ def asking(rows, zero=(), kind=np.float32, *, shift=0):
         (20, range(20), 1, {}, 0),
     ],
 )  # fmt: skip
-def test_where_a_text_begins(rows, zero, pad, stated, expected):
-    """At 0, or behind the row of padding: as the rows that are zero say, else the length."""
-    assert position_offset(asking(rows, zero), pad, **stated) == expected
-    assert position_offset(asking(rows, zero, np.int8), pad, **stated) == expected
+def test_the_first_position_of_a_text(rows, zero, pad, stated, expected):
+    """0, or the row after padding: by the zero rows, otherwise by the length."""
+    assert position_offset(with_position_ids(rows, zero), pad, **stated) == expected
+    assert position_offset(with_position_ids(rows, zero, np.int8), pad, **stated) == expected
 
 
 @pytest.mark.parametrize(
@@ -282,15 +282,15 @@ def test_where_a_text_begins(rows, zero, pad, stated, expected):
         (600, [5, 9], None, {}),
     ],
 )
-def test_contradictions_are_refused(rows, zero, pad, stated):
-    """The sentence shows the rows, what is stated and what was seen, and says what to do."""
+def test_contradictions_are_rejected(rows, zero, pad, stated):
+    """The message shows the rows, the stated numbers and the observed ones, and what to do."""
     said = rf"the table has {rows} positions .* the padding id is {pad}, and .* is|are .*\. Export the graph without position_ids\."
     with pytest.raises(ValueError, match=said):
-        position_offset(asking(rows, zero), pad, **stated)
+        position_offset(with_position_ids(rows, zero), pad, **stated)
 
 
-def test_the_ways_to_write_what_is_added():
-    """A constant of the graph, as an attribute or reshaped, is a number; one of several numbers, or a broken one, is not."""
+def test_the_forms_of_an_added_constant():
+    """A constant of the graph, as an attribute or reshaped, is a number; one with several numbers, or a broken one, is not."""
     for write, first in (
         (lambda d: d.op("Constant", value_int=3), 3),
         (lambda d: d.op("Unsqueeze", d.op("Cast", d.constant(3), to=7), d.constant(np.array([0]))), 3),
@@ -303,9 +303,9 @@ def test_the_ways_to_write_what_is_added():
         assert table_of(d.closed(d.op("Add", d.input("position_ids"), write(d)))) == (18, first, True)
 
 
-def test_rows_that_are_no_tensor_cannot_be_read():
-    """A sparse table has the shape of one, and its rows are not looked at."""
-    model = asking(66, [1])
+def test_rows_of_a_sparse_table_are_not_read():
+    """A sparse table has a shape, and its rows are not read."""
+    model = with_position_ids(66, [1])
     dense = next(tensor for tensor in model.graph.initializer if list(tensor.dims) == [66, 8])
     values = helper.make_tensor(dense.name, TensorProto.FLOAT, [1], [1.0])
     sparse = helper.make_sparse_tensor(values, helper.make_tensor("", TensorProto.INT64, [1], [0]), [66, 8])
@@ -316,22 +316,22 @@ def test_rows_that_are_no_tensor_cannot_be_read():
         position_offset(model, 0)
 
 
-def test_nothing_is_added_to_what_the_graph_adds():
-    """OPT adds 2 by itself; a graph without the input, or without a table, needs no offset."""
-    assert position_offset(asking(66, [1], shift=2), 1) == 0
+def test_no_offset_is_added_twice():
+    """OPT adds 2 itself; a graph without the input, or without a table, needs no offset."""
+    assert position_offset(with_position_ids(66, [1], shift=2), 1) == 0
     d = Tables()
     assert position_offset(d.closed(counted(d)), 1) == 0
     d = Tables()
     assert position_offset(d.model(d.post_norm_layer(d.embed())), 1) == 0
     d = Tables()
     unknown = d.closed(d.op("Div", d.input("position_ids"), d.constant(2)))
-    with pytest.raises(ValueError, match="cannot be told"):
+    with pytest.raises(ValueError, match="the position of the first token is unknown"):
         position_offset(unknown, 1)
 
 
 def test_external_rows_are_read_by_the_caller():
-    """A table in another file is read through `read`; where that gives nothing, the length alone must do."""
-    model = asking(66, [1])
+    """A table in another file is read through `read`; if it returns None, the length alone decides."""
+    model = with_position_ids(66, [1])
     name = position_table(model).tensor
     table = next(tensor for tensor in model.graph.initializer if tensor.name == name)
     values = onnx.numpy_helper.to_array(table)
@@ -356,8 +356,8 @@ def test_the_report_of_roberta_with_positions():
     assert position_offset(model, 1, stated_rows=66, stated_length=64) == 2
 
 
-def test_broken_constants_are_no_crash():
-    """A stored range or a table whose data are not what its shape says is not read."""
+def test_broken_constants_are_not_read():
+    """A stored range or a table with data that do not match its shape is ignored."""
     d = Tables()
     cut = [d.constant(np.array([0])), d.op("Unsqueeze", d.length(), d.constant(np.array([0])))]
     buffer = d.constant(np.arange(18)[None])
@@ -365,7 +365,7 @@ def test_broken_constants_are_no_crash():
     weights = {tensor.name: tensor for tensor in model.graph.initializer}
     weights[buffer].raw_data = b"123"
     assert table_of(model) == (18, None, False)
-    model = asking(66)
+    model = with_position_ids(66)
     table = next(tensor for tensor in model.graph.initializer if list(tensor.dims) == [66, 8])
     table.data_type = 77
     assert position_offset(model, 1) == 2

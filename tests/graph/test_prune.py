@@ -1,4 +1,4 @@
-"""What no output depends on is dropped, and nothing else."""
+"""Nodes on which no output depends are removed, and nothing else."""
 
 import numpy as np
 from graph_kit import Draft, run
@@ -7,7 +7,7 @@ from onnx import TensorProto, helper
 from penult.graph.rewrite.prune import drop_unread
 
 
-def test_what_nothing_reads_is_dropped():
+def test_unused_nodes_are_removed():
     """Of two branches of which one reaches the output, its nodes, weights and annotations stay, and so do all inputs."""
     d = Draft()
     kept = d.embed()

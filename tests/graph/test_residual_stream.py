@@ -1,4 +1,4 @@
-"""What makes a block of the stream a layer and what does not: each fact about a segment, in a graph that has only that."""
+"""Layers of the residual stream: each property of a segment, in a graph that has only this property."""
 
 from dataclasses import replace
 
@@ -31,7 +31,7 @@ def convolution(d, x, kernel=3):
 
 
 def test_a_convolution_after_attention_is_of_its_layer():
-    """Attention, convolution, feed-forward: one layer, and not one that begins at the convolution."""
+    """Attention, convolution, feed-forward: one layer, and not a second one that begins at the convolution."""
     d = Draft()
     states = [d.norm(d.embed())]
     for _ in range(3):
@@ -42,7 +42,7 @@ def test_a_convolution_after_attention_is_of_its_layer():
 
 
 def test_a_convolution_in_place_of_attention_begins_a_layer():
-    """In a hybrid a convolution and a feed-forward block are a layer; a convolution of one token wide is a matrix."""
+    """In a hybrid, a convolution and a feed-forward block are a layer; a convolution of width 1 is a matrix."""
     for kernel, count in ((3, 4), (2, 4), (1, 2)):
         d = Draft()
         states = [d.norm(d.embed())]
@@ -54,7 +54,7 @@ def test_a_convolution_in_place_of_attention_begins_a_layer():
 
 
 def test_a_recurrence_in_place_of_attention_begins_a_layer():
-    """In a hybrid a GRU and a feed-forward block are a layer; GRUs alone make no transformer."""
+    """In a hybrid, a GRU and a feed-forward block are a layer; GRUs alone are not a transformer."""
 
     def recurrent(d, x):
         turned = d.op("Transpose", x, perm=[1, 0, 2])
@@ -77,8 +77,8 @@ def test_a_recurrence_in_place_of_attention_begins_a_layer():
 
 
 @pytest.mark.parametrize("products", [1, 2])
-def test_products_side_by_side_are_no_attention(products):
-    """Tokens that are compared, and no values taken by it: one product, or two of which neither reads the other."""
+def test_independent_products_are_not_attention(products):
+    """Scores of tokens without values: one product, or two of which neither reads the other."""
     d = Draft()
     x = d.norm(d.embed())
     for _ in range(2):
@@ -92,26 +92,26 @@ def test_products_side_by_side_are_no_attention(products):
         hidden_states(d.model(d.dense(x, 20)))
 
 
-def test_convolutions_alone_are_no_transformer():
-    """Residual blocks in which tokens meet their neighbours only."""
+def test_convolutions_alone_are_not_a_transformer():
+    """Residual blocks that mix only adjacent tokens."""
     d = Draft()
     x = d.norm(d.embed())
     for _ in range(2):
         x = d.norm(d.op("Add", convolution(d, x), x))
         x = d.norm(d.op("Add", d.feed_forward(x), x))
-    with pytest.raises(NotATransformerError, match="learned operators are"):
+    with pytest.raises(NotATransformerError, match="Its operators with parameters: "):
         hidden_states(d.model(d.dense(x, 20)))
 
 
 def fused_attention(d, x):
-    """Attention whose products are operators of ONNX Runtime's, in the order that exporters fuse them to."""
+    """Attention with products as operators of ONNX Runtime, in the order in which exporters fuse them."""
     q, k, v = d.dense(x), d.dense(x), d.dense(x)
     scores = d.op("FusedMatMul", q, k, domain="com.microsoft", transB=1, alpha=0.5)
     return d.dense(d.op("FusedMatMul", d.op("Softmax", scores, axis=-1), v, domain="com.microsoft"))
 
 
 def test_products_of_the_runtime_are_products():
-    """FusedMatMul of token data with token data, twice, is attention; with a matrix of parameters it is a learned matrix."""
+    """FusedMatMul of token data with token data, twice, is attention; with a parameter matrix it is a learned matrix."""
     d = Draft()
     states = [d.norm(d.embed())]
     for _ in range(2):
@@ -121,8 +121,8 @@ def test_products_of_the_runtime_are_products():
     assert tensors(d.model(d.dense(states[-1], 20))) == states
 
 
-def test_a_black_box_with_parameters_alone_is_no_attention():
-    """A fused bias and activation reads token data and a vector: residual blocks of it are no transformer."""
+def test_an_opaque_operator_with_parameters_alone_is_not_attention():
+    """A fused bias and activation reads token data and a vector: residual blocks of it are not a transformer."""
     d = Draft()
     x = d.norm(d.embed())
     for _ in range(2):
@@ -133,7 +133,7 @@ def test_a_black_box_with_parameters_alone_is_no_attention():
 
 
 def attending(x, second="MatMul", between="Softmax"):
-    """Give the nodes of softmax(x x) x, and no weights."""
+    """Return the nodes of softmax(x x) x, and no weights."""
     return [
         helper.make_node("Transpose", [x], ["turned"], perm=[0, 2, 1]),
         helper.make_node("MatMul", [x, "turned"], ["scores"]),
@@ -143,7 +143,7 @@ def attending(x, second="MatMul", between="Softmax"):
 
 
 def weighing(x, held):
-    """Give the nodes of softmax(x W) W, whose matrix stands in the branch: as a node, or else as an initialiser."""
+    """Return the nodes of softmax(x W) W, whose matrix is in the branch, as a node or as an initializer."""
     matrix = numpy_helper.from_array(np.eye(8, dtype=np.float32), "matrix")
     nodes = [
         helper.make_node("MatMul", [x, "matrix"], ["scores"]),
@@ -154,7 +154,7 @@ def weighing(x, held):
 
 
 def adding(x):
-    """Give the nodes of attention whose products add a vector of parameters to what they give."""
+    """Return the nodes of attention whose products add a parameter vector to their result."""
     nodes = [
         helper.make_node("Gemm", [x, x, "vector"], ["scores"], transB=1),
         helper.make_node("Softmax", ["scores"], ["soft"]),
@@ -164,7 +164,7 @@ def adding(x):
 
 
 def branching(d, condition, made_of=attending, **options):
-    """Append two layers whose attention lies in both branches of an If, under the same names in each; give the states."""
+    """Append two layers with attention in both branches of an If, with the same names in each; return the states."""
     states = [d.norm(d.embed())]
 
     def branch(x, name):
@@ -180,8 +180,8 @@ def branching(d, condition, made_of=attending, **options):
     return states
 
 
-def test_black_boxes_that_read_two_branches_are_no_attention():
-    """A gate in one unknown operator reads two projections of a token; two in a row still let no tokens meet."""
+def test_opaque_operators_that_read_two_branches_are_not_attention():
+    """A gate in one unknown operator reads two projections of a token; two in a row still do not mix tokens."""
     d = Draft()
     x = d.norm(d.embed())
     for _ in range(2):
@@ -192,7 +192,7 @@ def test_black_boxes_that_read_two_branches_are_no_attention():
 
 
 def test_attention_in_a_branch():
-    """An If whose branches attend is attention; two products without a softmax, one with, or two with parameters are not."""
+    """An If with attention in its branches is attention; two products without a softmax, one with, or two with parameters are not."""
     for made_of in (attending, adding):
         d = Draft()
         states = branching(d, d.constant(np.array(True)), made_of)
@@ -206,7 +206,7 @@ def test_attention_in_a_branch():
 
 
 def test_branches_that_share_their_names():
-    """Two Ifs on an input whose branches use the same names are no circle of nodes: the runtime says what is wrong."""
+    """Two Ifs on an input with the same names in their branches are not a cycle: ONNX Runtime reports the duplicate names."""
     d = Draft()
     states = branching(d, "flag")
     d.inputs.append(helper.make_tensor_value_info("flag", TensorProto.BOOL, []))
@@ -217,8 +217,8 @@ def test_branches_that_share_their_names():
 
 
 @pytest.mark.parametrize("op", ["Mul", "Add"])
-def test_a_vector_of_parameters_alone_is_no_norm(op):
-    """After pre-norm layers, a scale or a shift by itself belongs to the head."""
+def test_a_parameter_vector_alone_is_not_a_norm(op):
+    """After pre-norm layers, a scale or a shift alone belongs to the head."""
     d = Draft()
     states = [d.embed()]
     for _ in range(2):
@@ -227,7 +227,7 @@ def test_a_vector_of_parameters_alone_is_no_norm(op):
 
 
 def test_a_norm_of_the_runtime_is_a_norm():
-    """A black box with a vector of parameters after the last pre-norm block is the final norm."""
+    """An opaque operator with a parameter vector after the last pre-norm block is the final norm."""
     d = Draft()
     states = [d.embed()]
     for _ in range(2):
@@ -236,8 +236,8 @@ def test_a_norm_of_the_runtime_is_a_norm():
     assert tensors(d.model(d.dense(final, 20))) == [*states[:-1], final]
 
 
-def test_what_feeds_a_decoder():
-    """The one tensor of the encoder that the decoder reads; a stack that nothing feeds has none."""
+def test_the_encoder_of_a_decoder():
+    """The tensor of the encoder that the decoder reads; a stack without an encoder has none."""
     d = Draft()
     d.inputs.append(helper.make_tensor_value_info("decoder_input_ids", TensorProto.INT64, ["batch", "target"]))
     memory = d.post_norm_layer(d.post_norm_layer(d.norm(d.embed())))
@@ -257,7 +257,7 @@ def test_what_feeds_a_decoder():
 
 
 def test_a_decoder_that_reads_its_encoder_at_its_very_end():
-    """Where the one block that attends to the memory ends the graph, the encoder is found all the same."""
+    """If the only cross-attention block ends the graph, the encoder is still found."""
     d = Draft()
     d.inputs.append(helper.make_tensor_value_info("decoder_input_ids", TensorProto.INT64, ["batch", "target"]))
     states = [d.norm(d.embed())]
@@ -269,8 +269,8 @@ def test_a_decoder_that_reads_its_encoder_at_its_very_end():
     assert tensors(d.model(d.op("Add", d.attention(y, states[-1]), y))) == states
 
 
-def test_nothing_feeds_a_stack_from_within():
-    """A first block that attends to what was looked up, with no norm between, is no encoder of the others."""
+def test_a_first_block_is_not_an_encoder():
+    """A first block that attends to the embedding output, without a norm between, is not an encoder of the others."""
     d = Draft()
     x = d.embed()
     for _ in range(2):
@@ -279,8 +279,8 @@ def test_nothing_feeds_a_stack_from_within():
     assert feeding(flow, follow(flow, [flow.producer[x]], {})) == []
 
 
-def test_values_taken_from_what_was_looked_up():
-    """Attention whose values come from the embedding in every layer is attention: it began with the same tokens."""
+def test_values_from_the_embedding_output():
+    """Attention with values from the embedding output in every layer is attention over the same tokens."""
     d = Draft()
     table = d.embed()
     states = [d.norm(table)]
@@ -293,20 +293,20 @@ def test_values_taken_from_what_was_looked_up():
     assert tensors(d.model(d.dense(states[-1], 20))) == states
 
 
-class Patient(list):
-    """What a graph's nodes are fed by; fails when it is asked a hundred times as often as there are nodes."""
+class LimitedLookups(list):
+    """Feeders of a graph's nodes; fails after a hundred lookups per node."""
 
     looks = 0
 
     def __getitem__(self, node):
-        """Count one more look."""
+        """Count a lookup."""
         self.looks += 1
         assert self.looks < 100 * len(self)
         return super().__getitem__(node)
 
 
-def test_a_segment_of_many_ways_is_walked_once():
-    """Twenty-four forks in a row are 16 million ways; each node of them is looked at once."""
+def test_a_segment_with_many_paths_is_walked_once():
+    """Twenty-four forks in a row are 16 million paths; each node is visited once."""
     d = Draft()
     x = d.norm(d.embed())
     y = d.dense(x, bias=False)
@@ -315,19 +315,19 @@ def test_a_segment_of_many_ways_is_walked_once():
     compared = d.op("Softmax", d.op("MatMul", y, d.op("Transpose", y, perm=[0, 2, 1])), axis=-1)
     end = d.op("Add", d.op("MatMul", compared, d.weight(5, 8)), d.op("Mul", y, d.dense(x)))
     flow = flow_of(d.model(end))
-    feeders = Patient(flow.feeders)
+    feeders = LimitedLookups(flow.feeders)
     (segment,) = follow(replace(flow, feeders=feeders), [flow.producer[end]], {}).segments[1:]
     assert feeders.looks > len(flow.nodes)
     assert (segment.learned, segment.mixing, segment.around) == (True, False, None)
 
 
 def test_a_stream_without_layers():
-    """Nothing begins where nothing is."""
+    """No layer starts in an empty stream."""
     assert Stream([], []).layers == Stream([0], []).starts == []
 
 
-def test_a_range_that_follows_from_the_input():
-    """A Slice up to the length of the ids trims; one with fixed bounds, or another operator, chooses."""
+def test_a_slice_to_the_input_length_trims_padding():
+    """A Slice to the length of the ids trims padding; one with fixed bounds, or another operator, selects tokens."""
     d = Draft()
     length = d.op("Slice", d.op("Shape", "input_ids"), d.constant([1]), d.constant([2]))
     x = d.embed()
@@ -343,8 +343,8 @@ def test_a_range_that_follows_from_the_input():
 
 
 @pytest.mark.parametrize(("turns", "axes"), [(0, "BTH"), (1, "TBH"), (2, "BTH"), (3, "TBH")])
-def test_ids_that_are_turned(turns, axes):
-    """Ids turned an odd number of times before the lookup make a stream of (T, B, H)."""
+def test_transposed_ids(turns, axes):
+    """Ids transposed an odd number of times before the lookup make a stream of (T, B, H)."""
     d = Draft()
     ids = "input_ids"
     for _ in range(turns):
@@ -353,8 +353,8 @@ def test_ids_that_are_turned(turns, axes):
     assert {state.axes for state in hidden_states(d.model(final))} == {axes}
 
 
-def test_the_output_that_the_graph_gives():
-    """Of a last node with several outputs, the one that the graph gives out is the state; of equals, the first."""
+def test_the_state_is_a_graph_output():
+    """Among several outputs of the last node, a graph output is the state; otherwise the first."""
     for given in (["s", "other"], ["s"]):
         d = Draft()
         x0 = d.norm(d.embed())
@@ -366,18 +366,18 @@ def test_the_output_that_the_graph_gives():
         assert hidden_states(d.model("s"))[-1].tensor == "s"
 
 
-def test_the_learned_operators_of_what_is_refused():
-    """They are counted, most of them first: matrices that token data meets, and no norms, lookups or dead ends."""
+def test_the_operators_with_parameters_in_the_message():
+    """They are counted, the most frequent first: matrices applied to token data, but no norms, lookups or unused nodes."""
     d = Draft()
     x = d.norm(d.embed())
     x = d.op("Gemm", d.op("Reshape", d.dense(d.dense(x)), d.constant(np.array([-1, 8]))), d.weight(8, 8))
     d.dense(x)  # leads nowhere
-    with pytest.raises(NotATransformerError, match=r"its learned operators are 2 MatMul, 1 Gemm$"):
+    with pytest.raises(NotATransformerError, match=r"Its operators with parameters: 2 MatMul, 1 Gemm$"):
         hidden_states(d.model(x))
 
 
 def test_where_parameters_are_learned_matrices():
-    """A matrix that token data is multiplied with, in whatever operator; not one that is added, chosen from or reshaped by."""
+    """A matrix that token data is multiplied with, in any operator; not one that is added, selected from or used as a shape."""
     d = Draft()
     x = d.embed()
     wanted = {
@@ -396,7 +396,7 @@ def test_where_parameters_are_learned_matrices():
 
 
 def test_which_operators_are_norms():
-    """What the standard calls one, with or without parameters, and an unknown one with a vector of them and no matrix."""
+    """Standard norms, with or without parameters, and an unknown operator with a parameter vector and no matrix."""
     d = Draft()
     x = d.embed()
     wanted = {
@@ -416,14 +416,14 @@ def test_which_operators_are_norms():
 
 
 def segments(d, *ends):
-    """Give what lies between the neighbours of the stream that ends in a tensor, and the tensors of its nodes."""
+    """Return the segments between adjacent nodes of the stream that ends in a tensor, and the tensors of its nodes."""
     flow = flow_of(d.model(*ends))
     stream = follow(flow, [flow.producer[ends[0]]], {})
     return [flow.nodes[n].output[0] for n in stream.nodes], stream.segments
 
 
-def test_facts_of_a_segment():
-    """What is said of a norm, a feed-forward block, an activation and a statistic, each after the one before."""
+def test_properties_of_a_segment():
+    """Norm, feed-forward block, activation and statistic, each after the previous one."""
     d = Draft()
     x0 = d.embed()
     x1 = d.norm(x0)
@@ -444,8 +444,8 @@ def test_facts_of_a_segment():
     assert [facts[name].tensor for name in (x1, x2, x4, x5)] == [x0, x1, x3, x4]
 
 
-def test_what_goes_around_a_matrix_is_added():
-    """Data that is multiplied with what the matrix gave, or that one operator with a matrix reads too, goes around nothing."""
+def test_a_residual_connection_is_added():
+    """Data that is multiplied with the matrix product, or read by the same operator as a matrix, does not bypass anything."""
     d = Draft()
     x = d.embed()
     ends = {
@@ -462,8 +462,8 @@ def test_what_goes_around_a_matrix_is_added():
     assert {end: segments[0].residual for end, segments in found.items()} == ends
 
 
-def test_what_a_quantiser_measured_is_no_data():
-    """Two products of integers, added: the scale reaches the sum past both matrices, data does not; widened again, it does."""
+def test_a_quantization_scale_is_not_data():
+    """Two integer products, added: the scale bypasses both matrices, data does not; dequantized data does."""
     for widened in (False, True):
         d = Draft()
         d.nodes.append(helper.make_node("DynamicQuantizeLinear", [d.norm(d.embed())], ["q", "scale", "zero"]))
@@ -480,8 +480,8 @@ def test_what_a_quantiser_measured_is_no_data():
         assert not widened or found[-1].tensor == "q"
 
 
-def test_the_output_that_goes_on():
-    """Of a fused norm whose two outputs a head reads, the state is the one that goes on, not the one that gates it."""
+def test_the_output_that_continues_the_stream():
+    """If a head reads two outputs of a fused norm, the state is the one that continues, not the gate."""
     d = Draft()
     states = [d.norm(d.embed())]
     for last in (False, True):
@@ -494,8 +494,8 @@ def test_the_output_that_goes_on():
     assert tensors(d.model(d.dense(gated, 20))) == states
 
 
-def test_a_statistic_of_what_was_moved_is_no_norm():
-    """X divided by a statistic is a norm where each value keeps its place, and none where tokens were chosen before."""
+def test_a_statistic_of_selected_tokens_is_not_a_norm():
+    """X divided by a statistic is a norm if each value keeps its position, and not if tokens were selected before."""
     for moved in (False, True):
         d = Draft()
         x0 = d.norm(d.embed())
@@ -506,8 +506,8 @@ def test_a_statistic_of_what_was_moved_is_no_norm():
         assert found[-1].norm is not moved
 
 
-def test_a_state_is_taken_where_it_lies_as_the_caller_wants_it():
-    """A last state that is turned back to (B, T, H), at once or after a cast, is taken there; the others as they are."""
+def test_a_state_is_taken_in_the_requested_order_of_axes():
+    """A last state that is transposed back to (B, T, H), directly or after a cast, is taken there; the others as they are."""
     for cast in (False, True):
         d = Draft()
         states = [d.norm(d.embed(d.op("Transpose", "input_ids", perm=[1, 0])))]
@@ -520,7 +520,7 @@ def test_a_state_is_taken_where_it_lies_as_the_caller_wants_it():
 
 
 def test_a_graph_that_ends_with_its_last_state():
-    """Without a head: turned back, the state is the output; only cast, it is what was cast, in its own order."""
+    """Without a head: transposed back, the state is the output; only cast, it is the input of the cast, in its own order."""
     for turned in (True, False):
         d = Draft()
         state = d.post_norm_layer(d.norm(d.embed(d.op("Transpose", "input_ids", perm=[1, 0]))))
@@ -533,8 +533,8 @@ def orders(model):
     return [(state.tensor, state.axes) for state in hidden_states(model)]
 
 
-def test_an_embedding_that_is_turned_after_its_lookup():
-    """The lookup gives (B, T, H) itself; the layers' states are in the order that they were turned to."""
+def test_an_embedding_that_is_transposed_after_its_lookup():
+    """The lookup gives (B, T, H); the layers' states have the transposed order."""
     d = Draft()
     looked_up = d.embed()
     x = d.pre_norm_layer(d.op("Transpose", looked_up, perm=[1, 0, 2]))
@@ -542,8 +542,8 @@ def test_an_embedding_that_is_turned_after_its_lookup():
     assert orders(d.model(d.dense(final, 20))) == [(looked_up, "BTH"), (final, "TBH")]
 
 
-def test_tokens_in_one_row_between_two_layers():
-    """A feed-forward block on (B T, H) rows leaves the order of axes as it was before, once they are three again."""
+def test_flattened_tokens_between_two_layers():
+    """A feed-forward block on (B T, H) keeps the order of axes, once there are three again."""
     for turned in (False, True):
         d = Draft()
         ids = d.op("Transpose", "input_ids", perm=[1, 0]) if turned else "input_ids"
@@ -558,7 +558,7 @@ def test_tokens_in_one_row_between_two_layers():
 
 
 def test_channels_divided_between_two_layers():
-    """A detour of the stream over four axes, turned and turned back, changes nothing."""
+    """A reshape of the stream to four axes, transposed and back, changes nothing."""
     d = Draft()
     x0 = d.norm(d.embed())
     x1 = d.post_norm_layer(x0)
@@ -569,7 +569,7 @@ def test_channels_divided_between_two_layers():
 
 
 def test_features_that_a_convolution_reads():
-    """Input of (B, H, T), as a convolution demands: turned after it, it is (B, T, H)."""
+    """Input of (B, H, T), as a convolution requires: transposed after it, it is (B, T, H)."""
     d = Draft()
     d.inputs = [helper.make_tensor_value_info("features", TensorProto.FLOAT, ["batch", 4, "time"])]
     turned = d.op("Transpose", d.op("Conv", "features", d.weight(8, 4, 3), pads=[1, 1]), perm=[0, 2, 1])
@@ -578,8 +578,8 @@ def test_features_that_a_convolution_reads():
     assert orders(d.model(d.dense(x1, 20))) == [(x0, "BTH"), (x1, "BTH")]
 
 
-def test_a_branch_that_gives_more_than_the_state():
-    """An If on the stream whose second output is a matrix: the order of the first one's axes is what counts."""
+def test_a_branch_with_a_second_output():
+    """An If on the stream whose second output is a matrix: the order of axes of the first one counts."""
     d = Draft()
     x0 = d.norm(d.embed())
     x1 = d.post_norm_layer(x0)
@@ -596,8 +596,8 @@ def test_a_branch_that_gives_more_than_the_state():
     assert orders(d.model(d.dense(x2, 20))) == [(x0, "BTH"), ("same", "BTH"), (x2, "BTH")]
 
 
-def test_the_width_that_only_shapes_tell():
-    """Where no vector of parameters is applied to the stream, H is the size of the axis of that name."""
+def test_the_width_from_shapes_alone():
+    """If no parameter vector is applied to the stream, H is the size of the H axis."""
     for turned in (False, True):
         d = Draft()
         x = d.embed(d.op("Transpose", "input_ids", perm=[1, 0]) if turned else "input_ids")
@@ -606,8 +606,8 @@ def test_the_width_that_only_shapes_tell():
         assert [state.hidden_size for state in hidden_states(d.model(d.dense(x, 20, bias=False)))] == [8, 8, 8]
 
 
-def test_the_width_that_only_parameters_tell():
-    """Where no shape is inferred, H is the length of the vector that was applied last."""
+def test_the_width_from_parameters_alone():
+    """If no shape is inferred, H is the length of the parameter vector applied last."""
     d = Draft()
     states = [d.norm(d.op("Mystery", d.embed(), domain="strange"))]
     for _ in range(2):
@@ -617,8 +617,8 @@ def test_the_width_that_only_parameters_tell():
     assert {state.hidden_size for state in found} == {8}
 
 
-def test_an_attention_that_feeds_a_stack_and_is_none_itself():
-    """A decoder that reads what one attention without a residual has made of its memory is searched itself."""
+def test_attention_without_a_residual_is_not_an_encoder():
+    """If attention without a residual connection computes the memory of a decoder, the decoder itself is searched."""
     d = Draft()
     d.inputs.append(helper.make_tensor_value_info("memory_ids", TensorProto.INT64, ["batch", "source"]))
     memory = d.attention(d.norm(d.embed("memory_ids")))
@@ -630,8 +630,8 @@ def test_an_attention_that_feeds_a_stack_and_is_none_itself():
     assert tensors(d.model(d.dense(states[-1], 20))) == states
 
 
-def test_an_embedding_that_is_widened_after_its_lookup():
-    """A half-precision table is looked up and cast at once: the embedding output is what the lookup gave."""
+def test_an_embedding_that_is_cast_after_its_lookup():
+    """A half-precision table is looked up and cast: the embedding output is the result of the lookup."""
     d = Draft()
     table = d.constant(d.rng.normal(0, 0.4, (20, 8)).astype(np.float16))
     looked_up = d.op("Gather", table, "input_ids")
@@ -642,7 +642,7 @@ def test_an_embedding_that_is_widened_after_its_lookup():
 
 
 def test_states_that_are_sums_of_integers():
-    """A layer that ends in a sum of integers has for its state what the next one reads, which are floats."""
+    """The state of a layer that ends in a sum of integers is the input of the next one, which is float."""
     d = Draft()
     scale, zero = d.constant(np.float32(0.1)), d.constant(np.uint8(128))
     states = [d.norm(d.embed())]
@@ -654,8 +654,8 @@ def test_states_that_are_sums_of_integers():
     assert tensors(d.model(d.dense(states[-1], 20))) == states
 
 
-def test_states_between_a_quantiser_and_what_reads_it():
-    """Rounded and widened again, a state is what it was before; made of integers, the cut gives what they stand for."""
+def test_quantized_states():
+    """A quantized and dequantized state is the state before; for integer sums, the cut dequantizes."""
     d = Draft()
     scale, zero = d.constant(np.float32(0.1)), d.constant(np.uint8(128))
 

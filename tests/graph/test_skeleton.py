@@ -1,4 +1,4 @@
-"""A skeleton has a model's nodes and none of its bulk, and all that was left out can be put back."""
+"""A skeleton has a model's nodes without its weights, which can be restored."""
 
 import numpy as np
 import onnx
@@ -13,12 +13,12 @@ FLOATS = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
 
 
 def bulk(name=""):
-    """Give a tensor of 40 kB."""
+    """Return a tensor of 40 kB."""
     return numpy_helper.from_array(np.full((100, 100), 2, np.float32), name)
 
 
 def branching(*, decided_by="constant"):
-    """Give a graph with bulk in an initialiser, in a constant, and in the branches of an If inside a branch."""
+    """Return a graph with large tensors in an initializer, in a constant, and in the branches of an If inside a branch."""
     d = Draft()
     d.weights.append(bulk("weight"))
     d.nodes.append(helper.make_node("Constant", [], ["constant"], value=bulk()))
@@ -37,8 +37,8 @@ def branching(*, decided_by="constant"):
     return d.model(d.op("Mul", d.op("Add", d.embed(), d.op("ReduceMax", x)), "four"))
 
 
-def test_bulk_is_left_out_wherever_it_is_and_put_back():
-    """Initialisers, constants and branches of branches: the skeleton is a hundredth, and restored it is the model again."""
+def test_large_tensors_are_left_out_and_restored():
+    """Initializers, constants and nested branches: the skeleton has a hundredth of the size, and the restored model is equal."""
     model = branching()
     before = model.SerializeToString()
     bare = skeleton(model)
@@ -56,7 +56,7 @@ def test_bulk_is_left_out_wherever_it_is_and_put_back():
 
 
 def test_small_constants_stay():
-    """Shapes, axes and scalars are needed to infer shapes."""
+    """Shapes, axes and scalars are needed for shape inference."""
     d = Draft()
     end = d.op("Reshape", d.embed(), d.constant(np.array([0, 0, 2, 4])))
     bare = skeleton(d.model(end))
@@ -64,8 +64,8 @@ def test_small_constants_stay():
     assert restore(bare.graph.node, d.model(end)) == d.nodes
 
 
-def test_weights_of_functions_are_put_back():
-    """A function's nodes stand in the place of its call, constants and branches with their values."""
+def test_weights_of_functions_are_restored():
+    """A function's nodes replace its call, with the values of constants and branches."""
     model = branching()
     packed = outlined(model, size=4)
     given = IDS | {"flag": np.array(True)}
@@ -75,7 +75,7 @@ def test_weights_of_functions_are_put_back():
 
 
 def test_a_branch_that_calls_a_function():
-    """What it calls stands in it, after a cut too."""
+    """The function is inlined in the branch, after a cut too."""
     d = Draft()
     x = d.embed()
     nodes = [helper.make_node("twice", [x], ["y"], domain="local")]
@@ -89,7 +89,7 @@ def test_a_branch_that_calls_a_function():
 
 
 def test_a_body_keeps_its_branches():
-    """What is given to a loop's body is no input of the graph: an If on it stays."""
+    """An input of a loop's body is not an input of the graph: an If on it stays."""
     names = ("step", "go on", "x")
     kinds = (TensorProto.INT64, TensorProto.BOOL, TensorProto.FLOAT)
     given = [helper.make_tensor_value_info(name, kind, None) for name, kind in zip(names, kinds, strict=True)]
@@ -102,8 +102,8 @@ def test_a_body_keeps_its_branches():
     assert [node.op_type for node in attribute.g.node] == ["If"]
 
 
-def test_shapes_are_worked_out_of_values():
-    """A reshape to a computed shape has one; a dimension is a number, a symbol or unknown, and so may the whole shape be."""
+def test_shapes_are_inferred_from_values():
+    """A reshape to a computed shape has a shape; a dimension is a number, a symbol or unknown, and so may the whole shape be."""
     d = Draft()
     x = d.embed()
     turned = d.op("Reshape", x, d.op("Concat", d.op("Shape", "input_ids"), d.constant(np.array([4, 2])), axis=0))
@@ -120,7 +120,7 @@ def test_shapes_are_worked_out_of_values():
 
 
 def contradicting():
-    """Give a graph that states a wrong size, and the tensor whose size that is."""
+    """Return a graph that declares a wrong size, and the tensor of that size."""
     d = Draft()
     end = d.op("Neg", d.embed())
     model = d.model(end)
@@ -129,7 +129,7 @@ def contradicting():
 
 
 def test_annotations_that_contradict():
-    """A graph gives what it states then; who asks strictly gets nothing."""
+    """The shapes are those that the graph declares; in strict mode there are none."""
     model, end = contradicting()
     found = shapes(skeleton(model))
     assert found["x0"] == (TensorProto.FLOAT, ("batch", "sequence", 9))
@@ -138,15 +138,15 @@ def test_annotations_that_contradict():
 
 
 @pytest.mark.parametrize("strict", [True, False])
-def test_strict_or_not_a_sound_graph_has_its_shapes(strict):
-    """Nothing is lost where nothing contradicts."""
+def test_a_consistent_graph_has_its_shapes_in_both_modes(strict):
+    """Nothing is lost if nothing contradicts."""
     d = Draft()
     end = d.dense(d.embed(), 5)
     assert shapes(skeleton(d.model(end)), strict=strict)[end] == (TensorProto.FLOAT, ("batch", "sequence", 5))
 
 
 def scan(*, body=True, over=1, inputs=("x0",), others=None):
-    """Give a graph with a Scan, and the shape that inference gives a tensor beside it."""
+    """Return a graph with a Scan, and the inferred shape of another tensor."""
     d = Draft()
     d.embed()
     given = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in ("step", "out")]
@@ -170,7 +170,7 @@ def scan(*, body=True, over=1, inputs=("x0",), others=None):
 )
 @pytest.mark.parametrize("inside", [False, True])
 def test_a_broken_scan_is_not_inferred(broken, inside):
-    """Older versions of onnx end the process over one: such a graph has the shapes that it states, and a whole one all."""
+    """Older versions of onnx crash the process: such a graph has only its declared shapes, a valid one all."""
     for kind, inferred in ((broken, False), ({}, True)):
         d = scan(**kind)
         if inside:
@@ -181,7 +181,7 @@ def test_a_broken_scan_is_not_inferred(broken, inside):
 
 
 def merged(**weights):
-    """Give a graph of an If on an input whose branches do the same with a weight each; the second reads one input more."""
+    """Return a graph of an If on an input whose branches compute the same with a weight each; the second has one more input."""
     more = helper.make_tensor_value_info("more", TensorProto.FLOAT, [1])
     flag = helper.make_tensor_value_info("flag", TensorProto.BOOL, [])
     ids = helper.make_tensor_value_info("input_ids", TensorProto.INT64, ["batch", "sequence"])
@@ -202,8 +202,8 @@ def merged(**weights):
 
 
 @pytest.mark.parametrize("cached", ["then_branch", "else_branch"])
-def test_a_branch_that_an_input_decides_is_opened(cached):
-    """The one that reads fewer inputs takes the If's place, with its weights and under the If's own names."""
+def test_a_branch_on_an_input_is_inlined(cached):
+    """The branch with fewer inputs replaces the If, with its weights and the output names of the If."""
     fresh = {"then_branch": "else_branch", "else_branch": "then_branch"}[cached]
     model = merged(**{name: (f"{name} table", name == cached) for name in (cached, fresh)})
     bare = skeleton(model)
@@ -219,15 +219,15 @@ def test_a_branch_that_an_input_decides_is_opened(cached):
 
 
 @pytest.mark.parametrize("taken", ["flag", "chosen", "table"])
-def test_a_branch_with_a_name_of_the_outside_stays_shut(taken):
-    """Its nodes could run in a circle: an input's, a node's or a weight's name."""
+def test_a_branch_with_an_outer_name_is_not_inlined(taken):
+    """Its nodes could form a cycle: the name of an input, a node or a weight."""
     model = merged(else_branch=(taken, False), then_branch=("other", True))
     model.graph.initializer.append(numpy_helper.from_array(np.ones((2, 2), np.float32), "table"))
     assert [node.op_type for node in skeleton(model).graph.node] == ["If"]
 
 
 def test_branches_that_share_names():
-    """Of two whose insides are called alike, as exporters' are, the first is opened."""
+    """Of two branches with the same inner names, as exporters write, the first is inlined."""
     model = merged(then_branch=("t", False), else_branch=("u", True))
     model.graph.node.append(model.graph.node[0])
     model.graph.node[1].output[0] = "again"
@@ -237,28 +237,28 @@ def test_branches_that_share_names():
 
 @pytest.mark.parametrize("attributes", [{}, {"then_branch": 1}])
 def test_an_if_without_branches_stays(attributes):
-    """A broken one is left for ONNX Runtime to refuse."""
+    """ONNX Runtime rejects it."""
     d = Draft()
     d.nodes.append(helper.make_node("If", ["input_ids"], ["y"], **attributes))
     assert [node.op_type for node in skeleton(d.model("y")).graph.node] == ["If"]
 
 
 def test_an_if_with_fewer_outputs_than_its_branch():
-    """Another broken one: what it names is what its branch makes first."""
+    """Another broken one: its outputs are the first ones of the branch."""
     model = merged(then_branch=("t", False), else_branch=("u", True))
     branch = model.graph.node[0].attribute[1].g
     branch.output.append(branch.output[0])
     assert skeleton(model).graph.node[-1] == onnx.NodeProto(op_type="Identity", input=["then_branch end"], output=["chosen"])
 
 
-def test_an_if_that_a_node_decides_stays():
-    """Only what the caller decides is known before a run."""
+def test_an_if_on_a_computed_value_stays():
+    """Only inputs are known before a run."""
     bare = skeleton(branching(decided_by="node"))
     assert sum(node.op_type == "If" for node in bare.graph.node) == 1
 
 
 def test_sparse_weights_stay():
-    """They are few bytes for their size, and a cut needs them."""
+    """They are small, and a cut needs them."""
     d = Draft()
     values = numpy_helper.from_array(np.ones(3, np.float32), "sparse")
     sparse = helper.make_sparse_tensor(values, numpy_helper.from_array(np.array([0, 1, 90])), [20, 8])

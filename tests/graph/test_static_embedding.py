@@ -1,4 +1,4 @@
-"""The graph of a static embedding gives the mean of a table's rows, whatever the padding and however long the text."""
+"""The graph of a static embedding computes the mean of a table's rows, for any padding and any length of text."""
 
 import json
 
@@ -41,7 +41,7 @@ def mean(table, ids, mask):
 @pytest.mark.parametrize("rows", [1, 2, 7, 4096])
 @pytest.mark.parametrize(("texts", "tokens"), [(1, 1), (1, 9), (4, 13), (5, 0)])
 def test_the_mean_of_the_rows(texts, tokens, rows, monkeypatch):
-    """It is the same whatever the size of the parts, and zeros for a text without tokens."""
+    """It is the same for every size of the parts, and zero for a text without tokens."""
     monkeypatch.setattr(static_embedding, "_ROWS", rows)
     ids, mask = RNG.integers(0, 50, (texts, tokens)), (RNG.random((texts, tokens)) < 0.7).astype(np.int64)
     mask[-1] = 0
@@ -52,7 +52,7 @@ def test_the_mean_of_the_rows(texts, tokens, rows, monkeypatch):
 
 
 def test_padding_with_any_id():
-    """An id that the table does not have may stand under the mask; elsewhere it is an error."""
+    """A padded position may have an id outside the table; any other position is an error."""
     ids, mask = np.array([[3, 4, 2**40], [7, 999, 50]]), np.array([[1, 1, 0], [1, 0, 0]])
     np.testing.assert_allclose(embedded(static_graph(TABLE), ids, mask), mean(TABLE, np.minimum(ids, 49), mask), rtol=1e-5)
     with pytest.raises(ValueError, match="has the id 1099511627776; ids must be from 0 to 49"):
@@ -60,7 +60,7 @@ def test_padding_with_any_id():
 
 
 def test_a_text_of_a_million_tokens():
-    """The sums lose nothing over many parts."""
+    """The sums keep their accuracy over many parts."""
     ids = RNG.integers(0, 50, (1, 1_000_000))
     np.testing.assert_allclose(
         embedded(static_graph(TABLE), ids, np.ones_like(ids)), mean(TABLE, ids, np.ones_like(ids)), atol=1e-6
@@ -68,7 +68,7 @@ def test_a_text_of_a_million_tokens():
 
 
 def test_it_is_cut_and_continued_like_any_graph():
-    """Its output can be what a reducer begins with."""
+    """A reducer can start from its output."""
     model = append_reducer(cut(static_graph(TABLE), VECTORS), "token_embeddings", Reducer(None, ("normalize",), dimensions=4))
     ids, mask = np.array([[3, 4, 0], [7, 8, 9]]), np.array([[1, 1, 0], [1, 1, 1]])
     wanted = mean(TABLE, ids, mask)[:, :4]
@@ -76,7 +76,7 @@ def test_it_is_cut_and_continued_like_any_graph():
 
 
 def test_a_static_model_of_the_gallery():
-    """The vectors that sentence-transformers gives for model2vec's layout, after its Normalize module."""
+    """The vectors of sentence-transformers for model2vec's layout, after its Normalize module."""
     folder = data_file("gallery/potion")
     texts = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["texts"]
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))

@@ -1,4 +1,4 @@
-"""Whether a graph's vectors leave it with length 1 is found out from its structure, in every form that exporters write."""
+"""Whether a graph normalizes its vectors is detected from its structure, in every form that exporters write."""
 
 import numpy as np
 import onnx
@@ -39,7 +39,7 @@ class Vectors(Draft):
         return self.reduce("ReduceSum", self.op("Mul", x, x), [-1])
 
     def unit(self, x):
-        """Append what torch's F.normalize is exported as."""
+        """Append the exported form of torch's F.normalize."""
         floor = self.op("Clip", self.norm(x), self.number(1e-12), "")
         return self.op("Div", x, self.op("Expand", floor, self.op("Shape", x)))
 
@@ -140,7 +140,7 @@ def of_unit_length(model):
 @pytest.mark.parametrize("opset", [13, 17, 18, 20])
 @pytest.mark.parametrize("form", UNIT)
 def test_vectors_of_unit_length(form, opset):
-    """Every form is recognized, the numbers agree, and cutting the graph there changes nothing."""
+    """Every form is recognized, the values agree, and cutting the graph there changes nothing."""
     draft = Vectors(opset)
     output = UNIT[form](draft)
     model = draft.model(output)
@@ -152,7 +152,7 @@ def test_vectors_of_unit_length(form, opset):
 @pytest.mark.parametrize("opset", [13, 18])
 @pytest.mark.parametrize("form", OTHER)
 def test_vectors_of_other_lengths(form, opset):
-    """What only looks like it, or is changed after it, is not taken for it; the numbers agree."""
+    """Similar patterns, and normalization with later changes, are not recognized; the values agree."""
     draft = Vectors(opset)
     output = OTHER[form](draft)
     model = draft.model(output)
@@ -169,7 +169,7 @@ def test_forms_of_older_opsets():
 
 
 def test_constants_that_are_kept_elsewhere():
-    """An exponent may be an initializer, a literal of a Constant, or a cast one; one in a data file is not known."""
+    """An exponent may be an initializer, a literal of a Constant, or a cast one; external data is unknown."""
     for make in (
         lambda g: g.constant(np.asarray(2, np.float32)),
         lambda g: g.op("Constant", value_float=2.0),
@@ -188,7 +188,7 @@ def test_constants_that_are_kept_elsewhere():
 
 
 def test_graphs_that_are_broken():
-    """A tensor that nobody makes, nodes without inputs and constants without values are not normalized, and raise nothing."""
+    """A missing tensor, nodes without inputs and constants without values count as not normalized, without an error."""
     draft = Vectors()
     output = UNIT["F.normalize"](draft)
     model = draft.model(output)
@@ -209,8 +209,8 @@ def test_graphs_that_are_broken():
         assert not ends_in_normalize(helper.make_model(empty), "y")
 
 
-def test_functions_and_circles():
-    """Local functions are looked into; nodes that need each other in a circle end the search."""
+def test_functions_and_cycles():
+    """Local functions are inlined; a cycle of nodes ends the search."""
     draft = Vectors()
     model = draft.model(draft.unit(draft.x))
     inner = [node for node in model.graph.node if node.op_type in {"ReduceL2", "Div"}]
@@ -237,8 +237,8 @@ def test_functions_and_circles():
     ("reranker-minilm/onnx/model.onnx", "logits", False),
     ("embeddinggemma2/onnx/model.onnx", "last_hidden_state", False),
 ])  # fmt: skip
-def test_exports_of_models_people_use(file, output, wanted):
-    """Graphs that pool inside normalize or do not, as their numbers show."""
+def test_exports_of_popular_models(file, output, wanted):
+    """Graphs that pool internally normalize or do not, as their values show."""
     path = data_file(f"gallery/{file}")
     model = onnx.load(path)
     assert ends_in_normalize(model, output) is wanted

@@ -1,4 +1,4 @@
-"""PenultEmbedding inside LlamaIndex: roles, order, serialisation, pickling, pipelines, async, stores."""
+"""PenultEmbedding inside LlamaIndex: roles, order, serialization, pickling, pipelines, async, stores."""
 
 import asyncio
 import copy
@@ -122,7 +122,7 @@ def test_vectors_are_the_cores(embedding, tiny):
 
 
 def test_each_text_has_its_own_vector_in_order(embedding):
-    """A text's vector depends neither on its place, nor on its neighbours, nor on the batch size."""
+    """A text's vector depends neither on its place, nor on its neighbors, nor on the batch size."""
     alone = np.array([embedding.get_text_embedding(text) for text in TEXTS])
     embedding.embed_batch_size = 3
     for order in (slice(None), slice(None, None, -1)):
@@ -257,7 +257,7 @@ def test_an_embedder_must_embed():
         PenultEmbedding(embedder="sentence-transformers/all-MiniLM-L6-v2")
 
 
-# Serialisation
+# Serialization
 
 OPTIONS = {
     "layer": 0,

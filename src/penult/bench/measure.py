@@ -149,7 +149,7 @@ class _Process:
 
     def _pipe(self, pipe: IO[str] | None) -> IO[str]:
         if pipe is None:
-            raise RuntimeError("the process has no pipe. This is a bug.")
+            raise RuntimeError("The process has no pipe. This is a bug.")
         return pipe
 
 
@@ -186,20 +186,22 @@ def measure(
     unknown = [name for name in against if name not in AGAINST]
     if unknown:
         raise ValueError(
-            f"--against is {unknown[0]!r}; it must be {', '.join(AGAINST)}. For other libraries, run `make bench-peers` in a "
-            "checkout of penult."
+            f"--against is {unknown[0]!r}; it must be {', '.join(AGAINST)}. To compare other libraries, run `make bench-peers` "
+            "in a checkout of penult."
         )
     if not texts:
-        raise ValueError("There are no texts to embed; give a file with one a line.")
+        raise ValueError("There are no texts to embed. Pass a file with one text per line.")
     overrides = recipe.Overrides(pooling=pooling, max_length=max_length)
     found = loading.files_of(model, model_file=model_file, files_from=files_from)
     read = loading.read_files(found, overrides)
     if max_length is None and (most := recipe.positions(found.home)) is not None:
         read = replace(read, max_length=min(read.max_length, most))  # the peers do not inspect the graph
     if read.query is not None:
-        raise ValueError(f"{model!r} has a model for queries and one for documents; name the folder of one of them.")
+        raise ValueError(f"{model!r} has one model for queries and one for documents. Pass the folder of one of them.")
     if read.pooling not in ("mean", "cls"):
-        raise ValueError(f"The pooling is {read.pooling!r}; a benchmark compares 'mean' or 'cls', give one with --pooling.")
+        raise ValueError(
+            f"pooling is {read.pooling!r}; a benchmark supports 'mean' and 'cls'. Pass --pooling mean or --pooling cls."
+        )
     ids = tokenizer_of(found, read).tokenize(texts).ids
     with tempfile.TemporaryDirectory() as folder:
         int8_graph = Path(folder) / "int8.onnx"
@@ -246,7 +248,7 @@ def _result(processes: Sequence[_Process], about: Result) -> Result:
     *systems, fp32, int8 = processes
     ours = systems[0]
     if ours.failure:
-        raise ChildProcessError(f"penult itself did not run: {ours.failure}")
+        raise ChildProcessError(f"penult did not run: {ours.failure}")
     rates = [0.0 if p.failure else 2 * _CUBE**3 / statistics.median(cost["cpu"] for cost in p.costs) for p in (fp32, int8)]
     rows = tuple(Row(p.system, failure=p.failure) if p.failure else _row(p, ours, about.tokens) for p in systems)
     return replace(about, fp32_flops=rates[0], int8_flops=rates[1], rows=rows)

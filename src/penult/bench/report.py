@@ -17,11 +17,12 @@ _DARK = (
 def table(result: Result) -> str:
     """Return a table of all systems, penult first, and the machine's maximum rate."""
     r = result
-    machine = f"matmul here, a CPU second: float32 {r.fp32_flops / 1e9:.0f} GFLOP, 8-bit {r.int8_flops / 1e9:.0f} GOP"
-    head = f"{'':24}{'tokens/CPU s':>13}{'of matmul':>11}{'tokens/s':>10}{'penult is':>11}{'peak MB':>9}"
+    threads, rounds = _counted(r.threads, "thread"), _counted(r.rounds, "interleaved round")
+    rates = f"fp32 {r.fp32_flops / 1e9:.0f} GFLOP, int8 {r.int8_flops / 1e9:.0f} GOP per CPU second"
+    head = f"{'':24}{'tokens/CPU s':>13}{'fp32 matmul':>14}{'tokens/s':>10}{'penult is':>12}{'peak MB':>9}"
     lines = [
-        f"{r.model}: {r.texts} texts, {r.tokens} tokens, {r.flops_a_token / 1e6:.1f} MFLOP each",
-        f"{r.threads} threads, {r.rounds} rounds in turn; {machine}\n",
+        f"{r.model}: {_counted(r.texts, 'text')}, {r.tokens:,} tokens, {r.flops_a_token / 1e6:.1f} MFLOP per token",
+        f"{threads}, {rounds}; matmul rate of this machine: {rates}\n",
         f"{head}   cosine to fp32, min / mean",
     ]
     for row in result.rows:
@@ -29,10 +30,14 @@ def table(result: Result) -> str:
             lines.append(f"{row.system:24}did not run: {row.failure}")
             continue
         lines.append(
-            f"{row.system:24}{row.tokens_per_cpu_second:13,.0f}{_share(row, result):11.1%}{row.tokens_per_wall_second:10,.0f}"
-            f"{row.penult_is:10.2f}x"
+            f"{row.system:24}{row.tokens_per_cpu_second:13,.0f}{_matmul_ratio(row, result):12.2f} x"
+            f"{row.tokens_per_wall_second:10,.0f}{row.penult_is:10.2f} x"
             f"{row.peak_bytes / 1e6:9,.0f}   {row.cosine[0]:.5f} / {row.cosine[1]:.5f}"
         )
+    lines += [
+        f"\nfp32 matmul: penult runs the model at {_matmul_ratio(result.rows[0], result):.2f} x the fp32 matmul rate.",
+        "penult is: speed of penult at fp32 relative to the system, in tokens per CPU second.",
+    ]
     return "\n".join(lines)
 
 
@@ -59,17 +64,21 @@ def chart(result: Result) -> str:
     )
 
 
-def _share(row: Row, result: Result) -> float:
-    """Return the fraction of the float32 matmul rate; it may exceed 1 for 8-bit systems."""
+def _counted(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'s' * (count != 1)}"
+
+
+def _matmul_ratio(row: Row, result: Result) -> float:
+    """Return the speed relative to the fp32 matmul rate; it may exceed 1 for int8."""
     return row.tokens_per_cpu_second * result.flops_a_token / result.fp32_flops if result.fp32_flops else 0.0
 
 
 def _bar(row: Row, most: float, y: int) -> str:
     width = 420 * row.tokens_per_cpu_second / most
-    colour = "#0f766e" if row.system.startswith("penult") else "#98a2b3"
+    color = "#0f766e" if row.system.startswith("penult") else "#98a2b3"
     return (
         f'<text x="190" y="{y + 17}" text-anchor="end" fill="#1d2330">{escape(row.system)}</text>'
-        f'<rect x="200" y="{y}" width="{width:.1f}" height="24" rx="3" fill="{colour}"/>'
+        f'<rect x="200" y="{y}" width="{width:.1f}" height="24" rx="3" fill="{color}"/>'
         f'<text x="{208 + width:.1f}" y="{y + 17}" fill="#475467">{row.tokens_per_cpu_second:,.0f}</text>'
     )
 

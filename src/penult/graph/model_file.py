@@ -99,7 +99,9 @@ def check_data_sizes(path: Path, real: Mapping[str, Path]) -> None:
             ends[location] = max(ends[location], (info.offset or 0) + (info.length or prod(tensor.dims) * item))
     for name, file in large.items():
         if (size := file.stat().st_size) > 2 * ends[name] + LARGE_FILE:
-            raise ValueError(f"{file} has {size:,} bytes, and {path} reads the first {ends[name]:,}; fetch the file again.")
+            raise ValueError(
+                f"{file} has {size:,} bytes, but {path} uses only the first {ends[name]:,}. Download the file again."
+            )
 
 
 def _without_weights(data: mmap.mmap, plan: Layout) -> Iterator[bytes]:

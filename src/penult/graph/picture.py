@@ -42,7 +42,7 @@ def draw(description: Description, title: str) -> str:
     d = description
     rows = [_end(d.outputs, "outputs", gone=() if not d.removed.nodes else [end.name for end in d.outputs]), _removed(d)]
     rows += [_layer(d, index) for index in range(len(d.layers) - 1, d.cut.index, -1)]
-    rows.append(f'<li class="cut">cut here, layer {d.cut.index} is the embedding{_fallen(d)}</li>')
+    rows.append(f'<li class="cut">cut here: layer {d.cut.index} gives the token embeddings{_fallen(d)}</li>')
     rows += [_layer(d, index) for index in range(d.cut.index, -1, -1)]
     rows.append(_end(d.inputs, "inputs", gone=[end.name for end in d.inputs if end.name not in d.kept_inputs]))
     opsets = ", ".join(f"{domain} {version}" for domain, version in d.opset.items())
@@ -64,13 +64,13 @@ def _layer(d: Description, index: int) -> str:
     state = d.layers[index]
     kind = "gone" if index > d.cut.index else "keep chosen" if index == d.cut.index else "keep"
     name = "Embedding output" if index == 0 else f"Layer {index}"
-    width = "" if state.hidden_size is None else f'<span class="width">{state.hidden_size} wide</span>'
+    width = "" if state.hidden_size is None else f'<span class="width">hidden size {state.hidden_size}</span>'
     return f'<li class="{kind}">{width}<b>{name}</b> <code>{escape(state.tensor)}</code><small>{escape(state.why)}</small></li>'
 
 
 def _removed(d: Description) -> str:
     if not d.removed.nodes and not d.removed.bytes:
-        return '<li class="end">nothing stands above: the graph ends at this hidden state</li>'
+        return '<li class="end">nothing to remove: the graph ends at this hidden state</li>'
     return '<li class="gone"><b>Head</b></li>'
 
 
@@ -79,7 +79,7 @@ def _fallen(d: Description) -> str:
     if not d.removed.nodes and not d.removed.bytes:
         return ""
     size = f"{d.removed.nodes:,} nodes, {d.removed.parameters:,} parameters, {megabytes(d.removed.bytes)}"
-    return f"<small>what stands above falls away: {size}</small>"
+    return f"<small>removed: {size}</small>"
 
 
 def _end(ends: tuple[End, ...], what: str, gone: Collection[str]) -> str:

@@ -78,7 +78,7 @@ def test_vectors_are_the_cores(embeddings, tiny):
 
 
 def test_each_text_has_its_own_vector_in_order(embeddings):
-    """A text's vector depends neither on its place nor on its neighbours."""
+    """A text's vector depends neither on its place nor on its neighbors."""
     together = np.array(embeddings.embed_documents(TEXTS))
     alone = np.array([embeddings.embed_documents([text])[0] for text in TEXTS])
     np.testing.assert_allclose(together, alone, rtol=0, atol=1e-6)

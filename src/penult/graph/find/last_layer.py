@@ -15,20 +15,20 @@ def finish(flow: Flow, stream: Stream) -> tuple[int, str]:
     joins = [i + 1 for i, s in enumerate(stream.segments) if s.residual]
     starts = stream.starts
     end = _blocks(flow, stream, joins)[-1]
-    why = "the end of the last residual block"
+    why = "output of the last residual block"
     if len(starts) > 1:
         before = max(j for j in joins if j <= starts[-1])
         tail = range(before, starts[-1])
         if all(_alike(flow, stream, i, end + i - before) for i in tail):
             end += len(tail)
             if any(stream.segments[i].norm for i in tail) or all(one_norm(flow, stream.nodes[i]) for i in (before, end)):
-                return end, f"{why} and its norm; what follows is the head"
+                return end, f"{why} and its norm; the head follows"
     if _halved(flow, stream, end):
         end += 1
     normed = _normed(flow, stream, end)
     if normed is not None:
-        return normed, f"{why} and the final norm; what follows is the head"
-    return end, f"{why}; what follows is the head"
+        return normed, f"{why} and the final norm; the head follows"
+    return end, f"{why}; the head follows"
 
 
 def _blocks(flow: Flow, stream: Stream, joins: list[int]) -> list[int]:

@@ -64,7 +64,7 @@ def hidden_states(graph: GraphIndex) -> list[HiddenState]:
     tensors = [stream.segments[p].tensor if p < last else _output(flow, stream, bare.graph) for p in taken]
     widths = [_width(flow, types, stream.nodes[p], t, axes[p]) for p, t in zip(taken, tensors, strict=True)]
     usual = next(iter({w for w in widths if w}), None)  # blocks add to the stream, so its width rarely changes
-    reasons = [f"what attention {i + 1} and its residual both read" for i in range(len(starts))] + [why]
+    reasons = [f"input of attention block {i + 1} and of its residual connection" for i in range(len(starts))] + [why]
     return [
         HiddenState(i, tensor, width or usual, reason, axes[place])
         for i, (place, tensor, width, reason) in enumerate(zip(taken, tensors, widths, reasons, strict=True))
@@ -82,11 +82,11 @@ def select(states: Sequence[HiddenState], layer: int | str) -> HiddenState:
         for state in states:
             if state.tensor == layer:
                 return state
-        raise ValueError(f"tensor {layer!r} is no hidden state of this model; it has {listed}")
+        raise ValueError(f"Tensor {layer!r} is not a hidden state of this model. Its hidden states: {listed}.")
     if isinstance(layer, bool) or not -len(states) <= layer < len(states):
         raise ValueError(
-            f"layer {layer!r} does not exist: give 0 (embedding output) to {len(states) - 1}, or -1 (last) to "
-            f"{-len(states)}, or a tensor name; this model has {listed}"
+            f"layer={layer!r} does not exist. Pass 0 (embedding output) to {len(states) - 1}, -1 (last) to {-len(states)}, or "
+            f"the name of a tensor. The hidden states of this model: {listed}."
         )
     return states[layer]
 
@@ -203,8 +203,8 @@ def _dims(types: dict[str, Type], tensor: str) -> tuple[int | str | None, ...] |
 def _no_tokens(graph: onnx.GraphProto) -> str:
     inputs = ", ".join(_described(i) for i in graph.input) or "none"
     return (
-        "not a transformer over tokens: no integer input selects rows of an embedding table and no input is (B, T, H) "
-        f"floats; its inputs are {inputs}"
+        "not a transformer over tokens: no integer input selects rows of an embedding table, and no input is a float tensor "
+        f"(B, T, H). Its inputs: {inputs}"
     )
 
 
@@ -220,5 +220,5 @@ def _no_attention(flow: Flow, sinks: list[int]) -> str:
         for n in range(len(flow.nodes))
         if n not in flow.sources and learned(flow, n) and flow.feeders[n] and any(flow.depends(s, n) for s in sinks)
     )
-    found = ", ".join(f"{count} {op}" for op, count in seen.most_common()) or "none"
-    return f"not a transformer: no residual block in which tokens attend to each other; its learned operators are {found}"
+    learned_ops = ", ".join(f"{count} {op}" for op, count in seen.most_common()) or "none"
+    return f"not a transformer: it has no residual block with attention. Its operators with parameters: {learned_ops}"

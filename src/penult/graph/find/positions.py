@@ -105,9 +105,9 @@ def position_offset(
     if start is None:
         rows = f"its zero rows are {', '.join(map(str, zero[:4]))}" if zero else "no row is zero"
         raise ValueError(
-            f"The graph takes position_ids, and where a text begins cannot be told: the table has {table.rows} positions "
-            f"({stated_rows or 'none'} stated, {stated_length or 'none'} for a text), the padding id is {pad_id}, and "
-            f"{rows if values is not None else 'its rows cannot be read'}. Export the graph without position_ids."
+            f"The graph has the input position_ids, and the position of the first token is unknown: the table has {table.rows} "
+            f"positions (configuration: {stated_rows or 'none'}, maximum tokens: {stated_length or 'none'}), the padding id is "
+            f"{pad_id}, and {rows if values is not None else 'its rows cannot be read'}. Export the graph without position_ids."
         )
     return start
 

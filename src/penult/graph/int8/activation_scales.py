@@ -5,7 +5,7 @@ are ten times as large as the others (28 against at most 4, in the feed-forward 
 and the others lose resolution. Three methods reduce the error:
 
     smooth   x f before, W / f after (SmoothQuant): makes all channels about equally wide; costs one product per input value
-    centre   x - c before, c W in the bias: an outlier channel is often far from 0, but not wider than the others around its
+    center   x - c before, c W in the bias: an outlier channel is often far from 0, but not wider than the others around its
              midpoint; costs one sum per input value
     split    the largest channels stay float32 and have a small matrix of their own; costs about three sums per output value
 
@@ -51,7 +51,7 @@ class Choice:
 
     smooth: float | None
     split: int
-    centre: bool = False
+    center: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,10 +91,10 @@ def choices(inputs: int, outputs: int) -> list[list[Choice]]:
     The cheapest come first.
     """
     found: dict[int, list[Choice]] = {}
-    for smooth, split, centre in product(_SMOOTH, _SPLIT, (False, True)):
-        if split < inputs // 4 and (smooth is not None or not centre):
-            price = ((smooth is not None) + centre) * inputs + (split > 0) * 3 * outputs + split
-            found.setdefault(price, []).append(Choice(smooth, split, centre))
+    for smooth, split, center in product(_SMOOTH, _SPLIT, (False, True)):
+        if split < inputs // 4 and (smooth is not None or not center):
+            price = ((smooth is not None) + center) * inputs + (split > 0) * 3 * outputs + split
+            found.setdefault(price, []).append(Choice(smooth, split, center))
     return [same for _, same in sorted(found.items())]
 
 
@@ -124,7 +124,7 @@ def apply(seen: Seen, weights: Sequence[Floats], biases: Sequence[Floats | None]
         # The bias corrects the change of a layer's mean by rounding and offset.
         shift = (seen.sample @ weight - (x @ packed.astype(np.float32)) * scales - seen.sample[:, form.out] @ rest).mean(axis=0)
         layers.append(Packed(packed, scales, shift if bias is None else bias + shift, rest))
-    factor, offset = form.factor if choice.smooth else None, form.offset if choice.centre else None
+    factor, offset = form.factor if choice.smooth else None, form.offset if choice.center else None
     return Treatment(factor, offset, form.out, scale, zero, tuple(layers))
 
 
@@ -178,7 +178,7 @@ class _Form:
 def _form(low: Floats, high: Floats, weights: Sequence[Floats], choice: Choice) -> _Form:
     """Return factor, offset and split channels for an input whose channels are between `low` and `high`."""
     out = np.sort(np.argsort(-np.maximum(np.abs(low), np.abs(high)), kind="stable")[: choice.split])
-    middle = np.asarray((low + high) / 2 if choice.centre else np.zeros_like(low), dtype=np.float32)
+    middle = np.asarray((low + high) / 2 if choice.center else np.zeros_like(low), dtype=np.float32)
     low, high = (low - middle).astype(np.float32), (high - middle).astype(np.float32)
     largest = np.maximum(np.abs(low), np.abs(high))
     factor = np.ones_like(largest)

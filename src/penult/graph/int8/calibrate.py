@@ -95,16 +95,16 @@ def make_int8(graph: Path, target: Path, *, fuse: Fuse, run: Run, limit: int, be
     groups = grouped(find_linears(index, before if before in inner else VECTORS))
     if not groups:
         raise ValueError(
-            "This graph has no matrix product of float32 tokens with a constant matrix, so nothing can be made int8; "
-            "export it in float32, or load it with precision='fp32'."
+            "This graph has no float32 linear layer that int8 could replace. Export the model in float32, or pass "
+            "precision='fp32'."
         )
     watched = graph.with_name("watched.onnx")
     _save_watched(index.model, groups, watched)
     seen, wanted = _watch(run(watched, [VECTORS, *(group.input for group in groups)]), groups)
     if bad := int((~np.isfinite(wanted).all(axis=1)).sum()):
         raise ValueError(
-            f"In float32 this graph gives NaN or infinity for {bad} of {len(wanted)} calibration texts, so int8 has nothing to "
-            "come close to. Its weights may be broken; if only texts of another kind suit them, give some as calibration=."
+            f"The fp32 vectors of {bad} of {len(wanted)} calibration texts contain NaN or infinity: int8 cannot be calibrated. "
+            "The weights may be broken: download the model again. If the model needs other texts, pass them as calibration=."
         )
     best, chosen = float("inf"), Outcome(0, 0, 0.0, 0.0)
     for number, treated in enumerate(_attempts(groups, seen, limit)):

@@ -103,12 +103,12 @@ class _Writer:
     def __init__(self, graph: onnx.GraphProto, opset: int) -> None:
         self._graph = graph
         self._build = Builder(graph, opset, _PREFIX)
-        self._quantised: dict[str, tuple[str, str, str]] = {}
+        self._quantized: dict[str, tuple[str, str, str]] = {}
 
     def linear(self, group: Group, which: int, treatment: Treatment) -> None:
         """Append one layer of a group, and before the first one the shared quantization of its input."""
         linear, packed = group.layers[which], treatment.layers[which]
-        steps, scale, zero = self._quantised.get(group.input) or self._quantise(group.input, treatment)
+        steps, scale, zero = self._quantized.get(group.input) or self._quantize(group.input, treatment)
         constant = self._build.constant
         product = self._build.node(
             "MatMulIntegerToFloat",
@@ -131,13 +131,13 @@ class _Writer:
         """Append the tanh form of a Gelu."""
         self._build.node("FastGelu", node.input, output=node.output[0], domain=MICROSOFT)
 
-    def _quantise(self, x: str, treatment: Treatment) -> tuple[str, str, str]:
+    def _quantize(self, x: str, treatment: Treatment) -> tuple[str, str, str]:
         build = self._build
         scale, zero = build.float(treatment.scale), build.constant(np.uint8(treatment.zero))
         form = x if treatment.factor is None else build.op("Mul", x, build.constant(treatment.factor))
         form = form if treatment.offset is None else build.op("Add", form, build.constant(treatment.offset))
-        self._quantised[x] = build.op("QuantizeLinear", form, scale, zero), scale, zero
-        return self._quantised[x]
+        self._quantized[x] = build.op("QuantizeLinear", form, scale, zero), scale, zero
+        return self._quantized[x]
 
     def _rest(self, x: str, treatment: Treatment, packed: Packed, product: str, output: str) -> None:
         """Append the float32 product of the split channels, and add it."""

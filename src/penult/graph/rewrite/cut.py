@@ -68,8 +68,8 @@ def _resolve(graph: GraphProto, wanted: str, types: dict[str, Type]) -> str:
         if outputs and node.name and node.name == wanted:
             return next((o for o in outputs if types.get(o, (0, None))[0] in FLOATS), outputs[0])
     near = get_close_matches(wanted, [*tensors, *(n.name for n in graph.node)], n=3, cutoff=0.5)
-    hint = f"; the nearest names are {', '.join(map(repr, dict.fromkeys(near)))}" if near else ""
-    raise ValueError(f"no tensor or node of the graph is named {wanted!r} ({len(tensors)} tensors){hint}")
+    hint = f"; similar names: {', '.join(map(repr, dict.fromkeys(near)))}" if near else ""
+    raise ValueError(f"No tensor or node of the graph is named {wanted!r} ({len(tensors)} tensors){hint}.")
 
 
 def _float_tensor(graph: GraphProto, name: str, types: dict[str, Type]) -> tuple[str, list[NodeProto]]:
@@ -96,9 +96,10 @@ def _float_tensor(graph: GraphProto, name: str, types: dict[str, Type]) -> tuple
     if kind == TensorProto.UNDEFINED:
         return name, []
     known = kind in TensorProto.DataType.values()
-    held = TensorProto.DataType.Name(kind).lower() if known else f"type {kind}"
+    dtype = TensorProto.DataType.Name(kind).lower() if known else f"type {kind}"
     raise ValueError(
-        f"tensor {name!r} holds {held} values that no scale turns into floats: give a float tensor, such as a hidden state"
+        f"Tensor {name!r} has {dtype} values, and the graph has no scale to dequantize them. Pass the name of a float tensor, "
+        "such as a hidden state."
     )
 
 
@@ -144,7 +145,7 @@ def _renamed(nodes: Sequence[NodeProto], bare: GraphProto, old: str, new: str) -
     if old == new or all(new not in (*read_by(n), *n.output) for n in nodes):
         return {}
     if new in _inputs(bare) - {i.name for i in bare.initializer}:
-        raise ValueError(f"an input of the graph is named {new!r}, so the output needs another name: give output_name")
+        raise ValueError(f"An input of the graph is named {new!r}. Pass another name for the output as output_name.")
     return {new: _free(bare, f"{new}/inner")}
 
 

@@ -80,7 +80,7 @@ def _work(nodes: Iterable[NodeProto], scopes: Sequence[_Scope], functions: Mappi
         runs += work.runs + turns * sum(graph.runs for graph in inner)
         depth = max([depth, work.depth, *(1 + graph.depth for graph in inner)])
     if depth > _MOST_DEPTH:
-        raise EndlessError(f"has graphs nested more than {_MOST_DEPTH} deep; export the model without them")
+        raise EndlessError(f"has subgraphs nested more than {_MOST_DEPTH} levels deep. Export the model without them")
     return Work(runs, depth)
 
 
@@ -98,8 +98,8 @@ def _turns(node: NodeProto, scopes: Sequence[_Scope]) -> int:
     if node.op_type == "Scan" and any(_is_short(name, scopes) for name in node.input[len(node.input) - count :]):
         return _TURNS
     raise EndlessError(
-        f"has a {node.op_type}, {node.name!r}, whose number of turns is neither a constant nor the length of an input, "
-        "so that it might never end; export the model without it"
+        f"has a {node.op_type} node, {node.name!r}, whose number of iterations is neither a constant nor the length of an "
+        "input, so it might not terminate. Export the model without it"
     )
 
 

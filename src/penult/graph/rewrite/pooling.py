@@ -90,10 +90,12 @@ def append_reducer(index: GraphIndex, source: str, reducer: Reducer) -> None:
 
 def _check(reducer: Reducer) -> None:
     if reducer.token_steps and reducer.pooling is None:
-        raise ValueError("Token steps need token embeddings (B, T, H) and a pooling; the graph's output is pooled already.")
+        raise ValueError(
+            "Token steps need token embeddings (B, T, H) and a pooling, but the output of the graph is already pooled."
+        )
     wrong = [name for name in _poolings(reducer) if name not in _POOLINGS]
     if wrong or reducer.pooling == ():
-        raise ValueError(f"The pooling {wrong[0] if wrong else ()!r} is none of {', '.join(_POOLINGS)}.")
+        raise ValueError(f"pooling is {wrong[0] if wrong else ()!r}; it must be one of {', '.join(_POOLINGS)}.")
 
 
 def _poolings(reducer: Reducer) -> tuple[Pooling, ...]:

@@ -56,7 +56,7 @@ def append_step(build: Builder, x: str, step: Step, *, axis: int) -> str:
     if isinstance(step, LayerNorm):
         return _layer_norm(build, x, step, axis=axis)
     if step != "normalize":
-        raise ValueError(f"The step {step!r} is none of Dense, LayerNorm and 'normalize'.")
+        raise ValueError(f"The step is {step!r}; it must be a Dense, a LayerNorm or 'normalize'.")
     return normalize(build, x, axis=axis)
 
 
@@ -97,7 +97,7 @@ def _activate(build: Builder, y: str, name: str) -> str:
         return build.node(kind, [y], attributes)
     if name in _COMPOSED:
         return _COMPOSED[name](build, y)
-    raise ValueError(f"The activation {name!r} is none of {', '.join(ACTIVATIONS)}.")
+    raise ValueError(f"The activation is {name!r}; it must be one of {', '.join(ACTIVATIONS)}.")
 
 
 def _gelu(build: Builder, y: str) -> str:

@@ -34,16 +34,16 @@ def check_whole(model: ModelProto, path: Path, real: Mapping[str, Path]) -> None
     """
     graph = model.graph
     if not graph.node or not graph.output:
-        raise ValueError(f"{path} holds no graph; fetch it again, or name another file.")
+        raise ValueError(f"{path} has no graph. Download it again, or pass another file.")
     if not any(opset.domain in ("", "ai.onnx") for opset in model.opset_import):
-        raise ValueError(f"{path} does not say which version of ONNX's operators it is for; fetch it again.")
+        raise ValueError(f"{path} has no ONNX opset version. Download it again.")
     texts = [node.name for node in graph.input if node.type.tensor_type.elem_type == TensorProto.STRING]
     if texts:
         raise ValueError(
-            f"{path} takes text itself (input {texts[0]!r} is a string); export the transformer without its tokenizer."
+            f"{path} contains a tokenizer: its input {texts[0]!r} takes strings. Export the transformer without the tokenizer."
         )
     if not all(isinstance(name, str) for name in _names(model)):
-        raise ValueError(f"{path} holds a name that is not UTF-8; fetch it again.")
+        raise ValueError(f"{path} has a name that is not valid UTF-8. Download it again.")
     _check_size(model, path)
     _check_order(graph, path)
     for tensor in graph.initializer:
@@ -60,8 +60,8 @@ def check_inner(model: ModelProto, path: Path) -> None:
     for tensor in _inner_tensors(model.graph):
         if tensor.data_location == TensorProto.EXTERNAL:
             raise ValueError(
-                f"{path} keeps the data of {tensor.name!r}, a constant or a part of an inner graph, in another file; save it "
-                "with only the graph's own weights in external data."
+                f"{path} has external data for {tensor.name!r}, a constant or a tensor of a subgraph. Save the graph with "
+                "external data for its initializers only."
             )
 
 
@@ -94,13 +94,13 @@ def _check_size(model: ModelProto, path: Path) -> None:
     try:
         order = list(TopologicalSorter({key: bodies.keys() & called for key, called in calls.items()}).static_order())
     except CycleError as error:
-        raise ValueError(f"{path} has a local function that calls itself; fetch it again.") from error
+        raise ValueError(f"{path} has a local function that calls itself. Download it again.") from error
     sizes: dict[_Key, int] = {}
     for key in order:
         sizes[key] = sum(count * sizes.get(called, 1) for called, count in calls[key].items())
     size = sum(sizes.get(_key(node), 1) for node in every_node(model.graph.node))
     if size > _MOST_NODES:
-        raise ValueError(f"{path} has {size:,} nodes; penult reads a graph of at most {_MOST_NODES:,}.")
+        raise ValueError(f"{path} has {size:,} nodes; at most {_MOST_NODES:,} are allowed.")
     work: dict[_Key, Work] = {}
     try:
         for key in order:
@@ -110,7 +110,7 @@ def _check_size(model: ModelProto, path: Path) -> None:
     except EndlessError as error:
         raise ValueError(f"{path} {error}.") from error
     if runs > MOST_RUNS:
-        raise ValueError(f"{path} has loops that run {runs:,} nodes; penult runs at most {MOST_RUNS:,}.")
+        raise ValueError(f"{path} has loops that run {runs:,} nodes; at most {MOST_RUNS:,} are allowed.")
 
 
 def _key(node: NodeProto) -> _Key:
@@ -121,7 +121,7 @@ def _check_order(graph: GraphProto, path: Path) -> None:
     made = Counter({value.name for value in (*graph.input, *graph.initializer)})
     made.update(output for node in graph.node for output in node.output if output)
     if twice := [name for name, count in made.items() if count > 1]:
-        raise ValueError(f"{path} makes the tensor {twice[0]!r} more than once; fetch it again.")
+        raise ValueError(f"{path} has several nodes that output the tensor {twice[0]!r}. Download it again.")
     made_by = {output: i for i, node in enumerate(graph.node) for output in node.output if output}
     needs = {i: {made_by[name] for name in read_by(node) if name in made_by} for i, node in enumerate(graph.node)}
     try:
@@ -129,7 +129,7 @@ def _check_order(graph: GraphProto, path: Path) -> None:
     except CycleError as error:
         node = graph.node[error.args[1][0]]
         raise ValueError(
-            f"{path} has a node, {node.op_type} {node.name!r}, that needs its own output; fetch it again."
+            f"{path} has a cycle: the {node.op_type} node {node.name!r} depends on its own output. Download it again."
         ) from error
 
 
@@ -138,12 +138,12 @@ def _check_data(tensor: TensorProto, path: Path, real: Mapping[str, Path]) -> No
     place = real.get(entries.get("location", ""))
     start, length = entries.get("offset", "0"), entries.get("length", "0")
     if place is None or not (start.isdecimal() and length.isdecimal()):
-        raise ValueError(f"{path} does not say where the weights {tensor.name!r} lie; fetch it again.")
+        raise ValueError(f"{path} has no location for the external weights {tensor.name!r}. Download it again.")
     size = place.stat().st_size
     if int(start) + int(length) > size:
         raise ValueError(
-            f"{place} ends at byte {size}, before the weights {tensor.name!r} of {path}; it was not fetched to the end, "
-            "fetch it again."
+            f"{place} is incomplete: it has {size} bytes, and the weights {tensor.name!r} of {path} end at byte "
+            f"{int(start) + int(length)}. Download it again."
         )
 
 
