@@ -96,7 +96,7 @@ def test_a_cut_model_ends_in_onnx(tmp_path, tiny):
     """What would be written under another ending is not written, and how to name it is said."""
     result = run("cut", tiny, tmp_path / "out.bin")
     assert result.returncode == 1
-    assert result.stderr == f"penult: {tmp_path / 'out.bin'} does not end in .onnx; name the new file OUT.onnx.\n"
+    assert result.stderr == f"penult: {tmp_path / 'out.bin'} does not end in .onnx. Pass an output name that ends in .onnx.\n"
     assert list(tmp_path.iterdir()) == []
 
 
@@ -121,13 +121,16 @@ def test_a_cut_file_runs_without_penult(tmp_path, weights):
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["inspect", "MODEL", "--layer", ""], "--layer is empty; it must be a number, a tensor's name, or none."),
-        (["inspect", "MODEL", "--pooling", ","], "--pooling is ','; it must be one of mean, max"),
-        (["inspect", "MODEL", "--html", "none/x.html"], "none is not a folder; make it, or name another place for x.html."),
-        (["inspect", "MODEL", "--html", "folder"], "folder is a folder; name a file."),
+        (["inspect", "MODEL", "--layer", ""], "--layer is empty. Pass a number, a tensor name, or none."),
+        (["inspect", "MODEL", "--pooling", ","], "--pooling is ','. Pass one of mean, max"),
+        (["inspect", "MODEL", "--html", "none/x.html"], "none is not a folder. Create it, or pass another path for x.html."),
+        (["inspect", "MODEL", "--html", "folder"], "folder is a folder. Pass the name of a file."),
         (["cut", "MODEL", "x.onnx", "--dimensions", "33"], "--dimensions 33 exceeds the model's 32 values."),
-        (["cut", "MODEL", "folder/y.onnx"], "folder/y.onnx is a folder; name a file."),
-        (["cut", "MODEL/onnx/model.onnx", "MODEL/onnx/model.onnx"], "is a file of the model itself, which is never changed"),
+        (["cut", "MODEL", "folder/y.onnx"], "folder/y.onnx is a folder. Pass the name of a file."),
+        (
+            ["cut", "MODEL/onnx/model.onnx", "MODEL/onnx/model.onnx"],
+            "is a file of the source model, which is never overwritten",
+        ),
         (["quality", "MODEL", "--data", "latin.txt"], "latin.txt is not UTF-8 (byte 3)"),
         (["quality", "MODEL", "--data", "none.txt"], "none.txt: No such file or directory."),
         (["quality", "MODEL", "--data", "number.jsonl"], "number.jsonl has lines without `text`, line 2 first"),
@@ -142,7 +145,7 @@ def test_a_cut_file_runs_without_penult(tmp_path, weights):
         (["bench", "MODEL", "--texts", "latin.txt"], "latin.txt is not UTF-8 (byte 3)"),
         (["bench", "MODEL", "--rounds", "0"], "Invalid value for '--rounds'"),
         (["bench", "MODEL", "--threads", "-1"], "Invalid value for '--threads'"),
-        (["bench", "MODEL", "--json", "none/x.json"], "none is not a folder; make it, or name another place for x.json."),
+        (["bench", "MODEL", "--json", "none/x.json"], "none is not a folder. Create it, or pass another path for x.json."),
     ],
 )
 def test_wrong_input_is_one_sentence(tiny, tmp_path, monkeypatch, arguments, sentence):

@@ -83,7 +83,7 @@ def test_what_no_output_can_hold_is_said_first(job, tmp_path):
     """Two columns of one name, a name that Lance does not take, no rows at all: said before anything is embedded."""
     twice = pa.Table.from_arrays([pa.array(TEXTS), pa.array(TEXTS)], ["text", "text"])
     pq.write_table(twice, tmp_path / "twice.parquet")
-    with pytest.raises(ValueError, match=r"twice\.parquet names a column twice"):
+    with pytest.raises(ValueError, match=r"twice\.parquet has duplicate columns"):
         job(tmp_path / "twice.parquet")
     (tmp_path / "empty.jsonl").write_text("")
     with pytest.raises(ValueError, match="The input is empty"):

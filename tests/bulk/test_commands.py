@@ -76,9 +76,9 @@ def test_the_prompt_is_that_of_the_role(run):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--prompt", "a", "--prompt-document", "a"], "--prompt and --prompt-document are both given; give one of the two."),
-        (["--pooling", "mean,median"], "--pooling is 'mean,median'; it must be one of mean, max, cls, last,"),
-        (["--pooling", ""], "--pooling is ''; it must be one of mean"),
+        (["--prompt", "a", "--prompt-document", "a"], "--prompt and --prompt-document are both set. Pass only one of them."),
+        (["--pooling", "mean,median"], "--pooling is 'mean,median'. Pass one of mean, max, cls, last,"),
+        (["--pooling", ""], "--pooling is ''. Pass one of mean"),
     ],
 )
 def test_options_that_cannot_be_meant(capsys, options, said):
@@ -92,16 +92,16 @@ def test_options_that_cannot_be_meant(capsys, options, said):
 @pytest.mark.parametrize(
     ("totals", "rate", "said"),
     [
-        (Totals(1200), 2345.6, "1,200 rows in out.jsonl; 2,346 rows a second"),
+        (Totals(1200), 2345.6, "1,200 rows in out.jsonl; 2,346 rows/s"),
         (Totals(2), 0, "2 rows in out.jsonl"),
-        (Totals(2), None, "2 rows in out.jsonl; finished before, nothing to do"),
-        (Totals(2, cut=1), 0, "2 rows in out.jsonl; 1 cut at 64 tokens"),
-        (Totals(2, taken=1), 0, "2 rows in out.jsonl; 1 taken over from old.parquet"),
-        (Totals(2, rejected=1), 0, "2 rows in out.jsonl; 1 rejected, see out.jsonl.rejected.jsonl"),
+        (Totals(2), None, "2 rows in out.jsonl; already finished, nothing to do"),
+        (Totals(2, cut=1), 0, "2 rows in out.jsonl; 1 truncated to 64 tokens"),
+        (Totals(2, taken=1), 0, "2 rows in out.jsonl; 1 vectors reused from old.parquet"),
+        (Totals(2, rejected=1), 0, "2 rows in out.jsonl; 1 rejected, reasons in out.jsonl.rejected.jsonl"),
         (
             Totals(2, cut=3000, taken=4),
             1,
-            "2 rows in out.jsonl; 3,000 cut at 64 tokens; 4 taken over from old.parquet; 1 rows a second",
+            "2 rows in out.jsonl; 3,000 truncated to 64 tokens; 4 vectors reused from old.parquet; 1 rows/s",
         ),
     ],
 )
@@ -163,8 +163,8 @@ def test_a_prompt_by_its_name(run, capsys, tiny, tmp_path):
     assert run(*command, "classification", ends=ends)[2].model.prompts == {"document": "classify: "}
     assert run(*command, "classification", "--role", "query", ends=ends)[2].model.prompts == {"query": "classify: "}
     for options, said in (
-        (["other"], "--prompt-name is 'other'; the prompts that the files of"),
-        (["query", "--prompt", "x"], "--prompt and --prompt-name are both given"),
+        (["other"], "--prompt-name is 'other', which the files of"),
+        (["query", "--prompt", "x"], "--prompt and --prompt-name are both set"),
     ):
         with pytest.raises(SystemExit) as end:
             app([*command, *options])
@@ -176,7 +176,7 @@ def test_a_prompt_by_its_name(run, capsys, tiny, tmp_path):
     ("error", "said"),
     [
         (ValueError("Pass pooling='mean', or files_from='org/x'."), "Pass --pooling mean, or --files-from org/x."),
-        (KeyboardInterrupt(), "interrupted; nothing was begun, and what an earlier run had done is kept."),
+        (KeyboardInterrupt(), "interrupted; no work was done in this run, and the work of earlier runs is kept."),
         (
             ModuleNotFoundError("x", name="pyarrow"),
             f"pyarrow is not installed. Install {install_hint('parquet')}.",
@@ -192,7 +192,10 @@ def test_the_words_of_a_failure(run, error, said):
 def test_an_interrupted_ingest(run):
     """It may be run again."""
     code, said, _ = run("ingest", "in.parquet", "--to", "qdrant:p", "--collection", "c", ends=KeyboardInterrupt())
-    assert (code, said) == (1, "penult: interrupted; run it again to write the rest; no row is doubled.\n")
+    assert (code, said) == (
+        1,
+        "penult: interrupted; run the same command again to write the remaining rows. No row is written twice.\n",
+    )
 
 
 def test_an_ingest_without_arrow(capsys, monkeypatch):
@@ -209,4 +212,4 @@ def test_help_says_how_it_ends(capsys):
     with pytest.raises(SystemExit):
         app(["embed", "--help"])
     said = " ".join(capsys.readouterr().out.split())
-    assert "Exit status: 0 every row has a vector; 3 some rows were rejected" in said
+    assert "Exit status: 0 = every row has a vector; 3 = some rows were rejected" in said

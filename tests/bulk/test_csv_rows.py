@@ -12,7 +12,7 @@ from penult.bulk.input.csv_rows import columns_of, read_csv, read_tsv
 from penult.bulk.input.rows import Row
 from penult.bulk.options import ReadOptions
 
-OPEN = "opens a quote that is not closed, or closes it amid a field; only this line is left out"
+OPEN = "has a quote that is not closed, or that is closed inside a field; only this line is rejected"
 
 
 def read(tmp_path, content, reader=read_csv, **options):
@@ -137,9 +137,9 @@ def test_a_record_of_too_many_lines(tmp_path, monkeypatch):
 def test_headers_that_are_none(tmp_path):
     """An open quote, a name that is there twice, more columns than a table has: refused, and the file named."""
     for content, said in (
-        ('"a,b\n1,2\n', "here has a header that opens a quote that is not closed"),
-        ("a, a\n", "here names a column twice in its header"),
-        (",".join(map(str, range(10_001))), "here has 10,001 columns in its header; at most 10,000 are read"),
+        ('"a,b\n1,2\n', "The header of here has a quote that is not closed"),
+        ("a, a\n", "The header of here has duplicate columns"),
+        (",".join(map(str, range(10_001))), "here has 10,001 columns in its header; at most 10,000 are supported"),
     ):
         with pytest.raises(ValueError, match=said):
             read(tmp_path, content)

@@ -65,7 +65,7 @@ def test_every_format_in(job, embedder, tmp_path):
     assert table.column("line").to_pylist()[-6:] == [1, 2, 3, 4, 5, 6]
     assert np.abs(vectors(table) - np.tile(embedder.embed(texts), (4, 1))).max() <= 1e-6
     assert job(folder / "*.jsonl", out="glob.parquet").totals.rows == 6
-    with pytest.raises(ValueError, match="given twice"):
+    with pytest.raises(ValueError, match="is in the input twice"):
         job(folder, folder / "a.parquet", out="twice.parquet")
 
 
@@ -205,7 +205,7 @@ def test_files_of_unlike_columns(job, tmp_path):
     assert table.schema.field("mixed").metadata[b"penult.json"] == b"true"
     assert table.column("e").to_pylist() == [None, "{}"]
     pq.write_table(pa.table({"text": ["c"], "n": ["three"]}), tmp_path / "c.parquet")
-    with pytest.raises(ValueError, match=r"'n' is string in .*c\.parquet and something else"):
+    with pytest.raises(ValueError, match=r"'n' is string in .*c\.parquet and has another type"):
         job(tmp_path / "a.jsonl", tmp_path / "c.parquet", out="other.parquet")
 
 
@@ -229,18 +229,22 @@ def test_bad_rows_are_rejected_with_their_reason(tiny, tmp_path):
     out = tmp_path / "out.parquet"
     done = run("embed", tmp_path / "in.jsonl", out, "--model", tiny, "--truncate", "error", "--shard-rows", 4)
     assert done.returncode == 3
-    assert done.stderr.strip().splitlines()[-1].startswith(f"penult: 3 rows in {out}; 8 rejected, see {out}.rejected.jsonl; ")
+    assert (
+        done.stderr.strip()
+        .splitlines()[-1]
+        .startswith(f"penult: 3 rows in {out}; 8 rejected, reasons in {out}.rejected.jsonl; ")
+    )
     assert pq.read_table(out).column("text").to_pylist() == ["the cat", "the dog", ""]
     assert pq.read_table(out).column("id").to_pylist() == ["1", '"ten"', "11"]
     reasons = {row["line"]: row["reason"] for row in rejected(out)}
     assert list(reasons) == [2, 3, 4, 5, 6, 7, 8, 10]
     expected = {
         2: "is a NoneType, not a str",
-        4: "has a 'text' that is 5 (int), not text",
+        4: "has the value 5 (int) in column 'text', not text",
         5: "has a 'text' that is not Unicode",
-        6: "is not JSON",
-        7: "is a list, not an object",
-        8: "is not UTF-8 at its byte 19",
+        6: "is not valid JSON",
+        7: "is a JSON list, not an object",
+        8: "is not UTF-8 at byte 19",
         10: "has 72 tokens, the model takes 64",
     }
     for line, reason in expected.items():
@@ -249,7 +253,7 @@ def test_bad_rows_are_rejected_with_their_reason(tiny, tmp_path):
     assert rejected(out)[-1]["file"] == str(tmp_path / "in.jsonl")
     again = run("embed", tmp_path / "in.jsonl", out, "--model", tiny, "--truncate", "error")
     assert again.returncode == 3
-    assert "finished before" in again.stderr
+    assert "already finished" in again.stderr
     assert run("embed", tmp_path / "in.jsonl", out, "--model", tiny).returncode == 1
 
 
@@ -263,10 +267,10 @@ def test_bad_rows_of_csv_text_and_parquet(job, tmp_path):
     assert (done.totals.rows, done.totals.rejected) == (5, 6)
     assert texts_of(tmp_path / "out.parquet") == ["ok", "fine", "last", "yes", "and"]
     found = [(Path(row["file"]).name, row["line"], row["reason"]) for row in rejected(tmp_path / "out.parquet")]
-    assert found[0] == ("a.csv", 3, "has 3 fields, the header has 2")
+    assert found[0] == ("a.csv", 3, "has 3 fields, but the header has 2")
     assert found[1][:2] == ("a.csv", 4)
-    assert "not Unicode" in found[1][2]
-    assert found[2] == ("b.txt", 2, "is not UTF-8 at its byte 0")
+    assert "not valid Unicode" in found[1][2]
+    assert found[2] == ("b.txt", 2, "is not UTF-8 at byte 0")
     nulls = [("c.parquet", 1), ("c.parquet", 3), ("d.parquet", 2)]
     assert found[3:] == [(name, line, "is a NoneType, not a str") for name, line in nulls]
 
@@ -277,7 +281,7 @@ def test_cut_texts_are_counted(tiny, tmp_path):
     done = run("embed", tmp_path / "in.txt", tmp_path / "out.parquet", "--model", tiny, "--shard-rows", 2)
     assert done.returncode == 0
     assert "6 rows" in done.stderr
-    assert "3 cut at 64 tokens" in done.stderr
+    assert "3 truncated to 64 tokens" in done.stderr
     assert [line.partition(" /")[0] for line in done.stderr.splitlines()[:-1]] == ["penult: loading model"]
 
 
@@ -295,10 +299,10 @@ def test_standard_input_and_json_progress(tiny, tmp_path):
     assert events[0]["rows_per_second"] > 0
     assert done.stdout == ""
     with source.open() as pipe:
-        assert "finished before" in run(*arguments, stdin=pipe).stderr
+        assert "already finished" in run(*arguments, stdin=pipe).stderr
     other = run(*arguments, input='{"text": "another"}\n')
     assert other.returncode == 1
-    assert "made from other input" in other.stderr
+    assert "created from other input" in other.stderr
 
 
 def test_unchanged_rows_are_taken_over(job, embedder, tmp_path, monkeypatch):
@@ -408,7 +412,7 @@ def test_a_file_that_changes_while_it_is_read(tmp_path):
     scanned = readers.scan(files, "text", 2)
     reading, read = readers.shards(files, scanned), []
     files[0].path.write_text('{"text": "b"}\n' * 6)
-    with pytest.raises(ValueError, match=r"a\.jsonl changed while it was read"):
+    with pytest.raises(ValueError, match=r"a\.jsonl changed while it was being read"):
         read.extend(shard.number for shard in reading)
     assert read == [0, 1, 2]
     files[0].path.write_text('{"text": "a"}\n' * 4)
@@ -453,13 +457,13 @@ def test_vectors_of_another_model_are_not_taken_over(job, tmp_path):
     job(source, out="cls.parquet", model=tiny_model(tmp_path / "cls", pooling="cls"))
     job(source, out="queries.parquet", role="query")
     before = sorted(tmp_path.iterdir())
-    with pytest.raises(ValueError, match="has the fingerprint"):
+    with pytest.raises(ValueError, match="whose fingerprint is"):
         job(source, old=tmp_path / "cls.parquet")
-    with pytest.raises(ValueError, match="has the role 'query', this job 'document'"):
+    with pytest.raises(ValueError, match="whose role is 'query', but the role of this job is 'document'"):
         job(source, old=tmp_path / "queries.parquet")
-    with pytest.raises(ValueError, match=r"give a \.parquet file or a \.lance folder"):
+    with pytest.raises(ValueError, match=r"Pass a \.parquet file or a \.lance folder"):
         job(source, old=source)
-    with pytest.raises(FileNotFoundError, match=r"No file at none\.parquet, which --from names"):
+    with pytest.raises(FileNotFoundError, match=r"--from is none\.parquet, which does not exist"):
         job(source, old=Path("none.parquet"))
     assert sorted(tmp_path.iterdir()) == before
 
@@ -481,15 +485,17 @@ def test_the_prompt_of_a_job(job, tmp_path, tiny):
 def test_another_prompt_is_another_job(job, tmp_path, monkeypatch):
     """An unfinished job, a finished output and an older one of other prompts are refused; why, and the way out, are said."""
     source = corpus(tmp_path / "in.jsonl", 60)
-    why = "made by another version of penult, or with another model or other options"
+    why = "created by another version of penult, or with another model or other options"
     with half_done(monkeypatch), pytest.raises(StoppedError):
         job(source, shard_rows=16, document_prompt="a")
-    with pytest.raises(ValueError, match=rf"fingerprint was '\w+' and is '\w+' \({why}\)\. --overwrite throws it away"):
+    with pytest.raises(ValueError, match=rf"fingerprint was '\w+' and is now '\w+' \({why}\)\. Pass the earlier"):
         job(source, document_prompt="b")
     assert job(source, document_prompt="a").totals.rows == 60
-    with pytest.raises(ValueError, match=rf"was {why}; --overwrite replaces it"):
+    with pytest.raises(
+        ValueError, match="created from other input, with another model or other options, or by another version of penult"
+    ):
         job(source, document_prompt="b")
-    with pytest.raises(ValueError, match=rf"taken over \({why}\)\. Leave out --from"):
+    with pytest.raises(ValueError, match=rf"reused \({why}\)\. Remove --from"):
         job(source, out="new.parquet", old=tmp_path / "out.parquet")
 
 
@@ -501,25 +507,25 @@ def test_an_unfinished_job_of_something_else_is_refused(job, tmp_path, monkeypat
     with half_done(monkeypatch), stopped:
         job(source, shard_rows=16)
     other = tiny_model(tmp_path / "cls", pooling="cls")
-    with pytest.raises(ValueError, match=r"the model's fingerprint was '[0-9a-f]{32}' and is"):
+    with pytest.raises(ValueError, match=r"the model's fingerprint was '[0-9a-f]{32}' and is now"):
         job(source, model=other)
-    with pytest.raises(ValueError, match="--role was 'document' and is 'query'"):
+    with pytest.raises(ValueError, match="--role was 'document' and is now 'query'"):
         job(source, role="query")
-    with pytest.raises(ValueError, match="what happens to long texts was 'cut' and is 'rejected'"):
+    with pytest.raises(ValueError, match=r"the handling of long texts \(--truncate\) was 'cut' and is now 'rejected'"):
         job(source, truncate="error")
-    with pytest.raises(ValueError, match=r"the hash of --from was None and is '[0-9a-f]{64}'"):
+    with pytest.raises(ValueError, match=r"the content hash of --from was None and is now '[0-9a-f]{64}'"):
         job(source, old=tmp_path / "old.parquet")
-    with pytest.raises(ValueError, match="--shard-rows says 8"):
+    with pytest.raises(ValueError, match="--shard-rows is 8"):
         job(source, shard_rows=8)
     before = source.read_text()
     source.write_text(before.replace("the", "eht", 1))
     with pytest.raises(ValueError, match=r"in\.jsonl changed"):
         job(source)
-    with pytest.raises(ValueError, match="the input was 1 files and is 2"):
+    with pytest.raises(ValueError, match="the number of input files was 1 and is now 2"):
         job(source, corpus(tmp_path / "more.jsonl", 1))
     source.write_text(before)
     assert job(source).totals.rows == 60
-    with pytest.raises(ValueError, match="--overwrite replaces it"):
+    with pytest.raises(ValueError, match="Pass --overwrite to replace it"):
         job(source, model=other)
     assert job(source, model=other, overwrite=True).totals.rows == 60
 
@@ -535,7 +541,7 @@ def test_input_that_changes_meanwhile(job, tmp_path, monkeypatch):
             yield record
 
     monkeypatch.setattr(embed, "_records", records)
-    with pytest.raises(StoppedError, match="changed while it was read"):
+    with pytest.raises(StoppedError, match="changed while it was being read"):
         job(source, shard_rows=16)
     assert not (tmp_path / "out.parquet").exists()
 
@@ -550,7 +556,7 @@ def test_input_that_changes_at_the_very_end(job, tmp_path, monkeypatch):
         source.write_text(source.read_text() + "\n")
 
     monkeypatch.setattr(embed, "_records", records)
-    with pytest.raises(StoppedError, match=r"a\.jsonl changed while it was read"):
+    with pytest.raises(StoppedError, match=r"a\.jsonl changed while it was being read"):
         job(source, other)
     assert not (tmp_path / "out.parquet").exists()
 
@@ -585,7 +591,7 @@ def test_workers_and_what_becomes_of_them(job, pools, tmp_path):
     source = corpus(tmp_path / "in.jsonl", 3)
     job(source)
     job(source, out="two.parquet", workers=2, shard_rows=1)
-    with pytest.raises(ValueError, match="has a column 'tags' already"):
+    with pytest.raises(ValueError, match="already has a column 'tags'"):
         job(source, out="three.parquet", vector="tags")
     assert [pool.workers for pool in pools] == [1, 2, 1]
     assert all(pool.closed for pool in pools)
@@ -636,18 +642,22 @@ def test_an_input_that_cannot_be_read(tiny, tmp_path):
 @pytest.mark.parametrize(
     ("given", "options", "said"),
     [
-        (["nothing.jsonl"], {}, "No input at"),
-        (["in.jsonl"], {"out": "out.xls"}, "ends in none of .parquet, .lance, .npy, .jsonl"),
+        (["nothing.jsonl"], {}, "No input files at"),
+        (
+            ["in.jsonl"],
+            {"out": "out.xls"},
+            "has an unknown file extension. Pass an output that ends in .parquet, .lance, .npy or .jsonl",
+        ),
         (
             ["in.jsonl"],
             {"text": "body"},
-            "The column 'body' is not in the input; name one of text with --text-column: id, text",
+            "The input has no column 'body'. Pass a text column with --text-column: id, text",
         ),
-        (["in.jsonl"], {"vector": "tags"}, "has a column 'tags' already"),
-        (["in.jsonl"], {"id_column": "key"}, "The column 'key' is not in the input"),
+        (["in.jsonl"], {"vector": "tags"}, "already has a column 'tags'"),
+        (["in.jsonl"], {"id_column": "key"}, "--id-column is 'key', but the columns of the input are"),
         (["in.jsonl"], {"shard_rows": 0}, "--shard-rows is 0"),
-        (["in.dat"], {}, "say --format"),
-        (["in.jsonl"], {"engine": "ray"}, "must be read from its start|needs the extra"),
+        (["in.dat"], {}, "has an unknown file extension. Pass --format"),
+        (["in.jsonl"], {"engine": "ray"}, "does not read .*in.jsonl|needs the extra"),
     ],
 )
 def test_what_cannot_be_done_is_said_first(job, tmp_path, monkeypatch, given, options, said):

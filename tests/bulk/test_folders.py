@@ -55,8 +55,10 @@ def test_what_is_left_out_is_counted_and_named(tmp_path):
     folder = tmp_path / "in"
     fill(folder, "a.jsonl", *(f"{n}.docx" for n in range(10)), "b.xlsx", "c.XLSX", "LICENSE", ".hidden", "x.npy.about.json")
     sentence = said(folder)
-    assert sentence.startswith(f"{folder}: 13 files of other kinds left out: .docx 10, .xlsx 2, no ending 1 (0.docx, 1.docx,")
-    assert "and 5 more); 1 file read: a.jsonl" in sentence
+    assert sentence.startswith(
+        f"{folder}: skipped 13 files of unsupported types: .docx 10, .xlsx 2, no extension 1 (0.docx, 1.docx,"
+    )
+    assert "and 5 more); reading 1 file: a.jsonl" in sentence
     assert "hidden" not in sentence
     assert "about" not in sentence
     (tmp_path / "plain").mkdir()
@@ -65,7 +67,7 @@ def test_what_is_left_out_is_counted_and_named(tmp_path):
     (tmp_path / "none").mkdir()
     fill(tmp_path / "none", "a.docx")
     with pytest.raises(
-        FileNotFoundError, match=r"No input at '.*none' \(1 file of other kinds left out: \.docx 1 \(a\.docx\)\)"
+        FileNotFoundError, match=r"No input files at '.*none' \(skipped 1 file of unsupported types: \.docx 1 \(a\.docx\)\)"
     ):
         said(tmp_path / "none")
 
@@ -75,7 +77,10 @@ def test_documents_beside_tables(tmp_path):
     folder = tmp_path / "in"
     fill(folder, "README.md", "a.jsonl", "b.txt")
     assert names(folder) == ["a.jsonl", "b.txt"]
-    assert "documents beside tables left out: .md 1 (README.md); a glob, a name or --format document reads them" in said(folder)
+    assert (
+        "skipped documents in a folder with tables: .md 1 (README.md); pass their names, a glob or --format document to read them"
+        in said(folder)
+    )
     assert names(folder, format_="document") == ["README.md", "a.jsonl", "b.txt"]
     assert input_files.find([f"{folder}/*.md"]) == [folder / "README.md"]
 
@@ -94,7 +99,7 @@ def test_json_files_of_a_folder(tmp_path):
     ):
         (folder / name).write_text(content)
     assert names(folder) == ["a.jsonl", "array.json", "empty.json", "lines.json"]
-    assert "do not hold several objects left out: config.json, numbers.json, text.json" in said(folder)
+    assert "skipped .json files that do not contain several objects: config.json, numbers.json, text.json" in said(folder)
     assert input_files.find([str(folder / "config.json")]) == [folder / "config.json"]
 
 
@@ -121,7 +126,7 @@ def test_links(job, tmp_path):
         (folder / name).symlink_to(target)
     assert names(folder) == ["b.jsonl", "deep/c.jsonl", "deep/deeper/d.jsonl", "e.jsonl", "f/e.jsonl"]
     sentence = said(folder)
-    assert "links that lead nowhere or in a circle left out: " in sentence
+    assert "skipped broken or circular links: " in sentence
     for name in ("gone.jsonl", "self", "loop", "up", "root", "f/back"):
         assert name in sentence
     job(folder)
@@ -185,7 +190,7 @@ def test_a_folder_that_was_renamed_is_another_input(job, tmp_path, monkeypatch):
     with half_done(monkeypatch), pytest.raises(StoppedError, match="32 of 40"):
         job(tmp_path / "in", shard_rows=16)
     (tmp_path / "in" / "k=1").rename(tmp_path / "in" / "k=2")
-    with pytest.raises(ValueError, match=r"how rows are read .* names of folders"):
+    with pytest.raises(ValueError, match=r"the way rows are read .* folder names"):
         job(tmp_path / "in")
     (tmp_path / "in" / "k=2").rename(tmp_path / "in" / "k=1")
     job(tmp_path / "in")
@@ -204,6 +209,6 @@ def test_a_document_that_is_none(job, tmp_path):
     job(folder)
     assert column(tmp_path / "out.parquet", "text") == ["a.md", ""]
     reasons = {row["record"]["id"]: row["reason"] for row in rejected(tmp_path / "out.parquet")}
-    assert reasons["latin.md"] == "is not UTF-8 at its byte 1; pass its --encoding"
+    assert reasons["latin.md"] == "is not UTF-8 at byte 1; pass --encoding"
     assert reasons["long.md"] == "has more than 8,000,000 bytes, the limit of --max-row-bytes"
     assert reasons["zip.md"].startswith("is a ZIP archive")

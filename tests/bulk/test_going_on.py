@@ -68,9 +68,9 @@ def test_an_output_that_took_over_its_own_vectors(job, tmp_path, monkeypatch):
 def test_overwrite_is_not_to_be_said_again(job, tmp_path, monkeypatch):
     """A job begun with --overwrite is gone on with without it, and the sentence says so."""
     source = corpus(tmp_path / "in.jsonl", 60)
-    with half_done(monkeypatch), pytest.raises(StoppedError, match="the same command without --overwrite goes on"):
+    with half_done(monkeypatch), pytest.raises(StoppedError, match="Run the same command without --overwrite to resume"):
         job(source, shard_rows=16, overwrite=True)
-    with half_done(monkeypatch, after=0), pytest.raises(StoppedError, match=r"32 of 60 rows .* the same command goes on"):
+    with half_done(monkeypatch, after=0), pytest.raises(StoppedError, match=r"32 of 60 rows .* Run the same command to resume"):
         job(source)
     assert job(source).totals.rows == 60
 
@@ -223,7 +223,7 @@ def test_input_that_is_as_it_was_is_not_hashed_again(job, tmp_path, monkeypatch)
         patched.setattr(input_files, "_sha256", refused)
         patched.setattr(sys, "stdin", Keyboard())
         (tmp_path / "in.dat").write_text("text")
-        with pytest.raises(ValueError, match="say --format"):
+        with pytest.raises(ValueError, match=r"has an unknown file extension\. Pass --format"):
             job(source, tmp_path / "in.dat", "-", out="other.parquet")
         assert job(source).totals.rows == 60
 

@@ -82,7 +82,9 @@ def check_ingest(source, other, to, dump):
     before = dump()
     assert ingest(source, to, "notes") == first
     assert dump() == before
-    with pytest.raises(ValueError, match=r"fingerprint is '[0-9a-f]{32}'; the file's is") as refused:
+    with pytest.raises(
+        ValueError, match=r"has vectors with the fingerprint '[0-9a-f]{32}', but the fingerprint of the file is"
+    ) as refused:
         ingest(other, to, "notes")
     assert dump() == before
     assert ingest(other, to, "more").entries == 200
@@ -135,7 +137,7 @@ def test_a_lancedb_table_that_lost_its_rows(source, tmp_path):
     ingest(source, f"lancedb:{tmp_path}/db", "notes")
     for path in (tmp_path / "db" / "notes.lance" / "data").iterdir():
         path.unlink()
-    with pytest.raises(OSError, match=r"LanceDB refuses: .*[Nn]ot found"):
+    with pytest.raises(OSError, match=r"LanceDB failed: .*[Nn]ot found"):
         ingest(source, f"lancedb:{tmp_path}/db", "notes")
 
 
@@ -164,11 +166,11 @@ def test_pgvector(source, other, questions, nearest):
             connection.execute("CREATE TABLE theirs (id int)")
             connection.execute("ALTER TABLE more ADD CONSTRAINT short CHECK (length(metadata::text) < 9) NOT VALID")
             connection.commit()
-        with pytest.raises(ValueError, match="fingerprint is None") as theirs:
+        with pytest.raises(ValueError, match="vectors with the fingerprint None") as theirs:
             ingest(source, f"pgvector:{dsn}", "theirs")
-        with pytest.raises(OSError, match=r"PostgreSQL refuses: .*zero-length") as unnamed:
+        with pytest.raises(OSError, match=r"PostgreSQL failed: .*zero-length") as unnamed:
             ingest(source, f"pgvector:{dsn}", "")
-        with pytest.raises(OSError, match=r'PostgreSQL refuses: .*"more" violates check constraint "short"$') as too_long:
+        with pytest.raises(OSError, match=r'PostgreSQL failed: .*"more" violates check constraint "short"$') as too_long:
             ingest(other, f"pgvector:{dsn}", "more")
         others = "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()"
         until = time.monotonic() + 10
@@ -219,10 +221,10 @@ def test_without_an_id_column_the_row_is_its_id(tmp_path, tiny):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--to", "elsewhere:x"], "it must be qdrant:PATH|URL, lancedb:PATH or pgvector:DSN"),
-        (["--to", "qdrant:x", "--id-column", "key"], "The column 'key' is not in"),
+        (["--to", "elsewhere:x"], "Pass qdrant:PATH, qdrant:URL, lancedb:PATH or pgvector:DSN"),
+        (["--to", "qdrant:x", "--id-column", "key"], "--id-column is 'key', but the columns of"),
         (["--to", "pgvector:host=/nowhere"], "PostgreSQL cannot be reached"),
-        (["--to", "qdrant:http://127.0.0.1:1"], "Qdrant refuses or cannot be reached"),
+        (["--to", "qdrant:http://127.0.0.1:1"], "Qdrant failed or cannot be reached"),
     ],
 )
 def test_what_cannot_be_done_is_said(source, tmp_path, arguments, said):
@@ -257,7 +259,9 @@ def test_a_row_without_an_id(source, tmp_path, monkeypatch):
     table = pq.read_table(source).slice(0, 40)
     ids = [None if row == 30 else f"row {row}" for row in range(40)]
     pq.write_table(table.set_column(0, "key", pa.array(ids)), tmp_path / "in.parquet")
-    with pytest.raises(ValueError, match=r"Row 31 of .*in\.parquet has no 'key'; every entry needs one") as refused:
+    with pytest.raises(
+        ValueError, match=r"Row 31 of .*in\.parquet has no id in column 'key'\. Fill it, or pass another --id-column"
+    ) as refused:
         ingest(tmp_path / "in.parquet", f"qdrant:{tmp_path}/db", "c", id_column="key")
     pq.write_table(table.set_column(0, "key", pa.array(f"row {row}" for row in range(40))), tmp_path / "in.parquet")
     assert ingest(tmp_path / "in.parquet", f"qdrant:{tmp_path}/db", "c", id_column="key").entries == 40
@@ -316,7 +320,7 @@ def test_a_client_that_is_not_installed(source, tmp_path, monkeypatch, to, modul
 @pytest.mark.parametrize("to", ["qdrant:", "lancedb"])
 def test_a_store_without_a_place(source, to):
     """It is no store, and what one looks like is said."""
-    with pytest.raises(ValueError, match=rf"--to is '{to}'; it must be qdrant:PATH\|URL, lancedb:PATH or pgvector:DSN"):
+    with pytest.raises(ValueError, match=rf"--to is '{to}'\. Pass qdrant:PATH, qdrant:URL, lancedb:PATH or pgvector:DSN"):
         ingest(source, to, "notes")
 
 
@@ -326,26 +330,26 @@ def test_columns_that_a_lancedb_table_cannot_take(source, tmp_path):
     table, to = pq.read_table(source), f"lancedb:{tmp_path}/db"
     taken = table.append_column("penult_id", table.column("id"))
     pq.write_table(taken, tmp_path / "taken.parquet")
-    with pytest.raises(ValueError, match="The file has a column 'penult_id', which the LanceDB table needs"):
+    with pytest.raises(ValueError, match="The file has a column 'penult_id', a name that penult's LanceDB tables reserve"):
         ingest(tmp_path / "taken.parquet", to, "notes")
     ingest(source, to, "notes")
     pq.write_table(table.drop_columns(["n"]), tmp_path / "fewer.parquet")
-    with pytest.raises(ValueError, match=r"'notes' in .* has the columns .*\bn\b.*; name another --collection"):
+    with pytest.raises(ValueError, match=r"'notes' in .* has the columns .*\bn\b.*\. Pass another --collection"):
         ingest(tmp_path / "fewer.parquet", to, "notes")
 
 
 def test_a_file_that_penult_did_not_embed(tmp_path):
     """Vectors of an unknown model are refused."""
     pq.write_table(pa.table({"id": ["a"], "embedding": [[1.0, 2.0]]}), tmp_path / "x.parquet")
-    with pytest.raises(ValueError, match="does not say which model made its vectors"):
+    with pytest.raises(ValueError, match="does not name the model of its vectors"):
         ingest(tmp_path / "x.parquet", f"qdrant:{tmp_path}", "c")
     pq.write_table(
         pq.read_table(tmp_path / "x.parquet").replace_schema_metadata({"penult.vector_column": "embedding"}),
         tmp_path / "z.parquet",
     )
-    with pytest.raises(ValueError, match="does not say which model made its vectors"):
+    with pytest.raises(ValueError, match="does not name the model of its vectors"):
         ingest(tmp_path / "z.parquet", f"qdrant:{tmp_path}", "c")
     with pytest.raises(FileNotFoundError):
         ingest(tmp_path / "y.parquet", f"qdrant:{tmp_path}", "c")
-    with pytest.raises(ValueError, match=r"y\.csv ends in neither \.parquet nor \.lance"):
+    with pytest.raises(ValueError, match=r"y\.csv is not a \.parquet or \.lance file"):
         ingest(tmp_path / "y.csv", f"qdrant:{tmp_path}", "c")

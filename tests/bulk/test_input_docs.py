@@ -37,7 +37,7 @@ def test_the_commands_run(tiny, tmp_path):
         assert done.returncode == 0, done.stderr
         assert pq.read_table(tmp_path / words[2]).num_rows >= 1
         if words[1] == "notes":
-            assert "notes: 1 file of other kinds left out: .docx 1 (c.docx); 2 files read: a.md, b.md" in done.stderr
+            assert "notes: skipped 1 file of unsupported types: .docx 1 (c.docx); reading 2 files: a.md, b.md" in done.stderr
 
 
 def test_the_python_runs(tmp_path, monkeypatch):

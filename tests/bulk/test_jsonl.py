@@ -214,7 +214,7 @@ def test_what_appears_late_in_a_file(job, tmp_path, monkeypatch):
     assert table.column("any").to_pylist() == [json.dumps(row["any"]) if "any" in row else None for row in good]
     assert [row for row in table.column("new").to_pylist() if row] == [{"k": [1], "j": None}, {"k": None, "j": 1}]
     assert [(row["line"], row["reason"].partition(":")[0]) for row in rejected(tmp_path / "out.parquet")] == [
-        (27, "is not JSON"),
+        (27, "is not valid JSON"),
         (34, "is a NoneType, not a str"),
     ]
 

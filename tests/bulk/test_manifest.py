@@ -49,8 +49,8 @@ def test_identities():
     assert len({IDENTITY.digest, *(other.digest for other in others.values())}) == len(others) + 1
     assert len(IDENTITY.digest) == 32
     assert IDENTITY.differences(IDENTITY) == []
-    assert IDENTITY.differences(others["role"]) == ["--role was 'document' and is 'other'"]
-    assert IDENTITY.differences(others["inputs"]) == ["the input was 2 files and is 1"]
+    assert IDENTITY.differences(others["role"]) == ["--role was 'document' and is now 'other'"]
+    assert IDENTITY.differences(others["inputs"]) == ["the number of input files was 2 and is now 1"]
     assert all(len(IDENTITY.differences(other)) == 1 for other in others.values())
 
 
@@ -83,7 +83,9 @@ def test_one_process_holds_it(job):
     """A second is refused and told what to do; after a release, or a clearing, the lock is as it was."""
     out = job.folder.with_name("out")
     for _ in range(2):
-        with pytest.raises(ValueError, match=r"Another process is writing .*out\.job; wait for it, or name another output"):
+        with pytest.raises(
+            ValueError, match=r"Another process is running the job in .*out\.job\. Wait for it, or pass another output"
+        ):
             Job(out)
         job.clear()
     job.release()
@@ -94,7 +96,7 @@ def test_a_folder_of_the_user_is_left_alone(tmp_path):
     """What stands under the name of a job's folder, and is none, is not removed with the job."""
     (tmp_path / "out.parquet.job").mkdir()
     (tmp_path / "out.parquet.job" / "notes.txt").write_text("mine")
-    with pytest.raises(ValueError, match="holds files that are not of an unfinished job"):
+    with pytest.raises(ValueError, match="contains files that are not part of a penult job"):
         Job(tmp_path / "out.parquet")
     assert [path.name for path in (tmp_path / "out.parquet.job").iterdir()] == ["notes.txt"]
 

@@ -57,7 +57,7 @@ def folder(tmp_path, monkeypatch):
 def test_an_output_is_not_written_over_its_input(job, folder, given, out, overwrite):
     """Relative, through links, hard links, folders, globs, and the files beside the output: one sentence, nothing changed."""
     before = snapshot(folder)
-    with pytest.raises(ValueError, match=r"name another output|name an output outside"):
+    with pytest.raises(ValueError, match=r"Pass another output|Pass an output outside"):
         job(*given, out=out, overwrite=overwrite)
     assert snapshot(folder) == before
 
@@ -66,7 +66,7 @@ def test_a_link_in_the_input_folder_that_leads_to_the_output(job, folder):
     """A folder that holds a link to a user's file is refused for that file too."""
     (folder / "sub" / "b.jsonl").symlink_to("../in.jsonl")
     before = snapshot(folder)
-    with pytest.raises(ValueError, match=r"b\.jsonl is the output"):
+    with pytest.raises(ValueError, match=r"b\.jsonl is also the output"):
         job("sub", out="in.jsonl", overwrite=True)
     assert snapshot(folder) == before
 
@@ -77,17 +77,17 @@ def test_standard_input_that_is_the_output(folder, tiny):
     with (folder / "in.jsonl").open() as pipe:
         done = run("embed", "-", "in.jsonl", "--model", tiny, "--overwrite", stdin=pipe)
     assert (done.returncode, snapshot(folder)) == (1, before)
-    assert "Standard input reads the output in.jsonl" in done.stderr
+    assert "Standard input is read from the output in.jsonl" in done.stderr
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
 @pytest.mark.parametrize(
     ("out", "said"),
     [
-        ("no/such/out.parquet", "no/such is not a folder; make it"),
-        ("in.jsonl/out.parquet", "in.jsonl is not a folder; make it"),
-        ("folder.parquet", "folder.parquet is a folder; name another output"),
-        pytest.param("file.lance", "file.lance is a file; name another output", marks=LANCE),
+        ("no/such/out.parquet", "no/such is not a folder. Create it"),
+        ("in.jsonl/out.parquet", "in.jsonl is not a folder. Create it"),
+        ("folder.parquet", "folder.parquet is a folder. Pass another output"),
+        pytest.param("file.lance", "file.lance is a file. Pass another output", marks=LANCE),
     ],
 )
 def test_a_place_that_cannot_take_an_output(job, folder, out, said, overwrite):

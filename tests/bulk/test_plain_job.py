@@ -105,7 +105,7 @@ def test_a_job_goes_on(plain, tmp_path, monkeypatch, calls):
     assert len(made) == 4 - calls
     assert (tmp_path / "plain.npy").read_bytes() == (tmp_path / "undisturbed.npy").read_bytes()
     assert plain(source).rows_per_second is None
-    with pytest.raises(ValueError, match="exists and was made from other input"):
+    with pytest.raises(ValueError, match="exists, but was created from other input"):
         plain(source, text="id")
     assert plain(source, text="id", overwrite=True).totals.rows == 60
 
@@ -116,7 +116,7 @@ def test_a_job_that_began_with_arrow(plain, job, tmp_path, monkeypatch):
     monkeypatch.setattr(parts, "embed_texts", lambda *arguments: (_ for _ in ()).throw(OSError("full")))
     with pytest.raises(StoppedError):
         job(source, out="o.npy")
-    with pytest.raises(ValueError, match="holds an unfinished job of an installation with pyarrow"):
+    with pytest.raises(ValueError, match="contains an unfinished job of an installation with pyarrow"):
         plain(source, out="o.npy")
     assert (tmp_path / "o.npy.job" / "job.json").exists()
     with pytest.raises(StoppedError):
@@ -136,11 +136,11 @@ def test_a_job_that_began_with_arrow(plain, job, tmp_path, monkeypatch):
         (["in.csv"], {"workers": 2}, "--workers needs the extra"),
         (["in.csv"], {"engine": "ray"}, r"--engine ray needs the extra penult\[ray\]"),
         (["in.csv"], {"old": "o.npy"}, "--from needs the extra"),
-        (["in.csv"], {"out": "o.xls"}, "ends in none of .parquet, .lance, .npy, .jsonl"),
-        (["in.csv"], {"text": "body"}, "The column 'body' is not in the input; name one of text with --text-column: id, text, n"),
-        (["in.csv"], {"vector": "n"}, "has a column 'n' already"),
-        (["in.csv"], {"id_column": "key"}, "The column 'key' is not in the input"),
-        (["no.csv"], {}, "No input at"),
+        (["in.csv"], {"out": "o.xls"}, "has an unknown file extension. Pass an output that ends in .parquet, .lance, .npy or .jsonl"),
+        (["in.csv"], {"text": "body"}, "The input has no text column 'body'. Pass the name of one with --text-column; the columns are: id, text, n"),
+        (["in.csv"], {"vector": "n"}, "already has a column 'n'"),
+        (["in.csv"], {"id_column": "key"}, "--id-column is 'key', but the columns of the input are"),
+        (["no.csv"], {}, "No input files at"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_done_is_said_first(plain, table, tmp_path, monkeypatch, given, options, said):

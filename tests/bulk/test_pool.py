@@ -60,15 +60,15 @@ def test_nobody_waits_for_a_worker_that_is_at_work(monkeypatch):
 @pytest.mark.parametrize(
     ("code", "said"),
     [
-        (0, "ended with status 0"),
-        (7, "ended with status 7"),
+        (0, "exited with status 0"),
+        (7, "exited with status 7"),
         (-1, "was killed by signal 1"),
-        (-9, "was killed by signal 9, perhaps by the system for want of memory,"),
+        (-9, "was killed by signal 9 (perhaps out of memory)"),
     ],
 )
 def test_how_a_worker_died(code, said):
     """A signal has its number, and the one that the system sends where memory is short its hint."""
-    assert pool._how(code) == said
+    assert pool._end(code) == said
 
 
 @pytest.mark.parametrize(
@@ -97,11 +97,13 @@ def test_a_worker_that_dies_twice_over_a_task_ends_the_job(monkeypatch, tmp_path
     monkeypatch.setattr(pool, "serve", dying.at_work)
     said = []
     workers = Pool(Model("m"), "document", 1, said.append)
-    with pytest.raises(WorkError, match=r"killed by signal 9, perhaps .* memory, twice at shards 5; .*fewer --workers"):
+    with pytest.raises(
+        WorkError, match=r"killed by signal 9 \(perhaps out of memory\) twice while embedding shards 5\. .*fewer --workers"
+    ):
         list(workers.run(iter([task(tmp_path)])))
     workers.close()
     assert len(said) == 1
-    assert "another one tries once more" in said[0]
+    assert "a new one tries again" in said[0]
 
 
 def test_a_worker_that_dies_before_it_is_given_a_task(monkeypatch, tmp_path):
@@ -110,17 +112,17 @@ def test_a_worker_that_dies_before_it_is_given_a_task(monkeypatch, tmp_path):
     said = []
     workers = Pool(Model("m"), "document", 1, said.append)
     workers._workers[0].process.join(60)
-    with pytest.raises(WorkError, match=r"ended with status 7 twice at (shards 5|opening the model)"):
+    with pytest.raises(WorkError, match=r"exited with status 7 twice while (embedding shards 5|loading the model)"):
         list(workers.run(iter([task(tmp_path)])))
     workers.close()
-    assert "ended with status 7 at shards 5; another one tries once more" in said[0]
+    assert "exited with status 7 while embedding shards 5; a new one tries again" in said[0]
 
 
 def test_a_worker_that_dies_before_it_begins(monkeypatch):
     """A worker that cannot even start is tried once more, then the job fails with its exit status."""
     monkeypatch.setattr(pool, "serve", dying.at_once)
     said = []
-    with pytest.raises(WorkError, match="ended with status 7 twice at opening the model"):
+    with pytest.raises(WorkError, match="exited with status 7 twice while loading the model"):
         Pool(Model("m"), "document", 1, said.append)
     assert len(said) == 1
 
@@ -155,5 +157,5 @@ def test_a_model_that_cannot_be_opened(tmp_path):
 
 def test_the_number_of_workers_is_checked():
     """No workers, no job."""
-    with pytest.raises(ValueError, match="workers is 0"):
+    with pytest.raises(ValueError, match="--workers is 0"):
         Pool(Model("m"), "document", 0, print)

@@ -173,7 +173,9 @@ def test_what_ray_cannot_do_is_said_first(tmp_path, monkeypatch):
     pq.write_table(pyarrow.table({"text": ["a"]}), tmp_path / "a.parquet")
     (tmp_path / "b.jsonl").write_text('{"text": "a"}\n')
     files = [input_files.opened(tmp_path / name) for name in ("a.parquet", "b.jsonl")]
-    with pytest.raises(ValueError, match=r"b\.jsonl must be read from its start; --engine ray takes parquet and lance files"):
+    with pytest.raises(
+        ValueError, match=r"--engine ray does not read .*b\.jsonl\. Convert it to Parquet or Lance, or remove --engine ray"
+    ):
         ray_engine.check(files)
     monkeypatch.delenv("RAY_DATA_LOG_LEVEL", raising=False)
     ray_engine.check(files[:1])

@@ -125,7 +125,7 @@ def test_interrupted_from_the_keyboard(undisturbed, tmp_path, tiny):
     _, said = job.communicate(timeout=30)
     assert job.returncode == 1
     assert "interrupted" in said
-    assert "the same command goes on" in said
+    assert "Run the same command to resume" in said
     assert "Traceback" not in said
 
 
@@ -140,7 +140,7 @@ def test_two_jobs_with_one_output(undisturbed, tmp_path, tiny):
     job.send_signal(signal.SIGCONT)
     job.communicate(timeout=60)
     assert second.returncode == 1
-    assert "Another process is writing" in second.stderr
+    assert "Another process is running the job in" in second.stderr
     assert out.read_bytes() == expected
 
 

@@ -83,15 +83,17 @@ def test_what_another_model_made_is_refused(tmp_path, key):
     """Another model, role or column; the message names both. An output that says nothing is refused too."""
     path = older(tmp_path, ["a"])
     reuse.check(path, **NAMED)
-    with pytest.raises(ValueError, match=f"has the {key} '{NAMED[key]}', this job 'other'; its vectors cannot be taken over"):
+    with pytest.raises(
+        ValueError, match=f"whose {key} is '{NAMED[key]}', but the {key} of this job is 'other'. Its vectors cannot be reused"
+    ):
         reuse.check(path, **NAMED | {key: "other"})
-    with pytest.raises(ValueError, match="has the fingerprint None"):
+    with pytest.raises(ValueError, match="whose fingerprint is None"):
         reuse.check(older(tmp_path, ["a"], says={}), **NAMED)
 
 
 def test_what_is_no_older_output(tmp_path):
     """A file of another format is none, and one that is not there says nothing of itself."""
-    with pytest.raises(ValueError, match=r"old\.npy is no older output with texts and vectors"):
+    with pytest.raises(ValueError, match=r"old\.npy, which is not an output with texts and vectors"):
         reuse.check(tmp_path / "old.npy", **NAMED)
-    with pytest.raises(ValueError, match="has the fingerprint None"):
+    with pytest.raises(ValueError, match="whose fingerprint is None"):
         reuse.check(tmp_path / "old.parquet", **NAMED)

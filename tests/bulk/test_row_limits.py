@@ -106,7 +106,7 @@ def test_numbers_that_the_type_of_all_files_does_not_hold(job, tmp_path):
     assert pq.read_table(tmp_path / "out.parquet").column("text").to_pylist() == ["a", "d"]
     rows = rejected(tmp_path / "out.parquet")
     assert [row["line"] for row in rows] == [2, 3]
-    assert all(row["reason"].startswith("does not fit the columns of all files together: ") for row in rows)
+    assert all(row["reason"].startswith("does not fit the common column types of all files: ") for row in rows)
     assert rows[0]["record"]["n"] == huge
 
 
@@ -153,7 +153,7 @@ def test_texts_in_objects_and_bytes(job, tmp_path):
     ]
     assert [row["line"] for row in rejected(tmp_path / "out.parquet")] == [2, 4, 2]
     assert job(tmp_path / "in.parquet", text="a.b.c", out="again.parquet", old=tmp_path / "out.parquet").totals.taken == 2
-    with pytest.raises(ValueError, match=r"'a\.c' is not in the input; name one of text with --text-column: a\.b\.c"):
+    with pytest.raises(ValueError, match=r"The input has no column 'a\.c'\. Pass a text column with --text-column: a\.b\.c"):
         job(tmp_path / "in.parquet", text="a.c", out="none.parquet")
     pq.write_table(pa.table({"raw": pa.array([b"a cat", b"\xff", None], pa.binary())}), tmp_path / "raw.parquet")
     job(tmp_path / "raw.parquet", text="raw", out="raw_out.parquet")

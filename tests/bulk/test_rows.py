@@ -19,9 +19,9 @@ def test_a_line_of_json():
     found = [parse_json("here", number, line) for number, line in enumerate(bad, 4)]
     assert [(r.file, r.line) for r in found] == [("here", 4), ("here", 5), ("here", 6), ("here", 7)]
     reasons = [r.reason for r in found]
-    assert reasons[:2] == ["is not UTF-8 at its byte 7", "is a list, not an object"]
-    assert reasons[2].startswith("is not JSON: ")
-    assert reasons[3].startswith("is not JSON: maximum recursion")
+    assert reasons[:2] == ["is not UTF-8 at byte 7", "is a JSON list, not an object"]
+    assert reasons[2].startswith("is not valid JSON: ")
+    assert reasons[3].startswith("is not valid JSON: maximum recursion")
     assert found[0].record == '{"a": "\\xff"}'
     assert json.loads(found[0].as_json())["reason"] == reasons[0]
     assert Rejected("here", 1, "\u00e9", {"a": "\ud800", "b": b"x"}).as_json().isascii()
@@ -34,11 +34,11 @@ def test_comma_separated_rows(tmp_path):
     rows = list(read_csv(path, "here"))
     assert [type(row) for row in rows] == [Row, Rejected, Rejected, Row]
     assert rows[0] == Row(3, {"a": "1", "b": "x\ny"})
-    assert (rows[1].line, rows[1].reason, rows[1].record) == (5, "has 3 fields, the header has 2", ["1", "2", "3"])
-    assert (rows[2].line, rows[2].reason) == (6, "has 1 fields, the header has 2")
+    assert (rows[1].line, rows[1].reason, rows[1].record) == (5, "has 3 fields, but the header has 2", ["1", "2", "3"])
+    assert (rows[2].line, rows[2].reason) == (6, "has 1 fields, but the header has 2")
     assert columns_of(path, "here") == ["a", "b"]
     path.write_text("a,a\n1,2\n")
-    with pytest.raises(ValueError, match=r"here names a column twice in its header \['a', 'a'\]"):
+    with pytest.raises(ValueError, match=r"The header of here has duplicate columns: \['a', 'a'\]"):
         list(read_csv(path, "here"))
     path.write_text("")
     assert list(read_csv(path, "here")) == []
@@ -56,7 +56,7 @@ def test_lines_of_text(tmp_path):
     first, second, third, last = read_text(path, "here")
     assert first == Row(1, {"file": "here", "line": 1, "text": "x"})
     assert (second.values["text"], last.line, last.values["text"]) == ("", 4, "y")
-    assert (third.line, third.reason, third.record) == (3, "is not UTF-8 at its byte 0", "\\xff")
+    assert (third.line, third.reason, third.record) == (3, "is not UTF-8 at byte 0", "\\xff")
 
 
 def types(*rows, text="text"):
@@ -116,10 +116,10 @@ def test_rows_that_do_not_fit():
     assert lines == [1, 9]
     assert [(r.file, r.line, r.record) for r in rejected] == [("here", row.line, row.values) for row in rows[1:5]]
     assert [r.reason for r in rejected] == [
-        "has a 'text' that is 7 (int), not text",
-        f"has a 'n' that is '{'x' * 39} (str), not int64",
-        "has a 'text' that is not Unicode: it holds half of a surrogate pair or bytes that are not UTF-8",
-        f"has a 'n' that is {10**30} (int), not int64",
+        "has the value 7 (int) in column 'text', not text",
+        f"has the value '{'x' * 39} (str) in column 'n', not int64",
+        "has a 'text' that is not valid Unicode: it contains a lone surrogate or bytes that are not UTF-8",
+        f"has the value {10**30} (int) in column 'n', not int64",
     ]
     whole, lines, rejected = to_table("here", rows[:1], schema)
     assert (whole.num_rows, lines, rejected) == (1, [1], [])

@@ -49,7 +49,7 @@ def test_rows_that_overflow():
     outcome = embed_texts(Shaky(), ["four", "inf", 7, "six--six", "inf"], "document")
     assert outcome.good == [0, 3]
     assert outcome.vectors.tolist() == [[4], [8]]
-    assert outcome.bad[1] == outcome.bad[4] == "gave NaN or infinite values in the model"
+    assert outcome.bad[1] == outcome.bad[4] == "produces NaN or infinite values in the model"
     assert outcome.bad[2] == "is a int, not a str"
     assert (outcome.tokens, outcome.cut) == (12, 1)
     assert embed_texts(Shaky(), ["12345", "123456"], "document").cut == 1
@@ -71,5 +71,5 @@ def test_a_column_of_vectors():
     with_null = with_vectors(pa.table({"a": [1, 2, 3]}), "v", vectors, {}, null=[1])
     assert with_null.column("v").to_pylist() == [[0, 1], None, [4, 5]]
     for column in (with_null.column("v"), pa.chunked_array([[1.0, 2.0]]), pa.chunked_array([[[1.0]]])):
-        with pytest.raises(ValueError, match=r"The column of vectors is .*; it must hold float32 vectors of one size"):
+        with pytest.raises(ValueError, match=r"The vector column is .*; it must contain float32 vectors of one size"):
             vectors_of(column)
