@@ -36,3 +36,7 @@ def when_ready(pipe, model, role, share):
 
 def at_once(pipe, model, role, share):
     os._exit(7)
+
+
+def killed(pipe, model, role, share):
+    os.kill(os.getpid(), signal.SIGKILL)

@@ -241,7 +241,7 @@ def test_bad_rows_are_rejected_with_their_reason(tiny, tmp_path):
     expected = {
         2: "is a NoneType, not a str",
         4: "has the value 5 (int) in column 'text', not text",
-        5: "has a 'text' that is not Unicode",
+        5: "has a 'text' that is not valid Unicode",
         6: "is not valid JSON",
         7: "is a JSON list, not an object",
         8: "is not UTF-8 at byte 19",
