@@ -1,4 +1,4 @@
-"""HTML and PDF as documents, with the extra `documents`: their text, and what becomes of those that have none."""
+"""HTML and PDF documents, with the extra `documents`: their text, or why they have none."""
 
 import re
 
@@ -17,7 +17,7 @@ SHOWN = "The cat\nA cat\nsat on the mat & slept.\nThen it woke.\none\ntwo\na b"
 
 
 def pdf(*pages):
-    """Write a PDF of pages that show a line of text each."""
+    """Return a PDF whose pages each show one line of text."""
     kids = " ".join(f"{4 + 2 * n} 0 R" for n in range(len(pages)))
     bodies = [
         "<< /Type /Catalog /Pages 2 0 R >>",
@@ -45,7 +45,7 @@ def installed():
 
 
 def test_html(installed, tmp_path):
-    """What a browser shows, a line a block; the file itself, a mark or --encoding says the encoding."""
+    """The visible text, one line per block; the encoding comes from the file, a byte order mark or --encoding."""
     path = tmp_path / "a.html"
     path.write_text(PAGE)
     assert text_of(path) == SHOWN
@@ -74,8 +74,8 @@ def test_html(installed, tmp_path):
         assert text_of(path) == ""
 
 
-def test_pages_without_end(installed, tmp_path):
-    """Elements that are never closed, remarks, marks of any kind: a page costs what its length costs."""
+def test_pages_with_unclosed_elements(installed, tmp_path):
+    """Unclosed elements, comments and unusual markup take time linear in the length of the page."""
     path = tmp_path / "a.html"
     for part in ("<div>", "<b>", "<p><table>", "<!--", "<", "<!", "<?", "</", "<![CDATA[", "<a b='", "&"):
         path.write_text(part * 100_000 + "the end")
@@ -85,7 +85,7 @@ def test_pages_without_end(installed, tmp_path):
 
 
 def test_pdf(installed, tmp_path):
-    """The text of all pages; one without text, a damaged or an encrypted one says so."""
+    """The text of all pages; a PDF that is empty, damaged or encrypted has a reason."""
     path = tmp_path / "a.pdf"
     path.write_bytes(pdf("the cat sat", "on the mat"))
     assert text_of(path).split() == "the cat sat on the mat".split()
@@ -112,7 +112,7 @@ def test_pdf(installed, tmp_path):
 
 
 def test_a_folder_of_documents(installed, job, tmp_path):
-    """All kinds of documents are rows, in the order of their names; those without text are rejected rows."""
+    """Documents of all kinds are rows, sorted by name; those without text are rejected rows."""
     folder = tmp_path / "in"
     folder.mkdir()
     (folder / "a.pdf").write_bytes(pdf("the cat"))
@@ -132,7 +132,7 @@ def test_a_folder_of_documents(installed, job, tmp_path):
 
 
 def test_without_the_extra(job, tmp_path, monkeypatch):
-    """Of a folder, HTML and PDF are left out, counted and named, with what to install; by their names they are refused."""
+    """In a folder, HTML and PDF are skipped, counted and named with the extra to install; named explicitly, they are an error."""
     monkeypatch.setattr(documents, "has_extra", lambda: False)
     folder = tmp_path / "in"
     folder.mkdir()
