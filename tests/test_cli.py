@@ -1,4 +1,4 @@
-"""The command line as a user sees it: in a process of its own."""
+"""The command line as a user sees it, in a process of its own."""
 
 import json
 import re
@@ -25,7 +25,7 @@ def run(*arguments):
 
 
 def test_version_and_help():
-    """--version prints the version; no arguments print the help, which names every command."""
+    """--version prints the version; without arguments, the help lists every command."""
     assert run("--version").stdout.strip() == f"penult {__version__}"
     for command in ("inspect", "cut"):
         assert command in run("--help").stdout
@@ -33,7 +33,7 @@ def test_version_and_help():
 
 
 def test_the_options_of_a_server():
-    """`penult serve --help` fits 80 columns and names the default of every limit; neither help loads the server's packages."""
+    """`penult serve --help` fits in 80 columns and has the default of every limit; no help loads the server's packages."""
     shown = run("serve", "--help").stdout
     assert max(map(len, shown.splitlines())) <= 80
     for name, field in Limits.model_fields.items():
@@ -46,7 +46,7 @@ def test_the_options_of_a_server():
 
 
 def test_inspect_prints_json(tmp_path):
-    """--json has the documented keys; the head of a masked language model is what is removed."""
+    """--json has the documented keys; the head of a masked language model is removed."""
     folder = tiny_model(tmp_path, mlm_head=True)
     out = json.loads(run("inspect", folder, "--json").stdout)
     assert {"inputs", "outputs", "layers", "cut", "removed", "recipe"} <= set(out)
@@ -61,7 +61,7 @@ def test_inspect_prints_json(tmp_path):
 
 
 def test_inspect_needs_no_tokenizer(tmp_path):
-    """A bare .onnx file is enough; the text names the cut and where each value came from."""
+    """A bare .onnx file is enough; the text shows the cut and the source of each value."""
     folder = tiny_model(tmp_path / "whole")
     bare = tmp_path / "bare.onnx"
     bare.write_bytes((folder / "onnx" / "model.onnx").read_bytes())
@@ -70,8 +70,8 @@ def test_inspect_needs_no_tokenizer(tmp_path):
     assert "not stated by any file" in out
 
 
-def test_inspect_draws(tmp_path):
-    """--html writes one self-contained page: no script, no address, every layer by name."""
+def test_inspect_writes_a_picture(tmp_path):
+    """--html writes one self-contained page: no script, no URL, every layer by name."""
     page = tmp_path / "stack.html"
     assert run("inspect", tiny_model(tmp_path / "model", mlm_head=True), "--html", page).returncode == 0
     text = page.read_text()
@@ -83,7 +83,7 @@ def test_inspect_draws(tmp_path):
 
 @pytest.mark.parametrize("command", [("inspect",), ("inspect", "--layer", "9"), ("cut",)])
 def test_errors_are_one_sentence(tmp_path, tiny, command):
-    """What a user can mend is one line on standard error and exit status 1, without a stack."""
+    """A user error is one line on standard error with exit status 1, without a traceback."""
     target = tiny if "--layer" in command else tmp_path / "missing"
     result = run(command[0], target, *command[1:], *(["out.onnx"] if command[0] == "cut" else []))
     assert result.returncode == 1
@@ -92,17 +92,17 @@ def test_errors_are_one_sentence(tmp_path, tiny, command):
     assert "Traceback" not in result.stderr
 
 
-def test_a_cut_model_ends_in_onnx(tmp_path, tiny):
-    """What would be written under another ending is not written, and how to name it is said."""
+def test_the_output_of_cut_ends_in_onnx(tmp_path, tiny):
+    """With another extension nothing is written, and the error says how to name it."""
     result = run("cut", tiny, tmp_path / "out.bin")
     assert result.returncode == 1
-    assert result.stderr == f"penult: {tmp_path / 'out.bin'} does not end in .onnx; name the new file OUT.onnx.\n"
+    assert result.stderr == f"penult: {tmp_path / 'out.bin'} does not end in .onnx. Pass an output name that ends in .onnx.\n"
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("weights", ["inside", "beside"])
 def test_a_cut_file_runs_without_penult(tmp_path, weights):
-    """`penult cut` writes a file that gives the same vectors in plain ONNX Runtime."""
+    """`penult cut` writes a file that returns the same vectors in plain ONNX Runtime."""
     folder = tiny_model(tmp_path / "model", mlm_head=True)
     graph = folder / "onnx" / "model.onnx"
     if weights == "beside":
@@ -121,13 +121,16 @@ def test_a_cut_file_runs_without_penult(tmp_path, weights):
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["inspect", "MODEL", "--layer", ""], "--layer is empty; it must be a number, a tensor's name, or none."),
-        (["inspect", "MODEL", "--pooling", ","], "--pooling is ','; it must be one of mean, max"),
-        (["inspect", "MODEL", "--html", "none/x.html"], "none is not a folder; make it, or name another place for x.html."),
-        (["inspect", "MODEL", "--html", "folder"], "folder is a folder; name a file."),
+        (["inspect", "MODEL", "--layer", ""], "--layer is empty. Pass a number, a tensor name, or none."),
+        (["inspect", "MODEL", "--pooling", ","], "--pooling is ','. Pass one of mean, max"),
+        (["inspect", "MODEL", "--html", "none/x.html"], "none is not a folder. Create it, or pass another path for x.html."),
+        (["inspect", "MODEL", "--html", "folder"], "folder is a folder. Pass the name of a file."),
         (["cut", "MODEL", "x.onnx", "--dimensions", "33"], "--dimensions 33 exceeds the model's 32 values."),
-        (["cut", "MODEL", "folder/y.onnx"], "folder/y.onnx is a folder; name a file."),
-        (["cut", "MODEL/onnx/model.onnx", "MODEL/onnx/model.onnx"], "is a file of the model itself, which is never changed"),
+        (["cut", "MODEL", "folder/y.onnx"], "folder/y.onnx is a folder. Pass the name of a file."),
+        (
+            ["cut", "MODEL/onnx/model.onnx", "MODEL/onnx/model.onnx"],
+            "is a file of the source model, which is never overwritten",
+        ),
         (["quality", "MODEL", "--data", "latin.txt"], "latin.txt is not UTF-8 (byte 3)"),
         (["quality", "MODEL", "--data", "none.txt"], "none.txt: No such file or directory."),
         (["quality", "MODEL", "--data", "number.jsonl"], "number.jsonl has lines without `text`, line 2 first"),
@@ -151,11 +154,11 @@ def test_a_cut_file_runs_without_penult(tmp_path, weights):
         (["bench", "MODEL", "--texts", "latin.txt"], "latin.txt is not UTF-8 (byte 3)"),
         (["bench", "MODEL", "--rounds", "0"], "Invalid value for '--rounds'"),
         (["bench", "MODEL", "--threads", "-1"], "Invalid value for '--threads'"),
-        (["bench", "MODEL", "--json", "none/x.json"], "none is not a folder; make it, or name another place for x.json."),
+        (["bench", "MODEL", "--json", "none/x.json"], "none is not a folder. Create it, or pass another path for x.json."),
     ],
 )
 def test_wrong_input_is_one_sentence(tiny, tmp_path, monkeypatch, arguments, sentence):
-    """What a user can mend names the file or the option, without a traceback, and nothing of the model is written over."""
+    """A user error names the file or the option, without a traceback, and no file of the model is overwritten."""
     files = {
         "latin.txt": b"caf\xe9\n",
         "number.jsonl": b'{"text": "a"}\n{"text": 5}\n',
@@ -180,8 +183,8 @@ def test_wrong_input_is_one_sentence(tiny, tmp_path, monkeypatch, arguments, sen
     assert (tiny / "onnx" / "model.onnx").read_bytes() == before
 
 
-def test_a_program_reads_why_a_model_is_refused(tmp_path):
-    """`inspect --json` prints an object with `error` where there is nothing else to show."""
+def test_errors_of_inspect_as_json(tmp_path):
+    """`inspect --json` prints an object with `error` if there is nothing else to show."""
     done = run("inspect", tmp_path, "--json")
     assert done.returncode == 1
     assert json.loads(done.stdout)["error"] == done.stderr.removeprefix("penult: ").rstrip("\n")
@@ -198,8 +201,8 @@ def test_a_program_reads_why_a_model_is_refused(tmp_path):
         ),
     ],
 )
-def test_what_ends_a_command_before_it_begins(monkeypatch, capsys, error, code, said):
-    """Ctrl-C during imports and a package that is missing are one line."""
+def test_errors_before_a_command_starts(monkeypatch, capsys, error, code, said):
+    """Ctrl-C during imports and a missing package are one line."""
 
     def app():
         raise error
@@ -211,7 +214,7 @@ def test_what_ends_a_command_before_it_begins(monkeypatch, capsys, error, code, 
 
 
 def test_a_bug_keeps_its_traceback(monkeypatch):
-    """A module of our own that is missing is no extra."""
+    """A missing module of penult itself is not a missing extra."""
 
     def app():
         raise ModuleNotFoundError("No module named 'penult.cor'", name="penult.cor")

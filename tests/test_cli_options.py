@@ -1,4 +1,4 @@
-"""The words of the command line: options in place of Python's arguments, and extras in place of modules."""
+"""Messages of the command line: options instead of Python arguments, and extras instead of modules."""
 
 import warnings
 
@@ -32,20 +32,20 @@ from penult.extras import install_hint
     ],
 )  # fmt: skip
 def test_messages_name_options(message, said):
-    """A value stands behind its option as a shell takes it; words that only look alike stay."""
+    """A value follows its option as in a shell; similar words are unchanged."""
     assert in_options(message) == said
 
 
 @pytest.mark.parametrize(("name", "extra"), [("pyarrow", "parquet"), ("pyarrow.parquet", "parquet"), ("uvicorn", "server")])
 def test_a_missing_package_is_its_extra(name, extra):
-    """One sentence with what to install; a module of another name is said as it is."""
+    """One sentence with the command to install it; unknown modules keep Python's message."""
     error = ModuleNotFoundError(f"No module named {name!r}", name=name)
     assert sentence_of(error) == f"{name} is not installed. Install {install_hint(extra)}."
     assert sentence_of(ModuleNotFoundError("No module named 'other'", name="other")) == "No module named 'other'"
 
 
-def test_every_extra_is_one_of_the_package():
-    """The extras that messages name are those that pip knows."""
+def test_every_extra_exists():
+    """The extras in messages are in pyproject.toml."""
     import tomllib
     from pathlib import Path
 
@@ -54,19 +54,19 @@ def test_every_extra_is_one_of_the_package():
 
 
 def test_values():
-    """Numbers, names and several of them."""
+    """Numbers, names and several names."""
     assert [layer_of(text) for text in ("-1", "3", "none", "None", "/encoder/x")] == [-1, 3, None, None, "/encoder/x"]
     assert [pooling_of(text) for text in (None, "cls", "mean, max")] == [None, "cls", ("mean", "max")]
     assert [task_of(text) for text in (None, "3", "name")] == [None, 3, "name"]
     assert [prompts_of(None, None), prompts_of("", None), prompts_of("q", "d")] == [
         None, {"query": ""}, {"query": "q", "document": "d"},
     ]  # fmt: skip
-    with pytest.raises(ValueError, match="--pooling is 'mean,'; it must be one of mean, max"):
+    with pytest.raises(ValueError, match=r"--pooling is 'mean,'\. Pass one of mean, max"):
         pooling_of("mean,")
 
 
 def test_warnings_are_one_line(capsys):
-    """In the words of the command line, without the file and line of the code."""
+    """They name options, without the file and line of the code."""
     with warnings.catch_warnings():
         warnings.simplefilter("always")
         cli_words.show_warnings()

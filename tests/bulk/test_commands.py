@@ -1,4 +1,4 @@
-"""What `penult embed` and `penult ingest` ask for, what they say at the end, and how they exit."""
+"""The requests of `penult embed` and `penult ingest`, their last lines and their exit status."""
 
 import json
 import shutil
@@ -17,7 +17,7 @@ from penult.extras import install_hint
 
 @pytest.fixture
 def run(monkeypatch, capsys):
-    """Give what runs a command with a job that ends in this way; the requests that it was asked for come back too."""
+    """Return a function that runs a command with a fake job and returns its requests."""
 
     def command(*arguments, ends):
         asked = []
@@ -40,8 +40,8 @@ def run(monkeypatch, capsys):
 EMBED = ("embed", "a.csv", "b.csv", "out.jsonl", "--model", "m")
 
 
-def test_what_is_asked_for_by_default(run):
-    """The request of a command that names no more than it must."""
+def test_the_default_request(run):
+    """The request of a command with the required options only."""
     _, _, asked = run(*EMBED, ends=Summary(Totals(), 64, None))
     model = Model("m", "fp32", None, None, "warn", None)
     columns = Columns("text", "embedding", "document")
@@ -50,8 +50,8 @@ def test_what_is_asked_for_by_default(run):
     )
 
 
-def test_every_option_is_asked_for(run):
-    """Each stands in the request under its own name."""
+def test_every_option_is_in_the_request(run):
+    """Each option is in the request under its own name."""
     options = (
         "--text-column t --id-column i --vector-column v --role query --precision int8 --dimensions 9 --max-length 8 --truncate "
         "left --batch-tokens 7 --workers 6 --shard-rows 5 --format text --from old.parquet --overwrite --progress off --engine "
@@ -65,7 +65,7 @@ def test_every_option_is_asked_for(run):
 
 
 def test_the_prompt_is_that_of_the_role(run):
-    """--prompt is put before texts of the chosen role; --prompt-query and --prompt-document name theirs, as `penult serve` does."""
+    """--prompt applies to the chosen role; --prompt-query and --prompt-document to theirs, as in `penult serve`."""
     ends = Summary(Totals(), 64, None)
     assert run(*EMBED, "--prompt", "", ends=ends)[2].model.prompts == {"document": ""}
     assert run(*EMBED, "--role", "query", "--prompt", "q: ", ends=ends)[2].model.prompts == {"query": "q: "}
@@ -76,13 +76,13 @@ def test_the_prompt_is_that_of_the_role(run):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--prompt", "a", "--prompt-document", "a"], "--prompt and --prompt-document are both given; give one of the two."),
-        (["--pooling", "mean,median"], "--pooling is 'mean,median'; it must be one of mean, max, cls, last,"),
-        (["--pooling", ""], "--pooling is ''; it must be one of mean"),
+        (["--prompt", "a", "--prompt-document", "a"], "--prompt and --prompt-document are both set. Pass only one of them."),
+        (["--pooling", "mean,median"], "--pooling is 'mean,median'. Pass one of mean, max, cls, last,"),
+        (["--pooling", ""], "--pooling is ''. Pass one of mean"),
     ],
 )
-def test_options_that_cannot_be_meant(capsys, options, said):
-    """They are said in a sentence before any work, with exit status 1."""
+def test_invalid_options(capsys, options, said):
+    """They are one sentence before any work, with exit status 1."""
     with pytest.raises(SystemExit) as end:
         app([*EMBED, *options])
     assert end.value.code == 1
@@ -92,21 +92,21 @@ def test_options_that_cannot_be_meant(capsys, options, said):
 @pytest.mark.parametrize(
     ("totals", "rate", "said"),
     [
-        (Totals(1200), 2345.6, "1,200 rows in out.jsonl; 2,346 rows a second"),
+        (Totals(1200), 2345.6, "1,200 rows in out.jsonl; 2,346 rows/s"),
         (Totals(2), 0, "2 rows in out.jsonl"),
-        (Totals(2), None, "2 rows in out.jsonl; finished before, nothing to do"),
-        (Totals(2, cut=1), 0, "2 rows in out.jsonl; 1 cut at 64 tokens"),
-        (Totals(2, taken=1), 0, "2 rows in out.jsonl; 1 taken over from old.parquet"),
-        (Totals(2, rejected=1), 0, "2 rows in out.jsonl; 1 rejected, see out.jsonl.rejected.jsonl"),
+        (Totals(2), None, "2 rows in out.jsonl; already finished, nothing to do"),
+        (Totals(2, cut=1), 0, "2 rows in out.jsonl; 1 truncated to 64 tokens"),
+        (Totals(2, taken=1), 0, "2 rows in out.jsonl; 1 vectors reused from old.parquet"),
+        (Totals(2, rejected=1), 0, "2 rows in out.jsonl; 1 rejected, reasons in out.jsonl.rejected.jsonl"),
         (
             Totals(2, cut=3000, taken=4),
             1,
-            "2 rows in out.jsonl; 3,000 cut at 64 tokens; 4 taken over from old.parquet; 1 rows a second",
+            "2 rows in out.jsonl; 3,000 truncated to 64 tokens; 4 vectors reused from old.parquet; 1 rows/s",
         ),
     ],
 )
 def test_the_last_line(run, totals, rate, said):
-    """It says what there was and nothing of what there was not; rejected rows end with 3."""
+    """It contains only counts that are not zero; with rejected rows, the exit status is 3."""
     code, last, _ = run(*EMBED, "--from", "old.parquet", ends=Summary(totals, 64, rate))
     assert last == f"penult: {said}\n"
     assert code == (3 if totals.rejected else 0)
@@ -114,7 +114,7 @@ def test_the_last_line(run, totals, rate, said):
 
 @pytest.mark.parametrize("rejected", [0, 1])
 def test_the_last_line_of_json(run, rejected):
-    """One object with all totals; the file of rejected rows is named where there is one."""
+    """One object with all totals, and the path of the rejected rows file if there is one."""
     code, last, _ = run(*EMBED, "--progress", "json", ends=Summary(Totals(2, rejected, 3, 4, 5), 64, 1.0))
     assert json.loads(last) == {
         "event": "done", "out": "out.jsonl", "rejected_file": "out.jsonl.rejected.jsonl" if rejected else None,
@@ -126,14 +126,14 @@ def test_the_last_line_of_json(run, rejected):
 @pytest.mark.parametrize("error", [StoppedError("s"), ValueError("s"), OSError("s"), ImportError("s")])
 @pytest.mark.parametrize("progress", ["json", "off", "auto"])
 def test_a_job_that_fails(run, error, progress):
-    """The sentence and no stack, as JSON where that was asked for, and 1."""
+    """The message without a traceback, as JSON if requested, and exit status 1."""
     code, last, _ = run(*EMBED, "--progress", progress, ends=error)
     assert last == ('{"event": "failed", "message": "s"}\n' if progress == "json" else "penult: s\n")
     assert code == 1
 
 
 def test_ingest(run):
-    """It says what it read and what there is now; an error is one sentence and 1."""
+    """It prints the rows read and the entries in the collection; an error is one sentence with exit status 1."""
     arguments = ("ingest", "in.parquet", "--to", "qdrant:p", "--collection", "c", "--id-column", "i")
     code, last, asked = run(*arguments, ends=Ingested(1234, 5678))
     assert asked[3].pop("advance")
@@ -143,8 +143,8 @@ def test_ingest(run):
     assert run(*arguments, ends=ValueError("no"))[:2] == (1, "penult: no\n")
 
 
-def test_options_that_decide_vectors(run):
-    """As `Embedder.load` has them; both spellings of a prompt's option are one."""
+def test_options_that_affect_vectors(run):
+    """They are passed as to `Embedder.load`; both spellings of a prompt option are the same."""
     ends = Summary(Totals(), 64, None)
     options = "--layer 2 --no-normalize --layer-norm --query-prompt q --document-prompt d --max-row-bytes 9 --encoding latin-1"
     asked = run(*EMBED, *options.split(), ends=ends)[2]
@@ -154,7 +154,7 @@ def test_options_that_decide_vectors(run):
 
 
 def test_a_prompt_by_its_name(run, capsys, tiny, tmp_path):
-    """It is one of the model's files; another name is an error that lists them."""
+    """The name must be in the model's files; otherwise the error lists the names there."""
     model, ends = shutil.copytree(tiny, tmp_path / "model"), Summary(Totals(), 64, None)
     (model / "config_sentence_transformers.json").write_text(
         json.dumps({"prompts": {"classification": "classify: ", "query": "q: "}})
@@ -163,8 +163,8 @@ def test_a_prompt_by_its_name(run, capsys, tiny, tmp_path):
     assert run(*command, "classification", ends=ends)[2].model.prompts == {"document": "classify: "}
     assert run(*command, "classification", "--role", "query", ends=ends)[2].model.prompts == {"query": "classify: "}
     for options, said in (
-        (["other"], "--prompt-name is 'other'; the prompts that the files of"),
-        (["query", "--prompt", "x"], "--prompt and --prompt-name are both given"),
+        (["other"], "--prompt-name is 'other', which the files of"),
+        (["query", "--prompt", "x"], "--prompt and --prompt-name are both set"),
     ):
         with pytest.raises(SystemExit) as end:
             app([*command, *options])
@@ -176,7 +176,7 @@ def test_a_prompt_by_its_name(run, capsys, tiny, tmp_path):
     ("error", "said"),
     [
         (ValueError("Pass pooling='mean', or files_from='org/x'."), "Pass --pooling mean, or --files-from org/x."),
-        (KeyboardInterrupt(), "interrupted; nothing was begun, and what an earlier run had done is kept."),
+        (KeyboardInterrupt(), "interrupted; no work was done in this run, and the work of earlier runs is kept."),
         (
             ModuleNotFoundError("x", name="pyarrow"),
             f"pyarrow is not installed. Install {install_hint('parquet')}.",
@@ -184,19 +184,22 @@ def test_a_prompt_by_its_name(run, capsys, tiny, tmp_path):
         (WorkError("a worker was killed"), "a worker was killed"),
     ],
 )
-def test_the_words_of_a_failure(run, error, said):
-    """Options, not arguments; Ctrl-C and a missing extra are a sentence too."""
+def test_the_message_of_a_failure(run, error, said):
+    """Messages name options, not arguments; Ctrl-C and a missing extra are one sentence too."""
     assert run(*EMBED, ends=error)[:2] == (1, f"penult: {said}\n")
 
 
 def test_an_interrupted_ingest(run):
-    """It may be run again."""
+    """The message says that it can be run again."""
     code, said, _ = run("ingest", "in.parquet", "--to", "qdrant:p", "--collection", "c", ends=KeyboardInterrupt())
-    assert (code, said) == (1, "penult: interrupted; run it again to write the rest; no row is doubled.\n")
+    assert (code, said) == (
+        1,
+        "penult: interrupted; run the same command again to write the remaining rows. No row is written twice.\n",
+    )
 
 
 def test_an_ingest_without_arrow(capsys, monkeypatch):
-    """The extra of the store is named, before anything is looked at."""
+    """The message names the extra of the store, before any file is read."""
     monkeypatch.setattr("penult.bulk.commands.find_spec", lambda name: None)
     for to, extra in (("qdrant:p", "qdrant"), ("pgvector:d", "pgvector"), ("other", "parquet")):
         with pytest.raises(SystemExit):
@@ -204,9 +207,9 @@ def test_an_ingest_without_arrow(capsys, monkeypatch):
         assert capsys.readouterr().err == f"penult: `penult ingest` needs {install_hint(extra)}.\n"
 
 
-def test_help_says_how_it_ends(capsys):
-    """The exit statuses are in the help of `penult embed`."""
+def test_help_lists_the_exit_statuses(capsys):
+    """The help of `penult embed` lists the exit statuses."""
     with pytest.raises(SystemExit):
         app(["embed", "--help"])
     said = " ".join(capsys.readouterr().out.split())
-    assert "Exit status: 0 every row has a vector; 3 some rows were rejected" in said
+    assert "Exit status: 0 = every row has a vector; 3 = some rows were rejected" in said

@@ -1,4 +1,4 @@
-"""CSV and TSV: what separates fields, and a quote too many, which costs its own line and no other."""
+"""CSV and TSV: delimiters, and stray quotes, which reject only their own line."""
 
 import csv
 
@@ -12,11 +12,11 @@ from penult.bulk.input.csv_rows import columns_of, read_csv, read_tsv
 from penult.bulk.input.rows import Row
 from penult.bulk.options import ReadOptions
 
-OPEN = "opens a quote that is not closed, or closes it amid a field; only this line is left out"
+OPEN = "has a quote that is not closed, or that is closed inside a field; only this line is rejected"
 
 
 def read(tmp_path, content, reader=read_csv, **options):
-    """Read a file: the values of each row, and of each rejected one its line."""
+    """Read a file; return the values of each row, and the line of each rejected row."""
     path = tmp_path / "a.csv"
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     items = list(reader(path, "here", ReadOptions(**options)))
@@ -39,8 +39,8 @@ def read(tmp_path, content, reader=read_csv, **options):
     ],
 )
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
-def test_a_quote_that_is_not_closed(tmp_path, lines, expected, end):
-    """Its line is rejected, and reading goes on at the next one: every other row is there, whatever quotes come later."""
+def test_an_unclosed_quote(tmp_path, lines, expected, end):
+    """Its line is rejected, and all other rows are read, whatever quotes come later."""
     found = read(tmp_path, end.join(["id,text", *lines]) + end)
     assert [[value.replace(end, "\n") for value in row] if isinstance(row, list) else row for row in found] == expected
 
@@ -53,15 +53,15 @@ def quoted(value):
 
 
 @given(st.lists(st.tuples(CELLS, CELLS), min_size=1, max_size=6))
-def test_what_is_quoted_well_is_read_as_it_was(tmp_path_factory, rows):
-    """Any values, quoted as RFC 4180 says, come back, no row rejected."""
+def test_valid_quotes_round_trip(tmp_path_factory, rows):
+    """Any values, quoted as in RFC 4180, are read unchanged, without rejected rows."""
     content = "a,b\n" + "".join(f"{quoted(one)},{quoted(other)}\n" for one, other in rows)
     assert read(tmp_path_factory.getbasetemp(), content) == [list(row) for row in rows]
 
 
 @given(st.lists(st.text(st.sampled_from('ab,"'), max_size=5), max_size=8))
 def test_no_line_is_lost(tmp_path_factory, lines):
-    """Whatever stands in a file, a line is a row, rejected, blank, or part of a row whose quotes are all closed as they must."""
+    """Whatever a file contains, each line is a row, rejected, blank, or part of a row with valid quotes."""
     path = tmp_path_factory.getbasetemp() / "any.csv"
     path.write_text("\n".join(["a,b", *lines]))
     before = 1
@@ -76,8 +76,8 @@ def test_no_line_is_lost(tmp_path_factory, lines):
     assert not any(lines[before - 1 :])
 
 
-def test_the_first_line_is_named(job, tmp_path):
-    """The rejected row has the number of its first line, its reason, and its text; the job goes on."""
+def test_the_first_line_is_in_the_rejected_row(job, tmp_path):
+    """A rejected row has the number of its first line, its reason and its text; the job continues."""
     (tmp_path / "in.csv").write_text('id,text\n1,the cat\n2,"never closed\n3,moon\n4,earth\n5,river\n')
     done = job(tmp_path / "in.csv")
     assert (done.totals.rows, done.totals.rejected) == (4, 1)
@@ -85,8 +85,8 @@ def test_the_first_line_is_named(job, tmp_path):
     assert (row["line"], row["reason"], row["record"]) == (3, OPEN, '2,"never closed\n')
 
 
-def test_quotes_without_end_take_no_time_without_end(tmp_path):
-    """Lines each of which opens a quote are read a few times each, not each to the end of the file."""
+def test_many_unclosed_quotes_take_linear_time(tmp_path):
+    """If every line opens a quote, each is read a few times, not to the end of the file."""
     for line in ('x",",z', 'a,"b', ',"""', '"",""x,"'):
         assert len(read(tmp_path, "a,b\n" + f"{line}\n" * 20_000)) >= 10_000  # minutes, were each read to the end
 
@@ -106,19 +106,19 @@ def test_quotes_without_end_take_no_time_without_end(tmp_path):
         ("id,text\n1,  two blanks\n", [["1", "  two blanks"]]),
     ],
 )
-def test_what_separates_fields(tmp_path, content, expected):
-    """A line `sep=`, else the first of comma, semicolon, tab and | that the header has; blanks if all its names have them."""
+def test_delimiters(tmp_path, content, expected):
+    """A line `sep=`, else the first of comma, semicolon, tab and | in the header; spaces after it if all names have them."""
     assert read(tmp_path, content) == expected
     assert columns_of(tmp_path / "a.csv", "here")[-1].startswith("text")
 
 
 def test_tabs(tmp_path):
-    """A .tsv has no other delimiter, whatever its header has."""
+    """A .tsv is always separated by tabs, whatever its header contains."""
     assert read(tmp_path, "a,b\ttext\n1,2\tx\n", read_tsv) == [["1,2", "x"]]
 
 
 def test_a_row_that_is_too_long(tmp_path):
-    """It is rejected with its line, the next ones are read; a quote that stays open is cut off at the limit too."""
+    """It is rejected with its line, and later rows are read; a quote that stays open ends at the limit too."""
     assert read(tmp_path, "a\n" + "x" * 50 + "\ny\n", max_row_bytes=40) == [2, ["y"]]
     assert read(tmp_path, "a\n" + "\u65e5" * 20 + "\ny\n", max_row_bytes=40) == [2, ["y"]]
     content = 'a,b\n1,"' + "x, y\n" * 20 + "2,z\n"
@@ -128,18 +128,18 @@ def test_a_row_that_is_too_long(tmp_path):
 
 
 def test_a_record_of_too_many_lines(tmp_path, monkeypatch):
-    """Lines take memory beside their text, so a record has no more than so many."""
+    """The number of lines in a record is limited, since each line takes memory besides its text."""
     monkeypatch.setattr(csv_rows, "_MOST_LINES", 5)
     assert read(tmp_path, 'a,b\n1,"' + "\n" * 4 + '"\n2,z\n') == [["1", "\n" * 4], ["2", "z"]]
     assert read(tmp_path, 'a,b\n1,"' + "\n" * 5 + 'x"\n2,z\n')[0] == 2
 
 
-def test_headers_that_are_none(tmp_path):
-    """An open quote, a name that is there twice, more columns than a table has: refused, and the file named."""
+def test_invalid_headers(tmp_path):
+    """An unclosed quote, duplicate names and too many columns are errors that name the file."""
     for content, said in (
-        ('"a,b\n1,2\n', "here has a header that opens a quote that is not closed"),
-        ("a, a\n", "here names a column twice in its header"),
-        (",".join(map(str, range(10_001))), "here has 10,001 columns in its header; at most 10,000 are read"),
+        ('"a,b\n1,2\n', "The header of here has a quote that is not closed"),
+        ("a, a\n", "The header of here has duplicate columns"),
+        (",".join(map(str, range(10_001))), "here has 10,001 columns in its header; at most 10,000 are supported"),
     ):
         with pytest.raises(ValueError, match=said):
             read(tmp_path, content)

@@ -1,4 +1,4 @@
-"""The pages on stores and recipes run as they stand, on a tiny model, where the libraries that they name are installed."""
+"""The pages on stores and recipes run on a tiny model, if the libraries that they name are installed."""
 
 import importlib.util
 import os
@@ -22,7 +22,7 @@ def blocks(page, language):
 
 
 def python(code, folder, tiny):
-    """Run a block of Python in a process of its own, and return what it prints."""
+    """Run a block of Python in a new process, and return its output."""
     code = code.replace(HUB_ID, tiny.as_posix())
     done = subprocess.run(
         [sys.executable, "-c", code],
@@ -45,7 +45,7 @@ def needs(code):
 
 @pytest.mark.parametrize("code", blocks("recipes.md", "python"), ids=["chroma", "haystack", "txtai", "numpy"])
 def test_recipes(code, tiny, tmp_path):
-    """Each finds one of its texts. txtai needs torch, so only environments that have it run its recipe."""
+    """Each recipe finds one of its texts. txtai needs torch, so its recipe runs only where torch is installed."""
     needs(code)
     said = python(code, tmp_path, tiny)
     assert "moon" in said or "Cats" in said or said.startswith("[(")
@@ -53,7 +53,7 @@ def test_recipes(code, tiny, tmp_path):
 
 @pytest.fixture(scope="module")
 def folder(tiny, tmp_path_factory):
-    """Where the commands of stores.md have run."""
+    """The folder in which the commands of stores.md have run."""
     folder = tmp_path_factory.mktemp("stores")
     corpus(folder / "texts.jsonl", 20)
     with server() as dsn:
@@ -77,14 +77,14 @@ def folder(tiny, tmp_path_factory):
 
 @pytest.mark.parametrize("code", blocks("stores.md", "python"), ids=["langchain-qdrant", "llama-index", "lancedb", "pgvector"])
 def test_readers_of_stores(code, folder, tiny):
-    """What LangChain, LlamaIndex and the stores' own clients read is the rows."""
+    """LangChain, LlamaIndex and the clients of the stores read the rows."""
     needs(code)
     folder, url, _ = folder
     assert "row " in python(code.replace('"URL"', repr(url)), folder, tiny)
 
 
-def test_the_table_is_the_one_that_the_page_shows(folder, embedder):
-    """Column by column, with its types, its index and its comment."""
+def test_the_table_on_the_page(folder, embedder):
+    """The table has the columns, types, index and comment of the page."""
     import psycopg
 
     with psycopg.connect(folder[2]) as connection:

@@ -1,4 +1,4 @@
-"""HTML and PDF as documents, with the extra `documents`: their text, and what becomes of those that have none."""
+"""HTML and PDF documents, with the extra `documents`: their text, or why they have none."""
 
 import re
 
@@ -17,7 +17,7 @@ SHOWN = "The cat\nA cat\nsat on the mat & slept.\nThen it woke.\none\ntwo\na b"
 
 
 def pdf(*pages):
-    """Write a PDF of pages that show a line of text each."""
+    """Return a PDF whose pages each show one line of text."""
     kids = " ".join(f"{4 + 2 * n} 0 R" for n in range(len(pages)))
     bodies = [
         "<< /Type /Catalog /Pages 2 0 R >>",
@@ -45,7 +45,7 @@ def installed():
 
 
 def test_html(installed, tmp_path):
-    """What a browser shows, a line a block; the file itself, a mark or --encoding says the encoding."""
+    """The visible text, one line per block; the encoding comes from the file, a byte order mark or --encoding."""
     path = tmp_path / "a.html"
     path.write_text(PAGE)
     assert text_of(path) == SHOWN
@@ -60,22 +60,22 @@ def test_html(installed, tmp_path):
     (tmp_path / "a.xhtml").write_text('<?xml version="1.0"?><html><script src="a.js"/><body><p>f&#252;r</p></body></html>')
     assert text_of(tmp_path / "a.xhtml") == "f\u00fcr"
     path.write_bytes(b"<p>f\xfcr")
-    assert text_of(path) == "is not UTF-8 at its byte 4; pass its --encoding"
+    assert text_of(path) == "is not UTF-8 at byte 4; pass --encoding"
     path.write_bytes(b'<meta charset="utf-16"><p>f\xc3\xbcr')
     assert text_of(path) == "f\u00fcr"
     path.write_bytes(b'<meta charset="punycode"><p>' + b"x" * 1_000_000)  # to decode it so takes minutes
     assert len(text_of(path)) == 1_000_000
     path.write_bytes(b'<meta charset="klingon"><p>x')
-    assert text_of(path) == "says that its encoding is klingon, which Python does not know; pass its --encoding"
+    assert text_of(path) == "declares the encoding klingon, which Python does not support; pass --encoding"
     path.write_bytes(b'<meta charset="undefined"><p>x')  # a codec of Python's that has no text
-    assert "pass its --encoding" in text_of(path)
+    assert "pass --encoding" in text_of(path)
     for content in ("", "  ", "<!-- a remark -->", "<script>x</script>"):
         path.write_text(content)
         assert text_of(path) == ""
 
 
-def test_pages_without_end(installed, tmp_path):
-    """Elements that are never closed, remarks, marks of any kind: a page costs what its length costs."""
+def test_pages_with_unclosed_elements(installed, tmp_path):
+    """Unclosed elements, comments and unusual markup take time linear in the length of the page."""
     path = tmp_path / "a.html"
     for part in ("<div>", "<b>", "<p><table>", "<!--", "<", "<!", "<?", "</", "<![CDATA[", "<a b='", "&"):
         path.write_text(part * 100_000 + "the end")
@@ -85,13 +85,13 @@ def test_pages_without_end(installed, tmp_path):
 
 
 def test_pdf(installed, tmp_path):
-    """The text of all pages; one without text, a damaged or an encrypted one says so."""
+    """The text of all pages; a PDF that is empty, damaged or encrypted has a reason."""
     path = tmp_path / "a.pdf"
     path.write_bytes(pdf("the cat sat", "on the mat"))
     assert text_of(path).split() == "the cat sat on the mat".split()
     assert text_of(path, ReadOptions(max_row_bytes=15)) == "has more than 15 bytes, the limit of --max-row-bytes"
     path.write_bytes(pdf(""))
-    assert text_of(path) == "is a PDF without text: perhaps scanned images"
+    assert text_of(path) == "is a PDF without text, perhaps a scan"
     for content in (b"%PDF-1.4", b"", pdf("x")[:300], pdf("x").replace(b"/Kids", b"/Dogs")):
         path.write_bytes(content)
         assert isinstance(text_of(path), Refused)
@@ -106,13 +106,13 @@ def test_pdf(installed, tmp_path):
     writer = installed.PdfWriter(clone_from=path)
     writer.encrypt("word", algorithm="RC4-128")
     writer.write(path)
-    assert text_of(path) == "is a PDF that is encrypted"
+    assert text_of(path) == "is an encrypted PDF"
     path.write_text("version https://git-lfs.github.com/spec/v1\n")
-    assert text_of(path).startswith("is a pointer of Git LFS")
+    assert text_of(path).startswith("is a Git LFS pointer")
 
 
 def test_a_folder_of_documents(installed, job, tmp_path):
-    """All kinds of documents are rows, in the order of their names; those without text are rejected rows."""
+    """Documents of all kinds are rows, sorted by name; those without text are rejected rows."""
     folder = tmp_path / "in"
     folder.mkdir()
     (folder / "a.pdf").write_bytes(pdf("the cat"))
@@ -123,7 +123,7 @@ def test_a_folder_of_documents(installed, job, tmp_path):
     (folder / "f.docx").write_bytes(b"PK\x03\x04")
     sentences = []
     paths = input_files.find([str(folder)], say=sentences.append)
-    assert "1 file of other kinds left out: .docx 1 (f.docx)" in sentences[0]
+    assert "skipped 1 file of unsupported types: .docx 1 (f.docx)" in sentences[0]
     items = [item for path in paths for item in row_files.items(input_files.opened(path, root=folder))]
     assert [item.values["text"] for item in items[:4]] == ["the cat", "the dog", "the moon", "the fish"]
     done = job(folder)
@@ -132,7 +132,7 @@ def test_a_folder_of_documents(installed, job, tmp_path):
 
 
 def test_without_the_extra(job, tmp_path, monkeypatch):
-    """Of a folder, HTML and PDF are left out, counted and named, with what to install; by their names they are refused."""
+    """In a folder, HTML and PDF are skipped, counted and named with the extra to install; named explicitly, they are an error."""
     monkeypatch.setattr(documents, "has_extra", lambda: False)
     folder = tmp_path / "in"
     folder.mkdir()
@@ -140,11 +140,11 @@ def test_without_the_extra(job, tmp_path, monkeypatch):
         (folder / name).write_text(name)
     sentences = []
     assert input_files.find([str(folder)], say=sentences.append) == [folder / "c.md"]
-    assert "2 files of other kinds left out: .html 1, .pdf 1 (a.pdf, b.html)" in sentences[0]
-    assert re.search(rf"HTML and PDF are read with {EXTRA}", sentences[0])
+    assert "skipped 2 files of unsupported types: .html 1, .pdf 1 (a.pdf, b.html)" in sentences[0]
+    assert re.search(rf"HTML and PDF files need {EXTRA}", sentences[0])
     for name in ("a.pdf", "b.html"):
-        with pytest.raises(ImportError, match=rf"{name} is read with {EXTRA}\."):
+        with pytest.raises(ImportError, match=rf"Reading .*{name} needs {EXTRA}\."):
             job(folder / name)
-        with pytest.raises(ImportError, match=rf"{name} is read with {EXTRA}\."):
+        with pytest.raises(ImportError, match=rf"Reading .*{name} needs {EXTRA}\."):
             text_of(folder / name)
     assert text_of(folder / "c.md") == "c.md"

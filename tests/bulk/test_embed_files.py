@@ -1,4 +1,4 @@
-"""`penult embed`: formats in and out, what is kept, what is rejected, and what is refused."""
+"""`penult embed`: input and output formats, columns that are kept, rejected rows, and errors."""
 
 import datetime as dt
 import decimal
@@ -23,7 +23,7 @@ from penult.bulk.output import output_files, writers
 
 
 def test_columns_vectors_and_metadata(job, embedder, tmp_path):
-    """All columns are kept with their types; vectors are those of Embedder.embed; the schema says what made them."""
+    """All columns keep their types; vectors equal those of Embedder.embed; the schema identifies the model."""
     source = corpus(tmp_path / "in.jsonl", 50)
     done = job(source, shard_rows=16)
     table = pq.read_table(tmp_path / "out.parquet")
@@ -44,12 +44,12 @@ def test_columns_vectors_and_metadata(job, embedder, tmp_path):
     [(20, 1_000_000, 4096), (1000, 1_000_000, 512), (1e6, 1_000_000, 64), (180, 3000, 128), (20, 10, 64), (0, 0, 64)],
 )
 def test_rows_of_a_shard(mean, count, rows):
-    """Some thousand short texts or some hundred long ones, and of a small job so few that every worker has its share."""
+    """Some thousand short texts or some hundred long ones; fewer in a small job, so that every worker has work."""
     assert readers.rows_of_a_shard(mean, count) == rows
 
 
 def test_every_format_in(job, embedder, tmp_path):
-    """Parquet, JSON lines, CSV and text, named, in a folder, by a glob: the same texts, never altered."""
+    """Parquet, JSON Lines, CSV and text, by name, folder or glob: the same texts, unchanged."""
     texts = ["  two  spaces ", 'a "quoted", text', "日本 é", "tab\there", "", "nul \x00"]
     folder = tmp_path / "in"
     (folder / "deep").mkdir(parents=True)
@@ -65,7 +65,7 @@ def test_every_format_in(job, embedder, tmp_path):
     assert table.column("line").to_pylist()[-6:] == [1, 2, 3, 4, 5, 6]
     assert np.abs(vectors(table) - np.tile(embedder.embed(texts), (4, 1))).max() <= 1e-6
     assert job(folder / "*.jsonl", out="glob.parquet").totals.rows == 6
-    with pytest.raises(ValueError, match="given twice"):
+    with pytest.raises(ValueError, match="is in the input twice"):
         job(folder, folder / "a.parquet", out="twice.parquet")
 
 
@@ -79,8 +79,8 @@ def line(path, text=None):
     path.write_text(json.dumps({"text": text or path.name}) + "\n")
 
 
-def test_what_a_folder_or_a_glob_holds_beside_input(job, tmp_path):
-    """The job's own output, what lies beside others, hidden files and unfinished jobs are no input; a user's own files are."""
+def test_files_in_a_folder_that_are_not_input(job, tmp_path):
+    """The job's own output, files beside outputs, hidden files and unfinished jobs are skipped; other files are read."""
     folder = tmp_path / "in"
     line(folder / "a.jsonl")
     line(folder / "b.jsonl" / "c.jsonl")
@@ -108,7 +108,7 @@ def test_what_a_folder_or_a_glob_holds_beside_input(job, tmp_path):
 
 
 def test_a_lance_dataset_is_one_input(tmp_path):
-    """Named, in a folder or by a glob it is one file of rows, and a change in any of its own is a change of it."""
+    """By name, in a folder or by a glob it is one file of rows, and a change in any of its files is a change of it."""
     dataset = tmp_path / "in" / "a.lance"
     for name in ("data", "versions"):
         line(dataset / name / "x.txt")
@@ -123,8 +123,8 @@ def test_a_lance_dataset_is_one_input(tmp_path):
     assert input_files.opened(file).sha256 == hashlib.sha256(file.read_bytes()).hexdigest()
 
 
-def test_a_csv_with_lines_in_its_texts(job, tmp_path):
-    """A quoted text may hold line breaks and be longer than any default limit; ids keep their leading zeros."""
+def test_a_csv_with_line_breaks_in_texts(job, tmp_path):
+    """A quoted text may contain line breaks and exceed the csv module's default limit; ids keep leading zeros."""
     long = "cat " * 50_000
     (tmp_path / "in.csv").write_text(f'id,text\n007,"the\ncat"\n008,"{long}"\n')
     job(tmp_path / "in.csv")
@@ -135,7 +135,7 @@ def test_a_csv_with_lines_in_its_texts(job, tmp_path):
 
 @pytest.mark.parametrize("ending", ["parquet", "lance", "npy", "jsonl"])
 def test_every_format_out(job, embedder, tmp_path, ending):
-    """Each output holds every row, its vector to the bit, and what made it; run again it is known to be finished."""
+    """Each output has every row, bit-exact vectors and the model's identity; the next run finds it finished."""
     if ending == "lance":
         pytest.importorskip("lance", reason="the extra `lance` is not installed")
     source = corpus(tmp_path / "in.jsonl", 40)
@@ -160,7 +160,7 @@ def test_every_format_out(job, embedder, tmp_path, ending):
 
 
 def test_lance_in(job, tmp_path):
-    """A Lance dataset is read in its order, from its middle too."""
+    """A Lance dataset is read in row order, also from the middle."""
     lance = pytest.importorskip("lance", reason="the extra `lance` is not installed")
     source = corpus(tmp_path / "in.jsonl", 40)
     table = pa.Table.from_pylist([json.loads(line) for line in source.read_text().splitlines()])
@@ -170,8 +170,8 @@ def test_lance_in(job, tmp_path):
     assert np.array_equal(vectors(tmp_path / "out.parquet"), vectors(tmp_path / "expected.parquet"))
 
 
-def test_types_of_parquet_are_kept(job, tmp_path):
-    """Dictionaries, timestamps, binary, decimals and nested columns come through; a large string is text too."""
+def test_parquet_types_are_kept(job, tmp_path):
+    """Dictionaries, timestamps, binary, decimals and nested columns are kept; large strings are text too."""
     table = pa.table(
         {
             "text": pa.array(["a cat", "the dog", "a cat"], pa.large_string()),
@@ -193,8 +193,8 @@ def test_types_of_parquet_are_kept(job, tmp_path):
     assert (first["raw"], first["cost"], first["when"]) == ("AP8=", "1.10", "2020-01-01 00:00:00+00:00")
 
 
-def test_files_of_unlike_columns(job, tmp_path):
-    """A column that only some files have is null elsewhere; types that nothing holds together are refused or JSON text."""
+def test_files_with_different_columns(job, tmp_path):
+    """A column of some files is null in the others; incompatible types are an error or JSON text."""
     (tmp_path / "a.jsonl").write_text('{"text": "a", "n": 1, "m": {"x": 1}, "mixed": 1}\n')
     (tmp_path / "b.jsonl").write_text('{"text": "b", "n": 2.5, "m": {"y": [2]}, "mixed": "one", "e": {}}\n')
     job(tmp_path / "a.jsonl", tmp_path / "b.jsonl")
@@ -205,12 +205,12 @@ def test_files_of_unlike_columns(job, tmp_path):
     assert table.schema.field("mixed").metadata[b"penult.json"] == b"true"
     assert table.column("e").to_pylist() == [None, "{}"]
     pq.write_table(pa.table({"text": ["c"], "n": ["three"]}), tmp_path / "c.parquet")
-    with pytest.raises(ValueError, match=r"'n' is string in .*c\.parquet and something else"):
+    with pytest.raises(ValueError, match=r"'n' is string in .*c\.parquet and has another type"):
         job(tmp_path / "a.jsonl", tmp_path / "c.parquet", out="other.parquet")
 
 
 def test_bad_rows_are_rejected_with_their_reason(tiny, tmp_path):
-    """Every row that gets no vector stands in OUT.rejected.jsonl; the others go on; the exit status is 3."""
+    """Every row without a vector is in OUT.rejected.jsonl; the others are embedded; the exit status is 3."""
     lines = [
         b'{"id": 1, "text": "the cat"}',
         b'{"id": 2, "text": null}',
@@ -229,18 +229,22 @@ def test_bad_rows_are_rejected_with_their_reason(tiny, tmp_path):
     out = tmp_path / "out.parquet"
     done = run("embed", tmp_path / "in.jsonl", out, "--model", tiny, "--truncate", "error", "--shard-rows", 4)
     assert done.returncode == 3
-    assert done.stderr.strip().splitlines()[-1].startswith(f"penult: 3 rows in {out}; 8 rejected, see {out}.rejected.jsonl; ")
+    assert (
+        done.stderr.strip()
+        .splitlines()[-1]
+        .startswith(f"penult: 3 rows in {out}; 8 rejected, reasons in {out}.rejected.jsonl; ")
+    )
     assert pq.read_table(out).column("text").to_pylist() == ["the cat", "the dog", ""]
     assert pq.read_table(out).column("id").to_pylist() == ["1", '"ten"', "11"]
     reasons = {row["line"]: row["reason"] for row in rejected(out)}
     assert list(reasons) == [2, 3, 4, 5, 6, 7, 8, 10]
     expected = {
         2: "is a NoneType, not a str",
-        4: "has a 'text' that is 5 (int), not text",
-        5: "has a 'text' that is not Unicode",
-        6: "is not JSON",
-        7: "is a list, not an object",
-        8: "is not UTF-8 at its byte 19",
+        4: "has the value 5 (int) in column 'text', not text",
+        5: "has a 'text' that is not valid Unicode",
+        6: "is not valid JSON",
+        7: "is a JSON list, not an object",
+        8: "is not UTF-8 at byte 19",
         10: "has 72 tokens, the model's maximum is 64",
     }
     for line, reason in expected.items():
@@ -249,12 +253,12 @@ def test_bad_rows_are_rejected_with_their_reason(tiny, tmp_path):
     assert rejected(out)[-1]["file"] == str(tmp_path / "in.jsonl")
     again = run("embed", tmp_path / "in.jsonl", out, "--model", tiny, "--truncate", "error")
     assert again.returncode == 3
-    assert "finished before" in again.stderr
+    assert "already finished" in again.stderr
     assert run("embed", tmp_path / "in.jsonl", out, "--model", tiny).returncode == 1
 
 
 def test_bad_rows_of_csv_text_and_parquet(job, tmp_path):
-    """A row of too many fields, bytes that are not UTF-8, a null of Parquet: rejected, each under its file and line."""
+    """Too many fields, bytes that are not UTF-8 and a null in Parquet are rejected with file and line."""
     (tmp_path / "a.csv").write_bytes(b"id,text\n1,ok\n2,too,many\n3,\xff\n")
     (tmp_path / "b.txt").write_bytes(b"fine\r\n\xffbad\nlast")
     pq.write_table(pa.table({"text": [None, "yes", None]}), tmp_path / "c.parquet")
@@ -263,26 +267,26 @@ def test_bad_rows_of_csv_text_and_parquet(job, tmp_path):
     assert (done.totals.rows, done.totals.rejected) == (5, 6)
     assert texts_of(tmp_path / "out.parquet") == ["ok", "fine", "last", "yes", "and"]
     found = [(Path(row["file"]).name, row["line"], row["reason"]) for row in rejected(tmp_path / "out.parquet")]
-    assert found[0] == ("a.csv", 3, "has 3 fields, the header has 2")
+    assert found[0] == ("a.csv", 3, "has 3 fields, but the header has 2")
     assert found[1][:2] == ("a.csv", 4)
-    assert "not Unicode" in found[1][2]
-    assert found[2] == ("b.txt", 2, "is not UTF-8 at its byte 0")
+    assert "not valid Unicode" in found[1][2]
+    assert found[2] == ("b.txt", 2, "is not UTF-8 at byte 0")
     nulls = [("c.parquet", 1), ("c.parquet", 3), ("d.parquet", 2)]
     assert found[3:] == [(name, line, "is a NoneType, not a str") for name, line in nulls]
 
 
-def test_cut_texts_are_counted(tiny, tmp_path):
-    """Texts over the model's length are embedded, counted over all shards, and said once at the end."""
+def test_truncated_texts_are_counted(tiny, tmp_path):
+    """Texts over the model's maximum length are embedded, counted over all shards, and reported once at the end."""
     (tmp_path / "in.txt").write_text(("a " * 70 + "\n" + "short\n") * 3)
     done = run("embed", tmp_path / "in.txt", tmp_path / "out.parquet", "--model", tiny, "--shard-rows", 2)
     assert done.returncode == 0
     assert "6 rows" in done.stderr
-    assert "3 cut at 64 tokens" in done.stderr
+    assert "3 truncated to 64 tokens" in done.stderr
     assert [line.partition(" /")[0] for line in done.stderr.splitlines()[:-1]] == ["penult: loading model"]
 
 
 def test_standard_input_and_json_progress(tiny, tmp_path):
-    """A pipe is JSON lines; --progress json gives one object a shard and one at the end; a bar is not drawn in a file."""
+    """A pipe is JSON Lines; --progress json prints one object per shard and one at the end; no bar is drawn in a file."""
     source = corpus(tmp_path / "in.jsonl", 40)
     arguments = ("embed", "-", tmp_path / "out.parquet", "--model", tiny, "--shard-rows", 16)
     with source.open() as pipe:
@@ -295,14 +299,14 @@ def test_standard_input_and_json_progress(tiny, tmp_path):
     assert events[0]["rows_per_second"] > 0
     assert done.stdout == ""
     with source.open() as pipe:
-        assert "finished before" in run(*arguments, stdin=pipe).stderr
+        assert "already finished" in run(*arguments, stdin=pipe).stderr
     other = run(*arguments, input='{"text": "another"}\n')
     assert other.returncode == 1
-    assert "made from other input" in other.stderr
+    assert "created from other input" in other.stderr
 
 
-def test_unchanged_rows_are_taken_over(job, embedder, tmp_path, monkeypatch):
-    """--from OLD: rows whose text is in OLD keep its vector to the bit, whatever their order; the others are embedded."""
+def test_unchanged_rows_are_reused(job, embedder, tmp_path, monkeypatch):
+    """--from OLD: rows whose text is in OLD keep its vector bit for bit, in any order; the others are embedded."""
     old = corpus(tmp_path / "old.jsonl", 60)
     job(old, out="old.parquet")
     rows = [json.loads(line) for line in old.read_text().splitlines()][::-2]
@@ -325,8 +329,8 @@ def test_unchanged_rows_are_taken_over(job, embedder, tmp_path, monkeypatch):
         )
 
 
-def test_vectors_are_taken_over_from_a_lance_dataset(job, tmp_path):
-    """--from takes what it has of a Lance dataset, and --overwrite puts a new dataset in the place of an older one."""
+def test_vectors_are_reused_from_a_lance_dataset(job, tmp_path):
+    """--from reads a Lance dataset, and --overwrite replaces an older dataset by a new one."""
     pytest.importorskip("lance", reason="the extra `lance` is not installed")
     source = corpus(tmp_path / "in.jsonl", 40)
     job(source, out="out.lance")
@@ -340,7 +344,7 @@ def test_vectors_are_taken_over_from_a_lance_dataset(job, tmp_path):
 
 
 def test_a_lance_dataset_that_cannot_be_written(job, tmp_path):
-    """What was there before stays as it was, and nothing lies beside it; what a crash left there is in nobody's way."""
+    """The previous output is unchanged, and nothing is left beside it; leftovers of a crash do no harm."""
     pytest.importorskip("lance", reason="the extra `lance` is not installed")
     out = tmp_path / "out.lance"
     job(corpus(tmp_path / "in.jsonl", 40), out=out.name)
@@ -364,7 +368,7 @@ def full_after(batches):
 
 
 def test_lance_is_not_installed(job, tmp_path, monkeypatch):
-    """What to install is said before the model is opened, and where a dataset is read."""
+    """The message names the extra before the model is loaded, and when a dataset is read."""
     monkeypatch.setitem(sys.modules, "lance", None)
     line(tmp_path / "in.jsonl")
     (tmp_path / "in.lance").mkdir()
@@ -374,7 +378,7 @@ def test_lance_is_not_installed(job, tmp_path, monkeypatch):
 
 
 def test_an_older_output_that_cannot_be_read(job, tmp_path):
-    """A file in the place of the output that is none, and an unreadable one named by --from, are named and left alone."""
+    """An output that is not readable, and an unreadable --from, are named in the error and not changed."""
     source = corpus(tmp_path / "in.jsonl", 3)
     (tmp_path / "out.parquet").write_bytes(b"PAR1 and no more")
     for options in ({}, {"out": "other.parquet", "old": tmp_path / "out.parquet"}):
@@ -383,8 +387,8 @@ def test_an_older_output_that_cannot_be_read(job, tmp_path):
     assert (tmp_path / "out.parquet").read_bytes() == b"PAR1 and no more"
 
 
-def test_a_shard_is_the_same_wherever_reading_begins(tmp_path):
-    """Shards from the middle of Parquet files on, row groups small and large, are those of a reading from the start."""
+def test_a_shard_is_the_same_wherever_reading_starts(tmp_path):
+    """Shards read from the middle of Parquet files, with small or large row groups, equal those read from the start."""
     paths = []
     for name, rows, group in (("a", 5000, 6000), ("b", 900, 100), ("c", 4500, 4300)):
         paths.append(tmp_path / f"{name}.parquet")
@@ -401,14 +405,14 @@ def test_a_shard_is_the_same_wherever_reading_begins(tmp_path):
 
 
 def test_a_file_that_changes_while_it_is_read(tmp_path):
-    """One that was written to, or has fewer rows than at the first look, is named at its end, not after all the others."""
+    """A file that is written to, or has fewer rows than before, is an error at its own end, not after all files."""
     for name in "ab":
         (tmp_path / f"{name}.jsonl").write_text('{"text": "a"}\n' * 6)
     files = [input_files.opened(tmp_path / f"{name}.jsonl") for name in "ab"]
     scanned = readers.scan(files, "text", 2)
     reading, read = readers.shards(files, scanned), []
     files[0].path.write_text('{"text": "b"}\n' * 6)
-    with pytest.raises(ValueError, match=r"a\.jsonl changed while it was read"):
+    with pytest.raises(ValueError, match=r"a\.jsonl changed while it was being read"):
         read.extend(shard.number for shard in reading)
     assert read == [0, 1, 2]
     files[0].path.write_text('{"text": "a"}\n' * 4)
@@ -416,8 +420,8 @@ def test_a_file_that_changes_while_it_is_read(tmp_path):
         list(readers.shards(files, scanned))
 
 
-def test_the_length_of_texts_decides_how_many_make_a_shard(tmp_path, monkeypatch):
-    """Their mean, in bytes, over the rows without a text too; of no rows there is no shard."""
+def test_the_length_of_texts_determines_rows_per_shard(tmp_path, monkeypatch):
+    """By their mean in bytes, over rows without a text too; without rows there is no shard."""
     monkeypatch.setattr(readers, "_SHARD_CHARS", 10_000)
     monkeypatch.setattr(readers, "_SHARD_ROWS", (1, 4096))
     for texts, rows in ((["é" * 1250] * 128, 4), (["é" * 1250, None] * 64, 8), ([], 1)):
@@ -426,7 +430,7 @@ def test_the_length_of_texts_decides_how_many_make_a_shard(tmp_path, monkeypatch
 
 
 def test_columns_without_rows(job, tmp_path):
-    """Input of columns alone gives an output of columns alone."""
+    """Input with columns but no rows produces output with columns but no rows."""
     (tmp_path / "in.csv").write_text("id,text\n")
     assert job(tmp_path / "in.csv").totals.rows == 0
     table = pq.read_table(tmp_path / "out.parquet")
@@ -434,8 +438,8 @@ def test_columns_without_rows(job, tmp_path):
 
 
 @pytest.mark.parametrize("ending", ["parquet", "lance"])
-def test_a_file_that_is_not_what_its_ending_says(job, tmp_path, ending):
-    """It is named, and what is wrong with it said."""
+def test_a_file_with_the_wrong_extension(job, tmp_path, ending):
+    """The error names the file and the problem."""
     path = tmp_path / f"in.{ending}"
     if ending == "lance":
         pytest.importorskip("lance", reason="the extra `lance` is not installed")
@@ -447,25 +451,25 @@ def test_a_file_that_is_not_what_its_ending_says(job, tmp_path, ending):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_vectors_of_another_model_are_not_taken_over(job, tmp_path):
-    """--from refuses an output of another fingerprint or role, and a file without vectors."""
+def test_vectors_of_another_model_are_not_reused(job, tmp_path):
+    """--from rejects an output with another fingerprint or role, and a file without vectors."""
     source = corpus(tmp_path / "in.jsonl", 5)
     job(source, out="cls.parquet", model=tiny_model(tmp_path / "cls", pooling="cls"))
     job(source, out="queries.parquet", role="query")
     before = sorted(tmp_path.iterdir())
-    with pytest.raises(ValueError, match="has the fingerprint"):
+    with pytest.raises(ValueError, match="whose fingerprint is"):
         job(source, old=tmp_path / "cls.parquet")
-    with pytest.raises(ValueError, match="has the role 'query', this job 'document'"):
+    with pytest.raises(ValueError, match="whose role is 'query', but the role of this job is 'document'"):
         job(source, old=tmp_path / "queries.parquet")
-    with pytest.raises(ValueError, match=r"give a \.parquet file or a \.lance folder"):
+    with pytest.raises(ValueError, match=r"Pass a \.parquet file or a \.lance folder"):
         job(source, old=source)
-    with pytest.raises(FileNotFoundError, match=r"No file at none\.parquet, which --from names"):
+    with pytest.raises(FileNotFoundError, match=r"--from is none\.parquet, which does not exist"):
         job(source, old=Path("none.parquet"))
     assert sorted(tmp_path.iterdir()) == before
 
 
 def test_the_prompt_of_a_job(job, tmp_path, tiny):
-    """The prompt of the job's role is put before its texts; the fingerprint is that of an embedder with the same prompts."""
+    """The prompt of the job's role is put before its texts; the fingerprint equals that of an embedder with the same prompts."""
     source = corpus(tmp_path / "in.jsonl", 20)
     texts = [json.loads(line)["text"] for line in source.read_text().splitlines()]
     prompts = {"document": "passage of ", "query": "query: "}
@@ -479,53 +483,55 @@ def test_the_prompt_of_a_job(job, tmp_path, tiny):
 
 
 def test_another_prompt_is_another_job(job, tmp_path, monkeypatch):
-    """An unfinished job, a finished output and an older one of other prompts are refused; why, and the way out, are said."""
+    """An unfinished job, a finished output and --from with other prompts are errors that say why, and what to do."""
     source = corpus(tmp_path / "in.jsonl", 60)
-    why = "made by another version of penult, or with another model or other options"
+    why = "created by another version of penult, or with another model or other options"
     with half_done(monkeypatch), pytest.raises(StoppedError):
         job(source, shard_rows=16, document_prompt="a")
-    with pytest.raises(ValueError, match=rf"fingerprint was '\w+' and is '\w+' \({why}\)\. --overwrite throws it away"):
+    with pytest.raises(ValueError, match=rf"fingerprint was '\w+' and is now '\w+' \({why}\)\. Pass the earlier"):
         job(source, document_prompt="b")
     assert job(source, document_prompt="a").totals.rows == 60
-    with pytest.raises(ValueError, match=rf"was {why}; --overwrite replaces it"):
+    with pytest.raises(
+        ValueError, match="created from other input, with another model or other options, or by another version of penult"
+    ):
         job(source, document_prompt="b")
-    with pytest.raises(ValueError, match=rf"taken over \({why}\)\. Leave out --from"):
+    with pytest.raises(ValueError, match=rf"reused \({why}\)\. Remove --from"):
         job(source, out="new.parquet", old=tmp_path / "out.parquet")
 
 
-def test_an_unfinished_job_of_something_else_is_refused(job, tmp_path, monkeypatch):
-    """Changed input, another model, role or column: refused, naming which; --overwrite starts anew."""
+def test_an_unfinished_job_with_other_input_or_options(job, tmp_path, monkeypatch):
+    """Changed input, another model, role or column is an error that names it; --overwrite starts again."""
     source = corpus(tmp_path / "in.jsonl", 60)
     job(source, out="old.parquet")
     stopped = pytest.raises(StoppedError, match=r"No space left on device\. 32 of 60 rows are done and kept")
     with half_done(monkeypatch), stopped:
         job(source, shard_rows=16)
     other = tiny_model(tmp_path / "cls", pooling="cls")
-    with pytest.raises(ValueError, match=r"the model's fingerprint was '[0-9a-f]{32}' and is"):
+    with pytest.raises(ValueError, match=r"the model's fingerprint was '[0-9a-f]{32}' and is now"):
         job(source, model=other)
-    with pytest.raises(ValueError, match="--role was 'document' and is 'query'"):
+    with pytest.raises(ValueError, match="--role was 'document' and is now 'query'"):
         job(source, role="query")
-    with pytest.raises(ValueError, match="what happens to long texts was 'cut' and is 'rejected'"):
+    with pytest.raises(ValueError, match=r"the handling of long texts \(--truncate\) was 'cut' and is now 'rejected'"):
         job(source, truncate="error")
-    with pytest.raises(ValueError, match=r"the hash of --from was None and is '[0-9a-f]{64}'"):
+    with pytest.raises(ValueError, match=r"the content hash of --from was None and is now '[0-9a-f]{64}'"):
         job(source, old=tmp_path / "old.parquet")
-    with pytest.raises(ValueError, match="--shard-rows says 8"):
+    with pytest.raises(ValueError, match="--shard-rows is 8"):
         job(source, shard_rows=8)
     before = source.read_text()
     source.write_text(before.replace("the", "eht", 1))
     with pytest.raises(ValueError, match=r"in\.jsonl changed"):
         job(source)
-    with pytest.raises(ValueError, match="the input was 1 files and is 2"):
+    with pytest.raises(ValueError, match="the number of input files was 1 and is now 2"):
         job(source, corpus(tmp_path / "more.jsonl", 1))
     source.write_text(before)
     assert job(source).totals.rows == 60
-    with pytest.raises(ValueError, match="--overwrite replaces it"):
+    with pytest.raises(ValueError, match="Pass --overwrite to replace it"):
         job(source, model=other)
     assert job(source, model=other, overwrite=True).totals.rows == 60
 
 
-def test_input_that_changes_meanwhile(job, tmp_path, monkeypatch):
-    """A file that is written to while it is read ends the job instead of giving rows of two states."""
+def test_input_that_changes_during_the_job(job, tmp_path, monkeypatch):
+    """A file that is written to while it is read ends the job, so that no output mixes two states."""
     source = corpus(tmp_path / "in.jsonl", 60)
     carry_out = embed._records
 
@@ -535,13 +541,13 @@ def test_input_that_changes_meanwhile(job, tmp_path, monkeypatch):
             yield record
 
     monkeypatch.setattr(embed, "_records", records)
-    with pytest.raises(StoppedError, match="changed while it was read"):
+    with pytest.raises(StoppedError, match="changed while it was being read"):
         job(source, shard_rows=16)
     assert not (tmp_path / "out.parquet").exists()
 
 
-def test_input_that_changes_at_the_very_end(job, tmp_path, monkeypatch):
-    """A file that is written to after its own rows were read, and before the output is made, ends the job too."""
+def test_input_that_changes_at_the_end(job, tmp_path, monkeypatch):
+    """A file that is written to after its rows were read, but before the output is written, ends the job too."""
     source, other = corpus(tmp_path / "a.jsonl", 20), corpus(tmp_path / "b.jsonl", 20)
     carry_out = embed._records
 
@@ -550,14 +556,14 @@ def test_input_that_changes_at_the_very_end(job, tmp_path, monkeypatch):
         source.write_text(source.read_text() + "\n")
 
     monkeypatch.setattr(embed, "_records", records)
-    with pytest.raises(StoppedError, match=r"a\.jsonl changed while it was read"):
+    with pytest.raises(StoppedError, match=r"a\.jsonl changed while it was being read"):
         job(source, other)
     assert not (tmp_path / "out.parquet").exists()
 
 
 @pytest.fixture
 def pools(job, monkeypatch):
-    """The pools of the jobs of a test: of how many workers each was, whether it is closed, and was at each writing of output."""
+    """The pools of a test's jobs: number of workers, whether closed, and whether closed when output was written."""
     made = []
 
     class Watched(embed.Pool):
@@ -580,12 +586,12 @@ def pools(job, monkeypatch):
     return made
 
 
-def test_workers_and_what_becomes_of_them(job, pools, tmp_path):
-    """As many as were asked for, else one; their memory is given back before the output is put together, and after an error."""
+def test_workers_are_closed_before_the_output_is_written(job, pools, tmp_path):
+    """There are as many as requested, by default one; their memory is freed before the merge, and after an error."""
     source = corpus(tmp_path / "in.jsonl", 3)
     job(source)
     job(source, out="two.parquet", workers=2, shard_rows=1)
-    with pytest.raises(ValueError, match="has a column 'tags' already"):
+    with pytest.raises(ValueError, match="already has a column 'tags'"):
         job(source, out="three.parquet", vector="tags")
     assert [pool.workers for pool in pools] == [1, 2, 1]
     assert all(pool.closed for pool in pools)
@@ -593,7 +599,7 @@ def test_workers_and_what_becomes_of_them(job, pools, tmp_path):
 
 
 def test_another_engine_makes_the_shards(job, pools, tmp_path, monkeypatch):
-    """This process opens the model once to say what it is, and gives its memory back before the engine begins."""
+    """This process loads the model once to describe it, and frees its memory before the engine starts."""
     rows = [json.loads(line) for line in corpus(tmp_path / "in.jsonl", 40).read_text().splitlines()]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "in.parquet")
     job(tmp_path / "in.parquet", out="expected.parquet", shard_rows=16)
@@ -611,8 +617,8 @@ def test_another_engine_makes_the_shards(job, pools, tmp_path, monkeypatch):
     assert (tmp_path / "out.parquet").read_bytes() == (tmp_path / "expected.parquet").read_bytes()
 
 
-def test_an_input_that_cannot_be_read(tiny, tmp_path):
-    """A damaged Parquet file ends the job with its name; what came before it is kept."""
+def test_unreadable_input(tiny, tmp_path):
+    """A damaged Parquet file ends the job with its name; the work before it is kept."""
     for name in ("a", "b"):
         rows = [json.loads(line) for line in corpus(tmp_path / "x.jsonl", 64, seed=ord(name)).read_text().splitlines()]
         pq.write_table(pa.Table.from_pylist(rows), tmp_path / f"{name}.parquet", compression="zstd")
@@ -636,21 +642,25 @@ def test_an_input_that_cannot_be_read(tiny, tmp_path):
 @pytest.mark.parametrize(
     ("given", "options", "said"),
     [
-        (["nothing.jsonl"], {}, "No input at"),
-        (["in.jsonl"], {"out": "out.xls"}, "ends in none of .parquet, .lance, .npy, .jsonl"),
+        (["nothing.jsonl"], {}, "No input files at"),
+        (
+            ["in.jsonl"],
+            {"out": "out.xls"},
+            "has an unknown file extension. Pass an output that ends in .parquet, .lance, .npy or .jsonl",
+        ),
         (
             ["in.jsonl"],
             {"text": "body"},
-            "The column 'body' is not in the input; name one of text with --text-column: id, text",
+            "The input has no column 'body'. Pass a text column with --text-column: id, text",
         ),
-        (["in.jsonl"], {"vector": "tags"}, "has a column 'tags' already"),
-        (["in.jsonl"], {"id_column": "key"}, "The column 'key' is not in the input"),
+        (["in.jsonl"], {"vector": "tags"}, "already has a column 'tags'"),
+        (["in.jsonl"], {"id_column": "key"}, "--id-column is 'key', but the columns of the input are"),
         (["in.jsonl"], {"shard_rows": 0}, "--shard-rows is 0"),
-        (["in.dat"], {}, "say --format"),
-        (["in.jsonl"], {"engine": "ray"}, "must be read from its start|needs the extra"),
+        (["in.dat"], {}, "has an unknown file extension. Pass --format"),
+        (["in.jsonl"], {"engine": "ray"}, "does not read .*in.jsonl|needs the extra"),
     ],
 )
-def test_what_cannot_be_done_is_said_first(job, tmp_path, monkeypatch, given, options, said):
+def test_errors_come_before_any_work(job, tmp_path, monkeypatch, given, options, said):
     """A wrong name, column or number is an error before anything is written."""
     monkeypatch.chdir(tmp_path)
     corpus(tmp_path / "in.jsonl", 3)

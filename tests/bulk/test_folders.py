@@ -1,4 +1,4 @@
-"""What a folder holds: which of it is read, what is named as left out, links, and columns in the names of folders."""
+"""Folders as input: which files are read or skipped, links, and columns in folder names."""
 
 import json
 
@@ -33,7 +33,7 @@ def said(folder, **options):
 
 
 def test_documents_of_a_folder(job, tmp_path):
-    """Each Markdown file is a row, whole; its path in the folder is its id. With --format document a text file is one too."""
+    """Each Markdown file is one row, and its path in the folder is its id; text files too, with --format document."""
     folder = tmp_path / "in"
     fill(folder, "b.md", "deep/a.md", "notes.txt")
     (folder / "b.md").write_text("# Title\n\nTwo lines\nof text\n")
@@ -50,13 +50,15 @@ def test_documents_of_a_folder(job, tmp_path):
     assert column(tmp_path / "two.parquet", "id") == [(folder / "b.md").as_posix(), (folder / "deep/a.md").as_posix()]
 
 
-def test_what_is_left_out_is_counted_and_named(tmp_path):
-    """Endings with their numbers, the most frequent first, and names; nothing is said where nothing is left out."""
+def test_skipped_files_are_counted_and_named(tmp_path):
+    """Extensions with counts, the most frequent first, and names; no message if nothing is skipped."""
     folder = tmp_path / "in"
     fill(folder, "a.jsonl", *(f"{n}.docx" for n in range(10)), "b.xlsx", "c.XLSX", "LICENSE", ".hidden", "x.npy.about.json")
     sentence = said(folder)
-    assert sentence.startswith(f"{folder}: 13 files of other kinds left out: .docx 10, .xlsx 2, no ending 1 (0.docx, 1.docx,")
-    assert "and 5 more); 1 file read: a.jsonl" in sentence
+    assert sentence.startswith(
+        f"{folder}: skipped 13 files of unsupported types: .docx 10, .xlsx 2, no extension 1 (0.docx, 1.docx,"
+    )
+    assert "and 5 more); reading 1 file: a.jsonl" in sentence
     assert "hidden" not in sentence
     assert "about" not in sentence
     (tmp_path / "plain").mkdir()
@@ -65,23 +67,26 @@ def test_what_is_left_out_is_counted_and_named(tmp_path):
     (tmp_path / "none").mkdir()
     fill(tmp_path / "none", "a.docx")
     with pytest.raises(
-        FileNotFoundError, match=r"No input at '.*none' \(1 file of other kinds left out: \.docx 1 \(a\.docx\)\)"
+        FileNotFoundError, match=r"No input files at '.*none' \(skipped 1 file of unsupported types: \.docx 1 \(a\.docx\)\)"
     ):
         said(tmp_path / "none")
 
 
 def test_documents_beside_tables(tmp_path):
-    """A README beside data is no row of it: it is named as left out, and read by a glob, by its name, or where that is asked."""
+    """A README beside tables is not a row: it is named as skipped, and read by a glob, by name, or with --format document."""
     folder = tmp_path / "in"
     fill(folder, "README.md", "a.jsonl", "b.txt")
     assert names(folder) == ["a.jsonl", "b.txt"]
-    assert "documents beside tables left out: .md 1 (README.md); a glob, a name or --format document reads them" in said(folder)
+    assert (
+        "skipped documents in a folder with tables: .md 1 (README.md); pass their names, a glob or --format document to read them"
+        in said(folder)
+    )
     assert names(folder, format_="document") == ["README.md", "a.jsonl", "b.txt"]
     assert input_files.find([f"{folder}/*.md"]) == [folder / "README.md"]
 
 
 def test_json_files_of_a_folder(tmp_path):
-    """An array of objects, or several of them, are rows; one object is a configuration, and named as left out."""
+    """An array of objects, or several objects, are rows; a single object is a configuration, and named as skipped."""
     folder = tmp_path / "in"
     fill(folder, "a.jsonl")
     for name, content in (
@@ -94,12 +99,12 @@ def test_json_files_of_a_folder(tmp_path):
     ):
         (folder / name).write_text(content)
     assert names(folder) == ["a.jsonl", "array.json", "empty.json", "lines.json"]
-    assert "do not hold several objects left out: config.json, numbers.json, text.json" in said(folder)
+    assert "skipped .json files that do not contain several objects: config.json, numbers.json, text.json" in said(folder)
     assert input_files.find([str(folder / "config.json")]) == [folder / "config.json"]
 
 
 def test_links(job, tmp_path):
-    """They are followed, also out of the folder, but nothing is read twice, in a circle, or from above the folder."""
+    """Links are followed, also out of the folder, but nothing is read twice, in a circle, or from a parent of the folder."""
     folder, outside = tmp_path / "top" / "in", tmp_path / "outside"
     fill(folder, "b.jsonl", "deep/c.jsonl", "deep/deeper/d.jsonl")
     fill(outside, "blob", "more/e.jsonl")
@@ -121,7 +126,7 @@ def test_links(job, tmp_path):
         (folder / name).symlink_to(target)
     assert names(folder) == ["b.jsonl", "deep/c.jsonl", "deep/deeper/d.jsonl", "e.jsonl", "f/e.jsonl"]
     sentence = said(folder)
-    assert "links that lead nowhere or in a circle left out: " in sentence
+    assert "skipped broken or circular links: " in sentence
     for name in ("gone.jsonl", "self", "loop", "up", "root", "f/back"):
         assert name in sentence
     job(folder)
@@ -137,8 +142,8 @@ def test_links(job, tmp_path):
     assert len(input_files.find([str(tmp_path / "link")])) == 5
 
 
-def test_folders_that_go_deep(tmp_path):
-    """No depth is too much."""
+def test_deep_folders(tmp_path):
+    """The depth is not limited."""
     folder = tmp_path
     for _ in range(300):
         folder = folder / "d"
@@ -147,8 +152,8 @@ def test_folders_that_go_deep(tmp_path):
 
 
 @pytest.mark.parametrize("ending", ["parquet", "jsonl", "csv", "json", "txt", "md"])
-def test_columns_in_the_names_of_folders(job, tmp_path, ending):
-    """`key=value` folders give a column of text: decoded, null for Hive's name of nulls; a value that a row has itself stays."""
+def test_columns_in_folder_names(job, tmp_path, ending):
+    """`key=value` folders add a text column: decoded, null for Hive's null name; a row's own value takes precedence."""
     folder = tmp_path / "in"
     for place, text in (("lang=de%2FAT/day=01", "a"), ("lang=__HIVE_DEFAULT_PARTITION__/day=02", "b"), ("lang=en", "c")):
         path = folder / place / f"x.{ending}"
@@ -167,7 +172,7 @@ def test_columns_in_the_names_of_folders(job, tmp_path, ending):
 
 
 def test_columns_of_folders_and_of_files(job, tmp_path):
-    """A folder's value takes the type that the files have for the column; what is none of that type is refused by name."""
+    """A folder's value is converted to the column's type in the files; a value that does not fit is an error that names it."""
     for year, row in (("2020", {"text": "a", "year": None}), ("2021", {"text": "b", "year": 1999})):
         path = tmp_path / "in" / f"year={year}" / "x.parquet"
         path.parent.mkdir(parents=True)
@@ -180,12 +185,12 @@ def test_columns_of_folders_and_of_files(job, tmp_path):
 
 
 def test_a_folder_that_was_renamed_is_another_input(job, tmp_path, monkeypatch):
-    """A job that goes on reads the same columns, so it is refused where a folder's name or a document's place is another."""
+    """A resumed job must read the same columns, so another folder name or document path is an error."""
     fill(tmp_path / "in" / "k=1", *(f"{n:02}.md" for n in range(40)))
     with half_done(monkeypatch), pytest.raises(StoppedError, match="32 of 40"):
         job(tmp_path / "in", shard_rows=16)
     (tmp_path / "in" / "k=1").rename(tmp_path / "in" / "k=2")
-    with pytest.raises(ValueError, match=r"how rows are read .* names of folders"):
+    with pytest.raises(ValueError, match=r"the way rows are read .* folder names"):
         job(tmp_path / "in")
     (tmp_path / "in" / "k=2").rename(tmp_path / "in" / "k=1")
     job(tmp_path / "in")
@@ -193,8 +198,8 @@ def test_a_folder_that_was_renamed_is_another_input(job, tmp_path, monkeypatch):
     assert column(tmp_path / "out.parquet", "k") == ["1"] * 40
 
 
-def test_a_document_that_is_none(job, tmp_path):
-    """One that is not UTF-8, too long, or something else is a rejected row with its reason; an empty one is an empty text."""
+def test_invalid_documents(job, tmp_path):
+    """A file that is not UTF-8, too long, or of another type is a rejected row with its reason; an empty one is an empty text."""
     folder = tmp_path / "in"
     fill(folder, "a.md", "empty.md")
     (folder / "empty.md").write_text("")
@@ -204,6 +209,6 @@ def test_a_document_that_is_none(job, tmp_path):
     job(folder)
     assert column(tmp_path / "out.parquet", "text") == ["a.md", ""]
     reasons = {row["record"]["id"]: row["reason"] for row in rejected(tmp_path / "out.parquet")}
-    assert reasons["latin.md"] == "is not UTF-8 at its byte 1; pass its --encoding"
+    assert reasons["latin.md"] == "is not UTF-8 at byte 1; pass --encoding"
     assert reasons["long.md"] == "has more than 8,000,000 bytes, the limit of --max-row-bytes"
     assert reasons["zip.md"].startswith("is a ZIP archive")

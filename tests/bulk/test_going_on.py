@@ -1,4 +1,4 @@
-"""A job that stopped at one certain place: what the next run takes for done, and what it does not."""
+"""Jobs that stopped at a certain point: what the next run counts as finished."""
 
 import io
 import json
@@ -21,11 +21,11 @@ from penult.bulk.output import writers
 
 
 class Stopped(BaseException):
-    """Stands for kill -9: nothing catches it."""
+    """A stop like kill -9: nothing catches it."""
 
 
 def stop_before(monkeypatch, module, name, path):
-    """Let the process end before a file gets its name."""
+    """Stop the process before a file is renamed to its final name."""
     call = getattr(module, name)
 
     def called(given, *arguments):
@@ -38,7 +38,7 @@ def stop_before(monkeypatch, module, name, path):
 
 @pytest.mark.parametrize("ending", ["npy", "jsonl"])
 def test_an_old_output_is_not_taken_for_the_new_one(job, tmp_path, monkeypatch, ending):
-    """What lies beside an output is written first: a crash there, and the old output does not pass for the new one."""
+    """Files beside an output are written first: after a crash there, the old output does not count as the new one."""
     out = f"out.{ending}"
     job(corpus(tmp_path / "old.jsonl", 20, seed=1), out=out)
     source = corpus(tmp_path / "in.jsonl", 40)
@@ -51,8 +51,8 @@ def test_an_old_output_is_not_taken_for_the_new_one(job, tmp_path, monkeypatch, 
     assert (tmp_path / out).read_bytes() == (tmp_path / f"expected.{ending}").read_bytes()
 
 
-def test_an_output_that_took_over_its_own_vectors(job, tmp_path, monkeypatch):
-    """--from OUT --overwrite, and a crash once OUT is the new one, whose hash is another: the job is known to be done."""
+def test_an_output_that_reuses_its_own_vectors(job, tmp_path, monkeypatch):
+    """--from OUT --overwrite, and a crash after OUT was replaced: the job counts as finished although OUT's hash changed."""
     job(corpus(tmp_path / "in.jsonl", 20))
     source, out = corpus(tmp_path / "in.jsonl", 40), tmp_path / "out.parquet"
     with monkeypatch.context() as patched:
@@ -65,18 +65,18 @@ def test_an_output_that_took_over_its_own_vectors(job, tmp_path, monkeypatch):
     assert not (tmp_path / "out.parquet.job").exists()
 
 
-def test_overwrite_is_not_to_be_said_again(job, tmp_path, monkeypatch):
-    """A job begun with --overwrite is gone on with without it, and the sentence says so."""
+def test_resume_without_overwrite(job, tmp_path, monkeypatch):
+    """A job started with --overwrite is resumed without it, and the message says so."""
     source = corpus(tmp_path / "in.jsonl", 60)
-    with half_done(monkeypatch), pytest.raises(StoppedError, match="the same command without --overwrite goes on"):
+    with half_done(monkeypatch), pytest.raises(StoppedError, match="Run the same command without --overwrite to resume"):
         job(source, shard_rows=16, overwrite=True)
-    with half_done(monkeypatch, after=0), pytest.raises(StoppedError, match=r"32 of 60 rows .* the same command goes on"):
+    with half_done(monkeypatch, after=0), pytest.raises(StoppedError, match=r"32 of 60 rows .* Run the same command to resume"):
         job(source)
     assert job(source).totals.rows == 60
 
 
-def test_a_job_that_stopped_is_let_go(job, tmp_path, monkeypatch):
-    """Whoever keeps the error can go on all the same, or begin anew with another model; on a terminal it gets a line of its own."""
+def test_a_stopped_job_is_released(job, tmp_path, monkeypatch):
+    """A caller that keeps the error can resume or start again with another model; on a terminal, the message has its own line."""
     source, terminal = corpus(tmp_path / "in.jsonl", 60), Terminal()
     with monkeypatch.context() as patched:
         patched.setattr(sys, "stderr", terminal)
@@ -106,7 +106,7 @@ def stop_if_begun(job):
 
 
 class FullDisk(io.FileIO):
-    """A file on a disk with room for ten bytes more, once."""
+    """A file on a disk with room for ten more bytes, once."""
 
     full = True
 
@@ -115,8 +115,8 @@ class FullDisk(io.FileIO):
         return super().write(data[:10] if short else data)
 
 
-def test_a_record_that_is_cut_short_by_a_full_disk(tmp_path):
-    """A write that took only a part of a record is an error, and what it took is gone before the next record."""
+def test_a_partial_record_on_a_full_disk(tmp_path):
+    """A partial write of a record is an error, and its bytes are removed before the next record."""
     job = Job(tmp_path / "out.parquet")
     job._records = FullDisk(job.folder / "done.jsonl", "ab")
     record = Record(0, 1, 0, 0, 0, 3, 100)
@@ -128,8 +128,8 @@ def test_a_record_that_is_cut_short_by_a_full_disk(tmp_path):
     assert [json.loads(line)["tokens"] for line in lines] == [3]
 
 
-def test_no_room_for_the_index_of_an_older_output(job, tmp_path, monkeypatch):
-    """A disk that is too full for what --from needs is a sentence; with room again the job goes on."""
+def test_a_full_disk_while_indexing_an_older_output(job, tmp_path, monkeypatch):
+    """A disk too full for the index of --from is one sentence; with room again, the job resumes."""
     source = corpus(tmp_path / "in.jsonl", 40)
     job(source, out="old.parquet")
     with monkeypatch.context() as patched:
@@ -143,8 +143,8 @@ def full_disk(*_, **__):
     raise sqlite3.OperationalError("database or disk is full")
 
 
-def test_a_glob_meets_its_own_unfinished_job(job, tmp_path, monkeypatch):
-    """The records of jobs and what lies beside outputs are no input of a glob, so that going on finds the same files."""
+def test_a_glob_matches_an_unfinished_job(job, tmp_path, monkeypatch):
+    """Records of jobs and files beside outputs are never matched by a glob, so a resumed job has the same files."""
     corpus(tmp_path / "in.jsonl", 60)
     job(tmp_path / "in.jsonl", out="other.npy")
     pattern = f"{tmp_path}/**/*.jsonl"
@@ -163,14 +163,14 @@ class Pipe(io.TextIOWrapper):
 
 
 class Keyboard:
-    """A terminal at which nobody types: whoever reads from it, waits for ever."""
+    """A terminal without input: reading from it would block forever."""
 
     def isatty(self):
         return True
 
 
 def test_a_pipe_that_cannot_be_read_again(job, tmp_path, monkeypatch):
-    """An unfinished job keeps what came over the pipe: the same, or nothing, goes on with it; something else is refused."""
+    """An unfinished job keeps the piped input: the same or empty input resumes it; other input is an error."""
     data = corpus(tmp_path / "in.jsonl", 60).read_bytes()
     monkeypatch.setattr(sys, "stdin", Pipe(data))
     with half_done(monkeypatch), pytest.raises(StoppedError):
@@ -192,8 +192,8 @@ def test_a_pipe_that_cannot_be_read_again(job, tmp_path, monkeypatch):
     assert np.array_equal(vectors(tmp_path / "out.parquet"), vectors(tmp_path / "expected.parquet"))
 
 
-def test_no_room_for_what_comes_over_a_pipe(job, tmp_path, monkeypatch):
-    """A disk that is too full for it is a sentence, and nothing is left behind."""
+def test_a_full_disk_while_copying_a_pipe(job, tmp_path, monkeypatch):
+    """A disk too full for it is one sentence, and nothing is left behind."""
     monkeypatch.setattr(sys, "stdin", Pipe(b'{"text": "a"}\n'))
     monkeypatch.setattr(input_files, "atomic_write", full)
     with pytest.raises(OSError, match=r"Standard input cannot be copied to .*out\.parquet\.job: No space left on device"):
@@ -206,7 +206,7 @@ def full(*_):
 
 
 def test_a_pipe_of_another_format(job, tmp_path, monkeypatch):
-    """--format says what comes over a pipe, and what a file without a known ending holds; known endings speak for themselves."""
+    """--format sets the format of a pipe and of files with unknown extensions; known extensions take precedence."""
     monkeypatch.setattr(sys, "stdin", Pipe(b"text\none\n"))
     (tmp_path / "b.dat").write_text("text\ntwo\n")
     (tmp_path / "c.jsonl").write_text('{"text": "three"}\n')
@@ -214,8 +214,8 @@ def test_a_pipe_of_another_format(job, tmp_path, monkeypatch):
     assert pq.read_table(tmp_path / "out.parquet").column("text").to_pylist() == ["two", "three", "one"]
 
 
-def test_input_that_is_as_it_was_is_not_hashed_again(job, tmp_path, monkeypatch):
-    """A job that goes on, and one whose input has a wrong name among them, does not read gigabytes first."""
+def test_unchanged_input_is_not_hashed_again(job, tmp_path, monkeypatch):
+    """A resumed job, and one with a wrong name in its input, do not read gigabytes first."""
     source = corpus(tmp_path / "in.jsonl", 60)
     with half_done(monkeypatch), pytest.raises(StoppedError):
         job(source, shard_rows=16)
@@ -223,7 +223,7 @@ def test_input_that_is_as_it_was_is_not_hashed_again(job, tmp_path, monkeypatch)
         patched.setattr(input_files, "_sha256", refused)
         patched.setattr(sys, "stdin", Keyboard())
         (tmp_path / "in.dat").write_text("text")
-        with pytest.raises(ValueError, match="say --format"):
+        with pytest.raises(ValueError, match=r"has an unknown file extension\. Pass --format"):
             job(source, tmp_path / "in.dat", "-", out="other.parquet")
         assert job(source).totals.rows == 60
 
@@ -238,8 +238,8 @@ def half_written(path):
         raise Stopped
 
 
-def test_a_file_is_whole_or_not_there(tmp_path):
-    """An error while a file is written leaves what was there before, and nothing aside."""
+def test_files_are_written_atomically(tmp_path):
+    """An error while a file is written leaves the previous file, and no temporary one."""
     (tmp_path / "file").write_bytes(b"before")
     with pytest.raises(Stopped):
         half_written(tmp_path / "file")

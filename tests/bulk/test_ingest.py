@@ -32,7 +32,7 @@ def embedded(rows, out, model):
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory, tiny):
-    """200 embedded rows, one of which holds what not every store takes as it is."""
+    """200 embedded rows, one of which has values that some stores do not support directly."""
     folder = tmp_path_factory.mktemp("ingest")
     rows = corpus(folder / "in.jsonl", 199)
     with rows.open("a") as file:
@@ -59,7 +59,7 @@ def questions(embedder):
 
 @pytest.fixture(scope="module")
 def nearest(source, questions):
-    """For each question all rows with their cosines, by brute force: what every store must agree with."""
+    """All rows with their cosines for each question, by brute force, as the reference for every store."""
     table = pq.read_table(source)
     vectors = np.asarray(table.column("embedding").combine_chunks().flatten()).reshape(table.num_rows, -1)
     ids = [entry_id(value) for value in table.column("id").to_pylist()]
@@ -67,7 +67,7 @@ def nearest(source, questions):
 
 
 def check_top10(found, nearest):
-    """The ten that a store gives are the ten best, but for rows whose cosines are equal to 1e-6."""
+    """Check that the ten results of a store are the ten best, except for rows whose cosines differ by less than 1e-6."""
     assert len(found) == QUESTIONS
     for ids, scores in zip(found, nearest, strict=True):
         best = sorted(scores.values(), reverse=True)[:10]
@@ -76,13 +76,15 @@ def check_top10(found, nearest):
 
 
 def check_ingest(source, other, to, dump):
-    """Run twice leaves the store unchanged; vectors of another model are refused and change nothing; the store is let go then."""
+    """Check that a second run changes nothing, that vectors of another model are an error, and that the store is closed then."""
     first = ingest(source, to, "notes")
     assert (first.rows, first.entries) == (200, 200)
     before = dump()
     assert ingest(source, to, "notes") == first
     assert dump() == before
-    with pytest.raises(ValueError, match=r"fingerprint is '[0-9a-f]{32}'; the file's is") as refused:
+    with pytest.raises(
+        ValueError, match=r"has vectors with the fingerprint '[0-9a-f]{32}', but the fingerprint of the file is"
+    ) as refused:
         ingest(other, to, "notes")
     assert dump() == before
     assert ingest(other, to, "more").entries == 200
@@ -91,15 +93,15 @@ def check_ingest(source, other, to, dump):
 
 @pytest.mark.filterwarnings("ignore:Local mode is not recommended", "ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_qdrant_folder_of_another_process(source, tmp_path):
-    """A folder that another client holds is one sentence."""
+    """A folder that another client has locked is one sentence."""
     holder = qdrant_client.QdrantClient(path=str(tmp_path / "db"))
     with pytest.raises(OSError, match="already accessed by another instance"):
         ingest(source, f"qdrant:{tmp_path}/db", "notes")
     holder.close()
 
 
-def test_rows_that_change_are_written_over(source, tmp_path, tiny):
-    """Of rows that changed, LanceDB has the new text and vector, and as many entries as before."""
+def test_changed_rows_are_replaced(source, tmp_path, tiny):
+    """LanceDB gets the new text and vector of changed rows, and has as many entries as before."""
     lancedb = pytest.importorskip("lancedb", reason="the extra `lancedb` is not installed")
     to = f"lancedb:{tmp_path}/db"
     ingest(source, to, "notes")
@@ -112,7 +114,7 @@ def test_rows_that_change_are_written_over(source, tmp_path, tiny):
 
 
 def test_lancedb(source, other, questions, nearest, tmp_path):
-    """LanceDB keeps columns with their types, gives the same top 10, and is unchanged by a second run."""
+    """LanceDB keeps columns with their types, returns the same top 10, and is unchanged by a second run."""
     lancedb = pytest.importorskip("lancedb", reason="the extra `lancedb` is not installed")
     place = str(tmp_path / "db")
 
@@ -130,17 +132,17 @@ def test_lancedb(source, other, questions, nearest, tmp_path):
 
 
 def test_a_lancedb_table_that_lost_its_rows(source, tmp_path):
-    """What LanceDB says of it is one sentence, and no traceback."""
+    """LanceDB's error is one sentence without a traceback."""
     pytest.importorskip("lancedb", reason="the extra `lancedb` is not installed")
     ingest(source, f"lancedb:{tmp_path}/db", "notes")
     for path in (tmp_path / "db" / "notes.lance" / "data").iterdir():
         path.unlink()
-    with pytest.raises(OSError, match=r"LanceDB refuses: .*[Nn]ot found"):
+    with pytest.raises(OSError, match=r"LanceDB failed: .*[Nn]ot found"):
         ingest(source, f"lancedb:{tmp_path}/db", "notes")
 
 
 def test_pgvector(source, other, questions, nearest):
-    """A real PostgreSQL: float32 exact, text with U+0000 whole, the same top 10, no row touched by a second run, refusals let go."""
+    """A real PostgreSQL: exact float32, text with U+0000, the same top 10; a second run updates no row, errors close the connection."""
     psycopg = pytest.importorskip("psycopg", reason="the extra `pgvector` is not installed")
     with server() as dsn:
 
@@ -164,11 +166,11 @@ def test_pgvector(source, other, questions, nearest):
             connection.execute("CREATE TABLE theirs (id int)")
             connection.execute("ALTER TABLE more ADD CONSTRAINT short CHECK (length(metadata::text) < 9) NOT VALID")
             connection.commit()
-        with pytest.raises(ValueError, match="fingerprint is None") as theirs:
+        with pytest.raises(ValueError, match="vectors with the fingerprint None") as theirs:
             ingest(source, f"pgvector:{dsn}", "theirs")
-        with pytest.raises(OSError, match=r"PostgreSQL refuses: .*zero-length") as unnamed:
+        with pytest.raises(OSError, match=r"PostgreSQL failed: .*zero-length") as unnamed:
             ingest(source, f"pgvector:{dsn}", "")
-        with pytest.raises(OSError, match=r'PostgreSQL refuses: .*"more" violates check constraint "short"$') as too_long:
+        with pytest.raises(OSError, match=r'PostgreSQL failed: .*"more" violates check constraint "short"$') as too_long:
             ingest(other, f"pgvector:{dsn}", "more")
         others = "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()"
         until = time.monotonic() + 10
@@ -179,8 +181,8 @@ def test_pgvector(source, other, questions, nearest):
         del theirs, unnamed, too_long
 
 
-def test_ids_are_the_same_everywhere_and_for_ever():
-    """An entry's id is a UUID of its row's id alone: a number and its digits differ, and the value is fixed."""
+def test_ids_never_change():
+    """An entry's id is a UUID of its row's id only: a number and its digits differ, and the value is fixed."""
     assert entry_id("row 1") == "3000644c-59cc-566a-bf3c-c95fcb453cfa"
     assert len({entry_id(5), entry_id("5"), entry_id(5.5), entry_id(None)}) == 4
     assert entry_id({"a": 1, "b": {"c": 2, "d": 3}}) == entry_id({"b": {"d": 3, "c": 2}, "a": 1})
@@ -188,7 +190,7 @@ def test_ids_are_the_same_everywhere_and_for_ever():
 
 @pytest.mark.filterwarnings("ignore:Local mode is not recommended")
 def test_qdrant(source, other, questions, nearest, tmp_path):
-    """A local Qdrant: payloads whole, the top 10 of 100 questions right, the second run changes nothing."""
+    """A local Qdrant: complete payloads, the top 10 of 100 questions, and a second run changes nothing."""
     place = str(tmp_path / "db")
 
     def dump():
@@ -207,7 +209,7 @@ def test_qdrant(source, other, questions, nearest, tmp_path):
 
 
 def test_without_an_id_column_the_row_is_its_id(tmp_path, tiny):
-    """Rows without ids are told apart by their content, and rows of equal content are one entry, which is said."""
+    """Rows without ids are identified by their content; equal rows share an entry, and the last line says so."""
     (tmp_path / "twice.jsonl").write_text('{"text": "the cat"}\n{"text": "the cat"}\n{"text": "the dog"}\n')
     out = tmp_path / "out.parquet"
     assert run("embed", tmp_path / "twice.jsonl", out, "--model", tiny).returncode == 0
@@ -219,14 +221,14 @@ def test_without_an_id_column_the_row_is_its_id(tmp_path, tiny):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--to", "elsewhere:x"], "it must be qdrant:PATH|URL, lancedb:PATH or pgvector:DSN"),
-        (["--to", "qdrant:x", "--id-column", "key"], "The column 'key' is not in"),
+        (["--to", "elsewhere:x"], "Pass qdrant:PATH, qdrant:URL, lancedb:PATH or pgvector:DSN"),
+        (["--to", "qdrant:x", "--id-column", "key"], "--id-column is 'key', but the columns of"),
         (["--to", "pgvector:host=/nowhere"], "PostgreSQL cannot be reached"),
-        (["--to", "qdrant:http://127.0.0.1:1"], "Qdrant refuses or cannot be reached"),
+        (["--to", "qdrant:http://127.0.0.1:1"], "Qdrant failed or cannot be reached"),
     ],
 )
-def test_what_cannot_be_done_is_said(source, tmp_path, arguments, said):
-    """A wrong store, column or address is one sentence and exit status 1."""
+def test_invalid_targets(source, tmp_path, arguments, said):
+    """A wrong store, column or address is one sentence with exit status 1."""
     if "pgvector" in arguments[1]:
         pytest.importorskip("psycopg", reason="the extra `pgvector` is not installed")
     done = run("ingest", source, "--collection", "c", *arguments, cwd=tmp_path)
@@ -236,7 +238,7 @@ def test_what_cannot_be_done_is_said(source, tmp_path, arguments, said):
 
 
 def test_from_a_lance_dataset(source, tmp_path, tiny):
-    """A Lance dataset gives the entries that a Parquet file of the same rows gives."""
+    """A Lance dataset produces the same entries as a Parquet file of the same rows."""
     pytest.importorskip("lance", reason="the extra `lance` is not installed")
     lance = embedded(source.with_suffix(".jsonl"), tmp_path / "in.lance", tiny)
     kept = []
@@ -252,12 +254,14 @@ def test_from_a_lance_dataset(source, tmp_path, tiny):
 
 @pytest.mark.filterwarnings("ignore:Local mode is not recommended")
 def test_a_row_without_an_id(source, tmp_path, monkeypatch):
-    """It is named by its number, also in a later batch, and the store is closed: it can be filled at once by another try."""
+    """The error has its row number, also in a later batch, and the store is closed, so that the next try can open it."""
     monkeypatch.setattr(qdrant.Qdrant, "batch_rows", 8)
     table = pq.read_table(source).slice(0, 40)
     ids = [None if row == 30 else f"row {row}" for row in range(40)]
     pq.write_table(table.set_column(0, "key", pa.array(ids)), tmp_path / "in.parquet")
-    with pytest.raises(ValueError, match=r"Row 31 of .*in\.parquet has no 'key'; every entry needs one") as refused:
+    with pytest.raises(
+        ValueError, match=r"Row 31 of .*in\.parquet has no id in column 'key'\. Fill it, or pass another --id-column"
+    ) as refused:
         ingest(tmp_path / "in.parquet", f"qdrant:{tmp_path}/db", "c", id_column="key")
     pq.write_table(table.set_column(0, "key", pa.array(f"row {row}" for row in range(40))), tmp_path / "in.parquet")
     assert ingest(tmp_path / "in.parquet", f"qdrant:{tmp_path}/db", "c", id_column="key").entries == 40
@@ -265,7 +269,7 @@ def test_a_row_without_an_id(source, tmp_path, monkeypatch):
 
 
 class Server:
-    """Stands for the client of a Qdrant server: keeps what it is asked."""
+    """A fake client of a Qdrant server that records its calls."""
 
     def __init__(self, **options):
         self.asked = [options]
@@ -288,7 +292,7 @@ class Server:
 
 
 def test_a_qdrant_server(source, monkeypatch):
-    """It gets the key, is waited for until the points are on its disk, and asked for no estimate of how many there are."""
+    """It gets the key, waits until the points are on disk, and requests the exact count."""
     made = []
 
     def client(**options):
@@ -307,7 +311,7 @@ def test_a_qdrant_server(source, monkeypatch):
     ("to", "module"), [("qdrant", "qdrant_client"), ("lancedb", "lancedb"), ("pgvector", "psycopg")], ids=lambda name: name
 )
 def test_a_client_that_is_not_installed(source, tmp_path, monkeypatch, to, module):
-    """It is said what to install."""
+    """The message names the extra to install."""
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(ImportError, match=rf"needs the extra penult\[{to}\] \(pip install .*\[{to}\]\"\)\."):
         ingest(source, f"{to}:{tmp_path}/db", "notes")
@@ -315,37 +319,37 @@ def test_a_client_that_is_not_installed(source, tmp_path, monkeypatch, to, modul
 
 @pytest.mark.parametrize("to", ["qdrant:", "lancedb"])
 def test_a_store_without_a_place(source, to):
-    """It is no store, and what one looks like is said."""
-    with pytest.raises(ValueError, match=rf"--to is '{to}'; it must be qdrant:PATH\|URL, lancedb:PATH or pgvector:DSN"):
+    """The error shows what a store looks like."""
+    with pytest.raises(ValueError, match=rf"--to is '{to}'\. Pass qdrant:PATH, qdrant:URL, lancedb:PATH or pgvector:DSN"):
         ingest(source, to, "notes")
 
 
-def test_columns_that_a_lancedb_table_cannot_take(source, tmp_path):
-    """A column of the name that the table needs, and rows of other columns than the table's, are refused by name."""
+def test_columns_that_a_lancedb_table_does_not_support(source, tmp_path):
+    """A reserved column name, and columns other than the table's, are errors that name them."""
     pytest.importorskip("lancedb", reason="the extra `lancedb` is not installed")
     table, to = pq.read_table(source), f"lancedb:{tmp_path}/db"
     taken = table.append_column("penult_id", table.column("id"))
     pq.write_table(taken, tmp_path / "taken.parquet")
-    with pytest.raises(ValueError, match="The file has a column 'penult_id', which the LanceDB table needs"):
+    with pytest.raises(ValueError, match="The file has a column 'penult_id', a name that penult's LanceDB tables reserve"):
         ingest(tmp_path / "taken.parquet", to, "notes")
     ingest(source, to, "notes")
     pq.write_table(table.drop_columns(["n"]), tmp_path / "fewer.parquet")
-    with pytest.raises(ValueError, match=r"'notes' in .* has the columns .*\bn\b.*; name another --collection"):
+    with pytest.raises(ValueError, match=r"'notes' in .* has the columns .*\bn\b.*\. Pass another --collection"):
         ingest(tmp_path / "fewer.parquet", to, "notes")
 
 
 def test_a_file_that_penult_did_not_embed(tmp_path):
-    """Vectors of an unknown model are refused."""
+    """Vectors of an unknown model are an error."""
     pq.write_table(pa.table({"id": ["a"], "embedding": [[1.0, 2.0]]}), tmp_path / "x.parquet")
-    with pytest.raises(ValueError, match="does not say which model made its vectors"):
+    with pytest.raises(ValueError, match="does not name the model of its vectors"):
         ingest(tmp_path / "x.parquet", f"qdrant:{tmp_path}", "c")
     pq.write_table(
         pq.read_table(tmp_path / "x.parquet").replace_schema_metadata({"penult.vector_column": "embedding"}),
         tmp_path / "z.parquet",
     )
-    with pytest.raises(ValueError, match="does not say which model made its vectors"):
+    with pytest.raises(ValueError, match="does not name the model of its vectors"):
         ingest(tmp_path / "z.parquet", f"qdrant:{tmp_path}", "c")
     with pytest.raises(FileNotFoundError):
         ingest(tmp_path / "y.parquet", f"qdrant:{tmp_path}", "c")
-    with pytest.raises(ValueError, match=r"y\.csv ends in neither \.parquet nor \.lance"):
+    with pytest.raises(ValueError, match=r"y\.csv is not a \.parquet or \.lance file"):
         ingest(tmp_path / "y.csv", f"qdrant:{tmp_path}", "c")

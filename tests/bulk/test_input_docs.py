@@ -1,4 +1,4 @@
-"""What the page "input-files.md" shows runs as it stands, on a tiny model in place of MODEL."""
+"""The commands and the Python code of docs/input-files.md run, on a tiny model in place of MODEL."""
 
 import gzip
 import json
@@ -17,7 +17,7 @@ def blocks(language):
 
 
 def fill(folder):
-    """Write the files that the page speaks of."""
+    """Write the files that the page names."""
     (folder / "texts.jsonl").write_text('{"text": "a cat"}\n')
     (folder / "notes").mkdir()
     for name in ("a.md", "b.md", "c.docx"):
@@ -28,7 +28,7 @@ def fill(folder):
 
 
 def test_the_commands_run(tiny, tmp_path):
-    """Each command of the page, in a folder with the files that it names."""
+    """Each command of the page runs in a folder with the files that it names."""
     fill(tmp_path)
     lines = [shlex.split(line)[1:] for block in blocks("console") for line in block.splitlines()]
     assert len(lines) == 4
@@ -37,11 +37,11 @@ def test_the_commands_run(tiny, tmp_path):
         assert done.returncode == 0, done.stderr
         assert pq.read_table(tmp_path / words[2]).num_rows >= 1
         if words[1] == "notes":
-            assert "notes: 1 file of other kinds left out: .docx 1 (c.docx); 2 files read: a.md, b.md" in done.stderr
+            assert "notes: skipped 1 file of unsupported types: .docx 1 (c.docx); reading 2 files: a.md, b.md" in done.stderr
 
 
 def test_the_python_runs(tmp_path, monkeypatch):
-    """The block of Python gives the texts of a folder."""
+    """The block of Python returns the texts of a folder."""
     fill(tmp_path)
     monkeypatch.chdir(tmp_path)
     (code,) = blocks("python")
@@ -51,7 +51,7 @@ def test_the_python_runs(tmp_path, monkeypatch):
 
 
 def test_the_limits_are_those_of_the_code():
-    """The numbers of the page are those of the code, and all endings are on it."""
+    """The numbers on the page are those of the code, and it lists all file extensions."""
     from penult.bulk.input import csv_rows, input_files, shard_sizes, streams
     from penult.bulk.options import DEFAULT_READING
 

@@ -1,4 +1,4 @@
-"""Lines of JSON read at once: exactly what reading them one by one gives, else not at all."""
+"""JSON Lines parsed in blocks: exactly the result of row by row, or none."""
 
 import json
 
@@ -28,7 +28,7 @@ SCHEMA = pa.schema(
 
 
 def test_lines_of_a_file(tmp_path):
-    """Lines of blanks are no rows but count, and a mark of UTF-8 is no text."""
+    """Blank lines are not rows but count as lines, and a UTF-8 byte order mark is not text."""
     path = tmp_path / "a.jsonl"
     path.write_bytes(b'\xef\xbb\xbf{"a": 1}\n\n  \n{"a": 2}')
     block = list(streams.lines(path, DEFAULT_READING))
@@ -59,8 +59,8 @@ PLAIN = [
 
 
 @pytest.mark.parametrize("end", [b"\n", b"\r\n"])
-def test_plain_lines_are_read_at_once(end):
-    """Text, numbers, truth values, objects and lists, in any order or missing: each value to its last bit."""
+def test_simple_lines_are_parsed_in_one_block(end):
+    """Text, numbers, booleans, objects and lists, in any order or missing: each value is exact."""
     block = [line.replace(b"\n", end) for line in PLAIN]
     block[-1] = block[-1].strip()
     whole = jsonl.table(block, SCHEMA)
@@ -99,13 +99,13 @@ def test_plain_lines_are_read_at_once(end):
         b'{"x": 1e400}',
     ],
 )
-def test_one_line_that_is_not_plain(line):
-    """A line that is no object, or holds what Arrow would read otherwise or not at all: the block is read row by row."""
+def test_one_line_that_is_not_simple(line):
+    """If a line is not an object, or Arrow would read it differently, the block is read row by row."""
     assert jsonl.table([PLAIN[0], line + b"\n", PLAIN[0]], SCHEMA) is None
 
 
 def test_objects_are_counted_by_lines():
-    """Two objects on a line and one on two lines are as many as there are lines, and are not taken for them."""
+    """Two objects on one line, and one object on two lines, are not mistaken for one object per line."""
     assert jsonl.table([b'{"n":\n', b'1}{"n": 2}\n'], SCHEMA) is None
     assert jsonl.table([b'{"n": 1}{"n": 2}\n', b'{"n": 3}\0}\n', b'{"n": 4}\n'], SCHEMA) is None
     assert jsonl.table([b'{"n": 1}\n', b'{"n": 2} '], SCHEMA).num_rows == 2
@@ -113,8 +113,8 @@ def test_objects_are_counted_by_lines():
     assert jsonl.table([b" \n"], SCHEMA) is None
 
 
-def test_columns_that_arrow_reads_otherwise():
-    """A time would be read from text, and JSON text from nothing but text; a list of nulls would be miscounted."""
+def test_columns_that_arrow_reads_differently():
+    """Arrow would parse times from text, accept only text as JSON text, and miscount lists of nulls."""
     assert jsonl.table([b'{"t": "2020-01-01"}\n'], pa.schema([("t", pa.timestamp("s"))])) is None
     assert jsonl.table([b'{"t": "x"}\n'], pa.schema([pa.field("t", pa.string(), metadata=columns.JSON_FIELD)])) is None
     assert jsonl.table([b'{"t": ["2020-01-01"]}\n'], pa.schema([("t", pa.list_(pa.timestamp("s")))])) is None
@@ -143,7 +143,7 @@ def object_of(pairs):
 
 
 def mostly(values, kind):
-    """Blocks of lines whose columns mostly keep to one kind of value each, and bytes thrown in."""
+    """Blocks of lines whose columns mostly have one type each, with random bytes inserted."""
     column = st.tuples(KEYS, st.sampled_from(kind))
     return st.lists(column, min_size=1, max_size=3, unique_by=lambda pair: pair[0]).flatmap(
         lambda columns: st.lists(
@@ -170,8 +170,8 @@ def looked(file):
 
 
 @given(mostly(VALUES, KINDS), NOISE, st.floats(0, 1), st.sampled_from([1, 2, 4096]))
-def test_at_once_is_as_one_by_one(tmp_path_factory, lines, noise, place, together):
-    """Whatever stands in a file, its columns and its rows are those that reading row by row finds."""
+def test_blocks_equal_row_by_row(tmp_path_factory, lines, noise, place, together):
+    """Whatever a file contains, its columns and rows are those of reading row by row."""
     path = tmp_path_factory.getbasetemp() / "any.jsonl"
     data = "\n".join(lines).encode()
     at = int(place * len(data))
@@ -193,8 +193,8 @@ def test_at_once_is_as_one_by_one(tmp_path_factory, lines, noise, place, togethe
         assert repr(whole.to_pylist()) == repr(rows_.to_pylist())
 
 
-def test_what_appears_late_in_a_file(job, tmp_path, monkeypatch):
-    """A column that begins late, one that becomes another type, lines that are bad: as if they had come first."""
+def test_late_columns_and_types(job, tmp_path, monkeypatch):
+    """A column that starts late, a changed type and invalid lines have the same effect as at the start."""
     monkeypatch.setattr(readers, "BLOCK", 4)
     monkeypatch.setattr(sources, "BLOCK", 4)
     lines = [json.dumps({"text": f"cat {n}", "n": n, "any": n}) for n in range(40)]
@@ -214,13 +214,13 @@ def test_what_appears_late_in_a_file(job, tmp_path, monkeypatch):
     assert table.column("any").to_pylist() == [json.dumps(row["any"]) if "any" in row else None for row in good]
     assert [row for row in table.column("new").to_pylist() if row] == [{"k": [1], "j": None}, {"k": None, "j": 1}]
     assert [(row["line"], row["reason"].partition(":")[0]) for row in rejected(tmp_path / "out.parquet")] == [
-        (27, "is not JSON"),
+        (27, "is not valid JSON"),
         (34, "is a NoneType, not a str"),
     ]
 
 
-def test_lines_of_blanks_among_the_rows(job, tmp_path, monkeypatch):
-    """They are no rows and count as lines, when a job that stopped goes on from its middle too."""
+def test_blank_lines_among_the_rows(job, tmp_path, monkeypatch):
+    """They are not rows but count as lines, also when a job resumes from the middle."""
     monkeypatch.setattr(sources, "BLOCK", 4)
     lines = [json.dumps({"text": f"cat {n}" if n % 10 else None}) + "\n" * (1 + n % 3) for n in range(60)]
     (tmp_path / "in.jsonl").write_text("\n" * 9 + "".join(lines) + " \n")
@@ -233,8 +233,8 @@ def test_lines_of_blanks_among_the_rows(job, tmp_path, monkeypatch):
     assert [row["line"] for row in rejected(tmp_path / "out.parquet")] == numbers
 
 
-def test_a_file_that_ends_before_the_row_to_go_on_from(tmp_path):
-    """It gives no rows, and whoever reads it says so."""
+def test_a_file_that_ends_before_the_row_to_resume_from(tmp_path):
+    """It returns no rows, and its reader raises an error."""
     (tmp_path / "in.jsonl").write_text('{"text": "a"}\n{"text": "b"}\n')
     file = input_files.opened(tmp_path / "in.jsonl")
     assert sources.opened(file, pa.schema([("text", pa.string())]), 2).take(4).table.num_rows == 0

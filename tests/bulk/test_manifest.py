@@ -1,4 +1,4 @@
-"""The folder of an unfinished job: what it records, what it believes of that after a crash, and who may hold it."""
+"""The folder of an unfinished job: its records, their validity after a crash, and its lock."""
 
 import os
 import resource
@@ -33,8 +33,8 @@ def done(job, shard, size=5):
     return record
 
 
-def test_a_manifest_is_read_as_it_was_written(job):
-    """All of it: schema with its metadata, counts, stamps as tuples."""
+def test_a_manifest_round_trips(job):
+    """All of it: the schema with its metadata, counts, and stamps as tuples."""
     assert job.manifest is None
     job.begin(MANIFEST)
     assert job.manifest == MANIFEST
@@ -43,19 +43,19 @@ def test_a_manifest_is_read_as_it_was_written(job):
 
 
 def test_identities():
-    """Each part changes the hash, and is named with what it was and is; a number of files too."""
+    """Each part changes the hash, and is named with its old and new value; the number of files too."""
     others = {name: replace(IDENTITY, **{name: "other" if name != "format" else 9}) for name in asdict(IDENTITY)}
     others["inputs"] = replace(IDENTITY, inputs=("h1",))
     assert len({IDENTITY.digest, *(other.digest for other in others.values())}) == len(others) + 1
     assert len(IDENTITY.digest) == 32
     assert IDENTITY.differences(IDENTITY) == []
-    assert IDENTITY.differences(others["role"]) == ["--role was 'document' and is 'other'"]
-    assert IDENTITY.differences(others["inputs"]) == ["the input was 2 files and is 1"]
+    assert IDENTITY.differences(others["role"]) == ["--role was 'document' and is now 'other'"]
+    assert IDENTITY.differences(others["inputs"]) == ["the number of input files was 2 and is now 1"]
     assert all(len(IDENTITY.differences(other)) == 1 for other in others.values())
 
 
 def test_records_after_a_crash(job):
-    """A line that was begun is cut off, so that the next stands alone; a shard whose file is not as recorded is not done."""
+    """A partial line is removed, so that the next one is valid; a shard whose file does not match its record is not done."""
     job.begin(MANIFEST)
     assert job.recorded(IDENTITY) == {}
     records = [done(job, 0), done(job, 1, size=6), done(job, 2)]
@@ -70,8 +70,8 @@ def test_records_after_a_crash(job):
     assert job.recorded(IDENTITY) == {}
 
 
-def test_shards_of_another_job_are_not_its_own(job):
-    """They lie elsewhere, so records of one say nothing of the other."""
+def test_shards_of_another_job_do_not_count(job):
+    """They are in another folder, so records of one job do not apply to the other."""
     job.begin(MANIFEST)
     done(job, 0)
     other = replace(IDENTITY, role="query")
@@ -79,28 +79,30 @@ def test_shards_of_another_job_are_not_its_own(job):
     assert job.recorded(other) == {}
 
 
-def test_one_process_holds_it(job):
-    """A second is refused and told what to do; after a release, or a clearing, the lock is as it was."""
+def test_one_process_has_the_lock(job):
+    """A second process gets an error; after a release, or a clearing, the lock is available again."""
     out = job.folder.with_name("out")
     for _ in range(2):
-        with pytest.raises(ValueError, match=r"Another process is writing .*out\.job; wait for it, or name another output"):
+        with pytest.raises(
+            ValueError, match=r"Another process is running the job in .*out\.job\. Wait for it, or pass another output"
+        ):
             Job(out)
         job.clear()
     job.release()
     Job(out).release()
 
 
-def test_a_folder_of_the_user_is_left_alone(tmp_path):
-    """What stands under the name of a job's folder, and is none, is not removed with the job."""
+def test_a_folder_of_the_user_is_not_removed(tmp_path):
+    """A folder that has the name of a job's folder, but is not a job, is kept."""
     (tmp_path / "out.parquet.job").mkdir()
     (tmp_path / "out.parquet.job" / "notes.txt").write_text("mine")
-    with pytest.raises(ValueError, match="holds files that are not of an unfinished job"):
+    with pytest.raises(ValueError, match="contains files that are not part of a penult job"):
         Job(tmp_path / "out.parquet")
     assert [path.name for path in (tmp_path / "out.parquet.job").iterdir()] == ["notes.txt"]
 
 
 def test_clearing_and_removing(job):
-    """Cleared, nothing is left but the lock, and work begins anew; removed, the folder is gone."""
+    """After clearing, only the lock is left, and work starts again; after removing, the folder is gone."""
     job.begin(MANIFEST)
     done(job, 0)
     job.clear()
@@ -113,8 +115,8 @@ def test_clearing_and_removing(job):
 
 
 @pytest.mark.parametrize("how", ["clear", "remove"])
-def test_a_crash_while_it_is_thrown_away(job, how, monkeypatch):
-    """What the job is goes first, so that nobody goes on with what is half gone."""
+def test_a_crash_while_a_job_is_deleted(job, how, monkeypatch):
+    """The manifest is deleted first, so that a partially deleted job is never resumed."""
     job.begin(MANIFEST)
     done(job, 0)
     monkeypatch.setattr("shutil.rmtree", lambda *_, **__: os.kill(os.getpid(), signal.SIGINT))
@@ -124,8 +126,8 @@ def test_a_crash_while_it_is_thrown_away(job, how, monkeypatch):
     assert job.manifest is None
 
 
-def test_what_may_be_thrown_away(job):
-    """The scratch folder is there whenever it is asked for, keeps what it holds meanwhile, and goes with the rest."""
+def test_the_scratch_folder(job):
+    """It is created on demand, keeps its files until then, and is deleted with the rest."""
     (job.scratch / "part").write_bytes(b"x")
     assert (job.scratch / "part").read_bytes() == b"x"
     assert job.scratch.parent == job.folder
@@ -134,14 +136,14 @@ def test_what_may_be_thrown_away(job):
 
 
 def test_a_job_may_begin_again(job):
-    """What was begun and not cleared is begun once more without a word."""
+    """A job that was started and not cleared can start again without an error."""
     job.begin(MANIFEST)
     job.begin(MANIFEST)
     assert job.manifest == MANIFEST
 
 
-def test_a_disk_that_takes_half_a_record(job):
-    """The half is taken back, the error is that of a full disk, and what was recorded before stands."""
+def test_a_disk_with_room_for_half_a_record(job):
+    """The half is removed, the error is that of a full disk, and earlier records stay valid."""
     job.begin(MANIFEST)
     first = done(job, 0)
     stated = resource.getrlimit(resource.RLIMIT_FSIZE)

@@ -17,13 +17,13 @@ COLUMNS = Columns("text", "v", "document")
 
 
 def made(*, columns=("text", "id"), identity=IDENTITY):
-    """Give the schema of an output whose input has these columns."""
+    """Return the schema of an output whose input has these columns."""
     scanned = Scanned(pa.schema([(name, pa.string()) for name in columns], metadata={"mine": "kept"}), (4,), 2)
     return output_schema(COLUMNS, scanned, Ready(3, 64, {"penult.fingerprint": "f"}), identity, Totals(7, 2))
 
 
-def test_its_columns_and_what_it_says():
-    """The input's columns, then the vectors; the metadata keep the input's own and name model, columns and counts."""
+def test_its_columns_and_metadata():
+    """The input's columns, then the vectors; the metadata keep the input's entries and add model, columns and counts."""
     found = made()
     assert found.names == ["text", "id", "v"]
     assert found.field("v").type == pa.list_(pa.float32(), 3)
@@ -38,14 +38,14 @@ def test_its_columns_and_what_it_says():
     ("columns", "asked", "names_a_row"),
     [(("text", "id"), None, b"id"), (("text", "id"), "key", b"key"), (("text",), None, b""), (("text",), "key", b"key")],
 )
-def test_what_names_a_row(columns, asked, names_a_row):
-    """The column asked for, else `id` where there is one."""
+def test_the_id_column(columns, asked, names_a_row):
+    """The requested column, else `id` if it exists."""
     found = made(columns=columns, identity=replace(IDENTITY, id_column=asked))
     assert found.metadata[b"penult.id_column"] == names_a_row
 
 
 def test_a_format_is_tried_before_the_work(tmp_path):
-    """What it cannot hold is said of the output, and the trial stands in the other folder."""
+    """The error for an unsupported column names the output; the trial is written to the other folder."""
     check_format(tmp_path / "out.parquet", tmp_path, made(), "v")
     assert [path.name for path in tmp_path.iterdir()] == ["none.parquet"]
     unholdable = made().append(pa.field("n", pa.month_day_nano_interval()))
@@ -74,7 +74,7 @@ NEXT = replace(IDENTITY, takes_over="of an older output")
     ],
 )
 def test_whether_it_is_finished(tmp_path, ending, said, identity, began, there):
-    """With no job under way, if it says so; with one, if its own file does, whatever output this run takes over."""
+    """Without an unfinished job, by the output's metadata; with one, if its own file says so, whatever --from names."""
     manifest = began and Manifest(began, Scanned(pa.schema([]), (1,), 1), ())
     metadata = {} if said is None else {"penult.job": said.digest}
     assert is_finished(tmp_path / f"out{ending}", metadata, identity, manifest) is there

@@ -1,4 +1,4 @@
-"""Where an output may be written: never over its own input, whatever name leads there, and --overwrite included."""
+"""Output paths: never the input's own file, by whatever name, also with --overwrite."""
 
 import json
 import os
@@ -16,7 +16,7 @@ def snapshot(folder):
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """A folder with a few inputs, links and hard links to them among others; it is the working folder."""
+    """A folder with a few inputs, also links and hard links; it is the working folder."""
     monkeypatch.chdir(tmp_path)
     corpus(tmp_path / "in.jsonl", 3)
     (tmp_path / "sub" / "deep").mkdir(parents=True)
@@ -55,43 +55,43 @@ def folder(tmp_path, monkeypatch):
     ],
 )
 def test_an_output_is_not_written_over_its_input(job, folder, given, out, overwrite):
-    """Relative, through links, hard links, folders, globs, and the files beside the output: one sentence, nothing changed."""
+    """Relative paths, links, hard links, folders, globs, and files beside the output: one sentence, nothing changed."""
     before = snapshot(folder)
-    with pytest.raises(ValueError, match=r"name another output|name an output outside"):
+    with pytest.raises(ValueError, match=r"Pass another output|Pass an output outside"):
         job(*given, out=out, overwrite=overwrite)
     assert snapshot(folder) == before
 
 
-def test_a_link_in_the_input_folder_that_leads_to_the_output(job, folder):
-    """A folder that holds a link to a user's file is refused for that file too."""
+def test_a_link_in_the_input_folder_to_the_output(job, folder):
+    """A folder with a link to the output is an error too."""
     (folder / "sub" / "b.jsonl").symlink_to("../in.jsonl")
     before = snapshot(folder)
-    with pytest.raises(ValueError, match=r"b\.jsonl is the output"):
+    with pytest.raises(ValueError, match=r"b\.jsonl is also the output"):
         job("sub", out="in.jsonl", overwrite=True)
     assert snapshot(folder) == before
 
 
 def test_standard_input_that_is_the_output(folder, tiny):
-    """`penult embed - x.jsonl < x.jsonl` too."""
+    """`penult embed - x.jsonl < x.jsonl` is an error too."""
     before = snapshot(folder)
     with (folder / "in.jsonl").open() as pipe:
         done = run("embed", "-", "in.jsonl", "--model", tiny, "--overwrite", stdin=pipe)
     assert (done.returncode, snapshot(folder)) == (1, before)
-    assert "Standard input reads the output in.jsonl" in done.stderr
+    assert "Standard input is read from the output in.jsonl" in done.stderr
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
 @pytest.mark.parametrize(
     ("out", "said"),
     [
-        ("no/such/out.parquet", "no/such is not a folder; make it"),
-        ("in.jsonl/out.parquet", "in.jsonl is not a folder; make it"),
-        ("folder.parquet", "folder.parquet is a folder; name another output"),
-        pytest.param("file.lance", "file.lance is a file; name another output", marks=LANCE),
+        ("no/such/out.parquet", "no/such is not a folder. Create it"),
+        ("in.jsonl/out.parquet", "in.jsonl is not a folder. Create it"),
+        ("folder.parquet", "folder.parquet is a folder. Pass another output"),
+        pytest.param("file.lance", "file.lance is a file. Pass another output", marks=LANCE),
     ],
 )
-def test_a_place_that_cannot_take_an_output(job, folder, out, said, overwrite):
-    """It is said before any work, and no folder is made."""
+def test_invalid_output_paths(job, folder, out, said, overwrite):
+    """They are an error before any work, and no folder is created."""
     (folder / "folder.parquet").mkdir()
     (folder / "file.lance").touch()
     before = sorted(folder.rglob("*"))
@@ -100,14 +100,14 @@ def test_a_place_that_cannot_take_an_output(job, folder, out, said, overwrite):
     assert sorted(folder.rglob("*")) == before
 
 
-def test_a_glob_may_match_an_earlier_output_of_ours(job, folder):
-    """It is left out, as other files of an output are: the same command again has nothing to do, and may be overwritten."""
+def test_a_glob_may_match_an_earlier_output(job, folder):
+    """It is skipped, as are its other files: the same command again has nothing to do, and --overwrite works."""
     for options in ({}, {}, {"overwrite": True}):
         assert job("in*.jsonl", out="in.out.jsonl", **options).totals.rows == 3
     assert len([json.loads(line) for line in (folder / "in.out.jsonl").read_text().splitlines()]) == 3
 
 
 def test_the_output_of_another_job_is_an_input(job, folder):
-    """A name beside the output, or in a folder of its own, is no collision."""
+    """A similar name beside the output, or in another folder, is not a collision."""
     assert job("out.npy.rows.jsonl", out="other.parquet").totals.rows == 3
     assert job("sub", out="sub.parquet").totals.rows == 3

@@ -1,4 +1,4 @@
-"""A shard part by part: what is kept is not embedded again, and no vector depends on where a part ended."""
+"""Parts of a shard: parts on disk are not embedded again, and no vector depends on where a part ended."""
 
 import dataclasses
 import json
@@ -13,7 +13,7 @@ TEXTS = ["a b c", "d", "a b c", "", None, "e f g h", "d", "half \ud800", "a b"]
 
 
 class Counting:
-    """An embedder that counts what it tokenizes, and may fail at its n-th time."""
+    """An embedder that counts the texts it tokenizes, and optionally fails at the n-th call."""
 
     def __init__(self, embedder, fails_at=None):
         self._embedder, self._fails_at, self.texts, self.calls = embedder, fails_at, [], 0
@@ -40,8 +40,8 @@ def whole(embedder, texts=TEXTS, *, stem, chars=1.0, ticked=None):
 
 
 @pytest.mark.parametrize("chars", [1, 5, 9, 1e9])
-def test_parts_of_any_size_give_the_same(embedder, tmp_path, chars):
-    """Vectors, reasons and counts are those of the texts together; the last part is never kept."""
+def test_parts_of_any_size_are_equal(embedder, tmp_path, chars):
+    """Vectors, reasons and counts equal those of one call; the last part is never written to disk."""
     expected = whole(embedder, stem=tmp_path / "all", chars=1e9)
     outcome = whole(embedder, stem=tmp_path / "x", chars=chars)
     assert outcome.vectors.tobytes() == expected.vectors.tobytes()
@@ -56,8 +56,8 @@ def test_parts_of_any_size_give_the_same(embedder, tmp_path, chars):
 
 
 @pytest.mark.parametrize("calls", [1, 3, 5])
-def test_what_is_kept_is_not_embedded_again(embedder, tmp_path, calls):
-    """Wherever it stopped; a second run embeds the rest, and both together give what one would."""
+def test_parts_on_disk_are_not_embedded_again(embedder, tmp_path, calls):
+    """Wherever the first run stopped, a second one embeds the rest, and the result is that of one run."""
     first, second = Counting(embedder, calls), Counting(embedder)
     with pytest.raises(KeyboardInterrupt):
         whole(first, stem=tmp_path / "x")
@@ -68,15 +68,15 @@ def test_what_is_kept_is_not_embedded_again(embedder, tmp_path, calls):
 
 
 def test_equal_texts_stay_together(embedder, tmp_path):
-    """The model reads a text once, however often a shard has it."""
+    """The model reads equal texts of a shard once."""
     counting = Counting(embedder)
     whole(counting, ["a", "b"] * 50, stem=tmp_path / "x")
     assert counting.calls == 2
     assert counting.texts == ["a"] * 50 + ["b"] * 50
 
 
-def test_parts_of_other_texts_are_not_taken(embedder, tmp_path):
-    """A worker of a job with other shards may still have been writing: a part counts for its own texts alone."""
+def test_parts_of_other_texts_are_ignored(embedder, tmp_path):
+    """A worker of a job with other shards may still be writing: a part counts only for its own texts."""
     whole(embedder, ["a", "b", "c"], stem=tmp_path / "x")
     outcome = whole(embedder, ["d", "b", "c"], stem=tmp_path / "x")
     assert outcome.vectors.tobytes() == embedder.embed(["d", "b", "c"]).tobytes()
@@ -86,7 +86,7 @@ def test_parts_of_other_texts_are_not_taken(embedder, tmp_path):
 
 
 def test_a_model_whose_vectors_depend_on_the_batch(embedder, tmp_path):
-    """Its shards are one part: the clock must not decide a vector."""
+    """Its shards have one part, so that the clock does not affect vectors."""
     counting = Counting(embedder)
     counting.recipe = dataclasses.replace(embedder.recipe, batch_invariant=False)
     whole(counting, ["a", "b", "c"], stem=tmp_path / "x")
@@ -94,7 +94,7 @@ def test_a_model_whose_vectors_depend_on_the_batch(embedder, tmp_path):
 
 
 def test_ticks(embedder, tmp_path, monkeypatch):
-    """They say how much is done, on the disk, and was there before; a batch ticks where none has for some time."""
+    """They count rows done, on disk and from an earlier run; a batch emits a tick if the last one is old enough."""
     monkeypatch.setattr(parts, "_TICK_SECONDS", 0)
     with pytest.raises(KeyboardInterrupt):
         whole(Counting(embedder, 1), ["a", "b", None, "c"], stem=tmp_path / "x")
@@ -111,7 +111,7 @@ def test_ticks(embedder, tmp_path, monkeypatch):
 
 
 def test_the_pace():
-    """It follows what parts took, and grows no faster than fourfold; a text counts for no more than the model reads of it."""
+    """It follows the duration of parts, and grows at most fourfold; a text counts only as far as the model reads it."""
     pace = Pace()
     pace.learn(4000, parts.PART_SECONDS / 100)
     assert pace.chars == 16_000
@@ -128,7 +128,7 @@ def test_the_pace():
 
 
 def test_a_job_that_stops_in_a_shard(job, embedder, tmp_path, monkeypatch):
-    """Its sentence counts the rows that are kept, the next run goes on after them, and the output is the undisturbed one."""
+    """The message counts the rows on disk, the next run continues after them, and the output is that of an undisturbed run."""
     source = corpus(tmp_path / "in.jsonl", 64)
     lines = source.read_text().splitlines()
     source.write_text("\n".join([*lines[:40], json.dumps({"id": "bad", "text": None, "n": 0, "tags": []}), *lines[40:]]))

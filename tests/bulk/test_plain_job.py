@@ -1,4 +1,4 @@
-"""`penult embed` without pyarrow: the rows and vectors of a job with it, resumed where it stopped, and one sentence for the rest."""
+"""`penult embed` without pyarrow: the rows and vectors of a job with it, resumable, and one sentence for everything else."""
 
 import json
 import sys
@@ -16,7 +16,7 @@ from penult.bulk.request import Request
 
 @pytest.fixture
 def plain(tiny, tmp_path, monkeypatch):
-    """Run a job without tables and give its summary."""
+    """Return a function that runs a job without tables and returns its summary."""
     monkeypatch.setattr(plain_job, "_ROWS", 16)
 
     def start(*given, out="plain.npy", text="text", **options):
@@ -28,13 +28,13 @@ def plain(tiny, tmp_path, monkeypatch):
 
 
 def files(path):
-    """Give the output and the files beside it, without the hash of the job."""
+    """Return the output and the files beside it, without the hash of the job."""
     return {file.name.removeprefix(path.name): file.read_bytes() for file in path.parent.glob(f"{path.name}*")}
 
 
 @pytest.fixture
 def table(tmp_path):
-    """A CSV file with odd rows: texts of several lines, one that is not UTF-8, too few fields."""
+    """A CSV file with unusual rows: texts of several lines, one that is not UTF-8, too few fields."""
     path = tmp_path / "in.csv"
     path.write_bytes(
         b'id,text,n\n1,"the cat, said\nhe",5\n2,a dog,\n3,b\xfcrd,7\n4,x\n'
@@ -45,7 +45,7 @@ def table(tmp_path):
 
 @pytest.mark.parametrize("ending", [".npy", ".jsonl"])
 def test_the_same_as_with_arrow(plain, job, table, tmp_path, ending):
-    """Rows, vectors, reasons and metadata, of CSV: byte for byte in .npy, number for number in .jsonl."""
+    """Rows, vectors, reasons and metadata of CSV: byte for byte in .npy, equal values in .jsonl."""
     expected, summary = job(table, out=f"arrow{ending}"), plain(table, out=f"plain{ending}")
     assert summary.totals == expected.totals
     assert (summary.totals.rows, summary.totals.rejected) == (57, 2)
@@ -65,7 +65,7 @@ def test_the_same_as_with_arrow(plain, job, table, tmp_path, ending):
 
 
 def test_rows_of_json(plain, embedder, tmp_path):
-    """A row keeps the columns that it has; a text within an object, one that is no text, and half of a surrogate pair."""
+    """A row keeps its own columns; a text in an object, a text that is a number, and a lone surrogate."""
     source = tmp_path / "in.jsonl"
     source.write_text(
         '{"a": {"b": "the cat"}, "n": 1}\n\n{"a": {"b": 5}}\n{"a": {"b": "dog"}, "x": NaN}\n{"a": {"b": "x"}, "y": "\\ud800"}\n{"a": 1}\n[]\n'
@@ -81,8 +81,8 @@ def test_rows_of_json(plain, embedder, tmp_path):
 
 
 @pytest.mark.parametrize("calls", [0, 1, 3])
-def test_a_job_goes_on(plain, tmp_path, monkeypatch, calls):
-    """Wherever it stopped; its output is the undisturbed one, and a third run has nothing to do."""
+def test_a_job_resumes(plain, tmp_path, monkeypatch, calls):
+    """Wherever it stopped; its output is that of an undisturbed run, and a third run has nothing to do."""
     source = corpus(tmp_path / "in.jsonl", 60)
     plain(source, out="undisturbed.npy")
     made, embed_texts = [], parts.embed_texts
@@ -105,18 +105,18 @@ def test_a_job_goes_on(plain, tmp_path, monkeypatch, calls):
     assert len(made) == 4 - calls
     assert (tmp_path / "plain.npy").read_bytes() == (tmp_path / "undisturbed.npy").read_bytes()
     assert plain(source).rows_per_second is None
-    with pytest.raises(ValueError, match="exists and was made from other input"):
+    with pytest.raises(ValueError, match="exists, but was created from other input"):
         plain(source, text="id")
     assert plain(source, text="id", overwrite=True).totals.rows == 60
 
 
-def test_a_job_that_began_with_arrow(plain, job, tmp_path, monkeypatch):
-    """It is not mistaken for one of this kind, nor the other way round."""
+def test_a_job_that_started_with_arrow(plain, job, tmp_path, monkeypatch):
+    """It is not mistaken for a job without Arrow, nor the reverse."""
     source, embed_texts = corpus(tmp_path / "in.jsonl", 40), parts.embed_texts
     monkeypatch.setattr(parts, "embed_texts", lambda *arguments: (_ for _ in ()).throw(OSError("full")))
     with pytest.raises(StoppedError):
         job(source, out="o.npy")
-    with pytest.raises(ValueError, match="holds an unfinished job of an installation with pyarrow"):
+    with pytest.raises(ValueError, match="contains an unfinished job of an installation with pyarrow"):
         plain(source, out="o.npy")
     assert (tmp_path / "o.npy.job" / "job.json").exists()
     with pytest.raises(StoppedError):
@@ -136,15 +136,15 @@ def test_a_job_that_began_with_arrow(plain, job, tmp_path, monkeypatch):
         (["in.csv"], {"workers": 2}, "--workers needs the extra"),
         (["in.csv"], {"engine": "ray"}, r"--engine ray needs the extra penult\[ray\]"),
         (["in.csv"], {"old": "o.npy"}, "--from needs the extra"),
-        (["in.csv"], {"out": "o.xls"}, "ends in none of .parquet, .lance, .npy, .jsonl"),
-        (["in.csv"], {"text": "body"}, "The column 'body' is not in the input; name one of text with --text-column: id, text, n"),
-        (["in.csv"], {"vector": "n"}, "has a column 'n' already"),
-        (["in.csv"], {"id_column": "key"}, "The column 'key' is not in the input"),
-        (["no.csv"], {}, "No input at"),
+        (["in.csv"], {"out": "o.xls"}, "has an unknown file extension. Pass an output that ends in .parquet, .lance, .npy or .jsonl"),
+        (["in.csv"], {"text": "body"}, "The input has no text column 'body'. Pass the name of one with --text-column; the columns are: id, text, n"),
+        (["in.csv"], {"vector": "n"}, "already has a column 'n'"),
+        (["in.csv"], {"id_column": "key"}, "--id-column is 'key', but the columns of the input are"),
+        (["no.csv"], {}, "No input files at"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_done_is_said_first(plain, table, tmp_path, monkeypatch, given, options, said):
-    """One sentence, with the extra where it is one that is missing; nothing is written."""
+def test_errors_come_before_any_work(plain, table, tmp_path, monkeypatch, given, options, said):
+    """One sentence, with the name of a missing extra; nothing is written."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "in.parquet").touch()
     before = sorted(tmp_path.iterdir())
@@ -157,7 +157,7 @@ def test_what_cannot_be_done_is_said_first(plain, table, tmp_path, monkeypatch, 
 
 
 def test_the_command_without_arrow(table, tiny, tmp_path, monkeypatch, capsys):
-    """It works where pyarrow cannot be imported, and says which extra reads its own output's other kinds."""
+    """It works if pyarrow cannot be imported, and names the extra for other output formats."""
     from penult.cli import app
 
     for name in [name for name in sys.modules if name.partition(".")[0] == "pyarrow"]:

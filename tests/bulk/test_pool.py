@@ -1,4 +1,4 @@
-"""Worker processes: what is said when they die or cannot begin, and that nothing hangs."""
+"""Worker processes: messages when they die or cannot start, and no deadlocks."""
 
 import multiprocessing
 import os
@@ -27,7 +27,7 @@ def processes():
 
 
 def test_every_task_is_answered_once(monkeypatch, tmp_path):
-    """Whichever worker takes it; shards are read as workers want them, and as many processes work as were asked for."""
+    """By any worker; shards are read on demand, and there are as many processes as requested."""
     monkeypatch.setattr(pool, "serve", dying.answering)
     read = []
 
@@ -48,8 +48,8 @@ def test_every_task_is_answered_once(monkeypatch, tmp_path):
     assert processes() == []
 
 
-def test_nobody_waits_for_a_worker_that_is_at_work(monkeypatch):
-    """A job that is interrupted ends at once, whatever its workers do."""
+def test_a_busy_worker_does_not_delay_the_end(monkeypatch):
+    """An interrupted job ends at once, whatever its workers do."""
     monkeypatch.setattr(pool, "serve", dying.asleep)
     workers, began = Pool(Model("m"), "document", 1, print), time.monotonic()
     workers.close()
@@ -60,15 +60,15 @@ def test_nobody_waits_for_a_worker_that_is_at_work(monkeypatch):
 @pytest.mark.parametrize(
     ("code", "said"),
     [
-        (0, "ended with status 0"),
-        (7, "ended with status 7"),
+        (0, "exited with status 0"),
+        (7, "exited with status 7"),
         (-1, "was killed by signal 1"),
-        (-9, "was killed by signal 9, perhaps by the system for want of memory,"),
+        (-9, "was killed by signal 9 (perhaps out of memory)"),
     ],
 )
-def test_how_a_worker_died(code, said):
-    """A signal has its number, and the one that the system sends where memory is short its hint."""
-    assert pool._how(code) == said
+def test_the_message_for_a_dead_worker(code, said):
+    """The signal's number, and a hint for the signal that the system sends when memory runs out."""
+    assert pool._end(code) == said
 
 
 @pytest.mark.parametrize(
@@ -81,52 +81,54 @@ def test_how_a_worker_died(code, said):
     ],
     ids=lambda value: type(value).__name__,
 )
-def test_what_a_worker_says_of_an_error(error, said):
-    """What a user can mend is its sentence; a bug is named by its kind too."""
+def test_the_message_for_an_error_in_a_worker(error, said):
+    """A user error is its message only; a bug includes the class of its exception."""
     assert worker.failed(error) == said
 
 
-def test_workers_share_the_threads_of_the_machine(monkeypatch):
-    """One has what the engine takes by itself, several have even parts of it, and each has one at least."""
+def test_workers_share_the_cores(monkeypatch):
+    """A single worker has the default; several have equal parts of it, at least one thread each."""
     monkeypatch.setattr("penult.bulk.job.worker.default_threads", lambda: 8)
     assert [worker._threads(workers) for workers in (1, 2, 3, 8, 16)] == [None, 4, 2, 1, 1]
 
 
-def test_a_worker_that_dies_twice_over_a_task_ends_the_job(monkeypatch, tmp_path):
-    """A task is tried twice; then the job fails, naming the shard, the signal and what may help."""
+def test_a_worker_that_dies_twice_at_a_task(monkeypatch, tmp_path):
+    """A task is tried twice; then the job fails with the shard, the signal and what to do."""
     monkeypatch.setattr(pool, "serve", dying.at_work)
     said = []
     workers = Pool(Model("m"), "document", 1, said.append)
-    with pytest.raises(WorkError, match=r"killed by signal 9, perhaps .* memory, twice at shards 5; .*fewer --workers"):
+    with pytest.raises(
+        WorkError, match=r"killed by signal 9 \(perhaps out of memory\) twice while embedding shards 5\. .*fewer --workers"
+    ):
         list(workers.run(iter([task(tmp_path)])))
     workers.close()
     assert len(said) == 1
-    assert "another one tries once more" in said[0]
+    assert "a new one tries again" in said[0]
 
 
-def test_a_worker_that_dies_before_it_is_given_a_task(monkeypatch, tmp_path):
-    """A task that cannot be handed over has been tried, as one that the worker died over."""
+def test_a_worker_that_dies_before_its_task(monkeypatch, tmp_path):
+    """A task that cannot be sent counts as a try, as if the worker had died during it."""
     monkeypatch.setattr(pool, "serve", dying.when_ready)
     said = []
     workers = Pool(Model("m"), "document", 1, said.append)
     workers._workers[0].process.join(60)
-    with pytest.raises(WorkError, match=r"ended with status 7 twice at (shards 5|opening the model)"):
+    with pytest.raises(WorkError, match=r"exited with status 7 twice while (embedding shards 5|loading the model)"):
         list(workers.run(iter([task(tmp_path)])))
     workers.close()
-    assert "ended with status 7 at shards 5; another one tries once more" in said[0]
+    assert "exited with status 7 while embedding shards 5; a new one tries again" in said[0]
 
 
-def test_a_worker_that_dies_before_it_begins(monkeypatch):
-    """A worker that cannot even start is tried once more, then the job fails with its exit status."""
+def test_a_worker_that_dies_at_its_start(monkeypatch):
+    """A worker that cannot start is tried once more, then the job fails with its exit status."""
     monkeypatch.setattr(pool, "serve", dying.at_once)
     said = []
-    with pytest.raises(WorkError, match="ended with status 7 twice at opening the model"):
+    with pytest.raises(WorkError, match="exited with status 7 twice while loading the model"):
         Pool(Model("m"), "document", 1, said.append)
     assert len(said) == 1
 
 
-def test_a_worker_whose_answer_is_not_heard_any_more(tmp_path, tiny):
-    """A job that ends early closes its pipes: a worker whose answer lies there unread ends without a word, as the others do."""
+def test_a_worker_whose_last_answer_is_not_read(tmp_path, tiny):
+    """A job that ends early closes its pipes: a worker with an unread answer ends silently, as the others do."""
     context = multiprocessing.get_context("spawn")
     pipe, theirs = context.Pipe()
     process = context.Process(target=serve, args=(theirs, Model(str(tiny)), "document", 1))
@@ -144,7 +146,7 @@ def test_a_worker_whose_answer_is_not_heard_any_more(tmp_path, tiny):
 
 
 def test_a_model_that_cannot_be_opened(tmp_path):
-    """It is one sentence and exit status 1, and nothing is left behind."""
+    """It is one sentence with exit status 1, and nothing is left behind."""
     source = corpus(tmp_path / "in.jsonl", 3)
     done = run("embed", source, tmp_path / "out.parquet", "--model", tmp_path / "nothing")
     assert done.returncode == 1
@@ -154,6 +156,6 @@ def test_a_model_that_cannot_be_opened(tmp_path):
 
 
 def test_the_number_of_workers_is_checked():
-    """No workers, no job."""
-    with pytest.raises(ValueError, match="workers is 0"):
+    """Zero workers are an error."""
+    with pytest.raises(ValueError, match="--workers is 0"):
         Pool(Model("m"), "document", 0, print)

@@ -1,4 +1,4 @@
-"""What a job says of itself: a bar on a terminal, a line a shard for a program, nothing else."""
+"""Progress of a job: a bar on a terminal, a line per shard for a program, or nothing."""
 
 import io
 import json
@@ -18,7 +18,7 @@ from penult.bulk.job.record import Record
 
 
 class Terminal(io.StringIO):
-    """A terminal that keeps what is written on it."""
+    """A terminal that records its output."""
 
     def isatty(self):
         return True
@@ -37,7 +37,7 @@ def record(**values):
 
 
 def test_the_bar(monkeypatch):
-    """It starts where an earlier run stopped, counts good and refused rows, tells the cut ones, and a sentence does not tear it."""
+    """It starts where an earlier run stopped, counts rows, rejected and truncated ones, and messages do not disturb it."""
     terminal = on_a_terminal(monkeypatch)
     shown = Progress("auto", 20, Totals(rows=4, rejected=1))
     assert "5/20" in terminal.getvalue()
@@ -53,14 +53,14 @@ def test_the_bar(monkeypatch):
     assert terminal.getvalue() == said
 
 
-def test_totals_begin_at_nothing():
-    """And grow by what a shard has of each."""
+def test_totals_start_at_zero():
+    """They grow by the counts of each shard."""
     five = {"rows": 1, "rejected": 2, "cut": 3, "taken": 4, "tokens": 5}
     assert asdict(Totals().plus(record(**five))) == five
 
 
 def test_lines_of_json(monkeypatch):
-    """A program has no bar, on a terminal either; the time that is left follows from this run's rate, not the earlier one's."""
+    """No bar for a program, on a terminal either; the remaining time follows from the rate of this run."""
     terminal = on_a_terminal(monkeypatch)
     shown = Progress("json", 20, Totals(rows=10))
     shown.add(record(rows=4, rejected=1))
@@ -73,8 +73,8 @@ def test_lines_of_json(monkeypatch):
     assert second == {"event": "note", "message": "hello"}
 
 
-def test_rows_a_second(monkeypatch):
-    """Rows of this run, of both kinds, over its time, whatever an earlier run had done; rounded to a tenth, as the time left."""
+def test_rows_per_second(monkeypatch):
+    """Rows of this run, embedded or rejected, per second of this run; rounded to a tenth, as the remaining time."""
     terminal, clock = on_a_terminal(monkeypatch), [100.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
     shown = Progress("json", 45, Totals(rows=10, rejected=3))
@@ -87,8 +87,8 @@ def test_rows_a_second(monkeypatch):
 
 
 @pytest.mark.parametrize("shown", ["auto", "off"])
-def test_nothing_but_sentences(shown, capfd):
-    """Without a terminal, or where it is off, only what must be said is said."""
+def test_messages_only(shown, capfd):
+    """Without a terminal, or with `off`, only messages are printed."""
     made = Progress(shown, 5, Totals())
     made.add(record(rows=5))
     made.say("done")
@@ -97,14 +97,14 @@ def test_nothing_but_sentences(shown, capfd):
 
 
 def test_off_on_a_terminal(monkeypatch):
-    """`off` is off there too."""
+    """`off` applies on a terminal too."""
     terminal = on_a_terminal(monkeypatch)
     Progress("off", 5, Totals()).add(record(rows=5))
     assert terminal.getvalue() == ""
 
 
-def test_lines_where_there_is_no_terminal(monkeypatch, capfd):
-    """A line every ten seconds with all that a bar shows, unfinished shards included; what an earlier run did is no rate of this one."""
+def test_lines_without_a_terminal(monkeypatch, capfd):
+    """A line every ten seconds with everything on the bar, unfinished shards included; rates exclude earlier runs."""
     clock = [100.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
     shown = Progress("auto", 20_000, Totals(rows=1000, tokens=7))
@@ -121,8 +121,8 @@ def test_lines_where_there_is_no_terminal(monkeypatch, capfd):
     assert shown.rate == 50
 
 
-def test_what_is_kept(capfd):
-    """Finished shards, and of the others what is on the disk."""
+def test_rows_on_disk(capfd):
+    """Finished shards, and the parts of unfinished ones that are on disk."""
     shown = Progress("off", 20, Totals(rows=2))
     shown.add(record(shard=0, rows=4, rejected=1))
     shown.add(Tick(1, rows=5, kept=3))
@@ -134,7 +134,7 @@ def test_what_is_kept(capfd):
 
 
 def test_a_bar_moves_within_a_shard(monkeypatch):
-    """With every tick, and back where a worker died over it."""
+    """With every tick, and backwards if a worker died."""
     terminal = on_a_terminal(monkeypatch)
     shown = Progress("auto", 200, Totals())
     for rows in (10, 50, 20):
@@ -148,7 +148,7 @@ def test_a_bar_moves_within_a_shard(monkeypatch):
 
 
 def test_json_within_a_shard(monkeypatch):
-    """A line where none was for ten seconds."""
+    """A line if the last one is ten seconds old."""
     terminal, clock = on_a_terminal(monkeypatch), [0.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
     shown = Progress("json", 100, Totals())
@@ -160,7 +160,7 @@ def test_json_within_a_shard(monkeypatch):
 
 @pytest.mark.parametrize("on_terminal", [False, True])
 def test_rows_written_to_a_store(monkeypatch, capfd, on_terminal):
-    """A bar or a line every ten seconds, with the time that is left."""
+    """A bar or a line every ten seconds, with the remaining time."""
     clock = [0.0]
     if on_terminal:
         terminal = on_a_terminal(monkeypatch)
@@ -179,14 +179,14 @@ def test_rows_written_to_a_store(monkeypatch, capfd, on_terminal):
 
 
 def test_durations():
-    """In the unit that a person would say."""
+    """In a readable unit."""
     assert [progress_bar.duration(seconds) for seconds in (0, 99, 101, 5990, 7200, 90_000)] == [
         "0 s", "99 s", "2 min", "100 min", "2.0 h", "25.0 h",
     ]  # fmt: skip
 
 
-def test_a_bar_where_a_terminal_has_no_size(tmp_path):
-    """In some containers it says 0 by 0; the bar is seen there too."""
+def test_a_bar_on_a_terminal_without_a_size(tmp_path):
+    """Some containers report 0 by 0; the bar is visible there too."""
     ours, theirs = pty.openpty()
     code = "from penult.progress_bar import progress_bar\nwith progress_bar(4, shown=True) as step: step(3)"
     subprocess.run([sys.executable, "-c", code], stderr=theirs, check=True, timeout=60)

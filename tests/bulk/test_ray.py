@@ -1,4 +1,4 @@
-"""A job on Ray: the vectors of one process, whatever happens to an actor."""
+"""A job on Ray: the vectors of one process, even if actors die."""
 
 import json
 import os
@@ -28,7 +28,7 @@ ROWS, SHARD = 1200, 16
 
 
 def setup(source, tiny, folder):
-    """What an actor gets, its paths relative to the folder of the caller."""
+    """The setup of an actor, with paths relative to the caller's folder."""
     file = input_files.opened(Path(source))
     columns = Columns("text", "embedding", "document")
     folder.mkdir()
@@ -40,7 +40,7 @@ def answers(actor, *numbers):
 
 
 def test_an_actor_works_in_another_folder(tmp_path, tiny, monkeypatch):
-    """A cluster's processes do not stand where the command was given: an actor finds model, input and output all the same."""
+    """The processes of a cluster have other working folders: an actor still finds model, input and output."""
     monkeypatch.chdir(tmp_path)
     table = pyarrow.json.read_json(corpus(tmp_path / "in.jsonl", 40))
     pq.write_table(table, "in.parquet")
@@ -51,8 +51,8 @@ def test_an_actor_works_in_another_folder(tmp_path, tiny, monkeypatch):
     assert [answer["rows"] for answer in answers(ShardActor(given, 1), 0, 1, 2)] == [16, 16, 8]
 
 
-def test_files_of_elsewhere_are_found_from_another_folder(tmp_path, tiny, monkeypatch):
-    """A folder that `files_from` names is found by an actor that stands elsewhere; a Hub id stays as it is."""
+def test_files_from_is_found_from_another_folder(tmp_path, tiny, monkeypatch):
+    """A folder in `files_from` becomes an absolute path; a Hub id is unchanged."""
     monkeypatch.chdir(tmp_path)
     pq.write_table(pyarrow.json.read_json(corpus(tmp_path / "in.jsonl", 4)), "in.parquet")
     (tmp_path / "files").mkdir()
@@ -62,8 +62,8 @@ def test_files_of_elsewhere_are_found_from_another_folder(tmp_path, tiny, monkey
         assert replace(given, model=model).anywhere().model == replace(model, files_from=absolute)
 
 
-def test_an_actor_takes_over_older_vectors(job, tmp_path, tiny, monkeypatch):
-    """Of what an older output has it embeds nothing, though it works in another folder; long texts are counted, not warned of."""
+def test_an_actor_reuses_older_vectors(job, tmp_path, tiny, monkeypatch):
+    """It embeds nothing that an older output has, also from another folder; long texts are counted without a warning."""
     monkeypatch.chdir(tmp_path)
     pq.write_table(pyarrow.json.read_json(corpus(tmp_path / "in.jsonl", 40)), "in.parquet")
     job("in.parquet", out="old.parquet")
@@ -78,10 +78,10 @@ def test_an_actor_takes_over_older_vectors(job, tmp_path, tiny, monkeypatch):
 
 
 class Cluster:
-    """Stands for Ray, whose own start takes many seconds: makes shards in this process, and keeps what it is asked."""
+    """A fake of Ray, which takes many seconds to start: makes shards in this process, and records its calls."""
 
     class RayError(Exception):
-        """What Ray raises."""
+        """The exception of Ray."""
 
     def __init__(self, cpus=8.0, *, up=False, error=None):
         self.cpus, self.up, self.error, self.begun = {"CPU": cpus} if cpus else {}, up, error, []
@@ -131,8 +131,8 @@ def made_on(cluster, monkeypatch, given, *, workers=2, address=None):
     return [record.shard for record in ray_engine.run(given, [0, 2], workers=workers, address=address)]
 
 
-def test_what_a_cluster_is_asked_for(tmp_path, tiny, monkeypatch):
-    """The shards that are left, as many actors as workers, which share its CPUs; it is ended if the job began it, and only then."""
+def test_the_calls_of_a_cluster(tmp_path, tiny, monkeypatch):
+    """The missing shards, as many actors as workers, with equal CPUs; shut down only if the job started it."""
     monkeypatch.chdir(tmp_path)
     pq.write_table(pyarrow.json.read_json(corpus(tmp_path / "in.jsonl", 40)), "in.parquet")
     given = setup("in.parquet", tiny, tmp_path / "shards")
@@ -159,7 +159,7 @@ def test_what_a_cluster_is_asked_for(tmp_path, tiny, monkeypatch):
     ids=["lines", "nothing"],
 )
 def test_a_cluster_that_fails(tmp_path, tiny, monkeypatch, error, said):
-    """It is one sentence, the last that Ray says, and the cluster is ended."""
+    """The error is the last line of Ray's message, and the cluster is shut down."""
     monkeypatch.chdir(tmp_path)
     pq.write_table(pyarrow.json.read_json(corpus(tmp_path / "in.jsonl", 40)), "in.parquet")
     cluster = Cluster(error=Cluster.RayError(error))
@@ -168,12 +168,14 @@ def test_a_cluster_that_fails(tmp_path, tiny, monkeypatch, error, said):
     assert not cluster.up
 
 
-def test_what_ray_cannot_do_is_said_first(tmp_path, monkeypatch):
-    """Files that must be read from their start are named, and where Ray is missing, what to install."""
+def test_errors_of_ray_come_before_any_work(tmp_path, monkeypatch):
+    """Input formats without random access are named, and so is the missing extra."""
     pq.write_table(pyarrow.table({"text": ["a"]}), tmp_path / "a.parquet")
     (tmp_path / "b.jsonl").write_text('{"text": "a"}\n')
     files = [input_files.opened(tmp_path / name) for name in ("a.parquet", "b.jsonl")]
-    with pytest.raises(ValueError, match=r"b\.jsonl must be read from its start; --engine ray takes parquet and lance files"):
+    with pytest.raises(
+        ValueError, match=r"--engine ray does not read .*b\.jsonl\. Convert it to Parquet or Lance, or remove --engine ray"
+    ):
         ray_engine.check(files)
     monkeypatch.delenv("RAY_DATA_LOG_LEVEL", raising=False)
     ray_engine.check(files[:1])
@@ -184,8 +186,8 @@ def test_what_ray_cannot_do_is_said_first(tmp_path, monkeypatch):
         ray_engine.check(files[:1])
 
 
-def test_what_fails_in_an_actor_is_a_sentence(tmp_path, tiny, monkeypatch):
-    """A full disk and a missing model are said by the driver in one sentence, without Ray's pages of stack."""
+def test_an_error_in_an_actor_is_one_sentence(tmp_path, tiny, monkeypatch):
+    """The driver prints a full disk or a missing model as one sentence, without Ray's stack traces."""
     monkeypatch.chdir(tmp_path)
     pq.write_table(pyarrow.json.read_json(corpus(tmp_path / "in.jsonl", 40)), "in.parquet")
     given = setup("in.parquet", tiny, tmp_path / "shards")
@@ -199,7 +201,7 @@ def test_what_fails_in_an_actor_is_a_sentence(tmp_path, tiny, monkeypatch):
 
 
 def test_a_shard_that_kills_its_actors_ends_the_job(tmp_path, tiny, monkeypatch):
-    """Ray would start an actor again for ever; after three deaths over one shard the job ends and says at which."""
+    """Ray would restart an actor forever; after three deaths at one shard the job ends and names it."""
     monkeypatch.chdir(tmp_path)
     pq.write_table(pyarrow.json.read_json(corpus(tmp_path / "in.jsonl", 40)), "in.parquet")
     given = setup("in.parquet", tiny, tmp_path / "shards")
@@ -211,7 +213,7 @@ def test_a_shard_that_kills_its_actors_ends_the_job(tmp_path, tiny, monkeypatch)
 
 
 def actors():
-    """List the processes of Ray's actors that make shards."""
+    """List the processes of Ray's actors that embed shards."""
     found = []
     for entry in Path("/proc").iterdir():
         try:
@@ -226,7 +228,7 @@ def actors():
     resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY, reason="Ray maps more memory than a limit lets it"
 )
 def test_two_actors_one_of_which_is_killed(tmp_path, tiny):
-    """Two actors give what one process gives, byte for byte, though one of them is killed in the midst of its work."""
+    """Two actors produce the output of one process, byte for byte, although one of them is killed during its work."""
     table = pyarrow.json.read_json(corpus(tmp_path / "in.jsonl", ROWS))
     pq.write_table(table.slice(0, 700), tmp_path / "a.parquet", row_group_size=100)
     pq.write_table(table.slice(700), tmp_path / "b.parquet")

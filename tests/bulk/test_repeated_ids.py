@@ -1,4 +1,4 @@
-"""Repeated ids are found whatever their order and number, in memory that does not grow with them."""
+"""Repeated ids are found in any order and number, in bounded memory."""
 
 import tracemalloc
 from collections import Counter
@@ -18,8 +18,8 @@ def batches(ids, size=7):
 
 
 @given(st.lists(st.one_of(st.integers(0, 30), st.text("ab", max_size=3), st.binary(max_size=1), st.floats(0, 2)), max_size=80))
-def test_as_counted_one_by_one(ids):
-    """The number of rows that repeat an id is exact, and each example is two rows of equal values."""
+def test_the_count_is_exact(ids):
+    """It equals a naive count of rows that repeat an id, and each example is two rows with equal values."""
     # JSON decides: the id 1 is not the id 1.0, and bytes are their base64.
     import base64
 
@@ -39,7 +39,7 @@ def test_as_counted_one_by_one(ids):
 @pytest.mark.parametrize("run", [1, 2, 3, 10, 1000])
 @pytest.mark.parametrize("seed", range(3))
 def test_runs_of_any_length(run, seed):
-    """How many hashes are in memory at once changes nothing."""
+    """The number of hashes in memory does not affect the result."""
     hashes = np.random.default_rng(seed).integers(0, 1 << 64, 300, np.uint64)[np.random.default_rng(seed).integers(0, 300, 500)]
     runs = HashRuns(run)
     for part in np.array_split(hashes, 13):
@@ -51,20 +51,20 @@ def test_runs_of_any_length(run, seed):
 
 
 def test_equal_hashes_of_other_ids():
-    """They are told apart by the ids themselves."""
+    """Different ids with equal hashes are told apart by their values."""
     assert hash(SAME_HASH) == hash(0)
     assert find_repeated(batches([0, 1, SAME_HASH, 2])) is None
     found = find_repeated(batches([0, 1, SAME_HASH, 2, SAME_HASH]))
     assert str(found) == f"{SAME_HASH} in rows 3 and 5"
 
 
-def test_a_long_id_is_cut_in_the_message():
-    """It does not fill the screen."""
+def test_a_long_id_is_shortened_in_the_message():
+    """The message shows its first 57 characters."""
     assert str(find_repeated(batches(["x" * 5000, "x" * 5000]))) == f"'{'x' * 56}... in rows 1 and 2"
 
 
-def test_memory_does_not_grow_with_the_rows():
-    """A hundred times as many rows as are held at once: what is allocated stays a few times that."""
+def test_memory_is_bounded():
+    """With a hundred times as many rows as fit in memory at once, memory stays within a few times that size."""
     runs = HashRuns(1 << 12)
     hashes = np.random.default_rng(0).integers(0, 1 << 64, 100 << 12, np.uint64)
     tracemalloc.start()

@@ -1,4 +1,4 @@
-"""A job that is stopped at any moment goes on where it was, and its output is that of a job that was not."""
+"""A job that is stopped at any moment resumes, and its output is that of an undisturbed job."""
 
 import os
 import random
@@ -17,7 +17,7 @@ ROWS, SHARD = 600, 16
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory, tiny):
-    """A corpus, and the output of a job over it that nothing disturbed."""
+    """A corpus, and the output of an undisturbed job."""
     folder = tmp_path_factory.mktemp("undisturbed")
     source = corpus(folder / "in.jsonl", ROWS)
     done = run("embed", source, folder / "out.parquet", "--model", tiny, "--shard-rows", SHARD)
@@ -34,7 +34,7 @@ def wait_for(job, out, shards):
 
 @pytest.mark.parametrize("moment", range(3))
 def test_killed_at_a_random_moment(undisturbed, tmp_path, tiny, moment):
-    """Killed with signal 9, again and again: each run keeps what is recorded, and the output is equal byte for byte."""
+    """Killed with signal 9 repeatedly: each run keeps the recorded shards, and the output is equal byte for byte."""
     source, expected = undisturbed
     out, rng, before = tmp_path / "out.parquet", random.Random(moment), 0
     arguments = ("embed", source, out, "--model", tiny, "--shard-rows", SHARD, "--workers", 1 + moment % 2)
@@ -57,8 +57,8 @@ def test_killed_at_a_random_moment(undisturbed, tmp_path, tiny, moment):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out.parquet"]
 
 
-def test_a_line_that_was_half_recorded_is_done_again(undisturbed, tmp_path, tiny):
-    """A record that a crash cut in two, a shard file that was cut short or lost: those shards are made again."""
+def test_a_partial_record_is_done_again(undisturbed, tmp_path, tiny):
+    """Shards with a partial record, or with a truncated or missing file, are embedded again."""
     source, expected = undisturbed
     out = tmp_path / "out.parquet"
     job = started("embed", source, out, "--model", tiny, "--shard-rows", SHARD)
@@ -76,7 +76,7 @@ def test_a_line_that_was_half_recorded_is_done_again(undisturbed, tmp_path, tiny
 
 
 def test_a_worker_that_is_killed_is_replaced(undisturbed, tmp_path, tiny):
-    """A worker killed with signal 9: it is said, its shards are tried once more, nothing is lost."""
+    """A worker killed with signal 9: a message names it, its shards are retried, nothing is lost."""
     source, expected = undisturbed
     out = tmp_path / "out.parquet"
     job = started("embed", source, out, "--model", tiny, "--shard-rows", SHARD, "--workers", 2)
@@ -88,8 +88,8 @@ def test_a_worker_that_is_killed_is_replaced(undisturbed, tmp_path, tiny):
     assert out.read_bytes() == expected
 
 
-def test_a_disk_that_is_full(undisturbed, tmp_path, tiny):
-    """A write that fails ends the job with a sentence; with room again, it goes on to the same output."""
+def test_a_full_disk(undisturbed, tmp_path, tiny):
+    """A failed write ends the job with one sentence; with room again, it resumes to the same output."""
     source, expected = undisturbed
     out = tmp_path / "out.parquet"
     arguments = ("embed", source, out, "--model", tiny, "--shard-rows", SHARD)
@@ -117,7 +117,7 @@ def test_a_disk_that_is_full(undisturbed, tmp_path, tiny):
 
 
 def test_interrupted_from_the_keyboard(undisturbed, tmp_path, tiny):
-    """Ctrl-C is one sentence that says how to go on."""
+    """Ctrl-C prints one sentence that says how to resume."""
     source, _ = undisturbed
     job = started("embed", source, tmp_path / "out.parquet", "--model", tiny, "--shard-rows", SHARD)
     wait_for(job, tmp_path / "out.parquet", 2)
@@ -125,12 +125,12 @@ def test_interrupted_from_the_keyboard(undisturbed, tmp_path, tiny):
     _, said = job.communicate(timeout=30)
     assert job.returncode == 1
     assert "interrupted" in said
-    assert "the same command goes on" in said
+    assert "Run the same command to resume" in said
     assert "Traceback" not in said
 
 
 def test_two_jobs_with_one_output(undisturbed, tmp_path, tiny):
-    """A second job with the same output is refused while the first runs."""
+    """A second job with the same output is an error while the first runs."""
     source, expected = undisturbed
     out = tmp_path / "out.parquet"
     job = started("embed", source, out, "--model", tiny, "--shard-rows", SHARD)
@@ -140,13 +140,13 @@ def test_two_jobs_with_one_output(undisturbed, tmp_path, tiny):
     job.send_signal(signal.SIGCONT)
     job.communicate(timeout=60)
     assert second.returncode == 1
-    assert "Another process is writing" in second.stderr
+    assert "Another process is running the job in" in second.stderr
     assert out.read_bytes() == expected
 
 
 @pytest.mark.parametrize("later", [0, 0.15, 0.4])
-def test_interrupted_while_workers_begin(tmp_path, tiny, later):
-    """Ctrl-C goes to the whole group; a worker that is still importing shows no traceback, and nothing stays behind."""
+def test_interrupted_while_workers_start(tmp_path, tiny, later):
+    """Ctrl-C goes to the whole process group; a worker that is importing prints no traceback, and no process is left."""
     source = corpus(tmp_path / "in.jsonl", 20)
     arguments = ("embed", source, tmp_path / "out.parquet", "--model", tiny, "--workers", 2)
     job = started(*arguments, start_new_session=True)

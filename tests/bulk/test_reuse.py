@@ -1,4 +1,4 @@
-"""Vectors of an older output found by their text, and what cannot be taken over."""
+"""Reuse of vectors from an older output by text, and outputs that cannot be reused."""
 
 import numpy as np
 import pyarrow as pa
@@ -27,8 +27,8 @@ def indexed(folder, texts, dimension=2):
     return reuse.Old(folder / "index", dimension)
 
 
-def test_texts_are_found_and_vectors_woven(tmp_path):
-    """Whatever batch of the file a text stands in; of equal texts the first counts, and a missing text is an empty one."""
+def test_texts_are_found_and_vectors_merged(tmp_path):
+    """In whatever batch a text is; of equal texts the first counts, and a missing text is an empty one."""
     texts = [f"text {i}" for i in range(9000)]
     texts[5000] = texts[4999] = texts[2]
     texts[7000] = None
@@ -42,7 +42,7 @@ def test_texts_are_found_and_vectors_woven(tmp_path):
 
 
 def test_an_older_dataset(tmp_path):
-    """A Lance dataset is read as a file of Parquet is."""
+    """A Lance dataset is read like a Parquet file."""
     pytest.importorskip("lance", reason="the extra `lance` is not installed")
     table = pq.read_table(older(tmp_path, ["a", "b"]))
     lance_files.write(tmp_path / "old.lance", table.schema, table.to_batches())
@@ -51,16 +51,16 @@ def test_an_older_dataset(tmp_path):
     assert reuse.Old(tmp_path, 2).find(["b", "c"]) == {0: 1}
 
 
-def test_nothing_to_take_over(tmp_path):
-    """An older output of no rows has no vector, and rows of which none is known keep their own."""
+def test_nothing_to_reuse(tmp_path):
+    """An older output without rows has no vectors, and rows that are not in it keep their own."""
     old = indexed(tmp_path, pa.array([], pa.string()))
     assert old.find(["a", "b"]) == {}
     fresh = np.ones((2, 2), np.float32)
     np.testing.assert_array_equal(old.merge([0, 1], {}, fresh), fresh)
 
 
-def test_an_index_is_made_once(tmp_path):
-    """A second call takes what is there; what a crash left of a first one is made anew."""
+def test_an_index_is_built_once(tmp_path):
+    """A second call uses the existing one; a partial one from a crash is built again."""
     (tmp_path / "index").mkdir()
     path = older(tmp_path, ["a"])
     (tmp_path / "index" / "old.sqlite.part").write_bytes(b"half of an index")
@@ -79,19 +79,21 @@ def test_an_index_that_cannot_be_written(tmp_path):
 
 
 @pytest.mark.parametrize("key", ["fingerprint", "role", "text_column"])
-def test_what_another_model_made_is_refused(tmp_path, key):
-    """Another model, role or column; the message names both. An output that says nothing is refused too."""
+def test_an_output_of_another_model_is_an_error(tmp_path, key):
+    """Another model, role or column; the message names both. An output without metadata is an error too."""
     path = older(tmp_path, ["a"])
     reuse.check(path, **NAMED)
-    with pytest.raises(ValueError, match=f"has the {key} '{NAMED[key]}', this job 'other'; its vectors cannot be taken over"):
+    with pytest.raises(
+        ValueError, match=f"whose {key} is '{NAMED[key]}', but the {key} of this job is 'other'. Its vectors cannot be reused"
+    ):
         reuse.check(path, **NAMED | {key: "other"})
-    with pytest.raises(ValueError, match="has the fingerprint None"):
+    with pytest.raises(ValueError, match="whose fingerprint is None"):
         reuse.check(older(tmp_path, ["a"], says={}), **NAMED)
 
 
-def test_what_is_no_older_output(tmp_path):
-    """A file of another format is none, and one that is not there says nothing of itself."""
-    with pytest.raises(ValueError, match=r"old\.npy is no older output with texts and vectors"):
+def test_files_that_are_not_an_older_output(tmp_path):
+    """A file of another format, and a missing file, are errors."""
+    with pytest.raises(ValueError, match=r"old\.npy, which is not an output with texts and vectors"):
         reuse.check(tmp_path / "old.npy", **NAMED)
-    with pytest.raises(ValueError, match="has the fingerprint None"):
+    with pytest.raises(ValueError, match="whose fingerprint is None"):
         reuse.check(tmp_path / "old.parquet", **NAMED)

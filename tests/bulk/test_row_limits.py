@@ -1,4 +1,4 @@
-"""Rows that are too long or do not fit, in every format: rejected under their line, and no more in memory than is to be held."""
+"""Rows that are too long or do not fit, in every format: rejected with their line, in bounded memory."""
 
 import json
 import tracemalloc
@@ -39,7 +39,7 @@ def write(path, texts=TEXTS):
 
 @pytest.mark.parametrize("ending", ["jsonl", "json", "csv", "tsv", "txt", "parquet", "lance"])
 def test_a_row_that_is_too_long(job, tmp_path, monkeypatch, ending):
-    """It is rejected with its line and its beginning, the others are embedded; a job that goes on rejects the same ones."""
+    """It is rejected with its line and its beginning, the others are embedded; a resumed job rejects the same rows."""
     source = write(tmp_path / f"in.{ending}")
     with half_done(monkeypatch), pytest.raises(StoppedError, match="4 of 6"):
         job(source, reading=SHORT, shard_rows=2)
@@ -55,7 +55,7 @@ def test_a_row_that_is_too_long(job, tmp_path, monkeypatch, ending):
 
 @pytest.mark.parametrize("kind", [pa.large_string(), pa.string_view(), pa.binary(), "dictionary", "object", "list"])
 def test_long_rows_of_any_type(tmp_path, kind):
-    """What counts are the values of a row, not what a dictionary, a view or a slice refers to."""
+    """The size is that of the row's values, not of the data that a dictionary, a view or a slice refers to."""
     texts = ["a", LONG, *["b"] * 50, LONG]
     array = pa.array(texts) if isinstance(kind, str) else pa.array(texts).cast(kind)
     if kind == "dictionary":
@@ -77,8 +77,8 @@ def test_long_rows_of_any_type(tmp_path, kind):
 
 @pytest.mark.parametrize("content", [b"x" * 30_000_000, b"\n".join([b"y", b"x" * 30_000_000, b'{"text": "z"}'])])
 @pytest.mark.parametrize("format_", ["jsonl", "csv", "text", "json"])
-def test_a_line_without_end_is_never_whole_in_memory(tmp_path, format_, content):
-    """Some hundred kilobytes are held of 30 MB; what comes after the line is read."""
+def test_an_endless_line_is_never_fully_in_memory(tmp_path, format_, content):
+    """Of 30 MB, some hundred kilobytes are in memory; lines after it are read."""
     path = tmp_path / "in.dat"
     path.write_bytes({"json": b"[%b]", "csv": b"text\n%b"}.get(format_, b"%b") % content)
     file = input_files.opened(path, format_, options=ReadOptions(max_row_bytes=100_000))
@@ -95,8 +95,8 @@ def test_a_line_without_end_is_never_whole_in_memory(tmp_path, format_, content)
     assert "has more than 100,000 bytes, the limit of --max-row-bytes" in reasons
 
 
-def test_numbers_that_the_type_of_all_files_does_not_hold(job, tmp_path):
-    """A whole number that no double holds, a time outside of the nanoseconds: its row is rejected, not the job stopped for good."""
+def test_numbers_that_do_not_fit_the_common_type(job, tmp_path):
+    """An integer that no double represents, a time outside the range of nanoseconds: the row is rejected, the job continues."""
     huge, year = 2**53 + 1, 253_402_300_800_000
     one = pa.table({"text": ["a", "b", "c"], "n": [1, huge, 3], "t": pa.array([0, 0, year], pa.timestamp("ms"))})
     other = pa.table({"text": ["d"], "n": [0.5], "t": pa.array([1], pa.timestamp("ns"))})
@@ -106,12 +106,12 @@ def test_numbers_that_the_type_of_all_files_does_not_hold(job, tmp_path):
     assert pq.read_table(tmp_path / "out.parquet").column("text").to_pylist() == ["a", "d"]
     rows = rejected(tmp_path / "out.parquet")
     assert [row["line"] for row in rows] == [2, 3]
-    assert all(row["reason"].startswith("does not fit the columns of all files together: ") for row in rows)
+    assert all(row["reason"].startswith("does not fit the common column types of all files: ") for row in rows)
     assert rows[0]["record"]["n"] == huge
 
 
 def test_long_texts_that_come_late(tmp_path):
-    """They make a shard of fewer rows than the first texts would, so that none has more bytes than are to be held."""
+    """They reduce the rows per shard, so that no shard exceeds the maximum bytes."""
     path = tmp_path / "in.jsonl"
     with path.open("w") as file:
         for _ in range(9000):
@@ -133,7 +133,7 @@ def test_long_texts_that_come_late(tmp_path):
 
 
 def test_long_rows_that_are_rejected(tmp_path, monkeypatch):
-    """They are held in their shard too, so they count for its size."""
+    """They are in memory with their shard, so they count for its size."""
     path = tmp_path / "in.csv"
     path.write_text("text,id\n" + "a,1\n" * 5000 + ("x" * 10_000 + "\n") * 600)
     assert readers.scan([input_files.opened(path)], "text").shard_rows == 256
@@ -142,7 +142,7 @@ def test_long_rows_that_are_rejected(tmp_path, monkeypatch):
 
 
 def test_texts_in_objects_and_bytes(job, tmp_path):
-    """--text-column a.b reads a field of an object; bytes are read as UTF-8; all columns are kept as they are."""
+    """--text-column a.b reads a field of an object; bytes are read as UTF-8; all columns are unchanged."""
     texts = ["a cat", None, "moon"]
     struct = pa.array([{"b": {"c": text}} for text in texts])
     pq.write_table(pa.table({"a": struct}), tmp_path / "in.parquet")
@@ -153,7 +153,7 @@ def test_texts_in_objects_and_bytes(job, tmp_path):
     ]
     assert [row["line"] for row in rejected(tmp_path / "out.parquet")] == [2, 4, 2]
     assert job(tmp_path / "in.parquet", text="a.b.c", out="again.parquet", old=tmp_path / "out.parquet").totals.taken == 2
-    with pytest.raises(ValueError, match=r"'a\.c' is not in the input; name one of text with --text-column: a\.b\.c"):
+    with pytest.raises(ValueError, match=r"The input has no column 'a\.c'\. Pass a text column with --text-column: a\.b\.c"):
         job(tmp_path / "in.parquet", text="a.c", out="none.parquet")
     pq.write_table(pa.table({"raw": pa.array([b"a cat", b"\xff", None], pa.binary())}), tmp_path / "raw.parquet")
     job(tmp_path / "raw.parquet", text="raw", out="raw_out.parquet")
@@ -165,7 +165,7 @@ def test_texts_in_objects_and_bytes(job, tmp_path):
 
 
 def test_a_text_in_an_object_of_a_lance_dataset(job, tmp_path):
-    """It is found there too, and taken over from there."""
+    """It is found and reused there too."""
     lance = pytest.importorskip("lance", reason="the extra `lance` is not installed")
     lance.write_dataset(pa.table({"a": [{"b": "a cat"}, {"b": "moon"}]}), str(tmp_path / "in.lance"))
     job(tmp_path / "in.lance", text="a.b", out="out.lance")
@@ -175,7 +175,7 @@ def test_a_text_in_an_object_of_a_lance_dataset(job, tmp_path):
 
 @pytest.mark.parametrize("other", [pa.string(), pa.large_string(), pa.binary()], ids=str)
 def test_views_beside_other_strings(job, tmp_path, other):
-    """A column that one file has as string views and another as strings goes together, in lists and objects too."""
+    """A column with string views in one file and strings in another is merged, also in lists and objects."""
     try:
         for name, kind in (("a", pa.string_view()), ("b", other)):
             texts = pa.array(["a cat", "moon"]).cast(kind)

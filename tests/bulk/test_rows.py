@@ -1,4 +1,4 @@
-"""Rows of JSON, CSV and text as Arrow tables: what is taken, what is rejected and why, and which type a column gets."""
+"""Rows of JSON, CSV and text as Arrow tables: valid and rejected rows with reasons, and column types."""
 
 import json
 
@@ -13,32 +13,32 @@ from penult.bulk.input.text_rows import read_text
 
 
 def test_a_line_of_json():
-    """A line that is no object is rejected with its number and its reason, and stands in the record as far as it can be read."""
+    """A line that is not an object is rejected with its number and reason; its record is as much as could be read."""
     bad = [b'{"a": "\xff"}\n', b"[1]\n", b'{"a"\n', b"[" * 100_000]
     assert parse_json("here", 1, b'{"a": 1}\n') == Row(1, {"a": 1})
     found = [parse_json("here", number, line) for number, line in enumerate(bad, 4)]
     assert [(r.file, r.line) for r in found] == [("here", 4), ("here", 5), ("here", 6), ("here", 7)]
     reasons = [r.reason for r in found]
-    assert reasons[:2] == ["is not UTF-8 at its byte 7", "is a list, not an object"]
-    assert reasons[2].startswith("is not JSON: ")
-    assert reasons[3].startswith("is not JSON: maximum recursion")
+    assert reasons[:2] == ["is not UTF-8 at byte 7", "is a JSON list, not an object"]
+    assert reasons[2].startswith("is not valid JSON: ")
+    assert reasons[3].startswith("is not valid JSON: maximum recursion")
     assert found[0].record == '{"a": "\\xff"}'
     assert json.loads(found[0].as_json())["reason"] == reasons[0]
     assert Rejected("here", 1, "\u00e9", {"a": "\ud800", "b": b"x"}).as_json().isascii()
 
 
 def test_comma_separated_rows(tmp_path):
-    """Values are text as they stand; a row of another length is rejected under the number of its last line."""
+    """Values are unchanged text; a row of another length is rejected with the number of its last line."""
     path = tmp_path / "a.csv"
     path.write_bytes(b'\xef\xbb\xbfa,b\n1,"x\ny"\n\n1,2,3\n4\n5,\xff\n')
     rows = list(read_csv(path, "here"))
     assert [type(row) for row in rows] == [Row, Rejected, Rejected, Row]
     assert rows[0] == Row(3, {"a": "1", "b": "x\ny"})
-    assert (rows[1].line, rows[1].reason, rows[1].record) == (5, "has 3 fields, the header has 2", ["1", "2", "3"])
-    assert (rows[2].line, rows[2].reason) == (6, "has 1 fields, the header has 2")
+    assert (rows[1].line, rows[1].reason, rows[1].record) == (5, "has 3 fields, but the header has 2", ["1", "2", "3"])
+    assert (rows[2].line, rows[2].reason) == (6, "has 1 fields, but the header has 2")
     assert columns_of(path, "here") == ["a", "b"]
     path.write_text("a,a\n1,2\n")
-    with pytest.raises(ValueError, match=r"here names a column twice in its header \['a', 'a'\]"):
+    with pytest.raises(ValueError, match=r"The header of here has duplicate columns: \['a', 'a'\]"):
         list(read_csv(path, "here"))
     path.write_text("")
     assert list(read_csv(path, "here")) == []
@@ -50,13 +50,13 @@ def test_comma_separated_rows(tmp_path):
 
 
 def test_lines_of_text(tmp_path):
-    """An empty line is an empty text; line ends of either kind are none of it."""
+    """An empty line is an empty text; line ends of either kind are removed."""
     path = tmp_path / "a.txt"
     path.write_bytes(b"x\r\n\n\xff\ny")
     first, second, third, last = read_text(path, "here")
     assert first == Row(1, {"file": "here", "line": 1, "text": "x"})
     assert (second.values["text"], last.line, last.values["text"]) == ("", 4, "y")
-    assert (third.line, third.reason, third.record) == (3, "is not UTF-8 at its byte 0", "\\xff")
+    assert (third.line, third.reason, third.record) == (3, "is not UTF-8 at byte 0", "\\xff")
 
 
 def types(*rows, text="text"):
@@ -64,7 +64,7 @@ def types(*rows, text="text"):
 
 
 def test_the_type_of_a_column():
-    """The narrowest that holds every value; what no type holds is JSON text; the text column is text whatever it holds."""
+    """The narrowest type for all values; JSON text if there is none; the text column is always text."""
     assert types({"text": 7, "a": 1, "b": None}, {"a": 2.5, "b": None}) == {"text": "string", "a": "double", "b": "null"}
     assert types({"a": 1}, {"a": "x"}) == {"a": "json"}
     assert types({"a": 10**30}) == {"a": "json"}
@@ -79,7 +79,7 @@ def test_the_type_of_a_column():
 
 
 def test_fields_of_several_files():
-    """One column's types merge to one that holds both, else to JSON text, which swallows the others."""
+    """Types of one column are merged to one that fits both, else to JSON text, which absorbs all others."""
     whole, half, text, nothing = (pa.field("a", kind) for kind in (pa.int64(), pa.float64(), pa.string(), pa.null()))
     free = pa.field("a", pa.string(), metadata=JSON_FIELD)
     assert merge([whole]) == whole
@@ -99,7 +99,7 @@ def test_fields_of_several_files():
 
 
 def test_rows_that_do_not_fit():
-    """They are rejected one by one, the value named; the others make the table, JSON columns as JSON text."""
+    """They are rejected one by one with their value; the others are in the table, JSON columns as JSON text."""
     schema = pa.schema(
         [pa.field("text", pa.string()), pa.field("n", pa.int64()), pa.field("j", pa.string(), metadata=JSON_FIELD)]
     )
@@ -116,10 +116,10 @@ def test_rows_that_do_not_fit():
     assert lines == [1, 9]
     assert [(r.file, r.line, r.record) for r in rejected] == [("here", row.line, row.values) for row in rows[1:5]]
     assert [r.reason for r in rejected] == [
-        "has a 'text' that is 7 (int), not text",
-        f"has a 'n' that is '{'x' * 39} (str), not int64",
-        "has a 'text' that is not Unicode: it holds half of a surrogate pair or bytes that are not UTF-8",
-        f"has a 'n' that is {10**30} (int), not int64",
+        "has the value 7 (int) in column 'text', not text",
+        f"has the value '{'x' * 39} (str) in column 'n', not int64",
+        "has a 'text' that is not valid Unicode: it contains a lone surrogate or bytes that are not UTF-8",
+        f"has the value {10**30} (int) in column 'n', not int64",
     ]
     whole, lines, rejected = to_table("here", rows[:1], schema)
     assert (whole.num_rows, lines, rejected) == (1, [1], [])

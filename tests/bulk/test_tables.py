@@ -1,4 +1,4 @@
-"""A column of texts and what becomes of it: rows that cannot be embedded are named, the others get their own vectors."""
+"""A column of texts: rows that cannot be embedded are named, the others get their own vectors."""
 
 import numpy as np
 import pyarrow as pa
@@ -10,8 +10,8 @@ from penult.core.tokenized import Tokenized
 from penult.types import TextError
 
 
-def test_bytes_that_are_no_text(embedder):
-    """A column of strings whose bytes are not UTF-8 costs its bad rows alone, and says why."""
+def test_bytes_that_are_not_text(embedder):
+    """A string column with invalid UTF-8 loses only those rows, with a reason."""
     good, bad = b"the cat", b"caf\xe9"
     binary = pa.array([good, bad, None, good], pa.binary())
     column = pa.chunked_array([pa.Array.from_buffers(pa.string(), 4, binary.buffers())])
@@ -23,7 +23,7 @@ def test_bytes_that_are_no_text(embedder):
 
 
 class Shaky:
-    """Embeds a text as its length; "inf" overflows, as a model in half precision may, alone or among others."""
+    """An embedder whose vectors are text lengths; "inf" overflows, as in half precision, alone or among others."""
 
     def __init__(self, *, alone=True):
         self.alone = alone
@@ -45,24 +45,24 @@ class Shaky:
 
 
 def test_rows_that_overflow():
-    """Texts whose vectors are not finite are refused one by one, together with those of a wrong type; the numbers are of the rest."""
+    """Texts with non-finite vectors are rejected one by one, together with values of a wrong type; counts are of the rest."""
     outcome = embed_texts(Shaky(), ["four", "inf", 7, "six--six", "inf"], "document")
     assert outcome.good == [0, 3]
     assert outcome.vectors.tolist() == [[4], [8]]
-    assert outcome.bad[1] == outcome.bad[4] == "gave NaN or infinite values in the model"
+    assert outcome.bad[1] == outcome.bad[4] == "produces NaN or infinite values in the model"
     assert outcome.bad[2] == "is a int, not a str"
     assert (outcome.tokens, outcome.cut) == (12, 1)
     assert embed_texts(Shaky(), ["12345", "123456"], "document").cut == 1
 
 
-def test_an_overflow_that_no_row_has_alone():
-    """Where each row alone is fine, the error is no row's: it is raised, not tried for ever."""
+def test_an_overflow_of_no_single_row():
+    """If each row alone is fine, the error is raised, and not retried forever."""
     with pytest.raises(ArithmeticError):
         embed_texts(Shaky(alone=False), ["four", "inf"], "document")
 
 
 def test_a_column_of_vectors():
-    """Vectors go in and come out, chunked or not; with nulls or of another type they are refused by a sentence."""
+    """Vectors round-trip, chunked or not; nulls and other types are an error."""
     vectors = np.arange(6, dtype=np.float32).reshape(3, 2)
     table = with_vectors(pa.table({"a": [1, 2, 3]}), "v", vectors, {"k": "x"})
     assert table.schema.metadata == {b"k": b"x"}
@@ -71,5 +71,5 @@ def test_a_column_of_vectors():
     with_null = with_vectors(pa.table({"a": [1, 2, 3]}), "v", vectors, {}, null=[1])
     assert with_null.column("v").to_pylist() == [[0, 1], None, [4, 5]]
     for column in (with_null.column("v"), pa.chunked_array([[1.0, 2.0]]), pa.chunked_array([[[1.0]]])):
-        with pytest.raises(ValueError, match=r"The column of vectors is .*; it must hold float32 vectors of one size"):
+        with pytest.raises(ValueError, match=r"The vector column is .*; it must contain float32 vectors of one size"):
             vectors_of(column)

@@ -1,4 +1,4 @@
-"""Outputs: rows as lines of JSON whose vectors read back to the bit, row groups of Parquet, and files of no rows."""
+"""Outputs: rows as JSON lines with bit-exact vectors, Parquet row groups, and empty outputs."""
 
 import datetime as dt
 import decimal
@@ -16,8 +16,8 @@ from penult.bulk.output import output_files, row_groups, writers
 
 
 @pytest.mark.parametrize("together", [3, 1024])
-def test_vectors_read_back_to_the_bit(monkeypatch, together):
-    """Any finite float32 does, a -0 and the smallest and largest too, however many rows are written together."""
+def test_vectors_round_trip(monkeypatch, together):
+    """Any finite float32 is bit-exact, also -0 and the smallest and largest, in any number of rows."""
     monkeypatch.setattr(writers, "_LINES", together)
     special = [0.0, -0.0, 1, -1, 0.1, 1e-5, 1e-45, 16_777_216, 1e15, 3.4028235e38, -1e-7, 1e21]
     bits = np.random.default_rng(0).integers(0, 2**32, 4_000, dtype=np.uint32).view(np.float32)
@@ -30,7 +30,7 @@ def test_vectors_read_back_to_the_bit(monkeypatch, together):
 
 
 def test_a_line_of_json():
-    """Values in the fewest digits, after the other columns where there are any; without a vector, those alone."""
+    """Values in the fewest digits, after the other columns; without a vector column, those alone."""
     vectors = np.array([[0.1, -0.0, 1]], np.float32)
     table = tables.with_vectors(pa.table({"text": ["日本"]}), "v", vectors, {})
     assert list(writers._lines(table, "v")) == ['{"text": "日本", "v": [0.1, -0.0, 1]}\n'.encode()]
@@ -45,7 +45,7 @@ SIZES = [4, 4, 4, 9, 1, 20, 3]
 
 
 def shards(folder, sizes, columns=("text", "vector")):
-    """Write shards of so many rows; give the schema and the whole table."""
+    """Write shards of these numbers of rows; return the schema and the whole table."""
     written = []
     for number, size in enumerate(sizes):
         vectors = np.random.default_rng(number).standard_normal((size, 3)).astype(np.float32)
@@ -60,14 +60,14 @@ def shards(folder, sizes, columns=("text", "vector")):
 
 
 def groups_of(path):
-    """Give the rows of each group of a Parquet file."""
+    """Return the rows of each group of a Parquet file."""
     with pq.ParquetFile(path) as file:
         return [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
 
 
 @pytest.mark.parametrize(("most", "groups"), [(1, [1] * 45), (8, [8] * 5 + [5]), (44, [44, 1]), (45, [45]), (46, [45])])
 def test_row_groups(tmp_path, monkeypatch, most, groups):
-    """Each has as many rows as a group may have, wherever shards end; what is left over is a group too."""
+    """Each group has the maximum number of rows, independent of shards; the rest is a group too."""
     monkeypatch.setattr(row_groups, "_GROUP_ROWS", most)
     schema, whole = shards(tmp_path, SIZES)
     writers.write(tmp_path / "out.parquet", tmp_path, schema, range(len(SIZES)), vector_column="vector")
@@ -83,7 +83,7 @@ ROW = len("of shard 0") + 3 * 4  # bytes
     ("most", "groups"), [(1, [1] * 45), (20 * ROW, [20, 20, 5]), (20 * ROW - 1, [20, 20, 5]), (20 * ROW + 1, [21, 21, 3])]
 )
 def test_row_groups_of_long_rows(tmp_path, monkeypatch, most, groups):
-    """Or it ends with the row that fills its bytes, however few the rows are."""
+    """A group ends with the row that fills its bytes, however few rows it has."""
     schema, _ = shards(tmp_path, SIZES)
     monkeypatch.setattr(row_groups, "_GROUP_BYTES", most)
     writers.write(tmp_path / "out.parquet", tmp_path, schema, range(len(SIZES)), vector_column="vector")
@@ -91,7 +91,7 @@ def test_row_groups_of_long_rows(tmp_path, monkeypatch, most, groups):
 
 
 def columns_of_every_kind(count):
-    """Give a table with columns of every kind of type: some values null, the longer ones later."""
+    """Return a table with a column of every kind of type: some values null, the longer ones later."""
     texts = [None if row % 7 == 3 else "x" * (row + 1) for row in range(count)]
     dictionary = pa.array([text and text[:3] for text in texts]).dictionary_encode()
     # Parquet takes views of strings from Arrow 21 on; the readers of input make strings of them.
@@ -108,8 +108,8 @@ def columns_of_every_kind(count):
 
 
 @pytest.mark.parametrize("most", [2000, 1 << 25])
-def test_shards_leave_no_trace_in_parquet(tmp_path, monkeypatch, most):
-    """The same bytes, however the rows were cut into shards."""
+def test_parquet_does_not_depend_on_shards(tmp_path, monkeypatch, most):
+    """The bytes are the same, however the rows were split into shards."""
     monkeypatch.setattr(row_groups, "_GROUP_BYTES", most)
     table = tables.with_vectors(
         columns_of_every_kind(60), "vector", np.arange(180, dtype=np.float32).reshape(60, 3), {"k": "v"}
@@ -131,7 +131,7 @@ def test_shards_leave_no_trace_in_parquet(tmp_path, monkeypatch, most):
 
 @pytest.mark.parametrize("columns", [("text", "vector"), ("vector",)])
 def test_vectors_have_no_dictionary(tmp_path, columns):
-    """Texts that repeat stand once, vectors as they are: each differs from the next."""
+    """Repeated texts are stored once; vectors have no dictionary, since they all differ."""
     schema, whole = shards(tmp_path, [40], columns)
     writers.write(tmp_path / "out.parquet", tmp_path, schema, [0], vector_column="vector")
     with pq.ParquetFile(tmp_path / "out.parquet") as file:
@@ -145,8 +145,8 @@ def test_vectors_have_no_dictionary(tmp_path, columns):
 
 
 @pytest.mark.parametrize("ending", writers.ENDINGS)
-def test_every_format_holds_the_rows(tmp_path, ending):
-    """In order, with their vectors, and beside them what was rejected of all shards."""
+def test_every_format_contains_the_rows(tmp_path, ending):
+    """In order, with their vectors, and the rejected rows of all shards in a second file."""
     if ending == ".lance":
         pytest.importorskip("lance", reason="the extra `lance` is not installed")
     schema, whole = shards(tmp_path, [4, 0, 2100])
@@ -178,16 +178,19 @@ def table_of_dataset(path):
     return pa.Table.from_batches(lance_files.read(path))
 
 
-def test_what_json_does_not_have():
-    """Bytes are base64, and dates and decimals what Python writes."""
+def test_types_that_json_does_not_have():
+    """Bytes become base64; dates and decimals become text as in Python."""
     values = {"bytes": [b"\xff\x00"], "day": [dt.date(2026, 11, 26)], "price": [decimal.Decimal("1.50")]}
     [line] = writers._lines(pa.table(values))
     assert json.loads(line) == {"bytes": "/wA=", "day": "2026-11-26", "price": "1.50"}
 
 
-def test_an_ending_that_nothing_is_written_as(tmp_path, monkeypatch):
-    """The error names what is; a .lance without its extra says what to install."""
-    with pytest.raises(ValueError, match=r"out\.csv ends in none of \.parquet, \.lance, \.npy, \.jsonl; the ending says"):
+def test_an_unknown_extension(tmp_path, monkeypatch):
+    """The error lists the known ones; for .lance without its extra, it says what to install."""
+    with pytest.raises(
+        ValueError,
+        match=r"out\.csv has an unknown file extension\. Pass an output that ends in \.parquet, \.lance, \.npy or \.jsonl",
+    ):
         writers.check(tmp_path / "out.csv")
     monkeypatch.setitem(sys.modules, "lance", None)
     with pytest.raises(ImportError, match="lance"):
@@ -196,8 +199,8 @@ def test_an_ending_that_nothing_is_written_as(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("ending", writers.ENDINGS)
-def test_an_output_of_no_rows(tmp_path, ending):
-    """Whatever the format, it is there and says what made it; what an older one rejected is gone."""
+def test_an_empty_output(tmp_path, ending):
+    """In every format, it exists and identifies the model; older rejected rows are deleted."""
     if ending == ".lance":
         pytest.importorskip("lance", reason="the extra `lance` is not installed")
     schema, _ = shards(tmp_path, [0])

@@ -77,7 +77,7 @@ class BatchEmbedder:
         self.text_column, self.vector_column, self.role, self.bad_rows = text_column, vector_column, role, bad_rows
         given = prompts or {}
         if unknown := [role for role in given if role not in get_args(Role)]:
-            raise ValueError(f"prompts has the key {unknown[0]!r}; its keys are the roles 'query' and 'document'.")
+            raise ValueError(f"prompts has the key {unknown[0]!r}; the keys must be the roles 'query' and 'document'.")
         self._model = Model(
             model,
             precision=precision,
@@ -129,7 +129,7 @@ class BatchEmbedder:
         if library == "pyarrow":
             self._check(given.schema.names)
             return self._arrow(given)  # type: ignore[no-any-return]
-        raise TypeError(f"A batch is a {type(batch).__name__}; give a dict of arrays, an Arrow table or a pandas DataFrame.")
+        raise TypeError(f"The batch is a {type(batch).__name__}. Pass a dict of arrays, an Arrow table or a pandas DataFrame.")
 
     def batches(self, stream: Iterable[Batch]) -> Iterator[Batch]:
         """Append vectors batch by batch, as Spark's `mapInArrow` (with fixed_size=False) and `mapInPandas` expect."""
@@ -138,9 +138,11 @@ class BatchEmbedder:
 
     def _check(self, names: list[str]) -> None:
         if self.text_column not in names:
-            raise ValueError(f"The batch has no column {self.text_column!r}; it has {', '.join(map(str, names))}.")
+            raise ValueError(
+                f"text_column is {self.text_column!r}, but the columns of the batch are {', '.join(map(str, names))}."
+            )
         if self.vector_column in names:
-            raise ValueError(f"The batch has a column {self.vector_column!r} already; choose another vector_column.")
+            raise ValueError(f"The batch already has a column {self.vector_column!r}. Pass another vector_column.")
 
     def _embed(self, texts: list[Any]) -> "Outcome":
         from penult.bulk.texts import embed_texts  # noqa: PLC0415 - as in `embedder`

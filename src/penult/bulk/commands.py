@@ -15,6 +15,7 @@ import typer
 
 from penult.bulk.job.errors import StoppedError, WorkError
 from penult.cli_options import (
+    MODEL_HELP,
     Dimensions,
     DocumentPrompt,
     FilesFrom,
@@ -44,25 +45,32 @@ _FAILED = 1
 def embed(
     inputs: Annotated[
         list[str],
-        typer.Argument(metavar="IN...", help="Parquet, Lance, JSON, CSV, text, Markdown...; folders, globs, or - for a pipe."),
+        typer.Argument(
+            metavar="IN",
+            help="Input: files, folders (recursive), globs, or - for standard input (JSON Lines). Formats: Parquet, Lance, "
+            "JSON, JSON Lines, CSV, TSV, text, Markdown, HTML, PDF.",
+        ),
     ],
     out: Annotated[
         Path,
-        typer.Argument(metavar="OUT", help="The output: .parquet, .lance, .npy or .jsonl; never an input."),
+        typer.Argument(metavar="OUT", help="Output: a path that ends in .parquet, .lance, .npy or .jsonl."),
     ],
     *,
-    model: Annotated[str, typer.Option(help="A folder, an .onnx file, a Hub id or package:NAME[/folder].")],
-    text_column: Annotated[str, typer.Option(help="The column of the texts.")] = "text",
-    id_column: Annotated[str | None, typer.Option(help="Names a row in a vector store. Default: id, if there is one.")] = None,
-    vector_column: Annotated[str, typer.Option(help="The column that the vectors go to.")] = "embedding",
+    model: Annotated[str, typer.Option(metavar="MODEL", help=MODEL_HELP)],
+    text_column: Annotated[str, typer.Option(metavar="NAME", help="Column of the texts; a.b is field b of column a.")] = "text",
+    id_column: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Column of the row ids, for vector stores. Default: id, if the input has it."),
+    ] = None,
+    vector_column: Annotated[str, typer.Option(metavar="NAME", help="Name of the new column with the vectors.")] = "embedding",
     role: Annotated[
-        Literal["document", "query"], typer.Option(help="What the texts are for; decides the prompt.")
+        Literal["document", "query"], typer.Option(help="Role of the texts; selects the model's prompt.")
     ] = "document",
     prompt: Annotated[
-        str | None, typer.Option(help="Put before each text. Default: the model's own prompt for the role.", metavar="TEXT")
+        str | None, typer.Option(help="Prompt before each text. Default: the model's prompt for --role.", metavar="TEXT")
     ] = None,
     prompt_name: Annotated[
-        str | None, typer.Option(help="The name of a prompt in the model's files, to put before each text.", metavar="NAME")
+        str | None, typer.Option(help="Use the prompt of this name in the model's files.", metavar="NAME")
     ] = None,
     query_prompt: QueryPrompt = None,
     document_prompt: DocumentPrompt = None,
@@ -78,36 +86,70 @@ def embed(
     model_file: ModelFile = None,
     files_from: FilesFrom = None,
     batch_tokens: Annotated[
-        int | None, typer.Option(help="Most padded tokens of a batch. Default: 512, with int8 256.")
+        int | None, typer.Option(metavar="N", help="Maximum tokens per batch, padding included. Default: 512; 256 with int8.")
     ] = None,
-    workers: Annotated[int, typer.Option(help="Processes; they share the machine's cores.")] = 1,
+    workers: Annotated[
+        int, typer.Option(metavar="N", help="Worker processes. Each loads the model; the CPU cores are divided among them.")
+    ] = 1,
     shard_rows: Annotated[
-        int | None, typer.Option(help="Rows of a shard, the unit of work. Default: by the texts' length.")
+        int | None,
+        typer.Option(metavar="N", help="Rows per shard, the unit of work. Default: 64 to 4096, by the length of the texts."),
     ] = None,
     format_: Annotated[
         Literal["parquet", "lance", "jsonl", "json", "csv", "tsv", "text", "document"] | None,
-        typer.Option("--format", help="Of inputs whose ending says nothing. A pipe is jsonl by default."),
+        typer.Option("--format", help="Format of input files without a known extension. Default for standard input: jsonl."),
     ] = None,
     encoding: Annotated[
-        str, typer.Option(help="Of text, CSV and JSON files without a byte order mark: utf-8, latin-1, cp1252, shift_jis, ...")
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="Encoding of text, CSV and JSON files, for example latin-1, cp1252 or shift_jis. A byte order mark overrides "
+            "it.",
+        ),
     ] = "utf-8",
-    max_row_bytes: Annotated[int, typer.Option(help="A row with more bytes is rejected, and never held whole.")] = 8_000_000,
+    max_row_bytes: Annotated[
+        int, typer.Option(metavar="N", help="Maximum bytes per row; longer rows are rejected.")
+    ] = 8_000_000,
     from_: Annotated[
-        Path | None, typer.Option("--from", metavar="OLD", help="An older output: equal texts keep their vectors.")
+        Path | None,
+        typer.Option(
+            "--from",
+            metavar="OLD",
+            help="Earlier output (.parquet or .lance) of the same model; vectors of unchanged texts are reused from it.",
+        ),
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume/--overwrite", help="Go on with an unfinished job, or start anew.")] = True,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume/--overwrite", help="Resume an unfinished job, or delete it and any existing output and start again."
+        ),
+    ] = True,
     progress: Annotated[
         Literal["auto", "json", "off"],
-        typer.Option(help="auto: a bar on a terminal, else a line every 10 s; json: a line a shard, and every 10 s."),
+        typer.Option(
+            help="Progress on standard error: auto = a bar on a terminal, else a line every 10 s; json = JSON lines, one per "
+            "shard and every 10 s; off = none."
+        ),
     ] = "auto",
-    engine: Annotated[Literal["local", "ray"], typer.Option(help="Processes of this machine, or Ray Data.")] = "local",
-    address: Annotated[str | None, typer.Option(help="Of a Ray cluster; auto finds the one this machine is in.")] = None,
+    engine: Annotated[
+        Literal["local", "ray"], typer.Option(help="Run in processes on this machine (local), or on a Ray cluster (ray).")
+    ] = "local",
+    address: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS",
+            help="Ray cluster address; auto = the cluster of this machine. Default: start a cluster on this machine.",
+        ),
+    ] = None,
 ) -> None:
-    """Turn files of texts into one file of rows with vectors. A job that was stopped goes on where it was.
+    """Embed files of texts into one file of rows with vectors.
 
-    Exit status: 0 every row has a vector; 3 some rows were rejected, and OUT.rejected.jsonl says why; 1 the job did not finish.
+    If the job is interrupted, run the same command again to resume it.
+
+    Exit status: 0 = every row has a vector; 3 = some rows were rejected (reasons in OUT.rejected.jsonl); 1 = the job did not
+    finish.
     """
-    with _one_sentence("nothing was begun, and what an earlier run had done is kept.", json_=progress == "json"):
+    with _one_sentence("no work was done in this run, and the work of earlier runs is kept.", json_=progress == "json"):
         from penult.bulk.options import Columns, Model, ReadOptions  # noqa: PLC0415 - `penult --help` stays quick
         from penult.bulk.request import Request  # noqa: PLC0415
 
@@ -133,7 +175,7 @@ def embed(
         )
         if prompt_name is not None:
             if prompt is not None:
-                raise ValueError("--prompt and --prompt-name are both given; give one of the two.")
+                raise ValueError("--prompt and --prompt-name are both set. Pass only one of them.")
             prompt = loaded.named_prompt(prompt_name)
         request = Request(
             inputs=tuple(inputs),
@@ -154,11 +196,11 @@ def embed(
         summary = embed_files(request)
     totals, rejected = summary.totals, f"{out}.rejected.jsonl"
     parts = [f"{totals.rows:,} rows in {out}"]
-    parts += [f"{totals.rejected:,} rejected, see {rejected}"] * (totals.rejected > 0)
-    parts += [f"{totals.cut:,} cut at {summary.max_length} tokens"] * (totals.cut > 0)
-    parts += [f"{totals.taken:,} taken over from {from_}"] * (totals.taken > 0)
+    parts += [f"{totals.rejected:,} rejected, reasons in {rejected}"] * (totals.rejected > 0)
+    parts += [f"{totals.cut:,} truncated to {summary.max_length} tokens"] * (totals.cut > 0)
+    parts += [f"{totals.taken:,} vectors reused from {from_}"] * (totals.taken > 0)
     rate = summary.rows_per_second
-    parts += ["finished before, nothing to do"] if rate is None else [f"{rate:,.0f} rows a second"] * (rate > 0)
+    parts += ["already finished, nothing to do"] if rate is None else [f"{rate:,.0f} rows/s"] * (rate > 0)
     said = {"event": "done", "out": str(out), "rejected_file": rejected if totals.rejected else None}
     _end(said | asdict(totals), "; ".join(parts), json_=progress == "json")
     if totals.rejected:
@@ -166,25 +208,46 @@ def embed(
 
 
 def ingest(
-    source: Annotated[Path, typer.Argument(metavar="IN", help="What `penult embed` wrote: .parquet or .lance.")],
+    source: Annotated[Path, typer.Argument(metavar="IN", help="Output of `penult embed`: a .parquet file or a .lance folder.")],
     *,
-    to: Annotated[str, typer.Option(help="qdrant:PATH|URL, lancedb:PATH or pgvector:DSN.")],
-    collection: Annotated[str, typer.Option(help="Its name; made where there is none. pgvector: TABLE or SCHEMA.TABLE.")],
-    id_column: Annotated[str | None, typer.Option(help="Names a row. Default: as the file says, else its content.")] = None,
+    to: Annotated[
+        str, typer.Option(metavar="STORE", help="Vector store: qdrant:FOLDER, qdrant:URL, lancedb:FOLDER or pgvector:DSN.")
+    ],
+    collection: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME", help="Collection or table; created if it does not exist. With pgvector: TABLE or SCHEMA.TABLE."
+        ),
+    ],
+    id_column: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Column of the row ids. Default: the id column of `penult embed`; without one, an id is the hash of its row.",
+        ),
+    ] = None,
     id_suffix: Annotated[
-        Literal["row"] | None, typer.Option(help="row: an entry's id is its row's id and number, for chunks of documents.")
+        Literal["row"] | None,
+        typer.Option(help="row = add the row number to each id, for rows that are chunks of documents and share ids."),
     ] = None,
     layout: Annotated[
         Literal["columns", "langchain", "llama-index"],
-        typer.Option(help="Names of text and metadata: the file's columns, or those that a framework's vector store reads."),
+        typer.Option(
+            help="Names of the stored fields: as the file's columns, or as LangChain's or LlamaIndex's vector store reads them."
+        ),
     ] = "columns",
     index: Annotated[
         Literal["auto", "hnsw", "none"],
-        typer.Option(help="auto: HNSW, in LanceDB IVF_FLAT from 100,000 rows on; none: every search reads all vectors."),
+        typer.Option(
+            help="Index for searches: auto = HNSW, in LanceDB IVF_FLAT from 100,000 rows; hnsw = HNSW; none = scan all vectors."
+        ),
     ] = "auto",
 ) -> None:
-    """Write an embedded file into a vector store. Running it again changes nothing."""
-    with _one_sentence("run it again to write the rest; no row is doubled."):
+    """Write an output of `penult embed` into a vector store.
+
+    Idempotent: running the same command again changes nothing.
+    """
+    with _one_sentence("run the same command again to write the remaining rows. No row is written twice."):
         if find_spec("pyarrow") is None:
             extra = to.partition(":")[0] if to.startswith(("qdrant:", "lancedb:", "pgvector:")) else "parquet"
             raise ImportError(f"`penult ingest` needs {install_hint(extra)}.")
@@ -195,7 +258,7 @@ def ingest(
                 source, to, collection, id_column=id_column, id_suffix=id_suffix, layout=layout, index=index, advance=advance
             )
     parts = [f"{done.rows:,} rows read", f"{collection} has {done.entries:,} entries"]
-    parts += [f"{done.equal:,} rows equal an earlier one and share its entry"] * (done.equal > 0)
+    parts += [f"{done.equal:,} rows are equal to an earlier row and share its entry"] * (done.equal > 0)
     parts += [done.note] if done.note is not None else []
     typer.echo(f"penult: {'; '.join(parts)}", err=True)
 
@@ -214,7 +277,7 @@ def _one_sentence(interrupted: str, *, json_: bool = False) -> Iterator[None]:
 def _prompts(role: Role, prompt: str | None, named: dict[Role, str | None]) -> dict[Role, str | None]:
     """Return the prompt of each role; `prompt` applies to `role`."""
     if prompt is not None and named[role] is not None:
-        raise ValueError(f"--prompt and --prompt-{role} are both given; give one of the two.")
+        raise ValueError(f"--prompt and --prompt-{role} are both set. Pass only one of them.")
     return named if prompt is None else {**named, role: prompt}
 
 

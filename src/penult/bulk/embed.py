@@ -83,13 +83,14 @@ def _run(request: Request, job: Job, files: tuple[Input, ...], pool: Pool) -> Su
         job.begin(manifest)
     elif reasons := manifest.identity.differences(identity) + _changed(manifest, files):
         raise ValueError(
-            f"{job.folder} holds an unfinished job that this one cannot go on with: {'; '.join(reasons)}. --overwrite "
-            "throws it away and starts anew."
+            f"{job.folder} contains an unfinished job that this command cannot resume: {'; '.join(reasons)}. Pass the earlier "
+            "input and options to resume it, or --overwrite to delete it and start again."
         )
     elif request.shard_rows not in (None, manifest.scanned.shard_rows):
         raise ValueError(
-            f"The unfinished job in {job.folder} has shards of {manifest.scanned.shard_rows} rows, --shard-rows says "
-            f"{request.shard_rows}; leave it out, or start anew with --overwrite."
+            f"--shard-rows is {request.shard_rows}, but the unfinished job in {job.folder} has {manifest.scanned.shard_rows} "
+            "rows "
+            "per shard. Remove --shard-rows to resume the job, or pass --overwrite to delete it and start again."
         )
     return _carry_out(request, job, files, pool, manifest)
 
@@ -163,9 +164,9 @@ def _scan(request: Request, files: tuple[Input, ...]) -> Scanned:
     scanned = readers.scan(files, request.columns.text, request.shard_rows, partial(announce, request.shown))
     names = scanned.schema.names
     if request.columns.vector in names:
-        raise ValueError(f"The input has a column {request.columns.vector!r} already; name another with --vector-column.")
+        raise ValueError(f"The input already has a column {request.columns.vector!r}. Pass another name with --vector-column.")
     if request.id_column is not None and request.id_column not in names:
-        raise ValueError(f"The column {request.id_column!r} is not in the input; it has {', '.join(names)}.")
+        raise ValueError(f"--id-column is {request.id_column!r}, but the columns of the input are {', '.join(names)}.")
     return scanned
 
 

@@ -80,7 +80,7 @@ def ingest(
     spec = _spec(source, layout)
     id_column = id_column or spec.metadata.get("penult.id_column") or None
     if id_column is not None and id_column not in spec.schema.names:
-        raise ValueError(f"The column {id_column!r} is not in {source}; it has {', '.join(spec.schema.names)}.")
+        raise ValueError(f"--id-column is {id_column!r}, but the columns of {source} are {', '.join(spec.schema.names)}.")
     kind, place = _target(to, spec)
     if id_column is not None:
         _check_ids(source, id_column, repeats=id_suffix is not None)
@@ -110,11 +110,11 @@ def entry_id(value: Any) -> str:  # noqa: ANN401 - any type of id
 def _target(to: str, spec: VectorSpec) -> tuple[str, str]:
     kind, _, place = to.partition(":")
     if kind not in _LAYOUTS or not place:
-        raise ValueError(f"--to is {to!r}; it must be qdrant:PATH|URL, lancedb:PATH or pgvector:DSN.")
+        raise ValueError(f"--to is {to!r}. Pass qdrant:PATH, qdrant:URL, lancedb:PATH or pgvector:DSN.")
     if spec.layout not in _LAYOUTS[kind]:
-        raise ValueError(f"--layout is {spec.layout}; with {kind} it must be {' or '.join(_LAYOUTS[kind])}.")
+        raise ValueError(f"--layout is {spec.layout}, which {kind} does not support. Pass {' or '.join(_LAYOUTS[kind])}.")
     if spec.layout != "columns" and spec.text_column is None:
-        raise ValueError(f"--layout {spec.layout} needs the column of the texts, which the file no longer has.")
+        raise ValueError(f"--layout {spec.layout} needs the text column, which the file no longer has. Pass --layout columns.")
     return kind, place
 
 
@@ -134,14 +134,14 @@ def _open(kind: str, place: str, collection: str, spec: VectorSpec, index: Index
 
 def _spec(source: Path, layout: Layout) -> VectorSpec:
     if source.suffix not in (".parquet", ".lance"):
-        raise ValueError(f"{source} ends in neither .parquet nor .lance; embed into one of them first.")
+        raise ValueError(f"{source} is not a .parquet or .lance file. Pass one that `penult embed` wrote.")
     metadata = output_files.metadata(source)
     if metadata is None:
-        raise FileNotFoundError(f"No file at {source}.")
+        raise FileNotFoundError(f"No file at {source}. Pass a file that `penult embed` wrote.")
     column = metadata.get("penult.vector_column")
     schema = output_files.schema(source)
     if column is None or "penult.fingerprint" not in metadata:
-        raise ValueError(f"{source} does not say which model made its vectors; write it with `penult embed`.")
+        raise ValueError(f"{source} does not name the model of its vectors. Pass a file that `penult embed` wrote.")
     plain = schema.remove(schema.get_field_index(column)).remove_metadata()
     views = {pa.string_view(): pa.string(), pa.binary_view(): pa.binary()}  # few libraries support views
     rows = pa.schema([field.with_type(views.get(field.type, field.type)) for field in plain])
@@ -157,7 +157,9 @@ def _check_ids(source: Path, id_column: str, *, repeats: bool) -> None:
             ids = values_of(batch.column(0))
             if None in ids:
                 number = done + ids.index(None) + 1
-                raise ValueError(f"Row {number} of {source} has no {id_column!r}; every entry needs one.")
+                raise ValueError(
+                    f"Row {number} of {source} has no id in column {id_column!r}. Fill it, or pass another --id-column."
+                )
             yield ids
             done += len(ids)
 
@@ -168,8 +170,9 @@ def _check_ids(source: Path, id_column: str, *, repeats: bool) -> None:
     repeated = find_repeated(batches)
     if repeated is not None:
         raise ValueError(
-            f"The ids in {id_column!r} of {source} are not unique: {repeated}; {repeated.rows:,} rows would be written over "
-            "others. Nothing was written. Pass --id-suffix row where the rows are chunks of documents, or another --id-column."
+            f"The ids in column {id_column!r} of {source} are not unique: {repeated}. {repeated.rows:,} "
+            f"row{'s' * (repeated.rows != 1)} would overwrite others, "
+            "so nothing was written. Pass --id-suffix row if the rows are chunks of documents, or another --id-column."
         )
 
 

@@ -59,8 +59,8 @@ class Model:
         files = loading.files_of(self.reference, model_file=self.model_file, files_from=self.files_from)
         prompts = loading.read_files(files, Overrides()).named_prompts
         if name not in prompts:
-            known = ", ".join(map(repr, prompts)) or "none"
-            raise ValueError(f"--prompt-name is {name!r}; the prompts that the files of {self.reference} name are {known}.")
+            known = f"Pass one of {', '.join(map(repr, prompts))}." if prompts else "They define no prompts; pass --prompt."
+            raise ValueError(f"--prompt-name is {name!r}, which the files of {self.reference} do not define. {known}")
         return prompts[name]
 
     def load(self, threads: int | None) -> "Embedder":
@@ -115,8 +115,9 @@ class ReadOptions:
             "a".encode(self.encoding).decode(self.encoding)
         except (LookupError, ValueError, TypeError) as error:
             raise ValueError(
-                f"--encoding is {self.encoding!r}, which is not an encoding of text; pass utf-8, utf-16, latin-1, cp1252, "
-                "shift_jis or another one that Python knows."
+                f"--encoding is {self.encoding!r}, which is not a text encoding of Python. Pass utf-8, utf-16, latin-1, "
+                "cp1252, "
+                "shift_jis or another one."
             ) from error
         if self.max_row_bytes < 1:
             raise ValueError(f"--max-row-bytes is {self.max_row_bytes}; it must be at least 1.")

@@ -60,8 +60,8 @@ def embed_files(request: Request) -> Summary:
             job.clear()
         if job.is_begun:
             raise ValueError(
-                f"{job.folder} holds an unfinished job of an installation with pyarrow. Install "
-                f"{install_hint('parquet')} to go on; --overwrite throws the job away and starts anew."
+                f"{job.folder} contains an unfinished job of an installation with pyarrow. Install "
+                f"{install_hint('parquet')} to resume it, or pass --overwrite to delete it and start again."
             )
         files = open_inputs(request, job, paths, {})
         for file in files:
@@ -78,7 +78,7 @@ def embed_files(request: Request) -> Summary:
 
 def _check(request: Request) -> None:
     if request.out.suffix not in (".parquet", ".lance", *_OUTPUTS):
-        raise ValueError(f"{request.out} ends in none of .parquet, .lance, .npy, .jsonl; the ending says what is written.")
+        raise ValueError(output_files.UNKNOWN_EXTENSION.format(out=request.out))
     lance = request.out.suffix == ".lance"
     _need(request.out.suffix in _OUTPUTS, f"writing {request.out}", "lance" if lance else "parquet")
     _need(request.old is None, "--from")
@@ -108,8 +108,9 @@ def _run(request: Request, job: Job, files: tuple[Input, ...], embedder: Embedde
     values = json.loads(state.read_text())
     if values["digest"] != identity.digest:
         raise ValueError(
-            f"{job.folder} holds an unfinished job of other input, another model or other options, which this one cannot go on "
-            "with. --overwrite throws it away and starts anew."
+            f"{job.folder} contains an unfinished job with other input, another model or other options. Pass the earlier ones "
+            "to "
+            "resume it, or --overwrite to delete it and start again."
         )
     metadata = metadata_of(embedder, request.model.reference, request.columns.role) | {
         "penult.text_column": request.columns.text,
@@ -171,13 +172,13 @@ def _scan(request: Request, files: Sequence[Input]) -> tuple[int, list[str]]:
             has_text = has_text or _value(item.values, request.columns.text) is not None
     if not has_text:
         raise ValueError(
-            f"The column {request.columns.text!r} is not in the input; name one of text with --text-column: "
-            f"{', '.join(names) or 'there is none'}."
+            f"The input has no text column {request.columns.text!r}. Pass the name of one with --text-column; the columns are: "
+            f"{', '.join(names) or 'none'}."
         )
     if request.columns.vector in names:
-        raise ValueError(f"The input has a column {request.columns.vector!r} already; name another with --vector-column.")
+        raise ValueError(f"The input already has a column {request.columns.vector!r}. Pass another name with --vector-column.")
     if request.id_column is not None and request.id_column not in names:
-        raise ValueError(f"The column {request.id_column!r} is not in the input; it has {', '.join(names)}.")
+        raise ValueError(f"--id-column is {request.id_column!r}, but the columns of the input are {', '.join(names)}.")
     return count, [*names]
 
 
@@ -212,7 +213,7 @@ def _make(request: Request, shard: _Shard, folder: Path, embedder: Embedder, pac
                 texts.append(_value(item.values, request.columns.text))
                 rows.append((name, item))
             else:
-                why = "is not Unicode: it holds half of a surrogate pair or bytes that are not UTF-8"
+                why = "is not valid Unicode: it contains a lone surrogate or bytes that are not UTF-8"
                 rejected.append(Rejected(name, item.line, why, item.values))
     path = shard_path(folder, shard.number)
     outcome = embed_in_parts(embedder, texts, request.columns.role, path, shard.number, pace=pace, ticked=progress.add)

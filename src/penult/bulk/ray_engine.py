@@ -97,14 +97,14 @@ class ShardActor:
             file.write(b"|")
             tries = file.tell()
         if tries > _TRIES:
-            raise ValueError(f"an actor died {_TRIES} times at shard {number}; give it more memory, or fewer --workers")
+            raise ValueError(f"an actor died {_TRIES} times at shard {number}. Provide more memory, or pass fewer --workers.")
 
 
 def check(files: Sequence[Input]) -> None:
     """Raise ValueError for input that does not support random access, ImportError if ray is not installed."""
     slow = [file.name for file in files if file.format not in _FORMATS]
     if slow:
-        raise ValueError(f"{slow[0]} must be read from its start; --engine ray takes {' and '.join(_FORMATS)} files.")
+        raise ValueError(f"--engine ray does not read {slow[0]}. Convert it to Parquet or Lance, or remove --engine ray.")
     _ray()
 
 

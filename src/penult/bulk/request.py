@@ -13,11 +13,10 @@ from penult.bulk.job.manifest import Identity, Job
 from penult.bulk.job.progress import Shown, Totals, announce
 from penult.bulk.options import DEFAULT_READING, Columns, Model, ReadOptions
 from penult.bulk.output import output_files
-from penult.bulk.output.output_files import OTHER_FINGERPRINT
 
 EXISTS = (
-    f"{{out}} exists and was made from other input, or was {OTHER_FINGERPRINT}; --overwrite replaces it, and "
-    "--overwrite --from {out} keeps the vectors of texts that did not change."
+    "{out} exists, but was created from other input, with another model or other options, or by another version of penult. "
+    "Pass --overwrite to replace it, or --overwrite --from {out} to reuse the vectors of unchanged texts."
 )
 """Why an existing output is not overwritten."""
 
@@ -133,7 +132,9 @@ def identity_of(request: Request, files: tuple[Input, ...], fingerprint: str) ->
 
 def _hash(old: Path) -> str:
     if not old.exists():
-        raise FileNotFoundError(f"No file at {old}, which --from names.")
+        raise FileNotFoundError(
+            f"--from is {old}, which does not exist. Pass an earlier .parquet or .lance output, or remove --from."
+        )
     return input_files.opened(old, "parquet").sha256
 
 
@@ -142,5 +143,5 @@ def stopped(request: Request, error: BaseException, folder: Path, kept: int, cou
     why = "interrupted" if isinstance(error, KeyboardInterrupt) else str(error).rstrip(".")
     again = " without --overwrite" if request.overwrite else ""
     return StoppedError(
-        f"{why}. {kept:,} of {count:,} rows are done and kept in {folder}; the same command{again} goes on from there."
+        f"{why}. {kept:,} of {count:,} rows are done and kept in {folder}. Run the same command{again} to resume."
     )

@@ -91,7 +91,7 @@ def vectors_of(column: pa.ChunkedArray) -> Vectors:
     """
     array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
     if not pa.types.is_fixed_size_list(array.type) or not pa.types.is_float32(array.type.value_type) or array.null_count:
-        raise ValueError(f"The column of vectors is {array.type}; it must hold float32 vectors of one size, none of them null.")
+        raise ValueError(f"The vector column is {array.type}; it must contain float32 vectors of one size, without nulls.")
     return np.asarray(array.flatten()).reshape(len(array), array.type.list_size)
 
 

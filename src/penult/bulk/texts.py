@@ -63,5 +63,5 @@ def _not_finite(embedder: Embedder, text: str, role: Role) -> str | None:
     try:
         embedder.embed([text], role)
     except ArithmeticError:
-        return "gave NaN or infinite values in the model"
+        return "produces NaN or infinite values in the model"
     return None

@@ -125,10 +125,10 @@ def _misfit(row: Row, schema: pa.Schema) -> str | None:
         try:
             _convert([row], pa.schema([field]))
         except UnicodeError:
-            return f"has a {field.name!r} that is not Unicode: it holds half of a surrogate pair or bytes that are not UTF-8"
+            return f"has a {field.name!r} that is not valid Unicode: it contains a lone surrogate or bytes that are not UTF-8"
         except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError, ValueError, TypeError):
             value = row.values.get(field.name)
-            return f"has a {field.name!r} that is {value!r:.40} ({type(value).__name__}), not {_plain(field.type)}"
+            return f"has the value {value!r:.40} ({type(value).__name__}) in column {field.name!r}, not {_plain(field.type)}"
     return None
 
 

@@ -22,7 +22,7 @@ _DELIMITERS = ",;\t|"
 _SEPARATOR = re.compile(r"sep=([,;\t|])\s*", re.IGNORECASE)  # Excel writes and reads it in a line before the header
 _QUOTED = re.compile(r'"[^"]*"')
 _SHOWN = 1000  # characters of a rejected line that are recorded
-_OPEN = "opens a quote that is not closed, or closes it amid a field; only this line is left out"
+_OPEN = "has a quote that is not closed, or that is closed inside a field; only this line is rejected"
 
 
 def read_csv(path: Path, name: str, options: ReadOptions = DEFAULT_READING, delimiter: str | None = None) -> Iterator[Item]:
@@ -49,7 +49,7 @@ def read_csv(path: Path, name: str, options: ReadOptions = DEFAULT_READING, deli
         elif len(fields) == len(header):
             yield Row(record.line, dict(zip(header, fields, strict=True)), record.size)
         else:
-            reason = f"has {len(fields)} fields, the header has {len(header)}"
+            reason = f"has {len(fields)} fields, but the header has {len(header)}"
             yield Rejected(name, record.line, reason, fields)
 
 
@@ -163,7 +163,7 @@ def _header(lines: _Lines, name: str, delimiter: str | None) -> tuple[_Dialect, 
         return _Dialect(","), []
     if isinstance(record.fields, str):
         raise ValueError(  # noqa: TRY004 - about the file's content, not a type
-            f"{name} has a header that {record.fields.partition(';')[0]}."
+            f"The header of {name} {record.fields.partition(';')[0]}. Fix the header."
         )
     blank = len(record.fields) > 1 and all(field.startswith(" ") for field in record.fields[1:])
     dialect = _Dialect(delimiter or ",", blank)
@@ -171,9 +171,9 @@ def _header(lines: _Lines, name: str, delimiter: str | None) -> tuple[_Dialect, 
         record = _Record(record.line, _split_again(record, dialect), record.text, record.size)
     header = [field.strip() for field in record.fields]
     if len(set(header)) != len(header):
-        raise ValueError(f"{name} names a column twice in its header {header}; give each a name of its own.")
+        raise ValueError(f"The header of {name} has duplicate columns: {header}. Rename them.")
     if len(header) > MOST_COLUMNS:
-        raise ValueError(f"{name} has {len(header):,} columns in its header; at most {MOST_COLUMNS:,} are read.")
+        raise ValueError(f"{name} has {len(header):,} columns in its header; at most {MOST_COLUMNS:,} are supported.")
     return dialect, header
 
 

@@ -68,7 +68,7 @@ def text_of(path: Path, options: ReadOptions = DEFAULT_READING) -> str | Refused
     """
     ending = streams.ending(path)
     if ending in WITH_EXTRA and not has_extra():
-        raise ImportError(f"{path} is read with {install_hint('documents')}.")
+        raise ImportError(f"Reading {path} needs {install_hint('documents')}.")
     try:
         if ending == ".pdf":
             text = _pdf(path, options)
@@ -174,11 +174,11 @@ def _decoded(content: bytes, encoding: str) -> str | Refused:
     try:
         return content.decode("utf-8-sig" if encoding == "utf-8" else encoding)
     except UnicodeDecodeError as error:
-        return Refused(f"is not {'UTF-8' if encoding == 'utf-8' else encoding} at its byte {error.start}; pass its --encoding")
+        return Refused(f"is not {'UTF-8' if encoding == 'utf-8' else encoding} at byte {error.start}; pass --encoding")
     except LookupError:
-        return Refused(f"says that its encoding is {encoding}, which Python does not know; pass its --encoding")
+        return Refused(f"declares the encoding {encoding}, which Python does not support; pass --encoding")
     except UnicodeError as error:  # of the codec "undefined"
-        return Refused(f"is not {encoding}: {error}; pass its --encoding")
+        return Refused(f"is not {encoding}: {error}; pass --encoding")
 
 
 def _pdf(path: Path, options: ReadOptions) -> str | Refused:
@@ -197,8 +197,8 @@ def _pdf(path: Path, options: ReadOptions) -> str | Refused:
                 if size > options.max_row_bytes:
                     return Refused(too_long(options.max_row_bytes))
     except pypdf.errors.FileNotDecryptedError:
-        return Refused("is a PDF that is encrypted")
+        return Refused("is an encrypted PDF")
     except (pypdf.errors.PyPdfError, pypdf.errors.DeprecationError, *_OF_DAMAGED_PDF) as error:
-        return Refused(f"is not a PDF that can be read: {error}")
+        return Refused(f"is a PDF that cannot be read: {error}")
     text = "\n\n".join(pages)
-    return text if text.strip() else Refused("is a PDF without text: perhaps scanned images")
+    return text if text.strip() else Refused("is a PDF without text, perhaps a scan")

@@ -60,7 +60,7 @@ def is_job(folder: Path) -> bool:
 
 def counted(files: Sequence[Path], folder: Path) -> str:
     """Return the extensions of files with their counts, the most frequent first, and some file names."""
-    endings = Counter(file.suffix.lower() or "no ending" for file in files)
+    endings = Counter(file.suffix.lower() or "no extension" for file in files)
     kinds = ", ".join(f"{ending} {count}" for ending, count in sorted(endings.items(), key=lambda pair: (-pair[1], pair[0])))
     return f"{kinds} ({named(files, folder)})"
 

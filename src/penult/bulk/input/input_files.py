@@ -78,7 +78,7 @@ class Input:
     def check_unchanged(self) -> None:
         """Raise ValueError if the file has changed since it was hashed."""
         if _stamp(_files(self.path)) != self.stamp:
-            raise ValueError(f"{self.name} changed while it was read; start anew with --overwrite.")
+            raise ValueError(f"{self.name} changed while it was being read. Restore it, or pass --overwrite to start again.")
 
 
 def find(
@@ -114,17 +114,19 @@ def find(
             matched = _in_glob(name, outputs)
         if not matched:
             why = f" ({said})" if said else ""
-            raise FileNotFoundError(f"No input at {name!r}{why}; give files, folders or globs of {', '.join(_ENDINGS)} files.")
+            raise FileNotFoundError(
+                f"No input files at {name!r}{why}. Pass files, folders or globs of {', '.join(_ENDINGS)} files."
+            )
         if said and say is not None:
             say(f"{name}: {said}")
         found += matched
     seen: set[Path] = set()
     for path in found:
         if path.resolve() in seen:
-            raise ValueError(f"{path} is given twice, and its rows would be doubled; give it once.")
+            raise ValueError(f"{path} is in the input twice, which would duplicate its rows. Pass it once.")
         seen.add(path.resolve())
         if kind(path, format_) == "document" and not documents.is_readable(path):
-            raise ImportError(f"{path} is read with {install_hint('documents')}.")
+            raise ImportError(f"Reading {path} needs {install_hint('documents')}.")
     return found
 
 
@@ -134,7 +136,7 @@ def kind(path: Path, format_: Format | None = None) -> Format:
     if found is None or (found, format_) in _OTHERWISE:
         found = format_
     if found is None:
-        raise ValueError(f"{path} ends in none of {', '.join(_ENDINGS)}; say --format {'|'.join(get_args(Format))}.")
+        raise ValueError(f"{path} has an unknown file extension. Pass --format with one of {', '.join(get_args(Format))}.")
     return found
 
 
@@ -252,18 +254,20 @@ def _in_folder(folder: Path, outputs: set[Path], format_: Format | None) -> tupl
     other = [path for path in files if path not in single and path not in known]
     said = []
     if other:
-        said.append(f"{_files_of(other)} of other kinds left out: {folders.counted(other, folder)}")
+        said.append(f"skipped {_files_of(other)} of unsupported types: {folders.counted(other, folder)}")
         if any(_kind(path) == "document" for path in other):
-            said.append(f"HTML and PDF are read with {install_hint('documents')}")
+            said.append(f"HTML and PDF files need {install_hint('documents')}")
     if beside:
         notes = folders.counted(sorted(beside), folder)
-        said.append(f"documents beside tables left out: {notes}; a glob, a name or --format document reads them")
+        said.append(
+            f"skipped documents in a folder with tables: {notes}; pass their names, a glob or --format document to read them"
+        )
     if single:
-        said.append(f".json files that do not hold several objects left out: {folders.named(sorted(single), folder)}")
+        said.append(f"skipped .json files that do not contain several objects: {folders.named(sorted(single), folder)}")
     if walked.links:
-        said.append(f"links that lead nowhere or in a circle left out: {folders.named(walked.links, folder)}")
+        said.append(f"skipped broken or circular links: {folders.named(walked.links, folder)}")
     if said and taken:
-        said.append(f"{_files_of(taken)} read: {folders.named(taken, folder)}")
+        said.append(f"reading {_files_of(taken)}: {folders.named(taken, folder)}")
     return taken, "; ".join(said)
 
 

@@ -32,11 +32,11 @@ def parse_json(name: str, number: int, line: bytes, options: ReadOptions = DEFAU
     except UnicodeDecodeError as error:
         reason = streams.not_decoded(line, error, options.codec)
     except (ValueError, RecursionError) as error:
-        reason = f"is not JSON: {error}"
+        reason = f"is not valid JSON: {error}"
     else:
         if isinstance(values, dict):
             return Row(number, values, len(line))
-        reason = f"is a {type(values).__name__}, not an object"
+        reason = f"is a JSON {type(values).__name__}, not an object"
     return Rejected(name, number, reason, _shown(line))
 
 
@@ -77,11 +77,11 @@ def looks_like(first: bytes) -> str | None:
     """Return what a file is, by its first bytes, if it is not JSON lines; None if they do not show it."""
     bare = first.removeprefix(b"\xef\xbb\xbf").lstrip()
     if bare.startswith(b"["):
-        return "begins as a JSON array; name it .json, or pass --format json"
+        return "looks like a JSON array. Rename it to .json, or pass --format json"
     if bare.startswith(b"{") and bare[1:].lstrip(b" \t\r").startswith(b"\n"):
-        return "spreads an object over several lines; JSON lines hold one each. Name it .json, or pass --format json"
+        return "has an object over several lines, but JSON Lines has one per line. Rename it to .json, or pass --format json"
     if bare[:1] == b"<":
-        return "begins as HTML or XML"
+        return "looks like HTML or XML"
     return None
 
 
@@ -140,13 +140,14 @@ class _Cutter:
         """Raise OSError if the stream ends inside a value, or continues after its array."""
         rest = bytes(self._held).strip(_BLANK)
         if self._array and not self._ended:
-            raise OSError("it ends before its JSON array does; it is damaged or cut short")
+            raise OSError("its JSON array is not closed; the file is damaged or truncated")
         if rest and self._ended:
-            raise OSError("something comes after its JSON array; --format jsonl reads a file of one JSON object a line")
+            raise OSError("there is text after its JSON array. If the file has one JSON object per line, pass --format jsonl")
         if rest:
             raise OSError(
-                f"its JSON is damaged or cut short at {rest[:40].decode('utf-8', 'replace')!r}; --format jsonl reads a file of "
-                "one JSON object a line, and rejects lines that are bad"
+                f"its JSON is damaged or truncated at {rest[:40].decode('utf-8', 'replace')!r}. If the file has one JSON "
+                "object per "
+                "line, pass --format jsonl, which rejects invalid lines only"
             )
 
     def _ends(self, mark: bytes) -> bool:

@@ -98,7 +98,7 @@ def shards(inputs: Sequence[Input], scanned: Scanned, first: int = 0) -> Iterato
                 part = source.take(min(wanted, left))
                 taken = part.table.num_rows + len(part.rejected)
                 if not taken:
-                    raise ValueError(f"{file.name} ends {left} rows early; it changed while it was read.")
+                    raise ValueError(f"{file.name} ends {left} rows early; it changed while it was being read.")
                 parts.append(part)
                 left, wanted = left - taken, wanted - taken
                 if not wanted:
@@ -168,8 +168,8 @@ def _look_at_rows(file: Input, text_column: str, say: Callable[[str], None]) -> 
     if rejected and sizes.rows > rejected and file.format == "jsonl" and (hint := json_rows.looks_like(_head(file))):
         say(f"{file.name} {hint}")
     if undecoded:
-        rows = f"{undecoded:,} row{'s' * (undecoded != 1)}"
-        say(f"{file.name}: {rows} not UTF-8; pass --encoding, such as --encoding cp1252, where the file is in another encoding")
+        rows = f"{undecoded:,} row{'s are' if undecoded != 1 else ' is'}"
+        say(f"{file.name}: {rows} not UTF-8. If the file has another encoding, pass it, such as --encoding cp1252")
     return FileScan(_partitioned(schema, file), sizes)
 
 
@@ -196,7 +196,9 @@ def _learn(fields: dict[str, pa.Field], items: Sequence[Item], text_column: str)
     for field in columns.infer([item for item in items if isinstance(item, Row)], text_column):
         fields[field.name] = columns.merge([fields[field.name], field]) if field.name in fields else field
     if len(fields) > MOST_COLUMNS:
-        raise OSError(f"its objects have more than {MOST_COLUMNS:,} different keys; put what varies into one object of its own")
+        raise OSError(
+            f"its objects have more than {MOST_COLUMNS:,} different keys. Move the varying keys into one nested object"
+        )
 
 
 def _is_undecoded(item: Item) -> bool:
@@ -227,7 +229,7 @@ def _together(inputs: Sequence[Input], schemas: Sequence[pa.Schema]) -> pa.Schem
     found_in: dict[str, list[tuple[Input, pa.Field]]] = {}
     for file, schema in zip(inputs, schemas, strict=True):
         if len(set(schema.names)) != len(schema.names):
-            raise ValueError(f"{file.name} names a column twice: {', '.join(schema.names)}; give each a name of its own.")
+            raise ValueError(f"{file.name} has duplicate columns: {', '.join(schema.names)}. Rename them.")
         for field in schema:
             found_in.setdefault(field.name, []).append((file, field))
     fields = []
@@ -236,8 +238,9 @@ def _together(inputs: Sequence[Input], schemas: Sequence[pa.Schema]) -> pa.Schem
         fixed = [(file, field) for file, field in found if file.format not in ("jsonl", "json")]
         if merged.metadata == columns.JSON_FIELD and fixed:
             raise ValueError(
-                f"The column {name!r} is {fixed[0][1].type} in {fixed[0][0].name} and something else in other files; "
-                "give it one type, or embed the files apart."
+                f"The column {name!r} is {fixed[0][1].type} in {fixed[0][0].name} and has another type in other files. Give it "
+                "one "
+                "type, or embed the files separately."
             )
         if pa.types.is_null(merged.type):
             merged = pa.field(name, pa.string())
@@ -250,12 +253,12 @@ def _check_text(inputs: Sequence[Input], schema: pa.Schema, text_column: str) ->
     if field is not None and field.metadata != columns.JSON_FIELD and tables.is_text(field.type, or_bytes=True):
         return
     texts = list(_text_columns(schema))
-    held = "is not in the input" if field is None else f"holds {field.type}"
-    hints = [f"{file.name} {hint}" for file in inputs if file.format == "jsonl" if (hint := json_rows.looks_like(_head(file)))]
-    raise ValueError(
-        f"The column {text_column!r} {held}; name one of text with --text-column: {', '.join(texts) or 'there is none'}."
-        + "".join(f" {hint}." for hint in hints[:1])
+    problem = (
+        f"The input has no column {text_column!r}" if field is None else f"The column {text_column!r} is {field.type}, not text"
     )
+    advice = f"Pass a text column with --text-column: {', '.join(texts)}." if texts else "The input has no text column."
+    hints = [f"{file.name} {hint}" for file in inputs if file.format == "jsonl" if (hint := json_rows.looks_like(_head(file)))]
+    raise ValueError(f"{problem}. {advice}" + "".join(f" {hint}." for hint in hints[:1]))
 
 
 def _text_columns(fields: Iterable[pa.Field], prefix: str = "") -> Iterator[str]:

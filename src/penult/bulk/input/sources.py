@@ -149,7 +149,7 @@ class _Batches:
         try:
             _cast(row, self._schema)
         except pa.ArrowInvalid as error:
-            return f"does not fit the columns of all files together: {error}"
+            return f"does not fit the common column types of all files: {error}"
         return None
 
 

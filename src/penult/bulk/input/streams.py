@@ -27,16 +27,16 @@ _MARKS = (  # longest first: the UTF-32 mark starts with the UTF-16 mark
 )
 _GIT_LFS = b"version https://git-lfs"
 _SIGNATURES = (
-    (_GIT_LFS, "is a pointer of Git LFS, not the file itself; fetch that with `git lfs pull`"),
-    (b"PAR1", "is a Parquet file; name it .parquet"),
-    (b"ARROW1", "is an Arrow file; write it as Parquet"),
-    (b"Obj\x01", "is an Avro file; write it as Parquet"),
-    (b"%PDF-", "is a PDF; name it .pdf"),
-    (b"PK\x03\x04", "is a ZIP archive, as .zip, .docx, .xlsx and .epub are; unpack or export it"),
-    (b"\xd0\xcf\x11\xe0", "is an old Office file, as .doc and .xls are; export it"),
+    (_GIT_LFS, "is a Git LFS pointer, not the file itself; run `git lfs pull`"),
+    (b"PAR1", "is a Parquet file; rename it to .parquet"),
+    (b"ARROW1", "is an Arrow file; convert it to Parquet"),
+    (b"Obj\x01", "is an Avro file; convert it to Parquet"),
+    (b"%PDF-", "is a PDF; rename it to .pdf"),
+    (b"PK\x03\x04", "is a ZIP archive (.zip, .docx, .xlsx, .epub); unpack it, or export it as text or CSV"),
+    (b"\xd0\xcf\x11\xe0", "is an old Office file (.doc, .xls); export it as text or CSV"),
     (b"{\\rtf", "is an RTF document; export it as text"),
-    (b"SQLite format 3\0", "is an SQLite database; export its table"),
-    (b"\x89HDF", "is an HDF5 file; export its table"),
+    (b"SQLite format 3\0", "is an SQLite database; export its table as CSV"),
+    (b"\x89HDF", "is an HDF5 file; export its table as CSV or Parquet"),
     (b"7z\xbc\xaf", "is a 7-Zip archive; unpack it"),
     (b"Rar!\x1a", "is a RAR archive; unpack it"),
     (b"\x89PNG", "is an image"),
@@ -84,9 +84,9 @@ def opened(path: Path) -> Iterator[BinaryIO]:
             with stream:
                 yield stream
         except (EOFError, zlib.error, lzma.LZMAError) as error:
-            raise OSError(f"its compressed data are damaged or cut short: {error}") from error
+            raise OSError(f"its compressed data is damaged or truncated: {error}") from error
         except UnicodeError as error:  # from codecs that do not support error handlers, and from UTF-16 without its mark
-            raise OSError(f"it is not of the encoding that --encoding names: {error}") from error
+            raise OSError(f"it is not in the encoding that --encoding names: {error}") from error
 
 
 def head(path: Path) -> bytes:
@@ -151,8 +151,8 @@ def decoded(file: BinaryIO, encoding: str, *, newline: str) -> io.TextIOWrapper:
 def not_decoded(line: bytes, error: UnicodeDecodeError, encoding: str) -> str:
     """Return where a line is not valid in its encoding."""
     if encoding == "utf-8":
-        return f"is not UTF-8 at its byte {error.start}"
-    return f"is not {encoding} at its character {len(line[: error.start].decode('utf-8'))}"
+        return f"is not UTF-8 at byte {error.start}"
+    return f"is not {encoding} at character {len(line[: error.start].decode('utf-8'))}"
 
 
 def _bounded(readline: Callable[[int], AnyStr], ends: AnyStr | tuple[AnyStr, ...], limit: int) -> Iterator[AnyStr]:

@@ -60,9 +60,9 @@ class Identity:
         for key, label in _LABELS.items():
             if mine[key] != theirs[key]:
                 why = f" ({OTHER_FINGERPRINT})" if key == "fingerprint" else ""
-                said.append(f"{label} was {mine[key]!r} and is {theirs[key]!r}{why}")
+                said.append(f"{label} was {mine[key]!r} and is now {theirs[key]!r}{why}")
         if len(self.inputs) != len(other.inputs):
-            said.append(f"the input was {len(self.inputs)} files and is {len(other.inputs)}")
+            said.append(f"the number of input files was {len(self.inputs)} and is now {len(other.inputs)}")
         return said
 
 
@@ -72,10 +72,10 @@ _LABELS = {
     "text_column": "--text-column",
     "vector_column": "--vector-column",
     "id_column": "--id-column",
-    "too_long": "what happens to long texts",
-    "takes_over": "the hash of --from",
+    "too_long": "the handling of long texts (--truncate)",
+    "takes_over": "the content hash of --from",
     "format": "the format of unfinished jobs",
-    "reading": "how rows are read (--format, --encoding, --max-row-bytes, names of folders)",
+    "reading": "the way rows are read (--format, --encoding, --max-row-bytes, folder names)",
 }
 
 
@@ -122,7 +122,9 @@ class Job:
     def __init__(self, out: Path) -> None:
         self.folder = job_folder(out)
         if self.folder.is_dir() and not (self.folder / _LOCK).exists() and any(self.folder.iterdir()):
-            raise ValueError(f"{self.folder} holds files that are not of an unfinished job; name another output, or move them.")
+            raise ValueError(
+                f"{self.folder} contains files that are not part of a penult job. Pass another output, or move the files."
+            )
         self.folder.mkdir(parents=True, exist_ok=True)
         self._lock = _locked(self.folder / _LOCK)
         self._records: BinaryIO | None = None
@@ -230,5 +232,7 @@ def _locked(path: Path) -> BinaryIO:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             file.close()
-            raise ValueError(f"Another process is writing {path.parent}; wait for it, or name another output.") from error
+            raise ValueError(
+                f"Another process is running the job in {path.parent}. Wait for it, or pass another output."
+            ) from error
     return file

@@ -81,7 +81,7 @@ class Pool:
 
     def __init__(self, model: Model, role: Role, workers: int, say: Callable[[str], None]) -> None:
         if workers < 1:
-            raise ValueError(f"workers is {workers}; it must be at least 1.")
+            raise ValueError(f"--workers is {workers}; it must be at least 1.")
         self._model, self._role, self._count, self._say = model, role, workers, say
         self._deaths: Counter[int | None] = Counter()  # by shard; None: while loading the model
         self._again: deque[Task] = deque()
@@ -147,19 +147,21 @@ class Pool:
 
     def _died(self, worker: _Worker) -> None:
         worker.stop()
-        how = _how(worker.process.exitcode)
-        what = f"shards {', '.join(map(str, worker.tasks))}" if worker.tasks else "opening the model"
+        end = _end(worker.process.exitcode)
+        task = f"while embedding shards {', '.join(map(str, worker.tasks))}" if worker.tasks else "while loading the model"
         blamed: list[int | None] = [*worker.tasks] or [None]
         self._deaths.update(blamed)
         if any(self._deaths[shard] >= _TRIES for shard in blamed):
-            raise WorkError(f"a worker {how} twice at {what}; give it more memory, or fewer --workers or --batch-tokens")
-        self._say(f"worker {worker.process.pid} {how} at {what}; another one tries once more")
+            raise WorkError(
+                f"a worker process {end} twice {task}. Provide more memory, or pass fewer --workers or --batch-tokens."
+            )
+        self._say(f"worker process {worker.process.pid} {end} {task}; a new one tries again")
         self._again.extend(worker.tasks.values())
         self._workers[self._workers.index(worker)] = self._start()
 
 
-def _how(exit_code: int | None) -> str:
+def _end(exit_code: int | None) -> str:
     if exit_code is not None and exit_code < 0:
-        memory = ", perhaps by the system for want of memory," if -exit_code == signal.SIGKILL else ""
+        memory = " (perhaps out of memory)" if -exit_code == signal.SIGKILL else ""
         return f"was killed by signal {-exit_code}{memory}"
-    return f"ended with status {exit_code}"
+    return f"exited with status {exit_code}"

@@ -33,10 +33,12 @@ def check(old: Path, *, fingerprint: str, role: str, text_column: str) -> None:
     wanted = {"penult.fingerprint": fingerprint, "penult.role": role, "penult.text_column": text_column}
     for key, value in wanted.items():
         if metadata.get(key) != value:
-            why = f" ({OTHER_FINGERPRINT})" if key == "penult.fingerprint" else ""
+            name = key.removeprefix("penult.")
+            why = f" ({OTHER_FINGERPRINT})" if name == "fingerprint" else ""
             raise ValueError(
-                f"{old} has the {key.removeprefix('penult.')} {metadata.get(key)!r}, this job {value!r}; its vectors cannot be "
-                f"taken over{why}. Leave out --from."
+                f"--from is {old}, whose {name} is {metadata.get(key)!r}, but the {name} of this job is {value!r}. Its vectors "
+                "cannot "
+                f"be reused{why}. Remove --from."
             )
 
 
@@ -112,7 +114,7 @@ class Old:
 def _metadata(path: Path) -> dict[str, str]:
     if path.suffix not in (".parquet", ".lance"):
         raise ValueError(
-            f"{path} is no older output with texts and vectors; give a .parquet file or a .lance folder to --from."
+            f"--from is {path}, which is not an output with texts and vectors. Pass a .parquet file or a .lance folder."
         )
     return output_files.metadata(path) or {}
 

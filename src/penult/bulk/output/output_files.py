@@ -9,7 +9,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import pyarrow as pa
 
-OTHER_FINGERPRINT = "made by another version of penult, or with another model or other options"
+UNKNOWN_EXTENSION = "{out} has an unknown file extension. Pass an output that ends in .parquet, .lance, .npy or .jsonl."
+"""Why an output's format is unknown."""
+
+OTHER_FINGERPRINT = "created by another version of penult, or with another model or other options"
 """Why two fingerprints differ. A new version changes them too if it includes another setting that affects vectors."""
 
 
@@ -46,22 +49,24 @@ def check_place(out: Path, given: Sequence[str], inputs: Sequence[Path]) -> None
             file or contain each other. Symbolic and hard links count as the file that they refer to.
     """
     if not out.parent.is_dir():
-        raise ValueError(f"{out.parent} is not a folder; make it, or name another place for {out.name}.")
+        raise ValueError(f"{out.parent} is not a folder. Create it, or pass another path for {out.name}.")
     if out.exists() and out.is_dir() != (out.suffix == ".lance"):
-        raise ValueError(f"{out} is a {'folder' if out.is_dir() else 'file'}; name another output.")
+        raise ValueError(f"{out} is a {'folder' if out.is_dir() else 'file'}. Pass another output.")
     written = {file.resolve(): file for file in (*files_of(out), job_folder(out))}
     inodes = {_inode(file): file for file in written if file.exists()}
     for path in inputs:
         resolved = path.resolve()
         same = [written[file] for file in (resolved, *resolved.parents) if file in written]
         if same or (same := [written[inodes[inode]] for inode in (_inode(path),) if inode in inodes]):
-            what = "is the output" if same[0] == out else f"is a file that is written with the output ({same[0].name})"
-            raise ValueError(f"The input {path} {what}, and would be lost; name another output than {out}.")
+            what = (
+                "is also the output" if same[0] == out else f"has the name of a file written with the output ({same[0].name})"
+            )
+            raise ValueError(f"The input {path} {what}, and would be overwritten. Pass another output than {out}.")
     for folder in {*filter(Path.is_dir, map(Path, given)), *filter(Path.is_dir, inputs)}:
         if out.resolve().is_relative_to(folder.resolve()):
-            raise ValueError(f"The output {out} lies in the input folder {folder}; name an output outside of it.")
+            raise ValueError(f"The output {out} is inside the input folder {folder}. Pass an output outside it.")
     if "-" in given and out.exists() and os.path.samestat(os.fstat(0), out.stat()):
-        raise ValueError(f"Standard input reads the output {out}, which would be lost; name another output.")
+        raise ValueError(f"Standard input is read from the output {out}, which would be overwritten. Pass another output.")
 
 
 def job_folder(out: Path) -> Path:

@@ -29,7 +29,7 @@ ENDINGS = (".parquet", ".lance", ".npy", ".jsonl")
 def check(out: Path) -> None:
     """Raise ValueError for an output of unknown format, ImportError if its extra is not installed."""
     if out.suffix not in ENDINGS:
-        raise ValueError(f"{out} ends in none of {', '.join(ENDINGS)}; the ending says what is written.")
+        raise ValueError(output_files.UNKNOWN_EXTENSION.format(out=out))
     if out.suffix == ".lance":
         from penult.bulk import lance_files  # noqa: PLC0415 - an extra
 

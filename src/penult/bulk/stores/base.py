@@ -52,13 +52,14 @@ class VectorSpec:
                 name = key.removeprefix("penult.")
                 why = f" ({OTHER_FINGERPRINT})" if key == "penult.fingerprint" else ""
                 raise ValueError(
-                    f"{place} exists and its {name} is {existing.get(key)!r}; the file's is {self.metadata[key]!r}{why}. Their "
-                    "vectors must not be mixed: name another --collection."
+                    f"{place} has vectors with the {name} {existing.get(key)!r}, but the {name} of the file is "
+                    f"{self.metadata[key]!r}{why}. Such vectors must not be mixed. Pass another --collection."
                 )
         if existing.get(_LAYOUT, "columns") != self.layout:
             raise ValueError(
-                f"{place} exists and its --layout is {existing.get(_LAYOUT, 'columns')}, not {self.layout}. Pass the same "
-                "--layout, or name another --collection."
+                f"{place} was written with --layout {existing.get(_LAYOUT, 'columns')}, not {self.layout}. Pass the same "
+                "--layout, or "
+                "another --collection."
             )
 
     @property

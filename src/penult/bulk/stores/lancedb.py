@@ -59,8 +59,9 @@ class LanceDB:
         self._spec.check_same_model(output_files.named(existing), name)
         if existing.names != self._schema.names:
             raise ValueError(
-                f"{name} has the columns {', '.join(existing.names)}, the rows {', '.join(self._schema.names)}; name another "
-                "--collection."
+                f"{name} has the columns {', '.join(existing.names)}, but the file would write "
+                f"{', '.join(self._schema.names)}. Pass "
+                "another --collection."
             )
 
     def upsert(self, entries: Entries) -> None:
@@ -109,7 +110,10 @@ class LanceDB:
                 self._table.optimize()
                 self._table.checkout_latest()
             if self._new and self._table.count_rows() > self._written:
-                raise OSError("Another process wrote to the table at the same time, so ids may be in it twice. Drop it first.")
+                raise OSError(
+                    "Another process wrote to the table at the same time, so it may have duplicate ids. Drop the table and run "
+                    "again."
+                )
             if self._index == "none" or self._table.count_rows() < _INDEX_ROWS or self._indexed(_VECTOR):
                 return
             kind = _lancedb().index.HnswSq if self._index == "hnsw" else _lancedb().index.IvfFlat
@@ -141,7 +145,9 @@ def _schema(spec: VectorSpec, id_: str) -> pa.Schema:
         fields = list(spec.schema)
     taken = {id_, _VECTOR} & {field.name for field in fields}
     if taken:
-        raise ValueError(f"The file has a column {taken.pop()!r}, which the LanceDB table needs for itself; rename it.")
+        raise ValueError(
+            f"The file has a column {taken.pop()!r}, a name that penult's LanceDB tables reserve. Rename the column."
+        )
     metadata = {key.encode(): value.encode() for key, value in spec.kept.items()}
     return pa.schema([pa.field(id_, pa.string()), *fields, tables.vector_field(_VECTOR, spec.dimension)], metadata=metadata)
 
@@ -161,8 +167,8 @@ def _os_errors() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        said = re.sub(r", /\S+\.rs:\d+.*", "", " ".join(str(error).split()))  # without the location in LanceDB's source
-        raise OSError(f"LanceDB refuses: {said}") from error
+        message = re.sub(r", /\S+\.rs:\d+.*", "", " ".join(str(error).split()))  # without the location in LanceDB's source
+        raise OSError(f"LanceDB failed: {message}") from error
 
 
 def _vectors(entries: Entries) -> pa.Array:

@@ -65,7 +65,7 @@ class PgVector:
             self._prepare(names, collection)
         except self._psycopg.Error as error:
             self._connection.close()
-            raise OSError(f"PostgreSQL refuses: {_line(error)}") from error
+            raise OSError(f"PostgreSQL failed: {_line(error)}") from error
         except BaseException:
             self._connection.close()
             raise
@@ -75,7 +75,7 @@ class PgVector:
             return self._psycopg.connect(place, autocommit=True)
         except self._psycopg.ProgrammingError:  # its message contains the DSN with the password
             raise ValueError(
-                "The DSN behind pgvector: cannot be read. Write a URI, postgresql://USER@HOST/DATABASE, or words like "
+                "The DSN after pgvector: cannot be parsed. Pass a URI, postgresql://USER@HOST/DATABASE, or keywords, "
                 "host=HOST user=USER dbname=DATABASE."
             ) from None
         except self._psycopg.Error as error:
@@ -87,8 +87,8 @@ class PgVector:
             self._run("CREATE EXTENSION IF NOT EXISTS vector")
             if len(names) == 2 and not self._one("SELECT EXISTS (SELECT FROM pg_namespace WHERE nspname = %s)", names[0]):
                 raise ValueError(
-                    f"--collection is {collection!r}, and the database has no schema {names[0]!r}. Create the schema, or name "
-                    "another."
+                    f"--collection is {collection!r}, but the database has no schema {names[0]!r}. Create the schema, or pass "
+                    "another --collection."
                 )
             comment, exists, columns = self._run(_EXISTING, name=self._named()).fetchone()
             if exists:
@@ -102,9 +102,9 @@ class PgVector:
         self._spec.check_same_model(kept, name)
         missing = {*_COLUMNS[self._spec.layout], "embedding", "original"} - set(columns)
         if missing:
-            older = ", but the column row of an older version of penult" if "row" in columns else ""
+            older = "; an older version of penult created it" if "row" in columns else ""
             raise ValueError(
-                f"{name} has no column {' and no column '.join(sorted(missing))}{older}. Name another --collection, or drop "
+                f"{name} has no column {' and no column '.join(sorted(missing))}{older}. Pass another --collection, or drop "
                 "the table and ingest its file again."
             )
 
@@ -122,7 +122,7 @@ class PgVector:
                 cursor.executemany(statement, rows)
         except self._psycopg.Error as error:
             # The full message would contain the row with its text if the row violates a constraint.
-            raise OSError(f"PostgreSQL refuses: {error.diag.message_primary or type(error).__name__}") from None
+            raise OSError(f"PostgreSQL failed: {error.diag.message_primary or type(error).__name__}") from None
 
     def _stored(self, payload: dict[str, Any]) -> tuple[str | None, str]:
         """Return the values of the columns `text` and `metadata`."""
@@ -144,11 +144,14 @@ class PgVector:
                 self._run("CREATE INDEX ON {table} USING hnsw ((embedding::halfvec({dimension})) halfvec_cosine_ops)")
             else:
                 return (
-                    f"no HNSW index: pgvector {'.'.join(map(str, version))} has none for {self._spec.dimension} dimensions; "
-                    "searches read the whole table"
+                    f"no HNSW index: pgvector {'.'.join(map(str, version))} does not support one for {self._spec.dimension} "
+                    "dimensions, "
+                    "so searches scan the whole table"
                 )
         except self._psycopg.Error as error:
-            raise OSError(f"All rows are written, but the index is not built; PostgreSQL refuses: {_line(error)}") from error
+            raise OSError(
+                f"All rows are written, but the index could not be built. PostgreSQL failed: {_line(error)}"
+            ) from error
         return None
 
     def count(self) -> int:
@@ -175,11 +178,11 @@ def _names(collection: str) -> list[str]:
     """Split a collection into [table] or [schema, table]."""
     names = collection.split(".")
     if len(names) > 2 or (len(names) == 2 and "" in names):
-        raise ValueError(f"--collection is {collection!r}; with pgvector it must be TABLE or SCHEMA.TABLE.")
+        raise ValueError(f"--collection is {collection!r}. With pgvector, pass TABLE or SCHEMA.TABLE.")
     for name in names:
         if len(name.encode()) > _NAME_BYTES:
             raise ValueError(
-                f"The name {name!r} has {len(name.encode())} bytes, and PostgreSQL keeps {_NAME_BYTES}. Name a shorter "
+                f"The name {name!r} has {len(name.encode())} bytes; PostgreSQL allows {_NAME_BYTES}. Pass a shorter "
                 "--collection."
             )
     return names

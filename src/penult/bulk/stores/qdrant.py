@@ -120,7 +120,7 @@ def _os_errors() -> Iterator[None]:
     try:
         yield
     except (ApiException, RuntimeError, sqlite3.Error) as error:
-        raise OSError(f"Qdrant refuses or cannot be reached: {str(error).strip()}") from error
+        raise OSError(f"Qdrant failed or cannot be reached: {str(error).strip()}") from error
 
 
 def _qdrant() -> tuple[Any, Any]:
