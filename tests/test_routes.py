@@ -360,7 +360,7 @@ def test_a_graph_above_the_routes(tmp_path):
 def test_a_mirror_of_a_model_with_routes(folder, tmp_path):
     """files_from with a model of two transformers is refused for a single graph."""
     mirror = tiny_model(tmp_path, pooling=None)
-    with pytest.raises(ValueError, match="has one model per role .* without files_from"):
+    with pytest.raises(ValueError, match=r"has one model per role .* without files_from"):
         Embedder.load(mirror, files_from=folder)
 
 

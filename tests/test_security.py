@@ -159,7 +159,7 @@ def test_a_package_reference_stays_in_the_package(tmp_path, monkeypatch, place):
 @pytest.mark.parametrize("name", ["../secret", "os.path", "a-b", "", ".", "/etc"])
 def test_a_package_name_is_a_name(name):
     """What is no importable name is no package, and nothing is looked up by it."""
-    with pytest.raises(FileNotFoundError, match="package .* is not installed"):
+    with pytest.raises(FileNotFoundError, match=r"package .* is not installed"):
         Embedder.load(f"package:{name}")
 
 

@@ -108,34 +108,20 @@ def test_no_pooling_is_guessed(tmp_path, name, shape, layer):
     model, _, _ = own(name, *shape)
     first = model.graph.output[0]
     first.CopyFrom(helper.make_tensor_value_info(first.name, TensorProto.FLOAT, ["batch", "sequence", 20]))
-<<<<<<< HEAD
     with pytest.raises(ValueError, match=r"does not state a pooling .* pooling='mean'"):
         made(tmp_path, model, pooling=None, layer=layer)
-=======
-    with pytest.raises(ValueError, match=r"Nothing in .* says how tokens are pooled .* pooling='mean'"):
-        description_of(tmp_path, model, pooling=None, layer=layer)
->>>>>>> wt-graph
 
 
 def test_the_first_output_as_it_is(tmp_path):
     """layer=None uses vectors without a pooling, and tokens with one; with a layer, a first output of vectors is not used."""
     model, d, states = own("vectors", "batch", 8)
     del model.graph.output[0]
-<<<<<<< HEAD
     said = made(tmp_path, model, pooling=None, layer=None)
     assert (said.tensor, said.why) == ("vectors", "the graph's own output, selected by layer=None")
     assert list(run(tmp_path / "made.onnx")) == ["sentence_embedding"]
     with pytest.raises(ValueError, match="does not state a pooling"):
         made(tmp_path, model, pooling=None, layer=-1)
     assert made(tmp_path, d.model(states[1], states[2]), layer=None).tensor == states[1]
-=======
-    said = description_of(tmp_path, model, pooling=None, layer=None)
-    assert (said.tensor, said.why) == ("vectors", "the graph's own output, as layer=None asks")
-    assert list(run(tmp_path / "made.onnx")) == ["sentence_embedding"]
-    with pytest.raises(ValueError, match="says how tokens are pooled"):
-        description_of(tmp_path, model, pooling=None, layer=-1)
-    assert description_of(tmp_path, d.model(states[1], states[2]), layer=None).tensor == states[1]
->>>>>>> wt-graph
     assert list(run(tmp_path / "made.onnx")) == ["token_embeddings", "sentence_embedding"]
 
 
@@ -150,13 +136,8 @@ def test_a_layer_by_name(tmp_path):
     assert "attention" in said.why
     turned = run(tmp_path / "made.onnx")["token_embeddings"]
     assert turned.shape == (*IDS.shape, 8)
-<<<<<<< HEAD
     said = made(tmp_path, model, layer="x0")
     assert (said.tensor, said.why) == ("x0", "the tensor or node named by layer=")
-=======
-    said = description_of(tmp_path, model, layer="x0")
-    assert (said.tensor, said.why) == ("x0", "the tensor or node of that name, as layer= asks")
->>>>>>> wt-graph
     d = Draft()
     d.nodes.append(helper.make_node("Neg", [d.embed()], ["tokens"], name="a node"))
     assert description_of(tmp_path, d.model("tokens"), layer="a node").tensor == "a node"
@@ -173,13 +154,8 @@ def test_vectors_by_name_are_not_pooled(tmp_path):
     split = d.op("Reshape", states[1], d.constant(np.array([0, 0, 2, 4])))
     flat = d.op("ReduceMax", split, keepdims=0, axes=[1, 2, 3])
     for name, axes in ((split, 4), (flat, 1)):
-<<<<<<< HEAD
         with pytest.raises(ValueError, match=f"'{name}' has {axes} axes\\. Pass a tensor of token"):
             made(tmp_path, d.model(split, flat), layer=name)
-=======
-        with pytest.raises(ValueError, match=f"'{name}' has {axes} axes; give a tensor of tokens"):
-            description_of(tmp_path, d.model(split, flat), layer=name)
->>>>>>> wt-graph
     unknown = d.op("Strange", states[1], domain="strange")
     assert description_of(tmp_path, d.model(unknown), layer=unknown).tensor == unknown
     prepared = onnx.load(tmp_path / "made.onnx", load_external_data=False)
@@ -250,13 +226,8 @@ def test_a_dense_layer_of_another_shape(tmp_path, tensors, held):
     """The message names the shapes in the file."""
     d, states, _ = layered()
     step = dense(tmp_path, **tensors)
-<<<<<<< HEAD
     with pytest.raises(ValueError, match=rf"model.safetensors has .*{held}.*; .*linear\.(weight|bias)"):
         made(tmp_path, d.model(states[-1]), steps=(step,))
-=======
-    with pytest.raises(ValueError, match=rf"model.safetensors holds .*{held}.*; .*linear\.(weight|bias)"):
-        description_of(tmp_path, d.model(states[-1]), steps=(step,))
->>>>>>> wt-graph
 
 
 def test_a_dense_layer_without_a_file(tmp_path):
@@ -268,13 +239,8 @@ def test_a_dense_layer_without_a_file(tmp_path):
     dense(tmp_path, linear_weight=np.ones((5, 8), np.float32))
     path = tmp_path / "2_Dense" / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-1])
-<<<<<<< HEAD
     with pytest.raises(ValueError, match=r"model\.safetensors is not a complete"):
         made(tmp_path, d.model(states[-1]), steps=(step,))
-=======
-    with pytest.raises(ValueError, match=r"model\.safetensors is not a whole"):
-        description_of(tmp_path, d.model(states[-1]), steps=(step,))
->>>>>>> wt-graph
 
 
 @pytest.mark.parametrize("half", [False, True])
