@@ -109,19 +109,19 @@ def test_no_pooling_is_guessed(tmp_path, name, shape, layer):
     first = model.graph.output[0]
     first.CopyFrom(helper.make_tensor_value_info(first.name, TensorProto.FLOAT, ["batch", "sequence", 20]))
     with pytest.raises(ValueError, match=r"does not state a pooling .* pooling='mean'"):
-        made(tmp_path, model, pooling=None, layer=layer)
+        description_of(tmp_path, model, pooling=None, layer=layer)
 
 
 def test_the_first_output_as_it_is(tmp_path):
     """layer=None uses vectors without a pooling, and tokens with one; with a layer, a first output of vectors is not used."""
     model, d, states = own("vectors", "batch", 8)
     del model.graph.output[0]
-    said = made(tmp_path, model, pooling=None, layer=None)
+    said = description_of(tmp_path, model, pooling=None, layer=None)
     assert (said.tensor, said.why) == ("vectors", "the graph's own output, selected by layer=None")
     assert list(run(tmp_path / "made.onnx")) == ["sentence_embedding"]
     with pytest.raises(ValueError, match="does not state a pooling"):
-        made(tmp_path, model, pooling=None, layer=-1)
-    assert made(tmp_path, d.model(states[1], states[2]), layer=None).tensor == states[1]
+        description_of(tmp_path, model, pooling=None, layer=-1)
+    assert description_of(tmp_path, d.model(states[1], states[2]), layer=None).tensor == states[1]
     assert list(run(tmp_path / "made.onnx")) == ["token_embeddings", "sentence_embedding"]
 
 
@@ -136,7 +136,7 @@ def test_a_layer_by_name(tmp_path):
     assert "attention" in said.why
     turned = run(tmp_path / "made.onnx")["token_embeddings"]
     assert turned.shape == (*IDS.shape, 8)
-    said = made(tmp_path, model, layer="x0")
+    said = description_of(tmp_path, model, layer="x0")
     assert (said.tensor, said.why) == ("x0", "the tensor or node named by layer=")
     d = Draft()
     d.nodes.append(helper.make_node("Neg", [d.embed()], ["tokens"], name="a node"))
@@ -155,7 +155,7 @@ def test_vectors_by_name_are_not_pooled(tmp_path):
     flat = d.op("ReduceMax", split, keepdims=0, axes=[1, 2, 3])
     for name, axes in ((split, 4), (flat, 1)):
         with pytest.raises(ValueError, match=f"'{name}' has {axes} axes\\. Pass a tensor of token"):
-            made(tmp_path, d.model(split, flat), layer=name)
+            description_of(tmp_path, d.model(split, flat), layer=name)
     unknown = d.op("Strange", states[1], domain="strange")
     assert description_of(tmp_path, d.model(unknown), layer=unknown).tensor == unknown
     prepared = onnx.load(tmp_path / "made.onnx", load_external_data=False)
@@ -227,7 +227,7 @@ def test_a_dense_layer_of_another_shape(tmp_path, tensors, held):
     d, states, _ = layered()
     step = dense(tmp_path, **tensors)
     with pytest.raises(ValueError, match=rf"model.safetensors has .*{held}.*; .*linear\.(weight|bias)"):
-        made(tmp_path, d.model(states[-1]), steps=(step,))
+        description_of(tmp_path, d.model(states[-1]), steps=(step,))
 
 
 def test_a_dense_layer_without_a_file(tmp_path):
@@ -240,7 +240,7 @@ def test_a_dense_layer_without_a_file(tmp_path):
     path = tmp_path / "2_Dense" / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(ValueError, match=r"model\.safetensors is not a complete"):
-        made(tmp_path, d.model(states[-1]), steps=(step,))
+        description_of(tmp_path, d.model(states[-1]), steps=(step,))
 
 
 @pytest.mark.parametrize("half", [False, True])
