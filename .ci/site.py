@@ -90,7 +90,7 @@ def linked(text: str, source: Path, page: Path, docs: Path) -> str:
         path, _, anchor = url.partition("#")
         target = Path(os.path.normpath(source.parent / path))
         if not target.is_relative_to(ROOT) or not target.is_file():
-            return match["text"] if target.is_dir() else match[0]  # the test of the links reports a missing file
+            return match["text"] if target.is_dir() else match[0]  # tests/test_site.py reports a missing file
         name = target.relative_to(ROOT)
         place = docs / _place(name)
         if place.is_relative_to(docs / "files"):
@@ -110,7 +110,7 @@ def _place(path: Path) -> Path:
         return path.with_suffix(".md")
     if path.parts[0] == "docs":
         return path.relative_to("docs")
-    return Path("files", f"{name}.txt" if path.suffix == ".md" else name)
+    return Path("files", f"{name}.txt" if path.suffix in ("", ".md") else name)
 
 
 def notebook_page(file: Path, folder: Path) -> str:
