@@ -177,7 +177,10 @@ def _parameter(names: str, text: str) -> str:
         raise ValueError(f"The help text of {names} has several lines.")
     default = f" Default: `{value['default']}`." if value["default"] else " Required." if text.endswith("[required]") else ""
     help_text = re.sub(r"(?<![`\w-])(--[a-z][a-z-]*)", r"`\1`", re.sub(r"([\[\]*<])", r"\\\1", value["text"]))
-    names = re.sub(r" <(list\[)?([a-z]+)( range|\])*>$", lambda match: _VALUES.get(match[2], match[0]), names)
+    if names.startswith("--"):
+        names = re.sub(r" <([a-z]+)( range)?>$", lambda match: _VALUES.get(match[1], match[0]), names)
+    else:
+        names = names.partition(" <")[0]
     return f"`{names}`\n:   {help_text}{default}"
 
 
