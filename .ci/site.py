@@ -90,7 +90,7 @@ def linked(text: str, source: Path, page: Path, docs: Path) -> str:
         path, _, anchor = url.partition("#")
         target = Path(os.path.normpath(source.parent / path))
         if not target.is_relative_to(ROOT) or not target.is_file():
-            return match["text"] if target.is_dir() else match[0]  # the test of the links reports a missing file
+            return match["text"] if target.is_dir() else match[0]  # tests/test_site.py reports a missing file
         name = target.relative_to(ROOT)
         place = docs / _place(name)
         if place.is_relative_to(docs / "files"):
@@ -110,7 +110,7 @@ def _place(path: Path) -> Path:
         return path.with_suffix(".md")
     if path.parts[0] == "docs":
         return path.relative_to("docs")
-    return Path("files", f"{name}.txt" if path.suffix == ".md" else name)
+    return Path("files", f"{name}.txt" if path.suffix in ("", ".md") else name)
 
 
 def notebook_page(file: Path, folder: Path) -> str:
@@ -177,7 +177,10 @@ def _parameter(names: str, text: str) -> str:
         raise ValueError(f"The help text of {names} has several lines.")
     default = f" Default: `{value['default']}`." if value["default"] else " Required." if text.endswith("[required]") else ""
     help_text = re.sub(r"(?<![`\w-])(--[a-z][a-z-]*)", r"`\1`", re.sub(r"([\[\]*<])", r"\\\1", value["text"]))
-    names = re.sub(r" <(list\[)?([a-z]+)( range|\])*>$", lambda match: _VALUES.get(match[2], match[0]), names)
+    if names.startswith("--"):
+        names = re.sub(r" <([a-z]+)( range)?>$", lambda match: _VALUES.get(match[1], match[0]), names)
+    else:
+        names = names.partition(" <")[0]
     return f"`{names}`\n:   {help_text}{default}"
 
 
