@@ -342,7 +342,7 @@ def test_one_graph_of_two(folder, place):
     ):
         Embedder.load(folder / place / "onnx" / "model.onnx")
     with pytest.raises(
-        ValueError, match=r"one graph for queries and one for documents, and model_file='onnx/model\.onnx' names one"
+        ValueError, match=r"one graph for queries and one for documents, but model_file='onnx/model\.onnx' names only one"
     ):
         Embedder.load(folder, model_file="onnx/model.onnx")
 
@@ -360,7 +360,7 @@ def test_a_graph_above_the_routes(tmp_path):
 def test_a_mirror_of_a_model_with_routes(folder, tmp_path):
     """The files of a model with two transformers do not say how a single graph is used."""
     mirror = tiny_model(tmp_path, pooling=None)
-    with pytest.raises(ValueError, match="has one model per role .* without files_from"):
+    with pytest.raises(ValueError, match=r"has one model per role .* without files_from"):
         Embedder.load(mirror, files_from=folder)
 
 
