@@ -59,20 +59,20 @@ def test_compile_is_the_same(model, engine):
 @pytest.mark.parametrize(
     ("inputs", "error", "message"),
     [
-        (INPUTS[:2], ValueError, r"2 inputs were given; the graph takes 3: input_ids, attention_mask, token_type_ids"),
-        ([], ValueError, "0 inputs were given"),
+        (INPUTS[:2], ValueError, r"inputs has 2 arrays; the graph takes 3: input_ids, attention_mask, token_type_ids"),
+        ([], ValueError, "inputs has 0 arrays"),
         ({"input_ids": IDS}, ValueError, "missing: attention_mask, token_type_ids"),
         ({**dict(zip(NAMES, INPUTS, strict=True)), "x": IDS}, ValueError, "unknown: x"),
-        ([IDS.astype(np.int32), *INPUTS[1:]], ValueError, r"'input_ids' was given as int32.*takes int64.*\.astype\('int64'\)"),
+        ([IDS.astype(np.int32), *INPUTS[1:]], ValueError, r"'input_ids' is int32.*must be int64.*\.astype\('int64'\)"),
         ([IDS.astype(np.float32), *INPUTS[1:]], ValueError, "float32"),
-        ([IDS[0], *INPUTS[1:]], ValueError, r"'input_ids' was given as int64 \(4,\); the graph takes the shape"),
-        ([IDS, MASK[:1], INPUTS[2]], ValueError, r"'attention_mask' was given as int64 \(1, 4\); its 'batch' axis is 2 in"),
+        ([IDS[0], *INPUTS[1:]], ValueError, r"'input_ids' is int64 \(4,\); its shape must be"),
+        ([IDS, MASK[:1], INPUTS[2]], ValueError, r"'attention_mask' is int64 \(1, 4\); its 'batch' axis is 2 in"),
         ([IDS, MASK[:, :3], INPUTS[2]], ValueError, r"'sequence' axis is 4 in 'input_ids'"),
-        ([IDS + 1000, *INPUTS[1:]], ValueError, "'input_ids' holds the id 1[0-9]+, and the graph knows 0 to"),
-        ([*INPUTS[:2], INPUTS[2] + 2], ValueError, "'token_type_ids' holds the id 2, and the graph knows 0 to 1"),
-        ([IDS - 1, *INPUTS[1:]], ValueError, r"with the id -1; ids start at 0"),
-        ([IDS.tolist(), *INPUTS[1:]], TypeError, "'input_ids' was given as a list; give a NumPy array of int64"),
-        (IDS, TypeError, "inputs is a ndarray; give a list of arrays in the order input_ids"),
+        ([IDS + 1000, *INPUTS[1:]], ValueError, "'input_ids' has the id 1[0-9]+; ids must be from 0 to"),
+        ([*INPUTS[:2], INPUTS[2] + 2], ValueError, "'token_type_ids' has the id 2; ids must be from 0 to 1"),
+        ([IDS - 1, *INPUTS[1:]], ValueError, r"has the id -1; ids must be at least 0"),
+        ([IDS.tolist(), *INPUTS[1:]], TypeError, "'input_ids' is a list; pass a NumPy array of int64"),
+        (IDS, TypeError, "inputs is a ndarray; pass a list of arrays in the order input_ids"),
         (None, TypeError, "inputs is a NoneType"),
         ("text", TypeError, "inputs is a str"),
     ],
@@ -87,7 +87,9 @@ def test_inputs_that_do_not_fit(engine, inputs, error, message):
 def test_a_text_beyond_the_positions(engine):
     """More tokens than positions raise an error of the graph."""
     long = np.full((1, 129), 5)
-    with pytest.raises(ValueError, match="The graph refused its inputs: they have an axis of 129 where the graph has 128: "):
+    with pytest.raises(
+        ValueError, match="ONNX Runtime rejected the inputs: an axis has the size 129, but the graph has 128 there "
+    ):
         engine([long, np.ones_like(long), np.zeros_like(long)])
 
 
@@ -97,7 +99,10 @@ def test_a_frozen_shape_is_checked(tmp_path):
     for node in model.graph.input:
         node.type.tensor_type.shape.dim[1].dim_value = 6
     onnx.save(model, tmp_path / "m.onnx")
-    with Engine(tmp_path / "m.onnx", num_cores=1) as engine, pytest.raises(ValueError, match=r"takes the shape \('batch', 6\)"):
+    with (
+        Engine(tmp_path / "m.onnx", num_cores=1) as engine,
+        pytest.raises(ValueError, match=r"its shape must be \('batch', 6\)"),
+    ):
         engine(INPUTS)
 
 

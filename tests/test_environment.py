@@ -1,4 +1,4 @@
-"""The virtual environments that make keeps: one that cannot be used is made anew, and nothing is installed twice."""
+"""The virtual environments of `make`: an unusable one is created again, and nothing is installed twice."""
 
 import importlib.util
 import subprocess
@@ -37,8 +37,8 @@ def make(folder, *files, install):
     return subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=120)
 
 
-def test_an_environment_is_made_kept_and_made_anew(tmp_path, wheel):
-    """Made once; pip runs again for another file or another argument, and an environment that cannot be used is made anew."""
+def test_an_environment_is_created_kept_and_created_again(tmp_path, wheel):
+    """Created once; pip runs again for another file or argument, and an unusable environment is created again."""
     folder, project = tmp_path / "environment", tmp_path / "pyproject.toml"
     project.write_text("1")
 
@@ -73,7 +73,7 @@ def test_an_environment_is_made_kept_and_made_anew(tmp_path, wheel):
 
 
 def test_an_installation_that_fails(tmp_path, wheel):
-    """Pip's last lines are shown, the exit status says so, and the next call tries again."""
+    """Pip's last lines are shown, the exit status is not 0, and the next call tries again."""
     folder = tmp_path / "environment"
     for _ in range(2):
         done = make(folder, install=["no-such-package"])
@@ -84,7 +84,7 @@ def test_an_installation_that_fails(tmp_path, wheel):
 
 
 def test_a_python_that_is_too_old(script, monkeypatch, capsys):
-    """A newer one of the PATH is taken and said; without one, a sentence says what to install."""
+    """A newer Python of the PATH is used and reported; without one, the message says what to install."""
     monkeypatch.setattr(script.sys, "version_info", (3, 10, 2))
     monkeypatch.setattr(script, "NEWER", ["python3.99", "python3.12"])
     monkeypatch.setattr(script.shutil, "which", {"python3.12": "/opt/python3.12"}.get)

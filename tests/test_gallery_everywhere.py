@@ -1,4 +1,4 @@
-"""Ten models of the gallery: server, adapters and command line give the vectors of `Embedder`, and those are the expected ones."""
+"""Ten models of the gallery: server, adapters and command line give the vectors of `Embedder`, which are the expected ones."""
 
 import json
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ RIGHT = 1e-5  # from sentence-transformers in fp32
 
 @dataclass(frozen=True)
 class Call:
-    """One way to use a model: options of `Embedder.load`, the role, and what the vectors must be."""
+    """One use of a model: options of `Embedder.load`, the role, and the expected vectors."""
 
     options: dict
     role: str
@@ -41,7 +41,7 @@ class Call:
 
 
 def calls_of(folder: Path, manifest: dict) -> list[Call]:
-    """List the calls of a case that every interface can make: a text put before by hand is a prompt."""
+    """Return the calls of a case that every interface supports: a prompt in the text becomes a prompt argument."""
     arrays, found = np.load(folder / "expected.npz"), []
     for call in manifest["calls"]:
         options = dict(call["load"])
@@ -55,7 +55,7 @@ def calls_of(folder: Path, manifest: dict) -> list[Call]:
 
 @pytest.fixture(scope="module", params=CASES)
 def case(request):
-    """A model's folder, its texts and the calls to make."""
+    """A model's folder, its texts and the calls."""
     folder = Path(__file__).parent / "data" / "gallery" / request.param
     manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     calls = calls_of(folder, manifest)
@@ -65,7 +65,7 @@ def case(request):
 
 @pytest.fixture(scope="module")
 def local(case):
-    """What `Embedder` gives for each call; it must be what the gallery expects."""
+    """The vectors of `Embedder` for each call, checked against the gallery."""
     folder, texts, calls = case
     found = []
     for call in calls:
@@ -76,7 +76,7 @@ def local(case):
 
 
 def far(found: np.ndarray, expected: np.ndarray) -> float:
-    """Return the largest difference; rows that sentence-transformers itself has no vectors for are left out."""
+    """Return the largest difference, without rows for which sentence-transformers has no vectors."""
     if found.shape != expected.shape:
         return float("inf")
     whole = ~np.isnan(expected).any(axis=1)
@@ -85,7 +85,7 @@ def far(found: np.ndarray, expected: np.ndarray) -> float:
 
 @pytest.fixture(scope="module")
 def running(case):
-    """A server of the model, once for each call, under the call's number, and once as it is, under "plain"."""
+    """A server with the model once per call, named by the call's number, and once unchanged, named "plain"."""
     folder, _, calls = case
     own = [EndpointConfig(model=str(folder), name=f"{i}", **call.options) for i, call in enumerate(calls)]
     with serving(*own, EndpointConfig(model=str(folder), name="plain")) as made:
@@ -108,7 +108,7 @@ def test_server(case, local, running):
 
 
 def test_options_of_a_request(case, local, running):
-    """What a call asks for at load, a request may ask of the plain model: its prompt, and fewer dimensions."""
+    """A request to the unchanged model may pass a prompt and fewer dimensions."""
     _, texts, calls = case
     for call, (expected, _) in zip(calls, local, strict=True):
         body = {
@@ -123,7 +123,7 @@ def test_options_of_a_request(case, local, running):
 
 
 def test_langchain(case, local, running):
-    """LangChain's adapter gives the vectors of the local model, by itself and through a server."""
+    """LangChain's adapter gives the vectors of the local model, in process and through a server."""
     folder, texts, calls = case
     for i, (call, (expected, fingerprint)) in enumerate(zip(calls, local, strict=True)):
         for adapter in (
@@ -137,7 +137,7 @@ def test_langchain(case, local, running):
 
 
 def test_llama_index(case, local, running):
-    """LlamaIndex's adapter gives the vectors of the local model, written down and read again, and through a server."""
+    """LlamaIndex's adapter gives the vectors of the local model, after serialization and through a server."""
     folder, texts, calls = case
     for i, (call, (expected, fingerprint)) in enumerate(zip(calls, local, strict=True)):
         written = PenultEmbedding(model_name=folder, **call.options).to_json()
@@ -149,7 +149,7 @@ def test_llama_index(case, local, running):
 
 
 def test_command_line(case, local, tmp_path, monkeypatch):
-    """`penult embed` gives the vectors of the local model; its workers run in this process, for they take a second to start."""
+    """`penult embed` gives the vectors of the local model; its workers run in this process, since a start takes a second."""
     folder, texts, calls = case
     monkeypatch.setattr(bulk, "Pool", InProcess)
     source = tmp_path / "in.jsonl"
@@ -168,7 +168,7 @@ def test_command_line(case, local, tmp_path, monkeypatch):
 
 
 def test_a_layer_norm_before_the_cut(tmp_path, monkeypatch):
-    """What no file says and a model's card may ask for, every interface takes: a layer norm before the leading values."""
+    """Every interface takes layer_norm, which model cards may require and no file states: a layer norm before the cut."""
     folder = Path(__file__).parent / "data" / "gallery" / "e5-mistral"
     options, texts = {"dimensions": 16, "layer_norm": True, "normalize": True}, ["a cat", "the moon over the river"]
     with Embedder.load(folder, threads=1, **options) as opened, Embedder.load(folder, threads=1, dimensions=16) as plain:

@@ -137,8 +137,9 @@ def test_lengths_and_their_origin(folder, config, shown, inspect):
 def test_what_only_the_graph_says(folder, inspect):
     """Padding that is not used, and the adapter of each role, are shown with their reason."""
     replace_graph(folder, without_mask(bert()))
-    assert "padding False padding reaches real tokens in this graph: only texts of one length share a batch" in lines(
-        inspect(folder)
+    assert (
+        "padding False padding changes the vectors of real tokens in this graph: a batch has only texts of one length"
+        in lines(inspect(folder))
     )
     replace_graph(folder, with_task_id(bert(), np.eye(2, 32)))
     change(folder / "config.json", lora_adaptations=["retrieval.query", "retrieval.passage"])
@@ -217,10 +218,10 @@ def that_needs_a_task(folder):
 
 
 BROKEN = {
-    without_tokenizer: "holds no tokenizer",
+    without_tokenizer: "has no tokenizer",
     with_a_wrong_width: "expect token embeddings of 48 values",
     without_pooling: "pooling='mean', 'cls', 'max' or 'last'",
-    that_needs_a_task: "needs `task_id`, and no file says which task",
+    that_needs_a_task: "needs `task_id`, but no file states a task",
 }
 
 
@@ -248,7 +249,7 @@ def test_it_fails_where_loading_fails(folder, spoil, inspect):
         ("config_sentence_transformers.json", {"model_type": "CrossEncoder"}, "a reranker"),
         ("1_Pooling/config.json", {"pooling_mode": "mean", "temperature": 1}, "states 'temperature'"),
         ("sentence_bert_config.json", {"query_expansion": {"length": 8}}, "a late-interaction model"),
-        ("modules.json", "x", "modules.json holds a str"),
+        ("modules.json", "x", "modules.json contains a str"),
     ],
 )
 def test_files_that_cannot_be_read(folder, name, content, said, inspect):

@@ -1,4 +1,4 @@
-"""What each module of a folder does: its keys, its place among the others, and the widths that must fit."""
+"""Module configurations: their keys, the order of modules, and widths that must match."""
 
 import re
 
@@ -29,7 +29,7 @@ def folder(tmp_path):
 
 
 def embeds(folder, expected, **options):
-    """Compare with the oracle of each text, to 2e-5."""
+    """Compare each text with the reference, to 2e-5."""
     with Embedder.load(folder, threads=1, truncate="right", **options) as e:
         assert difference(e.embed(TEXTS), np.stack([expected(text) for text in TEXTS])) <= 2e-5
         return e.recipe
@@ -55,7 +55,7 @@ def linear(x, layer, activation=np.tanh):
     ],
 )
 def test_each_module_has_its_keys(tmp_path, kind, config, harmless):
-    """Known keys are read, one that no version has is refused with the file, the key and the known ones."""
+    """Known keys are read; an unknown one is an error that names the file, the key and the supported keys."""
     others = [] if kind == "Pooling" else [("Pooling", "1_Pooling")]
     list_modules(tmp_path, ("Transformer", ""), *others, (kind, "2_X"))
     write_json(tmp_path / "1_Pooling" / "config.json", POOLING)
@@ -64,7 +64,7 @@ def test_each_module_has_its_keys(tmp_path, kind, config, harmless):
     for key in ("temperature", "pooling_mode_attention", "Bias", "dtype"):
         write_json(tmp_path / "2_X" / "config.json", config | {key: None})
         with pytest.raises(
-            ValueError, match=rf"2_X/config\.json states '{key}', which penult does not know.*Known are"
+            ValueError, match=rf"2_X/config\.json states '{key}', which penult does not support.*Supported: "
         ) as caught:
             read(tmp_path, Overrides())
         assert all(known in str(caught.value) for known in config)
@@ -72,16 +72,16 @@ def test_each_module_has_its_keys(tmp_path, kind, config, harmless):
 
 @pytest.mark.parametrize("kind", ["Dense", "LayerNorm", "Pooling"])
 def test_a_module_without_its_file(tmp_path, kind):
-    """A module that needs a configuration is refused without it; Normalize and Dropout need none."""
+    """A module that needs a configuration is an error without it; Normalize and Dropout need none."""
     others = [] if kind == "Pooling" else [("Pooling", "1_Pooling")]
     list_modules(tmp_path, ("Transformer", ""), *others, (kind, "2_X"))
     write_json(tmp_path / "1_Pooling" / "config.json", POOLING)
-    with pytest.raises(FileNotFoundError, match=rf"names the module {kind} in '2_X', and .*2_X/config\.json is missing"):
+    with pytest.raises(FileNotFoundError, match=rf"names the module {kind} in '2_X', but .*2_X/config\.json is missing"):
         read(tmp_path, Overrides())
 
 
 def test_modules_that_need_no_file(tmp_path):
-    """Normalize and Dropout may have no folder at all; Dropout is no step."""
+    """Normalize and Dropout may have no folder; Dropout is not a step."""
     list_modules(tmp_path, ("Transformer", ""), ("Pooling", "1_Pooling"), ("Dropout", "2_D"), ("Normalize", "3_N"))
     write_json(tmp_path / "1_Pooling" / "config.json", POOLING)
     assert read(tmp_path, Overrides()).steps == ("normalize",)
@@ -90,7 +90,7 @@ def test_modules_that_need_no_file(tmp_path):
 @pytest.mark.parametrize(
     ("config", "said"),
     [
-        ({"pooling_mode": ["mean"] * 7}, "concatenates 7 poolings; penult takes at most 6"),
+        ({"pooling_mode": ["mean"] * 7}, "concatenates 7 poolings; penult supports at most 6"),
         ({"pooling_mode": 1}, "pooling_mode is 1"),
         ({"pooling_mode": [["mean"]]}, "the pooling \"\\['mean'\\]\""),
         ({"pooling_mode": "mean", "include_prompt": "yes"}, "include_prompt is 'yes'"),
@@ -99,7 +99,7 @@ def test_modules_that_need_no_file(tmp_path):
     ],
 )
 def test_values_of_a_pooling(folder, config, said):
-    """A value that is not one of a pooling is refused by name."""
+    """An invalid pooling value is an error that names it."""
     write_json(folder / "1_Pooling" / "config.json", config)
     with pytest.raises(ValueError, match=said) as caught:
         read(folder, Overrides())
@@ -124,7 +124,7 @@ def test_values_of_a_pooling(folder, config, said):
     ],
 )
 def test_values_of_a_dense_layer(folder, config, said):
-    """A value that a dense layer cannot have is refused by name."""
+    """An invalid value of a dense layer is an error that names it."""
     list_modules(folder, ("Transformer", ""), ("Pooling", "1_Pooling"), ("Dense", "2_Dense"))
     write_json(folder / "2_Dense" / "config.json", {"in_features": 32, "out_features": 8} | config)
     with pytest.raises(ValueError, match=re.escape(said)) as caught:
@@ -143,7 +143,7 @@ def test_values_of_a_dense_layer(folder, config, said):
     ],
 )
 def test_the_activation(folder, stated, activation):
-    """Without the key a dense layer has Tanh, with null it has none."""
+    """Without the key, a dense layer has Tanh; with null it has none."""
     list_modules(folder, ("Transformer", ""), ("Pooling", "1_Pooling"), ("Dense", "2_Dense"))
     write_json(folder / "2_Dense" / "config.json", {"in_features": 32, "out_features": 8} | stated)
     assert read(folder, Overrides()).steps == (Dense("2_Dense", activation),)
@@ -155,7 +155,7 @@ def test_the_activation(folder, stated, activation):
 @pytest.mark.parametrize(
     ("pooling", "dense", "norm", "said"),
     [
-        ({"embedding_dimension": 32}, (64, 8), None, "2_Dense/config.json expects embeddings of 64 values, and .* gives 32"),
+        ({"embedding_dimension": 32}, (64, 8), None, "2_Dense/config.json expects embeddings of 64 values, but .* outputs 32"),
         (
             {"pooling_mode": ["mean", "max"], "embedding_dimension": 32},
             (32, 8),
@@ -166,7 +166,7 @@ def test_the_activation(folder, stated, activation):
     ],
 )
 def test_modules_that_do_not_fit(folder, pooling, dense, norm, said):
-    """Each module must expect as many values as the one before it gives."""
+    """Each module must expect as many values as the module before it outputs."""
     write_json(folder / "1_Pooling" / "config.json", POOLING | pooling)
     list_modules(
         folder,
@@ -177,12 +177,12 @@ def test_modules_that_do_not_fit(folder, pooling, dense, norm, said):
     )
     write_json(folder / "2_Dense" / "config.json", dict(zip(("in_features", "out_features"), dense, strict=True)))
     write_json(folder / "3_LayerNorm" / "config.json", {"dimension": norm})
-    with pytest.raises(ValueError, match=said + r"\. Mend the files"):
+    with pytest.raises(ValueError, match=said + r"\. Fix the files"):
         read(folder, Overrides())
 
 
 def test_widths_that_fit(folder):
-    """Two poolings give twice the values, which the dense layer behind them takes."""
+    """Two poolings give twice the values, which the following dense layer takes."""
     write_json(folder / "1_Pooling" / "config.json", {"pooling_mode": ["max", "mean"], "word_embedding_dimension": 32})
     list_modules(folder, ("Transformer", ""), ("Pooling", "1_Pooling"), ("Dense", "2_Dense"), ("LayerNorm", "3_LayerNorm"))
     layer = add_dense(folder / "2_Dense", 64, 8)
@@ -203,25 +203,27 @@ def test_widths_that_fit(folder):
 
 
 def test_another_pooling_than_the_modules_fit(folder):
-    """A pooling that the caller asks for keeps the modules behind it, and must fit them."""
+    """A pooling argument keeps the following modules, and must match their width."""
     list_modules(folder, ("Transformer", ""), ("Pooling", "1_Pooling"), ("Dense", "2_Dense"))
     layer = add_dense(folder / "2_Dense", 32, 8)
-    with pytest.raises(ValueError, match=r"expects embeddings of 32 values, and .* gives 64\. Pass another pooling, or none\."):
+    with pytest.raises(
+        ValueError, match=r"expects embeddings of 32 values, but .* outputs 64\. Pass another pooling, or omit it\."
+    ):
         read(folder, Overrides(pooling=["mean", "max"]))
     embeds(folder, lambda text: linear(reference.pool(states_of(folder, text), "max"), layer), pooling="max")
 
 
 @pytest.mark.parametrize("stated", [{"embedding_dimension": 48}, {"word_embedding_dimension": 384}])
 def test_a_width_that_is_not_the_graphs(folder, stated):
-    """Where files state a width that the graph's token embeddings do not have, both are shown."""
+    """If the stated width differs from that of the graph's token embeddings, the error states both."""
     (width,) = stated.values()
     write_json(folder / "1_Pooling" / "config.json", {"pooling_mode": "mean"} | stated)
-    with pytest.raises(ValueError, match=rf"expect token embeddings of {width} values, and .* (has|gives) 32"):
+    with pytest.raises(ValueError, match=rf"expect token embeddings of {width} values, but .* (has|outputs) 32"):
         Embedder.load(folder)
 
 
 def test_weights_that_are_not_as_stated(folder):
-    """A dense layer whose weights have another width than the tokens is refused, also where no file states one."""
+    """A dense layer with another width than the tokens is an error, even if no file states a width."""
     list_modules(folder, ("Transformer", ""), ("Pooling", "1_Pooling"), ("Dense", "2_Dense"))
     write_json(folder / "1_Pooling" / "config.json", {"pooling_mode": "mean"})
     add_dense(folder / "2_Dense", 48, 8)
@@ -234,7 +236,7 @@ def test_weights_that_are_not_as_stated(folder):
 
 
 def test_a_dense_layer_before_the_pooling(folder):
-    """A dense layer on tokens changes each token, activation included, before they are pooled."""
+    """A dense layer before the pooling changes each token, including the activation."""
     list_modules(folder, ("Transformer", ""), ("Dense", "1_Dense"), ("Pooling", "2_Pooling"), ("Normalize", "3_N"))
     layer = add_dense(folder / "1_Dense", 32, 12, **TOKENS)
     write_json(folder / "2_Pooling" / "config.json", {"pooling_mode": "max", "embedding_dimension": 12})
@@ -244,7 +246,7 @@ def test_a_dense_layer_before_the_pooling(folder):
 
 
 def test_token_vectors_have_passed_the_steps_before_the_pooling(folder):
-    """embed_tokens gives what the pooling reads."""
+    """embed_tokens returns the input of the pooling."""
     list_modules(folder, ("Transformer", ""), ("Dense", "1_Dense"), ("Pooling", "1_Pooling"))
     layer = add_dense(folder / "1_Dense", 32, 12, **TOKENS)
     write_json(folder / "1_Pooling" / "config.json", {"pooling_mode": "mean"})
@@ -254,7 +256,7 @@ def test_token_vectors_have_passed_the_steps_before_the_pooling(folder):
 
 
 def test_normalize_before_the_pooling(folder):
-    """Normalize on tokens makes each token of length 1; the mean of them is not."""
+    """Normalize on tokens gives each token the length 1; their mean does not have it."""
     list_modules(folder, ("Transformer", ""), ("Normalize", "1_N"), ("Pooling", "1_Pooling"))
     write_json(folder / "1_N" / "config.json", TOKENS)
 
@@ -267,14 +269,14 @@ def test_normalize_before_the_pooling(folder):
 
 
 def test_normalize_on_a_vector_that_is_not_there_yet(folder):
-    """Normalize on sentence embeddings before the pooling finds none, and changes nothing, as in sentence-transformers."""
+    """Normalize on sentence embeddings before the pooling changes nothing, as in sentence-transformers."""
     list_modules(folder, ("Transformer", ""), ("Normalize", "1_N"), ("Pooling", "1_Pooling"))
     found = embeds(folder, lambda text: states_of(folder, text).mean(0))
     assert (found.token_steps, found.steps) == ((), ())
 
 
 def test_normalize_before_a_dense_layer(folder):
-    """Normalize between pooling and Dense stays there, and the vectors do not leave normalized."""
+    """Normalize between pooling and Dense keeps its place, and the final vectors are not normalized."""
     list_modules(folder, ("Transformer", ""), ("Pooling", "1_Pooling"), ("Normalize", "2_N"), ("Dense", "3_D"))
     layer = add_dense(folder / "3_D", 32, 8)
     found = embeds(folder, lambda text: linear(vector_of(folder, text), layer))
@@ -282,7 +284,7 @@ def test_normalize_before_a_dense_layer(folder):
 
 
 def test_dense_layers_follow_each_other(folder):
-    """Two dense layers are applied in their order, the second without a bias."""
+    """Two dense layers are applied in order, the second without a bias."""
     list_modules(folder, ("Transformer", ""), ("Pooling", "1_Pooling"), ("Dense", "2_D"), ("Dense", "3_D"))
     first = add_dense(folder / "2_D", 32, 8)
     second, _, _ = add_dense(folder / "3_D", 8, 5, seed=9, bias=False, activation_function=None)
@@ -291,7 +293,7 @@ def test_dense_layers_follow_each_other(folder):
 
 @pytest.mark.parametrize("made", [32, 8])
 def test_a_residual(folder, made):
-    """With use_residual the input, projected where the sizes differ, is added behind the activation."""
+    """With use_residual, the input, projected if the sizes differ, is added after the activation."""
     list_modules(folder, ("Transformer", ""), ("Pooling", "1_Pooling"), ("Dense", "2_D"))
     layer = add_dense(folder / "2_D", 32, made, residual=made != 32, use_residual=True)
 
@@ -311,8 +313,8 @@ def test_a_residual(folder, made):
         ("Normalize", TOKENS, "after", "after"),
     ],
 )
-def test_steps_that_have_no_place(folder, kind, config, place, order):
-    """A step on vectors before there is one, or on tokens that nothing pools any more, is refused by name."""
+def test_steps_in_the_wrong_place(folder, kind, config, place, order):
+    """A step on vectors before the pooling, or on tokens after it, is an error that names it."""
     pooling = ("Pooling", "1_Pooling")
     list_modules(folder, ("Transformer", ""), *((kind, "2_X"), pooling)[:: 1 if place == "before" else -1])
     write_json(folder / "2_X" / "config.json", config)
@@ -324,7 +326,7 @@ def test_two_poolings(folder):
     """A second pooling has no tokens to pool."""
     list_modules(folder, ("Transformer", ""), ("Pooling", "1_Pooling"), ("Pooling", "2_P"))
     write_json(folder / "2_P" / "config.json", POOLING)
-    with pytest.raises(ValueError, match=r"2_P/config\.json: the embeddings are pooled already"):
+    with pytest.raises(ValueError, match=r"2_P/config\.json: the input of this module is already pooled"):
         read(folder, Overrides())
 
 
@@ -332,14 +334,14 @@ def test_two_poolings(folder):
     "mode", ["cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken", ["cls", "lasttoken", "weightedmean"]]
 )
 def test_every_pooling_of_the_files(folder, mode):
-    """Each name of a pooling gives the vectors of its formula, several of them one after the other."""
+    """Each pooling name gives the vectors of its formula; several are concatenated."""
     write_json(folder / "1_Pooling" / "config.json", POOLING | {"pooling_mode": mode})
     names = ["last" if name == "lasttoken" else name for name in ([mode] if isinstance(mode, str) else mode)]
     embeds(folder, lambda text: np.concatenate([reference.pool(states_of(folder, text), name) for name in names]))
 
 
 def test_an_explicit_pooling_keeps_include_prompt(folder):
-    """A pooling that the caller asks for overrides the mode of the files and nothing else."""
+    """A pooling argument overrides the mode of the files and nothing else."""
     write_json(folder / "1_Pooling" / "config.json", POOLING | {"include_prompt": False})
     write_json(folder / "config_sentence_transformers.json", {"prompts": {"query": "query: "}})
     states = states_of(folder, "query: cat dog")[3:]  # without [CLS] query :
@@ -350,7 +352,7 @@ def test_an_explicit_pooling_keeps_include_prompt(folder):
 
 
 def test_an_explicit_pooling_needs_no_file(tmp_path):
-    """Where the file of a listed pooling is missing, the pooling that the caller asks for is enough."""
+    """If the file of a listed pooling is missing, a pooling argument is enough."""
     folder = tiny_model(tmp_path)
     (folder / "1_Pooling" / "config.json").unlink()
     with pytest.raises(FileNotFoundError, match=r"1_Pooling/config\.json is missing"):
@@ -359,7 +361,7 @@ def test_an_explicit_pooling_needs_no_file(tmp_path):
 
 
 def test_a_folder_with_a_pooling_and_no_list(tmp_path):
-    """1_Pooling counts without modules.json too, where no pooling is asked for; no other module does."""
+    """1_Pooling is read without modules.json, unless a pooling is passed; no other module is."""
     write_json(
         tmp_path / "1_Pooling" / "config.json", {"pooling_mode": "cls", "include_prompt": False, "embedding_dimension": 8}
     )
@@ -387,7 +389,7 @@ FILES = {
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """A folder with one module of each kind, whose weights are of no importance."""
+    """A folder with one module of each kind, with arbitrary weights."""
     made = tmp_path_factory.mktemp("junk")
     list_modules(made, ("Transformer", ""), *[(name[2:], name) for name in FILES])
     return made
@@ -395,7 +397,7 @@ def place(tmp_path_factory):
 
 @pytest.mark.parametrize("name", FILES)
 def test_any_value_of_any_key(place, name):
-    """Whatever stands under a known key of a module: read, or one error that names the file."""
+    """Whatever the value of a module's known key: it is read, or one error names the file."""
 
     @settings(deadline=None, max_examples=120)
     @given(st.dictionaries(st.sampled_from(FILES[name]), json_values, max_size=3) | json_values)

@@ -1,4 +1,4 @@
-"""What a first load of a 200 MB graph takes: memory near the size of its files, and next to nothing in the cache."""
+"""Memory of a first load of a 200 MB graph: close to the size of its files, and almost nothing in the cache."""
 
 import sys
 from pathlib import Path
@@ -14,7 +14,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="memory is read 
 
 @pytest.mark.parametrize("external", [False, True], ids=["inline", "external"])
 def test_a_first_load(tmp_path, external):
-    """At most 1.3 x the files + 200 MB are resident at a time, and weights that need no change are not copied."""
+    """Resident memory is at most 1.3 x the files + 200 MB, and weights that do not change are not copied."""
     model = make_model(tmp_path / "model", 200, external=external)
     files = size_of(model)
     assert files > 190 * MB

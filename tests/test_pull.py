@@ -113,7 +113,7 @@ def test_a_file_that_is_not_what_the_hub_states(server: HubServer, tmp_path):
     content = bytearray(blob.read_bytes())
     content[-1] ^= 1
     blob.write_bytes(content)
-    with pytest.raises(ValueError, match="not the one that the Hub states"):
+    with pytest.raises(ValueError, match="not the one in its name"):
         pull("org/tiny", to=tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

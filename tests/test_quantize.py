@@ -443,7 +443,7 @@ def test_int8_that_would_be_another_model(tiny, tmp_path, monkeypatch):
     """Vectors far from those of fp32 are refused, with the ways out."""
     monkeypatch.setattr(int8_module, "make_int8", lambda *a, **k: Outcome(1, 0, 0.59, -0.15))
     monkeypatch.setenv("PENULT_CACHE", str(tmp_path / "cache"))
-    with pytest.raises(ValueError, match=r"mean cosine of 0\.59 .*calibration=.*precision='fp32'"):
+    with pytest.raises(ValueError, match=r"mean cosine .* is 0\.59, .*calibration=.*precision='fp32'"):
         Embedder.load(tiny, precision="int8", threads=1)
 
 
@@ -462,7 +462,8 @@ def test_the_recipe_says_what_int8_was_made_of(int8, embedder):
     assert int8.recipe.calibration_sha256
     assert not embedder.recipe.calibration_sha256
     said = re.search(
-        "12 linear layers in 8 bits; cosine to fp32 on the calibration texts (.+), least (.+)", int8.recipe.origin["precision"]
+        "12 linear layers in 8 bits; cosine to fp32 on the calibration texts: mean (.+), minimum (.+)",
+        int8.recipe.origin["precision"],
     )
     assert said is not None
     assert 0.99 < float(said[2]) <= float(said[1]) <= 1
@@ -576,7 +577,7 @@ def test_a_graph_with_dynamic_scales_is_taken_as_it_is_and_said_so(dynamic, prec
     """Its recipe says that vectors depend on batch mates, and they do; one by one they do not."""
     with Embedder.load(dynamic, precision=precision, threads=1) as plain:
         assert not plain.recipe.batch_invariant
-        assert "depends on the other texts of its batch" in plain.recipe.origin["batch_invariant"]
+        assert "depends on the other texts in the batch" in plain.recipe.origin["batch_invariant"]
         alone = np.concatenate([plain.embed([text]) for text in TEXTS])
         assert np.abs(plain.embed(TEXTS) - alone).max() > 1e-5
     with Embedder.load(dynamic, precision=precision, threads=1, batch_invariant=True) as single:

@@ -121,9 +121,9 @@ def test_invalid_rows_and_roles(routes):
 def test_long_queries(folder):
     """Truncation is refused or reported with the maximum length of the role."""
     with Embedder.load(folder, threads=1, truncate="error") as e:
-        with pytest.raises(TextError, match="the model takes 12"):
+        with pytest.raises(TextError, match="the model's maximum is 12"):
             e.embed([LONG], "query")
-        with pytest.raises(TextError, match="the model takes 40"):
+        with pytest.raises(TextError, match="the model's maximum is 40"):
             e.embed([LONG])
     with Embedder.load(folder, threads=1) as e:
         with pytest.warns(TruncationWarning, match="more than 12 tokens"):
@@ -220,7 +220,7 @@ def test_routes_of_other_sizes(tmp_path):
         write_json(model_folder / name / "config.json", {"pooling_mode": "mean"})
     layer = add_dense(model_folder / "dense_q", 32, 8)
     list_modules(model_folder, ("Router", ""))
-    with pytest.raises(ValueError, match="gives documents 32 values and queries 8: their vectors cannot be compared"):
+    with pytest.raises(ValueError, match="has document vectors of 32 values and query vectors of 8: they cannot be compared"):
         Embedder.load(model_folder)
     layer = add_dense(model_folder / "dense_q", 32, 32)
     with Embedder.load(model_folder, **QUIET) as e:
@@ -311,7 +311,7 @@ def test_a_task_of_queries_alone(tmp_path):
     ("file", "message"),
     [
         ("onnx/model.onnx", "{}_0_Transformer"),
-        ("tokenizer.json", "{}_0_Transformer holds no tokenizer"),
+        ("tokenizer.json", "{}_0_Transformer has no tokenizer"),
     ],
 )  # fmt: skip
 def test_a_route_that_lacks_a_file(tmp_path, role, file, message):
@@ -338,11 +338,11 @@ def test_routes_of_weights(tmp_path):
 def test_one_graph_of_two(folder, place):
     """One of the two graphs, passed as path or as model_file, is refused."""
     with pytest.raises(
-        ValueError, match=rf"one graph of a model that has one for queries .* name the folder {re.escape(str(folder))}"
+        ValueError, match=rf"one graph of a model that has one for queries .* Pass the folder {re.escape(str(folder))}"
     ):
         Embedder.load(folder / place / "onnx" / "model.onnx")
     with pytest.raises(
-        ValueError, match=r"one graph for queries and one for documents, and model_file='onnx/model\.onnx' names one"
+        ValueError, match=r"one graph for queries and one for documents, but model_file='onnx/model\.onnx' names only one"
     ):
         Embedder.load(folder, model_file="onnx/model.onnx")
 
@@ -353,14 +353,14 @@ def test_a_graph_above_the_routes(tmp_path):
     (home(model_folder, "query") / "onnx" / "model.onnx").unlink()
     (model_folder / "onnx").mkdir()
     replace_graph(model_folder, bert())
-    with pytest.raises(FileNotFoundError, match=r"holds no \.onnx file"):
+    with pytest.raises(FileNotFoundError, match=r"has no \.onnx file"):
         Embedder.load(model_folder)
 
 
 def test_a_mirror_of_a_model_with_routes(folder, tmp_path):
     """files_from with a model of two transformers is refused for a single graph."""
     mirror = tiny_model(tmp_path, pooling=None)
-    with pytest.raises(ValueError, match="has a model for queries and another for documents; name that model itself"):
+    with pytest.raises(ValueError, match=r"has one model per role .* without files_from"):
         Embedder.load(mirror, files_from=folder)
 
 
@@ -436,7 +436,7 @@ CALLS = ("embed", "tokenize", "count_tokens", "embed_tokens", "embed_padded")
 @pytest.mark.parametrize("wrong", ["text", b"text", "", b"", None, 7, object()], ids=lambda value: type(value).__name__)
 def test_values_that_are_not_texts(routes, call, wrong):
     """A str, bytes and None raise TypeError with the type."""
-    with pytest.raises(TypeError, match=f"texts is a {type(wrong).__name__}; give a list of texts"):
+    with pytest.raises(TypeError, match=f"texts is a {type(wrong).__name__}; pass a list"):
         getattr(routes, call)(wrong)
 
 
@@ -446,7 +446,7 @@ def test_values_that_are_not_texts(routes, call, wrong):
 )
 def test_a_stream_of_values_that_are_not_texts(routes, wrong):
     """embed_stream refuses a str, bytes and None."""
-    with pytest.raises(TypeError, match=f"texts is a {type(wrong).__name__}; give"):
+    with pytest.raises(TypeError, match=f"texts is a {type(wrong).__name__}; pass"):
         list(routes.embed_stream(wrong))
 
 

@@ -1,4 +1,4 @@
-"""What the file of a Transformer module says: its names, lengths by role, tokenizer arguments and the output that it takes."""
+"""The configuration of a Transformer module: its names, lengths per role, tokenizer arguments and output."""
 
 import re
 
@@ -21,7 +21,7 @@ TEXT = {"method": "forward", "method_output_name": "last_hidden_state"}
 
 
 def stated(folder, **config):
-    """Write the file and read it."""
+    """Write the file and return what is read from it."""
     write_json(folder / MAIN, config)
     return read_transformer(folder)
 
@@ -30,7 +30,7 @@ def stated(folder, **config):
 
 
 def test_no_file(tmp_path):
-    """Without a file nothing is stated."""
+    """Without a file, nothing is stated."""
     assert read_transformer(tmp_path) == TransformerConfig()
 
 
@@ -49,8 +49,8 @@ def test_there_are_six_older_names():
     assert kinds == {"roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet"}
 
 
-def test_the_newer_name_counts_more(tmp_path):
-    """Of two files the newer counts; an empty one is passed over, as in sentence-transformers."""
+def test_the_newer_name_takes_precedence(tmp_path):
+    """Of two files the newer applies; an empty one is ignored, as in sentence-transformers."""
     write_json(tmp_path / OLDER[0], {"max_seq_length": 77})
     assert stated(tmp_path, max_seq_length=66).max_seq_length == 66
     write_json(tmp_path / MAIN, {})
@@ -59,13 +59,13 @@ def test_the_newer_name_counts_more(tmp_path):
 
 @pytest.mark.parametrize("value", [0, -1, None, 1e30, float("inf"), float("nan"), 2_000_000])
 def test_lengths_that_are_no_limit(tmp_path, value):
-    """What files hold for "no limit" is no length."""
+    """Values that mean "no limit" are not lengths."""
     assert stated(tmp_path, max_seq_length=value).max_seq_length is None
 
 
 @pytest.mark.parametrize("value", [True, "512", [512], {}])
-def test_lengths_that_are_no_number(tmp_path, value):
-    """A length of another type is refused by name."""
+def test_lengths_that_are_not_numbers(tmp_path, value):
+    """A length of another type is an error that names it."""
     with pytest.raises(ValueError, match=rf"{MAIN}: max_seq_length is .*; it must be a number"):
         stated(tmp_path, max_seq_length=value)
 
@@ -96,32 +96,32 @@ def test_lengths_that_are_no_number(tmp_path, value):
     ],
 )
 def test_harmless_keys(tmp_path, harmless):
-    """What decides no vector of an exported graph is skipped."""
+    """Keys that decide no vector of an exported graph are skipped."""
     assert stated(tmp_path, **harmless, max_seq_length=9) == TransformerConfig(MAIN, 9)
 
 
 @pytest.mark.parametrize(
     ("config", "said"),
     [
-        ({"pooling": "mean"}, "states 'pooling', which penult does not know"),
-        ({"max_length": 7}, "states 'max_length', which penult does not know"),
-        ({"model_args": {"num_hidden_layers": 3}}, "states 'num_hidden_layers', which penult does not know"),
+        ({"pooling": "mean"}, "states 'pooling', which penult does not support"),
+        ({"max_length": 7}, "states 'max_length', which penult does not support"),
+        ({"model_args": {"num_hidden_layers": 3}}, "states 'num_hidden_layers', which penult does not support"),
         ({"model_kwargs": {"quantization_config": {}}}, "states 'quantization_config'"),
         ({"config_args": {"hidden_act": "relu"}}, "states 'hidden_act'"),
         ({"config_kwargs": {"layer_norm_eps": 1}}, "states 'layer_norm_eps'"),
         ({"processing_kwargs": {"pdf": {}}}, "states 'pdf'"),
         ({"processing_kwargs": {"text": {"stride": 8}}}, "states 'stride'"),
         ({"processing_kwargs": {"common": {"text_pair": "x"}}}, "states 'text_pair'"),
-        ({"processing_kwargs": {"text": {"truncation": False}}}, "switches truncation off"),
-        ({"processing_kwargs": {"common": {"truncation": "do_not_truncate"}}}, "switches truncation off"),
+        ({"processing_kwargs": {"text": {"truncation": False}}}, "disables truncation"),
+        ({"processing_kwargs": {"common": {"truncation": "do_not_truncate"}}}, "disables truncation"),
         ({"processing_kwargs": {"text": [1]}}, "processing_kwargs.text is"),
         ({"processing_kwargs": 1}, "processing_kwargs is 1"),
-        ({"tokenizer_name_or_path": "bert-base-uncased"}, "takes the tokenizer of another model"),
+        ({"tokenizer_name_or_path": "bert-base-uncased"}, "names the tokenizer of another model"),
         ({"do_lower_case": "yes"}, "do_lower_case is 'yes'"),
         ({"model_args": []}, "model_args is []"),
     ],
 )
-def test_what_is_refused(tmp_path, config, said):
+def test_unsupported_keys_and_values(tmp_path, config, said):
     """Any other key, or a value of another type, is one error that names the file."""
     with pytest.raises(ValueError, match=re.escape(said)) as caught:
         stated(tmp_path, **config)
@@ -141,7 +141,7 @@ def test_what_is_refused(tmp_path, config, said):
     ],
 )
 def test_models_of_other_kinds(tmp_path, config, said):
-    """A task of another kind says what the model is, whatever pooling is asked for, and offers none."""
+    """For another task, the error states the model's kind, whatever pooling is passed, and suggests none."""
     folder = tiny_model(tmp_path)
     write_json(folder / MAIN, config)
     for pooling in (None, "mean"):
@@ -167,7 +167,7 @@ def test_models_of_other_kinds(tmp_path, config, said):
     ],
 )
 def test_lengths_by_role(tmp_path, config, lengths, longest):
-    """A role's own length counts more than the common one, what the tokenizer is called with more than both."""
+    """A role's own length takes precedence over the common one, and the length of the tokenizer call over both."""
     write_json(tmp_path / MAIN, config)
     found = read(tmp_path, Overrides())
     assert found.lengths == lengths
@@ -176,15 +176,15 @@ def test_lengths_by_role(tmp_path, config, lengths, longest):
     assert found.origin["max_length"] == MAIN
 
 
-def test_a_length_that_the_caller_asks_for(tmp_path):
-    """max_length= holds for both roles, over all that the file states."""
+def test_a_max_length_argument(tmp_path):
+    """max_length= applies to both roles, and overrides the file."""
     write_json(tmp_path / MAIN, {"query_length": 8, "document_length": 24, "processing_kwargs": {"text": {"max_length": 30}}})
     found = read(tmp_path, Overrides(max_length=12))
     assert (found.longest("document"), found.longest("query"), found.lengths) == (12, 12, {})
 
 
-def test_texts_are_cut_by_role(tmp_path):
-    """A query is cut at the query's length, a document at its own; an error names the length of the role."""
+def test_texts_are_truncated_by_role(tmp_path):
+    """A query is truncated at the query's length, a document at its own; an error states the length of the role."""
     folder = tiny_model(tmp_path)
     write_json(folder / MAIN, {"max_seq_length": 64, "query_length": 6, "document_length": 10})
     text = "the cat sat on the mat in the moon " * 3
@@ -195,9 +195,9 @@ def test_texts_are_cut_by_role(tmp_path):
             ids = states_of(folder, text, max_length=length)
             assert difference(e.embed([text], role)[0], reference.normalize(ids.mean(0))) <= 1e-5
     with Embedder.load(folder, truncate="error", threads=1) as e:
-        with pytest.raises(TextError, match="the model takes 6"):
+        with pytest.raises(TextError, match="the model's maximum is 6\\."):
             e.embed([text], "query")
-        with pytest.raises(TextError, match="the model takes 10"):
+        with pytest.raises(TextError, match="the model's maximum is 10"):
             e.embed([text])
         assert e.embed(["the cat sat on the"], "document").shape == (1, 32)
 
@@ -206,7 +206,7 @@ def test_texts_are_cut_by_role(tmp_path):
 
 
 def test_lower_case_comes_before_the_tokenizer(tmp_path):
-    """do_lower_case lowercases texts for a tokenizer that does not."""
+    """do_lower_case lowercases texts for a cased tokenizer."""
     folder = tiny_model(tmp_path)
     made = tokenizer()
     made.normalizer = None
@@ -222,7 +222,7 @@ def test_lower_case_comes_before_the_tokenizer(tmp_path):
 
 @pytest.mark.parametrize("key", ["tokenizer_args", "processor_kwargs"])
 def test_tokenizer_arguments(tmp_path, key):
-    """Arguments of the tokenizer are laid over its own file, and are in the fingerprint."""
+    """Arguments of the tokenizer override its own file, and are in the fingerprint."""
     folder = tiny_model(tmp_path)
     write_json(
         folder / "tokenizer_config.json", {"tokenizer_class": "BertTokenizer", "do_lower_case": True, "pad_token": "[PAD]"}
@@ -236,13 +236,13 @@ def test_tokenizer_arguments(tmp_path, key):
         assert e.recipe.tokenizer == {"do_lower_case": False, "use_fast": True}
         assert e.fingerprint != before
     write_json(folder / MAIN, {key: {"vocab_file": "x"}})
-    with pytest.raises(ValueError, match="tokenizer setting 'vocab_file' is not one that penult has"):
+    with pytest.raises(ValueError, match="tokenizer setting 'vocab_file' is not supported"):
         Embedder.load(folder)
 
 
 @pytest.mark.parametrize("place", ["common", "text"])
 def test_no_special_tokens(tmp_path, place):
-    """add_special_tokens false leaves [CLS] and [SEP] out."""
+    """add_special_tokens false omits [CLS] and [SEP]."""
     folder = tiny_model(tmp_path)
     write_json(folder / MAIN, {"max_seq_length": 64, "processing_kwargs": {place: {"add_special_tokens": False}}})
     weights = reference.read_weights(folder / "onnx" / "model.onnx")
@@ -253,16 +253,16 @@ def test_no_special_tokens(tmp_path, place):
 
 
 @pytest.mark.parametrize("place", ["common", "text"])
-def test_the_side_that_is_cut(tmp_path, place):
-    """A truncation_side of the call changes nothing, as measured with sentence-transformers 6.2: the tokenizer's own holds."""
+def test_the_side_of_truncation(tmp_path, place):
+    """A truncation_side of the call has no effect, as measured with sentence-transformers 6.2: the tokenizer's own applies."""
     write_json(tmp_path / "tokenizer_config.json", {"truncation_side": "right"})
     write_json(tmp_path / MAIN, {"processing_kwargs": {place: {"truncation_side": "left"}}})
     assert read(tmp_path, Overrides()).side == "right"
 
 
 @pytest.mark.parametrize("side", ["right", "left"])
-def test_the_side_that_the_tokenizer_is_made_with(tmp_path, side):
-    """truncation_side among the tokenizer's arguments counts more than its own file, the caller's more than both."""
+def test_the_side_of_the_tokenizer_arguments(tmp_path, side):
+    """truncation_side of the tokenizer's arguments overrides its file, and the caller's overrides both."""
     write_json(tmp_path / "tokenizer_config.json", {"truncation_side": "right" if side == "left" else "left"})
     write_json(tmp_path / MAIN, {"tokenizer_args": {"truncation_side": side}})
     assert read(tmp_path, Overrides()).side == side
@@ -272,8 +272,8 @@ def test_the_side_that_the_tokenizer_is_made_with(tmp_path, side):
         read(tmp_path, Overrides())
 
 
-def test_what_is_common_counts_more(tmp_path):
-    """Where `common` and `text` differ, `common` counts, as measured with sentence-transformers 6.2, which lays it over `text`."""
+def test_common_arguments_take_precedence(tmp_path):
+    """If `common` and `text` differ, `common` applies, as measured with sentence-transformers 6.2."""
     for common in (True, False):
         both = {"common": {"add_special_tokens": common}, "text": {"add_special_tokens": not common}}
         assert stated(tmp_path, processing_kwargs=both).special_tokens is common
@@ -281,15 +281,15 @@ def test_what_is_common_counts_more(tmp_path):
 
 @pytest.mark.parametrize("place", ["common", "text"])
 def test_a_call_without_a_length(tmp_path, place):
-    """A max_length of null in the call takes the role's own length away, as measured with sentence-transformers 6.2."""
+    """A max_length of null in the call removes the role's own length, as measured with sentence-transformers 6.2."""
     write_json(tmp_path / MAIN, {"max_seq_length": 50, "query_length": 6, "processing_kwargs": {place: {"max_length": None}}})
     assert read(tmp_path, Overrides()).longest("query") == 50
 
 
 @pytest.mark.parametrize("place", ["common", "text"])
 def test_a_truncation_of_null(tmp_path, place):
-    """A truncation of null switches it off in sentence-transformers, so that it is refused as false is."""
-    with pytest.raises(ValueError, match="switches truncation off"):
+    """A truncation of null turns it off in sentence-transformers, so it is rejected like false."""
+    with pytest.raises(ValueError, match="disables truncation"):
         stated(tmp_path, processing_kwargs={place: {"truncation": None}})
 
 
@@ -315,7 +315,7 @@ def test_a_truncation_of_null(tmp_path, place):
     ],
 )
 def test_the_output_of_text(tmp_path, modalities, feature, expected):
-    """The last hidden state, another one by its number, or a vector of the graph's own."""
+    """The last hidden state, another one by its number, or a vector that the graph outputs."""
     named = {} if feature is None else {"module_output_name": feature}
     found = stated(tmp_path, modality_config=modalities, **named)
     assert (found.output, found.layer) == expected
@@ -324,12 +324,18 @@ def test_the_output_of_text(tmp_path, modalities, feature, expected):
 @pytest.mark.parametrize(
     ("config", "said"),
     [
-        ({"modality_config": {"message": TEXT}}, "chat template (modality `message`), which penult does not do. Render the"),
-        ({"modality_config": {"text": TEXT, "message": TEXT | {"format": "flat"}}}, "chat template (modality `message`)"),
-        ({"modality_config": {"image": TEXT}}, "has no modality `text` (it has image): the model reads no text"),
+        (
+            {"modality_config": {"message": TEXT}},
+            "chat template to every text (modality `message`), which penult does not support. Apply",
+        ),
+        (
+            {"modality_config": {"text": TEXT, "message": TEXT | {"format": "flat"}}},
+            "chat template to every text (modality `message`)",
+        ),
+        ({"modality_config": {"image": TEXT}}, "has no modality `text` (it has image): the model does not take text"),
         ({"modality_config": {"text": "forward"}}, "has no modality `text`"),
         ({"modality_config": {"text": None}}, "has no modality `text`"),
-        ({"modality_config": {"text": TEXT | {"layer": 1}}}, "states 'layer', which penult does not know"),
+        ({"modality_config": {"text": TEXT | {"layer": 1}}}, "states 'layer', which penult does not support"),
         (
             {"modality_config": {"text": {"method": "forward", "method_output_name": "logits"}}},
             "gives 'logits' as token_embeddings",
@@ -342,13 +348,13 @@ def test_the_output_of_text(tmp_path, modalities, feature, expected):
         ({"modality_config": {"text": {"method": "forward", "method_output_name": ["hidden_states", "3"]}}}, "hidden_states"),
         ({"modality_config": {"text": {"method": "forward", "method_output_name": ["hidden_states", True]}}}, "hidden_states"),
         ({"modality_config": {"text": {"method": "forward", "method_output_name": ["hidden_states"]}}}, "hidden_states"),
-        ({"modality_config": {"text": TEXT}, "module_output_name": "scores"}, "the module gives 'scores'"),
+        ({"modality_config": {"text": TEXT}, "module_output_name": "scores"}, "the module outputs 'scores'"),
         ({"modality_config": {"text": TEXT}, "module_output_name": 3}, "module_output_name is 3"),
         ({"modality_config": [TEXT]}, "modality_config is"),
     ],
 )
-def test_outputs_that_are_refused(tmp_path, config, said):
-    """A modality or an output that penult does not read is refused by name."""
+def test_unsupported_outputs(tmp_path, config, said):
+    """An unsupported modality or output is an error that names it."""
     with pytest.raises(ValueError, match=re.escape(said)) as caught:
         stated(tmp_path, **config)
     assert MAIN in str(caught.value)
@@ -356,7 +362,7 @@ def test_outputs_that_are_refused(tmp_path, config, said):
 
 @pytest.mark.parametrize("number", [0, 1, -1, -2])
 def test_a_hidden_state_by_its_number(tmp_path, number):
-    """The hidden state that the files name is pooled, as layer= would choose it; layer= counts more."""
+    """The hidden state that the files name is pooled, as with layer=, which overrides it."""
     folder = tiny_model(tmp_path)
     config = {"max_seq_length": 64, "modality_config": {"text": TEXT | {"method_output_name": ["hidden_states", number]}}}
     write_json(folder / MAIN, config)
@@ -370,12 +376,12 @@ def test_a_hidden_state_by_its_number(tmp_path, number):
 
 
 def test_a_vector_of_the_graphs_own(tmp_path):
-    """A pooler_output that the files ask for is taken where the graph gives it, and refused by name where it does not."""
+    """A pooler_output that the files name is used if the graph has it; else the error names it."""
     folder = tiny_model(tmp_path)
     list_modules(folder, ("Transformer", ""))
     text = TEXT | {"method_output_name": "pooler_output"}
     write_json(folder / MAIN, {"modality_config": {"text": text}, "module_output_name": "sentence_embedding"})
-    with pytest.raises(ValueError, match=r"take the vector 'pooler_output' .* has the outputs last_hidden_state\. Export"):
+    with pytest.raises(ValueError, match=r"name the output 'pooler_output'; .* has the outputs last_hidden_state\. Export"):
         Embedder.load(folder)
     graph = bert()
     graph.graph.initializer.append(helper.make_tensor("second", TensorProto.INT64, [], [0]))
@@ -390,7 +396,7 @@ def test_a_vector_of_the_graphs_own(tmp_path):
 
 
 def test_a_clip_model_gives_its_projection(tmp_path):
-    """A CLIPModel without another word takes the graph's text_embeds."""
+    """A CLIPModel without another setting uses the graph's text_embeds."""
     write_json(tmp_path / "modules.json", [{"type": f"{PACKAGE}CLIPModel", "path": "0_CLIPModel"}])
     assert read(tmp_path, Overrides()).output == "text_embeds"
 
@@ -421,7 +427,7 @@ KEYS = (
 
 @st.composite
 def configurations(draw):
-    """Draw a file with some of its keys, the nested ones in part as they should be."""
+    """Draw a file with some of its keys; nested ones are partly valid."""
     content = {}
     for key in draw(st.lists(st.sampled_from(KEYS), unique=True, max_size=4)):
         deeper = st.dictionaries(st.sampled_from(DEEPER.get(key, ["x"])), json_values, max_size=3)
@@ -439,7 +445,7 @@ def place(tmp_path_factory):
 @settings(deadline=None, max_examples=150)
 @given(configurations() | json_values)
 def test_any_content(place, content):
-    """Whatever the file holds: read, with lengths that are numbers, or one error that names the file."""
+    """Whatever the file contains: it is read, with numbers as lengths, or one error names the file."""
     write_json(place / MAIN, content)
     try:
         found = read(place, Overrides())

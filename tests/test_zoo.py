@@ -1,4 +1,4 @@
-"""Every architecture and export of the model zoo through the whole path: tokenizer, cut, inputs, session, padding."""
+"""Every architecture and export of the model zoo, end to end: tokenizer, cut, inputs, session, padding."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ FILES = sorted(path.relative_to(ZOO).as_posix() for path in ZOO.glob("**/*.onnx"
 
 @pytest.mark.parametrize("file", FILES)
 def test_token_vectors_equal_torchs(file, tmp_path, monkeypatch):
-    """embed_tokens gives torch's last hidden state of each text: 1e-4 at fp32, 2e-2 of the largest value at fp16."""
+    """embed_tokens gives torch's last hidden state of each text: to 1e-4 in fp32, to 2e-2 of the largest value in fp16."""
     monkeypatch.setenv("PENULT_CACHE", str(tmp_path))
     folder = ZOO / file.partition("/")[0]
     with np.load(folder / "reference.npz") as stored:

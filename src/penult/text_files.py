@@ -14,7 +14,7 @@ def read_lines(path: Path) -> list[str]:
     try:
         return path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 (byte {error.start}); convert it, for example with iconv.") from error
+        raise ValueError(f"{path} is not UTF-8 (byte {error.start}). Convert it, for example with iconv.") from error
 
 
 def read_objects(path: Path, *fields: str) -> list[dict[str, str]]:
@@ -31,12 +31,12 @@ def read_objects(path: Path, *fields: str) -> list[dict[str, str]]:
         try:
             row = json.loads(line)
         except ValueError as error:
-            raise ValueError(f"{path} is not lines of JSON: line {number}, {error}.") from error
+            raise ValueError(f"{path} is not valid JSON Lines: line {number}: {error}.") from error
         lacking = [name for name in fields if not isinstance(row, dict) or not isinstance(row.get(name), str)]
         if lacking:
             names = " and ".join(f"`{name}`" for name in lacking)
             raise ValueError(
-                f"{path} has lines without {names}, line {number} first; each must be an object with such a string."
+                f"{path} line {number} has no {names}. Each line must be a JSON object with a string of that name."
             )
         rows.append(row)
     return rows

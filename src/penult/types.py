@@ -45,8 +45,8 @@ class TextError(ValueError):
         first = "; ".join(f"texts[{row}] {reason}" for row, reason in list(rows.items())[:5])
         more = f"; and {len(rows) - 5} more" if len(rows) > 5 else ""
         super().__init__(
-            f"{len(rows)} of {total} texts cannot be embedded: {first}{more}. Nothing was embedded: take these rows "
-            "out (they are in the error's .rows) and call again."
+            f"{len(rows)} of {total} texts cannot be embedded: {first}{more}. Nothing was embedded. Remove these rows "
+            "(the error's .rows lists them) and call again."
         )
 
     def __reduce__(self) -> tuple[type["TextError"], tuple[dict[int, str], int]]:
@@ -72,9 +72,9 @@ def checked_texts(texts: Iterable[str]) -> list[str]:
         TextError: some items are not valid text.
     """
     if isinstance(texts, str | bytes):
-        raise TypeError(f"texts is a {type(texts).__name__}; give a list of texts, for example [text].")
+        raise TypeError(f"texts is a {type(texts).__name__}; pass a list of texts, such as [text].")
     if not isinstance(texts, Iterable):
-        raise TypeError(f"texts is a {type(texts).__name__}; give a list of texts, or any other iterable of them.")
+        raise TypeError(f"texts is a {type(texts).__name__}; pass a list or another iterable of texts.")
     listed = list(texts)  # an iterator can be consumed only once
     rows = {row: why for row, text in enumerate(listed) if (why := unencodable(text)) is not None}
     if rows:

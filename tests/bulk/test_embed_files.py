@@ -241,7 +241,7 @@ def test_bad_rows_are_rejected_with_their_reason(tiny, tmp_path):
         6: "is not JSON",
         7: "is a list, not an object",
         8: "is not UTF-8 at its byte 19",
-        10: "has 72 tokens, the model takes 64",
+        10: "has 72 tokens, the model's maximum is 64",
     }
     for line, reason in expected.items():
         assert reason in reasons[line]

@@ -55,7 +55,7 @@ def test_padding_with_any_id():
     """An id that the table does not have may stand under the mask; elsewhere it is an error."""
     ids, mask = np.array([[3, 4, 2**40], [7, 999, 50]]), np.array([[1, 1, 0], [1, 0, 0]])
     np.testing.assert_allclose(embedded(static_graph(TABLE), ids, mask), mean(TABLE, np.minimum(ids, 49), mask), rtol=1e-5)
-    with pytest.raises(ValueError, match="holds the id 1099511627776, and the graph knows 0 to 49"):
+    with pytest.raises(ValueError, match="has the id 1099511627776; ids must be from 0 to 49"):
         embedded(static_graph(TABLE), ids, np.ones_like(mask))
 
 

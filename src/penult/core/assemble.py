@@ -132,7 +132,7 @@ def choose(index: GraphIndex, recipe: Recipe, source: Source) -> HiddenState:
     if recipe.pooling is None and not (recipe.layer is None and rank == 2):
         raise ValueError(_no_pooling(recipe, source))
     if recipe.layer is None:
-        return _named(own, "the graph's own output, as layer=None asks")
+        return _named(own, "the graph's own output, selected by layer=None")
     if isinstance(recipe.layer, str):
         return _by_name(index, recipe.layer)
     return _hidden_state(index, recipe, source)
@@ -156,11 +156,11 @@ def _own_vector(model: onnx.ModelProto, outputs: Mapping[str, int], recipe: Reci
         if recipe.pooling is None and rank == 2 and _is_static(model):
             return _named(own, "the graph is a table of token vectors with their mean")
         if outputs.get(VECTORS) == 2 and _modules_inside(model, recipe, source):
-            return _named(VECTORS, "the graph's own output; the weights of its modules are in the graph alone")
+            return _named(VECTORS, "the graph's own output; the weights of its modules are only in the graph")
     elif recipe.layer is None and recipe.pooling is None and outputs.get(VECTORS) == 2:
-        return _named(VECTORS, "the graph's own pooled output, as layer=None asks")
+        return _named(VECTORS, "the graph's own pooled output, selected by layer=None")
     if isinstance(recipe.layer, str) and recipe.pooling is None and outputs.get(recipe.layer) == 2:
-        return _named(recipe.layer, "the graph's own output, as layer= asks")
+        return _named(recipe.layer, "the graph's own output, selected by layer=")
     return None
 
 
@@ -170,8 +170,8 @@ def _check_vector(outputs: Mapping[str, int], recipe: Recipe, source: Source) ->
     name = recipe.output if recipe.layer == -1 else own if recipe.layer is None else recipe.layer
     if recipe.origin.get("pooling") == "argument" and isinstance(name, str) and outputs.get(name) == 2:
         raise ValueError(
-            f"pooling was given, and the output {name!r} of {source.model} is one vector per text already. Leave pooling out, "
-            "or name a hidden state with layer=."
+            f"the output {name!r} of {source.model} is already one vector per text, so pooling does not apply. Remove pooling, "
+            "or pass the name of a hidden state as layer=."
         )
 
 
@@ -179,10 +179,10 @@ def _stated_output(outputs: Mapping[str, int], name: str, source: Source) -> Hid
     """Return the vector output that a file names, or that of a full export under its conventional name."""
     for wanted in (name, VECTORS):
         if outputs.get(wanted) == 2:
-            return _named(wanted, f"the graph's own output {wanted!r}, which the model's files ask for")
+            return _named(wanted, f"the graph's own output {wanted!r}, which the model's files name")
     raise ValueError(
-        f"The files of {source.reference!r} take the vector {name!r} of the model; {source.model} has the outputs "
-        f"{', '.join(outputs)}. Export the model with {name!r} as an output of shape (batch, size)."
+        f"The files of {source.reference!r} name the output {name!r}; {source.model} has the outputs "
+        f"{', '.join(outputs)}. Export the model with an output {name!r} of shape (batch, size)."
     )
 
 
@@ -204,11 +204,13 @@ def _no_pooling(recipe: Recipe, source: Source) -> str:
     if recipe.hint:
         return recipe.hint
     base = source.base_model()
-    mirror = f"files_from={base!r}, its base model by its card," if base else "files_from='org/original', if this is a mirror,"
+    if base:
+        mirror = f"Or pass files_from={base!r}, the base model on the card, to use its files."
+    else:
+        mirror = "For a mirror of another model, pass files_from='ORG/ORIGINAL' to use its files."
     return (
-        f"Nothing in {source.folder} says how tokens are pooled into one vector (modules.json, 1_Pooling/config.json). "
-        f"Pass pooling='mean', 'cls', 'max' or 'last' as the model's card says, or {mirror} to take the files of that model. "
-        "A wrong pooling gives vectors that look right and find nothing."
+        f"{source.folder} does not state a pooling (modules.json, 1_Pooling/config.json). Pass pooling='mean', 'cls', 'max' or "
+        f"'last', as the model's card says. {mirror} A wrong pooling gives vectors that look right but do not work for search."
     )
 
 
@@ -226,14 +228,14 @@ def _hidden_state(index: GraphIndex, recipe: Recipe, source: Source) -> HiddenSt
         # Models with other token mixers (FNet, state spaces) are encoders too, if they take token ids and name a hidden state.
         if own is None or not any(node.name == "input_ids" for node in model.graph.input):
             raise NotATransformerError(f"{source.model} is {error}") from error
-        state = HiddenState(-1, own, _width(model, own), f"{_OWN}; no layer is known")
+        state = HiddenState(-1, own, _width(model, own), f"{_OWN}; its layers were not found")
     if own is not None and not _is_same(index, own, state.tensor):
         state = HiddenState(-1, own, _width(model, own), _OWN)
     stated = recipe.width
     if recipe.layer == -1 and stated is not None and state.hidden_size not in (None, stated):
         raise ValueError(
-            f"The modules of {source.reference!r} expect token embeddings of {stated} values, and the tensor {state.tensor!r} "
-            f"of {source.model} has {state.hidden_size}. Name another file, or the right tensor with layer=."
+            f"The modules of {source.reference!r} expect token embeddings of {stated} values, but the tensor {state.tensor!r} "
+            f"of {source.model} has {state.hidden_size}. Pass another model_file, or the right tensor as layer=."
         )
     return state
 
@@ -301,7 +303,7 @@ def _by_name(index: GraphIndex, name: str) -> HiddenState:
         states = {state.tensor: state for state in hidden_states(index)}
     except NotATransformerError:
         states = {}
-    return states.get(name) or _named(name, "the tensor or node of that name, as layer= asks")
+    return states.get(name) or _named(name, "the tensor or node named by layer=")
 
 
 def _named(name: str, why: str) -> HiddenState:
@@ -313,7 +315,9 @@ def _is_vector(output: onnx.ValueInfoProto, tensor: str) -> bool:
     kind = output.type.tensor_type
     rank = len(kind.shape.dim) if kind.HasField("shape") else 3
     if rank not in (2, 3):
-        raise ValueError(f"{tensor!r} has {rank} axes; give a tensor of tokens (B, T, H) or of vectors (B, D).")
+        raise ValueError(
+            f"{tensor!r} has {rank} axes. Pass a tensor of token embeddings (B, T, H) or of vectors (B, D) as layer=."
+        )
     return rank == 2
 
 
@@ -362,7 +366,7 @@ def read(path: Path, real: Mapping[str, Path]) -> onnx.ModelProto:
     try:
         model = read_model(path)
     except DecodeError as error:
-        raise ValueError(f"{path} is not a whole ONNX file ({error}); fetch it again.") from error
+        raise ValueError(f"{path} is not a complete ONNX file ({error}). Download it again.") from error
     hoist_constants(model)
     check_whole(model, path, {**real, OWN: path})
     return model

@@ -92,4 +92,4 @@ def _bucket(length: int, buckets: Sequence[int]) -> int:
     for bucket in buckets:
         if length <= bucket:
             return bucket
-    raise ValueError(f"A text of {length} tokens fits none of the buckets {list(buckets)}; truncate it first.")
+    raise ValueError(f"A text has {length} tokens, more than the longest of the buckets {list(buckets)}. Truncate it first.")

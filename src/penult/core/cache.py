@@ -24,8 +24,8 @@ from platformdirs import user_cache_path
 from penult.atomic_files import atomic_write
 
 _LOGGER = logging.getLogger(__name__)
-ADVICE = "Set PENULT_CACHE to a folder that can be written and has room."
-_HOMELESS = "this user has no home folder"
+ADVICE = "Set PENULT_CACHE to a writable folder with free space."
+_HOMELESS = "this user has no home directory"
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 _FULL = 2**20  # free bytes below which a disk counts as full
 _SMALL = 2**20  # bytes of a file; hashing it (0.7 ms at 1.5 GB/s) is as fast as a safe lookup of its hash
@@ -45,7 +45,7 @@ def cache_folder() -> Path:
             return Path(setting).expanduser().absolute()  # the working directory may change
         except RuntimeError as error:
             raise OSError(
-                f"PENULT_CACHE is {setting!r}, and the system knows no home of that user. Set it to a full path."
+                f"PENULT_CACHE is {setting!r}, but that user has no home directory. Set it to an absolute path."
             ) from error
     try:
         folder = user_cache_path("penult", appauthor=False)
@@ -70,7 +70,7 @@ def writable_folder() -> Path:
     except OSError as error:
         reason = error.strerror or str(error)
     if os.environ.get("PENULT_CACHE"):
-        raise OSError(f"PENULT_CACHE names {folder}, which cannot be written: {reason}. {ADVICE}")
+        raise OSError(f"PENULT_CACHE is {folder}, which cannot be written: {reason}. {ADVICE}")
     return _private_folder(f"{folder} cannot be written ({reason})")
 
 
@@ -165,15 +165,15 @@ def _hash_file(path: Path, *, reread: bool) -> str:
     digest = _digest(path, reread=reread)
     if path.parent.name == "blobs" and re.fullmatch("[0-9a-f]{64}", path.name) and digest != path.name:
         raise ValueError(
-            f"{path} has the sha256 {digest}, not the one that the Hub states and the file is named by; it was damaged or "
-            "changed: delete it, and load the model again where the Hub can be reached."
+            f"{path} has the SHA-256 {digest}, not the one in its name: it was damaged or changed. Delete it, and load the "
+            "model again with access to the Hub."
         )
     return digest
 
 
 def _digest(path: Path, *, reread: bool) -> str:
     if not path.is_file():
-        raise ValueError(f"{path} is not a file; fetch it again.")  # reading a device or a pipe may never end
+        raise ValueError(f"{path} is not a file. Download it again.")  # reading a device or a pipe may never end
     before = path.stat()
     if before.st_size < _SMALL:
         return hashlib.sha256(path.read_bytes()).hexdigest()
@@ -208,14 +208,14 @@ def _check_size(path: Path, descriptor: int) -> None:
     status = os.fstat(descriptor)
     size = status.st_size
     if size > _LARGEST:
-        raise ValueError(f"{path} has {size:,} bytes; penult reads weights of at most {_LARGEST:,}. Fetch it again.")
+        raise ValueError(f"{path} has {size:,} bytes; penult reads weight files of at most {_LARGEST:,}. Download it again.")
     held = getattr(status, "st_blocks", size) * 512
     if size < 2**30 or held >= size // 16 or not hasattr(os, "SEEK_HOLE"):
         return
     hole = os.lseek(descriptor, 0, os.SEEK_HOLE)  # `st_blocks` alone is 0 on some network file systems
     os.lseek(descriptor, 0, os.SEEK_SET)
     if hole < size:
-        raise ValueError(f"{path} states {size:,} bytes and holds {held:,}, the rest is a hole; fetch it again.")
+        raise ValueError(f"{path} is a sparse file: {size:,} bytes, of which {held:,} are stored. Download it again.")
 
 
 def _foreign(folder: Path) -> str | None:
@@ -243,10 +243,10 @@ def _private_folder(reason: str) -> Path:
         if not _is_private(folder):
             folder = Path(tempfile.mkdtemp(prefix="penult-"))
     except OSError as error:
-        raise OSError(f"{reason}, and no temporary folder can be made: {error.strerror}. {ADVICE}") from error
+        raise OSError(f"{reason}, and no temporary folder can be created: {error.strerror}. {ADVICE}") from error
     if not _is_child():
         _LOGGER.warning(
-            "%s: prepared models are kept in %s, which the system may clear. Set PENULT_CACHE to a folder that lasts.",
+            "%s: prepared models are cached in %s, which the system may clear. Set PENULT_CACHE to a persistent folder.",
             reason, folder,
         )  # fmt: skip
     return folder

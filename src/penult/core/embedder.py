@@ -63,8 +63,8 @@ class Embedder:
             self._recipe = replace(self._recipe, query=self._query.recipe)
             if self._query.dimension != self.dimension:
                 raise ValueError(
-                    f"{source.reference!r} gives documents {self.dimension} values and queries {self._query.dimension}: their "
-                    "vectors cannot be compared. Load the folder of one of them."
+                    f"{source.reference!r} has document vectors of {self.dimension} values and query vectors of "
+                    f"{self._query.dimension}: they cannot be compared. Load the folder of one of its two models."
                 )
         self._fingerprint = self._recipe.fingerprint
         self._reader = TextReader(runner.tokenizer, self._recipe, runtime.truncate, self._fingerprint)
@@ -167,18 +167,17 @@ class Embedder:
         cut = embedder.recipe.origin.get("dimensions") == "argument" and normalize is None and not layer_norm
         if cut and not embedder.recipe.unit_length:
             warnings.warn(
-                f"dimensions={dimensions}: no file of {os.fspath(model)!r} says that its vectors are normalized, so their "
-                "leading values are kept as they are. If the model's card asks for it, pass normalize=True, or layer_norm=True "
-                "for a layer norm before the cut.",
+                f"dimensions={dimensions}: no file of {os.fspath(model)!r} states that its vectors are normalized, so the "
+                "shortened vectors are not normalized either. If the model's card says so, pass normalize=True, or "
+                "layer_norm=True for a layer norm before the cut.",
                 stacklevel=2,
             )
         if fingerprint is not None and embedder.fingerprint != fingerprint:
             embedder.close()
             raise ValueError(
-                f"{os.fspath(model)!r} has the fingerprint {embedder.fingerprint}, not {fingerprint}: its files, or how they "
-                "are used, are not those that were pinned. Name the pinned revision, or embed all texts anew and pin this one. "
-                "If an earlier version of penult made the pin, see `Vector changes` in the changelog: files that it read in "
-                "part gave other vectors."
+                f"{os.fspath(model)!r} has the fingerprint {embedder.fingerprint}, not {fingerprint}: its files or settings "
+                "are not the pinned ones. Pass the pinned revision and settings, or embed all texts again and pin the new "
+                "fingerprint. If another version of penult computed the pin, see `Vector changes` in the changelog."
             )
         return embedder
 
@@ -263,7 +262,7 @@ class Embedder:
         runner = _with_tokens(self._runner_of(tokenized))
         if not runner.recipe.padding:
             raise ValueError(
-                f"In {self.model.source.model} padding changes the vectors of real tokens; call run_tokens or embed_tokens "
+                f"In {self.model.source.model}, padding changes the vectors of real tokens. Call run_tokens or embed_tokens "
                 "instead."
             )
         return runner.padded(tokenized)
@@ -318,7 +317,7 @@ class Embedder:
             TextError: a row cannot be embedded; rows are numbered from the start of the stream.
         """
         if texts is None or isinstance(texts, str | bytes | bytearray):
-            raise TypeError(f"texts is a {type(texts).__name__}; give an iterable of texts.")
+            raise TypeError(f"texts is a {type(texts).__name__}; pass an iterable of texts.")
         if window < 1:
             raise ValueError(f"window is {window}; it must be at least 1.")
         stream, start = iter(texts), 0
@@ -402,7 +401,7 @@ class Embedder:
 
     def _runner_of(self, tokenized: Tokenized) -> Runner:
         if not isinstance(tokenized, Tokenized):
-            raise TypeError(f"tokenized is a {type(tokenized).__name__}; pass what tokenize() returns, or texts to embed().")
+            raise TypeError(f"tokenized is a {type(tokenized).__name__}; pass the result of tokenize(), or call embed().")
         embedder = self._for(tokenized.role)
         tokenized.check(embedder.fingerprint)
         return embedder.model.runner
@@ -410,5 +409,5 @@ class Embedder:
 
 def _with_tokens(runner: Runner) -> Runner:
     if not runner.has_tokens:
-        raise ValueError("This graph gives one vector a text and no token embeddings; load it with layer=-1.")
+        raise ValueError("This model outputs one vector per text and no token embeddings. Load it with layer=-1.")
     return runner

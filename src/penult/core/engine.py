@@ -128,7 +128,7 @@ class Engine:
             with self._guard:
                 results = list(session.run(None if outputs is None else list(outputs), feed))
         except _failures() as error:
-            raise ValueError(f"The graph refused its inputs: {_explained(_first_line(error), feed)}") from error
+            raise ValueError(f"ONNX Runtime rejected the inputs: {_explained(_first_line(error), feed)}") from error
         mapped.check()
         return results
 
@@ -144,7 +144,7 @@ class Engine:
 
     def _alive(self) -> "onnxruntime.InferenceSession":
         if self._sessions is None:
-            raise RuntimeError("The engine is closed; open a new one.")
+            raise RuntimeError("The engine is closed. Open a new one.")
         return self._sessions.get()
 
     def _named(self, inputs: Mapping[str, Array] | Sequence[Array]) -> dict[str, Array]:
@@ -152,10 +152,10 @@ class Engine:
         if not isinstance(inputs, Mapping):
             if not isinstance(inputs, list | tuple):
                 raise TypeError(
-                    f"inputs is a {type(inputs).__name__}; give a list of arrays in the order {', '.join(names)}, or a dict."
+                    f"inputs is a {type(inputs).__name__}; pass a list of arrays in the order {', '.join(names)}, or a dict."
                 )
             if len(inputs) != len(names):
-                raise ValueError(f"{len(inputs)} inputs were given; the graph takes {len(names)}: {', '.join(names)}.")
+                raise ValueError(f"inputs has {len(inputs)} arrays; the graph takes {len(names)}: {', '.join(names)}.")
             inputs = dict(zip(names, inputs, strict=True))
         missing, unknown = set(names) - set(inputs), set(inputs) - set(names)
         if missing or unknown:
@@ -181,8 +181,8 @@ def _open(
     wrong = [name for name in providers if name not in onnxruntime.get_available_providers()]
     if wrong:
         raise ValueError(
-            f"Provider {wrong[0]!r} is not in this onnxruntime; it has "
-            f"{', '.join(onnxruntime.get_available_providers())}. Install the matching build, or choose another."
+            f"Provider {wrong[0]!r} is not available in this onnxruntime, which has "
+            f"{', '.join(onnxruntime.get_available_providers())}. Install another build of it, or pass another provider."
         )
     if check is not None:
         check()
@@ -233,8 +233,8 @@ def _tensor(node: Any) -> Tensor:  # noqa: ANN401 - onnxruntime has no types
     dtype = _DTYPES.get(node.type)
     if dtype is None:
         raise ValueError(
-            f"The graph's {node.name!r} is a {node.type}; penult feeds and reads numbers. A graph that takes strings "
-            "carries its own tokenizer: export the transformer alone."
+            f"The graph's {node.name!r} is a {node.type}, but penult only supports numeric tensors. A graph that takes "
+            "strings contains its tokenizer: export the model without it."
         )
     return Tensor(node.name, np.dtype(dtype), tuple(node.shape))
 
@@ -245,25 +245,25 @@ def _check(tensor: Tensor, array: Array, sizes: dict[str, tuple[int, str]]) -> N
     `sizes` has the size of each named axis so far, and the input with that axis.
     """
     if not isinstance(array, np.ndarray):
-        raise TypeError(f"{tensor.name!r} was given as a {type(array).__name__}; give a NumPy array of {tensor.dtype}.")
+        raise TypeError(f"{tensor.name!r} is a {type(array).__name__}; pass a NumPy array of {tensor.dtype}.")
     if wrong := _wrong(tensor, array, sizes):
-        raise ValueError(f"{tensor.name!r} was given as {array.dtype} {array.shape}{wrong}")
+        raise ValueError(f"{tensor.name!r} is {array.dtype} {array.shape}{wrong}")
 
 
 def _wrong(tensor: Tensor, array: Array, sizes: dict[str, tuple[int, str]]) -> str:
     """Return an error message for an array; empty if it is valid. Called before every run, so messages are built lazily."""
     if array.dtype != tensor.dtype:
-        return f"; the graph takes {tensor.dtype}. Convert it with .astype({str(tensor.dtype)!r})."
+        return f"; it must be {tensor.dtype}. Convert it with .astype({str(tensor.dtype)!r})."
     if len(array.shape) != len(tensor.shape):
-        return f"; the graph takes the shape {tensor.shape}."
+        return f"; its shape must be {tensor.shape}."
     for want, have in zip(tensor.shape, array.shape, strict=True):
         if isinstance(want, int) and want != have:
-            return f"; the graph takes the shape {tensor.shape}."
+            return f"; its shape must be {tensor.shape}."
         # A size of 0 is an empty KV cache, whatever the exporter named its axis.
         if isinstance(want, str) and have and (known := sizes.setdefault(want, (have, tensor.name)))[0] != have:
-            return f"; its {want!r} axis is {known[0]} in {known[1]!r}, and both must be the same."
+            return f"; its {want!r} axis is {known[0]} in {known[1]!r}, and both must be equal."
     if tensor.name.endswith("_ids") and array.dtype.kind in "iu" and array.size and array.min() < 0:
-        return f" with the id {array.min()}; ids start at 0 (a graph reads a negative one from the end)."
+        return f" and has the id {array.min()}; ids must be at least 0 (a graph would count a negative id from the end)."
     return ""
 
 
@@ -272,13 +272,13 @@ def _explained(message: str, feed: Mapping[str, Array]) -> str:
     if match := re.search(r"idx=(\d+) must be within the inclusive range \[-?\d+,(\d+)\]", message):
         value, last = int(match[1]), int(match[2])
         holders = [name for name, array in feed.items() if (array == value).any()]
-        return f"{' or '.join(map(repr, holders)) or 'an input'} holds the id {value}, and the graph knows 0 to {last}."
+        return f"{' or '.join(map(repr, holders)) or 'an input'} has the id {value}; ids must be from 0 to {last}."
     if match := re.search(r"dimension other than 1\. (\d+) by (\d+)", message):
         sizes = {size for array in feed.values() for size in array.shape}
         one, other = int(match[1]), int(match[2])
         if (one in sizes) != (other in sizes):
             mine, theirs = (one, other) if one in sizes else (other, one)
-            return f"they have an axis of {mine} where the graph has {theirs}: for tokens, the positions of the model."
+            return f"an axis has the size {mine}, but the graph has {theirs} there (for tokens: the model's positions)."
     return message
 
 

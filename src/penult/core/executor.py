@@ -90,7 +90,7 @@ class Executor:
                 self._single = self._open(1)
             except ChangedFilesError as error:  # the first session still has the original weights
                 self._second = False
-                _LOGGER.warning("Batches run one after the other: %s", error)
+                _LOGGER.warning("Batches run one at a time: %s", error)
         return self._single
 
     def _in_parallel(self, engine: Engine, feeds: Sequence[Feed], output: str) -> list[NDArray[Any]]:

@@ -71,7 +71,7 @@ def export(folder: Path, out: Path, *, python: str = sys.executable, progress: b
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise FileExistsError(f"{out} exists and is not an empty folder. Pass a new folder.")
-    advice = "Pass a new folder on a disk that can be written and has room."
+    advice = "Pass a new folder on a writable disk with free space."
     return _export(folder, out, python, advice, progress=progress, replaces=False)
 
 
@@ -94,7 +94,7 @@ def exported(folder: Path, cache: Path, *, python: str = sys.executable, progres
         return found
     out = _place(folder, cache)
     if os.path.lexists(out):
-        _LOGGER.warning("The export in %s is damaged, or a part of it is missing; it is made again.", out)
+        _LOGGER.warning("The cached export in %s is damaged or incomplete; exporting again.", out)
     return _export(folder, out, python, ADVICE, progress=progress, replaces=True)
 
 
@@ -154,7 +154,7 @@ def _export(folder: Path, out: Path, python: str, advice: str, *, progress: bool
 
 def _without_torch(name: str) -> str:
     return (
-        f"{name} has weights but no ONNX file, and torch is not installed to make one. Install here "
+        f"{name} has weights but no ONNX file, and the export needs torch, which is not installed. Install "
         f"{install_hint('export')}, or run `penult export MODEL OUT` or `optimum-cli export onnx --task "
         "feature-extraction -m MODEL OUT` on another machine and copy the folder OUT."
     )
@@ -164,8 +164,8 @@ def _check_exportable(folder: Path) -> None:
     names = _transformers(folder)
     if not names:
         raise FileNotFoundError(
-            f"{folder} holds no transformer to export: config.json with a model_type, and model.safetensors or "
-            "pytorch_model.bin beside it. Name the folder that SentenceTransformer.save or save_pretrained wrote."
+            f"{folder} has no transformer to export: it needs a config.json with a model_type, and model.safetensors or "
+            "pytorch_model.bin. Pass a folder that SentenceTransformer.save or save_pretrained wrote."
         )
     for name in _weights(folder):
         check_content(folder / name, "weights")
@@ -191,7 +191,7 @@ def _module_folders(folder: Path) -> list[str]:
             names += [str(PurePath(name) / sub) for sub in types] if isinstance(types, dict) else []
     for name in names:
         if PurePath(name).is_absolute() or ".." in PurePath(name).parts or "\0" in name or len(name) > 255:
-            raise ValueError(f"{folder} names the module folder {name[:80]!r}, outside its own. Put the module inside.")
+            raise ValueError(f"{folder} names the module folder {name[:80]!r}, outside the model. Put the module inside.")
     return list(dict.fromkeys("" if name == "." else name for name in names))
 
 
@@ -270,17 +270,15 @@ def _listen(process: "subprocess.Popen[str]", *, progress: bool) -> Mapping[str,
 
 def _why(folder: Path, python: str, status: int, log: str, *, in_time: bool) -> str:
     if not in_time:
-        return (
-            f"The export of {folder} took longer than {_SECONDS / 60:.0f} minutes and was ended. Export it on a faster machine."
-        )
+        return f"The export of {folder} took longer than {_SECONDS / 60:.0f} minutes and was stopped. Use a faster machine."
     if status < 0:
         size = sum(path.stat().st_size for pattern in _WEIGHTS for path in folder.glob(pattern))
         return (
-            f"The export of {folder} was ended by signal {-status}, most likely because memory ran out: it takes up to eight "
+            f"The export of {folder} was killed by signal {-status}, probably because memory ran out: it takes up to eight "
             f"times the {size / 1e9:.1f} GB of the weights. Export it on a larger machine."
         )
     lines = [line.strip() for line in log.splitlines() if line.strip()]
     last = lines[-1][:300] if lines else f"status {status}"
     if "No module named" in last:
-        return f"{python} cannot export: {last}. Install there {install_hint('export')}."
+        return f"{python} cannot export: {last}. For that Python, install {install_hint('export')}."
     return f"The export of {folder} failed: {last}"

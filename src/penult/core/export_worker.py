@@ -140,7 +140,7 @@ def load(folder: Path, attention: str) -> Encoder:
             continue
         if not missing or _finite_without(model, missing, encoder):
             return encoder
-        failures.append(f"{len(missing)} weights are missing, {missing[0]} among them")
+        failures.append(f"{len(missing)} weights are missing, such as {missing[0]}")
     raise ExportError(failures[0])
 
 
@@ -174,17 +174,17 @@ def _config(folder: Path) -> Any:
     stated = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     if (folder / "adapter_config.json").exists():
         raise ExportError(
-            f"{folder.name} holds an adapter (adapter_config.json) beside or instead of a whole model. Merge it into its base "
+            f"{folder.name} has an adapter (adapter_config.json) beside or instead of a complete model. Merge it into its base "
             "model with peft's merge_and_unload(), save that, and export the saved folder."
         )
     if "quantization_config" in stated:
-        raise ExportError(f"{folder.name} holds quantized weights (quantization_config). Export the model in fp32 or bf16.")
+        raise ExportError(f"{folder.name} has quantized weights (quantization_config). Export the model in fp32 or bf16.")
     if isinstance(stated.get("auto_map"), dict) and "AutoModel" in stated["auto_map"]:
         # A transformers class with the same name and model_type may compute something else (causal or not).
         raise ExportError(
-            f"{folder.name} has model code of its own (auto_map in config.json), which is not run here, and transformers' "
-            "class may give other vectors. Export it with its own code and name the folder; or, if transformers' class is "
-            "known to give the same, take auto_map out of config.json."
+            f"{folder.name} has custom model code (auto_map in config.json), which penult does not run, and transformers' own "
+            "class may give other vectors. Export it with its code and pass that folder; or, if transformers' class is "
+            "known to give the same vectors, remove auto_map from config.json."
         )
     try:
         return transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
@@ -324,7 +324,7 @@ def _checks(encoder: Encoder, folder: Path) -> list[_Check]:
 def _check(encoder: Encoder, feeds: Arrays) -> _Check:
     result = _run_torch(encoder, feeds)
     if not np.isfinite(result).all() and "attention_mask" not in feeds:
-        raise ExportError("torch's own result holds values that are not numbers")
+        raise ExportError("torch's own result has NaN or infinite values")
     return _Check(feeds, result)
 
 
@@ -415,7 +415,7 @@ def _difference(path: Path, checks: Sequence[_Check]) -> float:
     except ExportError:
         raise
     except Exception as error:  # onnxruntime's exception classes have no common base class
-        raise ExportError(f"onnxruntime cannot run its graph: {_first_line(error)}") from error
+        raise ExportError(f"onnxruntime cannot run the exported graph: {_first_line(error)}") from error
     return max(differences)
 
 
@@ -479,7 +479,7 @@ def _in_words(folder: Path, config: Any, failures: Sequence[str]) -> str:
     return (
         f"{folder.name} (model_type {config.model_type!r}) cannot be exported to ONNX with torch {torch.__version__} and "
         f"transformers {transformers.__version__}: {'; '.join(kept)}. Export it with another tool, such as optimum-cli, and "
-        "put the graph into onnx/model.onnx of the folder."
+        "save the graph as onnx/model.onnx in the folder."
     )
 
 
@@ -526,7 +526,7 @@ def main() -> None:
     except ExportError as error:
         answer(error=str(error))
     except MemoryError:
-        answer(error=f"{Path(sys.argv[1]).name} does not fit into this machine's memory. Export it on a larger one.")
+        answer(error=f"{Path(sys.argv[1]).name} does not fit into memory. Export it on a machine with more memory.")
     except Exception as error:  # noqa: BLE001 - the process boundary: the parent shows one sentence
         answer(error=f"{Path(sys.argv[1]).name} cannot be exported to ONNX: {type(error).__name__}: {_first_line(error)}.")
     else:

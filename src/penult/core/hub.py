@@ -89,7 +89,7 @@ def parse(text: str) -> HubId | None:
     if text.startswith("hf:"):
         found = _plain(text.removeprefix("hf:").removeprefix("//").removeprefix("models/"))
         if found is None:
-            raise ValueError(f"{text!r} is not a Hub id; write org/name, org/name@revision or org/name/file.onnx.")
+            raise ValueError(f"{text!r} is not a Hub id. Pass org/name, org/name@revision or org/name/file.onnx.")
         return found if "/" in found.repo else _cached(found) or found
     if text.lower().startswith(("https://", "http://", *(f"{host}/" for host in _HOSTS))):
         return _from_url(text)
@@ -107,7 +107,7 @@ def hint(text: str) -> str:
     found = _plain(text)
     if found is None or "/" in found.repo or _FILE_NAME.search(found.repo):
         return ""
-    return f"For a model of the Hub, write its owner too, for example {OWNER}/{text}."
+    return f"For a Hub model, add its owner, such as {OWNER}/{text}."
 
 
 def fetch(
@@ -137,7 +137,7 @@ def fetch(
         ValueError: two different graphs are named, or the model is of an unsupported kind.
     """
     if hub.file is not None and model_file is not None and model_file not in (hub.file, posixpath.basename(hub.file)):
-        raise ValueError(f"{reference!r} names the graph {hub.file} and model_file={model_file!r} another; name one of them.")
+        raise ValueError(f"{reference!r} names {hub.file}, but model_file={model_file!r} names another file. Pass one of them.")
     cache = _Cache(settings().HF_HUB_CACHE, hub.repo)
     wanted = _Wanted(reference, hub.file, model_file, weights, choose, data_files)
     revision = hub.revision or "main"
@@ -221,7 +221,7 @@ def _from_url(text: str) -> HubId:
         found = _checked("/".join(repo), *_of_page(rest)) if not rest or at is not None else None
     if found is None:
         raise ValueError(
-            f"{text!r} is not the page of a model or of its .onnx file. Write org/name, org/name@revision (of a pull request: "
+            f"{text!r} is not the page of a model or of its .onnx file. Pass org/name, org/name@revision (of a pull request: "
             "org/name@refs/pr/NUMBER) or org/name/file.onnx."
         )
     return found
@@ -294,7 +294,7 @@ class _Wanted:
 
     def _no_such(self, file: str, graphs: list[str]) -> FileNotFoundError:
         held = f"; it has {', '.join(graphs[:20])}" if graphs else ""
-        return FileNotFoundError(f"{self.reference!r}: the repository holds no {file!r}{held}.")
+        return FileNotFoundError(f"{self.reference!r}: the repository has no {file!r}{held}.")
 
 
 def _below(names: Iterable[str], folder: str) -> list[str]:
@@ -514,7 +514,9 @@ def _looks_complete(present: set[str], modules: Sequence[Module], wanted: _Wante
 def _on_disk(reference: str, cache: _Cache) -> Iterator[None]:
     """Convert errors in the cache folder into one error that says what to do."""
     if cache.root.parts[:1] == ("~",):  # a user without a home: the folder would be created in the working directory
-        raise OSError(f"{reference!r} has no place: this user has no home folder. Set HF_HUB_CACHE to a folder that lasts.")
+        raise OSError(
+            f"{reference!r} cannot be cached: this user has no home directory. Set HF_HUB_CACHE to a persistent folder."
+        )
     try:
         yield
     except FileNotFoundError:
@@ -522,7 +524,7 @@ def _on_disk(reference: str, cache: _Cache) -> Iterator[None]:
     except OSError as error:
         raise OSError(
             f"{reference!r} could not be written to the Hub's cache {cache.root}: {error.strerror or error}. Set HF_HUB_CACHE "
-            "to a folder that can be written and has room, or pass a folder that holds the model."
+            "to a writable folder with free space, or pass a local folder with the model."
         ) from None
 
 
@@ -552,7 +554,8 @@ def _data(graphs: Sequence[str], names: Sequence[str], folder: Path, wanted: _Wa
         files = _data_of(graph, folder, wanted.data_files)
         if missing := [written for name, written in files.items() if name not in names]:
             raise FileNotFoundError(
-                f"{wanted.reference!r}: the repository lacks {', '.join(missing)}, which {graph} points to. Name another graph."
+                f"{wanted.reference!r}: the repository has no {', '.join(missing)}, the external data of "
+                f"{graph}. Pass another graph as model_file=."
             )
         data += files
     return data

@@ -133,7 +133,7 @@ class Client:
                 left.unlink(missing_ok=True)  # left by a killed process, since this one has the lock
             free = shutil.disk_usage(blob.parent).free
             if remote.size is not None and remote.size > free:
-                raise OSError(f"{remote.name} has {remote.size:,} bytes, and {free:,} are free")
+                raise OSError(f"{remote.name} has {remote.size:,} bytes, but only {free:,} are free")
             with atomic_write(blob, f"{uuid.uuid4().hex[:8]}.incomplete") as file:
                 received = _Received()
                 self._persist(remote.name, lambda: self._receive(remote, file, received), received)
@@ -158,7 +158,7 @@ class Client:
                     received.furthest, failures = received.size, 0
                     wait = error.retry_in or 1.0
                 elif error.retry_in is None or (failures := failures + 1) >= _ATTEMPTS:
-                    raise self._error(f"{self._host}, asked for {what}, {error}") from None
+                    raise self._error(f"{self._host} (request for {what}) {error}") from None
                 else:
                     wait = error.retry_in
             time.sleep(wait)
@@ -168,13 +168,13 @@ class Client:
         return host(urlsplit(self._endpoint).netloc)
 
     def _error(self, reason: str) -> FileNotFoundError:
-        bare = "" if "/" in self._repo else f" (a model of {OWNER} is written {OWNER}/{self._repo})"
+        bare = "" if "/" in self._repo else f" (for a model of {OWNER}, pass {OWNER}/{self._repo})"
         endpoint = self._endpoint.replace(urlsplit(self._endpoint).netloc, self._host)
         return FileNotFoundError(
-            f"{self._reference!r} is not a folder here, is not complete in the cache, and could not be fetched: "
-            f"{reason}{bare}. Check the path; or fetch the model where the Hub can be reached (`penult pull {self._repo} "
-            f"--to FOLDER`), copy FOLDER here and load it by its path; or set HF_ENDPOINT (now {endpoint}) to a Hub within "
-            "reach and leave HF_HUB_OFFLINE unset."
+            f"{self._reference!r} is not a local folder, is not complete in the Hub's cache, and could not be downloaded: "
+            f"{reason}{bare}. Check the path, unset HF_HUB_OFFLINE, or set HF_ENDPOINT (now {endpoint}) to a Hub that this "
+            f"machine can reach. Without network, run `penult pull {self._repo} --to FOLDER` elsewhere, copy FOLDER here "
+            "and load it by its path."
         )
 
     def _listing(self, url: str, revision: str) -> tuple[str, list[str]]:
@@ -189,7 +189,7 @@ class Client:
             info = json.loads(body)
             commit, names = str(info["sha"]), [str(entry["rfilename"]) for entry in info["siblings"]]
         except (ValueError, KeyError, TypeError, RecursionError):
-            raise _RequestError("answered something else than a Hub does (a proxy, or a page to log in?)") from None
+            raise _RequestError("sent a response that a Hub does not send (a proxy or a login page?)") from None
         if not NAME.fullmatch(commit):
             raise _RequestError(f"answered with {commit[:80]!r}, which is not a commit")
         return commit, sorted(names)
@@ -200,7 +200,7 @@ class Client:
             headers = answer.headers
         etag = (headers.get("x-linked-etag") or headers.get("etag") or "").removeprefix("W/").strip('"')
         if not NAME.fullmatch(etag):
-            raise _RequestError("answered without an ETag, as a Hub does not (a proxy, or a page to log in?)")
+            raise _RequestError("answered without an ETag, unlike a Hub (a proxy or a login page?)")
         length = None if answer.status in _REDIRECTS else headers.get("content-length")
         stated = headers.get("x-linked-size") or length or ""
         return Remote(name, etag, int(stated) if stated.isdecimal() else None, url)
@@ -215,7 +215,7 @@ class Client:
             start, total = _extent(answer, received.size)
             size = total if remote.size is None else remote.size
             if size is None:
-                raise _RequestError("does not state the file's size")
+                raise _RequestError("did not state the file's size")
             self._show(remote, size, start - received.size)
             file.seek(start)
             file.truncate()
@@ -223,12 +223,12 @@ class Client:
             for chunk in answer.chunks:
                 received.size += len(chunk)
                 if received.size > size:
-                    raise _RequestError(f"sent more than the {size:,} bytes that it states")
+                    raise _RequestError(f"sent more than the {size:,} bytes that it stated")
                 file.write(chunk)
                 self._show(remote, size, len(chunk))
         if received.size < size:
             received.size = 0  # a regular end that came too early: discard the received bytes
-            raise _RequestError(f"sent fewer than the {size:,} bytes that it states", retry_in=0.5)
+            raise _RequestError(f"sent fewer than the {size:,} bytes that it stated", retry_in=0.5)
 
     def _show(self, remote: Remote, size: int, count: int) -> None:
         """Advance the progress bar, which is shown only on a terminal."""
@@ -254,11 +254,11 @@ class Client:
                 target = urljoin(url, target)
                 scheme = urlsplit(target).scheme
             except ValueError:
-                raise _RequestError("redirects to what is no address") from None
+                raise _RequestError("redirected to an invalid URL") from None
             if urlsplit(url).scheme == "https" != scheme:
-                raise _RequestError(f"redirects to {host(urlsplit(target).netloc)} without https")
+                raise _RequestError(f"redirected to {host(urlsplit(target).netloc)} without https")
             url = target
-        raise _RequestError(f"redirects more than {_MOST_REDIRECTS} times")
+        raise _RequestError(f"redirected more than {_MOST_REDIRECTS} times")
 
     @contextmanager
     def _send(self, method: str, url: str, timeout: float, headers: dict[str, str]) -> Iterator["_Answer"]:
@@ -325,7 +325,7 @@ def _request_error(error: Exception, timeout: float) -> _RequestError:
     if "Timeout" in names or "timed out" in str(error).lower():
         return _RequestError(f"did not answer within {timeout:g} s")
     if _BROKEN.search(names):
-        return _RequestError("closed the connection before the end of its answer", retry_in=0.5)
+        return _RequestError("closed the connection before the end of its response", retry_in=0.5)
     reason = getattr(root, "strerror", None) or (str(error).splitlines() or [type(error).__name__])[0]
     return _RequestError(f"could not be reached ({str(reason)[:200]})", retry_in=None if _LASTING.search(names) else 0.5)
 
@@ -347,7 +347,7 @@ def _check_status(answer: _Answer, absent: str) -> None:
     seconds = float(wait) if wait.isdecimal() else 1.0
     if status in _PASSING and seconds <= _LONGEST_WAIT:
         raise _RequestError(f"answered {shown}", retry_in=seconds)
-    later = f" and asks to wait {seconds:,.0f} s" if status in _PASSING else ""
+    later = f" and requires waiting {seconds:,.0f} s" if status in _PASSING else ""
     raise _RequestError(f"answered {shown}{later}")
 
 
@@ -356,7 +356,7 @@ def _extent(answer: _Answer, asked: int) -> tuple[int, int | None]:
     if asked and answer.status == 206:
         match = re.fullmatch(r"bytes (\d+)-\d*/(\d+|\*)", answer.headers.get("content-range", ""))
         if match is None or int(match[1]) != asked:
-            raise _RequestError("answered with another part of the file than it was asked for")
+            raise _RequestError("answered with another part of the file than requested")
         return asked, None if match[2] == "*" else int(match[2])
     length = answer.headers.get("content-length", "")
     encoded = answer.headers.get("content-encoding", "identity") != "identity"

@@ -46,7 +46,7 @@ def convert(graph: Path, data_folder: Path | None, source: Source, recipe: Recip
         ValueError: no layer can be quantized, the vectors would differ too much, or there are no texts.
     """
     if not texts:
-        raise ValueError("calibration is empty; give some texts like those to embed, or leave it out.")
+        raise ValueError("calibration is empty. Pass texts like those to embed, or omit it.")
     tokenizer = tokenizer_of(source, recipe)
     tasks: list[int | None] = [*sorted(set(recipe.tasks.values()))] or [None]  # each has its own activation ranges
     joined = [" ".join(texts[start::_LONG]) for start in range(_LONG)]
@@ -74,8 +74,8 @@ def convert(graph: Path, data_folder: Path | None, source: Source, recipe: Recip
     outcome = make_int8(plain, graph, fuse=fuse, run=run, limit=limit, before=TOKENS)
     if outcome.mean < _LEAST_MEAN:
         raise ValueError(
-            f"int8 does not suit this model: on the calibration texts its vectors have a mean cosine of {outcome.mean:.2f} to "
-            f"those of fp32, and below {_LEAST_MEAN} a search finds other texts. Pass texts like yours as calibration=, or "
-            "load it with precision='fp32'."
+            "int8 does not suit this model: on the calibration texts, the mean cosine of its vectors to those of fp32 is "
+            f"{outcome.mean:.2f}, and below {_LEAST_MEAN} search results differ. Pass texts like yours as calibration=, or "
+            "pass precision='fp32'."
         )
     return outcome

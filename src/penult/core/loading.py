@@ -103,7 +103,7 @@ def identified(files: Source, recipe: Recipe, *, reread: bool = False) -> Recipe
         FileNotFoundError: the tokenizer of a static embedding is missing.
     """
     if recipe.static and not (files.tokenizer / "tokenizer.json").exists():
-        raise FileNotFoundError(f"{files.tokenizer} holds no tokenizer.json, which a static embedding needs; fetch it.")
+        raise FileNotFoundError(f"{files.tokenizer} has no tokenizer.json, which a static embedding needs. Download it.")
     tokenizer = [files.tokenizer / "tokenizer.json"] if recipe.static else decisive_files(files.tokenizer, recipe.tokenizer)
     for path in tokenizer:
         check_size(path)

@@ -27,7 +27,7 @@ class MappedFiles:
             try:
                 self._descriptors.append(os.open(path, os.O_RDONLY))
             except OSError as error:
-                raise ChangedFilesError(f"{path} cannot be read any more: {error}") from error
+                raise ChangedFilesError(f"{path} can no longer be read: {error}") from error
             weakref.finalize(self, os.close, self._descriptors[-1])
         self._stamps = list(map(_stamp, self._descriptors))
 
@@ -40,8 +40,8 @@ class MappedFiles:
         for path, descriptor, stamp in zip(self._paths, self._descriptors, self._stamps, strict=True):
             if _stamp(descriptor) != stamp:
                 raise ChangedFilesError(
-                    f"{path} was overwritten while the model was open, so vectors may be those of neither file. Load the model "
-                    "again, and replace a model's files by renaming."
+                    f"{path} was overwritten while the model was open, so the vectors may be wrong. Load the model "
+                    "again, and replace the files of a model only by renaming."
                 )
 
 

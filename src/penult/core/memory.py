@@ -32,7 +32,7 @@ def check_memory(work: str, weights: int, times: float, advice: str, *, held: bo
     limit = memory_limit()
     if limit is None or _BASE + times * weights <= limit:
         return
-    sentence = f"{work} takes about {(_BASE + times * weights) / 1e9:.1f} GB of memory, and this process may use "
+    sentence = f"{work} takes about {(_BASE + times * weights) / 1e9:.1f} GB of memory, but this process may use only "
     sentence += f"{limit / 1e9:.1f} GB. {advice}"
     if held and weights > limit:
         raise ValueError(sentence)

@@ -73,8 +73,8 @@ def open_model(
     longest_bucket = max(runtime.buckets, default=0) if runtime.buckets is not None else recipe.max_length
     if recipe.max_length > longest_bucket:
         raise ValueError(
-            f"The longest bucket is {longest_bucket}, texts may have {recipe.max_length} tokens; add a longer bucket, or lower "
-            "max_length."
+            f"The longest bucket is {longest_bucket}, but texts may have {recipe.max_length} tokens. Pass a longer bucket, or "
+            f"max_length<={longest_bucket}."
         )
     prepared = prepare.prepare(source, recipe, calibration=calibration, reread=runtime.reread)
     weights = data_files(prepared.graph)
@@ -93,12 +93,12 @@ def open_model(
     recipe = _checked_dimensions(recipe, dimension)
     runner = replace(runner, recipe=recipe)
     if not runtime.pads and _padding_matters(runner, prepared, source):
-        reason = "padding reaches real tokens in this graph: only texts of one length share a batch"
+        reason = "padding changes the vectors of real tokens in this graph: a batch has only texts of one length"
         recipe = replace(recipe, padding=False, origin={**recipe.origin, "padding": reason})
         runner = replace(runner, recipe=recipe)
     if recipe.origin.get("prompts") == NOT_STATED:
         _LOGGER.info(
-            "%s: no file states a prompt for queries or documents; if the model's card gives some, pass prompts=",
+            "%s: no file states a prompt for queries or documents. If the model's card does, pass prompts=",
             source.reference,
         )
     return Model(source, calibration, runner, dimension, prepared.positions)
@@ -114,21 +114,21 @@ def _completed(recipe: Recipe, prepared: Prepared, engine: Engine, *, alone: boo
     if prepared.int8:
         origin["precision"] = f"{origin.get('precision', 'default')}: {prepared.int8}"
     if prepared.batch_dependent:
-        why = "argument: texts run one by one" if alone else (
-            "the graph's own 8-bit scales are measured on each batch, so a vector depends on the other texts of its batch; "
-            "batch_invariant=True runs texts one by one"
+        why = "argument: texts run one at a time" if alone else (
+            "the graph computes its activation scales on each batch, so a vector depends on the other texts in the batch; "
+            "batch_invariant=True runs texts one at a time"
         )  # fmt: skip
         origin["batch_invariant"] = why
     if prepared.made_unit and origin.get("normalize") == "argument" and not (recipe.steps and recipe.steps[-1] == "normalize"):
         raise ValueError(
-            "normalize is False, and the graph normalizes its vectors inside. Leave normalize out, or export the model without "
-            "its last module."
+            "normalize=False was passed, but the graph itself normalizes its vectors. Omit normalize, or export the model "
+            "without its Normalize module."
         )
     names = {tensor.name for tensor in engine.inputs}
     tasks = recipe.tasks if names & TASKS else {}
     if origin.get("tasks") == "argument" and not tasks:
         raise ValueError(
-            f"task was given, and the graph has no input for it; it has {', '.join(sorted(names))}. Leave task out."
+            f"task was passed, but the graph has no input for it; its inputs are {', '.join(sorted(names))}. Omit task."
         )
     if not tasks:
         origin.pop("tasks", None)
@@ -150,7 +150,7 @@ def _fitted(recipe: Recipe, prepared: Prepared, length: int | None) -> Recipe:
     """Return the recipe with its lengths limited to those that the graph can run."""
     for limit, what, where in (
         (prepared.positions, f"the model's {prepared.positions} positions", "the graph's table of positions"),
-        (length, f"the {length} tokens of every row that this graph was exported for", "the graph's frozen shape"),
+        (length, f"the fixed length of {length} tokens that this graph was exported with", "the graph's frozen shape"),
     ):
         if limit is None or recipe.max_length <= limit:
             continue
@@ -176,8 +176,8 @@ def _dimension(runner: Runner, source: Source) -> int:
         width = int(runner.batch(tokenized, [0], output=TOKENS).shape[2])
         if width != recipe.width:
             raise ValueError(
-                f"the modules of {source.reference!r} expect token embeddings of {recipe.width} values, and this graph gives "
-                f"{width}. Name another file, or the right tensor with layer=."
+                f"the modules of {source.reference!r} expect token embeddings of {recipe.width} values, but this graph outputs "
+                f"{width}. Pass another model_file, or the right tensor as layer=."
             )
     return dimension
 
@@ -210,13 +210,13 @@ def _padding_matters(runner: Runner, prepared: Prepared, source: Source) -> bool
         return False
     if frozen is not None:
         raise ValueError(
-            f"Every text is padded to the {longest} tokens of {source.model}, and this graph lets padding change the vectors "
-            "of real tokens: it does not read attention_mask. Export it with that input."
+            f"{source.model} has a fixed length of {longest} tokens, and in it padding changes the vectors of real tokens, as "
+            "it has no attention_mask. Export it with that input."
         )
     if buckets:
         raise ValueError(
-            f"buckets={list(buckets)} pads texts, and in {source.model} padding changes the vectors of real tokens. Leave "
-            "buckets out."
+            f"buckets={list(buckets)} pads texts, but in {source.model} padding changes the vectors of real tokens. Omit "
+            "buckets."
         )
     return True
 
@@ -239,7 +239,7 @@ def _states(runner: Runner, length: int, padding: int) -> NDArray[Any] | None:
         ids[:, slice(fixed - count) if runner.side == "left" else slice(count, None)] = tokenized.flat_ids[count // 2]
     values: NDArray[Any] = runner.executor.run(lambda: inputs, output)[0].astype(np.float32)
     if not np.isfinite(values).all():
-        raise ArithmeticError("The model gave NaN or infinite values.")
+        raise ArithmeticError("The model output NaN or infinite values.")
     if output == VECTORS:
         return values
     return values[-count:] if runner.side == "left" else values[:count]  # (T, H)
@@ -270,7 +270,7 @@ def _check_unchanged(source: Source, recipe: Recipe) -> None:
     try:
         changed = prepare.hash_model(source, recipe) != recipe.graph_sha256
     except (OSError, ValueError) as error:  # deleted, or no longer an ONNX file
-        raise ChangedFilesError(f"{source.model} cannot be read any more, and its weights are there: {error}") from error
+        raise ChangedFilesError(f"{source.model} can no longer be read, and it contains the weights: {error}") from error
     if changed:
         raise ChangedFilesError(f"{source.model} has changed since the model was loaded. Load it again.")
 

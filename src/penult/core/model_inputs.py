@@ -114,8 +114,8 @@ class _Feed:
         if value is not None:
             return np.asarray(value, dtype=tensor.dtype, order="C")  # ascontiguousarray would add an axis to a scalar
         raise ValueError(
-            f"The graph needs {name!r} {tensor.shape} {tensor.dtype}, which does not follow from token ids. Export the text "
-            "encoder alone, without this input."
+            f"The graph needs {name!r} {tensor.shape} {tensor.dtype}, which cannot be computed from token ids. Export only "
+            "the text encoder, without this input."
         )
 
     def _other(self, tensor: Tensor) -> Array | None:
@@ -136,7 +136,7 @@ class _Feed:
         fixed = sizes if len(sizes) == len(tensor.shape) else None
         if name in TASKS and fixed in {None, (), (1,), (self._rows,)}:
             if self._meaning.task is None:
-                raise ValueError(f"The graph needs `{tensor.name}`, and no file says which task. Pass task=...")
+                raise ValueError(f"The graph needs `{tensor.name}`, but no file states a task. Pass task=...")
             return np.full((self._rows,) if fixed is None else fixed, self._meaning.task)
         if name in _KEPT_LOGITS and fixed in {(), (1,)}:  # a dynamic length would be a list of the tokens to keep
             return np.zeros(sizes)
@@ -171,13 +171,13 @@ class _Feed:
             return None
         if _is_float(tensor):
             raise ValueError(
-                f"The graph needs {tensor.name!r} {tensor.shape} as {tensor.dtype}, and which values it adds to the attention "
-                "scores cannot be known. Export the graph with an attention mask (batch, sequence)."
+                f"The graph needs {tensor.name!r} {tensor.shape} as {tensor.dtype}: which values it adds to the attention "
+                "scores is unknown. Export the graph with an attention mask (batch, sequence)."
             )
         queries = 1 if tensor.shape[-2] == 1 else self._tokens
         if queries != 1 and self._caches:
             raise ValueError(
-                f"The graph needs {tensor.name!r} {tensor.shape}, and with a cache beside it such a mask is a decoder's own. "
+                f"The graph needs {tensor.name!r} {tensor.shape} beside a KV cache: it is a decoder's causal mask. "
                 "Export the graph with an attention mask (batch, sequence)."
             )
         heads = [axis if isinstance(axis, int) else 1 for axis in tensor.shape[1:-2]]

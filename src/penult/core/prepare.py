@@ -125,7 +125,7 @@ def prepare(source: Source, recipe: Recipe, *, calibration: Sequence[str] | None
     if meta is None:
         _check_contained(source, real)
         if os.path.lexists(folder):
-            _LOGGER.warning("The prepared graph in %s is damaged, or a part of it is missing; it is made again.", folder)
+            _LOGGER.warning("The prepared graph in %s is damaged or incomplete; preparing it again.", folder)
         meta = _make(source, recipe, real, folder, _Int8(limit, calibration) if limit else None)
     rest = ("int8", "positions", "position_offset", "made_unit", "own_tokens", "exact")
     return Prepared(
@@ -254,7 +254,7 @@ def _make(
 
 def _check_memory(source: Source, real: Mapping[str, Path], *, int8: bool) -> None:
     weights = sum(path.stat().st_size for path in (source.model, *real.values()))
-    copied = "Load it on a larger machine and copy the cache folder here"
+    copied = "Load it on a machine with more memory and copy the cache folder here"
     if int8:
         # MiniLM-L6, 90 MB of weights: peak memory 545 MB, of which 111 MB stay resident (ONNX Runtime 1.32).
         check_memory(f"Making {source.model} int8", weights, 4.7, f"{copied}, or pass precision='fp32'.", held=True)
@@ -270,7 +270,7 @@ def _convert(graph: Path, data_folder: Path | None, source: Source, recipe: Reci
     with tempfile.TemporaryDirectory(dir=graph.parent) as work:
         outcome = convert(graph, data_folder, source, recipe, texts=texts, limit=int8.limit, work=Path(work))
     kept = f", {outcome.kept} kept in fp32" if outcome.kept else ""
-    cosine = f"cosine to fp32 on the calibration texts {outcome.mean:.4f}, least {outcome.least:.4f}"
+    cosine = f"cosine to fp32 on the calibration texts: mean {outcome.mean:.4f}, minimum {outcome.least:.4f}"
     return f"{outcome.layers} linear layers in 8 bits{kept}; {cosine}"
 
 
@@ -285,4 +285,4 @@ def _check_contained(source: Source, real: Mapping[str, Path]) -> None:
     for name, path in real.items():
         lexical = PurePosixPath(name)
         if lexical.is_absolute() or ".." in lexical.parts or not any(path.is_relative_to(root) for root in inside):
-            raise ValueError(f"{source.model} points to {name!r}, outside its own folder; put the file beside the graph.")
+            raise ValueError(f"{source.model} refers to {name!r}, outside its folder. Put the file beside the graph.")

@@ -231,7 +231,7 @@ def read(folder: Path, overrides: Overrides, tokenizers: Mapping[Role, Path] | N
     modules = read_modules(folder)
     static = any(listed and listed[0].kind == "StaticEmbedding" for listed in modules.values())
     if static and (overrides.layer != -1 or overrides.pooling is not None):
-        raise ValueError(f"{folder} has a static embedding: it has no layers and pools by itself. Leave layer and pooling out.")
+        raise ValueError(f"{folder} is a static embedding: it has no layers and does its own pooling. Omit layer and pooling.")
     tokenizers = tokenizers or {}
     document = _Reader(folder, modules["document"], overrides, tokenizers.get("document")).recipe()
     if modules["query"] == modules["document"]:
@@ -263,7 +263,7 @@ def usable_rows(rows: int) -> int:
 
 def pad_token_id(folder: Path) -> int | None:
     """Return the padding token id that config.json states."""
-    found: int | None = value_of(folder / "config.json", "pad_token_id", int, "a whole number")
+    found: int | None = value_of(folder / "config.json", "pad_token_id", int, "an integer")
     return found
 
 
@@ -280,13 +280,13 @@ def _check(overrides: Overrides) -> None:
         if pooling is not None and pooling not in get_args(Pooling):
             raise ValueError(f"pooling is {pooling!r}; it must be one of None, {poolings}, or a list of them.")
     if isinstance(overrides.layer, bool) or not isinstance(overrides.layer, int | str | None):
-        raise TypeError(f"layer is {overrides.layer!r}; it must be a whole number, a name or None.")
+        raise TypeError(f"layer is {overrides.layer!r}; it must be an integer, a name or None.")
     for name, switch in (("normalize", overrides.normalize), ("layer_norm", overrides.layer_norm)):
         if not isinstance(switch, bool | None):
             raise TypeError(f"{name} is {switch!r}; it must be True or False.")
     _check_numbers(overrides)
     if overrides.task is not None and (isinstance(overrides.task, bool) or not isinstance(overrides.task, int | str)):
-        raise TypeError(f"task is {overrides.task!r}; it must be a name or a whole number.")
+        raise TypeError(f"task is {overrides.task!r}; it must be a name or an integer.")
     _check_prompts(overrides.prompts)
 
 
@@ -295,16 +295,16 @@ def _check_numbers(overrides: Overrides) -> None:
         if value is None:
             continue
         if isinstance(value, bool) or not isinstance(value, int):
-            raise TypeError(f"{name} is {value!r}; it must be a whole number.")
+            raise TypeError(f"{name} is {value!r}; it must be an integer.")
         if not 1 <= value <= _MOST_VALUES:
-            raise ValueError(f"{name} is {value}; it must be at least 1, and at most {_MOST_VALUES:,}.")
+            raise ValueError(f"{name} is {value}; it must be from 1 to {_MOST_VALUES:,}.")
 
 
 def _check_prompts(prompts: object) -> None:
     if prompts is None:
         return
     if not isinstance(prompts, Mapping):
-        raise TypeError(f"prompts is {repr(prompts)[:80]}; it must be a mapping, as {{'query': 'query: ', 'document': ''}}.")
+        raise TypeError(f"prompts is {repr(prompts)[:80]}; it must be a dict such as {{'query': 'query: ', 'document': ''}}.")
     for role, prompt in prompts.items():
         if role not in get_args(Role):
             raise ValueError(f"prompts has the role {str(role)[:40]!r}; it must be 'query' or 'document'.")
@@ -314,7 +314,7 @@ def _check_prompts(prompts: object) -> None:
             prompt.encode()
         except UnicodeEncodeError:
             raise ValueError(
-                f"prompts has half of a surrogate pair in the prompt of {role!r}, which no tokenizer reads."
+                f"prompts has a lone surrogate in the prompt of {role!r}, which is not valid Unicode. Fix it."
             ) from None
 
 
@@ -478,13 +478,13 @@ class _Reader:
         """
         overrides = self._overrides
         path = self._root / "config_sentence_transformers.json"
-        stated = value_of(path, "truncate_dim", int, "a whole number")
+        stated = value_of(path, "truncate_dim", int, "an integer")
         if overrides.dimensions is not None or stated is None:
             over = "" if stated is None else f", over truncate_dim of {path.name}"
             self._origin["dimensions"] = "default" if overrides.dimensions is None else f"argument{over}"
             return overrides.dimensions, True
         if not 1 <= stated <= _MOST_VALUES:
-            raise ValueError(f"{path}: truncate_dim is {stated}; it must be from 1 to {_MOST_VALUES:,}. Mend the file.")
+            raise ValueError(f"{path}: truncate_dim is {stated}; it must be from 1 to {_MOST_VALUES:,}. Fix the file.")
         self._origin["dimensions"] = path.name
         return int(stated), overrides.normalize is True
 
@@ -496,8 +496,8 @@ class _Reader:
         wrong = [name for name, prompt in named.items() if not isinstance(prompt, str)]
         if wrong or default not in (None, *named):
             raise ValueError(
-                f"{path}: prompts must be strings and default_prompt_name one of them; wrong is "
-                f"{repr(wrong[0] if wrong else default)[:80]}. Mend the file."
+                f"{path}: prompts must be strings, and default_prompt_name one of their names; invalid: "
+                f"{repr(wrong[0] if wrong else default)[:80]}. Fix the file."
             )
         other = {"query": "", "document": "" if default is None else named[default]}
         prompts = {
@@ -518,8 +518,8 @@ class _Reader:
             self._origin["tasks"] = "argument"
             if isinstance(task, str):
                 if task not in names:
-                    known = ", ".join(map(repr, names)) or "none: pass its number"
-                    raise ValueError(f"task is {task!r}; the tasks that {path} names are {known}.")
+                    known = ", ".join(map(repr, names)) or "none (pass its number)"
+                    raise ValueError(f"task is {task!r}; the tasks in {path} are {known}.")
                 task = names.index(task)
             if not 0 <= task < (len(names) or 1024):
                 raise ValueError(f"task is {task}; it must be from 0 to {(len(names) or 1024) - 1}.")
@@ -538,9 +538,9 @@ class _Reader:
             return ""
         instead = "Load a text embedding model."
         if name.endswith("ForSequenceClassification"):
-            return f"{self._root} is {RERANKER}, or a classifier ({name}). {instead}"
+            return f"{self._root} ({name}) is a classifier, or {RERANKER}. {instead}"
         if name.endswith(("ForTokenClassification", "ForQuestionAnswering")):
-            return f"{self._root} is a model that labels tokens ({name}), not a text embedding model. {instead}"
+            return f"{self._root} is a token classifier ({name}), not a text embedding model. {instead}"
         if name.endswith(("ColBERT", "ForRetrieval")):
             return f"{self._root} is {LATE_INTERACTION} ({name}). {instead}"
         if name.endswith(("ForMultipleChoice", "ForNextSentencePrediction", "ForImageClassification")):
@@ -554,7 +554,7 @@ class _Reader:
         kinds = ("vision_config", "audio_config")
         if any(value_of(path, key, dict, "an object") for key in kinds) and value_of(path, "text_config", dict, "an object"):
             return (
-                f"{self._root} reads texts and images or audio ({name or 'as CLIP does'}), and no file says which output is "
+                f"{self._root} takes texts and images or audio ({name or 'like CLIP'}), and no file states which output is "
                 "the vector of a text. Export its text encoder with that output first (text_embeds), and pass layer=None."
             )
         return ""

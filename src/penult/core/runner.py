@@ -67,7 +67,7 @@ class Runtime:
             if value is None:
                 continue
             if isinstance(value, bool) or not isinstance(value, int):
-                raise TypeError(f"{name} is {value!r}; it must be a whole number.")
+                raise TypeError(f"{name} is {value!r}; it must be an integer.")
             if value < 1:
                 raise ValueError(f"{name} is {value}; it must be at least 1.")
 
@@ -252,5 +252,5 @@ def _finite(values: NDArray[Any], rows: Sequence[int]) -> NDArray[Any]:
     values = values[: len(rows)]
     if not np.isfinite(values).all():
         bad = [row for row, value in zip(rows, values, strict=True) if not np.isfinite(value).all()]
-        raise ArithmeticError(f"The model gave NaN or infinite values for {len(bad)} texts, the first of them row {bad[0]}.")
+        raise ArithmeticError(f"The model output NaN or infinite values for {len(bad)} texts, the first at row {bad[0]}.")
     return values

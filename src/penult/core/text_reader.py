@@ -66,8 +66,9 @@ class TextReader:
         if truncated and self._truncate == "warn" and not self._warned:
             self._warned = True
             warnings.warn(
-                f"{truncated} of {len(texts)} texts had more than {longest} tokens and were cut on the "
-                f"{self._recipe.side}. Split them, or choose truncate='error', 'right' or 'left'. Said once.",
+                f"{truncated} of {len(texts)} texts had more than {longest} tokens and were truncated on the "
+                f"{self._recipe.side}. Split them, or pass truncate='error', 'right' or 'left'. This warning appears "
+                "once per embedder.",
                 TruncationWarning,
                 stacklevel=_levels(),
             )
@@ -89,7 +90,7 @@ class TextReader:
             raise TypeError(f"prompt {reason}. Pass a str.")
         if prompt and self._recipe.named_prompts.get(prompt):
             raise ValueError(
-                f"prompt={prompt!r} is the name of a prompt of this model, not its text. Pass "
+                f"prompt={prompt!r} is the name of one of this model's prompts, not its text. Pass "
                 f"prompt=embedder.recipe.named_prompts[{prompt!r}]."
             )
         return prompt
@@ -112,8 +113,8 @@ def _untruncated(windows: list[Tokenized], longest: int) -> list[Tokenized]:
     whole = Tokenized.join(windows)
     sizes = whole.counts + whole.dropped
     rows = {
-        row: f"has {'at least ' if whole.at_least is not None and whole.at_least[row] else ''}{sizes[row]} tokens, the model "
-        f"takes {longest}"
+        row: f"has {'at least ' if whole.at_least is not None and whole.at_least[row] else ''}{sizes[row]} tokens, the model's "
+        f"maximum is {longest}"
         for row in whole.truncated.tolist()
     }
     if rows:

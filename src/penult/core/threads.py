@@ -18,7 +18,7 @@ def default_threads() -> int:
     """
     if setting := os.environ.get("PENULT_THREADS"):
         if not setting.isdecimal() or int(setting) < 1:
-            raise ValueError(f"PENULT_THREADS is {setting!r}; it must be a whole number of at least 1.")
+            raise ValueError(f"PENULT_THREADS is {setting!r}; it must be an integer of at least 1.")
         return int(setting)
     cpus = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
     return max(1, min(_physical_cores(cpus), _quota(MEMBERSHIP, MOUNT)))

@@ -73,7 +73,7 @@ class Tokenized:
             ValueError: there are no parts, or they differ in role or fingerprint.
         """
         if len({(part.role, part.fingerprint) for part in parts}) != 1:
-            raise ValueError("Only texts tokenized for one role by one embedder can be joined, at least one Tokenized of them.")
+            raise ValueError("Tokenized.join needs at least one part; all parts must have one embedder and one role.")
         if len(parts) == 1:
             return parts[0]
         counts = np.concatenate([part.counts for part in parts])
@@ -116,8 +116,8 @@ class Tokenized:
         """
         if self.fingerprint != fingerprint:
             raise ValueError(
-                f"These texts were tokenized by an embedder with the fingerprint {self.fingerprint!r}, and this one has "
-                f"{fingerprint!r}: the ids may mean other tokens. Pass what this embedder's tokenize() returns."
+                f"These texts were tokenized by an embedder with the fingerprint {self.fingerprint!r}, but this one has "
+                f"{fingerprint!r}: the ids may be other tokens. Pass the result of this embedder's tokenize()."
             )
 
     def __eq__(self, other: object) -> bool:

@@ -226,16 +226,16 @@ class Tokenizer:
         tokenizer.enable_truncation(most)
         if (made := len(self._encode(["a b c d"])[0].ids)) > most:
             raise ValueError(
-                f"{self._folder}: the tokenizer makes {made} tokens where {most} are the most allowed; its post-processor must "
-                "hold the text once. Fetch tokenizer.json again."
+                f"{self._folder}: the tokenizer returns {made} tokens where at most {most} are possible; its post-processor "
+                "must contain the text once. Download tokenizer.json again."
             )
         tokenizer.no_truncation()  # `Truncation` truncates instead
 
     def _check_length(self, name: str, length: int) -> None:
         if length < max(1, self.special_tokens + (not self._may_be_bare)):
             raise ValueError(
-                f"{name} is {length}, and every text has {self.special_tokens} special tokens, so that none of a text "
-                f"fits; it must be at least {self.special_tokens + 1}."
+                f"{name} is {length}, but every text has {self.special_tokens} special tokens, which leaves no room for "
+                f"the text. Pass {name}>={self.special_tokens + 1}."
             )
 
     def _encode(self, texts: Sequence[str]) -> "list[Encoding] | list[_SlowEncoding]":
@@ -246,7 +246,9 @@ class Tokenizer:
             # tokenizers raises bare Exception where its model fails, and panics if the template lacks a token
             if type(error) is not Exception and not _is_panic(error):
                 raise
-            raise ValueError(f"{self._folder}: the tokenizer cannot encode every text: {error}. Mend its files.") from error
+            raise ValueError(
+                f"{self._folder}: the tokenizer cannot encode every text: {error}. Fix its files, or download them again."
+            ) from error
 
     def _first_id(self, *candidates: str | None) -> int | None:
         """Return the id of the first candidate that the vocabulary has."""
@@ -262,8 +264,8 @@ class Tokenizer:
         # The end of a prompt may merge into one token with the text. Truncation on the left cuts off the prompt itself.
         if len(encoding.ids) >= limit < len(self._encode([prompt + "a"])[0].ids) and self._side == "right":
             raise PromptError(
-                f"The prompt {short(prompt)} has {len(encoding.ids)} tokens with the special tokens, and a text has {limit} at "
-                f"most, so that none of a text fits. Shorten the prompt, or pass max_length>={len(encoding.ids) + 1}."
+                f"The prompt {short(prompt)} has {len(encoding.ids)} tokens with the special tokens; the maximum is {limit}, "
+                f"which leaves no room for the text. Shorten the prompt, or pass max_length>={len(encoding.ids) + 1}."
             )
         length = min(len(encoding.ids), limit)
         if length == self.special_tokens:
@@ -278,7 +280,7 @@ def _load(
     """Return the tokenizer of a folder, and the rules by which tokenizer_config.json changes tokenizer.json."""
     path = folder / "tokenizer.json"
     if path.is_symlink() and not path.exists():
-        raise ValueError(f"{path} is a link to a file that does not exist; fetch the whole model.")
+        raise ValueError(f"{path} is a link to a file that does not exist. Download the whole model.")
     if not path.exists() or config.tokenizer_class in BEYOND_FILE:
         return _from_older_files(folder, settings, lowercase=lowercase), ""
     check_size(path)
@@ -288,9 +290,9 @@ def _load(
     try:
         tokenizer = FastTokenizer.from_str(text)
     except Exception as error:
-        raise ValueError(f"{path} is not a tokenizer file ({error}); fetch it again.") from error
+        raise ValueError(f"{path} is not a tokenizer file ({error}). Download it again.") from error
     if (longest := getattr(tokenizer.model, "max_input_chars_per_word", 0)) > MOST_WORD:
-        raise ValueError(f"{path}: max_input_chars_per_word is {longest:,}; it must be at most {MOST_WORD:,}. Mend the file.")
+        raise ValueError(f"{path}: max_input_chars_per_word is {longest:,}; it must be at most {MOST_WORD:,}. Fix the file.")
     overridden = _override(tokenizer, config, lowercase=lowercase)
     return tokenizer, f"{config.tokenizer_class} {config.vocab_size}" if overridden else ""
 
@@ -371,7 +373,7 @@ def _from_older_files(folder: Path, settings: Mapping[str, object], *, lowercase
     """Load the tokenizer of a folder without tokenizer.json through transformers, which applies the settings itself."""
     vocabularies = [path for name in VOCABULARIES if (path := folder / name).exists()] + sorted(folder.glob("*.model"))
     if not vocabularies and not (folder / "tokenizer_config.json").exists():
-        raise FileNotFoundError(f"{folder} holds no tokenizer (tokenizer.json, or the older vocabulary files).")
+        raise FileNotFoundError(f"{folder} has no tokenizer. Add tokenizer.json, or the vocabulary file of an older tokenizer.")
     for path in vocabularies:
         check_content(path, "tokenizer", may_be_empty=True)
         _check_package(path)
@@ -384,8 +386,8 @@ def _from_older_files(folder: Path, settings: Mapping[str, object], *, lowercase
     except Exception as error:  # the class depends on the file and the versions
         reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
         raise ValueError(
-            f"{folder} holds no tokenizer.json, and transformers cannot make one of its older files without running code of "
-            f"the model's own ({reason}); fetch or make a tokenizer.json."
+            f"{folder} has no tokenizer.json, and transformers cannot create one from its older files without running the "
+            f"model's own code ({reason}). Download or create tokenizer.json."
         ) from error
     fast: FastTokenizer | None = getattr(loaded, "backend_tokenizer", None)
     if fast is None:
@@ -409,8 +411,8 @@ def _check_package(vocabulary: Path) -> None:
     )
     if importlib.util.find_spec(package) is None:
         raise ValueError(
-            f"{vocabulary} needs the package {package}, which is not installed, as there is no tokenizer.json beside it. "
-            f"Install {install}."
+            f"There is no tokenizer.json, and {vocabulary} needs the package {package}, which is not installed. Install "
+            f"{install}."
         )
 
 
@@ -451,7 +453,7 @@ class _Slow:
     def encode(self, sequence: str, *, add_special_tokens: bool) -> _SlowEncoding:
         ids: list[int] = self._tokenizer.convert_tokens_to_ids(self._tokenizer.tokenize(sequence))
         if None in ids:
-            raise ValueError(f"{self._folder}: the tokenizer has no token for a part of a text, and none for what is unknown.")
+            raise ValueError(f"{self._folder}: the tokenizer has no token for a part of a text, and no unknown token.")
         return self._finished(ids, add_special_tokens=add_special_tokens)
 
     def decode(self, ids: list[int], *, skip_special_tokens: bool) -> str:
@@ -512,7 +514,7 @@ def _sound(count: Callable[[], int], folder: Path) -> int:
     except BaseException as error:
         if not _is_panic(error):
             raise
-        raise ValueError(f"{folder}: the tokenizer fails over any text ({error}); fetch tokenizer.json again.") from error
+        raise ValueError(f"{folder}: the tokenizer fails on every text ({error}). Download tokenizer.json again.") from error
 
 
 def _is_panic(error: BaseException) -> bool:

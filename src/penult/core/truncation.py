@@ -198,8 +198,8 @@ class Truncation:
             part = self._part(reading)
             if part is None:
                 refused[reading.row] = (
-                    f"has {len(reading.text):,} characters, and this model's tokenizer finds no place to cut it within "
-                    f"{MOST_CHARACTERS:,}; split it"
+                    f"has {len(reading.text):,} characters, and the tokenizer cannot process it in parts of at most "
+                    f"{MOST_CHARACTERS:,} characters; split it"
                 )
             else:
                 yield part

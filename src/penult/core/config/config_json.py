@@ -26,11 +26,11 @@ def check_size(path: Path) -> None:
         ValueError: it is larger than 128 MiB, or not a regular file.
     """
     if path.is_symlink() and not path.exists():
-        raise ValueError(f"{path} is a link to a file that does not exist; fetch the whole model.")
+        raise ValueError(f"{path} is a link to a file that does not exist. Download the whole model.")
     if path.exists() and not path.is_file():
-        raise ValueError(f"{path} is not a file; fetch it again.")
+        raise ValueError(f"{path} is not a file. Download it again.")
     if (size := path.stat().st_size) > _MOST_BYTES:
-        raise ValueError(f"{path} has {size:,} bytes; such a file has at most {_MOST_BYTES:,}. Fetch it again.")
+        raise ValueError(f"{path} has {size:,} bytes; the maximum is {_MOST_BYTES:,}. Download it again.")
 
 
 def check_content(path: Path, what: str = "file", *, may_be_empty: bool = False) -> None:
@@ -47,11 +47,11 @@ def check_content(path: Path, what: str = "file", *, may_be_empty: bool = False)
     with path.open("rb") as file:
         head = file.read(256)
     if not head and not may_be_empty:
-        raise ValueError(f"{path} is empty; it was not fetched to the end, fetch it again.")
+        raise ValueError(f"{path} is empty: its download was not completed. Download it again.")
     if head.startswith(b"version https://git-lfs"):
-        raise ValueError(f"{path} is a git-LFS pointer, not the {what}; run `git lfs pull` in its repository.")
+        raise ValueError(f"{path} is a Git LFS pointer, not the {what}. Run `git lfs pull` in its repository.")
     if head.removeprefix(b"\xef\xbb\xbf").lstrip().lower().startswith(_PAGES):
-        raise ValueError(f"{path} is a web page, not the {what}, as a server sends it instead of a file; fetch it again.")
+        raise ValueError(f"{path} is an HTML page, not the {what}. Download it again.")
 
 
 def read_text(path: Path) -> str:
@@ -66,7 +66,7 @@ def read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 ({error}); fetch it again.") from error
+        raise ValueError(f"{path} is not UTF-8 ({error}). Download it again.") from error
 
 
 def read_json(path: Path) -> object:
@@ -84,7 +84,7 @@ def read_json(path: Path) -> object:
         if _HALF.search(text):
             json.dumps(found, ensure_ascii=False).encode()  # raises for a lone surrogate, with which tokenizers fail
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not JSON ({error}); fetch it again.") from error
+        raise ValueError(f"{path} is not JSON ({error}). Download it again.") from error
     return found
 
 
@@ -96,7 +96,7 @@ def read_object(path: Path) -> dict[str, Any]:
     """
     found = read_json(path) if path.exists() or path.is_symlink() else {}
     if not isinstance(found, dict):
-        raise ValueError(f"{path} holds {short(found)}; it must be a JSON object. Fetch it again.")  # noqa: TRY004
+        raise ValueError(f"{path} contains {short(found)}; it must be a JSON object. Download it again.")  # noqa: TRY004
     return found
 
 
@@ -114,5 +114,5 @@ def value_of(path: Path, key: str, kind: type | UnionType, allowed: str) -> Any:
     """
     value = read_object(path).get(key)
     if value is not None and (not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool)):
-        raise ValueError(f"{path}: {key} is {short(value)}; it must be {allowed}. Mend or fetch the file again.")
+        raise ValueError(f"{path}: {key} is {short(value)}; it must be {allowed}. Fix the file, or download it again.")
     return value

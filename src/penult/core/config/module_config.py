@@ -109,8 +109,8 @@ class _Chain:
             self.widths[-1] = width
         elif width is not None and width != self.widths[-1]:
             raise ValueError(
-                f"{path} expects embeddings of {width} values, and the module before it gives {self.widths[-1]}. "
-                + ("Pass another pooling, or none." if self.explicit else "Mend the files, or fetch them again.")
+                f"{path} expects embeddings of {width} values, but the module before it outputs {self.widths[-1]}. "
+                + ("Pass another pooling, or omit it." if self.explicit else "Fix the files, or download them again.")
             )
 
 
@@ -124,8 +124,8 @@ def read_steps(root: Path, modules: Sequence[Module], pooling: tuple[Pooling, ..
     inputs = [module for module in modules if module.is_input]
     if modules and (not modules[0].is_input or len(inputs) > 1):
         raise ValueError(
-            f"{root / 'modules.json'} lists {', '.join(m.kind for m in modules)}; penult reads one module that takes text, "
-            "first, and what follows it."
+            f"{root / 'modules.json'} lists {', '.join(m.kind for m in modules)}; penult supports one module that takes text, "
+            "as the first, and the modules after it."
         )
     tokens = not modules or modules[0].kind == "Transformer"
     chain = _Chain(root, TOKENS if tokens else SENTENCE, any(module.kind == "Pooling" for module in modules), pooling)
@@ -160,7 +160,7 @@ def check_keys(path: Path, config: Iterable[str], known: Iterable[str]) -> None:
     unknown = sorted(set(config) - set(known))
     if unknown:
         raise ValueError(
-            f"{path} states {unknown[0][:80]!r}, which penult does not know: vectors could differ. Known are "
+            f"{path} states {unknown[0][:80]!r}, which penult does not support: vectors could differ. Supported: "
             f"{', '.join(sorted(known))}."
         )
 
@@ -177,7 +177,7 @@ def _config(chain: _Chain, module: Module, known: Iterable[str], *, needed: bool
     if not path.exists():
         if needed:
             raise FileNotFoundError(
-                f"modules.json names the module {module.kind} in {module.folder!r}, and {path} is missing; fetch the whole "
+                f"modules.json names the module {module.kind} in {module.folder!r}, but {path} is missing. Download the whole "
                 "model."
             )
         return path, {}
@@ -192,8 +192,8 @@ def _feature(path: Path, default: str) -> str:
     output = value_of(path, "module_output_name", str, "the name of a feature") or name
     if name not in (TOKENS, SENTENCE) or output != name:
         raise ValueError(
-            f"{path}: the module reads {name[:80]!r} and writes {output[:80]!r}; penult has modules that change {TOKENS!r} or "
-            f"{SENTENCE!r} in place."
+            f"{path}: the module reads {name[:80]!r} and writes {output[:80]!r}; penult supports modules that change "
+            f"{TOKENS!r} or {SENTENCE!r} in place."
         )
     return str(name)
 
@@ -202,7 +202,7 @@ def _pooling(chain: _Chain, module: Module) -> None:
     known = (*_FLAGS, *_WIDTHS, "pooling_mode", "include_prompt")
     path, config = _config(chain, module, known, needed=chain.explicit is None)
     if chain.feature != TOKENS:
-        raise ValueError(f"{path}: the embeddings are pooled already when this module sees them; penult pools once.")
+        raise ValueError(f"{path}: the input of this module is already pooled; penult supports one pooling.")
     chain.pooling = chain.explicit or _modes(path, config)
     chain.include_prompt = value_of(path, "include_prompt", bool, "true or false") is not False
     chain.pooling_file = f"{module.folder}/config.json"
@@ -220,11 +220,11 @@ def _modes(path: Path, config: Mapping[str, Any]) -> tuple[Pooling, ...]:
         wrong = [name for name in names if name not in _POOLINGS]
         if wrong:
             raise ValueError(
-                f"{path} asks for the pooling {wrong[0][:80]!r}, which penult does not have; it has {', '.join(_POOLINGS)}. "
-                "Name one with pooling=, knowing that vectors will differ."
+                f"{path} states the pooling {wrong[0][:80]!r}; penult supports {', '.join(_POOLINGS)}. "
+                "To replace it, pass pooling=: vectors will differ."
             )
         if len(names) > len(_FLAGS):
-            raise ValueError(f"{path} concatenates {len(names)} poolings; penult takes at most {len(_FLAGS)}.")
+            raise ValueError(f"{path} concatenates {len(names)} poolings; penult supports at most {len(_FLAGS)}.")
         return tuple(_POOLINGS[name] for name in names)
     return tuple(mode for flag, mode in _FLAGS.items() if config.get(flag)) or ("mean",)
 
@@ -239,7 +239,7 @@ def _dense(chain: _Chain, module: Module) -> None:
     chain.widths.append(made)
     residual = value_of(path, "use_residual", bool, "true or false") or False
     if residual and (given is None or made is None):
-        raise ValueError(f"{path} has use_residual without in_features and out_features; state both.")
+        raise ValueError(f"{path} has use_residual without in_features and out_features. Add both.")
     bias = value_of(path, "bias", bool, "true or false")
     steps.append(Dense(module.folder, _activation(path, config), _residual(given, made) if residual else "", bias))
 
@@ -256,7 +256,7 @@ def _activation(path: Path, config: Mapping[str, Any]) -> str:
     package, _, name = str(stated).rpartition(".")
     if name not in ACTIVATIONS or package not in ("", "torch.nn", "torch.nn.modules.activation", "torch.nn.modules.linear"):
         raise ValueError(
-            f"{path} asks for the activation {stated[:80]!r}; penult has {', '.join(ACTIVATIONS)} of torch.nn. Leaving it out "
+            f"{path} states the activation {stated[:80]!r}; penult supports {', '.join(ACTIVATIONS)} of torch.nn. Omitting it "
             "would give other vectors."
         )
     return name
@@ -290,14 +290,14 @@ def _steps_of(chain: _Chain, path: Path, feature: str) -> list[Step]:
     """Return the list of steps on a feature."""
     if feature != chain.feature:
         order = "before" if feature == SENTENCE else "after"
-        raise ValueError(f"{path}: the module changes {feature!r} {order} the pooling, where penult has no such step.")
+        raise ValueError(f"{path}: the module changes {feature!r} {order} the pooling, which penult does not support.")
     return chain.tokens if feature == TOKENS else chain.after
 
 
 def _width(path: Path, key: str) -> int | None:
-    value = value_of(path, key, int, "a whole number")
+    value = value_of(path, key, int, "an integer")
     if value is not None and not 1 <= value <= 1_000_000:
-        raise ValueError(f"{path}: {key} is {value}; it must be from 1 to 1,000,000. Fetch the file again.")
+        raise ValueError(f"{path}: {key} is {value}; it must be from 1 to 1,000,000. Download the file again.")
     return value if value is None else int(value)
 
 

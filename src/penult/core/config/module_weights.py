@@ -41,8 +41,8 @@ def weights_path(folder: Path) -> Path:
             return folder / name
     parts = sorted(path.name for path in folder.glob("*-of-*")) + sorted(path.name for path in folder.glob("*.index.json"))
     if parts:
-        raise ValueError(f"{folder} holds weights in several files ({parts[0]}, ...); save them as one {SAFETENSORS}.")
-    raise FileNotFoundError(f"{folder} has neither {SAFETENSORS} nor {PICKLE}; fetch the whole model.")
+        raise ValueError(f"{folder} has its weights in several files ({parts[0]}, ...). Save them as one {SAFETENSORS}.")
+    raise FileNotFoundError(f"{folder} has neither {SAFETENSORS} nor {PICKLE}. Download the whole model.")
 
 
 def read_weights(folder: Path, shapes: Mapping[str, Shape], optional: Shape = ()) -> dict[str, Floats]:
@@ -69,7 +69,7 @@ def read_weights(folder: Path, shapes: Mapping[str, Shape], optional: Shape = ()
         )
         if not fits or 0 in shape or not _is_real(arrays[key]):
             raise ValueError(
-                f"{path} holds {_listed(arrays)}; {key} must be numbers ({', '.join(axes)}). Fetch the file again."
+                f"{path} has {_listed(arrays)}; {key} must be numbers ({', '.join(axes)}). Download the file again."
             )
     return {key: np.ascontiguousarray(arrays[key], dtype=np.float32) for key in shapes}
 
@@ -133,15 +133,15 @@ def static_table(folder: Path) -> Floats:
         and (weights is None or (weights.shape == (tokens,) and _is_real(weights)))
     ):
         raise ValueError(
-            f"{path} holds {_listed(arrays)}; static embeddings are rows (V, D), with a mapping (V,) to rows and weights (V,). "
-            "Fetch the file again."
+            f"{path} has {_listed(arrays)}; a static embedding has rows (V, D), and optionally a mapping (V,) and weights "
+            "(V,). Download the file again."
         )
     rows = rows if mapping is None else rows[mapping]
     if weights is not None:  # at least float32: half-precision products would change the vectors
         rows = np.asarray(rows, dtype=np.promote_types(rows.dtype, np.float32)) * weights[:, None]
     table = np.ascontiguousarray(rows, dtype=np.float32)
     if not np.isfinite(table).all():
-        raise ValueError(f"{path} holds embeddings that are not finite numbers. Fetch the file again.")
+        raise ValueError(f"{path} has NaN or infinite embeddings. Download the file again.")
     return table
 
 
@@ -169,8 +169,9 @@ def _check_keys(
     required, optional = list(required), list(optional)
     if set(required) - set(arrays) or set(arrays) - set(required) - set(optional):
         raise ValueError(
-            f"{path} holds {_listed(arrays)}; this module has {_named(required)}"
-            f"{f' and at most {_named(optional)}' if optional else ''}. Fetch the file and the module's config.json again."
+            f"{path} has {_listed(arrays)}; this module needs {_named(required)}"
+            f"{f' and optionally {_named(optional)}' if optional else ''}. Download the file and the "
+            "module's config.json again."
         )
 
 
@@ -198,10 +199,10 @@ def _are_rows(mapping: NDArray[np.generic], *, of: NDArray[np.generic]) -> bool:
 
 def _read(path: Path) -> dict[str, NDArray[np.generic]]:
     if not path.is_file():
-        raise ValueError(f"{path} is not a file; fetch it again.")  # reading a device or a pipe may never end
+        raise ValueError(f"{path} is not a file. Download it again.")  # reading a device or a pipe may never end
     check_content(path, "weights", may_be_empty=True)
     if (size := path.stat().st_size) > _MOST_BYTES:
-        raise ValueError(f"{path} has {size:,} bytes; penult reads at most {_MOST_BYTES:,}. Fetch it again.")
+        raise ValueError(f"{path} has {size:,} bytes; the maximum is {_MOST_BYTES:,}. Download it again.")
     return _read_safetensors(path) if path.name == SAFETENSORS else _read_torch(path)
 
 
@@ -209,12 +210,12 @@ def _read_safetensors(path: Path) -> dict[str, NDArray[np.generic]]:
     try:
         tensors = safetensors.deserialize(path.read_bytes())  # type: ignore[no-untyped-call] # it has no annotations
     except (safetensors.SafetensorError, ValueError) as error:
-        raise ValueError(f"{path} is not a whole safetensors file ({error}); fetch it again.") from error
+        raise ValueError(f"{path} is not a complete safetensors file ({error}). Download it again.") from error
     arrays: dict[str, NDArray[np.generic]] = {}
     for key, tensor in tensors:
         kind = tensor["dtype"]
         if kind not in _TYPES:
-            raise ValueError(f"{path} holds {key[:80]} as {kind}; penult reads {', '.join(_TYPES)}. Save it in one of these.")
+            raise ValueError(f"{path} has {key[:80]} as {kind}; penult supports {', '.join(_TYPES)}. Save it as one of these.")
         array = np.frombuffer(tensor["data"], dtype=_TYPES[kind]).reshape(tensor["shape"])
         # bfloat16 is the upper half of float32; NumPy does not support it.
         arrays[key] = (array.astype(np.uint32) << 16).view(np.float32) if kind == "BF16" else array
@@ -225,12 +226,12 @@ def _read_torch(path: Path) -> dict[str, NDArray[np.generic]]:
     version = _torch_version()
     if version is None:
         raise FileNotFoundError(
-            f"{path.parent} has no {SAFETENSORS}, and {path} is pickled weights, which need torch. Install "
+            f"{path.parent} has no {SAFETENSORS}, and reading the pickled weights {path} needs torch. Install "
             f"{install_hint('export')}, or save the weights once as {SAFETENSORS}."
         )
     if version < _SAFE_TORCH:
         raise ValueError(
-            f"{path} is pickled weights, which torch reads safely from version {'.'.join(map(str, _SAFE_TORCH))} on; upgrade "
+            f"{path} has pickled weights, which torch reads safely from version {'.'.join(map(str, _SAFE_TORCH))} on. Upgrade "
             f"torch, or save the weights once as {SAFETENSORS}."
         )
     import torch  # noqa: PLC0415, TID251 - the only use at run time, and only for pickled weights
@@ -242,7 +243,7 @@ def _read_torch(path: Path) -> dict[str, NDArray[np.generic]]:
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, TypeError, KeyError, AttributeError) as error:
         reason = str(error).strip().partition("\n")[0][:200]
         raise ValueError(
-            f"{path} is not a whole file of weights by name and nothing else ({reason}); fetch it again, or save the weights "
+            f"{path} is not a complete file of named weights only ({reason}). Download it again, or save the weights "
             f"as {SAFETENSORS}."
         ) from error
     return {str(key): array for key, array in arrays.items()}

@@ -25,9 +25,9 @@ _ROUTE_NAMES: Mapping[Role, tuple[str, ...]] = {"query": ("query",), "document":
 
 _MOST_ROUTERS = 100  # models have one; small files could nest thousands
 
-RERANKER = "a reranker (cross-encoder): it scores pairs of a query and a document and gives no vector of a text"
+RERANKER = "a reranker (cross-encoder): it scores pairs of a query and a document, and has no text embeddings"
 SPARSE = "a sparse encoder (SPLADE): its vectors have a weight for each word of the vocabulary"
-LATE_INTERACTION = "a late-interaction model (ColBERT): it gives one vector per token and none of a text"
+LATE_INTERACTION = "a late-interaction model (ColBERT): it outputs one vector per token, not per text"
 _MODEL_TYPES = {"CrossEncoder": RERANKER, "SparseEncoder": SPARSE, "MultiVectorEncoder": LATE_INTERACTION}
 
 
@@ -55,7 +55,7 @@ def read_modules(folder: Path) -> dict[Role, tuple[Module, ...]]:
     path = folder / "modules.json"
     listed = read_json(path) if path.exists() or path.is_symlink() else []
     if not isinstance(listed, list):
-        raise ValueError(f"{path} holds a {type(listed).__name__}; it must be a list of modules. Fetch it again.")  # noqa: TRY004
+        raise ValueError(f"{path} contains a {type(listed).__name__}; it must be a list of modules. Download it again.")  # noqa: TRY004
     modules = [_module(path, entry) for entry in listed]
     roles = {role: tuple(_flat(folder, path, modules, role)) for role in ROLES}
     for module in roles["document"] + roles["query"]:
@@ -69,19 +69,20 @@ def _check_model_type(folder: Path) -> None:
     if model_type in (None, "SentenceTransformer"):
         return
     what = _MODEL_TYPES.get(str(model_type))
-    raise ValueError(f"{path.parent} is {what or f'a {model_type}, which penult does not have'}. Load a text embedding model.")
+    what = what or f"a {model_type}, which penult does not support"
+    raise ValueError(f"{path.parent} is {what}. Load a text embedding model.")
 
 
 def _module(path: Path, entry: object) -> Module:
     kind, folder = (entry.get("type"), entry.get("path", "")) if isinstance(entry, dict) else (None, None)
     if not (isinstance(kind, str) and isinstance(folder, str)):
-        raise ValueError(f"{path} lists a module without a type and a path that are strings; fetch it again.")  # noqa: TRY004
+        raise ValueError(f"{path} lists a module whose type and path are not strings. Download it again.")  # noqa: TRY004
     return _named(path, kind, folder)
 
 
 def _named(path: Path, kind: str, folder: str) -> Module:
     if PurePath(folder).is_absolute() or ".." in PurePath(folder).parts or "\0" in folder or len(folder) > 255:
-        raise ValueError(f"{path} names the folder {folder[:80]!r}, outside the model's own; put it inside.")
+        raise ValueError(f"{path} names the folder {folder[:80]!r}, outside the model's folder. Put it inside.")
     return Module(kind.rpartition(".")[2], folder, kind)
 
 
@@ -94,8 +95,8 @@ def _check_kind(path: Path, module: Module) -> None:
     own = module.path.startswith("sentence_transformers.") or "." not in module.path
     if module.kind not in _KINDS or not (own or module.kind == "Transformer"):
         raise ValueError(
-            f"{path} has a module {module.kind!r} ({module.path}), which penult does not have; it has {', '.join(_KINDS)} of "
-            "sentence-transformers. Leaving it out would give other vectors."
+            f"{path} has a module {module.kind!r} ({module.path}); penult supports {', '.join(_KINDS)} of "
+            "sentence-transformers. Omitting the module would give other vectors."
         )
 
 
@@ -104,7 +105,7 @@ def _flat(
 ) -> list[Module]:
     """Return the modules of a role, each router replaced by the modules of its route; `routers` has those seen so far."""
     if depth > 4:  # no model nests routers so deeply
-        raise ValueError(f"{path} nests routers more than four deep; fetch it again.")
+        raise ValueError(f"{path} nests routers more than four deep. Download it again.")
     flat: list[Module] = []
     routers = [] if routers is None else routers
     for module in modules:
@@ -114,13 +115,13 @@ def _flat(
         config_path, config = _router_config(root / module.folder)
         routers.append(config_path)
         if len(routers) > _MOST_ROUTERS:
-            raise ValueError(f"{path.parent} has more than {_MOST_ROUTERS} routers; fetch it again.")
+            raise ValueError(f"{path.parent} has more than {_MOST_ROUTERS} routers. Download it again.")
         types: Mapping[str, Any] = config["types"]
         route = _route(config_path, config, role)
         inner = []
         for name in config["structure"][route]:
             if not isinstance(name, str) or not isinstance(types.get(name), str):
-                raise ValueError(f"{config_path} gives no type for the module {str(name)[:80]!r}; fetch it again.")  # noqa: TRY004
+                raise ValueError(f"{config_path} states no type for the module {str(name)[:80]!r}. Download it again.")  # noqa: TRY004
             place = (PurePosixPath(module.folder) / str(name)).as_posix()
             inner.append(_named(config_path, types[name], place))
         flat.extend(_flat(root, config_path, inner, role, depth=depth + 1, routers=routers))
@@ -131,12 +132,12 @@ def _router_config(folder: Path) -> tuple[Path, dict[str, Any]]:
     """Read a router's configuration; before sentence-transformers 4 the file was named config.json."""
     path = next((p for p in (folder / "router_config.json", folder / "config.json") if p.exists()), None)
     if path is None:
-        raise FileNotFoundError(f"{folder} has no router_config.json, which modules.json asks for; fetch the whole model.")
+        raise FileNotFoundError(f"{folder} has no router_config.json, which modules.json needs. Download the whole model.")
     config = read_object(path)
     types, structure = config.get("types"), config.get("structure")
     lists = isinstance(structure, dict) and structure and all(isinstance(names, list) for names in structure.values())
     if not isinstance(types, dict) or not lists or not isinstance(config.get("parameters", {}), dict):
-        raise ValueError(f"{path} must hold the objects `types`, `structure` and `parameters`; fetch it again.")
+        raise ValueError(f"{path} must have the objects `types`, `structure` and `parameters`. Download it again.")
     return path, config
 
 
@@ -146,7 +147,7 @@ def _route(path: Path, config: Mapping[str, Any], role: Role) -> str:
     parameters: Mapping[str, Any] = config.get("parameters") or {}
     unknown = set(parameters) - {"default_route", "allow_empty_key", "route_mappings"}
     if unknown:
-        raise ValueError(f"{path}: the router has the parameter {min(unknown)!r}, which penult does not know.")
+        raise ValueError(f"{path}: the router has the parameter {min(unknown)!r}, which penult does not support.")
     mappings = _route_mappings(path, parameters.get("route_mappings"))
     keys: tuple[tuple[object, object], ...] = ((role, "text"), (role, None), (None, "text"), (None, None))
     mapped = [mappings[key] for key in keys if key in mappings]
@@ -154,7 +155,8 @@ def _route(path: Path, config: Mapping[str, Any], role: Role) -> str:
     route = next(iter(mapped + named), None)
     if route is None or route not in structure:
         raise ValueError(
-            f"{path} has no route for a {role}; its routes are {', '.join(map(str, structure))}. Name one of them {role!r}."
+            f"{path} has no route for a {role}; its routes are {', '.join(map(str, structure))}. Rename one of "
+            f"them to {role!r}."
         )
     return route
 
@@ -164,12 +166,12 @@ def _route_mappings(path: Path, stated: object) -> dict[tuple[object, object], s
     if not stated:
         return {}
     if not isinstance(stated, dict):
-        raise ValueError(f"{path}: route_mappings must be an object; fetch it again.")  # noqa: TRY004
+        raise ValueError(f"{path}: route_mappings must be an object. Download it again.")  # noqa: TRY004
     mappings: dict[tuple[object, object], str] = {}
     for key, route in stated.items():
         pair = _literal(key)
         if not isinstance(pair, tuple) or len(pair) != 2 or not all(map(_is_name, pair)):
-            raise ValueError(f"{path}: the route {key[:80]!r} is not a pair of task and modality; fetch it again.")
+            raise ValueError(f"{path}: the route {key[:80]!r} is not a pair of task and modality. Download it again.")
         task, modality = pair
         if not isinstance(modality, tuple):  # several modalities at once: not plain text
             mappings[task, modality] = str(route)

@@ -146,7 +146,7 @@ def gives_types(folder: Path, settings: Mapping[str, object] | None = None) -> b
     path = folder / "tokenizer_config.json"
     names = (settings or {}).get("model_input_names") or read_object(path).get("model_input_names")
     if names is not None and not isinstance(names, list):
-        raise ValueError(f"{path}: model_input_names is {short(names)}; it must be a list of names. Fetch the file again.")
+        raise ValueError(f"{path}: model_input_names is {short(names)}; it must be a list of names. Download the file again.")
     return names is None or "token_type_ids" in names
 
 
@@ -193,8 +193,8 @@ def _stated_class(values: Mapping[str, Any], from_file: Mapping[str, str], folde
     given = _text(values["tokenizer_class"])
     if own is not None and given is not None and given.removesuffix("Fast") != str(own).removesuffix("Fast"):
         raise ValueError(
-            f"The tokenizer setting tokenizer_class is {given[:80]!r}, and {folder / 'tokenizer_config.json'} states "
-            f"{str(own)[:80]!r}. Leave it out."
+            f"The tokenizer setting tokenizer_class is {given[:80]!r}, but {folder / 'tokenizer_config.json'} states "
+            f"{str(own)[:80]!r}. Omit it."
         )
     return given
 
@@ -207,8 +207,8 @@ def _check_settings(settings: Mapping[str, object]) -> None:
     unknown = [key for key in settings if key not in (*USED, *_HARMLESS, "tokenizer_class")]
     if unknown:
         raise ValueError(
-            f"The tokenizer setting {str(unknown[0])[:80]!r} is not one that penult has; it has {', '.join(USED)}. "
-            "Leaving it out would give other vectors."
+            f"The tokenizer setting {str(unknown[0])[:80]!r} is not supported; supported: {', '.join(USED)}. "
+            "Omitting it would give other vectors."
         )
 
 
@@ -222,7 +222,7 @@ def _is_stated(key: str, values: Mapping[str, Any]) -> bool:
 
 def _flag(value: object, where: str, key: str) -> bool | None:
     if value is not None and not isinstance(value, bool):
-        raise ValueError(f"{where}: {key} is {short(value)}; it must be true or false. Mend or fetch the file again.")
+        raise ValueError(f"{where}: {key} is {short(value)}; it must be true or false. Fix the file, or download it again.")
     return value
 
 
@@ -230,7 +230,7 @@ def _token(value: object, where: str, key: str) -> Token:
     """Parse a special token, written as a string or as an object with its properties."""
     content = value.get("content") if isinstance(value, dict) else value
     if not isinstance(content, str):
-        raise ValueError(f"{where}: {key} is {short(value)}; it must be a token. Mend or fetch the file again.")  # noqa: TRY004
+        raise ValueError(f"{where}: {key} is {short(value)}; it must be a token. Fix the file, or download it again.")  # noqa: TRY004
     names = ("single_word", "lstrip", "rstrip", "normalized", "special")
     flags = {name: value[name] for name in names if isinstance(value, dict) and isinstance(value.get(name), bool)}
     return Token(content, flags)
@@ -252,7 +252,9 @@ def _extra(extra: object, where: Mapping[str, str]) -> tuple[Token, ...]:
         return ()
     key = next((name for name in _LISTS if name in where), "extra_special_tokens")
     if not isinstance(extra, list | tuple):
-        raise ValueError(f"{where[key]}: {key} is {short(extra)}; it must be a list of tokens. Mend or fetch the file again.")  # noqa: TRY004
+        raise ValueError(  # noqa: TRY004
+            f"{where[key]}: {key} is {short(extra)}; it must be a list of tokens. Fix the file, or download it again."
+        )
     return tuple(_token(value, where[key], key) for value in extra)
 
 
@@ -263,7 +265,7 @@ def _decoder(value: object, where: Mapping[str, str]) -> dict[int, Token]:
     if not isinstance(value, dict) or not all(
         str(index).isdecimal() and isinstance(item, dict) for index, item in value.items()
     ):
-        raise ValueError(f"{where[key]}: {key} is {short(value)}; it must be tokens by id. Mend or fetch the file again.")
+        raise ValueError(f"{where[key]}: {key} is {short(value)}; it must be tokens by id. Fix the file, or download it again.")
     return dict(sorted((int(index), _token(item, where[key], key)) for index, item in value.items()))
 
 
@@ -290,7 +292,7 @@ def _side(folder: Path, settings: Mapping[str, object] | None, *, key: str, sect
         return None, "default"
     side = value.lower() if isinstance(value, str) and path.name == "tokenizer.json" else value
     if side not in _SIDES:
-        raise ValueError(f"{place}: {key} is {short(value)}; it must be 'right' or 'left'. Mend the file.")
+        raise ValueError(f"{place}: {key} is {short(value)}; it must be 'right' or 'left'. Fix the file.")
     return str(side), name
 
 

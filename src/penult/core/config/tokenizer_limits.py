@@ -41,8 +41,8 @@ def check_normalizer(path: Path, text: str) -> None:
     for normalizer in found:
         if (growth := _growth(normalizer)) > _MOST_GROWTH:
             raise ValueError(
-                f"{path}: the normalizer may make a text {growth:,.0f} times as long; penult takes {_MOST_GROWTH}. Fetch the "
-                "file again."
+                f"{path}: the normalizer may make a text {growth:,.0f} times as long; the maximum is {_MOST_GROWTH}. "
+                "Download the file again."
             )
 
 

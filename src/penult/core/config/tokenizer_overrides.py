@@ -178,7 +178,7 @@ def post_processor(part: Part | None, config: TokenizerConfig, token_id: Callabl
         index = token_id(token)
         if wanted and index is None:
             raise ValueError(
-                f"{config.place(flag)}: {flag} is true, and the vocabulary lacks {office} {token[:80]!r}. Fetch the "
+                f"{config.place(flag)}: {flag} is true, but the vocabulary has no {office} {token[:80]!r}. Download the "
                 "tokenizer's files again."
             )
         part = _with_end(part, token, index, at=at) if wanted else _without_end(part, token, at=at)

@@ -86,7 +86,7 @@ def read_transformer(folder: Path) -> TransformerConfig:
     if config.get("query_expansion"):
         raise ValueError(f"{path.parent} is {LATE_INTERACTION} ({path.name} states query_expansion).")
     if value_of(path, "tokenizer_name_or_path", str, "a name") not in (None, "", "."):
-        raise ValueError(f"{path} takes the tokenizer of another model (tokenizer_name_or_path); copy its files here.")
+        raise ValueError(f"{path} names the tokenizer of another model (tokenizer_name_or_path). Copy its files here.")
     common, text = _processing(path)
     lengths = _lengths(path, common, text)
     output, layer = _output(path)
@@ -124,10 +124,12 @@ def _processing(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     for name in ("common", "text"):
         part = processing.get(name) or {}
         if not isinstance(part, dict):
-            raise ValueError(f"{path}: processing_kwargs.{name} is {str(part)[:80]!r}; it must be an object. Fetch it again.")  # noqa: TRY004
+            raise ValueError(  # noqa: TRY004
+                f"{path}: processing_kwargs.{name} is {str(part)[:80]!r}; it must be an object. Download the file again."
+            )
         check_keys(path, part, known)
         if part.get("truncation", True) in (None, False, "do_not_truncate"):
-            raise ValueError(f"{path} switches truncation off, which penult does not do: every text has a longest length.")
+            raise ValueError(f"{path} disables truncation; penult always limits the length of a text.")
         found.append(part)
     return found[0], found[1]
 
@@ -139,7 +141,7 @@ def _lengths(path: Path, common: Mapping[str, Any], text: Mapping[str, Any]) -> 
         length = _length(path, called["max_length"], "max_length")
         return {} if length is None else {"document": length, "query": length}
     keys: tuple[tuple[Role, str], ...] = (("document", "document_length"), ("query", "query_length"))
-    stated = {role: _length(path, value_of(path, key, int, "a whole number"), key) for role, key in keys}
+    stated = {role: _length(path, value_of(path, key, int, "an integer"), key) for role, key in keys}
     return {role: length for role, length in stated.items() if length is not None}
 
 
@@ -150,7 +152,7 @@ def as_length(value: object) -> int | None:
 
 def _length(path: Path, value: object, key: str) -> int | None:
     if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
-        raise ValueError(f"{path}: {key} is {str(value)[:80]!r}; it must be a number. Mend or fetch the file again.")
+        raise ValueError(f"{path}: {key} is {str(value)[:80]!r}; it must be a number. Fix the file, or download it again.")
     return as_length(value)
 
 
@@ -159,21 +161,23 @@ def _output(path: Path) -> tuple[str | None, int | None]:
     modalities = _object(path, "modality_config")
     if "message" in modalities:
         raise ValueError(
-            f"{path} renders every text through a chat template (modality `message`), which penult does not do. Render the "
-            "texts yourself and load a copy of the folder without `message` in modality_config."
+            f"{path} applies a chat template to every text (modality `message`), which penult does not support. Apply it to "
+            "the texts yourself, and load a copy of the folder without `message` in modality_config."
         )
     if not modalities:
         return None, None
     if not isinstance(modalities.get("text"), dict):
         raise ValueError(  # noqa: TRY004 - a file is wrong, not an argument
-            f"{path} has no modality `text` (it has {', '.join(map(str, modalities))}): the model reads no text."
+            f"{path} has no modality `text` (it has {', '.join(map(str, modalities))}): the model does not take text."
         )
     text = modalities["text"]
     check_keys(path, text, ("method", "method_output_name", "format"))
     name, method = text.get("method_output_name"), text.get("method", "forward")
     feature = value_of(path, "module_output_name", str, "the name of a feature") or "token_embeddings"
     if feature not in ("token_embeddings", "sentence_embedding"):
-        raise ValueError(f"{path}: the module gives {feature[:80]!r}; penult reads token_embeddings or sentence_embedding.")
+        raise ValueError(
+            f"{path}: the module outputs {feature[:80]!r}; penult supports token_embeddings or sentence_embedding."
+        )
     if (method, name, feature) == ("forward", "last_hidden_state", "token_embeddings"):
         return None, None
     if isinstance(name, list) and len(name) == 2 and name[0] == "hidden_states" and type(name[1]) is int:
@@ -181,6 +185,6 @@ def _output(path: Path) -> tuple[str | None, int | None]:
     if feature == "sentence_embedding" and method in ("forward", "get_text_features"):
         return {"get_text_features": "text_embeds"}.get(method, str(name)), None
     raise ValueError(
-        f"{path}: text goes through {str(method)[:80]!r} and gives {str(name)[:80]!r} as {feature}; penult reads forward's "
-        "last_hidden_state, one of its hidden_states, or a vector that the graph itself gives."
+        f"{path}: text goes through {str(method)[:80]!r} and gives {str(name)[:80]!r} as {feature}; penult supports forward's "
+        "last_hidden_state, one of its hidden_states, or a vector that the graph outputs."
     )
