@@ -62,7 +62,7 @@ def test_deleting_frees_the_model(running, tiny, monkeypatch):
     assert running.get("/health").status_code == 200
 
 
-def test_opened_modelsthat_others_use_stay_open(running, tiny):
+def test_models_that_others_use_stay_open(running, tiny):
     """Endpoints share models; a model is freed with the last endpoint that uses it or its session."""
     bodies = [endpoint(tiny, name, prompts={"query": name}) for name in ("one", "two")]
     for body in bodies:  # one pipeline, which shares the session of the first embedder; two embedders
@@ -228,7 +228,7 @@ def test_a_probe_ends_with_its_parent():
     child.stdout.close()
 
 
-async def test_opened_modelsload_in_parallel():
+async def test_models_load_in_parallel():
     """Models load in parallel: requests for a slow one wait up to the limit, others do not wait."""
     opened_models, free, config = (
         Models(Limits(max_load_seconds=1), Metrics(), 1),
