@@ -14,7 +14,7 @@ from server_kit import Process, serving
 from penult.deepsparse import load_probe
 from penult.deepsparse.arguments import TASK
 from penult.server import EndpointConfig, Limits
-from penult.server import models as opened_modelsfile
+from penult.server import models as models_module
 from penult.server.errors import Refusal
 from penult.server.metrics import Metrics
 from penult.server.models import Models
@@ -43,7 +43,7 @@ def test_deleting_frees_the_model(running, tiny, monkeypatch):
     """Removing an endpoint ends the threads, sessions and queues of its models, except of models that others use."""
     returned: list[int] = []
     monkeypatch.setattr(
-        opened_modelsfile, "_return_freed_memory", lambda: returned.append(sum(ref() is not None for ref in opened))
+        models_module, "_return_freed_memory", lambda: returned.append(sum(ref() is not None for ref in opened))
     )
     kept, threads = {*models(running)}, threading.active_count()
     for cycle in range(3):
