@@ -58,7 +58,7 @@ def test_a_damaged_file_is_recreated(tmp_path, monkeypatch, caplog, kind):
     make, precision = KINDS[kind]
     model = make(tmp_path / "model")
     monkeypatch.setattr(caching, "_SMALL", 0)  # so that there are notes of hashes
-    monkeypatch.setattr(caching, "_YOUNG", 0.0)
+    monkeypatch.setattr(caching, "_RECENT", 0.0)
     monkeypatch.setenv("PENULT_CACHE", str(tmp_path / "whole"))
     expected = vectors_of(model, precision)
     assert np.array_equal(vectors_of(model, precision), expected)
@@ -97,7 +97,7 @@ def large(monkeypatch, tmp_path):
     """A model whose hash is cached though it is small and recent, with its own cache."""
     monkeypatch.setenv("PENULT_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(caching, "_SMALL", 0)
-    monkeypatch.setattr(caching, "_YOUNG", 0.0)
+    monkeypatch.setattr(caching, "_RECENT", 0.0)
     return tiny_model(tmp_path / "model")
 
 

@@ -177,9 +177,9 @@ def _check_vector(outputs: Mapping[str, int], recipe: Recipe, source: Source) ->
 
 def _stated_output(outputs: Mapping[str, int], name: str, source: Source) -> HiddenState:
     """Return the vector output that a file names, or that of a full export under its conventional name."""
-    for wanted in (name, VECTORS):
-        if outputs.get(wanted) == 2:
-            return _named(wanted, f"the graph's own output {wanted!r}, which the model's files name")
+    for candidate in (name, VECTORS):
+        if outputs.get(candidate) == 2:
+            return _named(candidate, f"the graph's own output {candidate!r}, which the model's files name")
     raise ValueError(
         f"The files of {source.reference!r} name the output {name!r}; {source.model} has the outputs "
         f"{', '.join(outputs)}. Export the model with an output {name!r} of shape (batch, size)."
