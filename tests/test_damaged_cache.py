@@ -232,18 +232,18 @@ def test_a_load_after_a_killed_load(tmp_path, monkeypatch):
 
 def test_a_folder_that_is_removed_before_it_is_locked(tmp_path, monkeypatch):
     """Another process may remove a folder before it is locked; then another folder is created."""
-    made = []
+    result = []
     opened = os.open
 
     def swept(path, *arguments, **options):
-        if Path(path).parent == tmp_path and not made:
-            made.append(path)
+        if Path(path).parent == tmp_path and not result:
+            result.append(path)
             Path(path).rmdir()
         return opened(path, *arguments, **options)
 
     monkeypatch.setattr(os, "open", swept)
     with making(tmp_path, "making") as folder:
         assert folder.is_dir()
-        assert folder not in made
-    assert made
+        assert folder not in result
+    assert result
     assert list(tmp_path.iterdir()) == []
