@@ -87,7 +87,9 @@ def test_inputs_that_do_not_fit(engine, inputs, error, said):
 def test_a_text_beyond_the_positions(engine):
     """More tokens than positions is an error of the graph's own."""
     long = np.full((1, 129), 5)
-    with pytest.raises(ValueError, match="ONNX Runtime rejected the inputs: an axis has the size 129, but the graph has 128 "):
+    with pytest.raises(
+        ValueError, match="ONNX Runtime rejected the inputs: an axis has the size 129, but the graph has 128 there "
+    ):
         engine([long, np.ones_like(long), np.zeros_like(long)])
 
 

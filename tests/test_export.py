@@ -314,7 +314,7 @@ def test_custom_code_is_not_replaced(saved, tmp_path, torch_python):
     """A model with a custom class is not exported as transformers' class of the same type."""
     path = saved / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"auto_map": {"AutoModel": "modeling_my.MyBert"}}))
-    with pytest.raises(ValueError, match=r"has model code of its own \(auto_map in config\.json\)"):
+    with pytest.raises(ValueError, match=r"has custom model code \(auto_map in config\.json\)"):
         export(saved, tmp_path / "out", python=torch_python)
 
 

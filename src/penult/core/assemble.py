@@ -170,7 +170,7 @@ def _check_vector(outputs: Mapping[str, int], recipe: Recipe, source: Source) ->
     name = recipe.output if recipe.layer == -1 else own if recipe.layer is None else recipe.layer
     if recipe.origin.get("pooling") == "argument" and isinstance(name, str) and outputs.get(name) == 2:
         raise ValueError(
-            f"the output {name!r} of {source.model} is already one vector per text, so pooling does not apply. Remove pooling, "
+            f"the output {name!r} of {source.model} is already one vector per text, so pooling does not apply. Omit pooling, "
             "or pass the name of a hidden state as layer=."
         )
 

@@ -278,7 +278,8 @@ def _explain(message: str, feed: Mapping[str, Array]) -> str:
         one, other = int(match[1]), int(match[2])
         if (one in sizes) != (other in sizes):
             input_size, graph_size = (one, other) if one in sizes else (other, one)
-            return f"an axis has the size {input_size}, but the graph has {graph_size} (for tokens: the model's positions)."
+            sizes_differ = f"an axis has the size {input_size}, but the graph has {graph_size} there"
+            return f"{sizes_differ} (for tokens: the model's positions)."
     return message
 
 
