@@ -37,8 +37,8 @@ def test_sixteen_threads(tiny):
             for _ in range(4):
                 assert np.abs(e.embed(mine) - vectors[rows]).max() <= 1e-6
                 assert np.abs(np.concatenate(list(e.embed_stream(iter(mine), window=5))) - vectors[rows]).max() <= 1e-6
-                for found, row in zip(e.embed_tokens(mine), rows, strict=True):
-                    assert np.abs(found - tokens[row]).max() <= 1e-5
+                for actual, row in zip(e.embed_tokens(mine), rows, strict=True):
+                    assert np.abs(actual - tokens[row]).max() <= 1e-5
                 assert (e.count_tokens(mine) == counts[rows]).all()
             return len(rows)
 
@@ -58,8 +58,8 @@ async def test_tasks_of_one_loop(embedder):
             await asyncio.sleep(0)
 
     async def task(rows):
-        found = await asyncio.to_thread(embedder.embed, [TEXTS[i] for i in rows])
-        return np.abs(found - vectors[rows]).max()
+        actual = await asyncio.to_thread(embedder.embed, [TEXTS[i] for i in rows])
+        return np.abs(actual - vectors[rows]).max()
 
     clock = asyncio.create_task(turn())
     async with asyncio.timeout(SECONDS):

@@ -58,7 +58,7 @@ def test_a_damaged_file_is_recreated(tmp_path, monkeypatch, caplog, kind):
     make, precision = KINDS[kind]
     model = make(tmp_path / "model")
     monkeypatch.setattr(caching, "_SMALL", 0)  # so that there are notes of hashes
-    monkeypatch.setattr(caching, "_YOUNG", 0.0)
+    monkeypatch.setattr(caching, "_RECENT", 0.0)
     monkeypatch.setenv("PENULT_CACHE", str(tmp_path / "whole"))
     expected = vectors_of(model, precision)
     assert np.array_equal(vectors_of(model, precision), expected)
@@ -97,7 +97,7 @@ def large(monkeypatch, tmp_path):
     """A model whose hash is cached though it is small and recent, with its own cache."""
     monkeypatch.setenv("PENULT_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(caching, "_SMALL", 0)
-    monkeypatch.setattr(caching, "_YOUNG", 0.0)
+    monkeypatch.setattr(caching, "_RECENT", 0.0)
     return tiny_model(tmp_path / "model")
 
 
@@ -232,18 +232,18 @@ def test_a_load_after_a_killed_load(tmp_path, monkeypatch):
 
 def test_a_folder_that_is_removed_before_it_is_locked(tmp_path, monkeypatch):
     """Another process may remove a folder before it is locked; then another folder is created."""
-    made = []
+    result = []
     opened = os.open
 
     def swept(path, *arguments, **options):
-        if Path(path).parent == tmp_path and not made:
-            made.append(path)
+        if Path(path).parent == tmp_path and not result:
+            result.append(path)
             Path(path).rmdir()
         return opened(path, *arguments, **options)
 
     monkeypatch.setattr(os, "open", swept)
     with making(tmp_path, "making") as folder:
         assert folder.is_dir()
-        assert folder not in made
-    assert made
+        assert folder not in result
+    assert result
     assert list(tmp_path.iterdir()) == []

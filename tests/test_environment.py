@@ -42,34 +42,34 @@ def test_an_environment_is_created_kept_and_created_again(tmp_path, wheel):
     folder, project = tmp_path / "environment", tmp_path / "pyproject.toml"
     project.write_text("1")
 
-    def said():
+    def message():
         done = make(folder, project, install=[wheel])
         assert done.returncode == 0, done.stderr
         assert (folder / "lib" / f"python{version}" / "site-packages" / "leaf.py").exists()
         return done.stderr
 
     version = "{}.{}".format(*sys.version_info)
-    first = said()
+    first = message()
     assert f"{folder} is not there yet: making it with Python {version}." in first
     assert f"Installed 1 packages into {folder}" in first
-    assert said() == ""
+    assert message() == ""
     project.write_text("2")
-    assert said().startswith("Installed ")
+    assert message().startswith("Installed ")
 
     other = folder / "bin" / "python"
     other.unlink()
     other.write_text("#!/bin/sh\necho 3.10\n")
     other.chmod(0o755)
     (folder / "old").touch()
-    assert f"{folder} has Python 3.10: making it with Python {version}.\n" in said()
+    assert f"{folder} has Python 3.10: making it with Python {version}.\n" in message()
     assert not (folder / "old").exists()
 
     other.unlink()
     other.symlink_to(tmp_path / "a Python that was removed")
-    assert f"{folder} does not run: making it with Python {version}.\n" in said()
+    assert f"{folder} does not run: making it with Python {version}.\n" in message()
 
     (folder / "made-for.txt").write_text("Python 3.11 in /another/place")
-    assert f"{folder} was made for another place: making it with Python {version}.\n" in said()
+    assert f"{folder} was made for another place: making it with Python {version}.\n" in message()
 
 
 def test_an_installation_that_fails(tmp_path, wheel):

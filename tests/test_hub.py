@@ -583,13 +583,13 @@ def test_a_disk_without_links(server, monkeypatch):
 def test_two_at_once(server):
     """Of two concurrent loads of one model, one downloads each file and both get it."""
     server.repos["org/tiny"][DATA] = b"w" * (8 << 20)
-    found: list[Snapshot] = []
-    threads = [threading.Thread(target=lambda: found.append(fetch("org/tiny"))) for _ in range(4)]
+    actual: list[Snapshot] = []
+    threads = [threading.Thread(target=lambda: actual.append(fetch("org/tiny"))) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert [set(snapshot.names) for snapshot in found] == [NEEDED] * 4
+    assert [set(snapshot.names) for snapshot in actual] == [NEEDED] * 4
     bodies = [asked.path for asked in server.asked if asked.method == "GET" and "/large/" in asked.path]
     assert len(bodies) == len(set(bodies))
 

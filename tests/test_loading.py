@@ -755,8 +755,8 @@ def test_cache_entries_of_other_padding_ids(folder):
     places = set()
     for pad_id in (0, None, 5):
         change(folder / "config.json", pad_token_id=pad_id)
-        found, read = loading.read(folder, Overrides())
-        places.add(prepare.prepare(found, read).graph.parent)
+        actual, read = loading.read(folder, Overrides())
+        places.add(prepare.prepare(actual, read).graph.parent)
     assert len(places) == 3
     change(folder / "config.json", pad_token_id=0, hidden_dropout_prob=0.5)
     assert prepare.prepare(*loading.read(folder, Overrides())).graph.parent in places
@@ -985,9 +985,9 @@ def tokenizer_ids(home, text):
     """Tokenize as tokenizer.json states, without special tokens."""
     from tokenizers import Tokenizer
 
-    made = Tokenizer.from_file(str(home / "tokenizer.json"))
-    made.no_padding()
-    return made.encode(text, add_special_tokens=False).ids
+    result = Tokenizer.from_file(str(home / "tokenizer.json"))
+    result.no_padding()
+    return result.encode(text, add_special_tokens=False).ids
 
 
 def test_sizes_of_other_models(tmp_path):
@@ -1042,8 +1042,8 @@ def test_any_value_of_any_key(place, name):
     def check(changed):
         write_json(path, whole | changed)
         try:
-            found, read = loading.read(place, Overrides())
-            tokenizer_of(found, replace(read, max_length=min(read.max_length, 64))).tokenize(["a cat"])
+            actual, read = loading.read(place, Overrides())
+            tokenizer_of(actual, replace(read, max_length=min(read.max_length, 64))).tokenize(["a cat"])
         except (ValueError, FileNotFoundError) as error:
             assert str(place) in str(error) or "tokenizer setting" in str(error) or "special tokens" in str(error)  # noqa: PT017
 

@@ -298,10 +298,10 @@ def test_a_character_map(side, tmp_path):
 
 def shared_tokenizers():
     """Every tokenizer of the shared models, once."""
-    found = {}
+    actual = {}
     for path in sorted(SHARED.glob("gallery/**/tokenizer.json")) + sorted(SHARED.glob("zoo/*/tokenizer.json")):
-        found.setdefault(path.read_bytes(), path)
-    return [pytest.param(path, id=str(path.parent.relative_to(SHARED))) for path in found.values()]
+        actual.setdefault(path.read_bytes(), path)
+    return [pytest.param(path, id=str(path.parent.relative_to(SHARED))) for path in actual.values()]
 
 
 @pytest.mark.usefixtures("small_parts")

@@ -22,10 +22,10 @@ TOKENS = {"module_input_name": "token_embeddings", "module_output_name": "token_
 @pytest.fixture
 def folder(tmp_path):
     """A model with mean pooling of 32 values and no other module."""
-    made = tiny_model(tmp_path / "model")
-    list_modules(made, ("Transformer", ""), ("Pooling", "1_Pooling"))
-    write_json(made / "1_Pooling" / "config.json", POOLING)
-    return made
+    result = tiny_model(tmp_path / "model")
+    list_modules(result, ("Transformer", ""), ("Pooling", "1_Pooling"))
+    write_json(result / "1_Pooling" / "config.json", POOLING)
+    return result
 
 
 def embeds(folder, expected, **options):
@@ -88,7 +88,7 @@ def test_modules_that_need_no_file(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("config", "said"),
+    ("config", "message"),
     [
         ({"pooling_mode": ["mean"] * 7}, "concatenates 7 poolings; penult supports at most 6"),
         ({"pooling_mode": 1}, "pooling_mode is 1"),
@@ -98,16 +98,16 @@ def test_modules_that_need_no_file(tmp_path):
         ({"pooling_mode": "mean", "embedding_dimension": "32"}, "embedding_dimension is '32'"),
     ],
 )
-def test_values_of_a_pooling(folder, config, said):
+def test_values_of_a_pooling(folder, config, message):
     """An invalid pooling value is an error that names it."""
     write_json(folder / "1_Pooling" / "config.json", config)
-    with pytest.raises(ValueError, match=said) as caught:
+    with pytest.raises(ValueError, match=message) as caught:
         read(folder, Overrides())
     assert "1_Pooling/config.json" in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("config", "said"),
+    ("config", "message"),
     [
         ({"activation_function": "torch.nn.modules.activation.GLU"}, "the activation 'torch.nn.modules.activation.GLU'"),
         ({"activation_function": "my.own.Tanh"}, "the activation 'my.own.Tanh'"),
@@ -123,11 +123,11 @@ def test_values_of_a_pooling(folder, config, said):
         ({"module_input_name": "token_embeddings", "module_output_name": "sentence_embedding"}, "reads 'token_embeddings'"),
     ],
 )
-def test_values_of_a_dense_layer(folder, config, said):
+def test_values_of_a_dense_layer(folder, config, message):
     """An invalid value of a dense layer is an error that names it."""
     list_modules(folder, ("Transformer", ""), ("Pooling", "1_Pooling"), ("Dense", "2_Dense"))
     write_json(folder / "2_Dense" / "config.json", {"in_features": 32, "out_features": 8} | config)
-    with pytest.raises(ValueError, match=re.escape(said)) as caught:
+    with pytest.raises(ValueError, match=re.escape(message)) as caught:
         read(folder, Overrides())
     assert "2_Dense/config.json" in str(caught.value)
 
@@ -153,19 +153,19 @@ def test_the_activation(folder, stated, activation):
 
 
 @pytest.mark.parametrize(
-    ("pooling", "dense", "norm", "said"),
+    ("pooling", "dense", "norm", "message"),
     [
         ({"embedding_dimension": 32}, (64, 8), None, "2_Dense/config.json expects embeddings of 64 values, but .* outputs 32"),
         (
             {"pooling_mode": ["mean", "max"], "embedding_dimension": 32},
             (32, 8),
             None,
-            "2_Dense/config.json expects embeddings of 32 values, and .* gives 64",
+            "2_Dense/config.json expects embeddings of 32 values, but .* outputs 64",
         ),
-        ({"embedding_dimension": 32}, (32, 8), 32, "3_LayerNorm/config.json expects embeddings of 32 values, and .* gives 8"),
+        ({"embedding_dimension": 32}, (32, 8), 32, "3_LayerNorm/config.json expects embeddings of 32 values, but .* outputs 8"),
     ],
 )
-def test_modules_that_do_not_fit(folder, pooling, dense, norm, said):
+def test_modules_that_do_not_fit(folder, pooling, dense, norm, message):
     """Each module must expect as many values as the module before it outputs."""
     write_json(folder / "1_Pooling" / "config.json", POOLING | pooling)
     list_modules(
@@ -177,7 +177,7 @@ def test_modules_that_do_not_fit(folder, pooling, dense, norm, said):
     )
     write_json(folder / "2_Dense" / "config.json", dict(zip(("in_features", "out_features"), dense, strict=True)))
     write_json(folder / "3_LayerNorm" / "config.json", {"dimension": norm})
-    with pytest.raises(ValueError, match=said + r"\. Fix the files"):
+    with pytest.raises(ValueError, match=message + r"\. Fix the files"):
         read(folder, Overrides())
 
 
@@ -190,9 +190,9 @@ def test_widths_that_fit(folder):
     rng = np.random.default_rng(4)
     weight, bias = rng.standard_normal((2, 8)).astype(np.float32)
     save_file({"norm.weight": weight, "norm.bias": bias}, folder / "3_LayerNorm" / "model.safetensors")
-    found = read(folder, Overrides())
-    assert (found.width, found.vector_width, found.pooling) == (32, 8, ("max", "mean"))
-    assert found.steps == (Dense("2_Dense", "Tanh", bias=True), LayerNorm("3_LayerNorm"))
+    actual = read(folder, Overrides())
+    assert (actual.width, actual.vector_width, actual.pooling) == (32, 8, ("max", "mean"))
+    assert actual.steps == (Dense("2_Dense", "Tanh", bias=True), LayerNorm("3_LayerNorm"))
 
     def expected(text):
         states = states_of(folder, text)
@@ -240,9 +240,9 @@ def test_a_dense_layer_before_the_pooling(folder):
     list_modules(folder, ("Transformer", ""), ("Dense", "1_Dense"), ("Pooling", "2_Pooling"), ("Normalize", "3_N"))
     layer = add_dense(folder / "1_Dense", 32, 12, **TOKENS)
     write_json(folder / "2_Pooling" / "config.json", {"pooling_mode": "max", "embedding_dimension": 12})
-    found = embeds(folder, lambda text: reference.normalize(linear(states_of(folder, text), layer).max(0)))
-    assert found.token_steps == (Dense("1_Dense", "Tanh", bias=True),)
-    assert (found.steps, found.pooling, found.width) == (("normalize",), "max", 32)
+    actual = embeds(folder, lambda text: reference.normalize(linear(states_of(folder, text), layer).max(0)))
+    assert actual.token_steps == (Dense("1_Dense", "Tanh", bias=True),)
+    assert (actual.steps, actual.pooling, actual.width) == (("normalize",), "max", 32)
 
 
 def test_token_vectors_have_passed_the_steps_before_the_pooling(folder):
@@ -251,8 +251,8 @@ def test_token_vectors_have_passed_the_steps_before_the_pooling(folder):
     layer = add_dense(folder / "1_Dense", 32, 12, **TOKENS)
     write_json(folder / "1_Pooling" / "config.json", {"pooling_mode": "mean"})
     with Embedder.load(folder, threads=1, truncate="right") as e:
-        for text, found in zip(TEXTS, e.embed_tokens(TEXTS), strict=True):
-            assert difference(found, linear(states_of(folder, text), layer)) <= 2e-5
+        for text, actual in zip(TEXTS, e.embed_tokens(TEXTS), strict=True):
+            assert difference(actual, linear(states_of(folder, text), layer)) <= 2e-5
 
 
 def test_normalize_before_the_pooling(folder):
@@ -264,23 +264,23 @@ def test_normalize_before_the_pooling(folder):
         states = states_of(folder, text)
         return (states / np.linalg.norm(states, axis=1, keepdims=True)).mean(0)
 
-    found = embeds(folder, expected)
-    assert (found.token_steps, found.steps, found.unit_length) == (("normalize",), (), False)
+    actual = embeds(folder, expected)
+    assert (actual.token_steps, actual.steps, actual.unit_length) == (("normalize",), (), False)
 
 
 def test_normalize_on_a_vector_that_is_not_there_yet(folder):
     """Normalize on sentence embeddings before the pooling changes nothing, as in sentence-transformers."""
     list_modules(folder, ("Transformer", ""), ("Normalize", "1_N"), ("Pooling", "1_Pooling"))
-    found = embeds(folder, lambda text: states_of(folder, text).mean(0))
-    assert (found.token_steps, found.steps) == ((), ())
+    actual = embeds(folder, lambda text: states_of(folder, text).mean(0))
+    assert (actual.token_steps, actual.steps) == ((), ())
 
 
 def test_normalize_before_a_dense_layer(folder):
     """Normalize between pooling and Dense keeps its place, and the final vectors are not normalized."""
     list_modules(folder, ("Transformer", ""), ("Pooling", "1_Pooling"), ("Normalize", "2_N"), ("Dense", "3_D"))
     layer = add_dense(folder / "3_D", 32, 8)
-    found = embeds(folder, lambda text: linear(vector_of(folder, text), layer))
-    assert (found.steps, found.unit_length) == (("normalize", Dense("3_D", "Tanh", bias=True)), False)
+    actual = embeds(folder, lambda text: linear(vector_of(folder, text), layer))
+    assert (actual.steps, actual.unit_length) == (("normalize", Dense("3_D", "Tanh", bias=True)), False)
 
 
 def test_dense_layers_follow_each_other(folder):
@@ -291,15 +291,15 @@ def test_dense_layers_follow_each_other(folder):
     embeds(folder, lambda text: linear(states_of(folder, text).mean(0), first) @ second.T)
 
 
-@pytest.mark.parametrize("made", [32, 8])
-def test_a_residual(folder, made):
+@pytest.mark.parametrize("result", [32, 8])
+def test_a_residual(folder, result):
     """With use_residual, the input, projected if the sizes differ, is added after the activation."""
     list_modules(folder, ("Transformer", ""), ("Pooling", "1_Pooling"), ("Dense", "2_D"))
-    layer = add_dense(folder / "2_D", 32, made, residual=made != 32, use_residual=True)
+    layer = add_dense(folder / "2_D", 32, result, residual=result != 32, use_residual=True)
 
     def expected(text):
         x = states_of(folder, text).mean(0)
-        return linear(x, layer) + (x if made == 32 else x @ layer[2].T)
+        return linear(x, layer) + (x if result == 32 else x @ layer[2].T)
 
     embeds(folder, expected)
 
@@ -365,8 +365,8 @@ def test_a_folder_with_a_pooling_and_no_list(tmp_path):
     write_json(
         tmp_path / "1_Pooling" / "config.json", {"pooling_mode": "cls", "include_prompt": False, "embedding_dimension": 8}
     )
-    found = read(tmp_path, Overrides())
-    assert (found.pooling, found.include_prompt, found.steps, found.width) == ("cls", False, (), 8)
+    actual = read(tmp_path, Overrides())
+    assert (actual.pooling, actual.include_prompt, actual.steps, actual.width) == ("cls", False, (), 8)
 
 
 # --- junk
@@ -390,9 +390,9 @@ FILES = {
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     """A folder with one module of each kind, with arbitrary weights."""
-    made = tmp_path_factory.mktemp("junk")
-    list_modules(made, ("Transformer", ""), *[(name[2:], name) for name in FILES])
-    return made
+    result = tmp_path_factory.mktemp("junk")
+    list_modules(result, ("Transformer", ""), *[(name[2:], name) for name in FILES])
+    return result
 
 
 @pytest.mark.parametrize("name", FILES)

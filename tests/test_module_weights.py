@@ -80,7 +80,7 @@ def test_an_unsupported_type(tmp_path):
     (("linear.weight", "linear.bias"), False, False, "linear.weight"),
     (("linear.weight", "linear.bias"), True, True, "linear.weight, linear.bias, residual.weight"),
     (("linear.weight", "residual.weight"), False, False, "linear.weight"),
-    (("weight", "bias"), None, False, "linear.weight and at most linear.bias"),
+    (("weight", "bias"), None, False, "linear.weight and optionally linear.bias"),
     ((), True, False, "linear.weight, linear.bias"),
 ])  # fmt: skip
 def test_keys_that_do_not_fit(tmp_path, keys, bias, residual, wanted):
@@ -187,9 +187,9 @@ def test_a_pickle_with_torch(tmp_path):
     file = tmp_path / "pytorch_model.bin"
     for kind in (torch.float32, torch.float16, torch.bfloat16, torch.float64):
         torch.save({"linear.weight": torch.nn.Parameter(weight.to(kind))}, file)
-        found = dense_weights(tmp_path, bias=False, residual=False)["linear.weight"]
-        assert found.dtype == np.float32
-        np.testing.assert_array_equal(found, weight.numpy())
+        actual = dense_weights(tmp_path, bias=False, residual=False)["linear.weight"]
+        assert actual.dtype == np.float32
+        np.testing.assert_array_equal(actual, weight.numpy())
     marker = tmp_path / "ran"
     for hostile in (f"cos\nsystem\n(S'touch {marker}'\ntR.".encode(), b"", file.read_bytes()[:100]):
         file.write_bytes(hostile)

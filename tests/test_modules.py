@@ -20,9 +20,9 @@ def router(folder, structure, *, types=None, name="router_config.json", **parame
     write_json(folder / name, {"types": types, "structure": structure, "parameters": parameters})
 
 
-def folders(found):
+def folders(actual):
     """Return the module folders of each role."""
-    return {role: [module.folder for module in listed] for role, listed in found.items()}
+    return {role: [module.folder for module in listed] for role, listed in actual.items()}
 
 
 # --- modules.json
@@ -88,7 +88,7 @@ def test_a_folder_outside_the_model(tmp_path, place):
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         ({}, r"modules\.json contains a dict; it must be a list"),
         ("x", r"modules\.json contains a str"),
@@ -99,10 +99,10 @@ def test_a_folder_outside_the_model(tmp_path, place):
         ([{"type": "Transformer", "path": ["a"]}], r"modules\.json lists a module whose type and path"),
     ],
 )
-def test_a_malformed_list(tmp_path, content, said):
+def test_a_malformed_list(tmp_path, content, message):
     """Anything but a list of modules with a type and a path is an error that names the file."""
     write_json(tmp_path / "modules.json", content)
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         read_modules(tmp_path)
 
 
@@ -122,7 +122,7 @@ def test_a_pointer_in_place_of_the_list(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("listed", "said"),
+    ("listed", "message"),
     [
         ([("Pooling", "1_P")], "lists Pooling; penult supports one module that takes text, as the first"),
         (
@@ -132,10 +132,10 @@ def test_a_pointer_in_place_of_the_list(tmp_path):
         ([("Normalize", "n"), ("Transformer", "")], "lists Normalize, Transformer;"),
     ],
 )
-def test_only_the_first_module_takes_text(tmp_path, listed, said):
+def test_only_the_first_module_takes_text(tmp_path, listed, message):
     """One module takes text, and it is the first."""
     list_modules(tmp_path, *listed)
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         read(tmp_path, Overrides())
 
 
@@ -143,7 +143,7 @@ def test_only_the_first_module_takes_text(tmp_path, listed, said):
 
 
 @pytest.mark.parametrize(
-    ("model_type", "said"),
+    ("model_type", "message"),
     [
         ("CrossEncoder", "a reranker"),
         ("SparseEncoder", "a sparse encoder"),
@@ -151,12 +151,12 @@ def test_only_the_first_module_takes_text(tmp_path, listed, said):
         ("PairScorer", "a PairScorer, which penult does not support"),
     ],
 )
-def test_the_kind_that_the_files_state(tmp_path, model_type, said):
+def test_the_kind_that_the_files_state(tmp_path, model_type, message):
     """The model_type of config_sentence_transformers.json applies whatever the modules are, also with a pooling argument."""
     folder = tiny_model(tmp_path)
     write_json(folder / "config_sentence_transformers.json", {"model_type": model_type})
     for pooling in (None, "mean"):
-        with pytest.raises(ValueError, match=said) as caught:
+        with pytest.raises(ValueError, match=message) as caught:
             Embedder.load(folder, pooling=pooling)
         assert str(folder) in str(caught.value)
         assert "pooling=" not in str(caught.value)
@@ -171,7 +171,7 @@ def test_the_usual_model_type_loads(tmp_path, embedder):
 
 
 @pytest.mark.parametrize(
-    ("listed", "said"),
+    ("listed", "message"),
     [
         ([("sentence_transformers.sparse_encoder.models.MLMTransformer", ""), ("x.SpladePooling", "1_P")], "a sparse encoder"),
         ([("Transformer", ""), ("sentence_transformers.sparse_encoder.modules.SpladePooling", "1_P")], "a sparse encoder"),
@@ -181,11 +181,11 @@ def test_the_usual_model_type_loads(tmp_path, embedder):
         ([("Transformer", ""), ("sentence_transformers.cross_encoder.modules.LogitScore", "1_L")], "a reranker"),
     ],
 )
-def test_the_kind_that_a_module_shows(tmp_path, listed, said):
+def test_the_kind_that_a_module_shows(tmp_path, listed, message):
     """For a sparse, late-interaction or scoring model, the error states its kind and does not suggest a pooling."""
     folder = tiny_model(tmp_path)
     list_modules(folder, *listed)
-    with pytest.raises(ValueError, match=said) as caught:
+    with pytest.raises(ValueError, match=message) as caught:
         Embedder.load(folder)
     assert "pooling=" not in str(caught.value)
     assert "Load a text embedding model" in str(caught.value)
@@ -203,7 +203,7 @@ def test_modules_without_a_pooling(tmp_path, tokens_step):
 
 
 @pytest.mark.parametrize(
-    ("architecture", "said"),
+    ("architecture", "message"),
     [
         ("BertForSequenceClassification", "a reranker"),
         ("XLMRobertaForSequenceClassification", "a reranker"),
@@ -211,17 +211,18 @@ def test_modules_without_a_pooling(tmp_path, tokens_step):
         ("RobertaForQuestionAnswering", "a token classifier"),
     ],
 )
-def test_the_kind_that_the_architecture_shows(tmp_path, architecture, said):
+def test_the_kind_that_the_architecture_shows(tmp_path, architecture, message):
     """Without modules, config.json's architecture shows a reranker or a token classifier, and no pooling is suggested."""
     folder = tiny_model(tmp_path, pooling=None)
     write_json(folder / "config.json", {"architectures": [architecture], "max_position_embeddings": 128})
-    with pytest.raises(ValueError, match=f"{said}.*{architecture}") as caught:
+    with pytest.raises(ValueError, match=message) as caught:
         Embedder.load(folder)
+    assert architecture in str(caught.value)
     assert "pooling=" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("architecture", "said"),
+    ("architecture", "message"),
     [
         ("HF_ColBERT", "a late-interaction model"),
         ("ColPaliForRetrieval", "a late-interaction model"),
@@ -231,13 +232,13 @@ def test_the_kind_that_the_architecture_shows(tmp_path, architecture, said):
         ("ViTForImageClassification", "not a text embedding model"),
     ],
 )
-def test_further_kinds_that_the_architecture_shows(tmp_path, architecture, said):
+def test_further_kinds_that_the_architecture_shows(tmp_path, architecture, message):
     """The architecture also shows late interaction, static embeddings and heads, and no pooling is suggested."""
     folder = tiny_model(tmp_path, pooling=None)
     write_json(folder / "config.json", {"architectures": [architecture], "max_position_embeddings": 128})
     with pytest.raises(ValueError, match=str(tmp_path)) as caught:
         Embedder.load(folder)
-    assert said in str(caught.value).replace(str(tmp_path), "").replace(f"({architecture})", "")
+    assert message in str(caught.value).replace(str(tmp_path), "").replace(f"({architecture})", "")
     assert "pooling=" not in str(caught.value)
 
 
@@ -312,9 +313,9 @@ def test_routers_of_older_versions(tmp_path, kind, name):
     """Asym is the older name of a router, config.json the older name of its file; modules after it serve both roles."""
     list_modules(tmp_path, ("Transformer", ""), ("Pooling", "1_P"), (kind, "2_R"), ("Normalize", "3_N"))
     router(tmp_path / "2_R", {"query": ["q"], "doc": ["d", "e"]}, types=dict.fromkeys("qde", f"{PACKAGE}Dense"), name=name)
-    found = read_modules(tmp_path)
-    assert folders(found) == {"document": ["", "1_P", "2_R/d", "2_R/e", "3_N"], "query": ["", "1_P", "2_R/q", "3_N"]}
-    assert [module.kind for module in found["query"]] == ["Transformer", "Pooling", "Dense", "Normalize"]
+    actual = read_modules(tmp_path)
+    assert folders(actual) == {"document": ["", "1_P", "2_R/d", "2_R/e", "3_N"], "query": ["", "1_P", "2_R/q", "3_N"]}
+    assert [module.kind for module in actual["query"]] == ["Transformer", "Pooling", "Dense", "Normalize"]
 
 
 def test_the_newer_file_of_a_router_takes_precedence(tmp_path):
@@ -382,7 +383,7 @@ WHOLE = {"types": {"q": "Transformer"}, "structure": {"query": ["q"], "document"
 
 
 @pytest.mark.parametrize(
-    ("changed", "said"),
+    ("changed", "message"),
     [
         ({"types": None}, "must have the objects"),
         ({"types": ["q"]}, "must have the objects"),
@@ -414,11 +415,11 @@ WHOLE = {"types": {"q": "Transformer"}, "structure": {"query": ["q"], "document"
         ({"parameters": {"route_mappings": {"('query', 'text')": ["query"]}}}, "no route for a query"),
     ],
 )
-def test_a_malformed_router(tmp_path, changed, said):
+def test_a_malformed_router(tmp_path, changed, message):
     """Any invalid content of a router's file is one error that names the file."""
     list_modules(tmp_path, ("Router", ""))
     write_json(tmp_path / "router_config.json", WHOLE | changed)
-    with pytest.raises(ValueError, match=said) as caught:
+    with pytest.raises(ValueError, match=message) as caught:
         read_modules(tmp_path)
     assert "router_config.json" in str(caught.value)
 

@@ -66,23 +66,23 @@ def byte_tokenizer(tmp_path):
 @pytest.mark.parametrize("side", ["right", "left"])
 def test_a_tokenizer_that_has_no_fast_version(byte_tokenizer, side):
     """A tokenizer without a fast version gives its ids, truncated and counted as others."""
-    made = Tokenizer(byte_tokenizer, max_length=8, side=side)
-    encoded = made.tokenize(["cät", "", "a long text"], "q ")
+    result = Tokenizer(byte_tokenizer, max_length=8, side=side)
+    encoded = result.tokenize(["cät", "", "a long text"], "q ")
     cut = [byte + 3 for byte in b"q a long text"]
     kept = cut[:7] if side == "right" else cut[-7:]
     assert encoded.ids == [[*(byte + 3 for byte in "q cät".encode()), 1], [116, 35, 1], [*kept, 1]]
     assert (encoded.dropped.tolist(), encoded.prompt_tokens.tolist()) == ([0, 0, 6], [2, 2, 2])
     assert encoded.types == [[0] * len(ids) for ids in encoded.ids]
-    assert made.tokenize(["a long text"], "q ", limit=5) == Tokenizer(byte_tokenizer, max_length=5, side=side).tokenize(
+    assert result.tokenize(["a long text"], "q ", limit=5) == Tokenizer(byte_tokenizer, max_length=5, side=side).tokenize(
         ["a long text"], "q "
     )
-    assert (made.special_tokens, made.pad_id) == (1, 0)
+    assert (result.special_tokens, result.pad_id) == (1, 0)
 
 
 def test_a_tokenizer_in_python_without_special_tokens(byte_tokenizer):
     """Its special tokens can be omitted, and its texts lowercased."""
-    made = Tokenizer(byte_tokenizer, max_length=3, add_special_tokens=False)
-    assert made.tokenize(["abcd"]).ids == [[100, 101, 102]]
+    result = Tokenizer(byte_tokenizer, max_length=3, add_special_tokens=False)
+    assert result.tokenize(["abcd"]).ids == [[100, 101, 102]]
 
 
 def test_a_vocabulary_of_words_split_in_python(tmp_path):
@@ -91,11 +91,11 @@ def test_a_vocabulary_of_words_split_in_python(tmp_path):
     write_json(folder / "tokenizer_config.json", {"tokenizer_class": "PhobertTokenizer"})
     (folder / "vocab.txt").write_text("the 9\ncat 8\nc@@ 1\nat 1\n")
     (folder / "bpe.codes").write_text("a t</w> 9\nt h 8\nth e</w> 8\n")
-    made = Tokenizer(folder, max_length=6)
-    encoded = made.tokenize(["the cat", "cat dog", "the the the the the"])
+    result = Tokenizer(folder, max_length=6)
+    encoded = result.tokenize(["the cat", "cat dog", "the the the the the"])
     assert encoded.ids == [[0, 4, 6, 7, 2], [0, 6, 7, 3, 3, 2], [0, 4, 4, 4, 4, 2]]
     assert encoded.dropped.tolist() == [0, 1, 1]
-    assert (made.token_id("<s>"), made.cls_token_id, made.token_id("no such")) == (0, None, None)
+    assert (result.token_id("<s>"), result.cls_token_id, result.token_id("no such")) == (0, None, None)
 
 
 @pytest.mark.parametrize(

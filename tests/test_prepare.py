@@ -45,11 +45,11 @@ def test_prepared_once_and_again_when_the_file_changes(tmp_path, cache, monkeypa
     folder = tiny_model(tmp_path / "model")
     with Embedder.load(folder) as e:
         first = e.embed(["the cat"])
-    (made,) = (cache / "graphs").iterdir()
-    stamp = (made / "model.onnx").stat().st_mtime_ns
+    (result,) = (cache / "graphs").iterdir()
+    stamp = (result / "model.onnx").stat().st_mtime_ns
     with Embedder.load(folder) as e:
         assert np.array_equal(e.embed(["the cat"]), first)
-    assert (made / "model.onnx").stat().st_mtime_ns == stamp
+    assert (result / "model.onnx").stat().st_mtime_ns == stamp
     onnx.save(bert_graph(bert_weights(seed=5), 4), folder / "onnx" / "model.onnx")
     with Embedder.load(folder) as e:
         assert not np.allclose(e.embed(["the cat"]), first)

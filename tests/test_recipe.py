@@ -37,8 +37,8 @@ def modules(folder, *kinds):
 def test_pooling_is_read(tmp_path, config, pooling):
     """The older flags are read in their order, the newer name overrides them, and without any flag the pooling is the mean."""
     write_json(tmp_path / "1_Pooling" / "config.json", config)
-    found = read(tmp_path, Overrides())
-    assert (found.pooling, found.origin["pooling"]) == (pooling, "1_Pooling/config.json")
+    actual = read(tmp_path, Overrides())
+    assert (actual.pooling, actual.origin["pooling"]) == (pooling, "1_Pooling/config.json")
 
 
 @pytest.mark.parametrize(
@@ -122,8 +122,8 @@ def test_the_longest_text(tmp_path, files, given, length, origin):
     """max_length is the argument, else what the files state; positions of config.json only limit the tokenizer's length."""
     for name, content in files.items():
         write_json(tmp_path / f"{name}.json", content)
-    found = read(tmp_path, Overrides(max_length=given))
-    assert (found.max_length, found.origin["max_length"]) == (length, origin)
+    actual = read(tmp_path, Overrides(max_length=given))
+    assert (actual.max_length, actual.origin["max_length"]) == (length, origin)
 
 
 def test_more_than_the_positions(tiny):
@@ -141,8 +141,8 @@ def test_prompts_by_role(tmp_path):
     assert read(tmp_path, Overrides()).prompts == {"query": "", "document": ""}
     write_json(config, {"prompts": {"sts": "s: "}, "default_prompt_name": "sts"})
     assert read(tmp_path, Overrides()).prompts == {"query": "", "document": "s: "}
-    found = read(tmp_path, Overrides(prompts={"query": "mine: "}))
-    assert (found.prompts, found.origin["prompts"]) == ({"query": "mine: ", "document": "s: "}, "argument")
+    actual = read(tmp_path, Overrides(prompts={"query": "mine: "}))
+    assert (actual.prompts, actual.origin["prompts"]) == ({"query": "mine: ", "document": "s: "}, "argument")
 
 
 @pytest.mark.parametrize(
@@ -159,8 +159,8 @@ def test_prompts_by_role(tmp_path):
 def test_invalid_arguments(tmp_path, wish):
     """An invalid argument is an error that states its name and value."""
     (name, value), *_ = wish.items()
-    said = "prompts has the role 'passage'" if name == "prompts" else f"{name} is {value!r}"
-    with pytest.raises(ValueError, match=said):
+    message = "prompts has the role 'passage'" if name == "prompts" else f"{name} is {value!r}"
+    with pytest.raises(ValueError, match=message):
         read(tmp_path, Overrides(**wish))
 
 
@@ -181,7 +181,7 @@ def test_the_fingerprint_leaves_out_the_origin(tmp_path):
     stated = read(tmp_path, Overrides(pooling="mean", max_length=64))
     write_json(tmp_path / "1_Pooling" / "config.json", {"pooling_mode": "mean"})
     write_json(tmp_path / "sentence_bert_config.json", {"max_seq_length": 64})
-    found = read(tmp_path, Overrides())
-    assert found.origin != stated.origin
-    assert found.fingerprint == stated.fingerprint
-    assert len(found.fingerprint) == 32
+    actual = read(tmp_path, Overrides())
+    assert actual.origin != stated.origin
+    assert actual.fingerprint == stated.fingerprint
+    assert len(actual.fingerprint) == 32

@@ -99,7 +99,7 @@ def test_another_process_has_the_password(said):
 
 
 def test_a_bulk_job_logs_no_text(tiny, tmp_path):
-    """Both streams only have counts of good, truncated and rejected rows; the rejected rows are in a file beside the vectors."""
+    """Both streams only have counts of good, truncated and rejected rows; the rejected rows are in a file beside them."""
     source, beside = tmp_path / "in.jsonl", tmp_path / "out.parquet.rejected.jsonl"
     rows = [{"text": TEXT}, {"text": f"{TEXT} " * 90}, {"text": None}, {"text": [TEXT]}]
     source.write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"text": "' + TEXT)

@@ -182,8 +182,8 @@ def test_a_hub_with_path_traversal(hub, tmp_path):  # noqa: F811 - the fixture
     """A repository that lists a file above itself writes nothing outside the cache folder of that model."""
     hub.files |= {"../../evil.json": b"{}", "../evil.onnx": hub.files["onnx/model.onnx"]}
     result = load(tmp_path, hub.url)
-    found = list(tmp_path.rglob("evil.*"))
-    assert not found, result.stderr
+    actual = list(tmp_path.rglob("evil.*"))
+    assert not actual, result.stderr
 
 
 SOURCES = sorted(

@@ -38,8 +38,8 @@ def test_no_file(tmp_path):
 def test_the_older_names(tmp_path, name):
     """Each of the six older names is read, lower case and length alike."""
     write_json(tmp_path / name, {"max_seq_length": 77, "do_lower_case": True})
-    found = read_transformer(tmp_path)
-    assert (found.name, found.max_seq_length, found.lowercase) == (name, 77, True)
+    actual = read_transformer(tmp_path)
+    assert (actual.name, actual.max_seq_length, actual.lowercase) == (name, 77, True)
     assert read(tmp_path, Overrides()).origin["max_length"] == name
 
 
@@ -169,18 +169,18 @@ def test_models_of_other_kinds(tmp_path, config, said):
 def test_lengths_by_role(tmp_path, config, lengths, longest):
     """A role's own length takes precedence over the common one, and the length of the tokenizer call over both."""
     write_json(tmp_path / MAIN, config)
-    found = read(tmp_path, Overrides())
-    assert found.lengths == lengths
-    assert (found.longest("document"), found.longest("query")) == longest
-    assert found.max_length == max(longest)
-    assert found.origin["max_length"] == MAIN
+    actual = read(tmp_path, Overrides())
+    assert actual.lengths == lengths
+    assert (actual.longest("document"), actual.longest("query")) == longest
+    assert actual.max_length == max(longest)
+    assert actual.origin["max_length"] == MAIN
 
 
 def test_a_max_length_argument(tmp_path):
     """max_length= applies to both roles, and overrides the file."""
     write_json(tmp_path / MAIN, {"query_length": 8, "document_length": 24, "processing_kwargs": {"text": {"max_length": 30}}})
-    found = read(tmp_path, Overrides(max_length=12))
-    assert (found.longest("document"), found.longest("query"), found.lengths) == (12, 12, {})
+    actual = read(tmp_path, Overrides(max_length=12))
+    assert (actual.longest("document"), actual.longest("query"), actual.lengths) == (12, 12, {})
 
 
 def test_texts_are_truncated_by_role(tmp_path):
@@ -208,9 +208,9 @@ def test_texts_are_truncated_by_role(tmp_path):
 def test_lower_case_comes_before_the_tokenizer(tmp_path):
     """do_lower_case lowercases texts for a cased tokenizer."""
     folder = tiny_model(tmp_path)
-    made = tokenizer()
-    made.normalizer = None
-    made.save(str(folder / "tokenizer.json"))
+    result = tokenizer()
+    result.normalizer = None
+    result.save(str(folder / "tokenizer.json"))
     with Embedder.load(folder, threads=1) as e:
         assert difference(e.embed(["CAT"]), e.embed(["cat"])) > 1e-2
         before = e.fingerprint
@@ -317,8 +317,8 @@ def test_a_truncation_of_null(tmp_path, place):
 def test_the_output_of_text(tmp_path, modalities, feature, expected):
     """The last hidden state, another one by its number, or a vector that the graph outputs."""
     named = {} if feature is None else {"module_output_name": feature}
-    found = stated(tmp_path, modality_config=modalities, **named)
-    assert (found.output, found.layer) == expected
+    actual = stated(tmp_path, modality_config=modalities, **named)
+    assert (actual.output, actual.layer) == expected
 
 
 @pytest.mark.parametrize(
@@ -448,8 +448,8 @@ def test_any_content(place, content):
     """Whatever the file contains: it is read, with numbers as lengths, or one error names the file."""
     write_json(place / MAIN, content)
     try:
-        found = read(place, Overrides())
+        actual = read(place, Overrides())
     except ValueError as error:
         assert MAIN in str(error) or "tokenizer settings" in str(error)  # noqa: PT017 - an error is one of the outcomes
     else:
-        assert all(1 <= found.longest(role) <= 1_000_000 for role in ("document", "query"))
+        assert all(1 <= actual.longest(role) <= 1_000_000 for role in ("document", "query"))
