@@ -1,4 +1,4 @@
-"""Fixtures every test may use: a cache of its own, a tiny real model, and data outside the repository where there is any."""
+"""Fixtures for all tests: a separate cache, a tiny real model, and data outside the repository if present."""
 
 import importlib.util
 import logging
@@ -18,12 +18,12 @@ SHARED = ROOT.parent / "shared"
 
 
 def data_folder(name: str) -> Path:
-    """Models and cases for tests: all of them beside the repository where that folder is, else those in tests/data."""
+    """Return the folder of test models and cases: the full set beside the repository, or tests/data."""
     return SHARED / name if (SHARED / name).is_dir() else Path(__file__).parent / "data" / name
 
 
 def data_file(name: str) -> Path:
-    """A file or folder below `data_folder`; the test is skipped where neither place has it."""
+    """Return a file or folder below `data_folder`; skip the test if it does not exist."""
     folder, _, rest = name.partition("/")
     if not (data_folder(folder) / rest).exists():
         pytest.skip(f"needs ../shared/{name}; other tests of its kind use tests/data/{folder}")
@@ -32,27 +32,27 @@ def data_file(name: str) -> Path:
 
 @pytest.fixture(scope="session", autouse=True)
 def _cache(tmp_path_factory):
-    """Keep prepared graphs of tests away from the user's cache."""
+    """Use a cache of prepared graphs that is not the user's."""
     os.environ["PENULT_CACHE"] = str(tmp_path_factory.mktemp("cache"))
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _interrupts():
-    """Restore the default SIGINT handler where the tests are a background job of a shell, which ignores the signal."""
+    """Restore the default SIGINT handler: a shell's background jobs ignore the signal."""
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory) -> Path:
-    """A whole model folder: BERT of two layers, mean pooling, normalised, at most 64 tokens."""
+    """A complete model folder: BERT with two layers, mean pooling, normalized, at most 64 tokens."""
     return tiny_model(tmp_path_factory.mktemp("models") / "tiny")
 
 
 @pytest.fixture(scope="session")
 def embedder(tiny):
-    """The tiny model, opened once."""
+    """The tiny model, loaded once."""
     with Embedder.load(tiny, threads=1, truncate="right") as opened:
         yield opened
 
@@ -67,7 +67,7 @@ def shared() -> Path:
 
 @pytest.fixture(scope="session")
 def minilm(tmp_path_factory) -> Path:
-    """all-MiniLM-L6-v2 with its 90 MB of weights: of `make bench-model`, else of the package that the demo uses."""
+    """all-MiniLM-L6-v2 with its 90 MB of weights, from `make bench-model` or from the demo's package."""
     folder = Path(os.environ.get("PENULT_MINILM") or ROOT / ".bench" / "all-MiniLM-L6-v2")
     if (folder / "onnx" / "model.onnx").exists():
         return folder
@@ -78,12 +78,12 @@ def minilm(tmp_path_factory) -> Path:
     return made
 
 
-def hearing():
-    """Let a child hear Ctrl-C: a shell's background jobs ignore it, and so do their children, these tests among them."""
+def default_sigint():
+    """Restore the default SIGINT handler in a child: background jobs of a shell ignore SIGINT, and so do their children."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 @pytest.fixture
 def warnings_alone(caplog):
-    """Capture warnings and errors alone, whatever level an earlier test left in the root logger."""
+    """Capture only warnings and errors, whatever level an earlier test left in the root logger."""
     caplog.set_level(logging.WARNING)

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Files that appear complete or not at all."""
 
 import os
 from pathlib import Path
@@ -9,7 +9,7 @@ from penult.atomic_files import atomic_write, sync_all, sync_folder
 
 
 def open_files():
-    """Count what this process has open, where the system tells."""
+    """Return the number of open files of this process, if the system shows it."""
     folder = Path("/proc/self/fd")
     return len(list(folder.iterdir())) if folder.is_dir() else 0
 
@@ -19,7 +19,7 @@ def names(folder):
 
 
 def test_a_file_appears_when_it_is_complete(tmp_path):
-    """Until then what was there before is read, and another name holds what is written."""
+    """Until then, the former content is read, and a temporary file has the new one."""
     path = tmp_path / "out"
     path.write_bytes(b"before")
     with atomic_write(path, "7.part") as file:
@@ -31,8 +31,8 @@ def test_a_file_appears_when_it_is_complete(tmp_path):
 
 
 @pytest.mark.parametrize("error", [OSError("full"), KeyboardInterrupt()])
-def test_an_error_leaves_what_was_there(tmp_path, error):
-    """And nothing aside."""
+def test_an_error_keeps_the_former_file(tmp_path, error):
+    """And leaves no temporary file."""
     path = tmp_path / "out"
     path.write_bytes(b"before")
 
@@ -47,8 +47,8 @@ def test_an_error_leaves_what_was_there(tmp_path, error):
     assert names(tmp_path) == ["out"]
 
 
-def test_what_a_crash_left_aside_is_written_over(tmp_path):
-    """Its end, if it was longer, is none of the new file."""
+def test_leftovers_of_a_crash_are_overwritten(tmp_path):
+    """A longer leftover does not end up in the new file."""
     (tmp_path / ".out.part").write_bytes(b"longer than what comes now")
     with atomic_write(tmp_path / "out") as file:
         file.write(b"now")
@@ -56,7 +56,7 @@ def test_what_a_crash_left_aside_is_written_over(tmp_path):
 
 
 def test_everything_is_synced(tmp_path, monkeypatch):
-    """A folder's files, the folders in it and itself are put on the disk, and nothing stays open."""
+    """A folder, its subfolders and their files are synced to the disk, and no file stays open."""
     (tmp_path / "a" / "b").mkdir(parents=True)
     (tmp_path / "a" / "b" / "file").write_bytes(b"x")
     synced = []

@@ -1,4 +1,4 @@
-"""The properties of plan(): every text once, within the budget, and no text pays for another's length."""
+"""Properties of plan(): it covers each text once, within the token budget and with little padding."""
 
 from itertools import pairwise
 
@@ -23,14 +23,14 @@ def test_each_index_once_within_the_budget(texts, budget):
 
 
 @given(lengths, budgets)
-def test_no_text_pays_for_anothers_length(texts, budget):
+def test_padding_of_a_row_is_bounded(texts, budget):
     """A row is padded by at most an eighth of its padded length, or by 4 tokens."""
     for batch in plan(texts, budget):
         assert all(batch.length - max(texts[i], 1) <= max(4, batch.length / 8) for i in batch.indices)
 
 
 @given(lengths, budgets, st.randoms())
-def test_deterministic_whatever_the_order(texts, budget, random):
+def test_the_order_does_not_matter(texts, budget, random):
     """The same lengths give the same batches; another order gives batches of the same shapes."""
     assert plan(texts, budget) == plan(list(texts), budget)
     shuffled = random.sample(texts, len(texts))
@@ -40,7 +40,7 @@ def test_deterministic_whatever_the_order(texts, budget, random):
 
 @given(lengths, st.integers(600, 4000))
 def test_full_batches_are_not_split_needlessly(texts, budget):
-    """Neighbouring batches could not have been one: together they break the budget or waste too much."""
+    """Two adjacent batches could not be one: together they would exceed the budget or the padding limit."""
     batches = plan(texts, budget)
     for big, small in pairwise(batches):
         joins = max(max(texts[i], 1) for i in small.indices)
@@ -49,7 +49,7 @@ def test_full_batches_are_not_split_needlessly(texts, budget):
 
 
 def test_the_longest_runs_first():
-    """The peak of memory comes first, so that what cannot fit fails at once."""
+    """The largest batch runs first, so that a batch that does not fit into memory fails at once."""
     assert [batch.length for batch in plan([3, 50, 400, 9], 512)] == [400, 50, 9, 3]
 
 
@@ -63,8 +63,8 @@ def test_buckets_are_the_only_lengths(texts, budget):
             assert batch.length == min(bucket for bucket in (16, 64, 128) if bucket >= texts[i])
 
 
-def test_wrong_arguments_are_named():
-    """A budget below one and a text over the largest bucket are errors."""
+def test_wrong_arguments():
+    """A budget below one and a text longer than the largest bucket are errors."""
     with pytest.raises(ValueError, match="max_batch_tokens is 0"):
         plan([1], 0)
     with pytest.raises(ValueError, match=r"20 tokens, more than the longest of the buckets \[8, 16\]"):
@@ -73,7 +73,7 @@ def test_wrong_arguments_are_named():
 
 @given(lengths, budgets, st.integers(1, 600))
 def test_lengths_are_even_up_to_a_limit(texts, budget, limit):
-    """With even_to, a batch has an even length, or one at or above the limit; no text is cut, the budget holds."""
+    """With even_to, a batch has an even length, or one at or above the limit; no text is truncated and the budget holds."""
     batches = plan(texts, budget, even_to=limit)
     assert sorted(i for batch in batches for i in batch.indices) == list(range(len(texts)))
     for batch in batches:
@@ -83,7 +83,7 @@ def test_lengths_are_even_up_to_a_limit(texts, budget, limit):
 
 
 def test_where_a_batch_ends():
-    """To the token: the budget counts the longest row, and waste is allowed up to four tokens or an eighth of it."""
+    """The budget counts the longest row, and padding is allowed up to four tokens or an eighth of the row."""
     shapes = {
         (10, 9, 9): [(2, 10), (1, 9)],  # 3 x 10 > 29
         (9, 9, 9): [(3, 9)],

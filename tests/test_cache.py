@@ -1,4 +1,4 @@
-"""Where the cache is, and what happens where it cannot be written."""
+"""The location of the cache, and what happens if it cannot be written."""
 
 import errno
 import json
@@ -24,7 +24,7 @@ CODE = "import sys; from penult import Embedder; print(Embedder.load(sys.argv[1]
 
 @pytest.fixture
 def home(tmp_path, monkeypatch):
-    """A home, a folder for temporary files, and no PENULT_CACHE."""
+    """A home directory, a temporary folder, and no PENULT_CACHE."""
     for name in ("PENULT_CACHE", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
     (tmp_path / "temporary").mkdir()
@@ -38,14 +38,14 @@ def home(tmp_path, monkeypatch):
 
 
 def check_private(folder, temporary, text):
-    """It is in the folder for temporary files, its owner's alone, and one line names the variable."""
+    """Check that the cache is a private temporary folder of this user, and that one line names the variable."""
     assert folder.parent == temporary
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     assert text.count("PENULT_CACHE") == 1
 
 
 def test_the_users_cache(home, caplog):
-    """A home that can be written has the cache, and nothing is said or made before it is needed."""
+    """A writable home directory has the cache; nothing is logged or created before it is needed."""
     assert caching.cache_folder() == home / ".cache" / "penult"
     assert list(home.iterdir()) == []
     assert caching.writable_folder() == home / ".cache" / "penult"
@@ -53,7 +53,7 @@ def test_the_users_cache(home, caplog):
 
 
 def test_a_home_that_does_not_exist(home, tmp_path, tiny):
-    """Its models are kept in a private temporary folder, which the next process finds again; the home is not made."""
+    """Prepared models are in a private temporary folder, which the next process finds; the home directory is not created."""
     home.rmdir()
     for _ in range(2):
         done = subprocess.run([sys.executable, "-c", CODE, tiny], capture_output=True, text=True, timeout=100)
@@ -71,7 +71,7 @@ def refuse_home(*_, **__):
 
 @pytest.mark.parametrize("answer", [refuse_home, lambda *_, **__: Path("~/.cache/penult")])
 def test_no_home_at_all(home, tmp_path, monkeypatch, caplog, answer):
-    """A user without HOME whom the system does not know has no cache below a folder called ~."""
+    """For a user without HOME that the system does not know, no cache is created in a folder named ~."""
     monkeypatch.delenv("HOME")
     monkeypatch.setattr(caching, "user_cache_path", answer)
     check_private(caching.cache_folder(), tmp_path / "temporary", caplog.text)
@@ -79,7 +79,7 @@ def test_no_home_at_all(home, tmp_path, monkeypatch, caplog, answer):
 
 @pytest.mark.skipif(not hasattr(os, "geteuid"), reason="needs owners of files")
 def test_the_home_of_another_user(home, tmp_path, monkeypatch, caplog):
-    """As `sudo` leaves HOME: nothing is read or written there."""
+    """As with `sudo`, which may keep HOME: nothing is read or written there."""
     own = os.geteuid()
     if own == 0:
         os.chown(home, 12345, 12345)
@@ -90,8 +90,8 @@ def test_the_home_of_another_user(home, tmp_path, monkeypatch, caplog):
     assert list(home.iterdir()) == []
 
 
-def test_a_home_that_cannot_be_written(home, tmp_path, monkeypatch, caplog):
-    """Its cache is read, and what it lacks is made in a private one."""
+def test_a_read_only_home(home, tmp_path, monkeypatch, caplog):
+    """Its cache is read; missing entries are created in a private cache."""
     warm, cold = tiny_model(tmp_path / "warm"), tiny_model(tmp_path / "cold", size=Size(hidden=64, heads=2))
     with Embedder.load(warm) as e:
         expected = e.embed(["the cat"])
@@ -107,8 +107,8 @@ def test_a_home_that_cannot_be_written(home, tmp_path, monkeypatch, caplog):
     assert len(list((folder / "graphs").iterdir())) == 1
 
 
-def test_a_folder_that_somebody_else_may_write_is_not_the_private_one(home, tmp_path, caplog):
-    """A folder of the expected name with other rights is left alone."""
+def test_a_temporary_folder_with_other_permissions(home, tmp_path, caplog):
+    """A folder with the expected name and other permissions is not used."""
     home.rmdir()
     planted = tmp_path / "temporary" / f"penult-{os.geteuid()}"
     planted.mkdir()
@@ -119,7 +119,7 @@ def test_a_folder_that_somebody_else_may_write_is_not_the_private_one(home, tmp_
 
 
 def test_no_temporary_folder_either(home, monkeypatch):
-    """Then the sentence says what to set."""
+    """Without a temporary folder, the error states what to set."""
     home.rmdir()
 
     def refuse(*_, **__):
@@ -132,8 +132,8 @@ def test_no_temporary_folder_either(home, monkeypatch):
         caching.cache_folder()
 
 
-def test_the_variable_takes_a_tilde(home, monkeypatch):
-    """As in a shell; a home that nobody knows is one sentence."""
+def test_the_variable_expands_a_tilde(home, monkeypatch):
+    """PENULT_CACHE expands ~ as a shell does; an unknown user is an error."""
     monkeypatch.setenv("PENULT_CACHE", "~/models")
     assert caching.cache_folder() == home / "models"
     monkeypatch.setenv("PENULT_CACHE", "~nobody-of-this-name/models")
@@ -142,8 +142,8 @@ def test_the_variable_takes_a_tilde(home, monkeypatch):
 
 
 @pytest.mark.parametrize("place", ["file", "file/below", "/proc/penult", "/dev/null"])
-def test_a_named_cache_that_cannot_be_used_is_an_error(tmp_path, monkeypatch, tiny, place):
-    """The variable was set on purpose: no other folder takes its place."""
+def test_an_unusable_penult_cache(tmp_path, monkeypatch, tiny, place):
+    """A PENULT_CACHE that cannot be used is an error: no other folder replaces it."""
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("PENULT_CACHE", str(tmp_path / place))
     with pytest.raises(OSError, match=r"^PENULT_CACHE is .*, which cannot be written: .*\. Set PENULT_CACHE") as error:
@@ -151,8 +151,8 @@ def test_a_named_cache_that_cannot_be_used_is_an_error(tmp_path, monkeypatch, ti
     assert "\n" not in str(error.value)
 
 
-def test_a_cache_can_be_read_by_whom_the_umask_allows(tmp_path, monkeypatch, tiny):
-    """An image that root built is run by another user."""
+def test_the_umask_decides_who_reads_the_cache(tmp_path, monkeypatch, tiny):
+    """An image that root built can be run by another user."""
     for umask, mode in ((0o022, 0o755), (0o027, 0o750), (0o077, 0o700)):
         monkeypatch.setenv("PENULT_CACHE", str(tmp_path / oct(umask)))
         before = os.umask(umask)
@@ -195,7 +195,7 @@ def test_a_warm_cache_is_only_read(tmp_path, monkeypatch, precision):
 
 
 def test_a_warm_cache_on_a_read_only_disk(tmp_path):
-    """The same with a real one."""
+    """The same on a real read-only file system."""
     model = tiny_model(tmp_path / "model", size=Size(hidden=128))
     env = os.environ | {"PENULT_CACHE": str(tmp_path / "cache")}
     command = [sys.executable, "-c", CODE]
@@ -211,8 +211,8 @@ def test_a_warm_cache_on_a_read_only_disk(tmp_path):
     assert (done.stdout, done.stderr) == ("(1, 128)\n", "")
 
 
-def test_a_full_disk_is_one_sentence(tmp_path, monkeypatch, tiny):
-    """Whichever write finds the disk full: the sentence names the cache, nothing half-made stays, and the next load works."""
+def test_a_full_disk(tmp_path, monkeypatch, tiny):
+    """Whichever write finds the disk full, the error names the cache, no partial file remains, and the next load works."""
     monkeypatch.setenv("PENULT_CACHE", str(tmp_path / "cache"))
 
     def full(*_, **__):
@@ -241,8 +241,8 @@ def test_a_full_disk_is_one_sentence(tmp_path, monkeypatch, tiny):
     Embedder.load(tiny).close()
 
 
-def test_a_full_disk_is_not_the_exporters_fault(tmp_path, monkeypatch):
-    """What a child says of a full disk becomes the same sentence."""
+def test_a_full_disk_during_an_export(tmp_path, monkeypatch):
+    """A full disk in the export process is reported with the same message."""
     folder = tmp_path / "saved"
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps({"model_type": "bert"}))
@@ -262,8 +262,8 @@ def test_a_full_disk_is_not_the_exporters_fault(tmp_path, monkeypatch):
     assert not (tmp_path / "out").exists()
 
 
-def test_files_that_are_holes_are_refused_before_they_are_read(tmp_path, monkeypatch):
-    """A terabyte of nothing is one sentence, at once; so is a graph beyond protobuf's limit."""
+def test_sparse_files_are_rejected_before_they_are_read(tmp_path, monkeypatch):
+    """A sparse file of a terabyte is rejected at once; so is a graph larger than protobuf allows."""
     monkeypatch.setenv("PENULT_CACHE", str(tmp_path / "cache"))
     for size, words in ((2**40, "at most 137,438,953,472"), (2**36, "is a sparse file")):
         with (tmp_path / "weights.bin").open("wb") as file:

@@ -1,4 +1,4 @@
-"""One Embedder and many callers, and processes that end or are interrupted in the middle: right vectors or a clean stop."""
+"""One Embedder shared by many callers, and processes that end or are interrupted: correct vectors or a clean error."""
 
 import asyncio
 import os
@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from conftest import hearing
+from conftest import default_sigint
 
 from penult import Embedder
 from penult.core.shutdown_guard import ShutdownGuard
@@ -20,13 +20,13 @@ SECONDS = 60
 
 
 def shares(n):
-    """Give n callers lists of texts of their own, of many lengths and orders."""
+    """Return a list of texts per caller, of many lengths and orders."""
     rng = np.random.default_rng(0)
     return [rng.permutation(len(TEXTS))[: 1 + i % len(TEXTS)] for i in range(n)]
 
 
 def test_sixteen_threads(tiny):
-    """Sixteen threads that call every method of one Embedder at once get their own texts' vectors each time."""
+    """Sixteen threads that call every method of one Embedder at once each get the vectors of their texts."""
     start = threading.Barrier(16)
     with Embedder.load(tiny, threads=2, truncate="right") as e:
         vectors, tokens, counts = e.embed(TEXTS), e.embed_tokens(TEXTS), e.count_tokens(TEXTS)
@@ -37,8 +37,8 @@ def test_sixteen_threads(tiny):
             for _ in range(4):
                 assert np.abs(e.embed(mine) - vectors[rows]).max() <= 1e-6
                 assert np.abs(np.concatenate(list(e.embed_stream(iter(mine), window=5))) - vectors[rows]).max() <= 1e-6
-                for found, row in zip(e.embed_tokens(mine), rows, strict=True):
-                    assert np.abs(found - tokens[row]).max() <= 1e-5
+                for actual, row in zip(e.embed_tokens(mine), rows, strict=True):
+                    assert np.abs(actual - tokens[row]).max() <= 1e-5
                 assert (e.count_tokens(mine) == counts[rows]).all()
             return len(rows)
 
@@ -58,8 +58,8 @@ async def test_tasks_of_one_loop(embedder):
             await asyncio.sleep(0)
 
     async def task(rows):
-        found = await asyncio.to_thread(embedder.embed, [TEXTS[i] for i in rows])
-        return np.abs(found - vectors[rows]).max()
+        actual = await asyncio.to_thread(embedder.embed, [TEXTS[i] for i in rows])
+        return np.abs(actual - vectors[rows]).max()
 
     clock = asyncio.create_task(turn())
     async with asyncio.timeout(SECONDS):
@@ -71,7 +71,7 @@ async def test_tasks_of_one_loop(embedder):
 
 
 def test_closed_while_others_embed(tiny):
-    """A close in the middle lets running batches end: each caller has right vectors, or the word that it is closed."""
+    """After close(), running batches finish: each caller gets correct vectors or the error of a closed embedder."""
     e = Embedder.load(tiny, threads=1, truncate="right")
     vectors, answers, started = e.embed(TEXTS), [], threading.Event()
 
@@ -114,7 +114,7 @@ print("main returns", flush=True)
 
 @pytest.mark.parametrize("wait", ["0", "0.03", "0.1"])
 def test_the_interpreter_ends_while_threads_embed(tiny, wait):
-    """A program that returns while daemon threads embed ends with status 0, at once and without a word."""
+    """A program that returns while daemon threads embed exits with status 0, at once and without output."""
     ended = subprocess.run([sys.executable, "-c", _BUSY, str(tiny), wait], capture_output=True, text=True, timeout=SECONDS)
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "main returns\n", "")
 
@@ -143,10 +143,10 @@ except KeyboardInterrupt:
 @pytest.mark.skipif(os.name != "posix", reason="sends SIGINT")
 @pytest.mark.parametrize("how", ["list", "stream"])
 def test_an_interrupt_in_the_middle(tiny, how):
-    """Ctrl-C in the middle of a long call is a KeyboardInterrupt within seconds, and the same Embedder goes on working."""
+    """Ctrl-C during a long call raises KeyboardInterrupt within seconds, and the Embedder still works."""
     command = [sys.executable, "-c", _INTERRUPTED, str(tiny), how]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    with subprocess.Popen(command, preexec_fn=hearing, **pipes) as child:  # noqa: PLW1509 - takes no lock
+    with subprocess.Popen(command, preexec_fn=default_sigint, **pipes) as child:  # noqa: PLW1509 - takes no lock
         assert child.stdout is not None
         assert child.stdout.readline() == "ready\n"
         threading.Event().wait(1.0)  # the call has no other sign of being under way
@@ -160,8 +160,8 @@ def test_an_interrupt_in_the_middle(tiny, how):
     assert (child.returncode, out) == (0, "interrupted True\n"), err
 
 
-def test_the_end_waits_for_a_daemon_and_lets_none_in():
-    """At the end, who is inside is waited for, a daemon that comes later waits for ever, and the main thread goes in."""
+def test_exit_waits_for_running_calls():
+    """At exit, running calls are waited for, a later call of a daemon thread blocks, and the main thread may still call."""
     guard, entered, go, late = ShutdownGuard(), threading.Event(), threading.Event(), threading.Event()
 
     def inside():

@@ -1,4 +1,4 @@
-"""Whatever happens to a file of the cache, the next load gives the same vectors, and says so where it makes an entry again."""
+"""A damaged cache file never changes vectors: the next load recreates the entry and logs it."""
 
 import hashlib
 import os
@@ -53,12 +53,12 @@ def vectors_of(model, precision):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_damaged_file_is_noticed(tmp_path, monkeypatch, caplog, kind):
-    """Each file of the cache, damaged in each way: the same vectors, an entry that is made again, and a line that says so."""
+def test_a_damaged_file_is_recreated(tmp_path, monkeypatch, caplog, kind):
+    """Each file of the cache, damaged in each way: the vectors stay equal, the entry is recreated, and a line is logged."""
     make, precision = KINDS[kind]
     model = make(tmp_path / "model")
     monkeypatch.setattr(caching, "_SMALL", 0)  # so that there are notes of hashes
-    monkeypatch.setattr(caching, "_YOUNG", 0.0)
+    monkeypatch.setattr(caching, "_RECENT", 0.0)
     monkeypatch.setenv("PENULT_CACHE", str(tmp_path / "whole"))
     expected = vectors_of(model, precision)
     assert np.array_equal(vectors_of(model, precision), expected)
@@ -83,8 +83,8 @@ def test_a_damaged_file_is_noticed(tmp_path, monkeypatch, caplog, kind):
             shutil.rmtree(cache)
 
 
-def test_a_folder_in_place_of_the_entries_is_one_sentence(tmp_path, monkeypatch):
-    """What cannot be mended is named."""
+def test_a_folder_that_is_a_file(tmp_path, monkeypatch):
+    """A cache that cannot be repaired is named in the error."""
     monkeypatch.setenv("PENULT_CACHE", str(tmp_path / "cache"))
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache" / "graphs").write_bytes(b"")
@@ -94,15 +94,15 @@ def test_a_folder_in_place_of_the_entries_is_one_sentence(tmp_path, monkeypatch)
 
 @pytest.fixture
 def large(monkeypatch, tmp_path):
-    """A model whose hash is noted though it is small and young, in a cache of its own."""
+    """A model whose hash is cached though it is small and recent, with its own cache."""
     monkeypatch.setenv("PENULT_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(caching, "_SMALL", 0)
-    monkeypatch.setattr(caching, "_YOUNG", 0.0)
+    monkeypatch.setattr(caching, "_RECENT", 0.0)
     return tiny_model(tmp_path / "model")
 
 
 def forge(path):
-    """Note another hash for a file as it is now: what a disk that changes bytes by itself, or a clock put back, amounts to."""
+    """Cache another hash for the file as it is now, as after silent disk corruption or a clock that was set back."""
     status = path.stat()
     state = (path.resolve(), status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
     note = caching.cache_folder() / "hashes" / hashlib.sha256("\0".join(map(str, state)).encode()).hexdigest()[:32]
@@ -111,8 +111,8 @@ def forge(path):
 
 
 @pytest.mark.parametrize("file", ["onnx/model.onnx", "tokenizer.json"])
-def test_a_pinned_load_believes_no_note(large, file):
-    """`fingerprint=` hashes every byte; without it a note of the same path, size, inode and times is believed."""
+def test_a_pinned_load_ignores_cached_hashes(large, file):
+    """`fingerprint=` hashes every byte; without it, a cached hash with the same path, size, inode and times is used."""
     with Embedder.load(large) as e:
         fingerprint = e.fingerprint
     forge(large / file)
@@ -126,7 +126,7 @@ def test_a_pinned_load_believes_no_note(large, file):
 
 
 def test_a_pinned_load_checks_the_entry(large, tmp_path, caplog):
-    """An entry whose bytes changed on the disk without a trace is made again for a pinned load."""
+    """A pinned load recreates an entry whose bytes changed without any change of its times."""
     with Embedder.load(large) as e:
         expected, fingerprint = e.embed(TEXTS), e.fingerprint
     (graph,) = (tmp_path / "cache" / "graphs").glob("*/model.onnx")
@@ -142,8 +142,8 @@ def test_a_pinned_load_checks_the_entry(large, tmp_path, caplog):
     assert "preparing it again" in caplog.text
 
 
-def test_young_files_have_no_note(monkeypatch, tmp_path):
-    """The hash of a file that was changed less than two seconds ago, or in the future, is neither noted nor looked up."""
+def test_recent_files_have_no_cached_hash(monkeypatch, tmp_path):
+    """The hash of a file that was changed less than two seconds ago, or in the future, is not cached."""
     monkeypatch.setenv("PENULT_CACHE", str(tmp_path / "cache"))
     file = tmp_path / "file"
     file.write_bytes(b"a" * 2**20)
@@ -166,8 +166,8 @@ def test_young_files_have_no_note(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("external", [False, True])
-def test_another_model_of_the_same_size_and_times_is_another(tmp_path, monkeypatch, external):
-    """As `rm -r model; tar xf v2.tar` of a reproducible archive does: the new vectors come out, and a pin refuses them."""
+def test_another_model_of_the_same_size_and_times(tmp_path, monkeypatch, external):
+    """A reproducible archive unpacked over the model gives the new vectors, and a pinned load is an error."""
     monkeypatch.setenv("PENULT_CACHE", str(tmp_path / "cache"))
     models = []
     for seed in (0, 1):
@@ -196,8 +196,8 @@ def test_another_model_of_the_same_size_and_times_is_another(tmp_path, monkeypat
         Embedder.load(target, fingerprint=pin)
 
 
-def test_what_killed_makers_left_is_removed(tmp_path):
-    """A folder of a dead maker goes at once, of another machine after a day; one that is being made stays."""
+def test_leftovers_of_killed_processes_are_removed(tmp_path):
+    """A folder left by a dead process is removed at once, one of another machine after a day; one in use stays."""
     code = "import os, sys; from pathlib import Path; from penult.core.cache_entry import making\n"
     code += "with making(Path(sys.argv[1]), 'making') as folder: print(folder, flush=True); sys.stdin.read()"
     children = [
@@ -217,8 +217,8 @@ def test_what_killed_makers_left_is_removed(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {".making-elsewhere-1", ".other"}
 
 
-def test_a_killed_load_leaves_nothing_for_the_next(tmp_path, monkeypatch):
-    """The load after a `kill -9` in the middle of making an entry leaves one whole entry and nothing else."""
+def test_a_load_after_a_killed_load(tmp_path, monkeypatch):
+    """After `kill -9` during the creation of an entry, the next load leaves one complete entry and nothing else."""
     monkeypatch.setenv("PENULT_CACHE", str(tmp_path / "cache"))
     model = tiny_model(tmp_path / "model")
     code = "import os, signal, sys; from penult import Embedder; from penult.core import cache_entry, prepare\n"
@@ -230,20 +230,20 @@ def test_a_killed_load_leaves_nothing_for_the_next(tmp_path, monkeypatch):
     assert not entry.name.startswith(".")
 
 
-def test_a_folder_that_is_swept_before_it_is_locked(tmp_path, monkeypatch):
-    """Another process may sweep between the two; then another folder is made."""
-    made = []
+def test_a_folder_that_is_removed_before_it_is_locked(tmp_path, monkeypatch):
+    """Another process may remove a folder before it is locked; then another folder is created."""
+    result = []
     opened = os.open
 
     def swept(path, *arguments, **options):
-        if Path(path).parent == tmp_path and not made:
-            made.append(path)
+        if Path(path).parent == tmp_path and not result:
+            result.append(path)
             Path(path).rmdir()
         return opened(path, *arguments, **options)
 
     monkeypatch.setattr(os, "open", swept)
     with making(tmp_path, "making") as folder:
         assert folder.is_dir()
-        assert folder not in made
-    assert made
+        assert folder not in result
+    assert result
     assert list(tmp_path.iterdir()) == []

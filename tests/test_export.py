@@ -40,7 +40,7 @@ print(json.dumps({"done": {"difference": 1e-7}}), flush=True)
 
 @pytest.fixture
 def python(tmp_path):
-    """Return a function that writes an executable standing for an interpreter with torch."""
+    """Return a function that writes an executable in place of an interpreter with torch."""
 
     def write(body: str = ANSWER) -> str:
         path = tmp_path / "interpreter" / "python"
@@ -54,7 +54,7 @@ def python(tmp_path):
 
 @pytest.fixture
 def saved(tmp_path) -> Path:
-    """A folder as SentenceTransformer.save leaves it: a BERT in safetensors, a Dense module, no ONNX."""
+    """A folder as SentenceTransformer.save writes it: a BERT in safetensors, a Dense module, no ONNX."""
     return saved_model(tmp_path / "saved")
 
 
@@ -81,8 +81,8 @@ def runs(python: str) -> int:
 # ---- without torch ------------------------------------------------------------------------------------------------------------
 
 
-def test_torch_is_looked_for_without_an_import(monkeypatch):
-    """torch_available answers from the finder, so that asking costs no import."""
+def test_torch_is_found_without_an_import(monkeypatch):
+    """torch_available uses the module finder and imports nothing."""
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object() if name == "torch" else None)
     assert torch_available()
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
@@ -90,8 +90,8 @@ def test_torch_is_looked_for_without_an_import(monkeypatch):
 
 
 @pytest.mark.parametrize("call", [export, exported])
-def test_without_torch_the_error_names_both_ways(saved, tmp_path, monkeypatch, call):
-    """A machine without torch hears of the extra and of exporting elsewhere, and nothing is left behind."""
+def test_without_torch_the_error_names_both_options(saved, tmp_path, monkeypatch, call):
+    """Without torch, the error names the extra and an export on another machine; nothing is written."""
     monkeypatch.setattr(exporting, "torch_available", lambda: False)
     with pytest.raises(FileNotFoundError, match="no ONNX file, and the export needs torch, which is not installed") as error:
         call(saved, tmp_path / "out")
@@ -102,7 +102,7 @@ def test_without_torch_the_error_names_both_ways(saved, tmp_path, monkeypatch, c
 
 
 def test_a_folder_without_weights_is_refused(tiny, tmp_path, python):
-    """A folder that has no transformer with weights is refused before a child starts."""
+    """A folder without a transformer with weights is an error before a child process starts."""
     fake = python()
     assert not exportable(tiny)
     with pytest.raises(FileNotFoundError, match=r"has no transformer to export: it needs a config\.json with a model_type"):
@@ -111,7 +111,7 @@ def test_a_folder_without_weights_is_refused(tiny, tmp_path, python):
 
 
 def test_a_folder_that_is_not_empty_is_left_alone(saved, tmp_path, python):
-    """An export never mixes with files that are there already."""
+    """An export is never mixed with existing files."""
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine.txt").write_text("kept")
     with pytest.raises(FileExistsError, match="is not an empty folder"):
@@ -127,14 +127,14 @@ def test_a_module_outside_the_folder_is_refused(saved, tmp_path, python):
 
 
 def test_a_pointer_is_not_weights(saved, tmp_path, python):
-    """A Git LFS pointer in place of the weights is named before a child starts."""
+    """A Git LFS pointer in place of the weights is an error before a child process starts."""
     (saved / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
     with pytest.raises(ValueError, match=r"model\.safetensors is a Git LFS pointer"):
         export(saved, tmp_path / "out", python=python())
 
 
 def test_the_new_folder_is_complete(saved, tmp_path, python, capsys):
-    """Every file of the model is in the new folder but the weights that went into the graph."""
+    """The new folder has every file of the model except the weights that are in the graph."""
     (saved / "2_Dense").mkdir()
     write_json(saved / "2_Dense" / "config.json", {"in_features": 32, "out_features": 8})
     save_file({"linear.weight": np.zeros((8, 32), np.float32)}, saved / "2_Dense" / "model.safetensors")
@@ -154,13 +154,13 @@ def test_the_new_folder_is_complete(saved, tmp_path, python, capsys):
 
 
 def test_progress_can_be_switched_off(saved, tmp_path, python, capsys):
-    """A program that embeds quietly sees no progress lines."""
+    """With progress off, nothing is printed."""
     export(saved, tmp_path / "out", python=python(), progress=False)
     assert capsys.readouterr().err == ""
 
 
 def test_each_transformer_of_a_router_is_exported_in_its_place(tmp_path, python):
-    """A Router's two transformers keep their folders, and each gets its own graph."""
+    """The two transformers of a Router keep their folders, each with its own graph."""
     folder = tmp_path / "router"
     for name in ("query_0_Transformer", "document_0_Transformer"):
         saved_model(folder / name)
@@ -175,7 +175,7 @@ def test_each_transformer_of_a_router_is_exported_in_its_place(tmp_path, python)
 
 
 def test_the_child_is_offline_and_sends_nothing(saved, tmp_path, python):
-    """The child's environment switches off the Hub and onnxruntime's telemetry."""
+    """The child's environment turns off the Hub and onnxruntime's telemetry."""
     fake = python()
     export(saved, tmp_path / "out", python=fake)
     env = json.loads(Path(fake).with_name("env").read_text())
@@ -186,14 +186,14 @@ def test_the_child_is_offline_and_sends_nothing(saved, tmp_path, python):
     ("body", "sentence"),
     [
         ('print(json.dumps({"error": "saved cannot be exported: because."}))', "^saved cannot be exported: because.$"),
-        ("os.kill(os.getpid(), 9)", "ended by signal 9, most likely because memory ran out"),
+        ("os.kill(os.getpid(), 9)", "killed by signal 9, probably because memory ran out"),
         ("import torch_of_nowhere", r"cannot export: .*No module named 'torch_of_nowhere'.*penult\[export\]"),
         ("raise SystemExit('a library failed')", "The export of .* failed: a library failed$"),
-        ("time.sleep(60)", "took longer than 0 minutes and was ended"),
+        ("time.sleep(60)", "took longer than 0 minutes and was stopped"),
     ],
 )
-def test_a_failing_child_is_one_sentence(saved, tmp_path, python, monkeypatch, body, sentence):
-    """However the child ends, the user reads one sentence, and no half-made folder stays."""
+def test_a_failing_child(saved, tmp_path, python, monkeypatch, body, sentence):
+    """However the child process ends, the error is one sentence, and no partial folder remains."""
     if "sleep" in body:
         monkeypatch.setattr(exporting, "_SECONDS", 0.5)
     with pytest.raises(ValueError, match=sentence) as error:
@@ -203,7 +203,7 @@ def test_a_failing_child_is_one_sentence(saved, tmp_path, python, monkeypatch, b
 
 
 def test_the_cache_exports_once(saved, tmp_path, python):
-    """The second call takes what the first one left; the child runs once."""
+    """The second call uses the export of the first; the child process runs once."""
     fake = python()
     first = exported(saved, tmp_path / "cache", python=fake)
     assert first.parent == tmp_path / "cache" / "exports"
@@ -214,7 +214,7 @@ def test_the_cache_exports_once(saved, tmp_path, python):
 
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json", "1_Pooling/config.json", "merges.txt"])
 def test_a_changed_file_is_another_export(saved, name):
-    """Whatever decides a vector names the folder in the cache; a card does not."""
+    """Every file that decides a vector is part of the cache key; the model card is not."""
     before = source_sha256(saved)
     (saved / "README.md").write_text("a card")
     assert source_sha256(saved) == before
@@ -224,12 +224,12 @@ def test_a_changed_file_is_another_export(saved, name):
 
 
 def test_a_copy_elsewhere_is_the_same_export(saved, tmp_path):
-    """The name in the cache follows from contents, not from where a folder lies."""
+    """The cache key depends on contents, not on the folder's path."""
     assert source_sha256(shutil.copytree(saved, tmp_path / "elsewhere")) == source_sha256(saved)
 
 
 def test_an_export_that_lost_its_graph(saved, tmp_path, python):
-    """A graph that was taken out of the cache is made again."""
+    """An export whose graph was deleted from the cache is exported again."""
     fake = python()
     out = exported(saved, tmp_path / "cache", python=fake)
     (out / "onnx" / "model.onnx").unlink()
@@ -239,8 +239,8 @@ def test_an_export_that_lost_its_graph(saved, tmp_path, python):
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_export_is_made_again(saved, tmp_path, python, damage, caplog):
-    """Whichever of its files: the next call makes it again, says so, and leaves what a first one does."""
+def test_a_damaged_export_is_exported_again(saved, tmp_path, python, damage, caplog):
+    """Whichever file is damaged: the next call exports again, logs it, and writes the same files."""
     fake = python()
     out = exported(saved, tmp_path / "cache", python=fake)
     whole = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
@@ -255,8 +255,8 @@ def test_a_damaged_export_is_made_again(saved, tmp_path, python, damage, caplog)
     assert list((tmp_path / "cache" / "exports").iterdir()) == [out]
 
 
-def test_the_loser_of_a_race_takes_the_winners_export(saved, tmp_path, python):
-    """Two callers at once both get the one folder, and nothing else stays in the cache."""
+def test_concurrent_exports(saved, tmp_path, python):
+    """Two concurrent callers get the same folder, and nothing else remains in the cache."""
     fake = python(
         """
 while len((here / "runs").read_text().splitlines()) < 2:  # neither ends before both have begun
@@ -290,7 +290,7 @@ def torch_python() -> str:
 
 
 def test_the_exported_model_gives_the_vectors_of_its_weights(saved, tiny, tmp_path, torch_python, capsys):
-    """A BERT exported through torch gives the vectors of the same weights in a graph that torch never saw."""
+    """A BERT exported with torch gives the vectors of the same weights in a graph that was built without torch."""
     out = export(saved, tmp_path / "out", python=torch_python)
     with Embedder.load(tiny, truncate="right") as expected, Embedder.load(out, truncate="right") as got:
         np.testing.assert_allclose(got.embed(TEXTS), expected.embed(TEXTS), atol=1e-5)
@@ -300,8 +300,8 @@ def test_the_exported_model_gives_the_vectors_of_its_weights(saved, tiny, tmp_pa
     assert not list(tmp_path.glob(".exporting-*"))
 
 
-def test_large_weights_lie_beside_the_graph(saved, tiny, tmp_path, torch_python, monkeypatch):
-    """Weights over the limit of a protobuf message go to model.onnx_data, and the vectors are the same."""
+def test_large_weights_are_external_data(saved, tiny, tmp_path, torch_python, monkeypatch):
+    """Weights over the limit of a protobuf message are written to model.onnx_data, and the vectors are equal."""
     monkeypatch.setenv("PENULT_EXPORT_INLINE_BYTES", "10000")
     out = export(saved, tmp_path / "out", python=torch_python)
     assert sorted(path.name for path in (out / "onnx").iterdir()) == ["model.onnx", "model.onnx_data"]
@@ -310,16 +310,16 @@ def test_large_weights_lie_beside_the_graph(saved, tiny, tmp_path, torch_python,
         np.testing.assert_allclose(got.embed(TEXTS), expected.embed(TEXTS), atol=1e-5)
 
 
-def test_code_of_its_own(saved, tmp_path, torch_python):
-    """A model whose class is in its own code is not exported as transformers' class of the same type."""
+def test_custom_code_is_not_replaced(saved, tmp_path, torch_python):
+    """A model with a custom class is not exported as transformers' class of the same type."""
     path = saved / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"auto_map": {"AutoModel": "modeling_my.MyBert"}}))
-    with pytest.raises(ValueError, match=r"has model code of its own \(auto_map in config\.json\)"):
+    with pytest.raises(ValueError, match=r"has custom model code \(auto_map in config\.json\)"):
         export(saved, tmp_path / "out", python=torch_python)
 
 
-def test_missing_weights_are_not_made_up(saved, tmp_path, torch_python):
-    """A missing weight, which transformers fills at random, is noticed: such an export is refused. A pooler may be missing."""
+def test_missing_weights_are_an_error(saved, tmp_path, torch_python):
+    """An export with a missing weight, which transformers initializes at random, is rejected. A pooler may be missing."""
     from safetensors.numpy import load_file
 
     weights = load_file(saved / "model.safetensors")
@@ -330,8 +330,8 @@ def test_missing_weights_are_not_made_up(saved, tmp_path, torch_python):
     assert "\n" not in str(error.value)
 
 
-def test_code_of_the_models_own_is_never_run(saved, tmp_path, torch_python):
-    """A folder that brings Python code is refused, and its code is not run."""
+def test_custom_code_is_never_run(saved, tmp_path, torch_python):
+    """A folder with its own Python code is rejected, and the code is not run."""
     config = json.loads((saved / "config.json").read_text())
     auto = {"AutoConfig": "own.OwnConfig", "AutoModel": "own.OwnModel"}
     write_json(saved / "config.json", config | {"model_type": "of-its-own", "auto_map": auto})

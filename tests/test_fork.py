@@ -1,4 +1,4 @@
-"""Values per process: made once, anew in a fork, and in no pickle."""
+"""Per-process values: created once, created again after a fork, and not pickled."""
 
 import copy
 import os
@@ -13,7 +13,7 @@ from penult.fork import PerProcess
 
 
 class Slow:
-    """A value whose making takes a while, and that counts."""
+    """A value that takes a while to create, and counts its creations."""
 
     made = 0
 
@@ -33,7 +33,7 @@ def in_child(check):
 
 
 def test_threads_share_one_value(monkeypatch):
-    """However many threads ask at once, the value is made once; `pop` hands it out and lets another be made."""
+    """The value is created once for all threads; `pop` returns it, and another may be created."""
     monkeypatch.setattr(Slow, "made", 0)
     own, got = PerProcess(Slow), []
     assert own.peek() is None
@@ -51,8 +51,8 @@ def test_threads_share_one_value(monkeypatch):
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
 @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
-def test_a_fork_makes_its_own():
-    """A child has none of its parent's values, not even a held lock's, and its grandchild none of the child's."""
+def test_a_fork_creates_its_own():
+    """A child has none of its parent's values and no held lock, and a grandchild has none of the child's."""
     own = PerProcess(threading.Lock)
     own.get().acquire()
 
@@ -66,7 +66,7 @@ def test_a_fork_makes_its_own():
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
 @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
 def test_a_child_never_frees_what_it_inherited():
-    """In the child the parent's value outlives its holder; in the parent it is freed with it."""
+    """In the child, the parent's value outlives its holder; in the parent it is freed with its holder."""
 
     def freed(own):
         own.get()
@@ -87,7 +87,7 @@ def test_a_child_never_frees_what_it_inherited():
 
 
 def test_a_pickle_is_empty():
-    """A copy and a pickle make their own; equal is what is made the same way."""
+    """A copy and a pickle create their own value; holders with the same factory are equal."""
     own = PerProcess(Slow)
     first = own.get()
     for other in (pickle.loads(pickle.dumps(own)), copy.deepcopy(own)):

@@ -1,4 +1,4 @@
-"""Replicas of the models people use give the vectors of sentence-transformers, or are refused by name.
+"""Replicas of popular models give the vectors of sentence-transformers, or an error that names the reason.
 
 `data/gallery` has 30 of them with their vectors (its README says how they were made); where the whole gallery, or other cases
 of public bug reports, lie beside the repository, they are tried too.
@@ -24,10 +24,10 @@ REPORTED = ("02", "03", "04", "06", "08", "10", "27", "28", "29", "30", "35")
 
 def calls(root: Path) -> list[tuple[Path, dict]]:
     """List (folder, call) of a gallery."""
-    found = []
+    actual = []
     for path in sorted(root.glob("*/manifest.json")):
-        found += [(path.parent, call) for call in json.loads(path.read_text(encoding="utf-8"))["calls"]]
-    return found
+        actual += [(path.parent, call) for call in json.loads(path.read_text(encoding="utf-8"))["calls"]]
+    return actual
 
 
 def name(value: object) -> str:
@@ -65,7 +65,7 @@ def check(folder: Path, call: dict) -> None:
 
 @pytest.mark.parametrize(("folder", "call"), calls(OWN), ids=name)
 def test_the_gallery(folder, call):
-    """Each call gives sentence-transformers' vectors to 1e-5, or one sentence where no text vector is right."""
+    """Each call gives sentence-transformers' vectors to 1e-5, or an error if the model has no text vector."""
     check(folder, call)
 
 
@@ -82,7 +82,7 @@ def test_the_whole_gallery(shared):
 
 @pytest.mark.parametrize("number", [number for number in REPORTED if any(data_folder("bugcases").glob(f"{number}-*"))])
 def test_cases_of_public_reports(number):
-    """Small inputs that failed once: right, or refused where a file is missing or needs torch."""
+    """Small inputs that once failed: correct vectors, or an error if a file is missing or torch is needed."""
     cases = sorted(data_folder("bugcases").glob(f"{number}-*/case-*"))
     assert cases
     torch = importlib.util.find_spec("torch") is not None

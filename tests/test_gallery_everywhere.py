@@ -1,4 +1,4 @@
-"""Ten models of the gallery: server, adapters and command line give the vectors of `Embedder`, and those are the expected ones."""
+"""Ten models of the gallery: server, adapters and command line give the vectors of `Embedder`, which are the expected ones."""
 
 import json
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ RIGHT = 1e-5  # from sentence-transformers in fp32
 
 @dataclass(frozen=True)
 class Call:
-    """One way to use a model: options of `Embedder.load`, the role, and what the vectors must be."""
+    """One use of a model: options of `Embedder.load`, the role, and the expected vectors."""
 
     options: dict
     role: str
@@ -41,21 +41,21 @@ class Call:
 
 
 def calls_of(folder: Path, manifest: dict) -> list[Call]:
-    """List the calls of a case that every interface can make: a text put before by hand is a prompt."""
-    arrays, found = np.load(folder / "expected.npz"), []
+    """Return the calls of a case that every interface supports: a prompt in the text becomes a prompt argument."""
+    arrays, actual = np.load(folder / "expected.npz"), []
     for call in manifest["calls"]:
         options = dict(call["load"])
         if "prepend" in options:
             options["prompts"] = {call["role"]: options.pop("prepend")}
         if {*options} <= {"dimensions", "prompts"} and "expect" not in call:
             keys = [key for key in call["key"].split("|") if key in arrays.files]
-            found.append(Call(options, call["role"], [arrays[key] for key in keys]))
-    return found
+            actual.append(Call(options, call["role"], [arrays[key] for key in keys]))
+    return actual
 
 
 @pytest.fixture(scope="module", params=CASES)
 def case(request):
-    """A model's folder, its texts and the calls to make."""
+    """A model's folder, its texts and the calls."""
     folder = Path(__file__).parent / "data" / "gallery" / request.param
     manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     calls = calls_of(folder, manifest)
@@ -65,31 +65,31 @@ def case(request):
 
 @pytest.fixture(scope="module")
 def local(case):
-    """What `Embedder` gives for each call; it must be what the gallery expects."""
+    """The vectors of `Embedder` for each call, checked against the gallery."""
     folder, texts, calls = case
-    found = []
+    actual = []
     for call in calls:
         with Embedder.load(folder, threads=1, **call.options) as opened:
-            found.append((opened.embed(texts, call.role), opened.fingerprint))
-        assert min(far(found[-1][0], array) for array in call.expected) <= RIGHT
-    return found
+            actual.append((opened.embed(texts, call.role), opened.fingerprint))
+        assert min(far(actual[-1][0], array) for array in call.expected) <= RIGHT
+    return actual
 
 
-def far(found: np.ndarray, expected: np.ndarray) -> float:
-    """Return the largest difference; rows that sentence-transformers itself has no vectors for are left out."""
-    if found.shape != expected.shape:
+def far(actual: np.ndarray, expected: np.ndarray) -> float:
+    """Return the largest difference, without rows for which sentence-transformers has no vectors."""
+    if actual.shape != expected.shape:
         return float("inf")
     whole = ~np.isnan(expected).any(axis=1)
-    return float(np.abs(found - expected)[whole].max())
+    return float(np.abs(actual - expected)[whole].max())
 
 
 @pytest.fixture(scope="module")
 def running(case):
-    """A server of the model, once for each call, under the call's number, and once as it is, under "plain"."""
+    """A server with the model once per call, named by the call's number, and once unchanged, named "plain"."""
     folder, _, calls = case
     own = [EndpointConfig(model=str(folder), name=f"{i}", **call.options) for i, call in enumerate(calls)]
-    with serving(*own, EndpointConfig(model=str(folder), name="plain")) as made:
-        yield made
+    with serving(*own, EndpointConfig(model=str(folder), name="plain")) as server:
+        yield server
 
 
 def test_server(case, local, running):
@@ -108,7 +108,7 @@ def test_server(case, local, running):
 
 
 def test_options_of_a_request(case, local, running):
-    """What a call asks for at load, a request may ask of the plain model: its prompt, and fewer dimensions."""
+    """A request to the unchanged model may pass a prompt and fewer dimensions."""
     _, texts, calls = case
     for call, (expected, _) in zip(calls, local, strict=True):
         body = {
@@ -123,7 +123,7 @@ def test_options_of_a_request(case, local, running):
 
 
 def test_langchain(case, local, running):
-    """LangChain's adapter gives the vectors of the local model, by itself and through a server."""
+    """LangChain's adapter gives the vectors of the local model, in process and through a server."""
     folder, texts, calls = case
     for i, (call, (expected, fingerprint)) in enumerate(zip(calls, local, strict=True)):
         for adapter in (
@@ -131,25 +131,25 @@ def test_langchain(case, local, running):
             PenultEmbeddings(base_url=running.url, model=f"{i}"),
         ):
             query = call.role == "query"
-            found = [adapter.embed_query(text) for text in texts] if query else adapter.embed_documents(iter(texts))
-            assert far(np.array(found), expected) <= SAME
+            actual = [adapter.embed_query(text) for text in texts] if query else adapter.embed_documents(iter(texts))
+            assert far(np.array(actual), expected) <= SAME
             assert adapter.cache_namespace == fingerprint
 
 
 def test_llama_index(case, local, running):
-    """LlamaIndex's adapter gives the vectors of the local model, written down and read again, and through a server."""
+    """LlamaIndex's adapter gives the vectors of the local model, after serialization and through a server."""
     folder, texts, calls = case
     for i, (call, (expected, fingerprint)) in enumerate(zip(calls, local, strict=True)):
         written = PenultEmbedding(model_name=folder, **call.options).to_json()
         for adapter in (PenultEmbedding.from_json(written, threads=1), PenultEmbedding(base_url=running.url, model=f"{i}")):
             query = call.role == "query"
-            found = [adapter.get_query_embedding(t) for t in texts] if query else adapter.get_text_embedding_batch(iter(texts))
-            assert far(np.array(found), expected) <= SAME
+            actual = [adapter.get_query_embedding(t) for t in texts] if query else adapter.get_text_embedding_batch(iter(texts))
+            assert far(np.array(actual), expected) <= SAME
             assert adapter.cache_namespace == fingerprint
 
 
 def test_command_line(case, local, tmp_path, monkeypatch):
-    """`penult embed` gives the vectors of the local model; its workers run in this process, for they take a second to start."""
+    """`penult embed` gives the vectors of the local model; its workers run in this process, since a start takes a second."""
     folder, texts, calls = case
     monkeypatch.setattr(bulk, "Pool", InProcess)
     source = tmp_path / "in.jsonl"
@@ -168,7 +168,7 @@ def test_command_line(case, local, tmp_path, monkeypatch):
 
 
 def test_a_layer_norm_before_the_cut(tmp_path, monkeypatch):
-    """What no file says and a model's card may ask for, every interface takes: a layer norm before the leading values."""
+    """Every interface takes layer_norm, which model cards may require and no file states: a layer norm before the cut."""
     folder = Path(__file__).parent / "data" / "gallery" / "e5-mistral"
     options, texts = {"dimensions": 16, "layer_norm": True, "normalize": True}, ["a cat", "the moon over the river"]
     with Embedder.load(folder, threads=1, **options) as opened, Embedder.load(folder, threads=1, dimensions=16) as plain:
@@ -176,7 +176,10 @@ def test_a_layer_norm_before_the_cut(tmp_path, monkeypatch):
         assert far(plain.embed(texts), expected) > 1e-3
     assert far(np.array(PenultEmbeddings(model=folder, threads=1, **options).embed_documents(texts)), expected) <= SAME
     assert far(np.array(PenultEmbedding(model_name=folder, **options).get_text_embedding_batch(texts)), expected) <= SAME
-    with serving(EndpointConfig(model=str(folder), name="a", **options)) as made, RemoteEmbedder(made.url, model="a") as remote:
+    with (
+        serving(EndpointConfig(model=str(folder), name="a", **options)) as server,
+        RemoteEmbedder(server.url, model="a") as remote,
+    ):
         assert far(remote.embed(texts), expected) <= SAME
         assert remote.fingerprint == fingerprint
     monkeypatch.setattr(bulk, "Pool", InProcess)

@@ -1,4 +1,4 @@
-"""What DeepSparse 1.8.0 answered, recorded, against what Pipeline answers. The recordings may not be kept here: see `shared`."""
+"""Recorded answers of DeepSparse 1.8.0, compared with Pipeline. Not every checkout has the recordings: see `shared`."""
 
 import ast
 import json
@@ -24,7 +24,7 @@ def manifest(shared):
 
 
 def layer_of(run, minilm):
-    """Give the layer a run was made with; a node's name is that of our own export's node for the same tensor."""
+    """Return the layer of a recorded run; a node's name becomes the name of the same tensor in our own export."""
     layer = run["emb_extraction_layer"]
     if not isinstance(layer, str):
         return layer
@@ -36,7 +36,7 @@ def layer_of(run, minilm):
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("name", RUNS)
 def test_the_recorded_vectors(minilm, shared, manifest, name, strategy):
-    """Every recorded vector comes out again: 5e-5 where there is a token, 1e-3 on the rows of padding."""
+    """Every recorded vector is reproduced: to 5e-5 for tokens, to 1e-3 for rows of padding."""
     run = manifest["runs"][name]
     with np.load(shared / "golden" / run["file"]) as recorded:
         expected, own = recorded[strategy], recorded["attention_mask"].astype(bool)
@@ -48,11 +48,11 @@ def test_the_recorded_vectors(minilm, shared, manifest, name, strategy):
         sequence_length=run["sequence_length"],
         return_numpy=True,
     ) as pipeline:
-        found = np.stack(pipeline(manifest["texts"]).embeddings)
+        actual = np.stack(pipeline(manifest["texts"]).embeddings)
         one = pipeline(manifest["texts"][0]).embeddings
-    assert found.shape == expected.shape == tuple(run["shapes"][strategy])
+    assert actual.shape == expected.shape == tuple(run["shapes"][strategy])
     assert np.abs(one[0] - expected[0]).max() <= (PADDING if strategy == "per_token" else OWN)
-    apart = np.abs(found - expected)
+    apart = np.abs(actual - expected)
     if strategy == "per_token":
         apart = apart.reshape(*own.shape, run["hidden"])
         assert apart[~own].max() <= PADDING
@@ -61,7 +61,7 @@ def test_the_recorded_vectors(minilm, shared, manifest, name, strategy):
 
 
 def test_buckets_give_the_recorded_vectors(minilm, shared, manifest):
-    """Buckets change what a text costs and none of its numbers."""
+    """Buckets change the cost of a text and none of its values."""
     with np.load(shared / "golden" / manifest["runs"]["a2_last_s128"]["file"]) as recorded:
         expected = recorded["reduce_mean"]
     with Pipeline.create(
@@ -77,12 +77,12 @@ _LITERAL = re.compile(
 
 @pytest.fixture(scope="module")
 def four_layers(tmp_path_factory):
-    """A model of the size of the one that the recorded cases were tried on."""
+    """A model of the size that the recorded cases used."""
     return tiny_model(tmp_path_factory.mktemp("four"), size=Size(layers=4, positions=512))
 
 
-def test_what_was_accepted_and_what_was_refused(shared, four_layers):
-    """Each recorded value of a constructor's argument is accepted here if DeepSparse accepted it, and refused if not."""
+def test_arguments_are_accepted_as_recorded(shared, four_layers):
+    """Each recorded value of a constructor's argument is accepted if DeepSparse accepted it, and rejected if not."""
     log = json.loads((shared / "golden" / "behaviour_log.json").read_text())
     tried = []
     for case, printed in ((case, printed) for group in log.values() for case, printed in group.items()):

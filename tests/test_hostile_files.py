@@ -1,4 +1,4 @@
-"""Files that are broken or made to do harm: one clear error that names the file, and no hang, no crash, no flood of memory."""
+"""Damaged or malicious files: one clear error that names the file, without a hang, a crash or excessive memory."""
 
 import json
 import multiprocessing
@@ -31,7 +31,7 @@ SECONDS, MEMORY = 30, 6 * 2**30
 
 
 def apart(work, *given):
-    """Call in a child with a clock and a bound on its memory; give its answer, or "ErrorName: message" of what it raised."""
+    """Call a function in a child with limits of time and memory; return its result, or "ErrorName: message"."""
     ours, theirs = multiprocessing.get_context("fork").Pipe()
     pid = os.fork()
     if pid == 0:
@@ -64,7 +64,7 @@ def embeds(folder):
 
 @pytest.fixture(scope="module")
 def bare(tmp_path_factory):
-    """A model whose graph file is all structure: its weights lie beside it."""
+    """A model whose graph file has no weights: they are external data."""
     folder = tiny_model(tmp_path_factory.mktemp("hostile") / "model")
     graph = folder / "onnx" / "model.onnx"
     onnx.save_model(onnx.load(graph), graph, save_as_external_data=True, location="weights.data", size_threshold=100)
@@ -74,32 +74,32 @@ def bare(tmp_path_factory):
 
 @st.composite
 def mutations(draw):
-    """Draw a change of bytes: cut, flipped, overwritten, repeated or taken out, at a relative place."""
+    """Draw a change of bytes at a relative position: truncate, flip, overwrite, repeat or remove."""
     kind = draw(st.sampled_from(["cut", "flip", "set", "repeat", "drop"]))
     places = st.floats(0, 1, exclude_max=True)
     changes = draw(st.lists(st.tuples(places, st.integers(0, 255)), min_size=1, max_size=4))
 
     def mutate(content: bytes) -> bytes:
-        made = bytearray(content)
+        result = bytearray(content)
         for place, value in changes:
-            i = int(place * len(made))
+            i = int(place * len(result))
             if kind == "cut":
-                del made[i:]
-            elif kind == "flip" and made:
-                made[i] ^= 1 << value % 8
-            elif kind == "set" and made:
-                made[i] = value
+                del result[i:]
+            elif kind == "flip" and result:
+                result[i] ^= 1 << value % 8
+            elif kind == "set" and result:
+                result[i] = value
             elif kind == "repeat":
-                made[i:i] = made[i : i + value]
+                result[i:i] = result[i : i + value]
             elif kind == "drop":
-                del made[i : i + value % 50]
-        return bytes(made)
+                del result[i : i + value % 50]
+        return bytes(result)
 
     return mutate
 
 
 def check_one_file(folder, path, content):
-    """With these bytes in one of its files, a model works or is refused by an error that names a file of it."""
+    """With these bytes in one of its files, a model works or an error names one of its files."""
     whole = path.read_bytes()
     path.write_bytes(content)
     try:
@@ -113,7 +113,7 @@ def check_one_file(folder, path, content):
 @settings(deadline=None, max_examples=25)
 @given(mutations())
 def test_a_damaged_graph(bare, mutate):
-    """A graph whose bytes are cut, flipped, repeated or lost loads or is refused by name."""
+    """A graph with truncated, flipped, repeated or missing bytes loads, or an error names it."""
     path = bare / "onnx" / "model.onnx"
     check_one_file(bare, path, mutate(path.read_bytes()))
 
@@ -128,7 +128,7 @@ def test_a_damaged_tokenizer(bare, mutate):
 
 @pytest.fixture(scope="module")
 def dense(tmp_path_factory):
-    """A model with a dense layer after its pooling."""
+    """A model with a dense layer after the pooling."""
     folder = tiny_model(tmp_path_factory.mktemp("dense") / "model")
     add_dense(folder, {"linear.weight": np.ones((5, 32), np.float32), "linear.bias": np.ones(5, np.float32)})
     assert apart(embeds, folder) == "ok"
@@ -161,14 +161,14 @@ def test_damaged_weights_of_a_dense_layer(dense, mutate):
     ],
 )
 def test_a_dense_layer_without_a_matrix(tmp_path, tensors, held):
-    """What a dense layer's file holds instead of a weight and a bias is said."""
+    """The error states what a dense layer's file has instead of a weight and a bias."""
     add_dense(tiny_model(tmp_path), tensors)
     with pytest.raises(ValueError, match=rf"2_Dense.model\.safetensors has .*{held}"):
         Embedder.load(tmp_path)
 
 
-def test_a_header_that_lies(dense):
-    """A safetensors header that claims more bytes than any disk has is refused, not believed."""
+def test_a_false_header(dense):
+    """A safetensors header that states more bytes than any disk has is rejected."""
     for size in (2**63 - 1, 2**40, 10**8 + 1, 0):
         check_one_file(dense, dense / "2_Dense" / "model.safetensors", size.to_bytes(8, "little") + b"{}")
 
@@ -181,7 +181,7 @@ def function(name, nodes):
 
 
 def calling(*functions, first):
-    """Give a BERT in which a function is called on the ids."""
+    """Return a BERT in which a function is called on the ids."""
     model = bert_graph(bert_weights(), 4)
     model.opset_import.append(helper.make_opsetid("f", 1))
     model.functions.extend(functions)
@@ -190,14 +190,14 @@ def calling(*functions, first):
 
 
 def endless():
-    """Two functions that call each other."""
+    """Return two functions that call each other."""
     return calling(
         *(function(a, [helper.make_node(b, ["x"], ["y"], domain="f")]) for a, b in (("a", "b"), ("b", "a"))), first="a"
     )
 
 
 def billions():
-    """Twelve functions, each calling the one before ten times: 10^12 nodes."""
+    """Return twelve functions, each calling the one before ten times: 10^12 nodes."""
     functions = []
     for level in range(12):
         kind, domain = ("Identity", "") if level == 0 else (f"a{level - 1}", "f")
@@ -215,7 +215,7 @@ def circle():
 
 
 def made_twice(by):
-    """A tensor with two makers, found by the fuzzer: nodes, or an input or a weight and a node."""
+    """Return a tensor with two producers (found by the fuzzer): nodes, or an input or a weight and a node."""
     model = bert_graph(bert_weights(), 4)
     name = model.graph.node[30].output[0]
     if by == "input":
@@ -228,7 +228,7 @@ def made_twice(by):
 
 
 def bare_operator(kind):
-    """A node without inputs that no operator of its name may be without, found by the fuzzer."""
+    """Return a node without its required inputs (found by the fuzzer)."""
     model = bert_graph(bert_weights(), 4)
     del model.graph.node[0].input[:]
     model.graph.node[0].op_type = kind
@@ -256,7 +256,7 @@ def resized(*dims):
 
 
 def huge_constant():
-    """A graph of a few bytes that asks for 4 TB."""
+    """Return a graph of a few bytes that allocates 4 TB."""
     model = bert_graph(bert_weights(), 4)
     graph = model.graph
     graph.initializer.append(numpy_helper.from_array(np.array([2**40]), "huge"))
@@ -268,7 +268,7 @@ def huge_constant():
 
 
 def looping(kind, *inputs, nodes=(), weights=(), before=(), **attributes):
-    """A BERT with a node in front of it that carries a graph."""
+    """Return a BERT after a node that has a graph."""
     model = bert_graph(bert_weights(), 4)
     value = helper.make_tensor_value_info
     scan = kind == "Scan"
@@ -300,7 +300,7 @@ def loop(turns, **more):
 
 
 def nested(depth, kind="If"):
-    """An If in an If in an If, or as many loops of a few turns."""
+    """Return an If in an If in an If, or as many loops of a few iterations."""
     node = None
     for _ in range(depth):
         inner = looping(kind, *(("turns", "yes") if kind == "Loop" else ("yes",)), weights={"turns": np.array(40)},
@@ -311,12 +311,12 @@ def nested(depth, kind="If"):
 
 
 def called(node):
-    """The node within a local function."""
+    """Return the node within a local function."""
     return calling(function("looping", [node, helper.make_node("Identity", ["x"], ["y"])]), first="looping")
 
 
 def called_with_turns():
-    """A function whose caller says how often its loop runs; the function's own value is never used."""
+    """Return a function whose caller states the iterations of its loop; the function's own value is never used."""
     turns = helper.make_node("Constant", [], ["turns"], value_int=5)
     turns.attribute[0].ref_attr_name = "count"
     node = looping("Loop", "turns", "").graph.node[0]
@@ -324,19 +324,19 @@ def called_with_turns():
 
 
 def cast(value, *types):
-    """A loop over a constant that is cast to one type after the other."""
+    """Return a loop over a constant that is cast to several types in turn."""
     nodes = [helper.make_node("Cast", [f"c{i}"], [f"c{i + 1}"], to=type_) for i, type_ in enumerate(types)]
     return looping("Loop", f"c{len(types)}", "yes", weights={"c0": np.array(value)}, before=nodes)
 
 
 def length_of(tensor, *before):
-    """A loop over the length of a tensor's last axis."""
+    """Return a loop over the length of a tensor's last axis."""
     nodes = [*before, helper.make_node("Shape", [tensor], ["shape"]), helper.make_node("Gather", ["shape", "last"], ["turns"])]
     return looping("Loop", "turns", "yes", weights={"last": np.array(-1), "many": np.array([2**31])}, before=nodes)
 
 
 def doubled(times):
-    """Concatenate the ids with themselves again and again."""
+    """Concatenate the ids with themselves repeatedly."""
     return [helper.make_node("Concat", [f"d{i - 1}" if i else "input_ids"] * 2, [f"d{i}"], axis=1) for i in range(times)]
 
 
@@ -344,7 +344,7 @@ ENDLESS = "whose number of iterations is neither a constant nor the length"
 
 
 @pytest.mark.parametrize(
-    ("make", "said"),
+    ("make", "message"),
     [
         (lambda: loop(2**62), r"has loops that run [\d,]+ nodes; at most 2,000,000 are allowed"),
         (lambda: loop(3), "ok"),
@@ -379,18 +379,18 @@ ENDLESS = "whose number of iterations is neither a constant nor the length"
         (lambda: called(nested(30).graph.node[0]), "has subgraphs nested more than 4 levels deep"),
     ],
 )  # fmt: skip
-def test_loops(tmp_path, make, said):
-    """A loop that ends after few turns is taken; one that may not end is refused at once, wherever it is."""
+def test_loops(tmp_path, make, message):
+    """A loop with few iterations is accepted; one that may not end is rejected at once, wherever it is."""
     folder = tiny_model(tmp_path)
     (folder / "onnx" / "model.onnx").write_bytes(make().SerializeToString())
     answer = apart(embeds, folder)
-    assert re.search(said, answer), answer
+    assert re.search(message, answer), answer
     assert answer == "ok" or str(folder) in answer
     assert not answer.startswith("unclear")
 
 
 @pytest.mark.parametrize(
-    ("make", "said"),
+    ("make", "message"),
     [
         (endless, "local function that calls itself"),
         (billions, r"has 1,\d{3},\d{3},\d{3},\d{3} nodes; at most 50,000 are allowed"),
@@ -416,18 +416,18 @@ def test_loops(tmp_path, make, said):
     ],
     ids=lambda value: None if isinstance(value, str) else getattr(value, "__name__", ""),
 )
-def test_graphs_that_are_wrong_or_made_to_harm(tmp_path, make, said):
-    """Each is refused by one error that names the file, before it costs time or memory."""
+def test_invalid_or_malicious_graphs(tmp_path, make, message):
+    """Each is rejected with one error that names the file, before it needs time or memory."""
     folder = tiny_model(tmp_path)
     (folder / "onnx" / "model.onnx").write_bytes(make().SerializeToString())
     answer = apart(embeds, folder)
-    assert re.search(said, answer), answer
+    assert re.search(message, answer), answer
     assert str(folder) in answer
     assert not answer.startswith("unclear")
 
 
-def test_local_functions_are_taken(tmp_path, embedder):
-    """Functions that end are no harm: they are put where they are called, and change no vector."""
+def test_local_functions_are_inlined(tmp_path, embedder):
+    """Functions that end are inlined, and change no vector."""
     folder = tiny_model(tmp_path)
     model = calling(function("twice", [helper.make_node("Identity", ["x"], ["y"])]), first="twice")
     model.graph.node[1].input[1] = "called"
@@ -463,23 +463,25 @@ def graphs(draw):
     for step in draw(st.lists(st.sampled_from(["one", "two", "matrix", "norm", "attention", "ffn", "gather"]), max_size=14)):
         x = draw(st.sampled_from(tensors[-3:]))
         if step == "one":
-            made = op(draw(st.sampled_from(_UNARY)), x)
+            result = op(draw(st.sampled_from(_UNARY)), x)
         elif step == "two":
             kind, y = draw(st.sampled_from(_BINARY)), draw(st.sampled_from(tensors))
-            made = op("MatMul", op("MatMul", x, op("Transpose", y, perm=[0, 2, 1])), y) if kind == "MatMul" else op(kind, x, y)
+            result = (
+                op("MatMul", op("MatMul", x, op("Transpose", y, perm=[0, 2, 1])), y) if kind == "MatMul" else op(kind, x, y)
+            )
         elif step == "matrix":
-            made = op("MatMul", x, weight(8, 8))
+            result = op("MatMul", x, weight(8, 8))
         elif step == "norm":
-            made = op("LayerNormalization", x, weight(8), weight(8), axis=-1)
+            result = op("LayerNormalization", x, weight(8), weight(8), axis=-1)
         elif step == "ffn":
-            made = op("Add", x, op("MatMul", op("Relu", op("MatMul", x, weight(8, 16))), weight(16, 8)))
+            result = op("Add", x, op("MatMul", op("Relu", op("MatMul", x, weight(8, 16))), weight(16, 8)))
         elif step == "gather":
-            made = op("Add", x, op("Gather", weight(50, 8), "attention_mask"))
+            result = op("Add", x, op("Gather", weight(50, 8), "attention_mask"))
         else:
             q, k, v = (op("MatMul", x, weight(8, 8)) for _ in range(3))
             scores = op("Softmax", op("MatMul", q, op("Transpose", k, perm=[0, 2, 1])), axis=-1)
-            made = op("Add", x, op("MatMul", op("MatMul", scores, v), weight(8, 8)))
-        tensors.append(made)
+            result = op("Add", x, op("MatMul", op("MatMul", scores, v), weight(8, 8)))
+        tensors.append(result)
     outputs = draw(st.lists(st.sampled_from(tensors), min_size=1, max_size=3, unique=True))
     if draw(st.booleans()):
         outputs.append(op("MatMul", outputs[0], weight(8, 50)))
@@ -499,8 +501,8 @@ IDS = np.array([[2, 5, 6, 3], [2, 7, 3, 0]])
 
 @settings(deadline=None, max_examples=100)
 @given(graphs())
-def test_random_graphs_are_cut_or_refused(model):
-    """Whatever the graph: no transformer, said clearly, or hidden states each of which is a cut that runs and is right."""
+def test_random_graphs_are_cut_or_rejected(model):
+    """Each graph is not a transformer, with a clear error, or all its hidden states can be cut, run and are correct."""
     before = model.SerializeToString()
     try:
         states = hidden_states(model)
@@ -516,13 +518,13 @@ def test_random_graphs_are_cut_or_refused(model):
     with Engine(whole.SerializeToString(), threads=1) as engine:
         expected = engine.mapped_run({name: feed[name] for name in engine.input_names})
     for state in states:
-        made = cut(model, state.tensor, axes=state.axes)
-        onnx.checker.check_model(made)
-        with Engine(made.SerializeToString(), threads=1) as engine:
+        result = cut(model, state.tensor, axes=state.axes)
+        onnx.checker.check_model(result)
+        with Engine(result.SerializeToString(), threads=1) as engine:
             assert engine.output_names == ["token_embeddings"]
-            (found,) = engine.run({name: feed[name] for name in engine.input_names})
-        assert found.shape == (2, 4, 8)
-        np.testing.assert_allclose(found, expected[state.tensor], rtol=1e-5, atol=1e-6)
+            (actual,) = engine.run({name: feed[name] for name in engine.input_names})
+        assert actual.shape == (2, 4, 8)
+        np.testing.assert_allclose(actual, expected[state.tensor], rtol=1e-5, atol=1e-6)
 
 
 # --- configuration
@@ -547,8 +549,8 @@ KEYS = {
 
 
 @pytest.mark.parametrize(("name", "key"), [(name, key) for name, keys in KEYS.items() for key in keys])
-def test_a_value_of_the_wrong_type_is_refused(tmp_path, name, key):
-    """Whatever stands where a configuration has a name, a number or a list: taken as meant, or one error naming the file."""
+def test_a_value_of_the_wrong_type(tmp_path, name, key):
+    """Whatever value replaces a name, a number or a list: it is accepted as intended, or one error names the file."""
     folder = tiny_model(tmp_path)
     path = folder / name
     whole = json.loads(path.read_text()) if path.exists() else {}
@@ -562,13 +564,13 @@ def test_a_value_of_the_wrong_type_is_refused(tmp_path, name, key):
 
 
 def use(folder):
-    """Read a folder's recipe and tokenise with it."""
-    found = read(folder, Overrides())
-    return Tokenizer(folder, max_length=max(found.max_length, 6), side=found.side).tokenize(["a"], found.prompts["query"])
+    """Read a folder's recipe and tokenize with it."""
+    actual = read(folder, Overrides())
+    return Tokenizer(folder, max_length=max(actual.max_length, 6), side=actual.side).tokenize(["a"], actual.prompts["query"])
 
 
 def test_a_tokenizer_that_repeats_the_text(tmp_path):
-    """A template with the text twice, found by the fuzzer, gave more tokens than the model's maximum is."""
+    """A template with the text twice (found by the fuzzer) returns more tokens than the maximum, and is rejected."""
     path = tiny_model(tmp_path) / "tokenizer.json"
     whole = json.loads(path.read_text())
     cls, text, sep = whole["post_processor"]["single"]
@@ -581,7 +583,7 @@ def test_a_tokenizer_that_repeats_the_text(tmp_path):
 
 
 def test_a_tokenizer_whose_template_lacks_a_token(tmp_path):
-    """What its library panics over, found by the fuzzer, is one error."""
+    """A panic of the library (found by the fuzzer) is one error."""
     path = tiny_model(tmp_path) / "tokenizer.json"
     whole = json.loads(path.read_text())
     del whole["post_processor"]["special_tokens"]["[SEP]"]
@@ -595,7 +597,7 @@ def replacing(*pairs, kind="String"):
 
 
 @pytest.mark.parametrize(
-    ("parts", "said"),
+    ("parts", "message"),
     [
         (replacing(*[("a", "a" * 10)] * 8), "may make a text 100,000,000 times as long; penult takes 64"),
         (replacing(("a", "b" * 65)), "65 times"),
@@ -606,8 +608,8 @@ def replacing(*pairs, kind="String"):
     ],
 )
 @pytest.mark.parametrize("escaped", [False, True])
-def test_a_normalizer_that_lengthens_texts(tmp_path, parts, said, escaped):
-    """Replacements that make a text many times as long are refused before any text, an added token's too, is normalized."""
+def test_a_normalizer_that_lengthens_texts(tmp_path, parts, message, escaped):
+    """Replacements that make a text many times as long are rejected before any text or added token is normalized."""
     path = tiny_model(tmp_path) / "tokenizer.json"
     whole = json.loads(path.read_text())
     whole["normalizer"] = {"type": "Sequence", "normalizers": parts}
@@ -615,33 +617,33 @@ def test_a_normalizer_that_lengthens_texts(tmp_path, parts, said, escaped):
                                   "rstrip": False, "normalized": True, "special": False})  # fmt: skip
     text = json.dumps(whole)
     path.write_text(text.replace("normalizer", "normal\\u0069zer").replace("Replace", "Repl\\u0061ce") if escaped else text)
-    if said is None:
+    if message is None:
         assert use(tmp_path)
     else:
         answer = apart(lambda folder: use(folder) and "ok", tmp_path)
         assert f"{path}: the normalizer" in answer
-        assert said in answer
+        assert message in answer
 
 
-def test_normalizers_within_each_other_are_read_once(tmp_path):
-    """A file of many megabytes in which each object holds the next is looked through once, not once at each depth."""
+def test_nested_normalizers_are_read_once(tmp_path):
+    """A file of many megabytes of nested objects is read once, not once per depth."""
     text = '{"normalizer":' * 200 + '"' + "a" * 5_000_000 + '"' + "}" * 200
     began = time.monotonic()
     check_normalizer(tmp_path, text)
     assert time.monotonic() - began < 0.5
 
 
-def test_a_length_of_words_without_a_bound(tmp_path):
-    """WordPiece looks up a word in the square of its length; a file that allows any length is refused."""
+def test_an_unlimited_word_length(tmp_path):
+    """WordPiece takes quadratic time in a word's length; a file that allows any length is rejected."""
     path = tiny_model(tmp_path) / "tokenizer.json"
     whole = json.loads(path.read_text())
-    for length, said in ((1000, None), (1001, "is 1,001; it must be at most 1,000"), (10**12, "is 1,000,000,000,000")):
+    for length, message in ((1000, None), (1001, "is 1,001; it must be at most 1,000"), (10**12, "is 1,000,000,000,000")):
         whole["model"]["max_input_chars_per_word"] = length
         write_json(path, whole)
-        if said is None:
+        if message is None:
             assert use(tmp_path)
         else:
-            with pytest.raises(ValueError, match=rf"{re.escape(str(path))}: max_input_chars_per_word {said}"):
+            with pytest.raises(ValueError, match=rf"{re.escape(str(path))}: max_input_chars_per_word {message}"):
                 use(tmp_path)
 
 
@@ -653,8 +655,8 @@ def test_a_length_of_words_without_a_bound(tmp_path):
         ("special_tokens_map.json", "cls_token", {"content": "\ud83d\ud83d\ude00"}),
     ],
 )
-def test_half_of_a_surrogate_pair(tmp_path, name, key, value):
-    """JSON can spell a character that no UTF-8 has, over which the tokenizer failed without naming the file."""
+def test_a_lone_surrogate(tmp_path, name, key, value):
+    """JSON can contain a character that UTF-8 cannot encode, which the tokenizer cannot read; the error names the file."""
     path = tiny_model(tmp_path) / name
     write_json(path, {**(json.loads(path.read_text()) if path.exists() else {}), key: value})
     with pytest.raises(ValueError, match=rf"{re.escape(str(path))} is not JSON .*surrogates not allowed.*\. Download it again"):
@@ -663,8 +665,8 @@ def test_half_of_a_surrogate_pair(tmp_path, name, key, value):
     assert json.loads(path.read_text()) == read_object(path)
 
 
-def test_what_is_no_text_is_not_blamed_on_the_files(tiny):
-    """A caller's own mistake stays a TypeError: no file needs mending."""
+def test_an_invalid_text_is_not_an_error_of_the_files(tiny):
+    """A caller's mistake stays a TypeError: the model's files are valid."""
     for text in (5, "a \ud800"):
         with pytest.raises(TypeError, match="TextEncodeInput must be") as caught:
             Tokenizer(tiny, max_length=64).tokenize([text])
@@ -672,7 +674,7 @@ def test_what_is_no_text_is_not_blamed_on_the_files(tiny):
 
 
 def test_json_that_is_too_deep_or_too_large(tmp_path):
-    """A hundred thousand brackets, or a file no tokenizer is as large as, is refused and not read into memory."""
+    """A hundred thousand brackets, or a file larger than any tokenizer, are rejected and not read into memory."""
     folder = tiny_model(tmp_path)
     (folder / "config.json").write_text("[" * 100_000 + "]" * 100_000)
     with pytest.raises(ValueError, match=r"config\.json is not JSON .*recursion"):
@@ -685,9 +687,9 @@ def test_json_that_is_too_deep_or_too_large(tmp_path):
         tiny_model(folder)
 
 
-def test_a_file_with_a_hole(bare):
-    """A graph or its data with a terabyte of nothing behind it, which takes no room on the disk, is refused at once."""
-    for name, said in (
+def test_a_sparse_file(bare):
+    """A graph or its data with a hole of a terabyte, which takes no disk space, is rejected at once."""
+    for name, message in (
         ("onnx/model.onnx", r"has 1,000,000,000,000 bytes; an ONNX file has at most 2,147,483,647"),
         (
             "onnx/weights.data",
@@ -701,12 +703,12 @@ def test_a_file_with_a_hole(bare):
             answer = apart(embeds, bare)
         finally:
             os.truncate(path, size)
-        assert re.search(said, answer), answer
+        assert re.search(message, answer), answer
 
 
 @pytest.mark.parametrize("name", ["onnx/model.onnx", "tokenizer.json", "config.json", "modules.json"])
 def test_a_pipe_or_a_folder_in_place_of_a_file(tmp_path, name):
-    """What is no file is refused: opening a pipe would wait for ever."""
+    """Anything but a file is rejected: opening a pipe would block."""
     for make in (os.mkfifo, Path.mkdir):
         folder = tiny_model(tmp_path / make.__name__)
         (folder / name).unlink()
@@ -719,7 +721,7 @@ def test_a_pipe_or_a_folder_in_place_of_a_file(tmp_path, name):
 @settings(deadline=None, max_examples=60)
 @given(st.lists(st.text(max_size=30), max_size=5), st.text(max_size=12))
 def test_any_text_and_any_prompt(embedder, texts, prompt):
-    """Whatever the characters: ids and segment ids of one length, within the limit, and counts that can be."""
+    """Whatever the characters: ids and segment ids have one length within the limit, and valid counts."""
     encoded = embedder.model.runner.tokenizer.tokenize([t.encode("utf-8", "replace").decode() for t in texts], prompt)
     assert [len(ids) for ids in encoded.ids] == [len(types) for types in encoded.types]
     assert all(2 <= len(ids) <= 64 for ids in encoded.ids)

@@ -1,4 +1,4 @@
-"""References to the Hub, which files of a repository are fetched, and a Hub on the loopback that fails in every way."""
+"""References to the Hub, the files that are downloaded, and a local Hub that fails in every way."""
 
 import fcntl
 import json
@@ -32,7 +32,7 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
-    """An empty cache of the Hub, and settings that no variable of this machine's changes."""
+    """An empty Hub cache, and settings that do not depend on this machine's variables."""
     for name, value in {
         "HF_HUB_CACHE": str(tmp_path / "hub"),
         "HF_HUB_OFFLINE": False,
@@ -46,7 +46,7 @@ def cache(tmp_path, monkeypatch):
 
 
 def choose(names: list[str]) -> str:
-    """Pick the usual graph, as `source` does."""
+    """Return the default graph, as `source` does."""
     for usual in ("onnx/model.onnx", "model.onnx"):
         if usual in names:
             return usual
@@ -62,7 +62,7 @@ def fetch(text: str, **options) -> Snapshot:
 
 
 def graph(*data: str) -> bytes:
-    """Make the bytes of a graph that points to data files of these names."""
+    """Return the bytes of a graph with external data files of these names."""
     tensors = []
     for number, name in enumerate(data):
         tensor = numpy_helper.from_array(np.zeros(1, np.float32), f"w{number}")
@@ -163,7 +163,7 @@ SHA = "0123456789abcdef0123456789abcdef01234567"
     ],
 )
 def test_references(text, expected, cache, monkeypatch):
-    """Every form of a reference gives the repository, the revision and the file that it names."""
+    """Every form of a reference gives its repository, revision and file."""
     point(monkeypatch, "https://mirror.example:8443/hf")
     assert parse(text) == expected
 
@@ -174,7 +174,7 @@ def test_references(text, expected, cache, monkeypatch):
      "org/name@a/../b", "org/..", "org/name/../../x.onnx", "model.onnx", "org/name@refs/pr/21/notes.txt/../x", "a--b/c", "C:\\x"],
 )  # fmt: skip
 def test_what_is_not_a_reference(text, cache):
-    """Paths, slips and unknown bare names are no references: nobody will ask the network for them."""
+    """Paths, typing errors and unknown bare names are not references: no request is sent for them."""
     assert parse(text) is None
 
 
@@ -184,14 +184,14 @@ def test_what_is_not_a_reference(text, cache):
      "https://huggingface.co/org/name/discussions/21", "https://huggingface.co/org/name/blob/main/README.md",
      "https://huggingface.co/org/name/tree/main/some/folder", "https://huggingface.co", "https://huggingface.co/org/name/tree"],
 )  # fmt: skip
-def test_a_reference_that_cannot_be_meant(text, cache):
-    """What begins as a reference to the Hub and is not one is an error that says how to write it."""
+def test_invalid_references(text, cache):
+    """An invalid reference to the Hub is an error that states the valid forms."""
     with pytest.raises(ValueError, match=r"org/name|model's files and pass their folder"):
         parse(text)
 
 
 def test_bare_names(cache, tmp_path, monkeypatch):
-    """A bare name is completed from the cache alone, sentence-transformers first; else the error can name the whole id."""
+    """A bare name is completed from the cache only, sentence-transformers first; otherwise the error suggests the full id."""
     assert parse("all-mini") is None
     assert "sentence-transformers/all-mini" in hint("all-mini")
     assert hint("notes.txt") == hint("org/name") == hint("./x") == ""
@@ -207,7 +207,7 @@ def test_bare_names(cache, tmp_path, monkeypatch):
 
 
 def test_only_what_is_needed(server, cache):
-    """The graph, its own data files and the files that say how it is used; then no call at all."""
+    """The graph, its external data and the configuration files are downloaded; the next load sends no request."""
     snapshot = fetch("org/tiny")
     assert snapshot.graph == "onnx/model.onnx"
     assert set(server.fetched()) == set(snapshot.names) == NEEDED
@@ -222,7 +222,7 @@ def test_only_what_is_needed(server, cache):
 
 
 def test_a_variant_beside_the_usual_graph(server):
-    """A variant brings its own data alone, and what is alone in the cache is not taken for the usual graph."""
+    """A variant is downloaded with its own external data; a variant alone in the cache is not used as the default graph."""
     first = fetch("org/tiny", model_file="model_int8.onnx")
     assert first.graph == "onnx/model_int8.onnx"
     assert {"onnx/model_int8.onnx_data"} == {n for n in server.fetched() if "_data" in n}
@@ -236,8 +236,8 @@ def test_a_variant_beside_the_usual_graph(server):
         fetch("org/tiny/onnx/model.onnx", model_file="model_int8.onnx")
 
 
-def test_a_fetch_that_broke_off_is_completed(server):
-    """What a broken fetch left is not taken for the whole, whichever file was missing, and is not fetched twice."""
+def test_an_interrupted_download_is_completed(server):
+    """An interrupted download is not complete, whichever file is missing, and no file is downloaded twice."""
     server.faults["tokenizer.json"] = Fault("status", status=500)
     with pytest.raises(FileNotFoundError, match=r"tokenizer\.json"):
         fetch("org/tiny")
@@ -250,8 +250,8 @@ def test_a_fetch_that_broke_off_is_completed(server):
     assert set(fetch("org/tiny").names) == NEEDED
 
 
-def test_data_that_the_repository_lacks(server):
-    """A graph whose data file is not in the repository is an error that names the file."""
+def test_external_data_missing_in_the_repository(server):
+    """A graph whose external data are not in the repository is an error that names the file."""
     del server.repos["org/tiny"]["onnx/Constant_7_attr__value"]
     with pytest.raises(FileNotFoundError, match=r"has no Constant_7_attr__value, the external data of onnx/model\.onnx"):
         fetch("org/tiny")
@@ -299,7 +299,7 @@ LAYOUTS = {
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_modules(layout, cache, monkeypatch):
-    """Weights of the modules that are listed, the tables of static embeddings, the graph of a route or of a module's folder."""
+    """The weights of listed modules, tables of static embeddings, and the graph of a route or of a module's folder."""
     files, needed = LAYOUTS[layout]
     files = {name: content + b" " * number for number, (name, content) in enumerate(files.items())}  # no two share a blob
     with serve({"org/m": files}) as server:
@@ -314,7 +314,7 @@ def test_modules(layout, cache, monkeypatch):
 
 
 def test_weights_for_an_export(cache, monkeypatch):
-    """With weights=True the safetensors and their index come, and no graph; else the lack of a graph is the caller's to tell."""
+    """With weights=True, the safetensors and their index are downloaded, and no graph; else a missing graph is an error."""
     shards = {f"model-0000{i}-of-00002.safetensors": b"w%d" % i for i in (1, 2)} | {
         "model.safetensors.index.json": b'{"weight_map": {}}'
     }
@@ -337,14 +337,14 @@ def test_weights_for_an_export(cache, monkeypatch):
 
 
 def test_files_of_another_model(server):
-    """Without a choice of a graph, only the files that say how a model is used are fetched."""
+    """Without a choice of a graph, only the configuration files are downloaded."""
     snapshot = fetch("org/tiny", choose=None)
     assert snapshot.graph is None
     assert set(snapshot.names) == set(server.fetched()) == set(BERT)
 
 
 def test_a_snapshot_that_was_copied(server, cache, monkeypatch):
-    """A snapshot without notes of the repository's files is taken by what its own files speak of, without a call."""
+    """A snapshot without a list of the repository's files is checked by its own files, without a request."""
     snapshot = fetch("org/tiny")
     shutil.rmtree(snapshot.folder.parents[1] / "penult")
     server.asked.clear()
@@ -385,7 +385,7 @@ GRAPH, DATA, SMALL = "onnx/model.onnx", "onnx/model.onnx_data", "config.json"
     ],
 )  # fmt: skip
 def test_faults(name, fault, reason, server, cache, monkeypatch):
-    """Whatever a server does, the fetch ends soon, with one error that says what happened and what to do, and no bad file."""
+    """Whatever a server does, the download ends soon, with one error that states cause and remedy, and no damaged file."""
     server.faults[name] = replace(fault)
     start = time.monotonic()
     with monkeypatch.context() as patient:
@@ -427,8 +427,8 @@ def test_faults(name, fault, reason, server, cache, monkeypatch):
     ],
 )
 @pytest.mark.parametrize("ignores_range", [False, True])
-def test_faults_that_pass(name, fault, ignores_range, server):
-    """A connection that breaks once or twice, and a server that is busy, cost an attempt; a download goes on where it broke."""
+def test_temporary_faults(name, fault, ignores_range, server):
+    """A connection that breaks once or twice, or a busy server, costs an attempt; a download resumes where it broke."""
     server.faults[name] = replace(fault)
     server.ignores_range = ignores_range
     files = server.repos["org/tiny"]
@@ -440,7 +440,7 @@ def test_faults_that_pass(name, fault, ignores_range, server):
 
 
 def test_a_long_download_that_keeps_breaking(server):
-    """Attempts are counted anew while a download gets on; a server that begins again each time is given up."""
+    """The count of attempts restarts while a download progresses; a server that always restarts is an error."""
     large = np.random.default_rng(0).bytes(20 << 20)
     server.repos["org/tiny"][DATA] = large
     server.faults[DATA] = Fault("drop", method="GET", times=4)
@@ -457,7 +457,7 @@ def test_a_long_download_that_keeps_breaking(server):
 
 
 def test_redirects(server):
-    """A renamed repository is followed on the same host, and the token goes to no other host."""
+    """A redirect of a renamed repository is followed on the same host; the token is sent to no other host."""
     server.renamed["old/name"] = "org/tiny"
     snapshot = fetch("old/name")
     assert set(snapshot.names) == NEEDED
@@ -470,15 +470,15 @@ def test_redirects(server):
 
 
 def test_nothing_but_the_request_is_sent(server):
-    """No request says which libraries, which system or which session this is."""
+    """No request states the libraries, the system or the session."""
     fetch("org/tiny")
     for asked in server.asked:
         assert asked.headers["user-agent"].startswith("penult/")
         assert not {"telemetry", "session_id"} & set(asked.headers)
 
 
-def test_names_and_tags_that_climb(server, cache, tmp_path):
-    """A list that names files above the repository, and an ETag that is a path, write nothing outside the cache."""
+def test_path_traversal_in_names_and_etags(server, cache, tmp_path):
+    """A list with files above the repository, and an ETag that is a path, write nothing outside the cache."""
     server.repos["org/tiny"] |= {"../../evil.json": b"{}", "a/../../evil.json": b"{}", "/etc/evil.json": b"{}", "": b""}
     assert set(fetch("org/tiny").names) == NEEDED
     assert not list(tmp_path.rglob("evil*"))
@@ -490,7 +490,7 @@ def test_names_and_tags_that_climb(server, cache, tmp_path):
 
 
 def test_unknown_repositories_and_revisions(server):
-    """A repository or a revision that is not there is said by name; a bare name is told how it is written."""
+    """A missing repository or revision is named; for a bare name, the error gives the full id."""
     with pytest.raises(FileNotFoundError, match=r"401 Unauthorized .*does not exist"):
         fetch("org/other")
     with pytest.raises(FileNotFoundError, match=r"has no model 'org/tiny' of revision 'nowhere'"):
@@ -500,8 +500,8 @@ def test_unknown_repositories_and_revisions(server):
     assert fetch("org/tiny@feature/x").graph == GRAPH
 
 
-def test_no_one_listens(cache, monkeypatch):
-    """A port where nothing listens, and an endpoint that is no URL, are errors at once; a password in it is not shown."""
+def test_an_unreachable_endpoint(cache, monkeypatch):
+    """A closed port, and an endpoint that is not a URL, are errors at once; a password in the endpoint is not shown."""
     with socket.socket() as held:
         held.bind(("127.0.0.1", 0))
         point(monkeypatch, f"http://me:pass@127.0.0.1:{held.getsockname()[1]}")
@@ -514,8 +514,8 @@ def test_no_one_listens(cache, monkeypatch):
 
 
 @pytest.mark.parametrize("damage", [lambda data: b"", lambda data: data[: len(data) // 2], lambda data: data[:-1] + b"\1"])
-def test_a_damaged_small_file_is_fetched_again(server, cache, monkeypatch, damage):
-    """Each small file of the cache is compared with the sha1 that names it; without the Hub, one that is damaged is missing."""
+def test_a_damaged_small_file_is_downloaded_again(server, cache, monkeypatch, damage):
+    """Each small cached file is compared with the SHA-1 in its name; without the Hub, a damaged file counts as missing."""
     snapshot = fetch("org/tiny")
     small = [name for name in sorted(NEEDED - {hub.README}) if len((snapshot.folder / name).resolve().name) == 40]
     assert {"config.json", "tokenizer.json", "modules.json"} <= set(small)
@@ -535,8 +535,8 @@ def test_a_damaged_small_file_is_fetched_again(server, cache, monkeypatch, damag
         assert (snapshot.folder / name).read_bytes() == TINY[name]
 
 
-def test_what_killed_downloads_left_is_removed(server, cache):
-    """At once for a file that is fetched again, whose lock is held; else after a day without a byte."""
+def test_leftovers_of_killed_downloads_are_removed(server, cache):
+    """At once for a file that is downloaded again, whose lock is held; else after a day without a byte."""
     fetch("org/tiny")
     blobs = cache / "models--org--tiny" / "blobs"
     graph = (cache / "models--org--tiny" / "snapshots" / server.commit / "onnx" / "model.onnx").resolve()
@@ -552,15 +552,15 @@ def test_what_killed_downloads_left_is_removed(server, cache):
 
 
 def test_a_cache_that_cannot_be_written(server, cache):
-    """A cache below a file is an error of this disk's, which names the setting."""
+    """A cache below a file is an OSError that names the setting."""
     cache.write_text("a file")
     with pytest.raises(OSError, match=r"could not be written to the Hub's cache .*Set HF_HUB_CACHE") as caught:
         fetch("org/tiny")
     assert caught.value.__suppress_context__
 
 
-def test_a_user_without_a_home_has_no_cache_of_the_hub(server, monkeypatch, tmp_path):
-    """A folder called ~ in the working folder is not one."""
+def test_a_user_without_a_home_directory(server, monkeypatch, tmp_path):
+    """A folder named ~ in the working directory is not the cache."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", "~/.cache/huggingface/hub")
     with pytest.raises(OSError, match="Set HF_HUB_CACHE to a persistent folder"):
@@ -569,7 +569,7 @@ def test_a_user_without_a_home_has_no_cache_of_the_hub(server, monkeypatch, tmp_
 
 
 def test_a_disk_without_links(server, monkeypatch):
-    """Where the disk has no symbolic links, the snapshot holds copies."""
+    """On a disk without symbolic links, the snapshot has copies."""
 
     def refuse(*_):
         raise OSError("no links here")
@@ -581,15 +581,15 @@ def test_a_disk_without_links(server, monkeypatch):
 
 
 def test_two_at_once(server):
-    """Of two that want the same model at the same time, one downloads a file and both have it."""
+    """Of two concurrent loads of one model, one downloads each file and both get it."""
     server.repos["org/tiny"][DATA] = b"w" * (8 << 20)
-    found: list[Snapshot] = []
-    threads = [threading.Thread(target=lambda: found.append(fetch("org/tiny"))) for _ in range(4)]
+    actual: list[Snapshot] = []
+    threads = [threading.Thread(target=lambda: actual.append(fetch("org/tiny"))) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert [set(snapshot.names) for snapshot in found] == [NEEDED] * 4
+    assert [set(snapshot.names) for snapshot in actual] == [NEEDED] * 4
     bodies = [asked.path for asked in server.asked if asked.method == "GET" and "/large/" in asked.path]
     assert len(bodies) == len(set(bodies))
 
@@ -618,7 +618,7 @@ def run(tmp_path, url: str, text: str = "org/tiny", **env) -> subprocess.Complet
 
 
 def test_settings_of_the_environment(tmp_path):
-    """Time-outs are 10 s unless the variables say otherwise; HF_HUB_OFFLINE makes no call; a page's URL may be of HF_ENDPOINT."""
+    """Timeouts are 10 s unless set; HF_HUB_OFFLINE sends no request; a page's URL may be on HF_ENDPOINT."""
     with serve({"org/tiny": TINY}) as server:
         offline = run(tmp_path, server.url, HF_HUB_OFFLINE="1")
         assert "HF_HUB_OFFLINE is set" in offline.stderr
@@ -650,7 +650,7 @@ else:
 
 
 def test_huggingface_hub_and_penult_share_a_cache(tmp_path):
-    """What huggingface_hub fetched is complete for penult without a call, and what penult fetched is found by huggingface_hub."""
+    """A model that huggingface_hub downloaded is complete for penult without a request, and the reverse."""
     with serve({"org/tiny": TINY}) as server:
         env = os.environ | {"HF_HOME": str(tmp_path / "home"), "HF_ENDPOINT": server.url}
         env.pop("HF_HUB_CACHE", None)
@@ -671,7 +671,7 @@ def test_huggingface_hub_and_penult_share_a_cache(tmp_path):
 
 @pytest.mark.parametrize("disabled", [False, True])
 def test_a_bar_on_a_terminal(disabled, tmp_path):
-    """A terminal shows how far a fetch is, unless HF_HUB_DISABLE_PROGRESS_BARS is set."""
+    """A terminal shows the progress of a download, unless HF_HUB_DISABLE_PROGRESS_BARS is set."""
     mine, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 25, 100, 0, 0))
     with serve({"org/tiny": TINY}) as server:

@@ -249,7 +249,7 @@ def test_it_fails_where_loading_fails(folder, spoil, inspect):
         ("config_sentence_transformers.json", {"model_type": "CrossEncoder"}, "a reranker"),
         ("1_Pooling/config.json", {"pooling_mode": "mean", "temperature": 1}, "states 'temperature'"),
         ("sentence_bert_config.json", {"query_expansion": {"length": 8}}, "a late-interaction model"),
-        ("modules.json", "x", "modules.json holds a str"),
+        ("modules.json", "x", "modules.json contains a str"),
     ],
 )
 def test_files_that_cannot_be_read(folder, name, content, said, inspect):

@@ -48,7 +48,7 @@ def fingerprint(folder, **options):
 
 @pytest.fixture
 def folder(tmp_path):
-    """A whole model."""
+    """A complete model."""
     return tiny_model(tmp_path / "model")
 
 
@@ -56,7 +56,7 @@ def folder(tmp_path):
 
 
 def in_a_module(folder, name="0_Transformer", graph="0_Transformer/onnx/model.onnx"):
-    """Move the transformer of a model into the folder of a module, its graph to where `graph` says."""
+    """Move the transformer of a model into a module's folder, and its graph to `graph`."""
     (folder / name).mkdir()
     for file in ("tokenizer.json", "tokenizer_config.json", "config.json", "sentence_bert_config.json"):
         shutil.move(folder / file, folder / name / file)
@@ -70,7 +70,7 @@ def in_a_module(folder, name="0_Transformer", graph="0_Transformer/onnx/model.on
     "place", ["{}/onnx/model.onnx", "{}/model.onnx", "onnx/model.onnx", "model.onnx", "onnx/model_O2.onnx"]
 )
 def test_a_transformer_in_a_folder_of_its_own(folder, embedder, name, place):
-    """The graph lies beside the transformer's configuration or in the model's own folder; prompts and modules stay the root's."""
+    """The graph is beside the transformer's configuration or in the root; prompts and modules are read from the root."""
     graph = place.format(name)
     in_a_module(folder, name, graph)
     write_json(folder / "config_sentence_transformers.json", {"prompts": {"query": "query: "}})
@@ -80,8 +80,8 @@ def test_a_transformer_in_a_folder_of_its_own(folder, embedder, name, place):
             assert (e.recipe.max_length, e.recipe.prompts["query"]) == (64, "query: ")
 
 
-def test_the_graph_of_the_module_counts_more(folder, embedder):
-    """Of a graph beside the transformer and one at the root, the first is the transformer's."""
+def test_the_graph_of_the_module_takes_precedence(folder, embedder):
+    """A graph beside the transformer takes precedence over one in the root."""
     in_a_module(folder)
     (folder / "onnx").mkdir(exist_ok=True)
     onnx.save(bert(seed=9), folder / "onnx" / "model.onnx")
@@ -90,7 +90,7 @@ def test_the_graph_of_the_module_counts_more(folder, embedder):
 
 
 def test_a_second_tokenizer_beside_the_graph(folder, embedder):
-    """A graph named by its path is used as the folder above says, with that folder's tokenizer, lengths and prompts."""
+    """A graph given by its path uses the tokenizer, lengths and prompts of the folder above."""
     shutil.copy(folder / "tokenizer.json", folder / "onnx" / "tokenizer.json")
     write_json(folder / "onnx" / "tokenizer_config.json", {"model_max_length": 7})
     write_json(folder / "onnx" / "config.json", {"max_position_embeddings": 9})
@@ -106,7 +106,7 @@ def test_a_second_tokenizer_beside_the_graph(folder, embedder):
     "name", ["onnx/model_int8.onnx", "model_int8.onnx", "./onnx/model_int8.onnx", "onnx/./model_int8.onnx"]
 )
 def test_spellings_of_model_file(folder, name):
-    """A graph of the folder is named with its path or without."""
+    """A graph of the folder may be given with or without its path."""
     onnx.save(bert(seed=9), folder / "onnx" / "model_int8.onnx")
     with Embedder.load(folder, model_file=name, **QUIET) as e:
         assert difference(e.embed(["dog"])[0], oracle_of(bert_weights(seed=9), folder, "dog")) <= 1e-5
@@ -129,20 +129,20 @@ def oracle_of(weights, folder, text):
         ("onnx/model.safetensors", ValueError, r"pass an \.onnx file of the model"),
     ],
 )
-def test_a_model_file_that_is_not_there(folder, name, error, said):
-    """A graph that the folder lacks, or lies outside it, is refused with what there is."""
+def test_a_missing_model_file(folder, name, error, said):
+    """A graph that is missing or outside the folder is an error that lists the existing graphs."""
     with pytest.raises(error, match=said):
         Embedder.load(folder, model_file=name)
 
 
 def test_a_graph_and_a_model_file(folder):
-    """Two names for the graph are one too many."""
+    """A path of a graph with another model_file is an error."""
     with pytest.raises(ValueError, match=r"names a graph, but model_file='model\.onnx' names another"):
         Embedder.load(folder / "onnx" / "model.onnx", model_file="model.onnx")
 
 
 def test_files_of_another_folder(folder, tmp_path, embedder):
-    """files_from takes modules, prompts and lengths of another folder; the tokenizer beside the graph stays."""
+    """files_from reads modules, prompts and lengths from another folder; the tokenizer beside the graph is used."""
     mirror = tmp_path / "mirror"
     (mirror / "onnx").mkdir(parents=True)
     shutil.copy(folder / "onnx" / "model.onnx", mirror / "onnx" / "model.onnx")
@@ -172,7 +172,7 @@ def test_files_of_another_folder(folder, tmp_path, embedder):
     ],
 )
 def test_the_card_names_the_base_model(tmp_path, card, named):
-    """Where nothing says how to pool, the base model of the card is what the message offers."""
+    """If no file states a pooling, the error suggests the base model on the card."""
     mirror = tiny_model(tmp_path, pooling=None)
     (mirror / "README.md").write_text(card)
     with pytest.raises(ValueError, match=f"files_from={named!r}" if named else "files_from=") as caught:
@@ -195,7 +195,7 @@ def test_the_card_names_the_base_model(tmp_path, card, named):
     ],
 )  # fmt: skip
 def test_relative_paths(folder, monkeypatch, embedder, inside, name):
-    """A model is named from any working directory, inside its own folder too, and keeps its prompts and modules."""
+    """A model loads from any working directory, including its own folder, with its prompts and modules."""
     write_json(folder / "config_sentence_transformers.json", {"prompts": {"document": "passage: "}})
     shutil.copy(folder / "tokenizer.json", folder / "onnx" / "tokenizer.json")
     monkeypatch.chdir(folder / inside)
@@ -204,8 +204,8 @@ def test_relative_paths(folder, monkeypatch, embedder, inside, name):
         assert e.recipe.max_length == 64
 
 
-def test_a_graph_that_is_a_link_to_nothing(folder):
-    """A dangling link is said to be no file, and not passed over for another graph."""
+def test_a_graph_that_is_a_dangling_link(folder):
+    """A dangling link is an error; no other graph is used instead."""
     (folder / "onnx" / "model.onnx").unlink()
     (folder / "onnx" / "model.onnx").symlink_to(folder / "gone.onnx")
     onnx.save(bert(), folder / "onnx" / "model_O2.onnx")
@@ -216,8 +216,8 @@ def test_a_graph_that_is_a_link_to_nothing(folder):
 @pytest.mark.parametrize(
     "name", ["modules.json", "1_Pooling/config.json", "config.json", "tokenizer.json", "sentence_bert_config.json"]
 )
-def test_a_file_that_is_a_link_to_nothing(folder, name):
-    """A dangling link in place of a configuration is refused by name, never read as an absent file."""
+def test_a_file_that_is_a_dangling_link(folder, name):
+    """A dangling link in place of a configuration is an error that names it; it does not count as a missing file."""
     (folder / name).unlink()
     (folder / name).symlink_to(folder / "gone")
     with pytest.raises((ValueError, FileNotFoundError), match=re.escape(name)):
@@ -242,7 +242,7 @@ POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:" + "0" * 64 +
     ids=["pointer", "page", "empty"],
 )
 def test_another_file_in_place_of_a_file(folder, name, content, said):
-    """A Git LFS pointer, a web page or nothing in place of any file that decides a vector is refused by name."""
+    """A Git LFS pointer, an HTML page or an empty file in place of any file that decides a vector is an error that names it."""
     list_modules(folder, ("Transformer", ""), ("Pooling", "1_Pooling"), ("Dense", "2_Dense"))
     add_dense(folder / "2_Dense", 32, 8)
     graph = folder / "onnx" / "model.onnx"
@@ -255,15 +255,15 @@ def test_another_file_in_place_of_a_file(folder, name, content, said):
 @pytest.mark.parametrize("name", ["modules.json", "config.json", "tokenizer.json", "tokenizer_config.json"])
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-8-sig", "latin-1"])
 def test_a_file_in_another_encoding(folder, name, encoding):
-    """A file that an editor saved in another encoding than UTF-8 is refused by name."""
+    """A file in an encoding other than UTF-8 is an error that names it."""
     whole = (folder / name).read_text() if (folder / name).exists() else "{}"
     (folder / name).write_text(whole.replace("}", ', "é": 1}', 1) if "{" in whole else "é", encoding=encoding)
     with pytest.raises(ValueError, match=f"{re.escape(str(folder / name))} is not"):
         Embedder.load(folder)
 
 
-def test_files_of_the_system_are_no_graphs(folder, embedder):
-    """A name with a dot before it, as macOS leaves beside every file, is never a graph."""
+def test_hidden_files_are_not_graphs(folder, embedder):
+    """A name that begins with a dot, as macOS writes beside every file, is never a graph."""
     (folder / "onnx" / "._model.onnx").write_bytes(b"\0\5\x16\7")
     (folder / "onnx" / "model.onnx").rename(folder / "onnx" / "other.onnx")
     (folder / "._other.onnx").write_bytes(b"\0\5\x16\7")
@@ -275,7 +275,7 @@ def test_files_of_the_system_are_no_graphs(folder, embedder):
 
 
 def test_weights_and_no_graph(folder, monkeypatch):
-    """A folder as SentenceTransformer.save leaves it names the extra for an export, and the way without it."""
+    """For a folder that SentenceTransformer.save wrote, the error names the extra for an export, and an alternative."""
     (folder / "onnx" / "model.onnx").unlink()
     (folder / "model.safetensors").write_bytes(b"weights")
     change(folder / "config.json", model_type="bert")
@@ -290,7 +290,7 @@ def test_weights_and_no_graph(folder, monkeypatch):
 
 
 def test_a_static_table_without_a_list(tmp_path, monkeypatch):
-    """A folder as model2vec leaves it, without modules.json, is said to be a static embedding, not sent to torch."""
+    """For a model2vec folder without modules.json, the error names static embeddings, not torch."""
     static_model(tmp_path / "static")
     home = tmp_path / "static" / "0_StaticEmbedding"
     write_json(home / "config.json", {"model_type": "model2vec", "architectures": ["StaticModel"], "normalize": True})
@@ -301,7 +301,7 @@ def test_a_static_table_without_a_list(tmp_path, monkeypatch):
 
 
 def test_a_graph_for_openvino_alone(folder):
-    """A folder with nothing but OpenVINO's graph says so."""
+    """For a folder with only an OpenVINO graph, the error says so."""
     (folder / "onnx" / "model.onnx").unlink()
     (folder / "openvino").mkdir()
     (folder / "openvino" / "openvino_model.xml").write_text("<net/>")
@@ -311,7 +311,7 @@ def test_a_graph_for_openvino_alone(folder):
 
 @pytest.mark.parametrize("place", [".", "onnx"])
 def test_settings_beside_the_tokenizer_that_is_used(folder, place):
-    """Where the transformer's folder has no tokenizer, length and side are those stated beside the one that is taken."""
+    """If the transformer's folder has no tokenizer, length and side are read beside the tokenizer that is used."""
     list_modules(folder, ("Transformer", "0_T"), ("Pooling", "1_Pooling"))
     (folder / "0_T").mkdir()
     shutil.move(folder / "config.json", folder / "0_T" / "config.json")
@@ -327,7 +327,7 @@ def test_settings_beside_the_tokenizer_that_is_used(folder, place):
     ("architecture", "taken"), [("T5EncoderModel", True), ("T5ForConditionalGeneration", False), ("BartModel", False)]
 )
 def test_the_encoder_of_a_pair(folder, embedder, architecture, taken):
-    """The encoder of an encoder and a decoder is taken where the class or the caller says so, else both are named."""
+    """The encoder of an encoder-decoder model is used if its class or the caller says so; else the error gives both options."""
     (folder / "onnx" / "model.onnx").rename(folder / "onnx" / "encoder_model.onnx")
     change(folder / "config.json", is_encoder_decoder=True, architectures=[architecture])
     for options in ({"model_file": "onnx/encoder_model.onnx"}, {"model_file": "encoder_model.onnx"}, *[{}] * taken):
@@ -339,7 +339,7 @@ def test_the_encoder_of_a_pair(folder, embedder, architecture, taken):
 
 
 def test_the_encoder_of_a_pair_above_its_module(folder):
-    """The sentence is the same where the transformer has a folder of its own and the graph lies above it."""
+    """The error is the same if the transformer has its own folder and the graph is above it."""
     in_a_module(folder, graph="onnx/encoder_model.onnx")
     change(folder / "0_Transformer" / "config.json", is_encoder_decoder=True, architectures=["T5ForConditionalGeneration"])
     with pytest.raises(ValueError, match=r"an encoder-decoder model, .* pass model_file='onnx/encoder_model\.onnx'"):
@@ -353,7 +353,7 @@ def test_the_encoder_of_a_pair_above_its_module(folder):
     ("config", "length"), [({"max_seq_length": 500}, 128), ({"query_length": 500, "document_length": 20}, 128)]
 )
 def test_the_table_of_positions_caps_what_files_state(folder, config, length):
-    """A stated length beyond the graph's positions is cut to them, and the origin says so."""
+    """A stated length beyond the graph's positions is limited to them, and the origin says so."""
     write_json(folder / "sentence_bert_config.json", config)
     with Embedder.load(folder, threads=1, truncate="right") as e:
         assert (e.recipe.max_length, e.recipe.origin["max_length"]) == (length, "the graph's table of positions")
@@ -361,8 +361,8 @@ def test_the_table_of_positions_caps_what_files_state(folder, config, length):
         assert e.count_tokens(["cat " * 600]).tolist() == [20 if "query_length" in config else 128]
 
 
-def test_the_positions_of_a_configuration_do_not_cap(tmp_path):
-    """config.json's positions cap only what the tokenizer states: with a longer table and a stated length, that holds."""
+def test_the_positions_of_a_configuration_are_no_limit(tmp_path):
+    """config.json's positions only limit the tokenizer's length: with a larger table, a stated length is used."""
     folder = tiny_model(tmp_path, max_length=100)
     change(folder / "config.json", max_position_embeddings=40)
     with Embedder.load(folder, **QUIET) as e:
@@ -373,13 +373,13 @@ def test_the_positions_of_a_configuration_do_not_cap(tmp_path):
 
 
 def test_an_argument_beyond_the_positions(folder):
-    """A length that the caller asks for is never cut in silence."""
+    """A max_length argument is never reduced silently."""
     with pytest.raises(ValueError, match=r"max_length=200 exceeds the model's 128 positions\. Pass max_length<=128"):
         Embedder.load(folder, max_length=200)
 
 
 def test_a_length_without_room(folder):
-    """A length that special tokens or a prompt fill is refused at load, whether an argument, a file or a call says so."""
+    """A length that special tokens or a prompt fill is an error at load, whether from an argument, a file or a call."""
     for length in (1, 2):
         with pytest.raises(ValueError, match=f"max_length is {length}, but every text has 2 special tokens"):
             Embedder.load(folder, max_length=length)
@@ -397,7 +397,7 @@ def test_a_length_without_room(folder):
 
 
 def test_prompts_as_a_setting(folder, embedder):
-    """prompts= is put before the texts of its role, is in the fingerprint, and leaves the other role as the files say."""
+    """prompts= is put before the texts of its role, is in the fingerprint, and does not change the other role."""
     write_json(folder / "config_sentence_transformers.json", {"prompts": {"query": "search ", "document": "document "}})
     with Embedder.load(folder, **QUIET) as plain, Embedder.load(folder, prompts={"query": "fish "}, **QUIET) as asked:
         assert plain.recipe.origin["prompts"] == "config_sentence_transformers.json"
@@ -412,7 +412,7 @@ def test_prompts_as_a_setting(folder, embedder):
 
 
 def test_a_prompt_of_one_call(folder, embedder):
-    """prompt= replaces the role's prompt for a call and is in no fingerprint; an empty one takes it away."""
+    """prompt= replaces the role's prompt for one call and is not in the fingerprint; an empty prompt removes it."""
     with Embedder.load(folder, prompts={"query": "search "}, **QUIET) as e:
         before = e.fingerprint
         assert difference(e.embed(["cat"], "query", prompt="fish "), embedder.embed(["fish cat"])) <= 1e-6
@@ -431,7 +431,7 @@ def test_a_prompt_of_one_call(folder, embedder):
 
 
 def test_prompts_that_the_files_name(folder):
-    """named_prompts holds all prompts of the files, and is not in the fingerprint; a prompt's name that is not one is refused."""
+    """named_prompts has all prompts of the files, and is not in the fingerprint; an unknown default prompt is an error."""
     config = folder / "config_sentence_transformers.json"
     write_json(config, {"prompts": {"query": "q ", "document": ""}})
     before = fingerprint(folder)
@@ -449,7 +449,7 @@ def test_prompts_that_the_files_name(folder):
 
 
 @pytest.mark.parametrize("prompts", [{"passage": "p"}, {"query": None}, {"document": 3}, {3: "x"}])
-def test_prompts_that_are_none(folder, prompts):
+def test_invalid_prompts(folder, prompts):
     """Keys are the two roles, values are texts."""
     (role,) = prompts
     with pytest.raises((ValueError, TypeError), match=rf"prompt.*'{role}'"):
@@ -457,7 +457,7 @@ def test_prompts_that_are_none(folder, prompts):
 
 
 def test_no_prompt_is_stated(folder, caplog):
-    """Where no file states a prompt, the log says so once at load, and not where one is stated or given."""
+    """If no file states a prompt, this is logged once at load, and not if a prompt is stated or passed."""
     with caplog.at_level("INFO", logger="penult"):
         Embedder.load(folder, threads=1).close()
         assert [r.message for r in caplog.records if "no file states a prompt" in r.message]
@@ -472,13 +472,13 @@ def test_no_prompt_is_stated(folder, caplog):
 
 
 def cut(vectors, size, *, unit):
-    """Keep the leading values, and normalize them again if asked for."""
+    """Return the leading values, normalized again on request."""
     head = np.asarray(vectors)[:, :size]
     return head / np.linalg.norm(head, axis=1, keepdims=True) if unit else head
 
 
-def test_truncate_dim_leaves_the_length(folder, embedder):
-    """truncate_dim cuts after the last module and does not normalize again; dimensions= does, and counts more."""
+def test_truncate_dim_does_not_normalize(folder, embedder):
+    """truncate_dim cuts after the last module and does not normalize again; dimensions= does, and takes precedence."""
     write_json(folder / "config_sentence_transformers.json", {"truncate_dim": 8})
     whole = embedder.embed(TEXTS)
     with Embedder.load(folder, **QUIET) as e:
@@ -497,7 +497,7 @@ def test_truncate_dim_leaves_the_length(folder, embedder):
 
 
 def test_truncate_dim_beyond_the_vector(folder, embedder):
-    """A file that states more values than there are cuts nothing and changes no fingerprint; an argument is refused."""
+    """A file that states more values than there are changes no vector and no fingerprint; an argument is an error."""
     write_json(folder / "config_sentence_transformers.json", {"truncate_dim": 33})
     with Embedder.load(folder, **QUIET) as e:
         assert (e.dimension, e.recipe.dimensions, e.recipe.unit_length) == (32, None, True)
@@ -510,14 +510,14 @@ def test_truncate_dim_beyond_the_vector(folder, embedder):
 
 @pytest.mark.parametrize("value", [0, -1, 10**9, "8", 8.0, True, [8]])
 def test_values_of_truncate_dim(folder, value):
-    """A truncate_dim that is no number of values is refused by name."""
+    """An invalid truncate_dim is an error that names it."""
     write_json(folder / "config_sentence_transformers.json", {"truncate_dim": value})
     with pytest.raises(ValueError, match=r"config_sentence_transformers\.json: truncate_dim is"):
         Embedder.load(folder)
 
 
 def test_dimensions_of_vectors_that_are_not_normalized(tmp_path):
-    """Leading values of vectors without a length of 1 are kept as they are, with a warning that names both ways."""
+    """Leading values of vectors that are not normalized are not changed, with a warning that names both options."""
     folder = tiny_model(tmp_path, normalize=False)
     whole = np.stack([states_of(folder, text).mean(0) for text in TEXTS])
     with (
@@ -534,7 +534,7 @@ def test_dimensions_of_vectors_that_are_not_normalized(tmp_path):
 
 @pytest.mark.parametrize("value", [0, -1, 10**7])
 def test_values_of_dimensions(folder, value):
-    """A number of values out of range is refused."""
+    """A number of values out of range is an error."""
     with pytest.raises(ValueError, match=f"dimensions is {value}; it must be from 1 to"):
         Embedder.load(folder, dimensions=value)
     for wrong in (True, 8.0, "8"):
@@ -544,7 +544,7 @@ def test_values_of_dimensions(folder, value):
 
 @pytest.mark.parametrize("normalized", [True, False])
 def test_a_layer_norm_without_weights(tmp_path, normalized):
-    """layer_norm= is applied to the pooled vector, before the cut; then the length is 1, unless normalize=False."""
+    """layer_norm= is applied to the pooled vector before the cut; then the vector is normalized, unless normalize=False."""
     folder = tiny_model(tmp_path, normalize=normalized)
 
     def expected(text):
@@ -564,7 +564,7 @@ def test_a_layer_norm_without_weights(tmp_path, normalized):
 
 
 def pooled_inside(*, normalize):
-    """Return a BERT that gives the mean of its tokens as a vector of its own, perhaps normalized."""
+    """Return a BERT that outputs the mean of its tokens as a vector, optionally normalized."""
     graph = bert()
     name = "summed" if normalize else "sentence_embedding"
     nodes = [
@@ -590,8 +590,8 @@ def pooled_inside(*, normalize):
 
 
 @pytest.mark.parametrize("normalize", [True, False])
-def test_a_vector_that_the_graph_gives(folder, normalize):
-    """A graph that pools by itself, and perhaps normalizes, is cut and normalized again as any other model."""
+def test_a_vector_that_the_graph_outputs(folder, normalize):
+    """The vector of a graph that pools, and may normalize, is cut and normalized again as for other models."""
     list_modules(folder, ("Transformer", ""))
     write_json(folder / "modules.json", [])
     replace_graph(folder, pooled_inside(normalize=normalize))
@@ -614,8 +614,8 @@ def test_a_vector_that_the_graph_gives(folder, normalize):
             Embedder.load(folder, normalize=False)
 
 
-def test_modules_over_a_vector_that_the_graph_gives(folder):
-    """Where files state a pooling, the tokens of the graph are pooled as they say, whatever else it gives."""
+def test_a_stated_pooling_over_the_graphs_own_vector(folder):
+    """If the files state a pooling, the token embeddings are pooled accordingly, whatever else the graph outputs."""
     change(folder / "1_Pooling" / "config.json", pooling_mode="max")
     replace_graph(folder, pooled_inside(normalize=True))
     with Embedder.load(folder, **QUIET) as e:
@@ -631,7 +631,7 @@ NAMES = ["retrieval.query", "retrieval.passage", "separation", "classification"]
 
 
 def with_task(number):
-    """Return the weights of a BERT whose words carry the row of a task."""
+    """Return the weights of a BERT whose word embeddings include the row of a task."""
     weights = bert_weights()
     name = "embeddings.word_embeddings.weight"
     return weights | {name: weights[name] + TASKS[number].astype(np.float32)}
@@ -639,13 +639,13 @@ def with_task(number):
 
 @pytest.fixture
 def adapters(folder):
-    """A model that takes the number of an adapter."""
+    """A model that takes the index of an adapter."""
     return replace_graph(folder, with_task_id(bert(), TASKS))
 
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_the_task_of_a_role(adapters, rank):
-    """The names of config.json choose the adapter of each role; task= chooses one for both, by name or number."""
+    """The names in config.json select the adapter of each role; task= selects one for both, by name or number."""
     replace_graph(adapters, with_task_id(bert(), TASKS, rank=rank))
     change(adapters / "config.json", lora_adaptations=NAMES)
     with Embedder.load(adapters, **QUIET) as e:
@@ -672,7 +672,7 @@ def oracle_mean(number, folder):
 
 
 def test_a_task_by_its_number_without_names(adapters):
-    """Without names in config.json a task is a number, and without one the graph's input is refused by name."""
+    """Without names in config.json, a task is a number, and without a task the error names the graph's input."""
     with pytest.raises(ValueError, match=r"needs `task_id`, but no file states a task\. Pass task="):
         Embedder.load(adapters)
     with Embedder.load(adapters, task=3, **QUIET) as e:
@@ -686,21 +686,21 @@ def test_a_task_by_its_number_without_names(adapters):
     [
         (4, ValueError, "task is 4; it must be from 0 to 3"),
         (-1, ValueError, "task is -1; it must be from 0 to 3"),
-        ("clustering", ValueError, "task is 'clustering'; the tasks that .* names are 'retrieval.query', 'retrieval.passage'"),
+        ("clustering", ValueError, "task is 'clustering'; the tasks in .* are 'retrieval.query', 'retrieval.passage'"),
         ("", ValueError, "task is ''"),
         (True, TypeError, "task is True; it must be a name or an integer"),
         (1.0, TypeError, "task is 1.0; it must be a name or an integer"),
     ],
 )
-def test_tasks_that_are_not_there(adapters, task, error, said):
-    """A task out of range or of another name is refused with what there is."""
+def test_unknown_tasks(adapters, task, error, said):
+    """A task out of range or with another name is an error that lists the tasks."""
     change(adapters / "config.json", lora_adaptations=NAMES)
     with pytest.raises(error, match=said):
         Embedder.load(adapters, task=task)
 
 
 def test_a_task_that_no_input_takes(folder, embedder):
-    """task= for a graph without such an input is refused; names in config.json alone change nothing."""
+    """task= for a graph without such an input is an error; names in config.json alone change nothing."""
     with pytest.raises(ValueError, match=r"task was passed, but the graph has no input for it; its inputs are .*input_ids"):
         Embedder.load(folder, task=0)
     change(folder / "config.json", lora_adaptations=NAMES)
@@ -713,7 +713,7 @@ def test_a_task_that_no_input_takes(folder, embedder):
 
 
 def test_positions_of_a_bert(folder, embedder):
-    """A graph that takes positions, and whose table begins with the first, gets them from 0, in every batch."""
+    """For a graph with a positions input whose table begins with the first token, positions start at 0 in every batch."""
     replace_graph(folder, with_position_ids(bert()))
     with Embedder.load(folder, **QUIET) as e:
         assert e.recipe.position_offset == 0
@@ -722,7 +722,7 @@ def test_positions_of_a_bert(folder, embedder):
 
 @pytest.mark.parametrize("pad_id", [1, 0])
 def test_positions_of_a_roberta(folder, pad_id):
-    """Where the row of padding is zero, a text begins behind it, and the table serves as many tokens fewer."""
+    """If the padding row is zero, positions start after it, and the maximum length is that much smaller."""
     weights = bert_weights()
     table = weights["embeddings.position_embeddings.weight"][: 66 + pad_id]
     table[: pad_id + 1] = [[7.0]] * pad_id + [[0.0]]
@@ -739,8 +739,8 @@ def test_positions_of_a_roberta(folder, pad_id):
         assert difference(e.embed(["cat " * 99])[0], expected) <= 1e-5
 
 
-def test_positions_that_cannot_be_told(folder):
-    """Where neither the table nor the files tell where a text begins, the graph is refused with what is known."""
+def test_unknown_positions(folder):
+    """If neither the table nor the files determine the first position, the graph is rejected with what is known."""
     table = bert_weights()["embeddings.position_embeddings.weight"][:66]
     change(folder / "config.json", max_position_embeddings=66, pad_token_id=1)
     change(folder / "sentence_bert_config.json", max_seq_length=66)
@@ -752,13 +752,13 @@ def test_positions_that_cannot_be_told(folder):
 
 
 def test_cache_entries_of_other_padding_ids(folder):
-    """The id of padding in config.json decides the positions, so that each id has an entry of its own in the cache."""
+    """The padding id in config.json decides the positions, so each id has its own cache entry."""
     replace_graph(folder, with_position_ids(bert()))
     places = set()
     for pad_id in (0, None, 5):
         change(folder / "config.json", pad_token_id=pad_id)
-        found, read = loading.read(folder, Overrides())
-        places.add(prepare.prepare(found, read).graph.parent)
+        actual, read = loading.read(folder, Overrides())
+        places.add(prepare.prepare(actual, read).graph.parent)
     assert len(places) == 3
     change(folder / "config.json", pad_token_id=0, hidden_dropout_prob=0.5)
     assert prepare.prepare(*loading.read(folder, Overrides())).graph.parent in places
@@ -768,7 +768,7 @@ def test_cache_entries_of_other_padding_ids(folder):
 
 
 def test_equal_fingerprints(folder, tmp_path, embedder):
-    """What decides no vector changes no fingerprint: the place, keys known to be harmless, threads, batches, cards."""
+    """Settings that change no vector change no fingerprint: path, harmless keys, threads, batches, cards."""
     assert fingerprint(folder) == embedder.fingerprint
     copied = shutil.copytree(folder, tmp_path / "elsewhere" / "copy")
     assert fingerprint(copied) == embedder.fingerprint
@@ -785,7 +785,7 @@ def test_equal_fingerprints(folder, tmp_path, embedder):
 
 
 def test_other_fingerprints(folder, embedder):
-    """Each setting and each file that decides a vector gives a fingerprint of its own."""
+    """Each setting and each file that decides a vector changes the fingerprint."""
     marks = [embedder.fingerprint]
     arguments = (
         {"pooling": "max"}, {"pooling": ["mean", "max"]}, {"pooling": ["max", "mean"]}, {"layer": 1}, {"layer": 0}, {"max_length": 63},
@@ -812,7 +812,7 @@ def test_other_fingerprints(folder, embedder):
 
 
 def test_rules_of_the_tokenizer(folder):
-    """The class that decides how tokenizer_config.json changes tokenizer.json is in the fingerprint, and only where it does."""
+    """The class that decides how tokenizer_config.json changes tokenizer.json is in the fingerprint only if it does."""
     write_json(folder / "tokenizer_config.json", {"tokenizer_class": "BertTokenizer", "do_lower_case": True})
     with Embedder.load(folder, **QUIET) as e:
         assert e.recipe.tokenizer_rules == ""
@@ -851,7 +851,7 @@ BASE = Recipe(
     ],
 )
 def test_fields_that_decide(values):
-    """Each field that decides a vector is in the hash where it is not at its default, and no hash needs it where it is."""
+    """Each field that decides a vector is in the hash if it is not at its default, and only then."""
     assert replace(BASE, **values).fingerprint != BASE.fingerprint
     assert "position_offset" not in BASE._hashed()
 
@@ -869,12 +869,12 @@ def test_fields_that_decide(values):
     ],
 )
 def test_fields_that_do_not_decide(values):
-    """What only explains a recipe, or is checked when it is made, is not in the hash."""
+    """Fields that only explain a recipe, or are checked at its creation, are not in the hash."""
     assert replace(BASE, **values).fingerprint == BASE.fingerprint
 
 
-def test_renormalizing_counts_where_there_is_something_to_do():
-    """Whether a cut vector is normalized again matters only where the whole one is."""
+def test_renormalizing_counts_only_where_it_matters():
+    """Normalizing a shortened vector again is in the hash only if the full vector is normalized."""
     plain = replace(BASE, steps=(), dimensions=8)
     assert replace(plain, renormalize=False).fingerprint == plain.fingerprint
     unit = replace(BASE, dimensions=8)
@@ -884,14 +884,14 @@ def test_renormalizing_counts_where_there_is_something_to_do():
 
 
 def test_a_pinned_fingerprint(folder, embedder):
-    """A pin that is right loads, any other is refused with both."""
+    """An equal fingerprint loads; another is an error that states both."""
     Embedder.load(folder, threads=1, fingerprint=embedder.fingerprint).close()
     with pytest.raises(ValueError, match=rf"has the fingerprint {embedder.fingerprint}, not {'0' * 32}"):
         Embedder.load(folder, threads=1, fingerprint="0" * 32)
 
 
 def test_the_recipe_is_plain_json(folder):
-    """as_dict gives values that JSON has, steps and all."""
+    """as_dict returns only JSON values, including the steps."""
     list_modules(folder, ("Transformer", ""), ("Pooling", "1_Pooling"), ("Dense", "2_Dense"), ("Normalize", "3_N"))
     add_dense(folder / "2_Dense", 32, 8)
     values = read_recipe(folder, Overrides()).as_dict()
@@ -901,7 +901,7 @@ def test_the_recipe_is_plain_json(folder):
 
 @pytest.mark.parametrize("copying", [copy.deepcopy, copy.copy, lambda e: pickle.loads(pickle.dumps(e))])
 def test_copies_of_an_embedder(adapters, copying):
-    """A copy opens a session of its own with the same settings, prompts, tasks and fingerprint."""
+    """A copy opens its own session with the same settings, prompts, tasks and fingerprint."""
     change(adapters / "config.json", lora_adaptations=NAMES)
     with Embedder.load(adapters, prompts={"query": "fish "}, dimensions=8, max_length=32, **QUIET) as e:
         expected = e.embed(TEXTS, "query")
@@ -944,8 +944,8 @@ def test_copies_of_an_embedder(adapters, copying):
         ({"batch_invariant": "no"}, "batch_invariant is 'no'"),
     ],
 )
-def test_arguments_that_cannot_be(folder, options, said):
-    """An argument of another type or out of range is refused at load, by its name and value."""
+def test_invalid_arguments(folder, options, said):
+    """An argument of another type or out of range is an error at load that states its name and value."""
     with pytest.raises((ValueError, TypeError), match=re.escape(said)):
         Embedder.load(folder, **{"threads": 1} | options)
 
@@ -975,7 +975,7 @@ def test_a_static_embedding(tmp_path):
     ],
 )  # fmt: skip
 def test_a_static_embedding_without_a_file(tmp_path, file, said):
-    """What a static embedding lacks is named."""
+    """The error names the missing file of a static embedding."""
     static_model(tmp_path / "static")
     (tmp_path / "static" / "0_StaticEmbedding" / file).unlink()
     with pytest.raises(FileNotFoundError, match=said) as caught:
@@ -984,16 +984,16 @@ def test_a_static_embedding_without_a_file(tmp_path, file, said):
 
 
 def tokenizer_ids(home, text):
-    """Tokenize as the file says, without specials."""
+    """Tokenize as tokenizer.json states, without special tokens."""
     from tokenizers import Tokenizer
 
-    made = Tokenizer.from_file(str(home / "tokenizer.json"))
-    made.no_padding()
-    return made.encode(text, add_special_tokens=False).ids
+    result = Tokenizer.from_file(str(home / "tokenizer.json"))
+    result.no_padding()
+    return result.encode(text, add_special_tokens=False).ids
 
 
 def test_sizes_of_other_models(tmp_path):
-    """A wider and deeper model is read as the oracle reads it."""
+    """A wider and deeper model gives the vectors of the reference."""
     size = Size(hidden=48, layers=3, heads=6, positions=64)
     folder = tiny_model(tmp_path, size=size)
     assert bert_graph(bert_weights(size), size.heads).graph.output[0].name == "last_hidden_state"
@@ -1031,7 +1031,7 @@ def place(tmp_path_factory):
 
 @pytest.mark.parametrize("name", KEYS)
 def test_any_value_of_any_key(place, name):
-    """Whatever stands under a known key of any file: the model is read with its tokenizer, or one error names the folder."""
+    """Whatever the value of a known key of any file: the model loads with its tokenizer, or one error names the folder."""
     path = place / name
     whole = json.loads(path.read_text()) if path.exists() else {}
     roles = st.dictionaries(st.sampled_from(["query", "document", "passage", "sts"]), json_values, max_size=2)
@@ -1044,8 +1044,8 @@ def test_any_value_of_any_key(place, name):
     def check(changed):
         write_json(path, whole | changed)
         try:
-            found, read = loading.read(place, Overrides())
-            tokenizer_of(found, replace(read, max_length=min(read.max_length, 64))).tokenize(["a cat"])
+            actual, read = loading.read(place, Overrides())
+            tokenizer_of(actual, replace(read, max_length=min(read.max_length, 64))).tokenize(["a cat"])
         except (ValueError, FileNotFoundError) as error:
             assert str(place) in str(error) or "tokenizer setting" in str(error) or "special tokens" in str(error)  # noqa: PT017
 
@@ -1056,7 +1056,7 @@ def test_any_value_of_any_key(place, name):
 
 
 def test_further_special_tokens_by_name(folder):
-    """What is wrong in the older additional_special_tokens is told with its file too."""
+    """An error in the older additional_special_tokens names its file, too."""
     change(folder / "tokenizer_config.json", additional_special_tokens={"image_token": None})
     with pytest.raises(ValueError, match=r"tokenizer_config\.json: "):
         Embedder.load(folder)

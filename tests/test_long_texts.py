@@ -1,4 +1,4 @@
-"""Long texts: only a part is tokenized, and the tokens that are kept are those of the whole text, to the last one."""
+"""Long texts: only a part is tokenized, and the kept tokens are exactly those of the whole text."""
 
 import random
 import re
@@ -55,7 +55,7 @@ SEEN = "the river carries stones to the sea and it's don't 2024 日本語のテ�
 
 
 def text_of(random_: random.Random, size: int) -> str:
-    """Make a text in which some words come often, so that runs of one script or of long words are common."""
+    """Return a text with some frequent words, so that runs of one script or of long words are common."""
     parts, length = [], 0
     while length < size:
         words, spaces = random_.choices(WORDS, k=random_.randint(1, 6)), random_.choices(SPACES, k=random_.randint(1, 3))
@@ -74,7 +74,7 @@ CHARACTERS = "the river sea 日本語 x"  # enough in a row for a place within a
 
 
 def texts_of(random_: random.Random) -> list[str]:
-    """Make texts of three kinds."""
+    """Return texts of three kinds."""
     return [
         *(text_of(random_, random_.choice([40, 200, 900, 2500])) for _ in range(5)),
         *("".join(random_.choices(NOISE, k=random_.choice([50, 300, 1000]))) for _ in range(3)),
@@ -133,7 +133,7 @@ def split(pattern):
 
 
 def gemma(**settings):
-    """BPE over the whole text, spaces replaced by the normalizer."""
+    """Return a BPE over the whole text, with spaces replaced by the normalizer."""
     tokenizer = bpe(
         normalizers.Replace(" ", "\u2581"),
         pre_tokenizers.Split(" ", "merged_with_previous"),
@@ -146,7 +146,7 @@ def gemma(**settings):
 
 
 def precompiled(folder):
-    """The normalizer of a SentencePiece model, XLM-R's and T5's, with its map of characters."""
+    """Return the normalizer of a SentencePiece model (XLM-R, T5), with its character map."""
     sentencepiece = pytest.importorskip("sentencepiece")
     from sentencepiece import sentencepiece_model_pb2
 
@@ -227,7 +227,7 @@ def truncation_of(tokenizer, side):
 
 
 def expected(tokenizer, text, most, side):
-    """Cut the ids of the whole text."""
+    """Return the truncated ids of the whole text."""
     encoding = tokenizer.encode(text)
     ids, over = encoding.ids, len(encoding.ids) - most
     if over <= 0:
@@ -238,7 +238,7 @@ def expected(tokenizer, text, most, side):
 
 
 def check(tokenizer, texts, most, side):
-    """Compare with the whole texts; return how many of them were not read whole."""
+    """Compare with the whole texts; return how many were not read completely."""
     rows = truncation_of(tokenizer, side).read(texts, most)
     for text, row in zip(texts, rows, strict=True):
         ids, over = expected(tokenizer, text, most, side)
@@ -250,7 +250,7 @@ def check(tokenizer, texts, most, side):
 
 @pytest.fixture
 def small_parts(monkeypatch):
-    """Parts of a few characters, so that a short text has many places to cut."""
+    """Set parts to a few characters, so that a short text has many cuts."""
     monkeypatch.setattr(truncation, "_LEAST_PART", 8)
     monkeypatch.setattr(truncation, "_PART", 1)
 
@@ -290,7 +290,7 @@ def test_added_tokens_of_every_kind(kind):
 
 @pytest.mark.usefixtures("small_parts")
 @pytest.mark.parametrize("side", ["right", "left"])
-def test_a_map_of_characters(side, tmp_path):
+def test_a_character_map(side, tmp_path):
     """The same for XLM-R's normalizer, which maps graphemes."""
     tokenizer, random_ = unigram(precompiled(tmp_path), pre_tokenizers.Metaspace()), random.Random(side)
     assert sum(check(tokenizer, [text_of(random_, 1500) for _ in range(8)], most, side) for most in (4, 12, 64)) > 10
@@ -298,10 +298,10 @@ def test_a_map_of_characters(side, tmp_path):
 
 def shared_tokenizers():
     """Every tokenizer of the shared models, once."""
-    found = {}
+    actual = {}
     for path in sorted(SHARED.glob("gallery/**/tokenizer.json")) + sorted(SHARED.glob("zoo/*/tokenizer.json")):
-        found.setdefault(path.read_bytes(), path)
-    return [pytest.param(path, id=str(path.parent.relative_to(SHARED))) for path in found.values()]
+        actual.setdefault(path.read_bytes(), path)
+    return [pytest.param(path, id=str(path.parent.relative_to(SHARED))) for path in actual.values()]
 
 
 @pytest.mark.usefixtures("small_parts")
@@ -314,8 +314,8 @@ def test_the_tokens_of_the_whole_text_of_real_tokenizers(path):
             check(tokenizer, texts_of(random_), most, side)
 
 
-def test_a_text_without_a_place_to_cut(monkeypatch):
-    """Such a text is refused by number where it is longer than the limit, and read whole where it is not."""
+def test_a_text_that_cannot_be_cut(monkeypatch):
+    """Such a text is an error that names its row if it exceeds the limit; otherwise it is read completely."""
     monkeypatch.setattr(truncation, "MOST_CHARACTERS", 4096)
     with monkeypatch.context() as small:
         small.setattr(truncation, "_LEAST_PART", 16)
@@ -335,7 +335,7 @@ def test_a_text_without_a_place_to_cut(monkeypatch):
 
 
 def test_a_tokenizer_of_unknown_parts(monkeypatch):
-    """A tokenizer with a part that is not known to allow cuts reads texts whole up to the limit."""
+    """A tokenizer with an unknown part reads texts completely, up to the limit."""
     monkeypatch.setattr(truncation, "MOST_CHARACTERS", 4096)
     for normalizer, pre_tokenizer in (
         (normalizers.Replace(Regex("(e) (r)"), "x"), pre_tokenizers.WhitespaceSplit()),
@@ -371,7 +371,7 @@ def test_a_tokenizer_of_unknown_parts(monkeypatch):
 )  # fmt: skip
 @pytest.mark.parametrize("normalizer", [None, normalizers.Replace(" ", "\u2581")])
 def test_pre_tokenizers_that_split_less_than_they_seem_to(model, pre_tokenizer, normalizer):
-    """A pattern without letters, an inverted one, and steps after one that replaces spaces leave a text whole at most places."""
+    """A pattern without letters, an inverted pattern, and steps after one that replaces spaces allow few cuts."""
     special = ["[UNK]", "[CLS]", "[SEP]"]
     if model == "words":
         tokenizer = Tokenizer(models.WordLevel(unk_token="[UNK]"))
@@ -388,8 +388,8 @@ def test_pre_tokenizers_that_split_less_than_they_seem_to(model, pre_tokenizer, 
         check(tokenizer, texts, 12, side)
 
 
-def test_counts_of_what_was_cut_off(tmp_path):
-    """What was cut off a long text is a lower bound, and said to be one; what the model reads is counted exactly."""
+def test_counts_of_truncated_tokens(tmp_path):
+    """The count of truncated tokens of a long text is a lower bound and marked as one; kept tokens are counted exactly."""
     with Embedder.load(tiny_model(tmp_path), truncate="right") as e:
         tokenized = e.tokenize(["cat " * 100, "cat", "cat " * 100_000])
         assert tokenized.counts.tolist() == [64, 3, 64]
@@ -417,7 +417,7 @@ def test_counts_of_what_was_cut_off(tmp_path):
 
 
 def test_the_page_of_long_texts(tiny, capsys):
-    """The example of the page runs, and prints what it says."""
+    """The example on the page runs, and prints what the page shows."""
     page = (Path(__file__).parents[1] / "docs" / "long-texts.md").read_text()
     code = re.search(r"```python\n(.*?)```", page, re.DOTALL)[1]
     exec(code.replace("sentence-transformers/all-MiniLM-L6-v2", tiny.as_posix()), {})
@@ -425,7 +425,7 @@ def test_the_page_of_long_texts(tiny, capsys):
 
 
 def test_memory_and_time_of_long_texts(tiny):
-    """33 texts of a million characters take little memory besides themselves."""
+    """33 texts of a million characters need little memory in addition to the texts."""
     script = (
         "import resource, sys, time, warnings; from penult import Embedder\n"
         "warnings.simplefilter('ignore')\n"
@@ -439,7 +439,7 @@ def test_memory_and_time_of_long_texts(tiny):
 
 
 def test_the_letters_of_a_cut():
-    """Each letter beside a cut is one under every normalization, and joins no other."""
+    """Each letter beside a cut is a letter under every normalization, and merges with no other."""
     letters = [char for char in map(chr, range(0x10000)) if text_cuts.re.match(f"[{text_cuts._LETTERS}]", char)]
     for form in ("NFC", "NFD", "NFKC", "NFKD"):
         assert all(unicodedata.category(c)[0] == "L" for char in letters for c in unicodedata.normalize(form, char))

@@ -1,4 +1,4 @@
-"""What a first load takes is compared with what the process may use, before the work."""
+"""The expected memory of a first load is compared with the memory limit before the work."""
 
 import pytest
 from models import tiny_model
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.usefixtures("warnings_alone")
     ],
 )
 def test_the_limit_of_the_control_group(tmp_path, monkeypatch, membership, files, limit):
-    """The smallest of the group and all above it, of both versions; else the machine's memory."""
+    """The limit is the smallest of the control group and its parents, v1 and v2; otherwise the machine's memory."""
     monkeypatch.setattr(memory.os, "sysconf", lambda _: 10**6)
     (tmp_path / "membership").write_text(membership)
     for name, content in files.items():
@@ -36,7 +36,7 @@ def test_the_limit_of_the_control_group(tmp_path, monkeypatch, membership, files
 
 
 def test_a_limit_of_resources_counts(tmp_path, monkeypatch):
-    """As `ulimit -v` sets it."""
+    """A limit set with `ulimit -v` counts."""
     monkeypatch.setattr(
         memory.resource, "getrlimit", lambda kind: (12345, -1) if kind == memory.resource.RLIMIT_AS else (-1, -1)
     )
@@ -47,7 +47,7 @@ def test_a_limit_of_resources_counts(tmp_path, monkeypatch):
     ("fp32", 0.5, "warned"), ("int8", 2.0, "warned"), ("int8", 0.5, "refused"), ("fp32", 1e9, ""), ("int8", 1e9, ""),
 ])  # fmt: skip
 def test_a_first_load_that_does_not_fit(tmp_path, monkeypatch, caplog, precision, share, outcome):
-    """One line before the work, and a refusal where the weights that must be held exceed the memory; a warm load has neither."""
+    """One warning before the work, and an error if the weights exceed the memory; a load from the cache has neither."""
     monkeypatch.setenv("PENULT_CACHE", str(tmp_path / "cache"))
     model = tiny_model(tmp_path / "model")
     size = (model / "onnx" / "model.onnx").stat().st_size

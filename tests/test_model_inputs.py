@@ -1,4 +1,4 @@
-"""Every input that follows from ids and mask is fed, in the dtype and shape its graph asks for."""
+"""Every input that follows from ids and mask is built with the dtype and shape of the graph."""
 
 import numpy as np
 import pytest
@@ -26,7 +26,7 @@ def refused(name, dtype, *shape, match=r"cannot be computed from token ids\. Exp
 
 
 def test_positions_count_tokens_and_not_padding():
-    """Padding before or behind a text shifts no position and has position 0; int32 and float inputs get theirs."""
+    """Padding before or after a text shifts no position and has position 0; int32 and float inputs are supported."""
     assert fed("position_ids", np.int32, "batch", "sequence").tolist() == [[0, 0, 0, 1], [0, 1, 2, 3]]
     assert fed("position_ids", np.int64, "batch", "sequence", batch=RIGHT).tolist() == [[0, 1, 0, 0], [0, 1, 2, 3]]
     assert fed("attention_mask", np.float32, "batch", "sequence").tolist() == MASK.tolist()
@@ -40,7 +40,7 @@ def test_positions_begin_at_the_offset():
 
 
 def test_positions_of_other_ranks():
-    """One row of positions serves all texts that are padded on the right; equal axes of positions repeat them."""
+    """One row of positions serves all texts padded on the right; equal axes of positions repeat them."""
     assert fed("position_ids", np.int64, "s", batch=RIGHT, position_offset=2).tolist() == [2, 3, 4, 5]
     assert fed("position_ids", np.int64, 1, "s", batch=RIGHT).tolist() == [[0, 1, 2, 3]]
     three = fed("position_ids", np.int64, 3, "b", "s")
@@ -68,28 +68,28 @@ def test_positions_of_other_ranks():
         ("cache_params.ssm_states.0", ("batch", 4, 8, 16), (2, 4, 8, 16)),
     ],
 )
-def test_a_cache_is_fed_empty(name, shape, expected):
-    """A cache holds no tokens, whatever the exporter called it and in whatever layout; a recurrence starts at zero."""
+def test_a_kv_cache_is_empty(name, shape, expected):
+    """A KV cache has no tokens, whatever its name and layout; a recurrent state starts at zero."""
     value = fed(name, np.float16, *shape)
     assert value.shape == expected
     assert not value.any()
 
 
 @pytest.mark.parametrize("name", ["past_key_values.0.key", "cache_k"])
-def test_a_cache_that_must_hold_tokens_is_refused(name):
-    """A cache of a fixed number of places would be attended to as if it held tokens."""
+def test_a_kv_cache_of_fixed_size(name):
+    """A KV cache with a fixed number of positions is rejected: they would be attended to as tokens."""
     refused(name, np.float32, "batch", 2, 128, 8)
     refused(name, np.float32, 2, 3, 4, 5, 6)
 
 
 def test_a_switch_for_the_cache_is_off():
-    """A bool of one value says that there is no cache."""
+    """A bool input with one value turns the KV cache off."""
     assert fed("use_cache_branch", np.bool_, 1).tolist() == [False]
     assert not fed("use_cache_branch", np.bool_)
 
 
 @pytest.mark.parametrize("name", ["task_id", "task", "task_ids", "task_type_id", "adapter_mask"])
-def test_a_task_is_fed_as_one_value_or_one_a_row(name):
+def test_a_task_is_one_value_or_one_per_row(name):
     """The index of the task comes from the caller."""
     assert fed(name, np.int64, task=3) == 3
     assert fed(name, np.int32, 1, task=3).tolist() == [3]
@@ -97,8 +97,8 @@ def test_a_task_is_fed_as_one_value_or_one_a_row(name):
     assert fed(name, np.int64, 2, task=1).tolist() == [1, 1]
 
 
-def test_a_task_nobody_names_is_refused():
-    """A wrong task gives another vector, so none is made up."""
+def test_a_missing_task():
+    """A wrong task gives another vector, so none is guessed."""
     with pytest.raises(ValueError, match=r"^The graph needs `task_id`, but no file states a task\. Pass task=\.\.\.$"):
         fed("task_id", np.int64)
     refused("task_id", np.int64, 5, task=1)
@@ -107,7 +107,7 @@ def test_a_task_nobody_names_is_refused():
 
 
 def test_counts_of_tokens_and_of_kept_logits():
-    """Lengths count the tokens of each text; no logits but the last are asked for."""
+    """Length inputs have the tokens of each text; only the last logits are requested."""
     assert fed("input_lengths", np.int32, "batch", batch=RIGHT).tolist() == [2, 4]
     assert fed("num_logits_to_keep", np.int64) == 0
     assert fed("logits_to_keep", np.int64, 1).tolist() == [0]
@@ -129,15 +129,15 @@ def test_counts_of_tokens_and_of_kept_logits():
     ],
 )
 def test_masks_of_more_axes_are_broadcast(shape, expected):
-    """Every query may see every token, and no padding."""
+    """Every query attends to every token, and to no padding."""
     for dtype in (np.int64, np.bool_):
         value = fed("attention_mask", dtype, *shape)
         assert value.shape == expected
         assert (value.reshape(2, -1, 4) == MASK[:, None, :]).all()
 
 
-def test_masks_that_cannot_be_known_are_refused():
-    """A float mask is added in values nobody states; a square mask beside a cache is causal in a way nobody states."""
+def test_unknown_masks():
+    """A float mask adds unknown values to the scores; a square mask beside a KV cache is causal in an unknown way."""
     refused("attention_mask", np.float32, "batch", 1, 1, "sequence", match="Export the graph with an attention mask")
     cache = Tensor("past.0", np.dtype(np.float32), ("batch", 2, "past", 8))
     refused("attention_mask", np.bool_, "batch", 1, "s", "s", others=[cache], match="Export the graph with an attention mask")
@@ -157,13 +157,13 @@ def test_masks_that_cannot_be_known_are_refused():
         ("image_embeds", ("images", 64, 16), (0, 64, 16)),
     ],
 )
-def test_images_and_the_like_are_fed_empty(name, shape, expected):
-    """A text has none of what is counted by an axis of its own."""
+def test_image_inputs_are_empty(name, shape, expected):
+    """A text has none of the items that an axis of their own counts."""
     assert fed(name, np.float32, *shape).shape == expected
 
 
-def test_what_belongs_to_images_is_empty_too():
-    """Whole numbers beside the images, counted by the same axis or called so, are as many: none."""
+def test_inputs_that_describe_images_are_empty():
+    """Integers that describe the images, with the same axis or a similar name, are empty as well."""
     pixels = Tensor("values", np.dtype(np.float32), ("n", 3, 8, 8))
     assert fed("sizes", np.int64, "n", 2, others=[pixels]).shape == (0, 2)
     assert fed("pixel_mask", np.bool_, "m", 8, 8).shape == (0, 8, 8)
@@ -192,17 +192,17 @@ def test_what_belongs_to_images_is_empty_too():
         ("decoder_input_ids", np.int64, ("batch", "target")),
     ],
 )
-def test_what_does_not_follow_from_ids_is_refused(name, dtype, shape):
-    """Nothing is made up: the sentence names the input and what to do."""
+def test_inputs_that_do_not_follow_from_ids(name, dtype, shape):
+    """No input is guessed: the error names the input and what to do."""
     refused(name, dtype, *shape)
 
 
-def test_ids_one_after_the_other_and_where_each_text_starts():
-    """A static embedding gets the real ids of all texts in one row; a text without ids starts where the next does."""
+def test_concatenated_ids_with_offsets():
+    """A static embedding gets the ids of all texts in one row; a text without ids starts where the next one does."""
     mask = np.array([[1, 1, 0], [0, 0, 0], [1, 0, 0], [0, 0, 0]])
     batch = Padded(np.array([[5, 0, 9], [9, 9, 9], [7, 9, 9], [9, 9, 9]]), mask, mask)
     ids, offsets = Tensor("input_ids", np.dtype(np.int32), ("n",)), Tensor("offsets", np.dtype(np.int64), ("b",))
-    found = feed([ids, offsets], batch)
-    assert (found["input_ids"].dtype, found["input_ids"].tolist()) == (np.int32, [5, 0, 7])
-    assert (found["offsets"].dtype, found["offsets"].tolist()) == (np.int64, [0, 2, 2, 3])
+    actual = feed([ids, offsets], batch)
+    assert (actual["input_ids"].dtype, actual["input_ids"].tolist()) == (np.int32, [5, 0, 7])
+    assert (actual["offsets"].dtype, actual["offsets"].tolist()) == (np.int64, [0, 2, 2, 3])
     refused("offsets", np.int64, "b", "n")

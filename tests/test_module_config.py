@@ -1,4 +1,4 @@
-"""What each module of a folder does: its keys, its place among the others, and the widths that must fit."""
+"""Module configurations: their keys, the order of modules, and widths that must match."""
 
 import re
 
@@ -22,14 +22,14 @@ TOKENS = {"module_input_name": "token_embeddings", "module_output_name": "token_
 @pytest.fixture
 def folder(tmp_path):
     """A model with mean pooling of 32 values and no other module."""
-    made = tiny_model(tmp_path / "model")
-    list_modules(made, ("Transformer", ""), ("Pooling", "1_Pooling"))
-    write_json(made / "1_Pooling" / "config.json", POOLING)
-    return made
+    result = tiny_model(tmp_path / "model")
+    list_modules(result, ("Transformer", ""), ("Pooling", "1_Pooling"))
+    write_json(result / "1_Pooling" / "config.json", POOLING)
+    return result
 
 
 def embeds(folder, expected, **options):
-    """Compare with the oracle of each text, to 2e-5."""
+    """Compare each text with the reference, to 2e-5."""
     with Embedder.load(folder, threads=1, truncate="right", **options) as e:
         assert difference(e.embed(TEXTS), np.stack([expected(text) for text in TEXTS])) <= 2e-5
         return e.recipe
@@ -55,7 +55,7 @@ def linear(x, layer, activation=np.tanh):
     ],
 )
 def test_each_module_has_its_keys(tmp_path, kind, config, harmless):
-    """Known keys are read, one that no version has is refused with the file, the key and the known ones."""
+    """Known keys are read; an unknown one is an error that names the file, the key and the supported keys."""
     others = [] if kind == "Pooling" else [("Pooling", "1_Pooling")]
     list_modules(tmp_path, ("Transformer", ""), *others, (kind, "2_X"))
     write_json(tmp_path / "1_Pooling" / "config.json", POOLING)
@@ -72,7 +72,7 @@ def test_each_module_has_its_keys(tmp_path, kind, config, harmless):
 
 @pytest.mark.parametrize("kind", ["Dense", "LayerNorm", "Pooling"])
 def test_a_module_without_its_file(tmp_path, kind):
-    """A module that needs a configuration is refused without it; Normalize and Dropout need none."""
+    """A module that needs a configuration is an error without it; Normalize and Dropout need none."""
     others = [] if kind == "Pooling" else [("Pooling", "1_Pooling")]
     list_modules(tmp_path, ("Transformer", ""), *others, (kind, "2_X"))
     write_json(tmp_path / "1_Pooling" / "config.json", POOLING)
@@ -81,14 +81,14 @@ def test_a_module_without_its_file(tmp_path, kind):
 
 
 def test_modules_that_need_no_file(tmp_path):
-    """Normalize and Dropout may have no folder at all; Dropout is no step."""
+    """Normalize and Dropout may have no folder; Dropout is not a step."""
     list_modules(tmp_path, ("Transformer", ""), ("Pooling", "1_Pooling"), ("Dropout", "2_D"), ("Normalize", "3_N"))
     write_json(tmp_path / "1_Pooling" / "config.json", POOLING)
     assert read(tmp_path, Overrides()).steps == ("normalize",)
 
 
 @pytest.mark.parametrize(
-    ("config", "said"),
+    ("config", "message"),
     [
         ({"pooling_mode": ["mean"] * 7}, "concatenates 7 poolings; penult supports at most 6"),
         ({"pooling_mode": 1}, "pooling_mode is 1"),
@@ -98,16 +98,16 @@ def test_modules_that_need_no_file(tmp_path):
         ({"pooling_mode": "mean", "embedding_dimension": "32"}, "embedding_dimension is '32'"),
     ],
 )
-def test_values_of_a_pooling(folder, config, said):
-    """A value that is not one of a pooling is refused by name."""
+def test_values_of_a_pooling(folder, config, message):
+    """An invalid pooling value is an error that names it."""
     write_json(folder / "1_Pooling" / "config.json", config)
-    with pytest.raises(ValueError, match=said) as caught:
+    with pytest.raises(ValueError, match=message) as caught:
         read(folder, Overrides())
     assert "1_Pooling/config.json" in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("config", "said"),
+    ("config", "message"),
     [
         ({"activation_function": "torch.nn.modules.activation.GLU"}, "the activation 'torch.nn.modules.activation.GLU'"),
         ({"activation_function": "my.own.Tanh"}, "the activation 'my.own.Tanh'"),
@@ -123,11 +123,11 @@ def test_values_of_a_pooling(folder, config, said):
         ({"module_input_name": "token_embeddings", "module_output_name": "sentence_embedding"}, "reads 'token_embeddings'"),
     ],
 )
-def test_values_of_a_dense_layer(folder, config, said):
-    """A value that a dense layer cannot have is refused by name."""
+def test_values_of_a_dense_layer(folder, config, message):
+    """An invalid value of a dense layer is an error that names it."""
     list_modules(folder, ("Transformer", ""), ("Pooling", "1_Pooling"), ("Dense", "2_Dense"))
     write_json(folder / "2_Dense" / "config.json", {"in_features": 32, "out_features": 8} | config)
-    with pytest.raises(ValueError, match=re.escape(said)) as caught:
+    with pytest.raises(ValueError, match=re.escape(message)) as caught:
         read(folder, Overrides())
     assert "2_Dense/config.json" in str(caught.value)
 
@@ -143,7 +143,7 @@ def test_values_of_a_dense_layer(folder, config, said):
     ],
 )
 def test_the_activation(folder, stated, activation):
-    """Without the key a dense layer has Tanh, with null it has none."""
+    """Without the key, a dense layer has Tanh; with null it has none."""
     list_modules(folder, ("Transformer", ""), ("Pooling", "1_Pooling"), ("Dense", "2_Dense"))
     write_json(folder / "2_Dense" / "config.json", {"in_features": 32, "out_features": 8} | stated)
     assert read(folder, Overrides()).steps == (Dense("2_Dense", activation),)
@@ -153,20 +153,20 @@ def test_the_activation(folder, stated, activation):
 
 
 @pytest.mark.parametrize(
-    ("pooling", "dense", "norm", "said"),
+    ("pooling", "dense", "norm", "message"),
     [
         ({"embedding_dimension": 32}, (64, 8), None, "2_Dense/config.json expects embeddings of 64 values, but .* outputs 32"),
         (
             {"pooling_mode": ["mean", "max"], "embedding_dimension": 32},
             (32, 8),
             None,
-            "2_Dense/config.json expects embeddings of 32 values, and .* gives 64",
+            "2_Dense/config.json expects embeddings of 32 values, but .* outputs 64",
         ),
-        ({"embedding_dimension": 32}, (32, 8), 32, "3_LayerNorm/config.json expects embeddings of 32 values, and .* gives 8"),
+        ({"embedding_dimension": 32}, (32, 8), 32, "3_LayerNorm/config.json expects embeddings of 32 values, but .* outputs 8"),
     ],
 )
-def test_modules_that_do_not_fit(folder, pooling, dense, norm, said):
-    """Each module must expect as many values as the one before it gives."""
+def test_modules_that_do_not_fit(folder, pooling, dense, norm, message):
+    """Each module must expect as many values as the module before it outputs."""
     write_json(folder / "1_Pooling" / "config.json", POOLING | pooling)
     list_modules(
         folder,
@@ -177,12 +177,12 @@ def test_modules_that_do_not_fit(folder, pooling, dense, norm, said):
     )
     write_json(folder / "2_Dense" / "config.json", dict(zip(("in_features", "out_features"), dense, strict=True)))
     write_json(folder / "3_LayerNorm" / "config.json", {"dimension": norm})
-    with pytest.raises(ValueError, match=said + r"\. Fix the files"):
+    with pytest.raises(ValueError, match=message + r"\. Fix the files"):
         read(folder, Overrides())
 
 
 def test_widths_that_fit(folder):
-    """Two poolings give twice the values, which the dense layer behind them takes."""
+    """Two poolings give twice the values, which the following dense layer takes."""
     write_json(folder / "1_Pooling" / "config.json", {"pooling_mode": ["max", "mean"], "word_embedding_dimension": 32})
     list_modules(folder, ("Transformer", ""), ("Pooling", "1_Pooling"), ("Dense", "2_Dense"), ("LayerNorm", "3_LayerNorm"))
     layer = add_dense(folder / "2_Dense", 64, 8)
@@ -190,9 +190,9 @@ def test_widths_that_fit(folder):
     rng = np.random.default_rng(4)
     weight, bias = rng.standard_normal((2, 8)).astype(np.float32)
     save_file({"norm.weight": weight, "norm.bias": bias}, folder / "3_LayerNorm" / "model.safetensors")
-    found = read(folder, Overrides())
-    assert (found.width, found.vector_width, found.pooling) == (32, 8, ("max", "mean"))
-    assert found.steps == (Dense("2_Dense", "Tanh", bias=True), LayerNorm("3_LayerNorm"))
+    actual = read(folder, Overrides())
+    assert (actual.width, actual.vector_width, actual.pooling) == (32, 8, ("max", "mean"))
+    assert actual.steps == (Dense("2_Dense", "Tanh", bias=True), LayerNorm("3_LayerNorm"))
 
     def expected(text):
         states = states_of(folder, text)
@@ -203,7 +203,7 @@ def test_widths_that_fit(folder):
 
 
 def test_another_pooling_than_the_modules_fit(folder):
-    """A pooling that the caller asks for keeps the modules behind it, and must fit them."""
+    """A pooling argument keeps the following modules, and must match their width."""
     list_modules(folder, ("Transformer", ""), ("Pooling", "1_Pooling"), ("Dense", "2_Dense"))
     layer = add_dense(folder / "2_Dense", 32, 8)
     with pytest.raises(
@@ -215,7 +215,7 @@ def test_another_pooling_than_the_modules_fit(folder):
 
 @pytest.mark.parametrize("stated", [{"embedding_dimension": 48}, {"word_embedding_dimension": 384}])
 def test_a_width_that_is_not_the_graphs(folder, stated):
-    """Where files state a width that the graph's token embeddings do not have, both are shown."""
+    """If the stated width differs from that of the graph's token embeddings, the error states both."""
     (width,) = stated.values()
     write_json(folder / "1_Pooling" / "config.json", {"pooling_mode": "mean"} | stated)
     with pytest.raises(ValueError, match=rf"expect token embeddings of {width} values, but .* (has|outputs) 32"):
@@ -223,7 +223,7 @@ def test_a_width_that_is_not_the_graphs(folder, stated):
 
 
 def test_weights_that_are_not_as_stated(folder):
-    """A dense layer whose weights have another width than the tokens is refused, also where no file states one."""
+    """A dense layer with another width than the tokens is an error, even if no file states a width."""
     list_modules(folder, ("Transformer", ""), ("Pooling", "1_Pooling"), ("Dense", "2_Dense"))
     write_json(folder / "1_Pooling" / "config.json", {"pooling_mode": "mean"})
     add_dense(folder / "2_Dense", 48, 8)
@@ -236,27 +236,27 @@ def test_weights_that_are_not_as_stated(folder):
 
 
 def test_a_dense_layer_before_the_pooling(folder):
-    """A dense layer on tokens changes each token, activation included, before they are pooled."""
+    """A dense layer before the pooling changes each token, including the activation."""
     list_modules(folder, ("Transformer", ""), ("Dense", "1_Dense"), ("Pooling", "2_Pooling"), ("Normalize", "3_N"))
     layer = add_dense(folder / "1_Dense", 32, 12, **TOKENS)
     write_json(folder / "2_Pooling" / "config.json", {"pooling_mode": "max", "embedding_dimension": 12})
-    found = embeds(folder, lambda text: reference.normalize(linear(states_of(folder, text), layer).max(0)))
-    assert found.token_steps == (Dense("1_Dense", "Tanh", bias=True),)
-    assert (found.steps, found.pooling, found.width) == (("normalize",), "max", 32)
+    actual = embeds(folder, lambda text: reference.normalize(linear(states_of(folder, text), layer).max(0)))
+    assert actual.token_steps == (Dense("1_Dense", "Tanh", bias=True),)
+    assert (actual.steps, actual.pooling, actual.width) == (("normalize",), "max", 32)
 
 
 def test_token_vectors_have_passed_the_steps_before_the_pooling(folder):
-    """embed_tokens gives what the pooling reads."""
+    """embed_tokens returns the input of the pooling."""
     list_modules(folder, ("Transformer", ""), ("Dense", "1_Dense"), ("Pooling", "1_Pooling"))
     layer = add_dense(folder / "1_Dense", 32, 12, **TOKENS)
     write_json(folder / "1_Pooling" / "config.json", {"pooling_mode": "mean"})
     with Embedder.load(folder, threads=1, truncate="right") as e:
-        for text, found in zip(TEXTS, e.embed_tokens(TEXTS), strict=True):
-            assert difference(found, linear(states_of(folder, text), layer)) <= 2e-5
+        for text, actual in zip(TEXTS, e.embed_tokens(TEXTS), strict=True):
+            assert difference(actual, linear(states_of(folder, text), layer)) <= 2e-5
 
 
 def test_normalize_before_the_pooling(folder):
-    """Normalize on tokens makes each token of length 1; the mean of them is not."""
+    """Normalize on tokens gives each token the length 1; their mean does not have it."""
     list_modules(folder, ("Transformer", ""), ("Normalize", "1_N"), ("Pooling", "1_Pooling"))
     write_json(folder / "1_N" / "config.json", TOKENS)
 
@@ -264,42 +264,42 @@ def test_normalize_before_the_pooling(folder):
         states = states_of(folder, text)
         return (states / np.linalg.norm(states, axis=1, keepdims=True)).mean(0)
 
-    found = embeds(folder, expected)
-    assert (found.token_steps, found.steps, found.unit_length) == (("normalize",), (), False)
+    actual = embeds(folder, expected)
+    assert (actual.token_steps, actual.steps, actual.unit_length) == (("normalize",), (), False)
 
 
 def test_normalize_on_a_vector_that_is_not_there_yet(folder):
-    """Normalize on sentence embeddings before the pooling finds none, and changes nothing, as in sentence-transformers."""
+    """Normalize on sentence embeddings before the pooling changes nothing, as in sentence-transformers."""
     list_modules(folder, ("Transformer", ""), ("Normalize", "1_N"), ("Pooling", "1_Pooling"))
-    found = embeds(folder, lambda text: states_of(folder, text).mean(0))
-    assert (found.token_steps, found.steps) == ((), ())
+    actual = embeds(folder, lambda text: states_of(folder, text).mean(0))
+    assert (actual.token_steps, actual.steps) == ((), ())
 
 
 def test_normalize_before_a_dense_layer(folder):
-    """Normalize between pooling and Dense stays there, and the vectors do not leave normalized."""
+    """Normalize between pooling and Dense keeps its place, and the final vectors are not normalized."""
     list_modules(folder, ("Transformer", ""), ("Pooling", "1_Pooling"), ("Normalize", "2_N"), ("Dense", "3_D"))
     layer = add_dense(folder / "3_D", 32, 8)
-    found = embeds(folder, lambda text: linear(vector_of(folder, text), layer))
-    assert (found.steps, found.unit_length) == (("normalize", Dense("3_D", "Tanh", bias=True)), False)
+    actual = embeds(folder, lambda text: linear(vector_of(folder, text), layer))
+    assert (actual.steps, actual.unit_length) == (("normalize", Dense("3_D", "Tanh", bias=True)), False)
 
 
 def test_dense_layers_follow_each_other(folder):
-    """Two dense layers are applied in their order, the second without a bias."""
+    """Two dense layers are applied in order, the second without a bias."""
     list_modules(folder, ("Transformer", ""), ("Pooling", "1_Pooling"), ("Dense", "2_D"), ("Dense", "3_D"))
     first = add_dense(folder / "2_D", 32, 8)
     second, _, _ = add_dense(folder / "3_D", 8, 5, seed=9, bias=False, activation_function=None)
     embeds(folder, lambda text: linear(states_of(folder, text).mean(0), first) @ second.T)
 
 
-@pytest.mark.parametrize("made", [32, 8])
-def test_a_residual(folder, made):
-    """With use_residual the input, projected where the sizes differ, is added behind the activation."""
+@pytest.mark.parametrize("result", [32, 8])
+def test_a_residual(folder, result):
+    """With use_residual, the input, projected if the sizes differ, is added after the activation."""
     list_modules(folder, ("Transformer", ""), ("Pooling", "1_Pooling"), ("Dense", "2_D"))
-    layer = add_dense(folder / "2_D", 32, made, residual=made != 32, use_residual=True)
+    layer = add_dense(folder / "2_D", 32, result, residual=result != 32, use_residual=True)
 
     def expected(text):
         x = states_of(folder, text).mean(0)
-        return linear(x, layer) + (x if made == 32 else x @ layer[2].T)
+        return linear(x, layer) + (x if result == 32 else x @ layer[2].T)
 
     embeds(folder, expected)
 
@@ -313,8 +313,8 @@ def test_a_residual(folder, made):
         ("Normalize", TOKENS, "after", "after"),
     ],
 )
-def test_steps_that_have_no_place(folder, kind, config, place, order):
-    """A step on vectors before there is one, or on tokens that nothing pools any more, is refused by name."""
+def test_steps_in_the_wrong_place(folder, kind, config, place, order):
+    """A step on vectors before the pooling, or on tokens after it, is an error that names it."""
     pooling = ("Pooling", "1_Pooling")
     list_modules(folder, ("Transformer", ""), *((kind, "2_X"), pooling)[:: 1 if place == "before" else -1])
     write_json(folder / "2_X" / "config.json", config)
@@ -334,14 +334,14 @@ def test_two_poolings(folder):
     "mode", ["cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken", ["cls", "lasttoken", "weightedmean"]]
 )
 def test_every_pooling_of_the_files(folder, mode):
-    """Each name of a pooling gives the vectors of its formula, several of them one after the other."""
+    """Each pooling name gives the vectors of its formula; several are concatenated."""
     write_json(folder / "1_Pooling" / "config.json", POOLING | {"pooling_mode": mode})
     names = ["last" if name == "lasttoken" else name for name in ([mode] if isinstance(mode, str) else mode)]
     embeds(folder, lambda text: np.concatenate([reference.pool(states_of(folder, text), name) for name in names]))
 
 
 def test_an_explicit_pooling_keeps_include_prompt(folder):
-    """A pooling that the caller asks for overrides the mode of the files and nothing else."""
+    """A pooling argument overrides the mode of the files and nothing else."""
     write_json(folder / "1_Pooling" / "config.json", POOLING | {"include_prompt": False})
     write_json(folder / "config_sentence_transformers.json", {"prompts": {"query": "query: "}})
     states = states_of(folder, "query: cat dog")[3:]  # without [CLS] query :
@@ -352,7 +352,7 @@ def test_an_explicit_pooling_keeps_include_prompt(folder):
 
 
 def test_an_explicit_pooling_needs_no_file(tmp_path):
-    """Where the file of a listed pooling is missing, the pooling that the caller asks for is enough."""
+    """If the file of a listed pooling is missing, a pooling argument is enough."""
     folder = tiny_model(tmp_path)
     (folder / "1_Pooling" / "config.json").unlink()
     with pytest.raises(FileNotFoundError, match=r"1_Pooling/config\.json is missing"):
@@ -361,12 +361,12 @@ def test_an_explicit_pooling_needs_no_file(tmp_path):
 
 
 def test_a_folder_with_a_pooling_and_no_list(tmp_path):
-    """1_Pooling counts without modules.json too, where no pooling is asked for; no other module does."""
+    """1_Pooling is read without modules.json, unless a pooling is passed; no other module is."""
     write_json(
         tmp_path / "1_Pooling" / "config.json", {"pooling_mode": "cls", "include_prompt": False, "embedding_dimension": 8}
     )
-    found = read(tmp_path, Overrides())
-    assert (found.pooling, found.include_prompt, found.steps, found.width) == ("cls", False, (), 8)
+    actual = read(tmp_path, Overrides())
+    assert (actual.pooling, actual.include_prompt, actual.steps, actual.width) == ("cls", False, (), 8)
 
 
 # --- junk
@@ -389,15 +389,15 @@ FILES = {
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """A folder with one module of each kind, whose weights are of no importance."""
-    made = tmp_path_factory.mktemp("junk")
-    list_modules(made, ("Transformer", ""), *[(name[2:], name) for name in FILES])
-    return made
+    """A folder with one module of each kind, with arbitrary weights."""
+    result = tmp_path_factory.mktemp("junk")
+    list_modules(result, ("Transformer", ""), *[(name[2:], name) for name in FILES])
+    return result
 
 
 @pytest.mark.parametrize("name", FILES)
 def test_any_value_of_any_key(place, name):
-    """Whatever stands under a known key of a module: read, or one error that names the file."""
+    """Whatever the value of a module's known key: it is read, or one error names the file."""
 
     @settings(deadline=None, max_examples=120)
     @given(st.dictionaries(st.sampled_from(FILES[name]), json_values, max_size=3) | json_values)

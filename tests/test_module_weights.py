@@ -1,4 +1,4 @@
-"""Weights of a module are read exactly as its configuration names them, in any float type, or refused in one sentence."""
+"""Weights of a module are read as its configuration names them, in any float type, or rejected in one error."""
 
 import importlib.metadata
 import importlib.util
@@ -20,19 +20,19 @@ NO_TORCH = importlib.util.find_spec("torch") is None
 
 
 def folder_of(tmp_path, **arrays):
-    """Save weights as safetensors; two underscores stand for a dot."""
+    """Save weights as safetensors; two underscores in a name become a dot."""
     save_file({key.replace("__", "."): np.ascontiguousarray(a) for key, a in arrays.items()}, tmp_path / "model.safetensors")
     return tmp_path
 
 
 def raw_file(path, kind, shape, data):
-    """Write a safetensors file of one tensor `linear.weight`, byte by byte, for types that NumPy does not have."""
+    """Write a safetensors file with one tensor `linear.weight`, byte by byte, for types that NumPy does not have."""
     header = json.dumps({"linear.weight": {"dtype": kind, "shape": shape, "data_offsets": [0, len(data)]}}).encode()
     path.write_bytes(struct.pack("<Q", len(header)) + header + data)
 
 
 def test_a_dense_layer(tmp_path):
-    """Its weight and its bias are as torch keeps them, float32 and ready to be changed or mapped."""
+    """Weight and bias are stored as in torch, returned as float32."""
     weights = dense_weights(folder_of(tmp_path, linear__weight=WEIGHT, linear__bias=BIAS), bias=True, residual=False)
     assert list(weights) == ["linear.weight", "linear.bias"]
     np.testing.assert_array_equal(weights["linear.weight"], WEIGHT)
@@ -47,7 +47,7 @@ def test_a_dense_layer_with_a_residual_projection(tmp_path):
 
 
 def test_a_layer_norm(tmp_path):
-    """It has a weight and a bias of the same size."""
+    """Weight and bias have the same size."""
     weights = layer_norm_weights(folder_of(tmp_path, norm__weight=BIAS, norm__bias=BIAS + 1))
     np.testing.assert_array_equal(weights["norm.weight"], BIAS)
     np.testing.assert_array_equal(weights["norm.bias"], BIAS + 1)
@@ -55,7 +55,7 @@ def test_a_layer_norm(tmp_path):
 
 @pytest.mark.parametrize("kind", [np.float16, np.float64, np.int8])
 def test_other_types(tmp_path, kind):
-    """Numbers of another type become float32, as torch copies them into a module."""
+    """Numbers of another type are converted to float32, as torch does."""
     given = (WEIGHT * 10).astype(kind)
     weights = dense_weights(folder_of(tmp_path, linear__weight=given), bias=False, residual=False)
     np.testing.assert_array_equal(weights["linear.weight"], given.astype(np.float32))
@@ -68,8 +68,8 @@ def test_bfloat16(tmp_path):
     np.testing.assert_array_equal(weights["linear.weight"], np.array([[1, -2.5, 3.3895314e38, 9.1835e-41, np.inf]], np.float32))
 
 
-def test_a_type_that_is_not_read(tmp_path):
-    """It is named, with those that are."""
+def test_an_unsupported_type(tmp_path):
+    """The error names the type and the supported types."""
     raw_file(tmp_path / "model.safetensors", "F8_E4M3", [1, 2], b"\0\0")
     with pytest.raises(ValueError, match=r"model\.safetensors has linear\.weight as F8_E4M3; penult supports F64, .*BF16\."):
         dense_weights(tmp_path, bias=False, residual=False)
@@ -80,11 +80,11 @@ def test_a_type_that_is_not_read(tmp_path):
     (("linear.weight", "linear.bias"), False, False, "linear.weight"),
     (("linear.weight", "linear.bias"), True, True, "linear.weight, linear.bias, residual.weight"),
     (("linear.weight", "residual.weight"), False, False, "linear.weight"),
-    (("weight", "bias"), None, False, "linear.weight and at most linear.bias"),
+    (("weight", "bias"), None, False, "linear.weight and optionally linear.bias"),
     ((), True, False, "linear.weight, linear.bias"),
 ])  # fmt: skip
 def test_keys_that_do_not_fit(tmp_path, keys, bias, residual, wanted):
-    """What the file holds and what the module has are both named."""
+    """The error lists the keys of the file and those that the module needs."""
     save_file({key: BIAS if key.endswith("bias") else WEIGHT for key in keys}, tmp_path / "model.safetensors")
     shapes = [f"{key} float32 \\({'4,' if key.endswith('bias') else '4, 6'}\\)" for key in sorted(keys)]
     held = ", ".join(shapes) or "nothing"
@@ -93,7 +93,7 @@ def test_keys_that_do_not_fit(tmp_path, keys, bias, residual, wanted):
 
 
 def test_many_keys_that_do_not_fit(tmp_path):
-    """The message stays short: the weights of a whole transformer are not listed."""
+    """The error stays short: it does not list the weights of a whole transformer."""
     save_file({f"layer.{i:03}.{'x' * 200}": BIAS for i in range(300)}, tmp_path / "model.safetensors")
     with pytest.raises(ValueError, match="and 292 more") as caught:
         dense_weights(tmp_path, bias=True, residual=False)
@@ -107,14 +107,14 @@ def test_many_keys_that_do_not_fit(tmp_path):
     {"linear.weight": WEIGHT[:, :0], "linear.bias": BIAS},
 ])  # fmt: skip
 def test_shapes_that_do_not_fit(tmp_path, weights):
-    """What the file holds is shown beside what it must hold."""
+    """The error states the shapes of the file and those that are needed."""
     save_file({key: np.ascontiguousarray(array) for key, array in weights.items()}, tmp_path / "model.safetensors")
     with pytest.raises(ValueError, match=r"model\.safetensors has linear\..* must be numbers \(D(, H)?\)\. Download"):
         dense_weights(tmp_path, bias=True, residual=False)
 
 
-def test_files_that_are_not_whole(tmp_path):
-    """A file that ends too early, is empty, or is no file is refused by its name."""
+def test_incomplete_files(tmp_path):
+    """A file that is cut off, empty or not a file is an error that names it."""
     folder = folder_of(tmp_path, linear__weight=WEIGHT)
     file = tmp_path / "model.safetensors"
     whole = file.read_bytes()
@@ -129,7 +129,7 @@ def test_files_that_are_not_whole(tmp_path):
 
 
 def test_which_file_is_read(tmp_path):
-    """Safetensors stand above a pickle; parts of a file and nothing at all are named."""
+    """Safetensors take precedence over a pickle; sharded or missing weights are errors."""
     with pytest.raises(FileNotFoundError, match=r"has neither model\.safetensors nor pytorch_model\.bin\. Download"):
         weights_path(tmp_path)
     (tmp_path / "model-00001-of-00002.safetensors").touch()
@@ -143,7 +143,7 @@ def test_which_file_is_read(tmp_path):
 
 
 def test_a_pickle_without_torch(tmp_path, monkeypatch):
-    """The file is named, with both ways out, and nothing of it is read."""
+    """The error names the file and both options; the file is not read."""
     (tmp_path / "pytorch_model.bin").write_bytes(b"cos\nsystem\n(S'false'\ntR.")
     monkeypatch.setattr(module_weights, "_torch_version", lambda: None)
     with pytest.raises(
@@ -154,7 +154,7 @@ def test_a_pickle_without_torch(tmp_path, monkeypatch):
 
 
 def test_a_pickle_with_a_torch_that_is_not_safe(tmp_path, monkeypatch):
-    """Versions before 2.6 run code from a pickle even where only weights are asked for."""
+    """Versions before 2.6 run code from a pickle even with weights_only."""
     (tmp_path / "pytorch_model.bin").touch()
     monkeypatch.setattr(module_weights, "_torch_version", lambda: (2, 5))
     with pytest.raises(
@@ -164,7 +164,7 @@ def test_a_pickle_with_a_torch_that_is_not_safe(tmp_path, monkeypatch):
 
 
 def test_the_version_of_torch(monkeypatch):
-    """It is found without importing torch; a folder of that name is not torch."""
+    """The version is read without importing torch; a folder named torch is not torch."""
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert module_weights._torch_version() is None
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
@@ -180,16 +180,16 @@ def test_the_version_of_torch(monkeypatch):
 
 @pytest.mark.skipif(NO_TORCH, reason="pickled weights need torch, which is not installed here")
 def test_a_pickle_with_torch(tmp_path):
-    """Weights alone are read, of any float type; code in a pickle is refused and not run."""
+    """Only weights are read, of any float type; a pickle with code is rejected and not run."""
     import torch
 
     weight = torch.arange(6.0).reshape(2, 3)
     file = tmp_path / "pytorch_model.bin"
     for kind in (torch.float32, torch.float16, torch.bfloat16, torch.float64):
         torch.save({"linear.weight": torch.nn.Parameter(weight.to(kind))}, file)
-        found = dense_weights(tmp_path, bias=False, residual=False)["linear.weight"]
-        assert found.dtype == np.float32
-        np.testing.assert_array_equal(found, weight.numpy())
+        actual = dense_weights(tmp_path, bias=False, residual=False)["linear.weight"]
+        assert actual.dtype == np.float32
+        np.testing.assert_array_equal(actual, weight.numpy())
     marker = tmp_path / "ran"
     for hostile in (f"cos\nsystem\n(S'touch {marker}'\ntR.".encode(), b"", file.read_bytes()[:100]):
         file.write_bytes(hostile)
@@ -204,13 +204,13 @@ def test_a_pickle_with_torch(tmp_path):
 
 @pytest.mark.skipif(NO_TORCH, reason="pickled weights need torch, which is not installed here")
 def test_a_pickle_of_the_gallery():
-    """An older folder keeps its dense layer in a pickle alone."""
+    """An older folder has its dense layer only in a pickle."""
     weights = dense_weights(data_file("gallery/dense-pickle/2_Dense"), bias=True, residual=False)
     assert weights["linear.weight"].shape[1] == 32
 
 
 def test_dense_layers_of_the_gallery():
-    """All that have safetensors are read as their configurations state."""
+    """All with safetensors are read as their configurations state."""
     count = 0
     for config in data_folder("gallery").glob("*/*Dense*/config.json"):
         if (config.parent / "model.safetensors").exists():
@@ -222,13 +222,13 @@ def test_dense_layers_of_the_gallery():
 
 
 def test_a_static_table(tmp_path):
-    """Both layouts give one row a token."""
+    """Both layouts give one row per token."""
     np.testing.assert_array_equal(static_table(folder_of(tmp_path, embedding__weight=ROWS)), ROWS)
     np.testing.assert_array_equal(static_table(folder_of(tmp_path, embeddings=ROWS)), ROWS)
 
 
-def test_a_static_table_that_is_folded(tmp_path):
-    """A token's row is embeddings[mapping[token]] * weights[token], as model2vec and sentence-transformers average them."""
+def test_a_static_table_with_a_mapping(tmp_path):
+    """A token's row is embeddings[mapping[token]] * weights[token], as in model2vec and sentence-transformers."""
     mapping, weights = np.array([2, 0, 0, 1, 2]), np.array([0.5, 1, 2, 0, -1])
     np.testing.assert_array_equal(static_table(folder_of(tmp_path, embeddings=ROWS, mapping=mapping)), ROWS[mapping])
     table = static_table(folder_of(tmp_path, embeddings=ROWS, mapping=mapping.astype(np.int32), weights=weights))
@@ -240,7 +240,7 @@ def test_a_static_table_that_is_folded(tmp_path):
 
 @pytest.mark.parametrize("kind", [np.float16, np.int8])
 def test_a_static_table_of_another_type(tmp_path, kind):
-    """Half precision and 8 bits are widened before they are weighed, so that no product is rounded to them."""
+    """Half precision and 8 bits are converted before they are weighted, so that no product is rounded to them."""
     rows = (ROWS * 50).astype(kind)
     np.testing.assert_array_equal(static_table(folder_of(tmp_path, embeddings=rows)), rows.astype(np.float32))
     weights = np.array([0.3, 1 / 3, 0.001])
@@ -262,7 +262,7 @@ def test_a_static_table_of_another_type(tmp_path, kind):
     {"embeddings": ROWS, "mapping": np.array([0, 1]), "weights": np.ones(3)},
 ])  # fmt: skip
 def test_static_tables_that_do_not_fit(tmp_path, arrays):
-    """A mapping that points outside the rows, and weights of another number, are refused with what the file holds."""
+    """A mapping with invalid rows, and weights of another size, are errors that state the file's shapes."""
     save_file(
         {key: np.ascontiguousarray(array).reshape(array.shape) for key, array in arrays.items()}, tmp_path / "model.safetensors"
     )
@@ -271,7 +271,7 @@ def test_static_tables_that_do_not_fit(tmp_path, arrays):
 
 
 def test_a_static_table_with_other_keys(tmp_path):
-    """A transformer's weights are no table, and keys that only one of two libraries reads are no detail."""
+    """A transformer's weights are not a table, and keys that only one of two libraries reads are errors."""
     with pytest.raises(
         ValueError, match=r"has encoder\.weight .*; this module needs embeddings and optionally mapping, weights"
     ):
@@ -280,8 +280,8 @@ def test_a_static_table_with_other_keys(tmp_path):
         static_table(folder_of(tmp_path, embedding__weight=ROWS, weights=np.ones(3)))
 
 
-def test_a_static_table_of_what_is_no_number(tmp_path):
-    """One row of NaN would make zeros of padding NaN."""
+def test_a_static_table_with_nan(tmp_path):
+    """One row of NaN would turn the zeros of padding into NaN."""
     with pytest.raises(ValueError, match="NaN or infinite embeddings"):
         static_table(folder_of(tmp_path, embeddings=ROWS * np.array([1, np.nan], np.float32)))
 

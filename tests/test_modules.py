@@ -1,4 +1,4 @@
-"""Which modules a folder lists: their kinds, their order, the routes of a router, and models of other kinds."""
+"""The modules of a folder: their kinds, their order, the routes of a router, and models of other kinds."""
 
 import re
 
@@ -15,21 +15,21 @@ from penult.core.recipe import Overrides, read
 
 
 def router(folder, structure, *, types=None, name="router_config.json", **parameters):
-    """Write the configuration of a router whose modules are transformers unless `types` says otherwise."""
+    """Write the configuration of a router, by default with transformers as its modules."""
     types = types or {module: f"{PACKAGE}Transformer" for listed in structure.values() for module in listed}
     write_json(folder / name, {"types": types, "structure": structure, "parameters": parameters})
 
 
-def folders(found):
-    """Return the folders of the modules of each role."""
-    return {role: [module.folder for module in listed] for role, listed in found.items()}
+def folders(actual):
+    """Return the module folders of each role."""
+    return {role: [module.folder for module in listed] for role, listed in actual.items()}
 
 
 # --- modules.json
 
 
 def test_modules_are_read_in_their_order(tmp_path):
-    """Modules keep the order of the file, the same for both roles, with the last word of the class as their kind."""
+    """Modules keep the order of the file, the same for both roles; the last part of the class name is their kind."""
     list_modules(tmp_path, ("Transformer", ""), ("Normalize", "3_N"), ("Pooling", "1_P"))
     listed = read_modules(tmp_path)
     assert listed["query"] == listed["document"]
@@ -52,13 +52,13 @@ def test_modules_are_read_in_their_order(tmp_path):
     ],
 )
 def test_older_and_newer_class_paths(tmp_path, path):
-    """Every place at which versions of sentence-transformers keep a class is that class."""
+    """Every path at which a version of sentence-transformers has a class means that class."""
     write_json(tmp_path / "modules.json", [{"type": f"{PACKAGE}Transformer", "path": ""}, {"type": path, "path": "1_P"}])
     assert read_modules(tmp_path)["document"][1] == Module("Pooling", "1_P", path)
 
 
 def test_a_transformer_of_the_models_own_code(tmp_path):
-    """A Transformer class from the model's own Python file is read as one; no other module may be."""
+    """A Transformer class from the model's own Python file is read as a Transformer; no other module may be custom."""
     list_modules(tmp_path, ("custom_st.Transformer", ""))
     assert read_modules(tmp_path)["document"][0].is_input
     list_modules(tmp_path, ("Transformer", ""), ("custom_st.Pooling", "1_P"))
@@ -67,8 +67,8 @@ def test_a_transformer_of_the_models_own_code(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["CNN", "LSTM", "BoW", "WordEmbeddings", "WordWeights", "WeightedLayerPooling", "", "Poolin"])
-def test_a_class_that_is_not_known(tmp_path, kind):
-    """A module that penult does not have is named with those that it has, and no pooling is offered instead."""
+def test_an_unsupported_module(tmp_path, kind):
+    """The error names the module and the supported ones, and does not suggest a pooling."""
     write_json(
         tmp_path / "modules.json", [{"type": f"{PACKAGE}Transformer", "path": ""}, {"type": PACKAGE + kind, "path": "1_X"}]
     )
@@ -81,14 +81,14 @@ def test_a_class_that_is_not_known(tmp_path, kind):
 
 @pytest.mark.parametrize("place", ["../other", "/etc", "a/../../b", "x\0y", "d" * 256])
 def test_a_folder_outside_the_model(tmp_path, place):
-    """A module's folder lies inside the model's."""
+    """A module's folder must be inside the model's folder."""
     list_modules(tmp_path, ("Transformer", place))
     with pytest.raises(ValueError, match=r"modules\.json names the folder .* outside the model's folder"):
         read_modules(tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         ({}, r"modules\.json contains a dict; it must be a list"),
         ("x", r"modules\.json contains a str"),
@@ -99,15 +99,15 @@ def test_a_folder_outside_the_model(tmp_path, place):
         ([{"type": "Transformer", "path": ["a"]}], r"modules\.json lists a module whose type and path"),
     ],
 )
-def test_a_malformed_list(tmp_path, content, said):
-    """What is not a list of modules with a type and a path is refused by name."""
+def test_a_malformed_list(tmp_path, content, message):
+    """Anything but a list of modules with a type and a path is an error that names the file."""
     write_json(tmp_path / "modules.json", content)
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         read_modules(tmp_path)
 
 
 def test_no_list_of_modules(tmp_path):
-    """A folder without modules.json has none; a link to a file that is gone is not the same."""
+    """A folder without modules.json has no modules; a dangling link is an error."""
     assert read_modules(tmp_path) == {"document": (), "query": ()}
     (tmp_path / "modules.json").symlink_to(tmp_path / "gone")
     with pytest.raises(ValueError, match=r"modules\.json is a link to a file that does not exist"):
@@ -115,14 +115,14 @@ def test_no_list_of_modules(tmp_path):
 
 
 def test_a_pointer_in_place_of_the_list(tmp_path):
-    """A Git LFS pointer is not read as a folder without modules."""
+    """A Git LFS pointer does not count as a folder without modules."""
     (tmp_path / "modules.json").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 90\n")
     with pytest.raises(ValueError, match=r"modules\.json is a Git LFS pointer"):
         read_modules(tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("listed", "said"),
+    ("listed", "message"),
     [
         ([("Pooling", "1_P")], "lists Pooling; penult supports one module that takes text, as the first"),
         (
@@ -132,10 +132,10 @@ def test_a_pointer_in_place_of_the_list(tmp_path):
         ([("Normalize", "n"), ("Transformer", "")], "lists Normalize, Transformer;"),
     ],
 )
-def test_text_is_taken_by_the_first_module_alone(tmp_path, listed, said):
+def test_only_the_first_module_takes_text(tmp_path, listed, message):
     """One module takes text, and it is the first."""
     list_modules(tmp_path, *listed)
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         read(tmp_path, Overrides())
 
 
@@ -143,7 +143,7 @@ def test_text_is_taken_by_the_first_module_alone(tmp_path, listed, said):
 
 
 @pytest.mark.parametrize(
-    ("model_type", "said"),
+    ("model_type", "message"),
     [
         ("CrossEncoder", "a reranker"),
         ("SparseEncoder", "a sparse encoder"),
@@ -151,19 +151,19 @@ def test_text_is_taken_by_the_first_module_alone(tmp_path, listed, said):
         ("PairScorer", "a PairScorer, which penult does not support"),
     ],
 )
-def test_the_kind_that_the_files_state(tmp_path, model_type, said):
-    """The model_type of config_sentence_transformers.json is believed whatever the modules are, also with a pooling asked for."""
+def test_the_kind_that_the_files_state(tmp_path, model_type, message):
+    """The model_type of config_sentence_transformers.json applies whatever the modules are, also with a pooling argument."""
     folder = tiny_model(tmp_path)
     write_json(folder / "config_sentence_transformers.json", {"model_type": model_type})
     for pooling in (None, "mean"):
-        with pytest.raises(ValueError, match=said) as caught:
+        with pytest.raises(ValueError, match=message) as caught:
             Embedder.load(folder, pooling=pooling)
         assert str(folder) in str(caught.value)
         assert "pooling=" not in str(caught.value)
 
 
-def test_the_usual_kind_is_no_obstacle(tmp_path, embedder):
-    """A folder that calls itself a SentenceTransformer loads."""
+def test_the_usual_model_type_loads(tmp_path, embedder):
+    """A folder with the model_type SentenceTransformer loads."""
     folder = tiny_model(tmp_path)
     write_json(folder / "config_sentence_transformers.json", {"model_type": "SentenceTransformer"})
     with Embedder.load(folder) as e:
@@ -171,7 +171,7 @@ def test_the_usual_kind_is_no_obstacle(tmp_path, embedder):
 
 
 @pytest.mark.parametrize(
-    ("listed", "said"),
+    ("listed", "message"),
     [
         ([("sentence_transformers.sparse_encoder.models.MLMTransformer", ""), ("x.SpladePooling", "1_P")], "a sparse encoder"),
         ([("Transformer", ""), ("sentence_transformers.sparse_encoder.modules.SpladePooling", "1_P")], "a sparse encoder"),
@@ -181,11 +181,11 @@ def test_the_usual_kind_is_no_obstacle(tmp_path, embedder):
         ([("Transformer", ""), ("sentence_transformers.cross_encoder.modules.LogitScore", "1_L")], "a reranker"),
     ],
 )
-def test_the_kind_that_a_module_shows(tmp_path, listed, said):
-    """A module of a sparse, late-interaction or scoring model says what the model is, and pooling is never offered."""
+def test_the_kind_that_a_module_shows(tmp_path, listed, message):
+    """For a sparse, late-interaction or scoring model, the error states its kind and does not suggest a pooling."""
     folder = tiny_model(tmp_path)
     list_modules(folder, *listed)
-    with pytest.raises(ValueError, match=said) as caught:
+    with pytest.raises(ValueError, match=message) as caught:
         Embedder.load(folder)
     assert "pooling=" not in str(caught.value)
     assert "Load a text embedding model" in str(caught.value)
@@ -203,7 +203,7 @@ def test_modules_without_a_pooling(tmp_path, tokens_step):
 
 
 @pytest.mark.parametrize(
-    ("architecture", "said"),
+    ("architecture", "message"),
     [
         ("BertForSequenceClassification", "a reranker"),
         ("XLMRobertaForSequenceClassification", "a reranker"),
@@ -211,17 +211,18 @@ def test_modules_without_a_pooling(tmp_path, tokens_step):
         ("RobertaForQuestionAnswering", "a token classifier"),
     ],
 )
-def test_the_kind_that_the_architecture_shows(tmp_path, architecture, said):
-    """Without modules, config.json's architecture tells a reranker or a tagger, and pooling is not offered for it."""
+def test_the_kind_that_the_architecture_shows(tmp_path, architecture, message):
+    """Without modules, config.json's architecture shows a reranker or a token classifier, and no pooling is suggested."""
     folder = tiny_model(tmp_path, pooling=None)
     write_json(folder / "config.json", {"architectures": [architecture], "max_position_embeddings": 128})
-    with pytest.raises(ValueError, match=f"{said}.*{architecture}") as caught:
+    with pytest.raises(ValueError, match=message) as caught:
         Embedder.load(folder)
+    assert architecture in str(caught.value)
     assert "pooling=" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("architecture", "said"),
+    ("architecture", "message"),
     [
         ("HF_ColBERT", "a late-interaction model"),
         ("ColPaliForRetrieval", "a late-interaction model"),
@@ -231,20 +232,20 @@ def test_the_kind_that_the_architecture_shows(tmp_path, architecture, said):
         ("ViTForImageClassification", "not a text embedding model"),
     ],
 )
-def test_further_kinds_that_the_architecture_shows(tmp_path, architecture, said):
-    """The architecture tells late interaction, static embeddings and heads too, and pooling is not offered for them."""
+def test_further_kinds_that_the_architecture_shows(tmp_path, architecture, message):
+    """The architecture also shows late interaction, static embeddings and heads, and no pooling is suggested."""
     folder = tiny_model(tmp_path, pooling=None)
     write_json(folder / "config.json", {"architectures": [architecture], "max_position_embeddings": 128})
     with pytest.raises(ValueError, match=str(tmp_path)) as caught:
         Embedder.load(folder)
-    assert said in str(caught.value).replace(str(tmp_path), "").replace(f"({architecture})", "")
+    assert message in str(caught.value).replace(str(tmp_path), "").replace(f"({architecture})", "")
     assert "pooling=" not in str(caught.value)
 
 
 @pytest.mark.parametrize("kind", ["vision_config", "audio_config"])
 @pytest.mark.parametrize("names", [["CLIPModel"], ["ClapModel"], None])
 def test_models_of_texts_and_media(tmp_path, kind, names):
-    """A model that takes texts and images or audio is said to be one; the way out is its own vector of a text."""
+    """For a model of texts and images or audio, the error says so and suggests exporting its text vector."""
     folder = tiny_model(tmp_path, pooling=None)
     config = {"architectures": names, kind: {"hidden_size": 8}, "text_config": {"hidden_size": 32}}
     write_json(folder / "config.json", config)
@@ -256,8 +257,8 @@ def test_models_of_texts_and_media(tmp_path, kind, names):
         Embedder.load(folder)
 
 
-def test_an_encoder_without_modules_is_told_how_to_pool(tmp_path):
-    """Where nothing says that the model is of another kind, the message offers pooling=."""
+def test_an_encoder_without_modules_needs_a_pooling(tmp_path):
+    """If nothing shows another kind of model, the error suggests pooling=."""
     folder = tiny_model(tmp_path, pooling=None)
     write_json(folder / "config.json", {"architectures": ["BertModel"], "max_position_embeddings": 128})
     with pytest.raises(ValueError, match=r"pooling='mean', 'cls', 'max' or 'last'"):
@@ -265,7 +266,7 @@ def test_an_encoder_without_modules_is_told_how_to_pool(tmp_path):
 
 
 def test_a_static_embedding_has_no_layers(tmp_path):
-    """For a static embedding neither layer nor pooling can be chosen."""
+    """A static embedding accepts neither layer nor pooling."""
     static_model(tmp_path)
     for asked in ({"layer": 0}, {"layer": None}, {"pooling": "mean"}, {"pooling": ["mean", "cls"]}):
         with pytest.raises(ValueError, match="static embedding: it has no layers and does its own pooling") as caught:
@@ -300,7 +301,7 @@ def test_a_static_embedding_has_no_layers(tmp_path):
     ],
 )
 def test_the_route_of_a_role(tmp_path, structure, parameters, expected):
-    """Mappings count more than names, the exact pair more than one with a gap, and other modalities never serve text."""
+    """Mappings take precedence over names, the exact pair over one with a gap; other modalities never serve text."""
     list_modules(tmp_path, ("Router", ""))
     router(tmp_path, structure, **parameters)
     assert folders(read_modules(tmp_path)) == {"document": [expected[0]], "query": [expected[1]]}
@@ -309,16 +310,16 @@ def test_the_route_of_a_role(tmp_path, structure, parameters, expected):
 @pytest.mark.parametrize("kind", ["Router", "Asym"])
 @pytest.mark.parametrize("name", ["router_config.json", "config.json"])
 def test_routers_of_older_versions(tmp_path, kind, name):
-    """Asym is the older name of a router, config.json the older name of its file; modules behind it serve both roles."""
+    """Asym is the older name of a router, config.json the older name of its file; modules after it serve both roles."""
     list_modules(tmp_path, ("Transformer", ""), ("Pooling", "1_P"), (kind, "2_R"), ("Normalize", "3_N"))
     router(tmp_path / "2_R", {"query": ["q"], "doc": ["d", "e"]}, types=dict.fromkeys("qde", f"{PACKAGE}Dense"), name=name)
-    found = read_modules(tmp_path)
-    assert folders(found) == {"document": ["", "1_P", "2_R/d", "2_R/e", "3_N"], "query": ["", "1_P", "2_R/q", "3_N"]}
-    assert [module.kind for module in found["query"]] == ["Transformer", "Pooling", "Dense", "Normalize"]
+    actual = read_modules(tmp_path)
+    assert folders(actual) == {"document": ["", "1_P", "2_R/d", "2_R/e", "3_N"], "query": ["", "1_P", "2_R/q", "3_N"]}
+    assert [module.kind for module in actual["query"]] == ["Transformer", "Pooling", "Dense", "Normalize"]
 
 
-def test_the_newer_file_of_a_router_counts_more(tmp_path):
-    """Where a folder has both files, router_config.json is the one that is read."""
+def test_the_newer_file_of_a_router_takes_precedence(tmp_path):
+    """If a folder has both files, router_config.json is read."""
     list_modules(tmp_path, ("Router", ""))
     router(tmp_path, {"query": ["old"], "document": ["old"]}, name="config.json")
     router(tmp_path, {"query": ["new"], "document": ["new"]})
@@ -326,7 +327,7 @@ def test_the_newer_file_of_a_router_counts_more(tmp_path):
 
 
 def test_a_router_in_a_router(tmp_path):
-    """Routers nest; the inner one's folder lies in the outer one's."""
+    """Routers nest; the folder of the inner one is inside that of the outer one."""
     list_modules(tmp_path, ("Router", "r"))
     router(tmp_path / "r", {"query": ["s"], "document": ["d"]}, types={"s": "Router", "d": "Transformer"})
     router(tmp_path / "r" / "s", {"query": ["q"], "document": ["e"]})
@@ -334,7 +335,7 @@ def test_a_router_in_a_router(tmp_path):
 
 
 def test_a_router_that_names_itself(tmp_path):
-    """A router inside itself ends in an error."""
+    """A router inside itself is an error."""
     list_modules(tmp_path, ("Router", ""))
     router(tmp_path, {"query": ["."], "document": ["."]}, types={".": "Router"})
     with pytest.raises(ValueError, match="nests routers more than four deep"):
@@ -342,7 +343,7 @@ def test_a_router_that_names_itself(tmp_path):
 
 
 def test_many_routers_in_routers(tmp_path, monkeypatch):
-    """Files of a few bytes do not make penult read a router's file a hundred thousand times."""
+    """Files of a few bytes cannot make penult read a router's file a hundred thousand times."""
     list_modules(tmp_path, ("Router", "r"))
     place = tmp_path / "r"
     for _ in range(3):
@@ -362,14 +363,14 @@ def test_many_routers_in_routers(tmp_path, monkeypatch):
 
 
 def test_a_router_without_its_file(tmp_path):
-    """A router's missing file is named."""
+    """The error names a router's missing file."""
     list_modules(tmp_path, ("Router", "r"))
     with pytest.raises(FileNotFoundError, match=r"r has no router_config\.json, which modules\.json needs"):
         read_modules(tmp_path)
 
 
 def test_a_router_without_a_route_for_a_role(tmp_path):
-    """A role without a route is an error that lists the routes, never the default route in silence."""
+    """A role without a route is an error that lists the routes; the default route is not used silently."""
     list_modules(tmp_path, ("Router", ""))
     router(tmp_path, {"query": ["q"], "image": ["i"]}, default_route="query")
     with pytest.raises(
@@ -382,7 +383,7 @@ WHOLE = {"types": {"q": "Transformer"}, "structure": {"query": ["q"], "document"
 
 
 @pytest.mark.parametrize(
-    ("changed", "said"),
+    ("changed", "message"),
     [
         ({"types": None}, "must have the objects"),
         ({"types": ["q"]}, "must have the objects"),
@@ -414,18 +415,18 @@ WHOLE = {"types": {"q": "Transformer"}, "structure": {"query": ["q"], "document"
         ({"parameters": {"route_mappings": {"('query', 'text')": ["query"]}}}, "no route for a query"),
     ],
 )
-def test_a_malformed_router(tmp_path, changed, said):
-    """Whatever is wrong in a router's file is one error that names the file."""
+def test_a_malformed_router(tmp_path, changed, message):
+    """Any invalid content of a router's file is one error that names the file."""
     list_modules(tmp_path, ("Router", ""))
     write_json(tmp_path / "router_config.json", WHOLE | changed)
-    with pytest.raises(ValueError, match=said) as caught:
+    with pytest.raises(ValueError, match=message) as caught:
         read_modules(tmp_path)
     assert "router_config.json" in str(caught.value)
 
 
 @pytest.mark.parametrize("key", ["((['query'],), 'text')", "(({},), None)", "((set(),), 'text')"])
-def test_a_route_of_names_that_cannot_be_looked_up(tmp_path, key):
-    """A task that is a tuple of lists is refused as any other that is not a name."""
+def test_a_route_with_unhashable_names(tmp_path, key):
+    """A task that is a tuple of lists is rejected like any other that is not a name."""
     list_modules(tmp_path, ("Router", ""))
     write_json(tmp_path / "router_config.json", WHOLE | {"parameters": {"route_mappings": {key: "query"}}})
     with pytest.raises(ValueError, match=r"router_config\.json: the route .* is not a pair"):
@@ -433,8 +434,8 @@ def test_a_route_of_names_that_cannot_be_looked_up(tmp_path, key):
 
 
 @pytest.mark.parametrize("key", ["{'query', 'text'}", "'qt'", "['query', 'text']", "{'query': 1, 'text': 2}"])
-def test_a_route_that_is_no_tuple(tmp_path, key):
-    """Only a tuple is a pair: a set has no order, and a word of two letters is no task and modality."""
+def test_a_route_that_is_not_a_tuple(tmp_path, key):
+    """Only a tuple is a pair: a set has no order, and a word of two letters is not a task and a modality."""
     list_modules(tmp_path, ("Router", ""))
     write_json(tmp_path / "router_config.json", WHOLE | {"parameters": {"route_mappings": {key: "query"}}})
     with pytest.raises(ValueError, match="is not a pair"):
@@ -479,7 +480,7 @@ def place(tmp_path_factory):
 
 
 def check(folder, name):
-    """Read the modules: they are read, or one error names the file."""
+    """Read the modules: they are returned, or one error names the file."""
     try:
         read_modules(folder)
     except (ValueError, FileNotFoundError) as error:
@@ -489,7 +490,7 @@ def check(folder, name):
 @settings(deadline=None, max_examples=150)
 @given(routers)
 def test_any_router(place, content):
-    """Whatever a router's file holds: routes, or one error that names the file."""
+    """Whatever a router's file contains: routes, or one error that names the file."""
     list_modules(place, ("Router", ""))
     write_json(place / "router_config.json", content)
     check(place, "router_config.json")
@@ -498,7 +499,7 @@ def test_any_router(place, content):
 @settings(deadline=None, max_examples=100)
 @given(json_values | st.lists(st.fixed_dictionaries({"type": names | json_values}, optional={"path": names | json_values})))
 def test_any_list_of_modules(tmp_path_factory, content):
-    """Whatever modules.json holds: modules, or one error that names a file of the folder."""
+    """Whatever modules.json contains: modules, or one error that names a file of the folder."""
     folder = tmp_path_factory.mktemp("junk")
     write_json(folder / "modules.json", content)
     check(folder, str(folder))

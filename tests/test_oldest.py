@@ -1,4 +1,4 @@
-"""`tests/oldest.txt` installs what the packages say is the oldest that they work with."""
+"""`tests/oldest.txt` installs the oldest versions that the packages declare."""
 
 import tomllib
 from itertools import chain

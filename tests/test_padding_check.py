@@ -1,4 +1,4 @@
-"""Whether padding reaches real tokens: how it is found out and remembered, and what follows for batches."""
+"""Whether padding changes the vectors of real tokens: how this is measured and cached, and its effect on batches."""
 
 import pickle
 from pathlib import Path
@@ -24,7 +24,7 @@ MANY = [*TEXTS, *(f"the {'cat ' * n}sat {'a' * (n % 7)}" for n in range(24))]
 
 
 class Graph:
-    """States of a graph in which padding of at least `reach` tokens before row `length` changes tokens by `by`."""
+    """A fake graph in which padding of at least `reach` tokens before row `length` changes tokens by `by`."""
 
     def __init__(self, by=0.0, reach=0):
         self.by, self.reach, self.calls = by, reach, []
@@ -37,7 +37,7 @@ class Graph:
 
 @pytest.fixture
 def graph(tmp_path) -> Path:
-    """Where a prepared graph would be."""
+    """The path of a prepared graph, which does not exist."""
     return tmp_path / "model.onnx"
 
 
@@ -45,22 +45,22 @@ def graph(tmp_path) -> Path:
     ("by", "exact", "reaches"),
     [(0, True, False), (1e-3, True, False), (5e-3, True, True), (5e-3, False, False), (2e-2, False, True), (2, True, True)],
 )
-def test_what_rounding_explains(graph, by, exact, reaches):
-    """A difference is padding that is read where it is more than rounding in the graph's precision explains."""
+def test_rounding_is_not_padding(graph, by, exact, reaches):
+    """A difference counts as padding only if it is more than rounding in the graph's precision."""
     assert reaches_tokens(graph, Graph(by), longest=64, exact=exact) is reaches
 
 
 @pytest.mark.parametrize(("longest", "count"), [(3, 0), (4, 1), (15, 2), (32, 3), (64, 4), (255, 4), (256, 5), (8192, 5)])
 def test_rows_that_are_tried(graph, longest, count):
-    """Every pair of text and padding that fits a row is tried, bare and padded, and no other."""
+    """Every pair of text and padding that fits a row is tried, without and with padding, and no other."""
     states = Graph()
     assert not reaches_tokens(graph, states, longest=longest, exact=True)
     assert len(states.calls) == 2 * count
     assert max((length + padding for length, padding in states.calls), default=0) <= longest
 
 
-def test_the_verdict_is_remembered(graph):
-    """Rows as long as were tried are not tried again; longer ones are."""
+def test_the_result_is_cached(graph):
+    """Rows up to the length that was tried are not tried again; longer ones are."""
     for longest, calls in ((16, 4), (16, 0), (4, 0), (20, 0), (64, 8), (16, 0), (64, 0), (512, 10), (8192, 0)):
         states = Graph()
         assert not reaches_tokens(graph, states, longest=longest, exact=True)
@@ -68,7 +68,7 @@ def test_the_verdict_is_remembered(graph):
 
 
 def test_longer_rows_may_be_reached(graph):
-    """A graph that treats long rows in blocks is found out when they may occur, and then known."""
+    """A graph that processes long rows in blocks is detected when such rows may occur, and the result is cached."""
     assert not reaches_tokens(graph, Graph(1, reach=200), longest=64, exact=True)
     assert reaches_tokens(graph, Graph(1, reach=200), longest=512, exact=True)
     states = Graph(1, reach=200)
@@ -76,8 +76,8 @@ def test_longer_rows_may_be_reached(graph):
     assert states.calls == []
 
 
-def test_the_verdict_does_not_depend_on_earlier_ones(graph):
-    """What is found for short rows is the same whether longer ones were tried before or not."""
+def test_the_result_does_not_depend_on_earlier_ones(graph):
+    """The result for short rows is the same whether longer ones were tried before or not."""
     assert not reaches_tokens(graph, Graph(1, reach=200), longest=64, exact=True)
     assert reaches_tokens(graph, Graph(1, reach=200), longest=512, exact=True)
     assert not reaches_tokens(graph, Graph(1, reach=200), longest=64, exact=True)
@@ -90,16 +90,16 @@ NO_VERDICTS = ["", "none", "none x", "none -1", "nothing 5", "\0", "none 5 5"]
     ("content", "write"),
     [*((text, write_note) for text in NO_VERDICTS), *((text, Path.write_text) for text in (*NO_VERDICTS, "none 5"))],
 )
-def test_a_memory_that_cannot_be_read(graph, content, write):
-    """What is not a verdict, or has no checksum, is found out again and replaced."""
+def test_a_damaged_result(graph, content, write):
+    """A cached result that is invalid or has no checksum is measured again and replaced."""
     write(graph.with_name("padding"), content)
     assert reaches_tokens(graph, Graph(1), longest=64, exact=True)
     assert read_note(graph.with_name("padding")) == "reaches 0"
     assert [path.name for path in graph.parent.iterdir()] == ["padding"]
 
 
-def test_a_cache_that_cannot_be_written(tmp_path):
-    """Without a place for the verdict it is found out each time."""
+def test_an_unwritable_cache(tmp_path):
+    """Without a place for the result, it is measured each time."""
     for _ in range(2):
         states = Graph(1)
         assert reaches_tokens(tmp_path / "gone" / "model.onnx", states, longest=64, exact=True)
@@ -107,7 +107,7 @@ def test_a_cache_that_cannot_be_written(tmp_path):
 
 
 def test_texts_that_cannot_be_tried(graph):
-    """A graph that gives nothing for a length says nothing about it."""
+    """A graph without output for a length gives no result for it."""
     assert not reaches_tokens(graph, lambda length, padding: None, longest=64, exact=True)
     assert not reaches_tokens(graph, lambda length, padding: np.zeros((0, 4)), longest=64, exact=True)
     assert not reaches_tokens(graph, lambda length, padding: np.full((2 + padding, 4), padding), longest=64, exact=True)
@@ -117,7 +117,7 @@ def test_texts_that_cannot_be_tried(graph):
 
 
 def with_convolution(graph):
-    """Mix each token's embedding with its neighbors', padding or not, before the first layer."""
+    """Mix each token's embedding with its neighbors, including padding, before the first layer."""
     kernel = np.tile(np.array([0.3, 0.5, 0.4], np.float32), (32, 1, 1))  # (H, 1, 3)
     first = next(node for node in graph.graph.node if node.op_type == "LayerNormalization")
     first.output[0], mixed = "alone", first.output[0]
@@ -134,7 +134,7 @@ def with_convolution(graph):
 
 
 def pooled_inside(graph):
-    """Let the graph give the mean over all its rows, padding or not, as a vector of its own."""
+    """Make the graph output the mean over all its rows, including padding, as a vector."""
     graph.graph.node.append(helper.make_node("ReduceMean", ["last_hidden_state"], ["sentence_embedding"], axes=[1], keepdims=0))
     del graph.graph.output[:]
     graph.graph.output.append(helper.make_tensor_value_info("sentence_embedding", TensorProto.FLOAT, ["batch", 32]))
@@ -150,7 +150,7 @@ KINDS = {
 
 
 def reached(folder, kind):
-    """Write a model of such a kind."""
+    """Write a model of one kind."""
     tiny_model(folder)
     if kind == "pooled inside":
         list_modules(folder, ("Transformer", ""))
@@ -159,7 +159,7 @@ def reached(folder, kind):
 
 @pytest.fixture(scope="module", params=KINDS)
 def exposed(request, tmp_path_factory):
-    """A model whose padding reaches tokens."""
+    """A model in which padding changes the vectors of tokens."""
     with Embedder.load(reached(tmp_path_factory.mktemp("reached"), request.param), **QUIET) as e:
         yield e
 
@@ -173,13 +173,13 @@ def maskless(tmp_path_factory):
 
 
 def test_the_recipe_says_so(exposed, embedder):
-    """The recipe tells that nothing is padded, and why; a graph that reads its mask is padded."""
+    """The recipe states that nothing is padded, and why; a graph that reads its mask is padded."""
     assert exposed.recipe.padding is False
     assert exposed.recipe.origin["padding"].startswith("padding changes the vectors of real tokens in this graph")
     assert (embedder.recipe.padding, "padding" in embedder.recipe.origin) == (True, False)
 
 
-def test_batches_hold_one_length(exposed):
+def test_batches_have_one_length(exposed):
     """A text's vector is the same alone and among texts of other lengths, in any order."""
     alone = np.concatenate([exposed.embed([text]) for text in MANY])
     assert difference(exposed.embed(MANY), alone) <= 1e-6
@@ -188,7 +188,7 @@ def test_batches_hold_one_length(exposed):
         assert difference(exposed.embed([MANY[i] for i in order]), alone[order]) <= 1e-6
 
 
-def test_every_call_keeps_padding_out(exposed):
+def test_no_call_pads(exposed):
     """Streams and counted calls give the same vectors as single texts."""
     alone = np.concatenate([exposed.embed([text]) for text in MANY])
     assert difference(np.concatenate(list(exposed.embed_stream(iter(MANY), window=7))), alone) <= 1e-6
@@ -199,7 +199,7 @@ def test_every_call_keeps_padding_out(exposed):
 
 
 def test_vectors_of_a_graph_without_a_mask(maskless):
-    """Without padding the vectors are those of the oracle, odd lengths too, and so are those of tokens."""
+    """Without padding, the vectors equal the reference, odd lengths and token embeddings included."""
     folder, e = maskless
     weights = bert_weights()
     for text, vector, tokens in zip(MANY, e.embed(MANY), e.embed_tokens(MANY), strict=True):
@@ -227,8 +227,8 @@ def test_other_budgets_change_nothing(maskless):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_buckets_are_refused(tmp_path, kind):
-    """Buckets pad, so that they are refused with the reason; a graph that reads its mask takes them."""
+def test_buckets_are_rejected(tmp_path, kind):
+    """Buckets pad, so they are rejected with the reason; a graph that reads its mask accepts them."""
     folder = reached(tmp_path, kind)
     with pytest.raises(
         ValueError, match=r"buckets=\[16, 64\] pads texts, but in .* padding changes the vectors of real tokens"
@@ -249,7 +249,7 @@ def test_a_mask_that_is_read(tmp_path, embedder):
 
 
 def test_padding_on_the_left(tmp_path):
-    """The side of padding that the tokenizer states is of no importance where nothing is padded."""
+    """The padding side of the tokenizer does not matter if nothing is padded."""
     folder = reached(tmp_path, "no mask")
     with Embedder.load(folder, **QUIET) as e:
         expected = e.embed(MANY)
@@ -259,7 +259,7 @@ def test_padding_on_the_left(tmp_path):
 
 
 def test_longer_texts_are_tried_later(tmp_path, monkeypatch):
-    """An Embedder with a longer max_length tries longer rows than the one before it did, in the same entry of the cache."""
+    """An Embedder with a larger max_length tries longer rows than the one before, in the same cache entry."""
     monkeypatch.setenv("PENULT_CACHE", str(tmp_path / "cache"))
     folder = tiny_model(tmp_path / "model")
     for length, remembered in ((8, "none 1"), (16, "none 2"), (64, "none 4"), (8, "none 4")):
@@ -272,7 +272,7 @@ def test_longer_texts_are_tried_later(tmp_path, monkeypatch):
 
 
 def of_length(graph, length):
-    """Write a length into the graph, as an export without free axes has it."""
+    """Write a length into the graph, as an export without dynamic axes has it."""
     for tensor in graph.graph.initializer:
         if tensor.name in ("split", "merge"):
             shape = numpy_helper.to_array(tensor).copy()
@@ -284,7 +284,7 @@ def of_length(graph, length):
 
 
 def test_a_fixed_length_with_a_mask(tmp_path):
-    """A graph of one length pads every text to it, and its mask keeps the padding out."""
+    """A graph with a fixed length pads every text to it, and its mask excludes the padding."""
     folder = replace_graph(tiny_model(tmp_path, max_length=16), of_length(bert(), 16))
     with Embedder.load(folder, **QUIET) as e:
         assert difference(e.embed(TEXTS), [vector_of(folder, text, max_length=16) for text in TEXTS]) <= 1e-5
@@ -292,14 +292,14 @@ def test_a_fixed_length_with_a_mask(tmp_path):
 
 @pytest.mark.parametrize("kind", ["no mask", "a mask that is not read"])
 def test_a_fixed_length_without_a_mask(tmp_path, kind):
-    """A graph of one length that reads no mask cannot give a shorter text's vector, and is refused."""
+    """A graph with a fixed length and no mask cannot give a shorter text's vector, and is rejected."""
     folder = replace_graph(tiny_model(tmp_path, max_length=16), of_length(KINDS[kind](), 16))
     with pytest.raises(ValueError, match="padding"):
         Embedder.load(folder, **QUIET)
 
 
 def dynamic(folder, graph):
-    """Write a graph whose 8-bit scales are measured on each batch."""
+    """Write a graph whose activation scales are computed on each batch."""
     from onnxruntime.quantization import quantize_dynamic
 
     replace_graph(folder, graph)
@@ -313,13 +313,13 @@ def dynamic(folder, graph):
 
 
 def cosines(e):
-    """Return the cosine of each text's vector in a batch with the one that it has alone."""
+    """Return the cosine of each text's vector in a batch with its vector alone."""
     alone, together = np.concatenate([e.embed([text]) for text in MANY]), e.embed(MANY)
     return (alone * together).sum(axis=1) / np.linalg.norm(alone, axis=1) / np.linalg.norm(together, axis=1)
 
 
 def test_scales_of_each_batch_with_a_mask(tmp_path):
-    """Scales of each batch move vectors a little, and padding does nothing beside."""
+    """Scales computed per batch change vectors a little; padding changes nothing else."""
     with Embedder.load(dynamic(tiny_model(tmp_path), bert()), **QUIET) as e:
         assert not e.recipe.batch_invariant
         assert cosines(e).min() >= 0.999
@@ -327,14 +327,14 @@ def test_scales_of_each_batch_with_a_mask(tmp_path):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_scales_of_each_batch_without_a_mask(tmp_path, kind):
-    """Where such a graph reads its padding too, its batches hold one length, as those of any other."""
+    """If such a graph reads its padding too, its batches have one length, as for other graphs."""
     with Embedder.load(dynamic(reached(tmp_path, kind), KINDS[kind]()), **QUIET) as e:
         assert e.recipe.padding is False
         assert cosines(e).min() >= 0.999
 
 
 def test_padded_rows_without_a_mask(maskless):
-    """embed_padded gives the vectors of tokens that embed_tokens gives, or refuses a graph whose padding reaches them."""
+    """embed_padded gives the token embeddings of embed_tokens, or rejects a graph in which padding changes them."""
     _, e = maskless
     try:
         padded = e.embed_padded(TEXTS)

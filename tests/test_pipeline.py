@@ -423,7 +423,7 @@ def test_a_length_over_that_of_a_static_export(tiny, tmp_path):
     """A length over the graph's raises an error with both; Embedder uses the graph's length by default."""
     static = change(shutil.copytree(tiny, tmp_path / "static"), build_in(1, 16))
     with pytest.raises(
-        ValueError, match=r"sequence_length=32 exceeds the 16 tokens of every row that this graph was exported for"
+        ValueError, match=r"sequence_length=32 exceeds the fixed length of 16 tokens that this graph was exported with"
     ):
         create(static, sequence_length=32)
     with Embedder.load(static, truncate="right", threads=1) as e:

@@ -1,4 +1,4 @@
-"""The cache of prepared graphs: made once, never half, never in the model's folder."""
+"""The cache of prepared graphs: created once, never partially, never in the model's folder."""
 
 import os
 import pickle
@@ -40,24 +40,24 @@ def test_a_read_only_folder_is_enough(tmp_path, cache):
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
 
 
-def test_made_once_and_again_when_the_file_changes(tmp_path, cache, monkeypatch):
-    """A second load uses the cache; another graph under the same name does not."""
+def test_prepared_once_and_again_when_the_file_changes(tmp_path, cache, monkeypatch):
+    """A second load uses the cache; another graph with the same name does not."""
     folder = tiny_model(tmp_path / "model")
     with Embedder.load(folder) as e:
         first = e.embed(["the cat"])
-    (made,) = (cache / "graphs").iterdir()
-    stamp = (made / "model.onnx").stat().st_mtime_ns
+    (result,) = (cache / "graphs").iterdir()
+    stamp = (result / "model.onnx").stat().st_mtime_ns
     with Embedder.load(folder) as e:
         assert np.array_equal(e.embed(["the cat"]), first)
-    assert (made / "model.onnx").stat().st_mtime_ns == stamp
+    assert (result / "model.onnx").stat().st_mtime_ns == stamp
     onnx.save(bert_graph(bert_weights(seed=5), 4), folder / "onnx" / "model.onnx")
     with Embedder.load(folder) as e:
         assert not np.allclose(e.embed(["the cat"]), first)
     assert len(list((cache / "graphs").iterdir())) == 2
 
 
-def test_two_at_once_leave_one_whole_entry(tmp_path, cache):
-    """Threads that prepare the same model at the same time both get right vectors, and no debris stays."""
+def test_concurrent_loads_leave_one_entry(tmp_path, cache):
+    """Threads that prepare the same model at once get correct vectors and leave one complete entry."""
     folder = tiny_model(tmp_path / "model")
     with ThreadPoolExecutor(4) as pool:
         vectors = list(pool.map(lambda _: Embedder.load(folder).embed(["the cat"]), range(4)))
@@ -65,8 +65,8 @@ def test_two_at_once_leave_one_whole_entry(tmp_path, cache):
     assert len(list((cache / "graphs").iterdir())) == 1
 
 
-def test_a_killed_process_leaves_nothing_half_made(tmp_path, cache):
-    """Kill -9 at any moment of the first load: the next load works."""
+def test_a_killed_process_leaves_no_partial_entry(tmp_path, cache):
+    """After kill -9 at any moment of the first load, the next load works."""
     folder = tiny_model(tmp_path / "model")
     code = f"from penult import Embedder; Embedder.load({str(folder)!r})"
     expected = None
@@ -83,7 +83,7 @@ def test_a_killed_process_leaves_nothing_half_made(tmp_path, cache):
 
 
 def test_weights_beside_the_graph_are_not_copied(tmp_path, cache):
-    """A model with external data is pointed to: the cache holds its graph alone."""
+    """The prepared graph refers to external data; the cache only has the graph."""
     folder = tiny_model(tmp_path / "model")
     graph = folder / "onnx" / "model.onnx"
     model = onnx.load(graph)
@@ -95,12 +95,12 @@ def test_weights_beside_the_graph_are_not_copied(tmp_path, cache):
 
 
 def inline_model(folder):
-    """Write a model whose graph holds weights of more than 64 KiB."""
+    """Write a model whose graph contains weights of more than 64 KiB."""
     return tiny_model(folder, size=Size(hidden=128))
 
 
 def test_weights_inside_the_graph_are_not_copied(tmp_path, cache, monkeypatch):
-    """The prepared graph points into the model's own file, and gives the vectors, to the last bit, that a copy of them gives."""
+    """The prepared graph refers to the model's own file, and gives bit-identical vectors to a copy."""
     folder = inline_model(tmp_path / "model")
     graph = folder / "onnx" / "model.onnx"
     with Embedder.load(folder) as e:
@@ -121,7 +121,7 @@ def test_weights_inside_the_graph_are_not_copied(tmp_path, cache, monkeypatch):
 
 @pytest.mark.parametrize("form", ["as it is", "in half precision", "with weights"])
 def test_a_static_table_is_copied_only_where_it_changes(tmp_path, cache, form):
-    """Rows in float32 stay in the model's own file; what is converted or multiplied is written to the cache."""
+    """float32 rows stay in the model's file; converted or multiplied rows are written to the cache."""
     table = static_model(tmp_path / "model", dimension=256)
     file = tmp_path / "model" / "0_StaticEmbedding" / "model.safetensors"
     if form == "in half precision":
@@ -141,7 +141,7 @@ MANY = [f"the cat {word}" for word in VOCABULARY[5:]] * 30
 
 
 def change_weights(folder):
-    """Put a graph of other weights in the place of a folder's, as `mv` does."""
+    """Replace a folder's graph by one with other weights, as `mv` does."""
     graph, other = folder / "onnx" / "model.onnx", folder / "onnx" / "other.onnx"
     model = onnx.load(graph)
     for tensor in model.graph.initializer:
@@ -153,7 +153,7 @@ def change_weights(folder):
 
 @pytest.mark.parametrize("change", [shutil.rmtree, change_weights])
 def test_an_open_model_keeps_its_weights(tmp_path, cache, change, caplog):
-    """Its file goes, or another takes its place, before the second session opens: the vectors stay those of the first."""
+    """If the file is removed or replaced before the second session opens, the vectors stay those of the first."""
     folder = inline_model(tmp_path / "model")
     with Embedder.load(folder, threads=2, max_batch_tokens=16) as e:
         lone = np.concatenate([e.embed([text]) for text in MANY[:40]])
@@ -163,8 +163,8 @@ def test_an_open_model_keeps_its_weights(tmp_path, cache, change, caplog):
 
 
 @pytest.mark.parametrize("external", [False, True])
-def test_weights_overwritten_in_place_are_refused(tmp_path, cache, external):
-    """A file that is written into while a model has it open is refused by an error that says what to do."""
+def test_weights_overwritten_in_place(tmp_path, cache, external):
+    """Overwriting the file of an open model is an error that says what to do."""
     folder = inline_model(tmp_path / "model")
     file = folder / "onnx" / "model.onnx"
     if external:
@@ -183,8 +183,8 @@ def test_weights_overwritten_in_place_are_refused(tmp_path, cache, external):
         assert np.array_equal(e.embed(["the cat"]), first)
 
 
-def test_other_weights_are_refused_in_another_process(tmp_path, cache):
-    """A pickled embedder opens the weights that it was made for or none."""
+def test_other_weights_in_another_process(tmp_path, cache):
+    """A pickled embedder opens the weights that it was loaded with, or raises an error."""
     folder = inline_model(tmp_path / "model")
     with Embedder.load(folder) as e:
         pickled = pickle.dumps(e)
@@ -195,7 +195,7 @@ def test_other_weights_are_refused_in_another_process(tmp_path, cache):
 
 
 def test_a_moved_graph_is_found_again(tmp_path, cache):
-    """A model with its weights inside that moves keeps its fingerprint and its vectors; its former place may be gone."""
+    """A moved model with weights in its graph keeps its fingerprint and vectors; the former path may not exist."""
     folder = inline_model(tmp_path / "model")
     with Embedder.load(folder) as e:
         first, name = e.embed(["the cat"]), e.fingerprint
@@ -206,7 +206,7 @@ def test_a_moved_graph_is_found_again(tmp_path, cache):
 
 
 def test_a_graph_behind_a_link(tmp_path, cache):
-    """Where the graph is a link, as in the Hub's cache, the prepared one points to the file behind it."""
+    """If the graph is a link, as in the Hub's cache, the prepared graph refers to the link's target."""
     folder = inline_model(tmp_path / "model")
     with Embedder.load(folder) as e:
         first = e.embed(["the cat"])
@@ -216,8 +216,8 @@ def test_a_graph_behind_a_link(tmp_path, cache):
         assert np.array_equal(e.embed(["the cat"]), first)
 
 
-def test_a_graph_cut_by_penult_is_whole(tmp_path, cache):
-    """`penult cut` writes the weights that the prepared graph points to into the one file."""
+def test_a_graph_cut_by_penult_is_complete(tmp_path, cache):
+    """`penult cut` writes the weights that the prepared graph refers to into the one file."""
     folder = inline_model(tmp_path / "model")
     prepared = prepare(*read(folder, Overrides()))
     assert write_standalone(prepared.graph, prepared.data_folder, tmp_path / "cut.onnx") == [tmp_path / "cut.onnx"]
@@ -265,7 +265,7 @@ def test_reducers_of_every_opset(tmp_path, cache, opset, pooling):
 
 
 def test_a_graphs_own_vector_is_used_where_no_file_says_more(tmp_path, cache):
-    """A graph with `sentence_embedding` (B, D) needs no pooling; its token vectors are not made up."""
+    """A graph with `sentence_embedding` (B, D) needs no pooling, and has no token embeddings."""
     folder = tiny_model(tmp_path / "model", pooling=None)
     graph = folder / "onnx" / "model.onnx"
     model = onnx.load(graph)
@@ -282,8 +282,8 @@ def test_a_graphs_own_vector_is_used_where_no_file_says_more(tmp_path, cache):
             e.embed_tokens(["the cat"])
 
 
-def test_a_graph_that_takes_text_is_refused(tmp_path, cache):
-    """A graph with a tokenizer inside is said to be one."""
+def test_a_graph_that_takes_text_is_rejected(tmp_path, cache):
+    """The error says that the graph contains a tokenizer."""
     folder = tiny_model(tmp_path / "model")
     graph = onnx.helper.make_graph(
         [onnx.helper.make_node("Identity", ["text"], ["out"])],

@@ -1,4 +1,4 @@
-"""Nothing is sent or written into HOME, whichever way penult is used: each runs in a network whose name server takes notes."""
+"""penult sends nothing and writes nothing into HOME: each use runs in a network whose name server records look-ups."""
 
 import importlib.util
 import os
@@ -40,7 +40,7 @@ ADAPTERS = {
 
 @pytest.fixture(scope="module")
 def namespaces():
-    """Skip where the system has no namespaces for everybody."""
+    """Skip on systems without unprivileged namespaces."""
     if not network_kit.available():
         pytest.skip("needs `unshare -rmn`: namespaces of network and mounts")
 
@@ -58,7 +58,7 @@ def python(code, *arguments):
 
 
 def check_silent(commands, tmp_path, allowed=(), files=(), **env):
-    """Run commands one after the other in one HOME: they succeed, look up no other names and leave no other files there."""
+    """Run commands in one HOME: they succeed, look up no other names and write no other files there."""
     home = tmp_path / "home"
     home.mkdir()
     for command in commands:
@@ -73,8 +73,8 @@ def newer_runtime():
     return tuple(map(int, onnxruntime.__version__.split(".")[:2])) >= (1, 29)
 
 
-def test_look_ups_packets_and_files_are_seen(namespaces, tmp_path):
-    """A process that looks up a name, sends a packet and writes into HOME is noticed: the tests below can fail."""
+def test_the_instrument_detects_look_ups_packets_and_files(namespaces, tmp_path):
+    """A process that looks up a name, sends a packet and writes into HOME is detected: the tests below can fail."""
     (tmp_path / "home").mkdir()
     code = """
 import pathlib, socket
@@ -92,7 +92,7 @@ pathlib.Path.home().joinpath("deviceid").write_text("1")
 
 
 def test_a_runtime_imported_first_is_reported(tiny, tmp_path):
-    """The telemetry of an onnxruntime that is imported already cannot be switched off: one log line says what to set."""
+    """The telemetry of an onnxruntime that is already imported cannot be turned off: one log line says what to set."""
     code = "import onnxruntime; " + LOAD.format(options="", seconds=0)
     env = {name: text for name, text in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"}
     env |= {"PENULT_CACHE": str(tmp_path), "HOME": str(tmp_path)}
@@ -103,7 +103,7 @@ def test_a_runtime_imported_first_is_reported(tiny, tmp_path):
 
 @pytest.mark.skipif(not newer_runtime(), reason="needs an onnxruntime that reports usage")
 def test_the_telemetry_of_onnxruntime(namespaces, tiny, tmp_path):
-    """Without the switch, onnxruntime looks up its maker's server and leaves an id, at a time and from a processor of its choice."""
+    """Without the switch, onnxruntime looks up its vendor's server and stores an id, at an unpredictable time."""
     if not os.environ.get("PENULT_SLOW_TESTS"):
         pytest.skip("depends on when onnxruntime reports: set PENULT_SLOW_TESTS=1")
     (tmp_path / "home").mkdir()
@@ -119,13 +119,13 @@ def test_a_load_is_silent(namespaces, tiny, tmp_path):
 
 
 def test_an_int8_load_is_silent(namespaces, tiny, tmp_path):
-    """Calibration and quantization included."""
+    """Including calibration and quantization."""
     options = ", precision='int8', calibration=['the cat']"
     check_silent([python(LOAD.format(options=options, seconds=0), tiny)], tmp_path)
 
 
 def test_a_server_is_silent(namespaces, tiny, tmp_path):
-    """From its start to its end, a request between."""
+    """From its start to its end, with a request."""
     check_silent([python(SERVE, tiny)], tmp_path)
 
 
@@ -140,7 +140,7 @@ def test_bulk_jobs_and_stores_are_silent(namespaces, tiny, tmp_path, rows):
 
 
 def test_ray_reports_no_usage(namespaces, tiny, tmp_path, rows):
-    """Ray asks whether it is on a cloud's TPU, and writes the key of its own cluster; its maker hears nothing."""
+    """Ray checks for a cloud TPU, and writes the key of its own cluster; it sends no usage report."""
     if not os.environ.get("PENULT_SLOW_TESTS"):
         pytest.skip("takes a minute: set PENULT_SLOW_TESTS=1")
     pytest.importorskip("ray")
@@ -150,7 +150,7 @@ def test_ray_reports_no_usage(namespaces, tiny, tmp_path, rows):
 
 @pytest.mark.parametrize("package", ADAPTERS)
 def test_adapters_are_silent(namespaces, tiny, tmp_path, package):
-    """LangChain's and LlamaIndex', each with its framework."""
+    """The adapters for LangChain and LlamaIndex, each with its framework."""
     if importlib.util.find_spec(package.partition(".")[0]) is None or importlib.util.find_spec(package) is None:
         pytest.skip(f"needs {package}")
     check_silent([python(f"import sys; {ADAPTERS[package]}", tiny)], tmp_path)
@@ -158,7 +158,7 @@ def test_adapters_are_silent(namespaces, tiny, tmp_path, package):
 
 @pytest.mark.parametrize("value", [None, "0"])
 def test_the_switch_is_in_the_environment(value):
-    """What penult starts inherits it; what the user set stays."""
+    """Child processes inherit it; a value that the user set stays."""
     env = {name: text for name, text in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"}
     env |= {} if value is None else {"ORT_DISABLE_TELEMETRY": value}
     code = "import os, penult; print(os.environ['ORT_DISABLE_TELEMETRY'])"

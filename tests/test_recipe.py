@@ -1,4 +1,4 @@
-"""What a model's folder says, and what the caller says above it."""
+"""The configuration of a model's folder, and the arguments that override it."""
 
 import json
 
@@ -35,10 +35,10 @@ def modules(folder, *kinds):
     ],
 )
 def test_pooling_is_read(tmp_path, config, pooling):
-    """The older flags are read in their fixed order, the newer name overrides them, and no flag means the mean."""
+    """The older flags are read in their order, the newer name overrides them, and without any flag the pooling is the mean."""
     write_json(tmp_path / "1_Pooling" / "config.json", config)
-    found = read(tmp_path, Overrides())
-    assert (found.pooling, found.origin["pooling"]) == (pooling, "1_Pooling/config.json")
+    actual = read(tmp_path, Overrides())
+    assert (actual.pooling, actual.origin["pooling"]) == (pooling, "1_Pooling/config.json")
 
 
 @pytest.mark.parametrize(
@@ -49,24 +49,24 @@ def test_pooling_is_read(tmp_path, config, pooling):
         ({"pooling_mode": "mean", "temperature": 2}, "states 'temperature'"),
     ],
 )
-def test_an_unknown_pooling_is_refused(tmp_path, config, named):
-    """A pooling or a key that penult does not have is named, never replaced or left out."""
+def test_an_unknown_pooling(tmp_path, config, named):
+    """A pooling or a key that penult does not support is an error, never replaced or ignored."""
     write_json(tmp_path / "1_Pooling" / "config.json", config)
     with pytest.raises(ValueError, match=named):
         read(tmp_path, Overrides())
     assert read(tmp_path, Overrides(pooling="mean")).origin["pooling"] == "argument"
 
 
-def test_an_unknown_module_is_refused(tmp_path):
-    """A module that would be dropped in silence is an error."""
+def test_an_unknown_module(tmp_path):
+    """A module that would be ignored silently is an error."""
     modules(tmp_path, ("Transformer", ""), ("Pooling", "1_Pooling"), ("LSTM", "2_LSTM"))
     write_json(tmp_path / "1_Pooling" / "config.json", {"pooling_mode": "mean"})
     with pytest.raises(ValueError, match="module 'LSTM'"):
         read(tmp_path, Overrides())
 
 
-def test_normalisation_follows_the_modules(tmp_path):
-    """Normalize is read; the caller can add it or take it away."""
+def test_normalization_follows_the_modules(tmp_path):
+    """Normalize is read; the caller can add or remove it."""
     modules(tmp_path, ("Transformer", ""), ("Normalize", "2_Normalize"))
     assert read(tmp_path, Overrides()).normalized
     assert not read(tmp_path, Overrides(normalize=False)).normalized
@@ -119,21 +119,21 @@ def test_normalisation_follows_the_modules(tmp_path):
     ],
 )
 def test_the_longest_text(tmp_path, files, given, length, origin):
-    """max_length is the argument, else what the files state; positions of config.json cap only what the tokenizer states."""
+    """max_length is the argument, else what the files state; positions of config.json only limit the tokenizer's length."""
     for name, content in files.items():
         write_json(tmp_path / f"{name}.json", content)
-    found = read(tmp_path, Overrides(max_length=given))
-    assert (found.max_length, found.origin["max_length"]) == (length, origin)
+    actual = read(tmp_path, Overrides(max_length=given))
+    assert (actual.max_length, actual.origin["max_length"]) == (length, origin)
 
 
-def test_more_than_the_positions_is_refused(tiny):
-    """A length the model has no positions for is an error at once, not in the middle of a job."""
+def test_more_than_the_positions(tiny):
+    """A length without positions is an error at load, not during a job."""
     with pytest.raises(ValueError, match=r"max_length=129 exceeds the model's 128 positions\. Pass max_length<=128"):
         Embedder.load(tiny, max_length=129)
 
 
 def test_prompts_by_role(tmp_path):
-    """A role's prompt is the first of its usual names; the default prompt serves documents alone, and arguments override."""
+    """A role's prompt is the first of its usual names; the default prompt only serves documents, and arguments override."""
     config = tmp_path / "config_sentence_transformers.json"
     write_json(config, {"prompts": {"query": "q: ", "passage": "p: "}})
     assert read(tmp_path, Overrides()).prompts == {"query": "q: ", "document": "p: "}
@@ -141,8 +141,8 @@ def test_prompts_by_role(tmp_path):
     assert read(tmp_path, Overrides()).prompts == {"query": "", "document": ""}
     write_json(config, {"prompts": {"sts": "s: "}, "default_prompt_name": "sts"})
     assert read(tmp_path, Overrides()).prompts == {"query": "", "document": "s: "}
-    found = read(tmp_path, Overrides(prompts={"query": "mine: "}))
-    assert (found.prompts, found.origin["prompts"]) == ({"query": "mine: ", "document": "s: "}, "argument")
+    actual = read(tmp_path, Overrides(prompts={"query": "mine: "}))
+    assert (actual.prompts, actual.origin["prompts"]) == ({"query": "mine: ", "document": "s: "}, "argument")
 
 
 @pytest.mark.parametrize(
@@ -156,17 +156,17 @@ def test_prompts_by_role(tmp_path):
         {"dimensions": -1},
     ],
 )
-def test_wrong_wishes_are_named(tmp_path, wish):
-    """An argument that is not allowed is named with its value."""
+def test_invalid_arguments(tmp_path, wish):
+    """An invalid argument is an error that states its name and value."""
     (name, value), *_ = wish.items()
-    said = "prompts has the role 'passage'" if name == "prompts" else f"{name} is {value!r}"
-    with pytest.raises(ValueError, match=said):
+    message = "prompts has the role 'passage'" if name == "prompts" else f"{name} is {value!r}"
+    with pytest.raises(ValueError, match=message):
         read(tmp_path, Overrides(**wish))
 
 
 @given(st.binary(max_size=40))
 def test_broken_json_is_one_clear_error(tmp_path_factory, content):
-    """Whatever bytes stand in a configuration file: read, or one ValueError that names the file."""
+    """Whatever bytes a configuration file has: it is read, or one ValueError names it."""
     folder = tmp_path_factory.mktemp("broken")
     (folder / "modules.json").write_bytes(content)
     try:
@@ -181,7 +181,7 @@ def test_the_fingerprint_leaves_out_the_origin(tmp_path):
     stated = read(tmp_path, Overrides(pooling="mean", max_length=64))
     write_json(tmp_path / "1_Pooling" / "config.json", {"pooling_mode": "mean"})
     write_json(tmp_path / "sentence_bert_config.json", {"max_seq_length": 64})
-    found = read(tmp_path, Overrides())
-    assert found.origin != stated.origin
-    assert found.fingerprint == stated.fingerprint
-    assert len(found.fingerprint) == 32
+    actual = read(tmp_path, Overrides())
+    assert actual.origin != stated.origin
+    assert actual.fingerprint == stated.fingerprint
+    assert len(actual.fingerprint) == 32

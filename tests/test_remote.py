@@ -662,9 +662,9 @@ async def test_any_iterable_of_texts(texts):
 async def test_values_that_are_not_texts(texts):
     """A str, bytes and objects that are not iterable raise TypeError with the type."""
     with Fake({"/predict": deepsparse}).embedder() as remote:
-        with pytest.raises(TypeError, match=f"texts is a {type(texts).__name__}; give a list"):
+        with pytest.raises(TypeError, match=f"texts is a {type(texts).__name__}; pass a list"):
             remote.embed(texts)
-        with pytest.raises(TypeError, match="give a list"):
+        with pytest.raises(TypeError, match="pass a list"):
             await remote.aembed(texts)
         with pytest.raises(TextError, match=r"texts\[1\] is a int"):
             remote.embed(iter(["a", 5]))

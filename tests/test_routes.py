@@ -342,7 +342,7 @@ def test_one_graph_of_two(folder, place):
     ):
         Embedder.load(folder / place / "onnx" / "model.onnx")
     with pytest.raises(
-        ValueError, match=r"one graph for queries and one for documents, and model_file='onnx/model\.onnx' names one"
+        ValueError, match=r"one graph for queries and one for documents, but model_file='onnx/model\.onnx' names only one"
     ):
         Embedder.load(folder, model_file="onnx/model.onnx")
 
@@ -353,7 +353,7 @@ def test_a_graph_above_the_routes(tmp_path):
     (home(model_folder, "query") / "onnx" / "model.onnx").unlink()
     (model_folder / "onnx").mkdir()
     replace_graph(model_folder, bert())
-    with pytest.raises(FileNotFoundError, match=r"holds no \.onnx file"):
+    with pytest.raises(FileNotFoundError, match=r"has no \.onnx file"):
         Embedder.load(model_folder)
 
 
@@ -436,7 +436,7 @@ CALLS = ("embed", "tokenize", "count_tokens", "embed_tokens", "embed_padded")
 @pytest.mark.parametrize("wrong", ["text", b"text", "", b"", None, 7, object()], ids=lambda value: type(value).__name__)
 def test_values_that_are_not_texts(routes, call, wrong):
     """A str, bytes and None raise TypeError with the type."""
-    with pytest.raises(TypeError, match=f"texts is a {type(wrong).__name__}; give a list of texts"):
+    with pytest.raises(TypeError, match=f"texts is a {type(wrong).__name__}; pass a list"):
         getattr(routes, call)(wrong)
 
 
@@ -446,7 +446,7 @@ def test_values_that_are_not_texts(routes, call, wrong):
 )
 def test_a_stream_of_values_that_are_not_texts(routes, wrong):
     """embed_stream refuses a str, bytes and None."""
-    with pytest.raises(TypeError, match=f"texts is a {type(wrong).__name__}; give"):
+    with pytest.raises(TypeError, match=f"texts is a {type(wrong).__name__}; pass"):
         list(routes.embed_stream(wrong))
 
 

@@ -1,4 +1,4 @@
-"""Keys and texts stay where they were given: in no log, representation, or error message."""
+"""Keys and texts appear in no log, representation or error message."""
 
 import asyncio
 import base64
@@ -20,7 +20,7 @@ TEXT, PASSWORD, KEY = "moonlight sonata", "hunter2", "s3cret"
 
 @pytest.fixture
 def said(caplog, capfd, recwarn):
-    """Everything that was logged, printed or warned of, with every logger at DEBUG."""
+    """Everything that was logged, printed or warned, with every logger at DEBUG."""
     caplog.set_level(logging.DEBUG)
 
     def collect():
@@ -31,7 +31,7 @@ def said(caplog, capfd, recwarn):
 
 
 def talks(status, body, url=f"http://user:{PASSWORD}@127.0.0.1/predict", key=KEY, sent=None):
-    """Ask a server that answers so, in both ways; give what its client says of itself and of the answer."""
+    """Send a request to such a server with both clients; return what they show of themselves and of the response."""
 
     def answer(request):
         if sent is not None:
@@ -51,15 +51,15 @@ def talks(status, body, url=f"http://user:{PASSWORD}@127.0.0.1/predict", key=KEY
 @pytest.mark.parametrize("status", [200, 301, 401, 403, 404, 413, 422, 429, 500, 503])
 @pytest.mark.parametrize("body", [{"embeddings": [[1.0, 2.0]]}, {"error": {"message": "no"}}, []])
 def test_whatever_the_server_answers(said, status, body):
-    """Neither a key, nor a password in the URL, nor a text is shown by a client, its errors, or the log, httpx's included."""
+    """No key, password in the URL, or text is shown by a client, its errors, or the log, including httpx's."""
     shown = talks(status, body) + said()
     assert "127.0.0.1" in shown
     for secret in (TEXT, PASSWORD, KEY, base64.b64encode(f"user:{PASSWORD}".encode()).decode()):
         assert secret not in shown
 
 
-def test_a_server_that_is_not_there(said):
-    """The error names the address and nothing more of the URL."""
+def test_an_unreachable_server(said):
+    """The error has the address and no other part of the URL."""
     with RemoteEmbedder(f"http://user:{PASSWORD}@127.0.0.1:9", KEY, retries=0) as remote:
         with pytest.raises(ConnectionError, match=r"http://127\.0\.0\.1:9 cannot be reached") as caught:
             remote.embed([TEXT])
@@ -82,14 +82,14 @@ def test_a_server_that_is_not_there(said):
     ],
 )
 def test_what_is_sent(user, key, header):
-    """A key goes as a bearer token; without one, what stands in the URL goes as HTTP's basic authentication."""
+    """A key is sent as a bearer token; without a key, credentials in the URL are sent as basic authentication."""
     sent = []
     assert "http://127.0.0.1'" in talks(200, {"embeddings": [[1.0]]}, f"http://{user}127.0.0.1/predict", key, sent)
     assert set(sent) == {header}
 
 
 def test_another_process_has_the_password(said):
-    """A pickled client sends what the first one sent."""
+    """A pickled client sends what the original sent."""
     sent = []
     talks(200, {"embeddings": [[1.0]]}, sent=sent)
     again = pickle.loads(pickle.dumps(RemoteEmbedder(f"http://ann:{PASSWORD}@127.0.0.1")))
@@ -98,8 +98,8 @@ def test_another_process_has_the_password(said):
     assert PASSWORD not in repr(again) + said()
 
 
-def test_a_bulk_job_says_no_text(tiny, tmp_path):
-    """Rows that are good, cut or refused: both streams tell numbers; the rejected rows stand in a file beside the vectors alone."""
+def test_a_bulk_job_logs_no_text(tiny, tmp_path):
+    """Both streams only have counts of good, truncated and rejected rows; the rejected rows are in a file beside them."""
     source, beside = tmp_path / "in.jsonl", tmp_path / "out.parquet.rejected.jsonl"
     rows = [{"text": TEXT}, {"text": f"{TEXT} " * 90}, {"text": None}, {"text": [TEXT]}]
     source.write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"text": "' + TEXT)
@@ -111,8 +111,8 @@ def test_a_bulk_job_says_no_text(tiny, tmp_path):
         (tmp_path / "out.parquet").unlink()
 
 
-def test_a_database_that_refuses_a_row():
-    """PostgreSQL names the row that breaks a rule of the table; what is handed on is the rule alone."""
+def test_a_database_that_rejects_a_row():
+    """PostgreSQL's error has the row; penult only passes on the violated constraint."""
     pa = pytest.importorskip("pyarrow")
     psycopg = pytest.importorskip("psycopg", reason="needs the extra penult[pgvector]")
     from penult.bulk.stores.pgvector import PgVector

@@ -1,4 +1,4 @@
-"""What a model from elsewhere may not do, what penult never runs, and what it never says."""
+"""What a downloaded model cannot do, what penult never runs, and what it never logs."""
 
 import ast
 import json
@@ -22,14 +22,14 @@ SECRET = "hunter2 wrote the swordfish memo"
 
 
 def outside(place: str) -> TensorProto:
-    """A tensor whose data lie in another file."""
+    """Return a tensor whose data are in another file."""
     tensor = TensorProto(name="taken", dims=[1], data_type=TensorProto.INT64, data_location=TensorProto.EXTERNAL)
     tensor.external_data.append(onnx.StringStringEntryProto(key="location", value=place))
     return tensor
 
 
 def swapped(model, place):
-    """Serialise a model with the place before its key: a reader that looks for the usual bytes does not see it."""
+    """Serialize a model with the location before its key, so that a search for the usual bytes misses it."""
     key, named = b"\x0a\x08location", b"\x12" + bytes([len(place)]) + place.encode()
     content = model.SerializeToString()
     assert key + named in content
@@ -41,7 +41,7 @@ def value(name):
 
 
 def inner_graph(place):
-    """Two branches of an If, one of which adds a number from another file to the ids."""
+    """Return two branches of an If, one of which adds a number from another file to the ids."""
     then = helper.make_graph(
         [helper.make_node("Add", ["input_ids", "taken"], ["a"])], "then", [], [value("a")], [outside(place)]
     )
@@ -53,14 +53,14 @@ def inner_graph(place):
 
 
 def reading_ids(model):
-    """Let the token embedding read "ids"."""
+    """Make the token embedding read "ids"."""
     lookup = next(node for node in model.graph.node if "embeddings.word_embeddings.weight" in node.input)
     lookup.input[1] = "ids"
     return model
 
 
 def constant(place):
-    """A Constant node whose value lies in another file."""
+    """Return a Constant node whose value is in another file."""
     model = bert_graph(bert_weights(), 4)
     model.graph.node.insert(0, helper.make_node("Add", ["input_ids", "c"], ["ids"]))
     model.graph.node.insert(0, helper.make_node("Constant", [], ["c"], value=outside(place)))
@@ -68,7 +68,7 @@ def constant(place):
 
 
 def function(place):
-    """The same inside a local function."""
+    """Return the same inside a local function."""
     model = bert_graph(bert_weights(), 4)
     body = [helper.make_node("Constant", [], ["c"], value=outside(place)), helper.make_node("Add", ["x", "c"], ["y"])]
     model.functions.append(helper.make_function("f", "plus", ["x"], ["y"], body, [helper.make_opsetid("", 17)]))
@@ -78,7 +78,7 @@ def function(place):
 
 
 def initializer(place):
-    """A weight of the graph itself, its place written in an unusual order."""
+    """Return a weight of the graph with its location written in an unusual order."""
     model = bert_graph(bert_weights(), 4)
     model.graph.node.insert(0, helper.make_node("Add", ["input_ids", "taken"], ["ids"]))
     model.graph.initializer.append(outside(place))
@@ -87,7 +87,7 @@ def initializer(place):
 
 @pytest.mark.parametrize("place", ["secret", "../secret", "/etc/hostname"])
 @pytest.mark.parametrize("hide", [inner_graph, constant, function, initializer])
-def test_data_from_a_hidden_place_are_refused(tmp_path, hide, place):
+def test_hidden_external_data(tmp_path, hide, place):
     """External data of inner graphs, constants and functions, or named so that a scan misses them, are never read."""
     folder = tiny_model(tmp_path)
     (folder / "secret").write_bytes(bytes(8))
@@ -99,7 +99,7 @@ def test_data_from_a_hidden_place_are_refused(tmp_path, hide, place):
 
 @pytest.mark.parametrize("place", ["/dev/zero", "../../../../../../../../dev/zero"])
 def test_a_device_is_not_read(tmp_path, place):
-    """A weight said to lie in a device is refused before a byte of it is hashed."""
+    """External data on a device are rejected before a byte is hashed."""
     folder = tiny_model(tmp_path)
     graph = folder / "onnx" / "model.onnx"
     model = onnx.load(graph)
@@ -114,7 +114,7 @@ def test_a_device_is_not_read(tmp_path, place):
 
 @pytest.mark.parametrize("name", ["../other", "..", "a/../../other", "/etc"])
 def test_modules_stay_in_the_folder(tmp_path, name):
-    """A module whose folder leads out of the model's is refused, for a pooling and for a dense layer."""
+    """A module folder outside the model is rejected, for a pooling and for a dense layer."""
     for kind in ("Dense", "Pooling"):
         folder = tiny_model(tmp_path / "model")
         add_dense(tiny_model(tmp_path / "other"), {"weight": np.ones((5, 32), np.float32)}, name="1_Pooling")
@@ -125,8 +125,8 @@ def test_modules_stay_in_the_folder(tmp_path, name):
             Embedder.load(folder)
 
 
-def test_a_dense_layer_behind_a_link_is_refused(tmp_path):
-    """Weights that are a link out of the folder are not read; a link inside it is fine."""
+def test_a_dense_layer_behind_a_link(tmp_path):
+    """Weights that are a link out of the folder are not read; a link inside it is allowed."""
     folder = tiny_model(tmp_path / "model")
     add_dense(folder, {"linear.weight": np.ones((5, 32), np.float32)})
     weights = folder / "2_Dense" / "model.safetensors"
@@ -143,7 +143,7 @@ def test_a_dense_layer_behind_a_link_is_refused(tmp_path):
 
 @pytest.mark.parametrize("place", ["..", "../secret", "inside/../../secret", "{root}/secret", "link", "link/onnx/model.onnx"])
 def test_a_package_reference_stays_in_the_package(tmp_path, monkeypatch, place):
-    """A package: reference that climbs, is absolute, or follows a link out of the package is refused; the package is not imported."""
+    """A package: reference with `..`, an absolute path or a link out of the package is an error; nothing is imported."""
     package = tmp_path / "weights_of_evil"
     tiny_model(package / "inside")
     tiny_model(tmp_path / "secret")
@@ -158,7 +158,7 @@ def test_a_package_reference_stays_in_the_package(tmp_path, monkeypatch, place):
 
 @pytest.mark.parametrize("name", ["../secret", "os.path", "a-b", "", ".", "/etc"])
 def test_a_package_name_is_a_name(name):
-    """What is no importable name is no package, and nothing is looked up by it."""
+    """A name that cannot be imported is not looked up."""
     with pytest.raises(FileNotFoundError, match=r"package .* is not installed"):
         Embedder.load(f"package:{name}")
 
@@ -166,8 +166,8 @@ def test_a_package_name_is_a_name(name):
 @pytest.mark.parametrize(
     "reference", ["hf:org/tiny/../../x.onnx", "org/tiny/../../../etc/x.onnx", "hf:../x", "org/..", "../org", "org/tiny@../x"]
 )
-def test_a_hub_id_with_dots_asks_for_nothing(reference, monkeypatch):
-    """An id or a file name that climbs is refused before the Hub or a cache is asked."""
+def test_a_hub_id_with_path_traversal(reference, monkeypatch):
+    """An id or a file name with `..` is rejected before the Hub or a cache is queried."""
     import penult.core.hub_client
 
     def asked(*_, **__):
@@ -178,12 +178,12 @@ def test_a_hub_id_with_dots_asks_for_nothing(reference, monkeypatch):
         Embedder.load(reference)
 
 
-def test_a_hub_that_names_files_outside(hub, tmp_path):  # noqa: F811 - the fixture
-    """A repository that lists a file above itself gets nothing written outside the cache's folder of that model."""
+def test_a_hub_with_path_traversal(hub, tmp_path):  # noqa: F811 - the fixture
+    """A repository that lists a file above itself writes nothing outside the cache folder of that model."""
     hub.files |= {"../../evil.json": b"{}", "../evil.onnx": hub.files["onnx/model.onnx"]}
     result = load(tmp_path, hub.url)
-    found = list(tmp_path.rglob("evil.*"))
-    assert not found, result.stderr
+    actual = list(tmp_path.rglob("evil.*"))
+    assert not actual, result.stderr
 
 
 SOURCES = sorted(
@@ -196,7 +196,7 @@ SOURCES = sorted(
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_no_file_runs_what_it_reads(path):
-    """No pickle is read but by torch's reader of weights, and no marshal, shelve, eval, exec, shell, or a model's own code, in any file that ships."""
+    """Only torch's reader of weights reads pickles; no file uses marshal, shelve, eval, exec, a shell or custom model code."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import | ast.ImportFrom):
             names = {a.name for a in node.names} | {getattr(node, "module", None) or ""}
@@ -216,7 +216,7 @@ def test_no_file_runs_what_it_reads(path):
 
 
 def test_no_text_is_ever_logged(tiny, caplog, capfd, recwarn):
-    """With every logger at DEBUG, neither the log nor the standard streams nor a warning holds a word of a text."""
+    """With every logger at DEBUG, log, standard streams and warnings have no word of a text."""
     caplog.set_level(logging.DEBUG)
     logging.getLogger("penult").setLevel(logging.DEBUG)
     texts = [SECRET, SECRET * 40, ""]
@@ -241,7 +241,7 @@ def test_no_text_is_ever_logged(tiny, caplog, capfd, recwarn):
 
 
 def test_a_pinned_fingerprint_admits_nothing_else(tiny, tmp_path, embedder):
-    """`fingerprint=` loads what had it, wherever it lies, and refuses one changed weight, token or setting."""
+    """`fingerprint=` loads an equal model at any path, and rejects one changed weight, token or setting."""
     pin = embedder.fingerprint
     copy = tiny_model(tmp_path / "copy")
     with Embedder.load(copy, fingerprint=pin) as e:
@@ -252,10 +252,10 @@ def test_a_pinned_fingerprint_admits_nothing_else(tiny, tmp_path, embedder):
     whole = graph.read_bytes()
     at = whole.index(np.float32(2**0.5).tobytes())
     graph.write_bytes(whole[:at] + np.float32(1.41422).tobytes() + whole[at + 4 :])
-    with pytest.raises(ValueError, match="not those that were pinned"):
+    with pytest.raises(ValueError, match="settings are not the pinned ones"):
         Embedder.load(copy, fingerprint=pin)
     graph.write_bytes(whole)
     words = (copy / "tokenizer.json").read_text()
     (copy / "tokenizer.json").write_text(words.replace('"cat"', '"tac"'))
-    with pytest.raises(ValueError, match="not those that were pinned"):
+    with pytest.raises(ValueError, match="settings are not the pinned ones"):
         Embedder.load(copy, fingerprint=pin)

@@ -1,4 +1,4 @@
-"""Where models are found: folders, files, packages, and a Hub on the loopback."""
+"""Where models are found: folders, files, packages, and a local Hub."""
 
 import json
 import os
@@ -20,14 +20,14 @@ from penult.core.source import resolve
 
 
 def test_a_folder_or_its_file(tiny):
-    """A folder stands for its usual graph; the file alone finds the tokenizer above it."""
+    """A folder means its default graph; a graph alone finds the tokenizer in the folder above."""
     assert resolve(tiny) == resolve(str(tiny))
     assert resolve(tiny).model == tiny / "onnx" / "model.onnx"
     assert resolve(tiny / "onnx" / "model.onnx").folder == tiny
 
 
-def test_several_graphs_must_be_named(tmp_path):
-    """Two unusual names are listed; one is taken."""
+def test_several_graphs(tmp_path):
+    """Two graphs without a standard name are an error that lists them; a single one is used."""
     (tmp_path / "a.onnx").write_bytes(b"x")
     assert resolve(tmp_path).model.name == "a.onnx"
     (tmp_path / "b.onnx").write_bytes(b"x")
@@ -37,8 +37,8 @@ def test_several_graphs_must_be_named(tmp_path):
     assert resolve(tmp_path).model.name == "model.onnx"
 
 
-def test_nothing_there(tmp_path):
-    """What is no file, no Hub id and no package is said to be none of them."""
+def test_a_missing_model(tmp_path):
+    """A reference that is not a file, a Hub id or a package is an error that says so."""
     with pytest.raises(FileNotFoundError, match=r"not a local file or folder"):
         resolve(str(tmp_path / "missing"))
     with pytest.raises(FileNotFoundError, match=r"has no \.onnx file"):
@@ -48,8 +48,8 @@ def test_nothing_there(tmp_path):
         resolve(tmp_path / "notes.txt")
 
 
-def test_pointers_and_parts_are_refused(tmp_path):
-    """A Git LFS pointer, an empty file, weights that are not there: each says what to do."""
+def test_pointers_and_incomplete_models(tmp_path):
+    """A Git LFS pointer, an empty file and missing weights are errors that say what to do."""
     graph = tmp_path / "model.onnx"
     graph.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 90\n")
     with pytest.raises(ValueError, match="git lfs pull"):
@@ -63,8 +63,8 @@ def test_pointers_and_parts_are_refused(tmp_path):
         resolve(tmp_path)
 
 
-def test_weights_under_a_name_that_no_file_can_have(tmp_path):
-    """A graph that names a data file longer than any name on this disk is told by that name, as any other that lacks its file."""
+def test_external_data_with_an_invalid_name(tmp_path):
+    """External data with a name longer than the disk allows are an error like other missing files."""
     graph = external(tiny_model(tmp_path / "whole"), tmp_path / "model.onnx")
     model = onnx.load(graph, load_external_data=False)
     for tensor in model.graph.initializer:
@@ -77,14 +77,14 @@ def test_weights_under_a_name_that_no_file_can_have(tmp_path):
 
 
 def external(folder: Path, target: Path) -> Path:
-    """Rewrite a model's graph with its weights in a file beside it."""
+    """Rewrite a model's graph with its weights as external data."""
     model = onnx.load(folder / "onnx" / "model.onnx")
     onnx.save_model(model, target, save_as_external_data=True, location=f"{target.name}_data", size_threshold=100)
     return target
 
 
-def test_half_a_file_is_refused(tmp_path):
-    """A graph or its weights that end too early are errors, whatever byte they end at."""
+def test_an_incomplete_file(tmp_path):
+    """A graph or weights that are cut off at any byte are errors."""
     folder = tiny_model(tmp_path)
     graph = folder / "onnx" / "model.onnx"
     whole = graph.read_bytes()
@@ -100,7 +100,7 @@ def test_half_a_file_is_refused(tmp_path):
 
 
 def test_external_data_behind_links(tmp_path, embedder):
-    """A snapshot of links into a store of blobs works, as the Hub's cache lays it out."""
+    """A snapshot of links to blobs works, as in the Hub's cache."""
     folder = tiny_model(tmp_path / "real")
     external(folder, folder / "onnx" / "model.onnx")
     store = tmp_path / "hub" / "models--a--b"
@@ -117,8 +117,8 @@ def test_external_data_behind_links(tmp_path, embedder):
 
 
 @pytest.mark.parametrize("place", ["../secret", "/etc/hostname", "link"])
-def test_data_outside_the_folder_is_refused(tmp_path, place):
-    """A graph must not read other files of this machine, by a path or through a link."""
+def test_data_outside_the_folder(tmp_path, place):
+    """A graph cannot read other files of this machine, by a path or through a link."""
     folder = tiny_model(tmp_path / "model")
     graph = external(folder, folder / "onnx" / "model.onnx")
     data = graph.with_name("model.onnx_data")
@@ -152,7 +152,7 @@ def test_weights_in_a_package(tmp_path, monkeypatch, embedder):
 
 
 class Hub:
-    """A Hub on the loopback that serves one repository and counts what it is asked for."""
+    """A local Hub with one repository that counts its requests."""
 
     commit = "a" * 40
 
@@ -213,7 +213,7 @@ class Hub:
 
 @pytest.fixture
 def hub(tiny, tmp_path):
-    """A Hub with the tiny model, plus weights of other frameworks that nobody should fetch."""
+    """A local Hub with the tiny model, and weights of other frameworks that must not be downloaded."""
     folder = tmp_path / "repo"
     shutil.copytree(tiny, folder)
     (folder / "model.safetensors").write_bytes(b"big")
@@ -245,8 +245,8 @@ def load(tmp_path, url, reference="org/tiny", **env):
     )
 
 
-def test_the_hub_is_asked_once(hub, tmp_path, embedder):
-    """The first load fetches what is needed and no more; the second makes no call at all, nor does an offline one."""
+def test_the_hub_is_queried_once(hub, tmp_path, embedder):
+    """The first load downloads only what is needed; the second, and an offline one, send no request."""
     first = load(tmp_path, hub.url)
     assert first.returncode == 0, first.stderr
     assert first.stdout.split()[0] == "mean"
@@ -260,8 +260,8 @@ def test_the_hub_is_asked_once(hub, tmp_path, embedder):
     assert hub.asked == []
 
 
-def test_a_file_that_the_repository_lacks(hub, tmp_path):
-    """A graph, or the weights that it points to, that the Hub does not have: said by name, whatever is in the cache."""
+def test_a_file_missing_in_the_repository(hub, tmp_path):
+    """A graph or external data that the Hub does not have are named in the error, whatever is cached."""
     missing = load(tmp_path, hub.url, "org/tiny/onnx/model_O9.onnx")
     assert "the repository has no 'onnx/model_O9.onnx'" in missing.stderr
     assert load(tmp_path, hub.url, "org/tiny/onnx/model.onnx").returncode == 0
@@ -274,7 +274,7 @@ def test_a_file_that_the_repository_lacks(hub, tmp_path):
 
 
 def test_an_empty_graph_of_the_hub(hub, tmp_path):
-    """A graph without a byte is said to be empty when it is fetched, and when it lies in the cache."""
+    """An empty graph is an error that says so, when it is downloaded and when it is cached."""
     hub.files["onnx/model.onnx"] = b""
     for _ in range(2):
         empty = load(tmp_path, hub.url)
@@ -283,14 +283,14 @@ def test_an_empty_graph_of_the_hub(hub, tmp_path):
 
 @pytest.mark.parametrize("name", ["", "  "])
 def test_an_empty_name(name, tmp_path, monkeypatch):
-    """The empty path is the current folder, which nobody means by it."""
+    """An empty path would be the current folder, which is not intended."""
     monkeypatch.chdir(tiny_model(tmp_path))
     with pytest.raises(ValueError, match="The model is an empty string"):
         resolve(name)
 
 
-def test_half_a_download_heals(hub, tmp_path):
-    """A fetch that breaks off says so; the next one completes it."""
+def test_an_interrupted_download_is_completed(hub, tmp_path):
+    """An interrupted download is an error; the next one completes it."""
     hub.broken.add("onnx/model.onnx")
     first = load(tmp_path, hub.url)
     assert first.returncode != 0
@@ -300,15 +300,15 @@ def test_half_a_download_heals(hub, tmp_path):
 
 
 def test_offline_and_nothing_cached(hub, tmp_path):
-    """HF_HUB_OFFLINE with an empty cache: no call, and an error that says what to do."""
+    """HF_HUB_OFFLINE with an empty cache: no request, and an error that says what to do."""
     result = load(tmp_path, hub.url, HF_HUB_OFFLINE="1")
     assert result.returncode != 0
     assert "Without network, run `penult pull org/tiny" in result.stderr
     assert hub.asked == []
 
 
-def test_a_part_fetched_by_another_program_is_completed(hub, tmp_path):
-    """A snapshot without modules.json says nothing of the pooling: the Hub is asked, and nothing is guessed."""
+def test_a_partial_snapshot_is_completed(hub, tmp_path):
+    """A snapshot without modules.json does not show the pooling: the Hub is queried, and nothing is guessed."""
     assert load(tmp_path, hub.url).returncode == 0
     snapshot = next((tmp_path / "home" / "hub").rglob("snapshots/*"))
     (snapshot / "modules.json").unlink()
@@ -319,7 +319,7 @@ def test_a_part_fetched_by_another_program_is_completed(hub, tmp_path):
 
 
 def test_content_that_is_not_what_the_hub_states(hub, tmp_path):
-    """Weights of a pinned commit are held to the sha256 that the Hub states: altered on the way, or later in the cache."""
+    """Weights of a pinned commit must have the SHA-256 that the Hub states, after the download and later in the cache."""
     pinned, whole = f"org/tiny@{hub.commit}", hub.files["onnx/model.onnx"]
     at = whole.index(np.float32(2**0.5).tobytes())
     other = whole[:at] + np.float32(1.41422).tobytes() + whole[at + 4 :]

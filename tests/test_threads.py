@@ -1,4 +1,4 @@
-"""How many threads a process takes: what its container and its user allow."""
+"""The number of threads of a process, within the limits of its container and user."""
 
 import pytest
 
@@ -6,7 +6,7 @@ from penult.core import threads
 
 
 def test_the_variable_overrides(monkeypatch):
-    """PENULT_THREADS is taken as it is, and refused when it is no count."""
+    """PENULT_THREADS is used as it is, and an invalid value is an error."""
     monkeypatch.setenv("PENULT_THREADS", "3")
     assert threads.default_threads() == 3
     for wrong in ("0", "two", "-1"):
@@ -35,7 +35,7 @@ def test_the_affinity_mask_counts(monkeypatch):
     ],
 )
 def test_the_quota_of_the_control_group_counts(tmp_path, monkeypatch, membership, files, cpus):
-    """The smallest quota of the group and of all above it, rounded down, at least one."""
+    """The smallest quota of the group and its parents, rounded down, at least one."""
     monkeypatch.setattr(threads.os, "cpu_count", lambda: 64)
     (tmp_path / "membership").write_text(membership)
     for name, content in files.items():

@@ -1,4 +1,4 @@
-"""tokenizer_config.json over tokenizer.json: each setting that decides ids, as transformers applies it, or a refusal."""
+"""tokenizer_config.json over tokenizer.json: each setting that decides ids is applied as in transformers, or rejected."""
 
 import json
 import os
@@ -29,41 +29,41 @@ def saved(folder, fast=None, config=None, **model):
 
 
 def tokens(folder, text, **arguments):
-    """Return the tokens that a folder's tokenizer makes of one text."""
-    made = Tokenizer(folder, max_length=64, **arguments)
+    """Return the tokens of one text with a folder's tokenizer."""
+    built = Tokenizer(folder, max_length=64, **arguments)
     names = {index: token for token, index in FastTokenizer.from_file(str(folder / "tokenizer.json")).get_vocab().items()}
-    return [names.get(index, index) for index in made.tokenize([text]).ids[0]]
+    return [names.get(index, index) for index in built.tokenize([text]).ids[0]]
 
 
 def cased(**flags):
     """Return the tiny tokenizer with other flags of its BertNormalizer."""
-    made = tokenizer()
-    made.normalizer = normalizers.BertNormalizer(**{"lowercase": False, "strip_accents": False} | flags)
-    return made
+    built = tokenizer()
+    built.normalizer = normalizers.BertNormalizer(**{"lowercase": False, "strip_accents": False} | flags)
+    return built
 
 
 def bytes_tokenizer(processor=None, *, add_prefix_space=False):
     """Return a byte-level tokenizer without merges."""
     alphabet = [*pre_tokenizers.ByteLevel.alphabet()]
     vocabulary = {token: i for i, token in enumerate(["<s>", "</s>", "<|endoftext|>", *sorted(alphabet)])}
-    made = FastTokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=add_prefix_space)
-    made.decoder = decoders.ByteLevel()
-    made.add_special_tokens(["<s>", "</s>", "<|endoftext|>"])
+    built = FastTokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    built.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=add_prefix_space)
+    built.decoder = decoders.ByteLevel()
+    built.add_special_tokens(["<s>", "</s>", "<|endoftext|>"])
     if processor is not None:
-        made.post_processor = processor
-    return made
+        built.post_processor = processor
+    return built
 
 
 def pieces_tokenizer(*steps, scheme="always"):
     """Return a tokenizer of single characters with a Metaspace, as SentencePiece's."""
     letters = [("<s>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -1.0), *((chr(i), -2.0) for i in range(33, 400))]
-    made = FastTokenizer(models.Unigram(letters, unk_id=2))
-    made.normalizer = normalizers.Sequence(list(steps))
-    made.pre_tokenizer = pre_tokenizers.Sequence(
+    built = FastTokenizer(models.Unigram(letters, unk_id=2))
+    built.normalizer = normalizers.Sequence(list(steps))
+    built.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace(prepend_scheme=scheme)]
     )
-    return made
+    return built
 
 
 def template(single, **ids):
@@ -94,21 +94,21 @@ def test_flags_of_a_bert_normalizer(tmp_path, name, file, config, text, expected
 
 def test_a_bert_normalizer_inside_a_sequence(tmp_path):
     """The flags reach a BertNormalizer that follows another normalizer."""
-    made = cased()
-    made.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.BertNormalizer(lowercase=False)])
-    assert tokens(saved(tmp_path, made, BERT), "The Cat") == ["[CLS]", "the", "cat", "[SEP]"]
+    built = cased()
+    built.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.BertNormalizer(lowercase=False)])
+    assert tokens(saved(tmp_path, built, BERT), "The Cat") == ["[CLS]", "the", "cat", "[SEP]"]
 
 
 @pytest.mark.parametrize("stated", [{"tokenizer_class": "PreTrainedTokenizerFast"}, {"tokenizer_class": "OwnTokenizer"}, {}])
-def test_a_generic_class_leaves_the_file_alone(tmp_path, stated):
-    """A generic class, an unknown one and none at all take the normalizer as it is."""
+def test_a_generic_class_changes_nothing(tmp_path, stated):
+    """A generic class, an unknown one and none use the normalizer of the file."""
     folder = saved(tmp_path, cased(), {**stated, "do_lower_case": True, "strip_accents": True})
     assert tokens(folder, "The cät") == ["[CLS]", "[UNK]", "[UNK]", "[SEP]"]
 
 
 @pytest.mark.parametrize("model", [{"model_type": "bert"}, {"tokenizer_class": "BertTokenizer"}])
 def test_the_class_from_the_models_config(tmp_path, model):
-    """Where tokenizer_config.json states no class, config.json does, by itself or by its model type."""
+    """If tokenizer_config.json states no class, config.json does, directly or by its model type."""
     assert tokens(saved(tmp_path, cased(), {"do_lower_case": True}, **model), "The Cat") == ["[CLS]", "the", "cat", "[SEP]"]
 
 
@@ -124,7 +124,7 @@ def test_the_class_from_the_models_config(tmp_path, model):
     ],
 )
 def test_flags_of_a_sequence_of_normalizers(tmp_path, file, config, expected):
-    """ALBERT and its kin: do_lower_case and keep_accents, where they are stated."""
+    """ALBERT and its variants: do_lower_case and keep_accents, if stated."""
     folder = saved(tmp_path, pieces_tokenizer(*file), {"tokenizer_class": "AlbertTokenizer", **config})
     assert tokens(folder, "ÉA") == expected
 
@@ -149,7 +149,7 @@ def test_a_space_before_the_first_word_of_bytes(tmp_path, name, in_file, config,
     [("always", {"add_prefix_space": False}, ["a"]), ("never", {"add_prefix_space": True}, ["▁", "a"]), ("never", {}, ["a"])],
 )
 def test_a_space_before_the_first_word_of_pieces(tmp_path, in_file, config, expected):
-    """add_prefix_space overrides the Metaspace of the file where it is stated."""
+    """add_prefix_space overrides the Metaspace of the file if stated."""
     folder = saved(tmp_path, pieces_tokenizer(scheme=in_file), {"tokenizer_class": "XLMRobertaTokenizer", **config})
     assert tokens(folder, "a") == expected
 
@@ -189,13 +189,13 @@ QWEN = {"tokenizer_class": "Qwen2Tokenizer", "eos_token": "</s>", "bos_token": N
         ),
     ],
 )
-def test_the_ends_of_a_text(tmp_path, processor, config, expected):
-    """add_bos_token and add_eos_token count where they are stated; a template with CLS or SEP, or of others, stays."""
+def test_special_tokens_at_the_ends(tmp_path, processor, config, expected):
+    """add_bos_token and add_eos_token apply if stated; a template with CLS or SEP, or with other tokens, stays."""
     assert tokens(saved(tmp_path, bytes_tokenizer(processor), config), "a") == expected
 
 
-def test_an_end_that_the_vocabulary_lacks(tmp_path):
-    """A text cannot end with a token that has no id: that is said with the file, the key and the token."""
+def test_an_eos_token_without_an_id(tmp_path):
+    """A text cannot end with a token without an id: the error names the file, the key and the token."""
     folder = saved(tmp_path, bytes_tokenizer(), LLAMA | {"eos_token": "<eos>", "add_eos_token": True}, vocab_size=3)
     with pytest.raises(
         ValueError, match=r"tokenizer_config\.json: add_eos_token is true, but the vocabulary has no eos_token '<eos>'"
@@ -204,36 +204,36 @@ def test_an_end_that_the_vocabulary_lacks(tmp_path):
 
 
 def test_named_tokens_that_the_file_does_not_list(tmp_path):
-    """A special token of the vocabulary is one id in a text though tokenizer.json does not list it."""
-    made = FastTokenizer(models.WordPiece({token: i for i, token in enumerate(VOCABULARY)}, unk_token="[UNK]"))
-    made.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    folder = saved(tmp_path / "a", made, {"mask_token": "[MASK]", "additional_special_tokens": ["cat"]})
+    """A special token of the vocabulary is one id in a text even if tokenizer.json does not list it."""
+    built = FastTokenizer(models.WordPiece({token: i for i, token in enumerate(VOCABULARY)}, unk_token="[UNK]"))
+    built.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    folder = saved(tmp_path / "a", built, {"mask_token": "[MASK]", "additional_special_tokens": ["cat"]})
     assert tokens(folder, "[MASK] cats") == ["[MASK]", "cat", "s"]
-    folder = saved(tmp_path / "b", made, {"tokenizer_class": "BertTokenizer"})
+    folder = saved(tmp_path / "b", built, {"tokenizer_class": "BertTokenizer"})
     assert tokens(folder, "[MASK]") == ["[MASK]"]
-    folder = saved(tmp_path / "c", made, {"extra_special_tokens": {"image_token": "cat"}})
+    folder = saved(tmp_path / "c", built, {"extra_special_tokens": {"image_token": "cat"}})
     assert tokens(folder, "cats") == ["cat", "s"]
 
 
 @pytest.mark.parametrize("rows", [0, 1])
 def test_a_named_token_beyond_the_vocabulary(tmp_path, rows):
-    """A token gets a new id only where the model has a row for it."""
+    """A token gets a new id only if the model has a row for it."""
     folder = saved(tmp_path, config={"pad_token": "<new>"}, vocab_size=SIZE + rows)
-    made = Tokenizer(folder, max_length=16)
-    assert (SIZE in made.tokenize(["the <new>"]).ids[0]) == bool(rows)
-    assert made.token_id("<new>") == (SIZE if rows else None)
+    built = Tokenizer(folder, max_length=16)
+    assert (SIZE in built.tokenize(["the <new>"]).ids[0]) == bool(rows)
+    assert built.token_id("<new>") == (SIZE if rows else None)
 
 
 def test_properties_of_added_tokens(tmp_path):
-    """added_tokens_decoder overrides how a token of tokenizer.json is found in a text."""
-    made = bytes_tokenizer()
+    """added_tokens_decoder overrides how a token of tokenizer.json matches in a text."""
+    built = bytes_tokenizer()
     stated = {"content": "</s>", "lstrip": True, "rstrip": True, "normalized": False, "single_word": False, "special": True}
-    assert tokens(saved(tmp_path, made, {}), "a </s> b") == ["a", "Ġ", "</s>", "Ġ", "b"]
-    assert tokens(saved(tmp_path, made, {"added_tokens_decoder": {"1": stated}}), "a </s> b") == ["a", "</s>", "b"]
+    assert tokens(saved(tmp_path, built, {}), "a </s> b") == ["a", "Ġ", "</s>", "Ġ", "b"]
+    assert tokens(saved(tmp_path, built, {"added_tokens_decoder": {"1": stated}}), "a </s> b") == ["a", "</s>", "b"]
 
 
 def test_special_tokens_as_text(tmp_path):
-    """split_special_tokens takes a special token written in a text for what its characters are."""
+    """split_special_tokens tokenizes a special token in a text as its characters."""
     assert "[MASK]" in tokens(saved(tmp_path, config={}), "a [MASK]")
     assert "[MASK]" not in tokens(saved(tmp_path, config={"split_special_tokens": True}), "a [MASK]")
 
@@ -257,17 +257,17 @@ def test_the_older_map_of_special_tokens(tmp_path):
     ],
 )
 def test_the_side_of_truncation(tmp_path, config, settings, expected):
-    """The side that tokenizer.json states counts where nothing above it states one."""
-    made = tokenizer()
-    made.enable_truncation(16, direction="left")
-    assert stated_side(saved(tmp_path, made, config), settings) == expected
+    """The side in tokenizer.json applies if no setting over it states one."""
+    built = tokenizer()
+    built.enable_truncation(16, direction="left")
+    assert stated_side(saved(tmp_path, built, config), settings) == expected
 
 
 def test_sides_of_a_file_in_another_order(tmp_path):
-    """Sides are read whatever order and spacing a program wrote tokenizer.json in, and absent ones are said to be."""
-    made = tokenizer()
-    made.enable_truncation(16, direction="left")
-    folder = saved(tmp_path, made)
+    """Sides are read in any order and spacing of tokenizer.json, and missing ones are reported as missing."""
+    built = tokenizer()
+    built.enable_truncation(16, direction="left")
+    folder = saved(tmp_path, built)
     whole = json.loads((folder / "tokenizer.json").read_text())
     (folder / "tokenizer.json").write_text(json.dumps(dict(reversed(whole.items())), indent=1))
     assert stated_side(folder) == ("left", "tokenizer.json")
@@ -276,29 +276,29 @@ def test_sides_of_a_file_in_another_order(tmp_path):
     assert stated_side(folder) == padding_side(folder) == (None, "default")
 
 
-def test_padding_goes_where_the_file_says(tmp_path):
-    """padding.direction of tokenizer.json counts, and padding_side of the settings above it."""
-    made = tokenizer()
-    made.enable_padding(direction="left", pad_id=0, pad_token="[PAD]")
-    folder = saved(tmp_path, made, {})
+def test_the_side_of_padding(tmp_path):
+    """padding.direction of tokenizer.json applies, and padding_side of the settings overrides it."""
+    built = tokenizer()
+    built.enable_padding(direction="left", pad_id=0, pad_token="[PAD]")
+    folder = saved(tmp_path, built, {})
     assert Tokenizer(folder, max_length=8).pad_side == "left"
     assert Tokenizer(folder, max_length=8, settings={"padding_side": "right"}).pad_side == "right"
 
 
 def test_lowercase_before_a_cased_tokenizer(tmp_path):
-    """`lowercase` lowers what the tokenizer would keep, and leaves a normalizer with a Lowercase as it is."""
+    """`lowercase` lowercases for a cased tokenizer, and does not change a normalizer with a Lowercase."""
     folder = saved(tmp_path, cased(), {"tokenizer_class": "PreTrainedTokenizerFast"})
     assert tokens(folder, "The [MASK] Cat", lowercase=True) == ["[CLS]", "the", "[MASK]", "cat", "[SEP]"]
-    made = cased()
-    made.normalizer = normalizers.Sequence([normalizers.Replace("The", "a"), normalizers.Lowercase()])
-    assert tokens(saved(tmp_path, made, {}), "The Cat", lowercase=True) == ["[CLS]", "a", "cat", "[SEP]"]
+    built = cased()
+    built.normalizer = normalizers.Sequence([normalizers.Replace("The", "a"), normalizers.Lowercase()])
+    assert tokens(saved(tmp_path, built, {}), "The Cat", lowercase=True) == ["[CLS]", "a", "cat", "[SEP]"]
 
 
 def test_without_special_tokens(tmp_path):
-    """`add_special_tokens=False` leaves CLS and SEP out, and their places go to the text."""
-    made = Tokenizer(saved(tmp_path, config={}), max_length=4, add_special_tokens=False)
-    encoded = made.tokenize([LONG], "query: ")
-    assert made.special_tokens == 0
+    """`add_special_tokens=False` omits CLS and SEP, which leaves their places to the text."""
+    built = Tokenizer(saved(tmp_path, config={}), max_length=4, add_special_tokens=False)
+    encoded = built.tokenize([LONG], "query: ")
+    assert built.special_tokens == 0
     assert [VOCABULARY[index] for index in encoded.ids[0]] == ["query", ":", "the", "cat"]
     assert (encoded.dropped.tolist(), encoded.prompt_tokens.tolist()) == ([11], [2])
 
@@ -306,47 +306,47 @@ def test_without_special_tokens(tmp_path):
 @pytest.mark.parametrize("side", ["right", "left"])
 @pytest.mark.parametrize("prompt", ["", "query: "])
 @pytest.mark.parametrize("limit", [5, 6, 7, 9, 40])
-def test_a_limit_cuts_as_a_shorter_max_length_does(tmp_path, side, prompt, limit):
-    """`limit` gives the ids, the segment ids and the counts of a tokenizer of that max_length, and changes no other call."""
+def test_a_limit_truncates_like_max_length(tmp_path, side, prompt, limit):
+    """`limit` gives the ids, segment ids and counts of a tokenizer with that max_length, and changes no other call."""
     folder = saved(tmp_path, config={})
-    made, short = (Tokenizer(folder, max_length=length, side=side) for length in (9, min(limit, 9)))
+    built, short = (Tokenizer(folder, max_length=length, side=side) for length in (9, min(limit, 9)))
     texts = [LONG, "", "cat", "the [SEP] cat [CLS] sat on the mat [SEP]"]
-    before = made.tokenize(texts, prompt)
-    assert made.tokenize(texts, prompt, limit=limit) == short.tokenize(texts, prompt)
-    assert made.tokenize(texts, prompt) == before
+    before = built.tokenize(texts, prompt)
+    assert built.tokenize(texts, prompt, limit=limit) == short.tokenize(texts, prompt)
+    assert built.tokenize(texts, prompt) == before
 
 
 def test_limits_of_several_threads(tmp_path):
     """Calls with different limits at once do not change each other."""
-    made = Tokenizer(saved(tmp_path, config={}), max_length=12)
+    built = Tokenizer(saved(tmp_path, config={}), max_length=12)
     limits = [3 + i % 10 for i in range(200)]
     with ThreadPoolExecutor(8) as pool:
-        lengths = pool.map(lambda limit: len(made.tokenize([LONG], limit=limit).ids[0]), limits)
+        lengths = pool.map(lambda limit: len(built.tokenize([LONG], limit=limit).ids[0]), limits)
     assert list(lengths) == [min(limit, 12) for limit in limits]
 
 
 def test_a_limit_without_room(tmp_path):
-    """A limit that special tokens alone fill is an error, as such a max_length is; one more token is enough."""
+    """A limit or max_length that only fits the special tokens is an error; one more token is enough."""
     folder = saved(tmp_path, config={})
-    made = Tokenizer(folder, max_length=12)
+    built = Tokenizer(folder, max_length=12)
     for limit in (1, 2):
         refused = f"is {limit}, but every text has 2 special tokens, which leaves no room for the text. Pass {{}}>=3"
         with pytest.raises(ValueError, match=f"limit {refused.format('limit')}"):
-            made.tokenize(["cat"], limit=limit)
+            built.tokenize(["cat"], limit=limit)
         with pytest.raises(ValueError, match=f"max_length {refused.format('max_length')}"):
             Tokenizer(folder, max_length=limit)
-    assert made.tokenize(["cat dog"], limit=3).counts == [3]
+    assert built.tokenize(["cat dog"], limit=3).counts == [3]
     assert Tokenizer(folder, max_length=1, add_special_tokens=False).tokenize(["cat dog"]).counts == [1]
 
 
 def test_a_prompt_without_room(tmp_path):
-    """A prompt that fills the length is an error, where the end of a text is cut off; where its start is, the prompt goes."""
+    """A prompt that fills the length is an error if texts are truncated on the right; on the left, the prompt is truncated."""
     folder = saved(tmp_path, config={})
-    made = Tokenizer(folder, max_length=12)
+    built = Tokenizer(folder, max_length=12)
     for limit in (3, 4):
         with pytest.raises(PromptError, match=rf"'query: ' has 4 tokens .* maximum is {limit}, .* pass max_length>=5"):
-            made.tokenize(["cat"], "query: ", limit=limit)
-    assert made.tokenize(["cat"], "query: ", limit=5).counts == [5]
+            built.tokenize(["cat"], "query: ", limit=limit)
+    assert built.tokenize(["cat"], "query: ", limit=5).counts == [5]
     left = Tokenizer(folder, max_length=3, side="left").tokenize(["cat dog"], "query: ")
     assert [VOCABULARY[index] for index in left.ids[0]] == ["[CLS]", "dog", "[SEP]"]
 
@@ -361,15 +361,15 @@ def test_a_prompt_without_room(tmp_path):
         ({"truncation_side": "up"}, r"truncation_side is 'up'; it must be 'right' or 'left'"),
     ],
 )
-def test_settings_that_penult_does_not_have(tmp_path, settings, words):
-    """A setting that penult does not have, or of a wrong type, is an error that says what is allowed."""
+def test_unsupported_settings(tmp_path, settings, words):
+    """An unsupported setting, or one of a wrong type, is an error that states what is allowed."""
     folder = saved(tmp_path, config=BERT)
     with pytest.raises(ValueError, match=words):
         stated_side(folder, settings), Tokenizer(folder, max_length=8, settings=settings)
 
 
 def test_harmless_settings(tmp_path):
-    """What decides no ids is skipped, and what does is used."""
+    """Settings that decide no ids are skipped, the others are applied."""
     folder = saved(tmp_path, cased(), BERT)
     harmless = {"use_fast": True, "trust_remote_code": True, "cache_dir": "x", "tokenizer_class": "BertTokenizerFast"}
     assert tokens(folder, "The", settings=harmless) == ["[CLS]", "the", "[SEP]"]
@@ -399,7 +399,7 @@ def test_values_of_the_wrong_type(tmp_path, key, value):
 
 
 def test_a_pointer_to_the_tokenizer(tmp_path):
-    """A tokenizer.json that Git LFS has not fetched is said to be one, whoever reads it first."""
+    """A tokenizer.json that is a Git LFS pointer is reported as one, whichever code reads it first."""
     folder = saved(tmp_path, config={})
     (folder / "tokenizer.json").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n")
     for read in (stated_side, lambda path: Tokenizer(path, max_length=8)):
@@ -413,7 +413,7 @@ def names(folder):
 
 
 def test_files_that_decide_ids_beside_tokenizer_json(tmp_path):
-    """Beside tokenizer.json, the older files count only where they change something."""
+    """Beside tokenizer.json, the older files only count if they change something."""
     folder = saved(tmp_path, config={})
     for name in ("vocab.txt", "merges.txt", "vocab.json"):
         (folder / name).write_text("{}")
@@ -468,10 +468,10 @@ def test_the_same_ids_as_transformers(tmp_path, name, stated):
         named = {"unk_token": "<s>", "pad_token": "<s>", "cls_token": "<s>", "sep_token": "</s>", "bos_token": "<s>"}
         named |= {"eos_token": "</s>", "mask_token": "<|endoftext|>"}
         stated = {key: value for key, value in stated.items() if key != "mask_token"}
-        made = bytes_tokenizer(processors.RobertaProcessing(("</s>", 1), ("<s>", 0)), add_prefix_space=True)
+        built = bytes_tokenizer(processors.RobertaProcessing(("</s>", 1), ("<s>", 0)), add_prefix_space=True)
     else:
-        made = cased(strip_accents=None)
-    folder = saved(tmp_path, made, {"tokenizer_class": name, **named, **stated}, vocab_size=300)
+        built = cased(strip_accents=None)
+    folder = saved(tmp_path, built, {"tokenizer_class": name, **named, **stated}, vocab_size=300)
     oracle = AutoTokenizer.from_pretrained(str(folder))
     texts = ["The Cat sät", "the中cat", " a  [MASK] cat [SEP] </s>", "", LONG]
     expected = [oracle(text, truncation=True, max_length=9)["input_ids"] for text in texts]

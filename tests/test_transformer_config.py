@@ -1,4 +1,4 @@
-"""What the file of a Transformer module says: its names, lengths by role, tokenizer arguments and the output that it takes."""
+"""The configuration of a Transformer module: its names, lengths per role, tokenizer arguments and output."""
 
 import re
 
@@ -21,7 +21,7 @@ TEXT = {"method": "forward", "method_output_name": "last_hidden_state"}
 
 
 def stated(folder, **config):
-    """Write the file and read it."""
+    """Write the file and return what is read from it."""
     write_json(folder / MAIN, config)
     return read_transformer(folder)
 
@@ -30,7 +30,7 @@ def stated(folder, **config):
 
 
 def test_no_file(tmp_path):
-    """Without a file nothing is stated."""
+    """Without a file, nothing is stated."""
     assert read_transformer(tmp_path) == TransformerConfig()
 
 
@@ -38,8 +38,8 @@ def test_no_file(tmp_path):
 def test_the_older_names(tmp_path, name):
     """Each of the six older names is read, lower case and length alike."""
     write_json(tmp_path / name, {"max_seq_length": 77, "do_lower_case": True})
-    found = read_transformer(tmp_path)
-    assert (found.name, found.max_seq_length, found.lowercase) == (name, 77, True)
+    actual = read_transformer(tmp_path)
+    assert (actual.name, actual.max_seq_length, actual.lowercase) == (name, 77, True)
     assert read(tmp_path, Overrides()).origin["max_length"] == name
 
 
@@ -49,8 +49,8 @@ def test_there_are_six_older_names():
     assert kinds == {"roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet"}
 
 
-def test_the_newer_name_counts_more(tmp_path):
-    """Of two files the newer counts; an empty one is passed over, as in sentence-transformers."""
+def test_the_newer_name_takes_precedence(tmp_path):
+    """Of two files the newer applies; an empty one is ignored, as in sentence-transformers."""
     write_json(tmp_path / OLDER[0], {"max_seq_length": 77})
     assert stated(tmp_path, max_seq_length=66).max_seq_length == 66
     write_json(tmp_path / MAIN, {})
@@ -59,13 +59,13 @@ def test_the_newer_name_counts_more(tmp_path):
 
 @pytest.mark.parametrize("value", [0, -1, None, 1e30, float("inf"), float("nan"), 2_000_000])
 def test_lengths_that_are_no_limit(tmp_path, value):
-    """What files hold for "no limit" is no length."""
+    """Values that mean "no limit" are not lengths."""
     assert stated(tmp_path, max_seq_length=value).max_seq_length is None
 
 
 @pytest.mark.parametrize("value", [True, "512", [512], {}])
-def test_lengths_that_are_no_number(tmp_path, value):
-    """A length of another type is refused by name."""
+def test_lengths_that_are_not_numbers(tmp_path, value):
+    """A length of another type is an error that names it."""
     with pytest.raises(ValueError, match=rf"{MAIN}: max_seq_length is .*; it must be a number"):
         stated(tmp_path, max_seq_length=value)
 
@@ -96,7 +96,7 @@ def test_lengths_that_are_no_number(tmp_path, value):
     ],
 )
 def test_harmless_keys(tmp_path, harmless):
-    """What decides no vector of an exported graph is skipped."""
+    """Keys that decide no vector of an exported graph are skipped."""
     assert stated(tmp_path, **harmless, max_seq_length=9) == TransformerConfig(MAIN, 9)
 
 
@@ -121,7 +121,7 @@ def test_harmless_keys(tmp_path, harmless):
         ({"model_args": []}, "model_args is []"),
     ],
 )
-def test_what_is_refused(tmp_path, config, said):
+def test_unsupported_keys_and_values(tmp_path, config, said):
     """Any other key, or a value of another type, is one error that names the file."""
     with pytest.raises(ValueError, match=re.escape(said)) as caught:
         stated(tmp_path, **config)
@@ -141,7 +141,7 @@ def test_what_is_refused(tmp_path, config, said):
     ],
 )
 def test_models_of_other_kinds(tmp_path, config, said):
-    """A task of another kind says what the model is, whatever pooling is asked for, and offers none."""
+    """For another task, the error states the model's kind, whatever pooling is passed, and suggests none."""
     folder = tiny_model(tmp_path)
     write_json(folder / MAIN, config)
     for pooling in (None, "mean"):
@@ -167,24 +167,24 @@ def test_models_of_other_kinds(tmp_path, config, said):
     ],
 )
 def test_lengths_by_role(tmp_path, config, lengths, longest):
-    """A role's own length counts more than the common one, what the tokenizer is called with more than both."""
+    """A role's own length takes precedence over the common one, and the length of the tokenizer call over both."""
     write_json(tmp_path / MAIN, config)
-    found = read(tmp_path, Overrides())
-    assert found.lengths == lengths
-    assert (found.longest("document"), found.longest("query")) == longest
-    assert found.max_length == max(longest)
-    assert found.origin["max_length"] == MAIN
+    actual = read(tmp_path, Overrides())
+    assert actual.lengths == lengths
+    assert (actual.longest("document"), actual.longest("query")) == longest
+    assert actual.max_length == max(longest)
+    assert actual.origin["max_length"] == MAIN
 
 
-def test_a_length_that_the_caller_asks_for(tmp_path):
-    """max_length= holds for both roles, over all that the file states."""
+def test_a_max_length_argument(tmp_path):
+    """max_length= applies to both roles, and overrides the file."""
     write_json(tmp_path / MAIN, {"query_length": 8, "document_length": 24, "processing_kwargs": {"text": {"max_length": 30}}})
-    found = read(tmp_path, Overrides(max_length=12))
-    assert (found.longest("document"), found.longest("query"), found.lengths) == (12, 12, {})
+    actual = read(tmp_path, Overrides(max_length=12))
+    assert (actual.longest("document"), actual.longest("query"), actual.lengths) == (12, 12, {})
 
 
-def test_texts_are_cut_by_role(tmp_path):
-    """A query is cut at the query's length, a document at its own; an error names the length of the role."""
+def test_texts_are_truncated_by_role(tmp_path):
+    """A query is truncated at the query's length, a document at its own; an error states the length of the role."""
     folder = tiny_model(tmp_path)
     write_json(folder / MAIN, {"max_seq_length": 64, "query_length": 6, "document_length": 10})
     text = "the cat sat on the mat in the moon " * 3
@@ -206,11 +206,11 @@ def test_texts_are_cut_by_role(tmp_path):
 
 
 def test_lower_case_comes_before_the_tokenizer(tmp_path):
-    """do_lower_case lowercases texts for a tokenizer that does not."""
+    """do_lower_case lowercases texts for a cased tokenizer."""
     folder = tiny_model(tmp_path)
-    made = tokenizer()
-    made.normalizer = None
-    made.save(str(folder / "tokenizer.json"))
+    result = tokenizer()
+    result.normalizer = None
+    result.save(str(folder / "tokenizer.json"))
     with Embedder.load(folder, threads=1) as e:
         assert difference(e.embed(["CAT"]), e.embed(["cat"])) > 1e-2
         before = e.fingerprint
@@ -222,7 +222,7 @@ def test_lower_case_comes_before_the_tokenizer(tmp_path):
 
 @pytest.mark.parametrize("key", ["tokenizer_args", "processor_kwargs"])
 def test_tokenizer_arguments(tmp_path, key):
-    """Arguments of the tokenizer are laid over its own file, and are in the fingerprint."""
+    """Arguments of the tokenizer override its own file, and are in the fingerprint."""
     folder = tiny_model(tmp_path)
     write_json(
         folder / "tokenizer_config.json", {"tokenizer_class": "BertTokenizer", "do_lower_case": True, "pad_token": "[PAD]"}
@@ -242,7 +242,7 @@ def test_tokenizer_arguments(tmp_path, key):
 
 @pytest.mark.parametrize("place", ["common", "text"])
 def test_no_special_tokens(tmp_path, place):
-    """add_special_tokens false leaves [CLS] and [SEP] out."""
+    """add_special_tokens false omits [CLS] and [SEP]."""
     folder = tiny_model(tmp_path)
     write_json(folder / MAIN, {"max_seq_length": 64, "processing_kwargs": {place: {"add_special_tokens": False}}})
     weights = reference.read_weights(folder / "onnx" / "model.onnx")
@@ -253,16 +253,16 @@ def test_no_special_tokens(tmp_path, place):
 
 
 @pytest.mark.parametrize("place", ["common", "text"])
-def test_the_side_that_is_cut(tmp_path, place):
-    """A truncation_side of the call changes nothing, as measured with sentence-transformers 6.2: the tokenizer's own holds."""
+def test_the_side_of_truncation(tmp_path, place):
+    """A truncation_side of the call has no effect, as measured with sentence-transformers 6.2: the tokenizer's own applies."""
     write_json(tmp_path / "tokenizer_config.json", {"truncation_side": "right"})
     write_json(tmp_path / MAIN, {"processing_kwargs": {place: {"truncation_side": "left"}}})
     assert read(tmp_path, Overrides()).side == "right"
 
 
 @pytest.mark.parametrize("side", ["right", "left"])
-def test_the_side_that_the_tokenizer_is_made_with(tmp_path, side):
-    """truncation_side among the tokenizer's arguments counts more than its own file, the caller's more than both."""
+def test_the_side_of_the_tokenizer_arguments(tmp_path, side):
+    """truncation_side of the tokenizer's arguments overrides its file, and the caller's overrides both."""
     write_json(tmp_path / "tokenizer_config.json", {"truncation_side": "right" if side == "left" else "left"})
     write_json(tmp_path / MAIN, {"tokenizer_args": {"truncation_side": side}})
     assert read(tmp_path, Overrides()).side == side
@@ -272,8 +272,8 @@ def test_the_side_that_the_tokenizer_is_made_with(tmp_path, side):
         read(tmp_path, Overrides())
 
 
-def test_what_is_common_counts_more(tmp_path):
-    """Where `common` and `text` differ, `common` counts, as measured with sentence-transformers 6.2, which lays it over `text`."""
+def test_common_arguments_take_precedence(tmp_path):
+    """If `common` and `text` differ, `common` applies, as measured with sentence-transformers 6.2."""
     for common in (True, False):
         both = {"common": {"add_special_tokens": common}, "text": {"add_special_tokens": not common}}
         assert stated(tmp_path, processing_kwargs=both).special_tokens is common
@@ -281,14 +281,14 @@ def test_what_is_common_counts_more(tmp_path):
 
 @pytest.mark.parametrize("place", ["common", "text"])
 def test_a_call_without_a_length(tmp_path, place):
-    """A max_length of null in the call takes the role's own length away, as measured with sentence-transformers 6.2."""
+    """A max_length of null in the call removes the role's own length, as measured with sentence-transformers 6.2."""
     write_json(tmp_path / MAIN, {"max_seq_length": 50, "query_length": 6, "processing_kwargs": {place: {"max_length": None}}})
     assert read(tmp_path, Overrides()).longest("query") == 50
 
 
 @pytest.mark.parametrize("place", ["common", "text"])
 def test_a_truncation_of_null(tmp_path, place):
-    """A truncation of null switches it off in sentence-transformers, so that it is refused as false is."""
+    """A truncation of null turns it off in sentence-transformers, so it is rejected like false."""
     with pytest.raises(ValueError, match="disables truncation"):
         stated(tmp_path, processing_kwargs={place: {"truncation": None}})
 
@@ -315,10 +315,10 @@ def test_a_truncation_of_null(tmp_path, place):
     ],
 )
 def test_the_output_of_text(tmp_path, modalities, feature, expected):
-    """The last hidden state, another one by its number, or a vector of the graph's own."""
+    """The last hidden state, another one by its number, or a vector that the graph outputs."""
     named = {} if feature is None else {"module_output_name": feature}
-    found = stated(tmp_path, modality_config=modalities, **named)
-    assert (found.output, found.layer) == expected
+    actual = stated(tmp_path, modality_config=modalities, **named)
+    assert (actual.output, actual.layer) == expected
 
 
 @pytest.mark.parametrize(
@@ -353,8 +353,8 @@ def test_the_output_of_text(tmp_path, modalities, feature, expected):
         ({"modality_config": [TEXT]}, "modality_config is"),
     ],
 )
-def test_outputs_that_are_refused(tmp_path, config, said):
-    """A modality or an output that penult does not read is refused by name."""
+def test_unsupported_outputs(tmp_path, config, said):
+    """An unsupported modality or output is an error that names it."""
     with pytest.raises(ValueError, match=re.escape(said)) as caught:
         stated(tmp_path, **config)
     assert MAIN in str(caught.value)
@@ -362,7 +362,7 @@ def test_outputs_that_are_refused(tmp_path, config, said):
 
 @pytest.mark.parametrize("number", [0, 1, -1, -2])
 def test_a_hidden_state_by_its_number(tmp_path, number):
-    """The hidden state that the files name is pooled, as layer= would choose it; layer= counts more."""
+    """The hidden state that the files name is pooled, as with layer=, which overrides it."""
     folder = tiny_model(tmp_path)
     config = {"max_seq_length": 64, "modality_config": {"text": TEXT | {"method_output_name": ["hidden_states", number]}}}
     write_json(folder / MAIN, config)
@@ -376,7 +376,7 @@ def test_a_hidden_state_by_its_number(tmp_path, number):
 
 
 def test_a_vector_of_the_graphs_own(tmp_path):
-    """A pooler_output that the files ask for is taken where the graph gives it, and refused by name where it does not."""
+    """A pooler_output that the files name is used if the graph has it; else the error names it."""
     folder = tiny_model(tmp_path)
     list_modules(folder, ("Transformer", ""))
     text = TEXT | {"method_output_name": "pooler_output"}
@@ -396,7 +396,7 @@ def test_a_vector_of_the_graphs_own(tmp_path):
 
 
 def test_a_clip_model_gives_its_projection(tmp_path):
-    """A CLIPModel without another word takes the graph's text_embeds."""
+    """A CLIPModel without another setting uses the graph's text_embeds."""
     write_json(tmp_path / "modules.json", [{"type": f"{PACKAGE}CLIPModel", "path": "0_CLIPModel"}])
     assert read(tmp_path, Overrides()).output == "text_embeds"
 
@@ -427,7 +427,7 @@ KEYS = (
 
 @st.composite
 def configurations(draw):
-    """Draw a file with some of its keys, the nested ones in part as they should be."""
+    """Draw a file with some of its keys; nested ones are partly valid."""
     content = {}
     for key in draw(st.lists(st.sampled_from(KEYS), unique=True, max_size=4)):
         deeper = st.dictionaries(st.sampled_from(DEEPER.get(key, ["x"])), json_values, max_size=3)
@@ -445,11 +445,11 @@ def place(tmp_path_factory):
 @settings(deadline=None, max_examples=150)
 @given(configurations() | json_values)
 def test_any_content(place, content):
-    """Whatever the file holds: read, with lengths that are numbers, or one error that names the file."""
+    """Whatever the file contains: it is read, with numbers as lengths, or one error names the file."""
     write_json(place / MAIN, content)
     try:
-        found = read(place, Overrides())
+        actual = read(place, Overrides())
     except ValueError as error:
         assert MAIN in str(error) or "tokenizer settings" in str(error)  # noqa: PT017 - an error is one of the outcomes
     else:
-        assert all(1 <= found.longest(role) <= 1_000_000 for role in ("document", "query"))
+        assert all(1 <= actual.longest(role) <= 1_000_000 for role in ("document", "query"))

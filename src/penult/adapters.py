@@ -129,8 +129,8 @@ class AdapterOptions(BaseModel):
         """
         if not callable(getattr(self.embedder, "embed", None)):
             raise TypeError(
-                f"embedder is a {type(self.embedder).__name__}; it must have embed, dimension and fingerprint "
-                f"(penult.types.TextEmbedder). Pass a folder or a Hub id as {self.model_field}="
+                "embedder must have embed, dimension and fingerprint (penult.types.TextEmbedder), given: "
+                f"{type(self.embedder).__name__}. Pass a folder or a Hub id as {self.model_field}="
             )
 
     def _check_unused(self) -> None:
@@ -142,8 +142,8 @@ class AdapterOptions(BaseModel):
         names = _LOADING if self.embedder is None else (*_LOADING, "prompts", *self.instruction_fields.values())
         unused = [name for name in names if getattr(self, name) != type(self).model_fields[name].default]
         if unused:
-            owner = "base_url" if self.embedder is None else "embedder"
-            raise ValueError(f"{', '.join(unused)} cannot be combined with {owner}: set them where the model is loaded")
+            owner = "a server" if self.embedder is None else "a loaded embedder"
+            raise ValueError(f"{', '.join(unused)} given with {owner}, which has its own. Set them where the model is loaded")
 
     def _merged_prompts(self) -> dict[str, str] | None:
         """Return `prompts` merged with the framework's fields; None if there are none.
@@ -155,7 +155,7 @@ class AdapterOptions(BaseModel):
         for role, field in self.instruction_fields.items():
             prompt = getattr(self, field)
             if prompt is not None and prompts.setdefault(role, prompt) != prompt:
-                raise ValueError(f"prompts[{role!r}] and {field} differ: pass one of them")
+                raise ValueError(f"prompts[{role!r}] and {field} are both given and differ. Pass one of them")
         return prompts or None
 
     def _embedder(self) -> TextEmbedder:
@@ -166,7 +166,7 @@ class AdapterOptions(BaseModel):
             return self._remote(self.base_url)
         reference = getattr(self, self.model_field)
         if not reference:
-            raise ValueError(f"neither {self.model_field} nor embedder is set: set one of them")
+            raise ValueError(f"neither {self.model_field} nor embedder is set. Set one of them")
         load = partial(
             penult.Embedder.load,
             reference,

@@ -16,7 +16,9 @@ _OPTIONS = {
 
 _NAME = f"(?P<name>{'|'.join(_OPTIONS)})"
 _ASSIGNED = re.compile(rf"\b{_NAME}(?P<sign>=|<=)(?P<value>'[^']*'|True|False|None|[^\s,;.)]+)")
-_NAMED = re.compile(rf"(?P<before>^|[.;:] |\bLeave |\band |\blower ){_NAME}(?= is | was | out\b|\.$| and \w+ out\b)")
+_BARE = re.compile(rf"\b{_NAME}=(?=[ .,]|$)")
+_NAMED = re.compile(rf"(?P<before>^|[.;:] ){_NAME}(?= is | was )")
+_OMITTED = re.compile(rf"(?P<before>\bOmit (?:\w+ and )?){_NAME}(?=[,.]| and [\w-]+\.)")
 
 
 def sentence_of(error: BaseException) -> str:
@@ -31,7 +33,10 @@ def sentence_of(error: BaseException) -> str:
 def in_options(message: str) -> str:
     """Return a message with options instead of arguments of `Embedder.load`: --pooling mean, not pooling='mean'."""
     message = message.replace("pass prompts=", "pass --query-prompt or --document-prompt")
-    return _NAMED.sub(lambda match: f"{match['before']}--{_OPTIONS[match['name']]}", _ASSIGNED.sub(_as_option, message))
+    message = _ASSIGNED.sub(_as_option, message)
+    for pattern in (_BARE, _NAMED, _OMITTED, _OMITTED):  # "Omit layer and pooling" has two names
+        message = pattern.sub(lambda match: f"{match.groupdict().get('before', '')}--{_OPTIONS[match['name']]}", message)
+    return message
 
 
 def _as_option(match: re.Match[str]) -> str:

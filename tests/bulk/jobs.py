@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
-from conftest import hearing
+from conftest import default_sigint
 from models import WORDS
 
 from penult.bulk import embed
@@ -56,7 +56,7 @@ def run(*arguments: object, **options: object) -> subprocess.CompletedProcess:
 
 def started(*arguments: object, **options: object) -> subprocess.Popen:
     options |= {"stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(command(*arguments), preexec_fn=hearing, **options)  # noqa: PLW1509 - takes no lock
+    return subprocess.Popen(command(*arguments), preexec_fn=default_sigint, **options)  # noqa: PLW1509 - takes no lock
 
 
 def recorded(out: Path) -> int:

@@ -14,7 +14,7 @@ from server_kit import Process, serving
 from penult.deepsparse import load_probe
 from penult.deepsparse.arguments import TASK
 from penult.server import EndpointConfig, Limits
-from penult.server import models as opened_modelsfile
+from penult.server import models as models_module
 from penult.server.errors import Refusal
 from penult.server.metrics import Metrics
 from penult.server.models import Models
@@ -43,7 +43,7 @@ def test_deleting_frees_the_model(running, tiny, monkeypatch):
     """Removing an endpoint ends the threads, sessions and queues of its models, except of models that others use."""
     returned: list[int] = []
     monkeypatch.setattr(
-        opened_modelsfile, "_return_freed_memory", lambda: returned.append(sum(ref() is not None for ref in opened))
+        models_module, "_return_freed_memory", lambda: returned.append(sum(ref() is not None for ref in opened))
     )
     kept, threads = {*models(running)}, threading.active_count()
     for cycle in range(3):
@@ -62,7 +62,7 @@ def test_deleting_frees_the_model(running, tiny, monkeypatch):
     assert running.get("/health").status_code == 200
 
 
-def test_opened_modelsthat_others_use_stay_open(running, tiny):
+def test_models_that_others_use_stay_open(running, tiny):
     """Endpoints share models; a model is freed with the last endpoint that uses it or its session."""
     bodies = [endpoint(tiny, name, prompts={"query": name}) for name in ("one", "two")]
     for body in bodies:  # one pipeline, which shares the session of the first embedder; two embedders
@@ -228,7 +228,7 @@ def test_a_probe_ends_with_its_parent():
     child.stdout.close()
 
 
-async def test_opened_modelsload_in_parallel():
+async def test_models_load_in_parallel():
     """Models load in parallel: requests for a slow one wait up to the limit, others do not wait."""
     opened_models, free, config = (
         Models(Limits(max_load_seconds=1), Metrics(), 1),

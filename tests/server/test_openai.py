@@ -203,7 +203,7 @@ def test_prompts_by_name_and_of_the_request(prompted, body, role, prompt):
         ({"prompt_name": "passage", "input_type": "query"}, "prompt_name", "which are different roles"),
         ({"prompt": "x" * 4097}, "prompt", "at most 4096 characters"),
         ({"prompt": ["a"]}, "prompt", "valid string"),
-        ({"prompt": "fish " * 70}, "prompt", "has 72 tokens with the special tokens, and a text has 64 at most"),
+        ({"prompt": "fish " * 70}, "prompt", "has 72 tokens with the special tokens; the maximum is 64"),
     ],
 )
 def test_invalid_prompts_are_refused(prompted, body, param, words):

@@ -216,7 +216,7 @@ async def test_small_requests_pass_large_ones(queue, engine):
     await asyncio.sleep(0)
     engine.free.set()
     await small
-    assert len(engine.calls) <= 3
+    assert any("y" in call for call in engine.calls[:3])
     await asyncio.gather(first, *large)
 
 

@@ -214,7 +214,7 @@ def test_a_prompt_that_changes_is_obeyed(embedding):
 def test_a_prompt_given_twice_is_refused():
     """Two prompts for one role are an error that names both; so is a role that there is not."""
     for word, role in (("query_instruction", "query"), ("text_instruction", "document")):
-        with pytest.raises(ValidationError, match=rf"prompts\['{role}'\] and {word} differ"):
+        with pytest.raises(ValidationError, match=rf"prompts\['{role}'\] and {word} are both given and differ"):
             PenultEmbedding(model_name="m", prompts={role: "a"}, **{word: "b"})
     with pytest.raises(ValidationError, match="'document' or 'query'"):
         PenultEmbedding(model_name="m", prompts={"text": "a"})
@@ -223,7 +223,7 @@ def test_a_prompt_given_twice_is_refused():
 @pytest.mark.parametrize("option", [{"prompts": PROMPTS}, {"query_instruction": "q"}, {"text_instruction": ""}], ids=str)
 def test_prompts_do_not_fit_a_loaded_embedder(lengths, option):
     """An embedder that is loaded has its prompts; others would not be put."""
-    with pytest.raises(ValidationError, match=f"{next(iter(option))} cannot be combined with embedder"):
+    with pytest.raises(ValidationError, match=f"{next(iter(option))} given with a loaded embedder"):
         PenultEmbedding(embedder=lengths, **option)
 
 
@@ -246,14 +246,14 @@ async def test_any_iterable_of_texts(embedding, texts):
 
 def test_loading_options_do_not_fit_a_loaded_embedder(lengths):
     """An option that would be ignored is an error that names it."""
-    with pytest.raises(ValidationError, match="pooling, dimensions cannot be combined with embedder"):
+    with pytest.raises(ValidationError, match="pooling, dimensions given with a loaded embedder"):
         PenultEmbedding(embedder=lengths, pooling="mean", dimensions=2, show_progress=True)
     with pytest.raises(ValidationError, match="model_name='other' and an embedder of fingerprint:lengths-1"):
         PenultEmbedding(embedder=lengths, model_name="other")
 
 
 def test_an_embedder_must_embed():
-    with pytest.raises(TypeError, match="embedder is a str"):
+    with pytest.raises(TypeError, match="given: str"):
         PenultEmbedding(embedder="sentence-transformers/all-MiniLM-L6-v2")
 
 

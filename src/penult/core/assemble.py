@@ -170,16 +170,16 @@ def _check_vector(outputs: Mapping[str, int], recipe: Recipe, source: Source) ->
     name = recipe.output if recipe.layer == -1 else own if recipe.layer is None else recipe.layer
     if recipe.origin.get("pooling") == "argument" and isinstance(name, str) and outputs.get(name) == 2:
         raise ValueError(
-            f"the output {name!r} of {source.model} is already one vector per text, so pooling does not apply. Remove pooling, "
+            f"the output {name!r} of {source.model} is already one vector per text, so pooling does not apply. Omit pooling, "
             "or pass the name of a hidden state as layer=."
         )
 
 
 def _stated_output(outputs: Mapping[str, int], name: str, source: Source) -> HiddenState:
     """Return the vector output that a file names, or that of a full export under its conventional name."""
-    for wanted in (name, VECTORS):
-        if outputs.get(wanted) == 2:
-            return _named(wanted, f"the graph's own output {wanted!r}, which the model's files name")
+    for candidate in (name, VECTORS):
+        if outputs.get(candidate) == 2:
+            return _named(candidate, f"the graph's own output {candidate!r}, which the model's files name")
     raise ValueError(
         f"The files of {source.reference!r} name the output {name!r}; {source.model} has the outputs "
         f"{', '.join(outputs)}. Export the model with an output {name!r} of shape (batch, size)."

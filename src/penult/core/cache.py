@@ -25,12 +25,12 @@ from penult.atomic_files import atomic_write
 
 _LOGGER = logging.getLogger(__name__)
 ADVICE = "Set PENULT_CACHE to a writable folder with free space."
-_HOMELESS = "this user has no home directory"
+_NO_HOME = "this user has no home directory"
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 _FULL = 2**20  # free bytes below which a disk counts as full
 _SMALL = 2**20  # bytes of a file; hashing it (0.7 ms at 1.5 GB/s) is as fast as a safe lookup of its hash
 # Seconds. A file rewritten within the timestamp resolution of its file system keeps its times: 2 s on FAT.
-_YOUNG = 2.0
+_RECENT = 2.0
 _LARGEST = 2**37  # bytes (137 GB) of a weight file: larger than any encoder's, and hashing takes minutes
 
 
@@ -50,8 +50,8 @@ def cache_folder() -> Path:
     try:
         folder = user_cache_path("penult", appauthor=False)
     except RuntimeError:  # newer versions of platformdirs raise it; older ones return a folder named ~
-        return _private_folder(_HOMELESS)
-    reason = _foreign(folder)
+        return _private_folder(_NO_HOME)
+    reason = _unusable(folder)
     return folder if reason is None else _private_folder(reason)
 
 
@@ -178,13 +178,13 @@ def _digest(path: Path, *, reread: bool) -> str:
     if before.st_size < _SMALL:
         return hashlib.sha256(path.read_bytes()).hexdigest()
     note = cache_folder() / "hashes" / hashlib.sha256("\0".join(map(str, (path, *_state(before)))).encode()).hexdigest()[:32]
-    if not reread and not _is_young(before) and (known := read_note(note)) is not None:
+    if not reread and not _is_recent(before) and (known := read_note(note)) is not None:
         return known
     with path.open("rb") as file:
         _check_size(path, file.fileno())
         digest = hashlib.file_digest(file, "sha256").hexdigest()
         after = os.fstat(file.fileno())
-    if _state(after) == _state(before) and not _is_young(after):
+    if _state(after) == _state(before) and not _is_recent(after):
         _try_note(note, digest)
     return digest
 
@@ -194,9 +194,9 @@ def _state(status: os.stat_result) -> tuple[int, ...]:
     return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
 
 
-def _is_young(status: os.stat_result) -> bool:
+def _is_recent(status: os.stat_result) -> bool:
     """Return whether a file was changed so recently, or so far in the future, that its times do not identify its content."""
-    return time.time() - max(status.st_mtime, status.st_ctime) < _YOUNG
+    return time.time() - max(status.st_mtime, status.st_ctime) < _RECENT
 
 
 def _check_size(path: Path, descriptor: int) -> None:
@@ -209,20 +209,20 @@ def _check_size(path: Path, descriptor: int) -> None:
     size = status.st_size
     if size > _LARGEST:
         raise ValueError(f"{path} has {size:,} bytes; penult reads weight files of at most {_LARGEST:,}. Download it again.")
-    held = getattr(status, "st_blocks", size) * 512
-    if size < 2**30 or held >= size // 16 or not hasattr(os, "SEEK_HOLE"):
+    stored = getattr(status, "st_blocks", size) * 512
+    if size < 2**30 or stored >= size // 16 or not hasattr(os, "SEEK_HOLE"):
         return
     hole = os.lseek(descriptor, 0, os.SEEK_HOLE)  # `st_blocks` alone is 0 on some network file systems
     os.lseek(descriptor, 0, os.SEEK_SET)
     if hole < size:
-        raise ValueError(f"{path} is a sparse file: {size:,} bytes, of which {held:,} are stored. Download it again.")
+        raise ValueError(f"{path} is a sparse file: {size:,} bytes, of which {stored:,} are stored. Download it again.")
 
 
-def _foreign(folder: Path) -> str | None:
+def _unusable(folder: Path) -> str | None:
     """Return why the platform's cache folder is not usable; None if it is. The home may belong to another user."""
     home = os.path.expanduser("~")  # noqa: PTH111 - does not raise, and returns "~" for a user without a home
     if not folder.is_absolute() or (folder.is_relative_to(home) and not os.path.isdir(home)):  # noqa: PTH112 - as above
-        return _HOMELESS
+        return _NO_HOME
     parent = next(parent for parent in (folder, *folder.parents) if os.path.exists(parent))  # noqa: PTH110 - does not raise
     if hasattr(os, "geteuid") and parent.stat().st_uid not in (os.geteuid(), 0):
         return f"{parent} belongs to another user"

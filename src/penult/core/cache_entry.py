@@ -43,13 +43,13 @@ def making(parent: Path, kind: str) -> Iterator[Path]:
             os.close(lock)
 
 
-def install(temporary: Path, folder: Path, is_whole: Callable[[], bool], *, replaces: bool = True) -> None:
+def install(temporary: Path, folder: Path, is_complete: Callable[[], bool], *, replaces: bool = True) -> None:
     """Sync a temporary folder and rename it to its final path, unless another process was faster.
 
     Args:
         temporary: the folder, in the parent of `folder`.
         folder: the final path.
-        is_whole: returns whether an existing `folder` is valid.
+        is_complete: returns whether an existing `folder` is valid.
         replaces: whether to remove `folder` if it is not valid.
 
     Raises:
@@ -60,7 +60,7 @@ def install(temporary: Path, folder: Path, is_whole: Callable[[], bool], *, repl
         try:
             temporary.rename(folder)  # also replaces an empty folder
         except OSError:
-            if is_whole():
+            if is_complete():
                 return
             if last or not replaces:
                 raise
@@ -84,7 +84,7 @@ def checksums(folder: Path) -> dict[str, str]:
     return {path.relative_to(folder).as_posix(): hash_files([path]) for path in files}
 
 
-def is_whole(folder: Path, sums: object, *, reread: bool = False) -> bool:
+def is_complete(folder: Path, sums: object, *, reread: bool = False) -> bool:
     """Return whether a folder's files match these checksums.
 
     Args:

@@ -162,8 +162,8 @@ class Embedder:
             reread=fingerprint is not None,
         )
         texts = None if calibration is None else tuple(checked_texts(calibration))
-        found = read(model, overrides, texts, model_file=model_file, files_from=files_from, reread=fingerprint is not None)
-        embedder = cls(*found, runtime, calibration=texts)
+        opened = read(model, overrides, texts, model_file=model_file, files_from=files_from, reread=fingerprint is not None)
+        embedder = cls(*opened, runtime, calibration=texts)
         cut = embedder.recipe.origin.get("dimensions") == "argument" and normalize is None and not layer_norm
         if cut and not embedder.recipe.unit_length:
             warnings.warn(

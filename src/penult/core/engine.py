@@ -128,7 +128,7 @@ class Engine:
             with self._guard:
                 results = list(session.run(None if outputs is None else list(outputs), feed))
         except _failures() as error:
-            raise ValueError(f"ONNX Runtime rejected the inputs: {_explained(_first_line(error), feed)}") from error
+            raise ValueError(f"ONNX Runtime rejected the inputs: {_explain(_first_line(error), feed)}") from error
         mapped.check()
         return results
 
@@ -246,11 +246,11 @@ def _check(tensor: Tensor, array: Array, sizes: dict[str, tuple[int, str]]) -> N
     """
     if not isinstance(array, np.ndarray):
         raise TypeError(f"{tensor.name!r} is a {type(array).__name__}; pass a NumPy array of {tensor.dtype}.")
-    if wrong := _wrong(tensor, array, sizes):
+    if wrong := _mismatch(tensor, array, sizes):
         raise ValueError(f"{tensor.name!r} is {array.dtype} {array.shape}{wrong}")
 
 
-def _wrong(tensor: Tensor, array: Array, sizes: dict[str, tuple[int, str]]) -> str:
+def _mismatch(tensor: Tensor, array: Array, sizes: dict[str, tuple[int, str]]) -> str:
     """Return an error message for an array; empty if it is valid. Called before every run, so messages are built lazily."""
     if array.dtype != tensor.dtype:
         return f"; it must be {tensor.dtype}. Convert it with .astype({str(tensor.dtype)!r})."
@@ -267,7 +267,7 @@ def _wrong(tensor: Tensor, array: Array, sizes: dict[str, tuple[int, str]]) -> s
     return ""
 
 
-def _explained(message: str, feed: Mapping[str, Array]) -> str:
+def _explain(message: str, feed: Mapping[str, Array]) -> str:
     """Return the runtime's message; the two common ones are rephrased in terms of the inputs."""
     if match := re.search(r"idx=(\d+) must be within the inclusive range \[-?\d+,(\d+)\]", message):
         value, last = int(match[1]), int(match[2])
@@ -277,8 +277,9 @@ def _explained(message: str, feed: Mapping[str, Array]) -> str:
         sizes = {size for array in feed.values() for size in array.shape}
         one, other = int(match[1]), int(match[2])
         if (one in sizes) != (other in sizes):
-            mine, theirs = (one, other) if one in sizes else (other, one)
-            return f"an axis has the size {mine}, but the graph has {theirs} there (for tokens: the model's positions)."
+            input_size, graph_size = (one, other) if one in sizes else (other, one)
+            sizes_differ = f"an axis has the size {input_size}, but the graph has {graph_size} there"
+            return f"{sizes_differ} (for tokens: the model's positions)."
     return message
 
 

@@ -20,7 +20,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from penult.core.cache import ADVICE, disk_errors, hash_files
-from penult.core.cache_entry import checksums, install, is_whole, making
+from penult.core.cache_entry import checksums, install, is_complete, making
 from penult.core.config.config_json import check_content, read_json, read_object
 from penult.core.memory import check_memory
 from penult.extras import install_hint
@@ -90,8 +90,8 @@ def exported(folder: Path, cache: Path, *, python: str = sys.executable, progres
         OSError: the cache cannot be written.
         ValueError: as in `export`.
     """
-    if (found := find_export(folder, cache, reread=reread)) is not None:
-        return found
+    if (cached := find_export(folder, cache, reread=reread)) is not None:
+        return cached
     out = _place(folder, cache)
     if os.path.lexists(out):
         _LOGGER.warning("The cached export in %s is damaged or incomplete; exporting again.", out)
@@ -106,19 +106,19 @@ def find_export(folder: Path, cache: Path, *, reread: bool = False) -> Path | No
         ValueError: as in `export`.
     """
     out = _place(folder, cache)
-    return out if _is_whole(out, reread=reread) else None
+    return out if _is_complete(out, reread=reread) else None
 
 
 def _place(folder: Path, cache: Path) -> Path:
     return cache / "exports" / source_sha256(folder)[:32]
 
 
-def _is_whole(out: Path, *, reread: bool = False) -> bool:
+def _is_complete(out: Path, *, reread: bool = False) -> bool:
     try:
         record = read_object(out / RECORD)
     except (OSError, ValueError):
         return False
-    return is_whole(out, record.get("files"), reread=reread)
+    return is_complete(out, record.get("files"), reread=reread)
 
 
 def source_sha256(folder: Path) -> str:
@@ -137,18 +137,18 @@ def _export(folder: Path, out: Path, python: str, advice: str, *, progress: bool
     elsewhere = "Run `penult export` on a larger machine and copy the folder here."
     check_memory(f"The export of {folder}", weights, _MEMORY, elsewhere, held=True)
     with disk_errors(out.parent, advice), making(out.parent, "exporting") as aside, disk_errors(out.parent, advice):
-        made = {}
+        records = {}
         for name in _transformers(folder):
             graphs = aside / name / "onnx"
             graphs.mkdir(parents=True)
-            made[name] = _run(folder / name, graphs, python, progress=progress)
+            records[name] = _run(folder / name, graphs, python, progress=progress)
         for path in _copied(folder):
             (aside / path).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(folder / path, aside / path)
-        record = {"format": _FORMAT, "source_sha256": source_sha256(folder), "transformers": made, "files": checksums(aside)}
+        record = {"format": _FORMAT, "source_sha256": source_sha256(folder), "transformers": records, "files": checksums(aside)}
         (aside / RECORD).write_text(json.dumps(record, indent=2), encoding="utf-8")
         aside.chmod(0o755)  # a temporary folder is private to its owner, but this one may be copied
-        install(aside, out, lambda: _is_whole(out), replaces=replaces)
+        install(aside, out, lambda: _is_complete(out), replaces=replaces)
     return out
 
 
@@ -197,13 +197,13 @@ def _module_folders(folder: Path) -> list[str]:
 
 def _weights(folder: Path) -> list[str]:
     """Return the relative paths of the transformers' weight files."""
-    found = [path for name in _transformers(folder) for pattern in _WEIGHTS for path in (folder / name).glob(pattern)]
-    return sorted(path.relative_to(folder).as_posix() for path in found)
+    paths = [path for name in _transformers(folder) for pattern in _WEIGHTS for path in (folder / name).glob(pattern)]
+    return sorted(path.relative_to(folder).as_posix() for path in paths)
 
 
 def _copied(folder: Path) -> list[PurePath]:
     """Return the relative paths of the files to copy: all files of the modules except weights that a graph contains."""
-    found: list[PurePath] = []
+    paths: list[PurePath] = []
     for name in _module_folders(folder):
         own = not _is_transformer(folder / name)
         for path in sorted((folder / name).glob("*")):
@@ -211,8 +211,8 @@ def _copied(folder: Path) -> list[PurePath]:
             if path.name.startswith(".") or path.name == RECORD or (weights and not (own and path.name in _MODULE_WEIGHTS)):
                 continue
             if path.is_file():
-                found.append(path.relative_to(folder))
-    return found
+                paths.append(path.relative_to(folder))
+    return paths
 
 
 def _run(folder: Path, out: Path, python: str, *, progress: bool) -> Mapping[str, Any]:
@@ -237,7 +237,7 @@ def _run(folder: Path, out: Path, python: str, *, progress: bool) -> Mapping[str
         clock.daemon = True
         clock.start()
         try:
-            answer = _listen(process, progress=progress)
+            answer = _answer(process, progress=progress)
             process.wait()
         finally:
             in_time = clock.is_alive()
@@ -250,10 +250,10 @@ def _run(folder: Path, out: Path, python: str, *, progress: bool) -> Mapping[str
         log.seek(0)
         if "done" in answer:
             return dict(answer["done"])
-        raise ValueError(answer.get("error") or _why(folder, python, process.returncode, log.read(), in_time=in_time))
+        raise ValueError(answer.get("error") or _failure(folder, python, process.returncode, log.read(), in_time=in_time))
 
 
-def _listen(process: "subprocess.Popen[str]", *, progress: bool) -> Mapping[str, Any]:
+def _answer(process: "subprocess.Popen[str]", *, progress: bool) -> Mapping[str, Any]:
     """Return the child's answer, read line by line; {} if it ends without one."""
     for line in process.stdout or ():
         try:
@@ -268,7 +268,7 @@ def _listen(process: "subprocess.Popen[str]", *, progress: bool) -> Mapping[str,
     return {}
 
 
-def _why(folder: Path, python: str, status: int, log: str, *, in_time: bool) -> str:
+def _failure(folder: Path, python: str, status: int, log: str, *, in_time: bool) -> str:
     if not in_time:
         return f"The export of {folder} took longer than {_SECONDS / 60:.0f} minutes and was stopped. Use a faster machine."
     if status < 0:

@@ -282,11 +282,11 @@ def _finite_without(model: Any, missing: Sequence[str], encoder: Encoder) -> boo
 
     They are set to NaN: any output that depends on them becomes NaN, too.
     """
-    held = model.state_dict()
+    weights = model.state_dict()
     with torch.no_grad():
         for name in missing:
-            if name in held and held[name].is_floating_point():
-                held[name].fill_(float("nan"))
+            if name in weights and weights[name].is_floating_point():
+                weights[name].fill_(float("nan"))
         result = _run_torch(encoder, _feeds([[3, 4, 5, 6, 7, 8]], 0, encoder.inputs))
     return bool(np.isfinite(result).all())
 
@@ -334,9 +334,9 @@ def _rows(tokenizer: Any, size: int) -> list[list[int]]:
     rows = [[int(value) for value in generator.integers(0, size, length)] for length in (3, 12, 40)]
     if tokenizer is None:
         return rows
-    read = [[int(value) for value in tokenizer(text)["input_ids"]][:64] for text in _TEXTS]
-    usable = all(read) and max(max(row) for row in read) < size
-    return read if usable else rows
+    rows_of_texts = [[int(value) for value in tokenizer(text)["input_ids"]][:64] for text in _TEXTS]
+    usable = all(rows_of_texts) and max(max(row) for row in rows_of_texts) < size
+    return rows_of_texts if usable else rows
 
 
 def _switch_lengths(values: Mapping[str, Any]) -> Iterator[int]:
@@ -475,10 +475,10 @@ def _move(tensor: onnx.TensorProto, data: IO[bytes], location: str) -> None:
 
 
 def _in_words(folder: Path, config: Any, failures: Sequence[str]) -> str:
-    kept = list(dict.fromkeys(failure.rstrip(".") for failure in failures))[-2:]  # eager attention is the simplest attempt
+    reasons = list(dict.fromkeys(failure.rstrip(".") for failure in failures))[-2:]  # eager attention is the simplest attempt
     return (
         f"{folder.name} (model_type {config.model_type!r}) cannot be exported to ONNX with torch {torch.__version__} and "
-        f"transformers {transformers.__version__}: {'; '.join(kept)}. Export it with another tool, such as optimum-cli, and "
+        f"transformers {transformers.__version__}: {'; '.join(reasons)}. Export it with another tool, such as optimum-cli, and "
         "save the graph as onnx/model.onnx in the folder."
     )
 

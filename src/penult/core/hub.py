@@ -87,25 +87,25 @@ def parse(text: str) -> HubId | None:
         ValueError: the text can only be a reference to the Hub (`hf:`, a URL), but is not valid.
     """
     if text.startswith("hf:"):
-        found = _plain(text.removeprefix("hf:").removeprefix("//").removeprefix("models/"))
-        if found is None:
+        hub_id = _plain(text.removeprefix("hf:").removeprefix("//").removeprefix("models/"))
+        if hub_id is None:
             raise ValueError(f"{text!r} is not a Hub id. Pass org/name, org/name@revision or org/name/file.onnx.")
-        return found if "/" in found.repo else _cached(found) or found
+        return hub_id if "/" in hub_id.repo else _cached(hub_id) or hub_id
     if text.lower().startswith(("https://", "http://", *(f"{host}/" for host in _HOSTS))):
         return _from_url(text)
-    found = _plain(text)
-    if found is None:
+    hub_id = _plain(text)
+    if hub_id is None:
         return None
-    if "/" not in found.repo:
-        return _cached(found)
+    if "/" not in hub_id.repo:
+        return _cached(hub_id)
     # A file below an existing local folder is a mistyped local path, not a repository of the same name.
-    return None if found.file and found.revision is None and Path(found.repo).is_dir() else found
+    return None if hub_id.file and hub_id.revision is None and Path(hub_id.repo).is_dir() else hub_id
 
 
 def hint(text: str) -> str:
     """Return a sentence with the Hub id for a bare name; empty if the text is not a bare name."""
-    found = _plain(text)
-    if found is None or "/" in found.repo or _FILE_NAME.search(found.repo):
+    hub_id = _plain(text)
+    if hub_id is None or "/" in hub_id.repo or _FILE_NAME.search(hub_id.repo):
         return ""
     return f"For a Hub model, add its owner, such as {OWNER}/{text}."
 
@@ -139,12 +139,12 @@ def fetch(
     if hub.file is not None and model_file is not None and model_file not in (hub.file, posixpath.basename(hub.file)):
         raise ValueError(f"{reference!r} names {hub.file}, but model_file={model_file!r} names another file. Pass one of them.")
     cache = _Cache(settings().HF_HUB_CACHE, hub.repo)
-    wanted = _Wanted(reference, hub.file, model_file, weights, choose, data_files)
+    request = _Wanted(reference, hub.file, model_file, weights, choose, data_files)
     revision = hub.revision or "main"
-    if not refresh and (snapshot := _complete(cache, revision, wanted)) is not None:
+    if not refresh and (snapshot := _complete(cache, revision, request)) is not None:
         return snapshot
     with Client(reference, hub.repo) as client, _on_disk(reference, cache):
-        return _download(client, cache, revision, wanted)
+        return _download(client, cache, revision, request)
 
 
 def is_settled(hub: HubId) -> bool:
@@ -216,15 +216,15 @@ def _from_url(text: str) -> HubId:
     parts = [unquote(part) for part in path.split("/") if part]
     at = next((i for i in (2, 1) if parts[i : i + 1] and parts[i] in ("tree", "blob", "resolve", "raw")), None)
     repo, rest = parts[:2] if at is None else parts[:at], parts[2:] if at is None else parts[at:]
-    found = None
+    hub_id = None
     if repo and repo[0] not in ("datasets", "spaces", "models", "docs", "collections", "papers", "api") and len(rest) != 1:
-        found = _checked("/".join(repo), *_of_page(rest)) if not rest or at is not None else None
-    if found is None:
+        hub_id = _checked("/".join(repo), *_of_page(rest)) if not rest or at is not None else None
+    if hub_id is None:
         raise ValueError(
             f"{text!r} is not the page of a model or of its .onnx file. Pass org/name, org/name@revision (of a pull request: "
             "org/name@refs/pr/NUMBER) or org/name/file.onnx."
         )
-    return found
+    return hub_id
 
 
 def _of_page(rest: list[str]) -> tuple[str | None, str | None]:
@@ -293,8 +293,8 @@ class _Wanted:
         return self.choose([])
 
     def _no_such(self, file: str, graphs: list[str]) -> FileNotFoundError:
-        held = f"; it has {', '.join(graphs[:20])}" if graphs else ""
-        return FileNotFoundError(f"{self.reference!r}: the repository has no {file!r}{held}.")
+        existing = f"; it has {', '.join(graphs[:20])}" if graphs else ""
+        return FileNotFoundError(f"{self.reference!r}: the repository has no {file!r}{existing}.")
 
 
 def _below(names: Iterable[str], folder: str) -> list[str]:
@@ -342,9 +342,9 @@ def _is_in(name: str, folders: Iterable[str]) -> bool:
 def _weights(names: Sequence[str], folder: str) -> list[str]:
     """Return the names of a folder's weight files: safetensors, if there are any."""
     for pattern in (_SAFETENSORS, _PICKLED):
-        found = [posixpath.join(folder, name) for name in _below(names, folder) if pattern.fullmatch(name)]
-        if found:
-            return found
+        weight_names = [posixpath.join(folder, name) for name in _below(names, folder) if pattern.fullmatch(name)]
+        if weight_names:
+            return weight_names
     return []
 
 
@@ -435,7 +435,7 @@ def _write(path: Path, text: str) -> None:
         file.write(text.encode())
 
 
-def _complete(cache: _Cache, revision: str, wanted: _Wanted) -> Snapshot | None:
+def _complete(cache: _Cache, revision: str, request: _Wanted) -> Snapshot | None:
     """Return the cached snapshot if it has every file of the model; None if a file must be fetched."""
     commit = cache.commit(revision)
     if commit is None or not (folder := cache.snapshot(commit)).is_dir():
@@ -448,24 +448,24 @@ def _complete(cache: _Cache, revision: str, wanted: _Wanted) -> Snapshot | None:
         return None
     modules = _modules(folder)
     try:
-        graphs = wanted.graphs(names, modules)
+        graphs = request.graphs(names, modules)
     except (FileNotFoundError, ValueError) as error:
-        if _may_differ(error, wanted, listed=listed is not None, pinned=commit == revision):
+        if _may_differ(error, request, listed=listed is not None, pinned=commit == revision):
             return None
         raise
-    files = [*first, *_other_files(names, modules, graphs, weights=wanted.weights), *graphs]
-    if not present.issuperset(files) or (listed is None and not _looks_complete(present, modules, wanted)):
+    files = [*first, *_other_files(names, modules, graphs, weights=request.weights), *graphs]
+    if not present.issuperset(files) or (listed is None and not _looks_complete(present, modules, request)):
         return None
-    data = [name for graph in graphs for name in _data_of(graph, folder, wanted.data_files)]
+    data = [name for graph in graphs for name in _data_of(graph, folder, request.data_files)]
     if not present.issuperset(data):
         return None
     return _snapshot(folder, modules, graphs, [*files, *data, *({README} & present)])
 
 
-def _may_differ(error: Exception, wanted: _Wanted, *, listed: bool, pinned: bool) -> bool:
+def _may_differ(error: Exception, request: _Wanted, *, listed: bool, pinned: bool) -> bool:
     """Return whether the Hub may have a graph that the cache does not list."""
     if listed:  # then only a later commit may have it, and only a named graph is worth a request
-        return isinstance(error, FileNotFoundError) and wanted.is_named and not (pinned or settings().HF_HUB_OFFLINE)
+        return isinstance(error, FileNotFoundError) and request.is_named and not (pinned or settings().HF_HUB_OFFLINE)
     return not settings().HF_HUB_OFFLINE
 
 
@@ -494,10 +494,10 @@ def _modules(folder: Path) -> tuple[Module, ...]:
     return tuple(dict.fromkeys(module for role in ROLES for module in modules[role]))
 
 
-def _looks_complete(present: set[str], modules: Sequence[Module], wanted: _Wanted) -> bool:
+def _looks_complete(present: set[str], modules: Sequence[Module], request: _Wanted) -> bool:
     """Return whether a snapshot without a recorded file list has every file that its own files refer to."""
     names = sorted(present)
-    if wanted.weights and not any(_weights(names, folder) for folder in ("", *(module.folder for module in modules))):
+    if request.weights and not any(_weights(names, folder) for folder in ("", *(module.folder for module in modules))):
         return False
     for module in modules:
         if module.kind in _CONFIGURED and posixpath.join(module.folder, "config.json") not in present:
@@ -528,7 +528,7 @@ def _on_disk(reference: str, cache: _Cache) -> Iterator[None]:
         ) from None
 
 
-def _download(client: Client, cache: _Cache, revision: str, wanted: _Wanted) -> Snapshot:
+def _download(client: Client, cache: _Cache, revision: str, request: _Wanted) -> Snapshot:
     """Fetch the missing files: first the configuration, then the graphs, then their data."""
     commit, listed = client.listing(revision)
     names = [name for name in listed if _is_inside(name)]
@@ -538,23 +538,23 @@ def _download(client: Client, cache: _Cache, revision: str, wanted: _Wanted) -> 
     first = _first_files(names)
     _get(client, cache, commit, first)
     modules = _modules(folder)
-    graphs = wanted.graphs(names, modules)
-    other = _other_files(names, modules, graphs, weights=wanted.weights)
+    graphs = request.graphs(names, modules)
+    other = _other_files(names, modules, graphs, weights=request.weights)
     _get(client, cache, commit, [*other, *graphs])
-    data = _data(graphs, names, folder, wanted)
+    data = _data(graphs, names, folder, request)
     readme = [README] if README in names else []
     _get(client, cache, commit, [*data, *readme])
     cache.point(revision, commit)
     return _snapshot(folder, modules, graphs, [*first, *other, *graphs, *data, *readme])
 
 
-def _data(graphs: Sequence[str], names: Sequence[str], folder: Path, wanted: _Wanted) -> list[str]:
+def _data(graphs: Sequence[str], names: Sequence[str], folder: Path, request: _Wanted) -> list[str]:
     data: list[str] = []
     for graph in graphs:
-        files = _data_of(graph, folder, wanted.data_files)
+        files = _data_of(graph, folder, request.data_files)
         if missing := [written for name, written in files.items() if name not in names]:
             raise FileNotFoundError(
-                f"{wanted.reference!r}: the repository has no {', '.join(missing)}, the external data of "
+                f"{request.reference!r}: the repository has no {', '.join(missing)}, the external data of "
                 f"{graph}. Pass another graph as model_file=."
             )
         data += files

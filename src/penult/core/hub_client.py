@@ -37,9 +37,9 @@ _MOST_REDIRECTS = 10
 _SHA1 = re.compile("[0-9a-f]{40}")
 _MOST_JSON = 64 << 20  # maximum bytes of a file list
 _CHUNK = 1 << 16  # bytes
-_PASSING = (408, 429, 500, 502, 503, 504)  # temporary statuses, which are retried
+_TEMPORARY = (408, 429, 500, 502, 503, 504)  # temporary statuses, which are retried
 _REDIRECTS = (301, 302, 303, 307, 308)
-_LASTING = re.compile("SSL|Proxy|InvalidURL|UnsupportedProtocol|Schema")  # permanent errors, which are not retried
+_PERMANENT = re.compile("SSL|Proxy|InvalidURL|UnsupportedProtocol|Schema")  # permanent errors, which are not retried
 _BROKEN = re.compile("RemoteProtocolError|ChunkedEncodingError|IncompleteRead|ReadError|ConnectionReset")
 
 
@@ -129,8 +129,8 @@ class Client:
         with _utils().WeakFileLock(lock):
             if blob.exists() and remote.size in (None, blob.stat().st_size) and self._is_stated(remote, blob):
                 return
-            for left in blob.parent.glob(f"*{glob.escape(blob.name[:64])}.*.incomplete"):
-                left.unlink(missing_ok=True)  # left by a killed process, since this one has the lock
+            for leftover in blob.parent.glob(f"*{glob.escape(blob.name[:64])}.*.incomplete"):
+                leftover.unlink(missing_ok=True)  # left by a killed process, since this one has the lock
             free = shutil.disk_usage(blob.parent).free
             if remote.size is not None and remote.size > free:
                 raise OSError(f"{remote.name} has {remote.size:,} bytes, but only {free:,} are free")
@@ -147,7 +147,7 @@ class Client:
             return True
         return remote.etag in git_sha1s(path.read_bytes())
 
-    def _persist(self, what: str, call: Callable[[], T], received: "_Received | None" = None) -> T:
+    def _persist(self, name: str, call: Callable[[], T], received: "_Received | None" = None) -> T:
         """Retry a call until it succeeds or another attempt is useless."""
         failures = 0
         while True:
@@ -158,7 +158,7 @@ class Client:
                     received.furthest, failures = received.size, 0
                     wait = error.retry_in or 1.0
                 elif error.retry_in is None or (failures := failures + 1) >= _ATTEMPTS:
-                    raise self._error(f"{self._host} (request for {what}) {error}") from None
+                    raise self._error(f"{self._host} (request for {name}) {error}") from None
                 else:
                     wait = error.retry_in
             time.sleep(wait)
@@ -327,7 +327,7 @@ def _request_error(error: Exception, timeout: float) -> _RequestError:
     if _BROKEN.search(names):
         return _RequestError("closed the connection before the end of its response", retry_in=0.5)
     reason = getattr(root, "strerror", None) or (str(error).splitlines() or [type(error).__name__])[0]
-    return _RequestError(f"could not be reached ({str(reason)[:200]})", retry_in=None if _LASTING.search(names) else 0.5)
+    return _RequestError(f"could not be reached ({str(reason)[:200]})", retry_in=None if _PERMANENT.search(names) else 0.5)
 
 
 def _check_status(answer: _Answer, absent: str) -> None:
@@ -345,9 +345,9 @@ def _check_status(answer: _Answer, absent: str) -> None:
         raise _RequestError(f"answered {shown} (it {absent})")
     wait = answer.headers.get("retry-after", "")
     seconds = float(wait) if wait.isdecimal() else 1.0
-    if status in _PASSING and seconds <= _LONGEST_WAIT:
+    if status in _TEMPORARY and seconds <= _LONGEST_WAIT:
         raise _RequestError(f"answered {shown}", retry_in=seconds)
-    later = f" and requires waiting {seconds:,.0f} s" if status in _PASSING else ""
+    later = f" and requires waiting {seconds:,.0f} s" if status in _TEMPORARY else ""
     raise _RequestError(f"answered {shown}{later}")
 
 

@@ -114,11 +114,11 @@ def _completed(recipe: Recipe, prepared: Prepared, engine: Engine, *, alone: boo
     if prepared.int8:
         origin["precision"] = f"{origin.get('precision', 'default')}: {prepared.int8}"
     if prepared.batch_dependent:
-        why = "argument: texts run one at a time" if alone else (
+        reason = "argument: texts run one at a time" if alone else (
             "the graph computes its activation scales on each batch, so a vector depends on the other texts in the batch; "
             "batch_invariant=True runs texts one at a time"
         )  # fmt: skip
-        origin["batch_invariant"] = why
+        origin["batch_invariant"] = reason
     if prepared.made_unit and origin.get("normalize") == "argument" and not (recipe.steps and recipe.steps[-1] == "normalize"):
         raise ValueError(
             "normalize=False was passed, but the graph itself normalizes its vectors. Omit normalize, or export the model "
@@ -148,7 +148,7 @@ def _completed(recipe: Recipe, prepared: Prepared, engine: Engine, *, alone: boo
 
 def _fitted(recipe: Recipe, prepared: Prepared, length: int | None) -> Recipe:
     """Return the recipe with its lengths limited to those that the graph can run."""
-    for limit, what, where in (
+    for limit, description, where in (
         (prepared.positions, f"the model's {prepared.positions} positions", "the graph's table of positions"),
         (length, f"the fixed length of {length} tokens that this graph was exported with", "the graph's frozen shape"),
     ):
@@ -157,7 +157,7 @@ def _fitted(recipe: Recipe, prepared: Prepared, length: int | None) -> Recipe:
         first, _, name = recipe.origin.get("max_length", "").partition(" ")
         if first == "argument":
             name = name or "max_length"
-            raise ValueError(f"{name}={recipe.max_length} exceeds {what}. Pass {name}<={limit}.")
+            raise ValueError(f"{name}={recipe.max_length} exceeds {description}. Pass {name}<={limit}.")
         lengths = {role: min(value, limit) for role, value in recipe.lengths.items()}
         recipe = replace(recipe, max_length=limit, lengths=lengths, origin={**recipe.origin, "max_length": where})
     return recipe

@@ -90,8 +90,8 @@ class _Feed:
         self._rows, self._tokens = batch.ids.shape
         by_name = {tensor.name: tensor for tensor in inputs}
         self._packed = "offsets" in by_name
-        given = by_name.get("offsets" if self._packed else "input_ids")
-        self._axes = given.shape if given is not None else ()
+        ids = by_name.get("offsets" if self._packed else "input_ids")
+        self._axes = ids.shape if ids is not None else ()
         self._caches = any(_may_be_cache(tensor, self._axes) for tensor in inputs)
         self._known: Mapping[str, Callable[[Tensor], Array | None]] = {
             "input_ids": self._ids,

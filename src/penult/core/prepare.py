@@ -19,7 +19,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from penult.core.cache import cache_folder, disk_errors, hash_files, read_note, remembered, writable_folder, write_note
-from penult.core.cache_entry import checksums, install, is_whole, making, sweep
+from penult.core.cache_entry import checksums, install, is_complete, making, sweep
 from penult.core.config.module_weights import weights_path
 from penult.core.memory import check_memory
 from penult.core.recipe import Recipe, pad_token_id, stated_positions
@@ -142,7 +142,7 @@ def _read_meta(folder: Path, *, reread: bool) -> dict[str, Any] | None:
     """Return the metadata of a cache entry; None if the entry is missing or damaged."""
     text = read_note(folder / _META)
     meta: dict[str, Any] | None = None if text is None else json.loads(text)
-    return meta if meta is not None and is_whole(folder, meta["files"], reread=reread) else None
+    return meta if meta is not None and is_complete(folder, meta["files"], reread=reread) else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,9 +269,9 @@ def _convert(graph: Path, data_folder: Path | None, source: Source, recipe: Reci
     texts = calibration_texts() if int8.texts is None else int8.texts
     with tempfile.TemporaryDirectory(dir=graph.parent) as work:
         outcome = convert(graph, data_folder, source, recipe, texts=texts, limit=int8.limit, work=Path(work))
-    kept = f", {outcome.kept} kept in fp32" if outcome.kept else ""
+    exceptions = f", {outcome.kept} kept in fp32" if outcome.kept else ""
     cosine = f"cosine to fp32 on the calibration texts: mean {outcome.mean:.4f}, minimum {outcome.least:.4f}"
-    return f"{outcome.layers} linear layers in 8 bits{kept}; {cosine}"
+    return f"{outcome.layers} linear layers in 8 bits{exceptions}; {cosine}"
 
 
 def _check_contained(source: Source, real: Mapping[str, Path]) -> None:

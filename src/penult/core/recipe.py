@@ -263,17 +263,17 @@ def usable_rows(rows: int) -> int:
 
 def pad_token_id(folder: Path) -> int | None:
     """Return the padding token id that config.json states."""
-    found: int | None = value_of(folder / "config.json", "pad_token_id", int, "an integer")
-    return found
+    token_id: int | None = value_of(folder / "config.json", "pad_token_id", int, "an integer")
+    return token_id
 
 
 def _check(overrides: Overrides) -> None:
-    for name, given, allowed in (
+    for name, value, allowed in (
         ("precision", overrides.precision, get_args(Precision)),
         ("truncate", overrides.truncate, get_args(Truncate)),
     ):
-        if given not in allowed:
-            raise ValueError(f"{name} is {given!r}; it must be one of {', '.join(map(repr, allowed))}.")
+        if value not in allowed:
+            raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(map(repr, allowed))}.")
     poolings = ", ".join(map(repr, get_args(Pooling)))
     listed = list(overrides.pooling) if isinstance(overrides.pooling, list | tuple) else [overrides.pooling]
     for pooling in listed or ["nothing"]:
@@ -416,10 +416,10 @@ class _Reader:
             base: maximum tokens per text for all other roles.
             origin: file that states it.
         """
-        given = self._overrides.max_length
-        if given is not None:
+        argument = self._overrides.max_length
+        if argument is not None:
             self._origin["max_length"] = "argument"
-            return given, {}
+            return argument, {}
         lengths = {role: transformer.lengths.get(role, base) for role in get_args(Role)}
         if lengths["query"] == lengths["document"]:
             self._origin["max_length"] = transformer.name if transformer.lengths else origin
@@ -524,10 +524,15 @@ class _Reader:
             if not 0 <= task < (len(names) or 1024):
                 raise ValueError(f"task is {task}; it must be from 0 to {(len(names) or 1024) - 1}.")
             return dict.fromkeys(get_args(Role), int(task))
-        found = {role: names.index(name) for role, wanted in _ROLE_TASKS.items() for name in reversed(wanted) if name in names}
-        if found:
+        tasks = {
+            role: names.index(name)
+            for role, candidates in _ROLE_TASKS.items()
+            for name in reversed(candidates)
+            if name in names
+        }
+        if tasks:
             self._origin["tasks"] = path.name
-        return found
+        return tasks
 
     def _hint(self) -> str:
         """Return a description of a model without modules whose configuration shows that it has no text vectors."""

@@ -83,8 +83,8 @@ class Source:
             return None
         with card.open(encoding="utf-8", errors="replace") as file:
             head = file.read(65_536)
-        found = _BASE_MODEL.search(head.partition("\n---")[0]) if head.startswith("---") else None
-        return found[1] if found else None
+        match = _BASE_MODEL.search(head.partition("\n---")[0]) if head.startswith("---") else None
+        return match[1] if match else None
 
 
 def resolve(
@@ -108,19 +108,19 @@ def resolve(
         TypeError: `model_file` or `files_from` is not a str or path.
         ValueError: the reference is invalid or ambiguous between several graphs, or a file is a git-LFS pointer.
     """
-    for name, given in (("model_file", model_file), ("files_from", files_from)):
-        if not isinstance(given, str | os.PathLike | None):
-            raise TypeError(f"{name} is {given!r}; it must be a str.")
+    for name, value in (("model_file", model_file), ("files_from", files_from)):
+        if not isinstance(value, str | os.PathLike | None):
+            raise TypeError(f"{name} is {value!r}; it must be a str.")
     model_file = None if model_file is None else os.fspath(model_file)
     if model_file is not None and not model_file.endswith(".onnx"):
         raise ValueError(f"model_file is {model_file[:80]!r}; pass an .onnx file of the model, such as onnx/model.onnx.")
     if files_from is not None and not os.fspath(files_from):
         raise ValueError("files_from is empty. Pass a folder or a Hub id, or omit it.")
-    found = _resolve(os.fspath(reference), refresh=refresh, model_file=model_file)
-    for one in (found, found.query):
+    source = _resolve(os.fspath(reference), refresh=refresh, model_file=model_file)
+    for one in (source, source.query):
         if one is not None:
-            _check_whole(one.model)
-    return found if files_from is None else _with_files(found, os.fspath(files_from), refresh=refresh)
+            _check_complete(one.model)
+    return source if files_from is None else _with_files(source, os.fspath(files_from), refresh=refresh)
 
 
 def _resolve(text: str, *, refresh: bool, model_file: str | None) -> Source:
@@ -141,7 +141,7 @@ def _resolve(text: str, *, refresh: bool, model_file: str | None) -> Source:
     )
 
 
-def _with_files(found: Source, reference: str, *, refresh: bool) -> Source:
+def _with_files(source: Source, reference: str, *, refresh: bool) -> Source:
     """Return the same graph with the configuration of another folder."""
     folder = Path(reference).expanduser()
     if reference.startswith("package:"):
@@ -152,14 +152,14 @@ def _with_files(found: Source, reference: str, *, refresh: bool) -> Source:
     if modules["query"] != modules["document"]:
         raise ValueError(f"files_from={reference!r} has one model per role (query, document). Load it without files_from.")
     home = folder / modules["document"][0].folder if modules["document"] else folder
-    types = [value_of(place / "config.json", "model_type", str, "a name") for place in (found.home, home)]
+    types = [value_of(place / "config.json", "model_type", str, "a name") for place in (source.home, home)]
     if None not in types and types[0] != types[1]:
         raise ValueError(
             f"files_from={reference!r} has the model_type {types[1]}, but the graph's own config.json states {types[0]}. "
             "Pass the model that this mirror was made from."
         )
-    own = next((place for place in (found.tokenizer, found.model.parent) if has_tokenizer(place)), home)
-    return replace(found, folder=folder, home=home, tokenizer=own, query=None)
+    own = next((place for place in (source.tokenizer, source.model.parent) if has_tokenizer(place)), home)
+    return replace(source, folder=folder, home=home, tokenizer=own, query=None)
 
 
 def missing_data(model: Path) -> list[str]:
@@ -234,11 +234,13 @@ def _from_zoo(text: str) -> Source:
             home = next((path for path in (part, folder / "deployment", folder / "training") if has_tokenizer(path)), None)
             if graph is not None and home is not None:
                 return Source(text, graph, home)
-    kept = [f for f in (*cache.glob("*"), *cache.glob("*/*")) if (f / "deployment").is_dir() or (f / "model.onnx").exists()]
-    names = get_close_matches(stub, [f.relative_to(cache).as_posix() for f in kept if f.name != "deployment"], n=5, cutoff=0.0)
-    held = f"pass the folder `deployment` of one that it has: {', '.join(names)}" if names else "it has no models"
+    folders = [f for f in (*cache.glob("*"), *cache.glob("*/*")) if (f / "deployment").is_dir() or (f / "model.onnx").exists()]
+    names = get_close_matches(
+        stub, [f.relative_to(cache).as_posix() for f in folders if f.name != "deployment"], n=5, cutoff=0.0
+    )
+    existing = f"pass the folder `deployment` of one that it has: {', '.join(names)}" if names else "it has no models"
     raise FileNotFoundError(
-        f"{text!r}: SparseZoo closed in June 2025, and this model is not complete in its cache {cache} ({held}). Pass a "
+        f"{text!r}: SparseZoo closed in June 2025, and this model is not complete in its cache {cache} ({existing}). Pass a "
         "folder, an .onnx file with its tokenizer beside it, or a Hub id such as sentence-transformers/all-MiniLM-L6-v2."
     )
 
@@ -319,23 +321,23 @@ def _graph(reference: str, root: Path, home: Path, model_file: str | None, *, ow
                 return folder / model_file
         elif names:
             return folder / choose_graph(names, reference)
-    held = [p.relative_to(root).as_posix() for p in (*_graphs(home), *_graphs(root))]
-    if model_file is not None and held:
-        raise FileNotFoundError(f"{reference!r} has no {model_file!r}; it has {', '.join(dict.fromkeys(held))}.")
+    existing = [p.relative_to(root).as_posix() for p in (*_graphs(home), *_graphs(root))]
+    if model_file is not None and existing:
+        raise FileNotFoundError(f"{reference!r} has no {model_file!r}; it has {', '.join(dict.fromkeys(existing))}.")
     raise _no_graph(reference, root, home)
 
 
 def _only(names: Iterable[str]) -> str | None:
-    found = list(names)
-    return found[0] if len(found) == 1 else None
+    listed = list(names)
+    return listed[0] if len(listed) == 1 else None
 
 
 def _no_graph(reference: str, root: Path, home: Path) -> NoGraphError:
     if any((home / name).exists() for name in _WEIGHTS) and (home / "config.json").exists():
         return NoGraphError(f"{reference!r} has no .onnx file, only weights for torch.", root)
     openvino = any(root.glob("openvino/*.xml")) or any(root.glob("*.xml"))
-    held = " (only a graph for OpenVINO)" if openvino else ""
-    return NoGraphError(f"{reference!r} has no .onnx file{held}. Export the model to ONNX, or pass another folder.")
+    remark = " (only a graph for OpenVINO)" if openvino else ""
+    return NoGraphError(f"{reference!r} has no .onnx file{remark}. Export the model to ONNX, or pass another folder.")
 
 
 def _of_graph(reference: str, path: Path, root: Path, revision: str | None) -> Source:
@@ -347,8 +349,8 @@ def _of_graph(reference: str, path: Path, root: Path, revision: str | None) -> S
             f"{reference!r} is one graph of a model that has one for queries and one for documents. Pass the folder {root}."
         )
     home = homes["document"]
-    found = Source(reference, path, root, revision, home, _tokenizer_folder(home, root, path.parent))
-    return found if modules["query"] == modules["document"] else replace(found, query=found)
+    source = Source(reference, path, root, revision, home, _tokenizer_folder(home, root, path.parent))
+    return source if modules["query"] == modules["document"] else replace(source, query=source)
 
 
 def _root_of(path: Path) -> Path:
@@ -450,7 +452,7 @@ def _hub_files(reference: str, *, refresh: bool) -> Path:
     return hub.fetch(reference, hub_id, refresh=refresh, data_files=data_files).folder
 
 
-def _check_whole(model: Path) -> None:
+def _check_complete(model: Path) -> None:
     if not model.is_file():
         raise ValueError(f"{model} is not a file. Pass the model's folder or its .onnx file.")
     check_content(model, "model")

@@ -110,13 +110,13 @@ def _untruncated(windows: list[Tokenized], longest: int) -> list[Tokenized]:
     Raises:
         TextError: some texts were truncated; its `rows` has all of them.
     """
-    whole = Tokenized.join(windows)
-    sizes = whole.counts + whole.dropped
+    joined = Tokenized.join(windows)
+    sizes = joined.counts + joined.dropped
     rows = {
-        row: f"has {'at least ' if whole.at_least is not None and whole.at_least[row] else ''}{sizes[row]} tokens, the model's "
-        f"maximum is {longest}"
-        for row in whole.truncated.tolist()
+        row: f"has {'at least ' if joined.at_least is not None and joined.at_least[row] else ''}{sizes[row]} tokens, the "
+        f"model's maximum is {longest}"
+        for row in joined.truncated.tolist()
     }
     if rows:
-        raise TextError(rows, len(whole))
+        raise TextError(rows, len(joined))
     return windows

@@ -115,7 +115,7 @@ class Tokenizer:
         self.max_length = max_length
         self.special_tokens = 0
         if add_special_tokens:
-            self.special_tokens = _sound(lambda: self._tokenizer.num_special_tokens_to_add(is_pair=False), folder)
+            self.special_tokens = _count(lambda: self._tokenizer.num_special_tokens_to_add(is_pair=False), folder)
         self._check_length("max_length", max_length)
         own = self._tokenizer.padding or {}
         self._typed = alone or gives_types(folder, settings)
@@ -168,8 +168,8 @@ class Tokenizer:
 
     def token_id(self, token: str) -> int | None:
         """Return the id of a token; None if the vocabulary lacks it."""
-        found: int | None = self._tokenizer.token_to_id(token)
-        return found
+        index: int | None = self._tokenizer.token_to_id(token)
+        return index
 
     def pieces(self, text: str, *, special_tokens: bool = True) -> list[Piece]:
         """Return all tokens of a text, without truncation.
@@ -224,9 +224,9 @@ class Tokenizer:
         # Truncation counts a text once; a template that repeats it would exceed the model's length.
         most = self.special_tokens + 1
         tokenizer.enable_truncation(most)
-        if (made := len(self._encode(["a b c d"])[0].ids)) > most:
+        if (count := len(self._encode(["a b c d"])[0].ids)) > most:
             raise ValueError(
-                f"{self._folder}: the tokenizer returns {made} tokens where at most {most} are possible; its post-processor "
+                f"{self._folder}: the tokenizer returns {count} tokens where at most {most} are possible; its post-processor "
                 "must contain the text once. Download tokenizer.json again."
             )
         tokenizer.no_truncation()  # `Truncation` truncates instead
@@ -252,8 +252,8 @@ class Tokenizer:
 
     def _first_id(self, *candidates: str | None) -> int | None:
         """Return the id of the first candidate that the vocabulary has."""
-        found = (self.token_id(token) for token in candidates if token is not None)
-        return next((token_id for token_id in found if token_id is not None), None)
+        token_ids = (self.token_id(token) for token in candidates if token is not None)
+        return next((token_id for token_id in token_ids if token_id is not None), None)
 
     def _prompt_tokens(self, prompt: str, limit: int) -> int:
         """Return the number of leading prompt tokens, as in sentence-transformers: without the last token if it is special.
@@ -343,17 +343,17 @@ def _add_tokens(tokenizer: FastTokenizer, config: TokenizerConfig) -> None:
     """
     present = {token.content: token for token in tokenizer.get_added_tokens_decoder().values()}
     special = {token.content for token in config.named.values()}
-    wanted: dict[str, AddedToken] = {}
+    tokens_by_content: dict[str, AddedToken] = {}
     for token in config.decoder.values():
         if token.content not in present or not _same(_added(token), present[token.content]):
-            wanted[token.content] = _added(token, special=token.content in special)
+            tokens_by_content[token.content] = _added(token, special=token.content in special)
     for token in (*config.named.values(), *config.extra):
         if token.content not in present:
-            wanted.setdefault(token.content, _added(token, special=True))
+            tokens_by_content.setdefault(token.content, _added(token, special=True))
     for content in tokenizer_overrides.default_tokens(config):
         if content not in present and tokenizer.token_to_id(content) is not None:
-            wanted.setdefault(content, AddedToken(content, special=True))
-    for content, added in wanted.items():
+            tokens_by_content.setdefault(content, AddedToken(content, special=True))
+    for content, added in tokens_by_content.items():
         has_row = config.vocab_size is not None and tokenizer.get_vocab_size(with_added_tokens=True) < config.vocab_size
         if content and (has_row or tokenizer.token_to_id(content) is not None):
             tokenizer.add_tokens([added])
@@ -380,9 +380,9 @@ def _from_older_files(folder: Path, settings: Mapping[str, object], *, lowercase
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # silences "PyTorch was not found", which is expected here
     from transformers import AutoTokenizer  # noqa: PLC0415 - 1 s and 100 MB that most models do not need
 
-    given = {key: value for key, value in settings.items() if key in USED}
+    arguments = {key: value for key, value in settings.items() if key in USED}
     try:
-        loaded = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False, **given)
+        loaded = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False, **arguments)
     except Exception as error:  # the class depends on the file and the versions
         reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
         raise ValueError(
@@ -461,21 +461,21 @@ class _Slow:
 
     def pieces(self, text: str, *, add_special_tokens: bool) -> list[Piece]:
         ids = self._tokenizer.convert_tokens_to_ids(self._tokenizer.tokenize(text))
-        whole = self._finished(ids, add_special_tokens=add_special_tokens)
-        tokens = self._tokenizer.convert_ids_to_tokens(whole.ids)
-        rows = zip(whole.ids, tokens, whole.special_tokens_mask, strict=True)
+        encoding = self._finished(ids, add_special_tokens=add_special_tokens)
+        tokens = self._tokenizer.convert_ids_to_tokens(encoding.ids)
+        rows = zip(encoding.ids, tokens, encoding.special_tokens_mask, strict=True)
         return [Piece(index, token, special=bool(mask)) for index, token, mask in rows]
 
     def _finished(self, ids: list[int], *, add_special_tokens: bool) -> _SlowEncoding:
         """Put the special tokens around a text."""
         if not add_special_tokens:
             return _SlowEncoding(ids, [0] * len(ids), [0] * len(ids))
-        whole: list[int] = self._tokenizer.build_inputs_with_special_tokens(ids)
+        all_ids: list[int] = self._tokenizer.build_inputs_with_special_tokens(ids)
         before = self._tokenizer.build_inputs_with_special_tokens([-1]).index(-1)
-        mask = [1] * before + [0] * len(ids) + [1] * (len(whole) - before - len(ids))
+        mask = [1] * before + [0] * len(ids) + [1] * (len(all_ids) - before - len(ids))
         types: list[int] = self._tokenizer.create_token_type_ids_from_sequences(ids)
         # In older versions the base class's method omits the special tokens.
-        return _SlowEncoding(whole, types if len(types) == len(whole) else [0] * len(whole), mask)
+        return _SlowEncoding(all_ids, types if len(types) == len(all_ids) else [0] * len(all_ids), mask)
 
 
 def _cuts_of(tokenizer: "FastTokenizer | _Slow") -> Cuts:
@@ -507,7 +507,7 @@ def _normalize_of(tokenizer: FastTokenizer) -> Callable[[str], str]:
     return str if tokenizer.normalizer is None else tokenizer.normalizer.normalize_str
 
 
-def _sound(count: Callable[[], int], folder: Path) -> int:
+def _count(count: Callable[[], int], folder: Path) -> int:
     """Return a token count; raise ValueError if the library panics, as when the template's own list lacks a special token."""
     try:
         return count()

@@ -132,8 +132,8 @@ class Truncation:
         rows: list[Row] = []
         refused: dict[int, str] = {}
         for group in _groups(texts):
-            found = self._read(group, most, len(rows), refused)
-            rows += [found.get(row, _NONE) for row in range(len(rows), len(rows) + len(group))]
+            tokenized_rows = self._read(group, most, len(rows), refused)
+            rows += [tokenized_rows.get(row, _NONE) for row in range(len(rows), len(rows) + len(group))]
         if refused:
             raise TextError(refused, len(rows))
         return rows
@@ -207,15 +207,15 @@ class Truncation:
     def _part(self, reading: _Reading) -> _Part | None:
         """Return the next part of a text: the shortest of at least `size` characters that ends where a cut is allowed."""
         text, size = reading.text, reading.size
-        left = len(text) - reading.done
-        while left > 2 * size and size <= MOST_CHARACTERS // 2:
+        remaining = len(text) - reading.done
+        while remaining > 2 * size and size <= MOST_CHARACTERS // 2:
             part = self._before_end(reading, size) if self._from_end else self._after_start(reading, size)
             if part is not None:
                 return part
             size *= 2
-        if left > MOST_CHARACTERS:
+        if remaining > MOST_CHARACTERS:
             return None
-        return _Part(reading, text[:left] if self._from_end else text[reading.done :], last=True)
+        return _Part(reading, text[:remaining] if self._from_end else text[reading.done :], last=True)
 
     def _after_start(self, reading: _Reading, size: int) -> _Part | None:
         text, start = reading.text, reading.done

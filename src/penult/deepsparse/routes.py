@@ -114,7 +114,7 @@ def add(app: FastAPI, service: Service) -> None:
         return await _delete(app, service, await request.body())
 
     app.add_api_route("/config", config, tags=["DeepSparse"], summary="The configuration", responses={401: ERRORS[401]})
-    app.add_api_route("/v2", hello, tags=["DeepSparse"], summary="Say hello", responses={401: ERRORS[401]})
+    app.add_api_route("/v2", hello, tags=["DeepSparse"], summary="Greeting of DeepSparse", responses={401: ERRORS[401]})
     # Not in the OpenAPI document: they are for the operator of the server.
     app.add_api_route("/endpoints", add_one, methods=["POST"], include_in_schema=False)
     app.add_api_route("/endpoints", delete_one, methods=["DELETE"], include_in_schema=False)

@@ -204,7 +204,7 @@ def test_a_prompt_that_changes_is_obeyed(embeddings, tiny):
 def test_a_prompt_given_twice_is_refused():
     """Two prompts for one role are an error that names both; so is a role that there is not."""
     for word, role in (("query_instruction", "query"), ("embed_instruction", "document")):
-        with pytest.raises(ValidationError, match=rf"prompts\['{role}'\] and {word} differ"):
+        with pytest.raises(ValidationError, match=rf"prompts\['{role}'\] and {word} are both given and differ"):
             PenultEmbeddings(model="m", prompts={role: "a"}, **{word: "b"})
     with pytest.raises(ValidationError, match="'document' or 'query'"):
         PenultEmbeddings(model="m", prompts={"passage": "a"})
@@ -213,7 +213,7 @@ def test_a_prompt_given_twice_is_refused():
 @pytest.mark.parametrize("option", [{"prompts": PROMPTS}, {"query_instruction": "q"}, {"embed_instruction": ""}], ids=str)
 def test_prompts_do_not_fit_a_loaded_embedder(lengths, option):
     """An embedder that is loaded has its prompts; others would not be put."""
-    with pytest.raises(ValidationError, match=f"{next(iter(option))} cannot be combined with embedder"):
+    with pytest.raises(ValidationError, match=f"{next(iter(option))} given with a loaded embedder"):
         PenultEmbeddings(embedder=lengths, **option)
 
 
@@ -226,12 +226,12 @@ def test_several_poolings(tiny):
 
 def test_loading_options_do_not_fit_a_loaded_embedder(lengths):
     """An option that would be ignored is an error that names it."""
-    with pytest.raises(ValidationError, match="pooling, dimensions cannot be combined with embedder"):
+    with pytest.raises(ValidationError, match="pooling, dimensions given with a loaded embedder"):
         PenultEmbeddings(embedder=lengths, pooling="mean", dimensions=2, show_progress=True)
 
 
 def test_an_embedder_must_embed():
-    with pytest.raises(TypeError, match="embedder is a str"):
+    with pytest.raises(TypeError, match="given: str"):
         PenultEmbeddings(embedder="sentence-transformers/all-MiniLM-L6-v2")
 
 

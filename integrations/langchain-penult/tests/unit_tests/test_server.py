@@ -80,9 +80,9 @@ def test_a_server_that_takes_no_prompt(served):
 
 def test_options_of_loading_belong_to_the_server():
     """Options that decide how a model is loaded are refused with base_url; so is a loaded embedder beside it."""
-    with pytest.raises(ValueError, match="pooling cannot be combined with base_url"):
+    with pytest.raises(ValueError, match="pooling given with a server"):
         PenultEmbeddings(base_url="http://x", pooling="cls")
-    with pytest.raises(ValueError, match="files_from, model_file, task cannot be combined with base_url"):
+    with pytest.raises(ValueError, match="files_from, model_file, task given with a server"):
         PenultEmbeddings(base_url="http://x", files_from="f", model_file="m", task=0)
     with pytest.raises(ValueError, match="both of model and embedder"):
         PenultEmbeddings(base_url="http://x", embedder=object())

@@ -33,12 +33,12 @@ def check_size(path: Path) -> None:
         raise ValueError(f"{path} has {size:,} bytes; the maximum is {_MOST_BYTES:,}. Download it again.")
 
 
-def check_content(path: Path, what: str = "file", *, may_be_empty: bool = False) -> None:
-    """Raise an error for a file without its expected content: a git-LFS pointer, a web page, or an empty file.
+def check_content(path: Path, description: str = "file", *, may_be_empty: bool = False) -> None:
+    """Raise an error for a file without its expected content: a Git LFS pointer, an HTML page, or an empty file.
 
     Args:
         path: the file.
-        what: expected kind of file, for the error.
+        description: expected kind of file, for the error.
         may_be_empty: whether the caller handles an empty file itself.
 
     Raises:
@@ -49,9 +49,9 @@ def check_content(path: Path, what: str = "file", *, may_be_empty: bool = False)
     if not head and not may_be_empty:
         raise ValueError(f"{path} is empty: its download was not completed. Download it again.")
     if head.startswith(b"version https://git-lfs"):
-        raise ValueError(f"{path} is a Git LFS pointer, not the {what}. Run `git lfs pull` in its repository.")
+        raise ValueError(f"{path} is a Git LFS pointer, not the {description}. Run `git lfs pull` in its repository.")
     if head.removeprefix(b"\xef\xbb\xbf").lstrip().lower().startswith(_PAGES):
-        raise ValueError(f"{path} is an HTML page, not the {what}. Download it again.")
+        raise ValueError(f"{path} is an HTML page, not the {description}. Download it again.")
 
 
 def read_text(path: Path) -> str:
@@ -80,12 +80,12 @@ def read_json(path: Path) -> object:
     except FileNotFoundError:
         return None
     try:
-        found: object = json.loads(text)
+        value: object = json.loads(text)
         if _HALF.search(text):
-            json.dumps(found, ensure_ascii=False).encode()  # raises for a lone surrogate, with which tokenizers fail
+            json.dumps(value, ensure_ascii=False).encode()  # raises for a lone surrogate, with which tokenizers fail
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON ({error}). Download it again.") from error
-    return found
+    return value
 
 
 def read_object(path: Path) -> dict[str, Any]:
@@ -94,10 +94,10 @@ def read_object(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: the file is not valid JSON, or not an object.
     """
-    found = read_json(path) if path.exists() or path.is_symlink() else {}
-    if not isinstance(found, dict):
-        raise ValueError(f"{path} contains {short(found)}; it must be a JSON object. Download it again.")  # noqa: TRY004
-    return found
+    value = read_json(path) if path.exists() or path.is_symlink() else {}
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} contains {short(value)}; it must be a JSON object. Download it again.")  # noqa: TRY004
+    return value
 
 
 def value_of(path: Path, key: str, kind: type | UnionType, allowed: str) -> Any:  # noqa: ANN401 - as `kind` says

@@ -234,18 +234,18 @@ def _dense(chain: _Chain, module: Module) -> None:
              "use_residual")  # fmt: skip
     path, config = _config(chain, module, known)
     steps = _steps_of(chain, path, _feature(path, SENTENCE))
-    given, made = _width(path, "in_features"), _width(path, "out_features")
-    chain.expect(given, path)
-    chain.widths.append(made)
+    inputs, outputs = _width(path, "in_features"), _width(path, "out_features")
+    chain.expect(inputs, path)
+    chain.widths.append(outputs)
     residual = value_of(path, "use_residual", bool, "true or false") or False
-    if residual and (given is None or made is None):
+    if residual and (inputs is None or outputs is None):
         raise ValueError(f"{path} has use_residual without in_features and out_features. Add both.")
     bias = value_of(path, "bias", bool, "true or false")
-    steps.append(Dense(module.folder, _activation(path, config), _residual(given, made) if residual else "", bias))
+    steps.append(Dense(module.folder, _activation(path, config), _residual(inputs, outputs) if residual else "", bias))
 
 
-def _residual(given: int | None, made: int | None) -> str:
-    return "same" if given == made else "projected"
+def _residual(inputs: int | None, outputs: int | None) -> str:
+    return "same" if inputs == outputs else "projected"
 
 
 def _activation(path: Path, config: Mapping[str, Any]) -> str:

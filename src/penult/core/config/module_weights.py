@@ -181,9 +181,9 @@ def _named(keys: list[str]) -> str:
 
 
 def _listed(arrays: Mapping[str, NDArray[np.generic]]) -> str:
-    held = [f"{key[:80]} {array.dtype} {array.shape}" for key, array in sorted(arrays.items())[:8]]
+    described = [f"{key[:80]} {array.dtype} {array.shape}" for key, array in sorted(arrays.items())[:8]]
     more = f" and {len(arrays) - 8} more" if len(arrays) > 8 else ""
-    return ", ".join(held) + more or "nothing"
+    return ", ".join(described) + more or "nothing"
 
 
 def _is_real(array: NDArray[np.generic]) -> bool:

@@ -68,9 +68,9 @@ def _check_model_type(folder: Path) -> None:
     model_type: str | None = value_of(path, "model_type", str, "the name of a class")
     if model_type in (None, "SentenceTransformer"):
         return
-    what = _MODEL_TYPES.get(str(model_type))
-    what = what or f"a {model_type}, which penult does not support"
-    raise ValueError(f"{path.parent} is {what}. Load a text embedding model.")
+    kind = _MODEL_TYPES.get(str(model_type))
+    kind = kind or f"a {model_type}, which penult does not support"
+    raise ValueError(f"{path.parent} is {kind}. Load a text embedding model.")
 
 
 def _module(path: Path, entry: object) -> Module:
@@ -87,9 +87,9 @@ def _named(path: Path, kind: str, folder: str) -> Module:
 
 
 def _check_kind(path: Path, module: Module) -> None:
-    for kinds, what in ((_SPARSE, SPARSE), (_LATE_INTERACTION, LATE_INTERACTION), (_RERANKER, RERANKER)):
+    for kinds, description in ((_SPARSE, SPARSE), (_LATE_INTERACTION, LATE_INTERACTION), (_RERANKER, RERANKER)):
         if module.kind in kinds:
-            raise ValueError(f"{path.parent} is {what} (module {module.kind!r}). Load a text embedding model.")
+            raise ValueError(f"{path.parent} is {description} (module {module.kind!r}). Load a text embedding model.")
     if module.path.startswith("pylate."):
         raise ValueError(f"{path.parent} is {LATE_INTERACTION} (module {module.path!r}). Load a text embedding model.")
     own = module.path.startswith("sentence_transformers.") or "." not in module.path

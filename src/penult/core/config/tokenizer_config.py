@@ -190,13 +190,13 @@ def _stated_class(values: Mapping[str, Any], from_file: Mapping[str, str], folde
     own = read_object(folder / "tokenizer_config.json").get("tokenizer_class")
     if from_file.get("tokenizer_class") != "settings":
         return _text(own)
-    given = _text(values["tokenizer_class"])
-    if own is not None and given is not None and given.removesuffix("Fast") != str(own).removesuffix("Fast"):
+    name = _text(values["tokenizer_class"])
+    if own is not None and name is not None and name.removesuffix("Fast") != str(own).removesuffix("Fast"):
         raise ValueError(
-            f"The tokenizer setting tokenizer_class is {given[:80]!r}, but {folder / 'tokenizer_config.json'} states "
+            f"The tokenizer setting tokenizer_class is {name[:80]!r}, but {folder / 'tokenizer_config.json'} states "
             f"{str(own)[:80]!r}. Omit it."
         )
-    return given
+    return name
 
 
 def _place(folder: Path, name: str) -> str:
@@ -325,7 +325,7 @@ def _decisive_beside(folder: Path, settings: Mapping[str, object] | None) -> lis
     stated = read_object(folder / "tokenizer_config.json") | dict(settings or {})
     if "added_tokens_decoder" in stated:
         return []  # then transformers reads neither file
-    found = []
+    names = []
     added = read_object(folder / "added_tokens.json")
     older = read_object(folder / "special_tokens_map.json")
     named = {key: value for key, value in older.items() if _plain(value) != _plain(stated.get(key))}
@@ -335,11 +335,11 @@ def _decisive_beside(folder: Path, settings: Mapping[str, object] | None) -> lis
     tokenizer = read_object(folder / "tokenizer.json")
     known = {_content(token) for token in _items(tokenizer.get("added_tokens"))}
     if not set(added) <= known:
-        found.append("added_tokens.json")
+        names.append("added_tokens.json")
     tokens = {_content(token) for value in named.values() for token in (_items(value) if isinstance(value, list) else [value])}
     if not tokens - {None} <= known or _decides_office(tokenizer, stated, named):
-        found.append("special_tokens_map.json")
-    return found
+        names.append("special_tokens_map.json")
+    return names
 
 
 def _decides_office(tokenizer: Mapping[str, Any], stated: Mapping[str, Any], named: Mapping[str, Any]) -> bool:

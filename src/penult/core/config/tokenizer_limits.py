@@ -30,15 +30,15 @@ def check_normalizer(path: Path, text: str) -> None:
     decoder = json.JSONDecoder()
     try:
         if _ESCAPED.search(text):
-            found = [json.loads(text).get("normalizer")]
+            pending = [json.loads(text).get("normalizer")]
         else:
-            found, end = [], 0
+            pending, end = [], 0
             while place := _NORMALIZER.search(text, end):  # not nested ones, which would be parsed again at each depth
                 normalizer, end = decoder.raw_decode(text, place.end())
-                found.append(normalizer)
+                pending.append(normalizer)
     except (AttributeError, ValueError, RecursionError):
         return  # tokenizers rejects it
-    for normalizer in found:
+    for normalizer in pending:
         if (growth := _growth(normalizer)) > _MOST_GROWTH:
             raise ValueError(
                 f"{path}: the normalizer may make a text {growth:,.0f} times as long; the maximum is {_MOST_GROWTH}. "

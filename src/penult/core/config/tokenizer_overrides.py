@@ -122,12 +122,12 @@ def _accents(parts: list[Part], keep: bool | None) -> list[Part]:  # noqa: FBT00
     return parts
 
 
-def _lowercase(parts: list[Part], wanted: bool | None) -> list[Part]:  # noqa: FBT001
+def _lowercase(parts: list[Part], setting: bool | None) -> list[Part]:  # noqa: FBT001
     """Remove Lowercase, or insert it: after StripAccents if there is one, since NFKD can produce capitals."""
     present = any(part["type"] == "Lowercase" for part in parts)
-    if wanted is False and present:
+    if setting is False and present:
         return [part for part in parts if part["type"] != "Lowercase"]
-    if wanted and not present:
+    if setting and not present:
         place = next((i + 1 for i, part in enumerate(parts) if part["type"] == "StripAccents"), 0)
         return [*parts[:place], {"type": "Lowercase"}, *parts[place:]]
     return parts
@@ -171,17 +171,17 @@ def post_processor(part: Part | None, config: TokenizerConfig, token_id: Callabl
     """
     bos, eos, absent = _ENDS.get(config.tokenizer_class or "", (None, None, None))
     for flag, office, default, at in (("add_bos_token", "bos_token", bos, 0), ("add_eos_token", "eos_token", eos, -1)):
-        wanted = config.flags.get(flag, absent)
+        setting = config.flags.get(flag, absent)
         token = config.token(office) or (default if default is not None and token_id(default) is not None else None)
-        if wanted is None or token is None or (wanted is False and bos is None) or _is_bert_like(part, config):
+        if setting is None or token is None or (setting is False and bos is None) or _is_bert_like(part, config):
             continue
         index = token_id(token)
-        if wanted and index is None:
+        if setting and index is None:
             raise ValueError(
                 f"{config.place(flag)}: {flag} is true, but the vocabulary has no {office} {token[:80]!r}. Download the "
                 "tokenizer's files again."
             )
-        part = _with_end(part, token, index, at=at) if wanted else _without_end(part, token, at=at)
+        part = _with_end(part, token, index, at=at) if setting else _without_end(part, token, at=at)
     return part
 
 

@@ -107,8 +107,8 @@ def _check_task(path: Path) -> None:
     task = value_of(path, "transformer_task", str, "the name of a task")
     if task in (None, "feature-extraction"):
         return
-    what = _TASKS.get(task, f"a model for {task[:80]!r}")
-    raise ValueError(f"{path.parent} is {what} ({path.name} states the task {task[:80]!r}). Load a text embedding model.")
+    kind = _TASKS.get(task, f"a model for {task[:80]!r}")
+    raise ValueError(f"{path.parent} is {kind} ({path.name} states the task {task[:80]!r}). Load a text embedding model.")
 
 
 def _object(path: Path, name: str) -> dict[str, Any]:
@@ -120,7 +120,7 @@ def _processing(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     processing = _object(path, "processing_kwargs")
     check_keys(path, processing, ("common", "text", "audio", "image", "video", "chat_template"))
     known = ("max_length", "truncation", "add_special_tokens", *_HARMLESS_TEXT)
-    found = []
+    parts = []
     for name in ("common", "text"):
         part = processing.get(name) or {}
         if not isinstance(part, dict):
@@ -130,8 +130,8 @@ def _processing(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         check_keys(path, part, known)
         if part.get("truncation", True) in (None, False, "do_not_truncate"):
             raise ValueError(f"{path} disables truncation; penult always limits the length of a text.")
-        found.append(part)
-    return found[0], found[1]
+        parts.append(part)
+    return parts[0], parts[1]
 
 
 def _lengths(path: Path, common: Mapping[str, Any], text: Mapping[str, Any]) -> dict[Role, int]:
