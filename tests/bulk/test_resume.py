@@ -88,7 +88,7 @@ def test_a_worker_that_is_killed_is_replaced(undisturbed, tmp_path, tiny):
     assert out.read_bytes() == expected
 
 
-def test_a_full_disk(undisturbed, tmp_path, tiny):
+def test_a_disk_that_is_full(undisturbed, tmp_path, tiny):
     """A failed write ends the job with one sentence; with room again, it resumes to the same output."""
     source, expected = undisturbed
     out = tmp_path / "out.parquet"
