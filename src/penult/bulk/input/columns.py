@@ -102,7 +102,7 @@ def to_table(file: str, rows: Sequence[Row], schema: pa.Schema) -> tuple[pa.Tabl
     try:
         table = _convert(rows, schema)
     except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError, UnicodeError, ValueError, TypeError):
-        bad = {row.line: why for row in rows if (why := _misfit(row, schema)) is not None}
+        bad = {row.line: reason for row in rows if (reason := _misfit(row, schema)) is not None}
         rejected = [Rejected(file, row.line, bad[row.line], row.values) for row in rows if row.line in bad]
         rows = [row for row in rows if row.line not in bad]
         table = _convert(rows, schema)

@@ -94,8 +94,8 @@ def is_readable(path: Path) -> bool:
 
 
 def _bytes(path: Path, options: ReadOptions) -> bytes | Refused:
-    if what := streams.foreign(path):
-        return Refused(what)
+    if problem := streams.foreign(path):
+        return Refused(problem)
     with streams.opened(path) as file:
         content = file.read(options.max_row_bytes + 1)
     return content if len(content) <= options.max_row_bytes else Refused(too_long(options.max_row_bytes))
@@ -120,15 +120,15 @@ def _html(path: Path, options: ReadOptions) -> str | Refused:
     text = _decoded(content, _AS_BROWSERS.get(encoding.lower(), encoding))
     if isinstance(text, Refused):
         return text
-    shown = _Shown()
+    collector = _Shown()
     # With a target, lxml builds no tree, so a page with a million open elements costs no more memory than another.
-    parser = etree.HTMLParser(target=shown, encoding="utf-8", no_network=True, huge_tree=True)
+    parser = etree.HTMLParser(target=collector, encoding="utf-8", no_network=True, huge_tree=True)
     parser.feed(text.replace("\0", "").encode())
     try:
-        found: str = parser.close()
+        visible: str = parser.close()
     except etree.XMLSyntaxError:  # only whitespace
-        found = shown.close()
-    return found
+        visible = collector.close()
+    return visible
 
 
 class _Shown:
@@ -185,8 +185,8 @@ def _pdf(path: Path, options: ReadOptions) -> str | Refused:
     """Return the text of all pages of a PDF."""
     import pypdf  # noqa: PLC0415 - an extra
 
-    if (what := streams.foreign(path)) and not streams.head(path).startswith(b"%PDF-"):
-        return Refused(what)
+    if (problem := streams.foreign(path)) and not streams.head(path).startswith(b"%PDF-"):
+        return Refused(problem)
     logging.getLogger("pypdf").setLevel(logging.CRITICAL)  # pypdf logs what it cannot read of a page, and continues
     pages, size = [], 0
     try:

@@ -121,7 +121,7 @@ class _Cutter:
             self._begun = bool(part)
             self._array = part.startswith(b"[")
             part = part.removeprefix(b"[")
-        taken, at = 0, self._skip
+        start, at = 0, self._skip
         while match := (_IN_STRING if self._quoted else _OUTSIDE).search(part, at):
             at, mark = match.end(), match[0]
             if mark == b"\\":
@@ -129,12 +129,12 @@ class _Cutter:
             elif mark == b'"':
                 self._quoted = not self._quoted
             elif self._ends(mark):
-                own = mark in b"}]" and not self._array  # otherwise the mark follows the value
-                self._hold(part[taken : at if own else at - 1])
-                taken = at
+                closes = mark in b"}]" and not self._array  # otherwise the mark follows the value
+                self._hold(part[start : at if closes else at - 1])
+                start = at
                 yield from self._value()
         self._skip = max(0, at - len(part))
-        self._hold(part[taken:])
+        self._hold(part[start:])
 
     def finish(self) -> None:
         """Raise OSError if the stream ends inside a value, or continues after its array."""

@@ -63,10 +63,10 @@ def scan(
     """
     schemas, counts, sizes = [], [], Sizes()
     for file in inputs:
-        found = _look(file, text_column, say)
-        schemas.append(found.schema)
-        counts.append(found.sizes.rows)
-        sizes.extend(found.sizes)
+        result = _look(file, text_column, say)
+        schemas.append(result.schema)
+        counts.append(result.sizes.rows)
+        sizes.extend(result.sizes)
     schema = _together(inputs, schemas)
     if not schema.names and not sum(counts):
         raise ValueError("The input is empty: it has no rows, and no columns.")
@@ -85,7 +85,7 @@ def shards(inputs: Sequence[Input], scanned: Scanned, first: int = 0) -> Iterato
     """
     skip, number = first * scanned.shard_rows, first
     parts: list[Shard] = []
-    wanted = scanned.shard_rows
+    missing = scanned.shard_rows
     for file, count in zip(inputs, scanned.counts, strict=True):
         if skip >= count:
             skip -= count
@@ -95,15 +95,15 @@ def shards(inputs: Sequence[Input], scanned: Scanned, first: int = 0) -> Iterato
             source = sources.opened(file, scanned.schema, skip)
             skip = 0
             while left:
-                part = source.take(min(wanted, left))
-                taken = part.table.num_rows + len(part.rejected)
-                if not taken:
+                part = source.take(min(missing, left))
+                count_read = part.table.num_rows + len(part.rejected)
+                if not count_read:
                     raise ValueError(f"{file.name} ends {left} rows early; it changed while it was being read.")
                 parts.append(part)
-                left, wanted = left - taken, wanted - taken
-                if not wanted:
+                left, missing = left - count_read, missing - count_read
+                if not missing:
                     yield _join(number, parts)
-                    number, parts, wanted = number + 1, [], scanned.shard_rows
+                    number, parts, missing = number + 1, [], scanned.shard_rows
         except UnreadableError:
             raise
         except (pa.ArrowException, OSError) as error:
@@ -120,11 +120,11 @@ def count_shards(scanned: Scanned) -> int:
 
 def _look(file: Input, text_column: str, say: Callable[[str], None]) -> FileScan:
     """Scan a file: return its columns, and the sizes of its rows as far as they are known."""
-    what = None
+    problem = None
     try:
-        what = None if file.format == "lance" else streams.foreign(file.path)
-        if what and file.format not in ("parquet", "document"):
-            raise OSError(f"it {what}")
+        problem = None if file.format == "lance" else streams.foreign(file.path)
+        if problem and file.format not in ("parquet", "document"):
+            raise OSError(f"it {problem}")
         if file.format == "parquet":
             return _look_at_parquet(file)
         if file.format == "lance":
@@ -138,8 +138,8 @@ def _look(file: Input, text_column: str, say: Callable[[str], None]) -> FileScan
     except UnreadableError:
         raise
     except (pa.ArrowException, OSError) as error:
-        why = f"it {what}" if what else error
-        raise OSError(f"{file.name} cannot be read: {why}") from error
+        reason = f"it {problem}" if problem else error
+        raise OSError(f"{file.name} cannot be read: {reason}") from error
 
 
 def _look_at_parquet(file: Input) -> FileScan:
@@ -176,8 +176,8 @@ def _look_at_rows(file: Input, text_column: str, say: Callable[[str], None]) -> 
 def _json_items(file: Input, fields: Mapping[str, pa.Field], sizes: Sizes) -> Iterator[list[Item]]:
     """Yield rows that may extend the schema. Rows with only known columns and types are skipped."""
     if file.format == "json":
-        found = row_files.items(replace(file, partitions=()))
-        while items := list(islice(found, _FEW)):
+        rows = row_files.items(replace(file, partitions=()))
+        while items := list(islice(rows, _FEW)):
             for item in items:
                 sizes.add(1, item.size)
             yield items
@@ -226,16 +226,16 @@ def _partitioned(schema: pa.Schema, file: Input) -> pa.Schema:
 
 def _together(inputs: Sequence[Input], schemas: Sequence[pa.Schema]) -> pa.Schema:
     """Return the merged columns of all files."""
-    found_in: dict[str, list[tuple[Input, pa.Field]]] = {}
+    fields_by_name: dict[str, list[tuple[Input, pa.Field]]] = {}
     for file, schema in zip(inputs, schemas, strict=True):
         if len(set(schema.names)) != len(schema.names):
             raise ValueError(f"{file.name} has duplicate columns: {', '.join(schema.names)}. Rename them.")
         for field in schema:
-            found_in.setdefault(field.name, []).append((file, field))
+            fields_by_name.setdefault(field.name, []).append((file, field))
     fields = []
-    for name, found in found_in.items():
-        merged = columns.merge(field for _, field in found)
-        fixed = [(file, field) for file, field in found if file.format not in ("jsonl", "json")]
+    for name, origins in fields_by_name.items():
+        merged = columns.merge(field for _, field in origins)
+        fixed = [(file, field) for file, field in origins if file.format not in ("jsonl", "json")]
         if merged.metadata == columns.JSON_FIELD and fixed:
             raise ValueError(
                 f"The column {name!r} is {fixed[0][1].type} in {fixed[0][0].name} and has another type in other files. Give it "
@@ -244,7 +244,7 @@ def _together(inputs: Sequence[Input], schemas: Sequence[pa.Schema]) -> pa.Schem
             )
         if pa.types.is_null(merged.type):
             merged = pa.field(name, pa.string())
-        fields.append(merged if len(found) == len(inputs) else merged.with_nullable(True))  # noqa: FBT003 - Arrow's signature
+        fields.append(merged if len(origins) == len(inputs) else merged.with_nullable(True))  # noqa: FBT003 - Arrow's signature
     return pa.schema(fields, metadata=next((schema.metadata for schema in schemas if schema.metadata), None))
 
 
@@ -302,9 +302,9 @@ def _lengths(texts: pa.ChunkedArray) -> Iterator[int]:
 
 def rows_of_a_shard(mean: float, count: int) -> int:
     """Return the rows per shard, by the mean length of texts in bytes and the total number of rows."""
-    least, most = _SHARD_ROWS
-    wanted = max(1, int(min(_SHARD_CHARS / max(mean, 1), count / _SHARDS)))
-    return max(least, min(most, 1 << wanted.bit_length() - 1))
+    minimum, maximum = _SHARD_ROWS
+    rows = max(1, int(min(_SHARD_CHARS / max(mean, 1), count / _SHARDS)))
+    return max(minimum, min(maximum, 1 << rows.bit_length() - 1))
 
 
 def _join(number: int, parts: Sequence[Shard]) -> Shard:

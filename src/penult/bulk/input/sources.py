@@ -81,14 +81,14 @@ class _Rows:
         self._file, self._items, self._schema = file, items, schema
 
     def take(self, count: int) -> Shard:
-        taken: list[Item] = []
+        items: list[Item] = []
         size = 0
         for item in islice(self._items, count):
-            taken.append(item)
+            items.append(item)
             size += item.size
             if size > HELD:
                 break
-        return _shard(self._file, taken, self._schema)
+        return _shard(self._file, items, self._schema)
 
 
 class _Lines:
@@ -121,14 +121,14 @@ class _Batches:
         self._left: pa.RecordBatch | None = None
 
     def take(self, count: int) -> Shard:
-        taken: list[pa.RecordBatch] = []
+        parts: list[pa.RecordBatch] = []
         size = 0
         while count and size <= HELD and (batch := self._left or next(self._batches, None)) is not None:
-            taken.append(batch.slice(0, count))
+            parts.append(batch.slice(0, count))
             self._left = batch.slice(count) if batch.num_rows > count else None
-            count -= taken[-1].num_rows
-            size += taken[-1].nbytes
-        table = pa.Table.from_batches(taken) if taken else self._schema.empty_table()
+            count -= parts[-1].num_rows
+            size += parts[-1].nbytes
+        table = pa.Table.from_batches(parts) if parts else self._schema.empty_table()
         first, self._line = self._line, self._line + table.num_rows
         return self._fitting(table, range(first + 1, self._line + 1))
 
@@ -139,9 +139,11 @@ class _Batches:
         try:
             cast = _cast(tables.without(table, sorted(bad)), self._schema)
         except pa.ArrowInvalid:  # a number or time in one file that does not fit in the common type
-            bad |= {row: why for row in range(table.num_rows) if row not in bad and (why := self._misfit(table.slice(row, 1)))}
+            bad |= {
+                row: reason for row in range(table.num_rows) if row not in bad and (reason := self._misfit(table.slice(row, 1)))
+            }
             cast = _cast(tables.without(table, sorted(bad)), self._schema)
-        rejected = [Rejected(name, lines[row], why, _shown(table, row)) for row, why in sorted(bad.items())]
+        rejected = [Rejected(name, lines[row], reason, _shown(table, row)) for row, reason in sorted(bad.items())]
         numbers = [line for row, line in enumerate(lines) if row not in bad] if bad else lines
         return Shard(0, with_partitions(cast, self._file), [(name, numbers)], rejected)
 

@@ -82,15 +82,15 @@ def embed_in_parts(
     """
     order = _equal_texts_together(texts)
     meter = _Meter(Tick(number), ticked)
-    whole: list[Outcome] = []
+    parts: list[Outcome] = []
     start = 0
     while (part := _read(stem, start, texts, order, embedder.dimension)) is not None:
-        whole.append(part)
+        parts.append(part)
         start += len(part.good) + len(part.bad)
         meter.part(part, kept=True, earlier=True)
-    most = embedder.recipe.longest(role) * _CHARS_A_TOKEN
+    max_chars = embedder.recipe.longest(role) * _CHARS_A_TOKEN
     while start < len(order):
-        end, chars = _end(texts, order, start, pace.chars, most) if embedder.recipe.batch_invariant else (len(order), 0)
+        end, chars = _end(texts, order, start, pace.chars, max_chars) if embedder.recipe.batch_invariant else (len(order), 0)
         rows, began = order[start:end], time.monotonic()
         part = _placed(embed_texts(embedder, [texts[row] for row in rows], role, meter.rows), rows)
         if chars:
@@ -98,9 +98,9 @@ def embed_in_parts(
         if end < len(order):
             _write(stem, start, texts, rows, part)
         meter.part(part, kept=end < len(order))
-        whole.append(part)
+        parts.append(part)
         start = end
-    return _joined(whole, embedder.dimension)
+    return _joined(parts, embedder.dimension)
 
 
 def remove_parts(stem: Path) -> None:
@@ -170,7 +170,7 @@ def _end(texts: Sequence[Any], order: Sequence[int], start: int, wanted: float, 
 
 def _placed(outcome: Outcome, rows: Sequence[int]) -> Outcome:
     """Return the outcome of a part's rows, renumbered by their position in the shard."""
-    bad = {rows[row]: why for row, why in outcome.bad.items()}
+    bad = {rows[row]: reason for row, reason in outcome.bad.items()}
     return Outcome(outcome.vectors, [rows[row] for row in outcome.good], bad, outcome.tokens, outcome.cut)
 
 
@@ -178,7 +178,7 @@ def _joined(parts: Sequence[Outcome], dimension: int) -> Outcome:
     """Return all parts merged in row order."""
     good = [row for part in parts for row in part.good]
     vectors = np.concatenate([np.empty((0, dimension), np.float32), *(part.vectors for part in parts)])
-    bad = {row: why for part in parts for row, why in part.bad.items()}
+    bad = {row: reason for part in parts for row, reason in part.bad.items()}
     tokens, cut = sum(part.tokens for part in parts), sum(part.cut for part in parts)
     if good != sorted(good):
         vectors = vectors[np.argsort(good)]

@@ -51,11 +51,11 @@ class _Worker:
 
     def __init__(self, model: Model, role: Role, share: int) -> None:
         context = multiprocessing.get_context("spawn")
-        self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=serve, args=(theirs, model, role, share), name="penult-worker", daemon=True)
+        self.pipe, child_pipe = context.Pipe()
+        self.process = context.Process(target=serve, args=(child_pipe, model, role, share), name="penult-worker", daemon=True)
         with _without_sigint():
             self.process.start()
-        theirs.close()  # otherwise a dead worker would not close the pipe
+        child_pipe.close()  # otherwise a dead worker would not close the pipe
         self.tasks: dict[int, Task] = {}
         self.ready: Ready | None = None
 

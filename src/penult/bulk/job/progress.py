@@ -78,17 +78,17 @@ class Progress:
         """Number of rows that are done and on disk."""
         return self.totals.seen + sum(tick.kept for tick in self._ticks.values())
 
-    def add(self, news: Record | Tick) -> None:
+    def add(self, update: Record | Tick) -> None:
         """Add a shard, or the finished part of one."""
-        if isinstance(news, Record):
-            self.totals = self.totals.plus(news)
-            self._ticks.pop(news.shard, None)
+        if isinstance(update, Record):
+            self.totals = self.totals.plus(update)
+            self._ticks.pop(update.shard, None)
         else:
-            self._ticks[news.shard] = news
-            if news.rows == news.earlier:
-                self._earlier[news.shard] = news
+            self._ticks[update.shard] = update
+            if update.rows == update.earlier:
+                self._earlier[update.shard] = update
         if self._shown != "off":
-            self._show(whole=isinstance(news, Record))
+            self._show(whole=isinstance(update, Record))
 
     def say(self, sentence: str) -> None:
         """Print a message above the progress bar."""
