@@ -129,7 +129,7 @@ def test_a_row_that_is_too_long(tmp_path):
 
 def test_a_record_of_too_many_lines(tmp_path, monkeypatch):
     """The number of lines in a record is limited, since each line takes memory besides its text."""
-    monkeypatch.setattr(csv_rows, "_MOST_LINES", 5)
+    monkeypatch.setattr(csv_rows, "_MAX_LINES", 5)
     assert read(tmp_path, 'a,b\n1,"' + "\n" * 4 + '"\n2,z\n') == [["1", "\n" * 4], ["2", "z"]]
     assert read(tmp_path, 'a,b\n1,"' + "\n" * 5 + 'x"\n2,z\n')[0] == 2
 

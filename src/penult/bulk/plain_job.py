@@ -65,7 +65,7 @@ def embed_files(request: Request) -> Summary:
             )
         files = open_inputs(request, job, paths, {})
         for file in files:
-            _need(file.format in _INPUTS, f"reading {file.name}", "lance" if file.format == "lance" else "parquet")
+            _require(file.format in _INPUTS, f"reading {file.name}", "lance" if file.format == "lance" else "parquet")
         announce(request.shown, f"loading model {request.model.reference}")
         warnings.simplefilter("ignore", TruncationWarning)  # counted instead
         with request.model.load(threads=None) as embedder:
@@ -80,13 +80,13 @@ def _check(request: Request) -> None:
     if request.out.suffix not in (".parquet", ".lance", *_OUTPUTS):
         raise ValueError(output_files.UNKNOWN_EXTENSION.format(out=request.out))
     lance = request.out.suffix == ".lance"
-    _need(request.out.suffix in _OUTPUTS, f"writing {request.out}", "lance" if lance else "parquet")
-    _need(request.old is None, "--from")
-    _need(request.workers == 1, "--workers")
-    _need(request.engine == "local", "--engine ray", "ray")
+    _require(request.out.suffix in _OUTPUTS, f"writing {request.out}", "lance" if lance else "parquet")
+    _require(request.old is None, "--from")
+    _require(request.workers == 1, "--workers")
+    _require(request.engine == "local", "--engine ray", "ray")
 
 
-def _need(is_met: bool, what: str, extra: str = "parquet") -> None:  # noqa: FBT001 - a condition
+def _require(is_met: bool, what: str, extra: str = "parquet") -> None:  # noqa: FBT001 - a condition
     if not is_met:
         raise ImportError(f"{what[:1].upper()}{what[1:]} needs {install_hint(extra)}.")
 

@@ -16,8 +16,8 @@ from penult.bulk.input.rows import Item, Rejected, Row, too_long
 from penult.bulk.input.streams import LongText
 from penult.bulk.options import DEFAULT_READING, ReadOptions
 
-MOST_COLUMNS = 10_000  # per file; a file with more is not a table, and each column costs memory in every row
-_MOST_LINES = 500_000  # per record; each takes about 100 bytes of memory in addition to its text
+MAX_COLUMNS = 10_000  # per file; a file with more is not a table, and each column costs memory in every row
+_MAX_LINES = 500_000  # per record; each takes about 100 bytes of memory in addition to its text
 _DELIMITERS = ",;\t|"
 _SEPARATOR = re.compile(r"sep=([,;\t|])\s*", re.IGNORECASE)  # Excel writes and reads it in a line before the header
 _QUOTED = re.compile(r'"[^"]*"')
@@ -143,7 +143,7 @@ class _Lines:
             following = self.next() if number >= self._alone else None
             if following is None:
                 return
-            full = len(lines) >= _MOST_LINES or size + len(following[1]) > self._limit
+            full = len(lines) >= _MAX_LINES or size + len(following[1]) > self._limit
             if full or isinstance(following[1], LongText):
                 self.put_back([following])
                 return
@@ -168,16 +168,16 @@ def _header(lines: _Lines, name: str, delimiter: str | None) -> tuple[_Dialect, 
     blank = len(record.fields) > 1 and all(field.startswith(" ") for field in record.fields[1:])
     dialect = _Dialect(delimiter or ",", blank)
     if blank:  # quotes after a space are quotes
-        record = _Record(record.line, _split_again(record, dialect), record.text, record.size)
+        record = _Record(record.line, _split_quoted(record, dialect), record.text, record.size)
     header = [field.strip() for field in record.fields]
     if len(set(header)) != len(header):
         raise ValueError(f"The header of {name} has duplicate columns: {header}. Rename them.")
-    if len(header) > MOST_COLUMNS:
-        raise ValueError(f"{name} has {len(header):,} columns in its header; at most {MOST_COLUMNS:,} are supported.")
+    if len(header) > MAX_COLUMNS:
+        raise ValueError(f"{name} has {len(header):,} columns in its header; at most {MAX_COLUMNS:,} are supported.")
     return dialect, header
 
 
-def _split_again(record: _Record, dialect: _Dialect) -> list[str] | str:
+def _split_quoted(record: _Record, dialect: _Dialect) -> list[str] | str:
     return _lenient(record.text, dialect) or record.fields
 
 

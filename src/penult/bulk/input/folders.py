@@ -37,7 +37,7 @@ def walk(folder: Path, skip: Iterable[str] = ()) -> Found:
                 if path.is_symlink():
                     links.append(path)
                 else:
-                    _take(path, path.resolve(), seen, waiting, result)
+                    _add(path, path.resolve(), seen, waiting, result)
             continue
         link = links.pop(0)  # after all real files, so that these keep their own names
         try:
@@ -48,7 +48,7 @@ def walk(folder: Path, skip: Iterable[str] = ()) -> Found:
         if target in (root, *root.parents):
             result.links.append(link)
         else:
-            _take(link, target, seen, waiting, result)
+            _add(link, target, seen, waiting, result)
     result.files.sort()
     return result
 
@@ -71,7 +71,7 @@ def named(files: Sequence[Path], folder: Path) -> str:
     return ", ".join(file.relative_to(folder).as_posix() for file in files[:_NAMED]) + more
 
 
-def _take(path: Path, target: Path, seen: set[Path], waiting: list[Path], result: Found) -> None:
+def _add(path: Path, target: Path, seen: set[Path], waiting: list[Path], result: Found) -> None:
     if target in seen:
         return
     seen.add(target)

@@ -41,8 +41,8 @@ _ENDINGS: dict[str, Format] = {
 }
 _NOT_COMPRESSED = (".parquet", ".lance", ".pdf")  # formats with built-in compression
 _TABLES = ("parquet", "lance", "jsonl", "json", "csv", "tsv")
-_OTHERWISE = (("text", "document"), ("json", "jsonl"), ("jsonl", "json"))  # (format by extension, --format that overrides it)
-_BESIDE = (".rejected.jsonl", ".npy.rows.jsonl", ".about.json")  # written beside an output
+_OVERRIDES = (("text", "document"), ("json", "jsonl"), ("jsonl", "json"))  # (format by extension, --format that overrides it)
+_BESIDE_OUTPUTS = (".rejected.jsonl", ".npy.rows.jsonl", ".about.json")  # written beside an output
 STDIN = "-"
 _SPOOLED, _SPOOLED_AGAIN = "stdin.spooled", "stdin.again.spooled"
 _PARTITION = re.compile("([^=]+)=(.*)", re.DOTALL)
@@ -133,7 +133,7 @@ def find(
 def kind(path: Path, format_: Format | None = None) -> Format:
     """Return the format of a file by its extension, or `format_` if the extension is unknown or ambiguous."""
     detected = _kind(path)
-    if detected is None or (detected, format_) in _OTHERWISE:
+    if detected is None or (detected, format_) in _OVERRIDES:
         detected = format_
     if detected is None:
         raise ValueError(f"{path} has an unknown file extension. Pass --format with one of {', '.join(get_args(Format))}.")
@@ -187,7 +187,7 @@ def reading(files: Sequence[Input]) -> str:
             values["encoding"] = options.codec
         if options.max_row_bytes != default.max_row_bytes:
             values["max_row_bytes"] = options.max_row_bytes
-    formats = ["" if file.format == _stated_kind(file.path) else file.format for file in files]
+    formats = ["" if file.format == _default_kind(file.path) else file.format for file in files]
     if any(formats):
         values["format"] = formats if len(set(formats)) > 1 else formats[0]
     names = [(file.id if file.format == "document" else "", file.partitions) for file in files]
@@ -232,19 +232,19 @@ def _kind(path: Path) -> Format | None:
     return None if compressed and ending in _NOT_COMPRESSED else _ENDINGS.get(ending)
 
 
-def _stated_kind(path: Path) -> Format | None:
+def _default_kind(path: Path) -> Format | None:
     """Return the format of a file without --format."""
     return "jsonl" if is_spooled(path) else _kind(path)
 
 
 def _in_folder(folder: Path, outputs: set[Path], format_: Format | None) -> tuple[list[Path], str]:
     """List a folder's files of known formats, with a message on skipped ones: documents beside tables are usually notes."""
-    walked = folders.walk(folder, _BESIDE)
+    walked = folders.walk(folder, _BESIDE_OUTPUTS)
     files = [path for path in walked.files if path.resolve() not in outputs]
     single = {
         path
         for path in files
-        if _kind(path) == "json" and path.is_file() and format_ != "jsonl" and not json_rows.holds_objects(path)
+        if _kind(path) == "json" and path.is_file() and format_ != "jsonl" and not json_rows.contains_objects(path)
     }
     known = [path for path in files if _is_input(path) and path not in single]
     beside = set[Path]()
@@ -287,15 +287,15 @@ def _in_glob(pattern: str, outputs: set[Path]) -> list[Path]:
     matches: dict[Path, Path] = {}
     for match in sorted(glob.glob(pattern, recursive=True)):  # noqa: PTH207 - glob.glob accepts absolute patterns
         path = Path(match)
-        if (path.is_file() or path.suffix == ".lance") and not _ours(path, pattern):
+        if (path.is_file() or path.suffix == ".lance") and not _is_own_file(path, pattern):
             matches.setdefault(path.resolve(), path)
     return [path for target, path in matches.items() if target not in outputs]
 
 
-def _ours(path: Path, pattern: str) -> bool:
+def _is_own_file(path: Path, pattern: str) -> bool:
     """Return whether a match is part of a job or output, such as a job's records, that the pattern does not name."""
     named = Path(pattern).name
-    beside = any(path.name.endswith(ending) and ending.split(".")[1] not in named for ending in _BESIDE)
+    beside = any(path.name.endswith(ending) and ending.split(".")[1] not in named for ending in _BESIDE_OUTPUTS)
     return beside or any(map(folders.is_job, path.parents))
 
 

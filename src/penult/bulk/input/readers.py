@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from penult.bulk import tables
 from penult.bulk.input import columns, json_rows, jsonl, row_files, sources, streams
-from penult.bulk.input.csv_rows import MOST_COLUMNS
+from penult.bulk.input.csv_rows import MAX_COLUMNS
 from penult.bulk.input.input_files import Input
 from penult.bulk.input.rows import Item, Rejected, Row, UnreadableError
 from penult.bulk.input.shard_sizes import Sizes
@@ -63,11 +63,11 @@ def scan(
     """
     schemas, counts, sizes = [], [], Sizes()
     for file in inputs:
-        result = _look(file, text_column, say)
+        result = _scan_file(file, text_column, say)
         schemas.append(result.schema)
         counts.append(result.sizes.rows)
         sizes.extend(result.sizes)
-    schema = _together(inputs, schemas)
+    schema = _merged_schema(inputs, schemas)
     if not schema.names and not sum(counts):
         raise ValueError("The input is empty: it has no rows, and no columns.")
     _check_text(inputs, schema, text_column)
@@ -118,7 +118,7 @@ def count_shards(scanned: Scanned) -> int:
     return -(-sum(scanned.counts) // scanned.shard_rows)
 
 
-def _look(file: Input, text_column: str, say: Callable[[str], None]) -> FileScan:
+def _scan_file(file: Input, text_column: str, say: Callable[[str], None]) -> FileScan:
     """Scan a file: return its columns, and the sizes of its rows as far as they are known."""
     problem = None
     try:
@@ -126,7 +126,7 @@ def _look(file: Input, text_column: str, say: Callable[[str], None]) -> FileScan
         if problem and file.format not in ("parquet", "document"):
             raise OSError(f"it {problem}")
         if file.format == "parquet":
-            return _look_at_parquet(file)
+            return _scan_parquet(file)
         if file.format == "lance":
             from penult.bulk import lance_files  # noqa: PLC0415 - an extra
 
@@ -134,7 +134,7 @@ def _look(file: Input, text_column: str, say: Callable[[str], None]) -> FileScan
             return FileScan(schema, Sizes().add(count, 0))
         if file.format == "document":
             return FileScan(_texts(row_files.columns(file), file), Sizes().add(1, file.stamp[0][1]))
-        return _look_at_rows(file, text_column, say)
+        return _scan_rows(file, text_column, say)
     except UnreadableError:
         raise
     except (pa.ArrowException, OSError) as error:
@@ -142,7 +142,7 @@ def _look(file: Input, text_column: str, say: Callable[[str], None]) -> FileScan
         raise OSError(f"{file.name} cannot be read: {reason}") from error
 
 
-def _look_at_parquet(file: Input) -> FileScan:
+def _scan_parquet(file: Input) -> FileScan:
     with pq.ParquetFile(file.path) as opened:
         sizes = Sizes()
         for number in range(opened.num_row_groups):
@@ -151,14 +151,14 @@ def _look_at_parquet(file: Input) -> FileScan:
         return FileScan(_partitioned(opened.schema_arrow, file), sizes)
 
 
-def _look_at_rows(file: Input, text_column: str, say: Callable[[str], None]) -> FileScan:
+def _scan_rows(file: Input, text_column: str, say: Callable[[str], None]) -> FileScan:
     sizes, undecoded, rejected = Sizes(), 0, 0
     if file.format in ("jsonl", "json"):
         fields: dict[str, pa.Field] = {}
         for items in _json_items(file, fields, sizes):
             undecoded += sum(isinstance(item, Rejected) and item.reason.startswith("is not UTF-8") for item in items)
             rejected += sum(isinstance(item, Rejected) for item in items)
-            _learn(fields, items, text_column)
+            _add_fields(fields, items, text_column)
         schema = pa.schema(fields.values())
     else:
         schema = _texts(row_files.columns(file), file)
@@ -183,7 +183,7 @@ def _json_items(file: Input, fields: Mapping[str, pa.Field], sizes: Sizes) -> It
             yield items
         return
     lines = streams.lines(file.path, file.options)
-    while block := sources.lines_held(lines, BLOCK):
+    while block := sources.next_lines(lines, BLOCK):
         if jsonl.table(block, pa.schema(fields.values())) is not None:
             sizes.add(len(block), sum(map(len, block)))
         else:
@@ -192,12 +192,12 @@ def _json_items(file: Input, fields: Mapping[str, pa.Field], sizes: Sizes) -> It
             yield jsonl.row_by_row(file.name, 1, block, file.options)
 
 
-def _learn(fields: dict[str, pa.Field], items: Sequence[Item], text_column: str) -> None:
+def _add_fields(fields: dict[str, pa.Field], items: Sequence[Item], text_column: str) -> None:
     for field in columns.infer([item for item in items if isinstance(item, Row)], text_column):
         fields[field.name] = columns.merge([fields[field.name], field]) if field.name in fields else field
-    if len(fields) > MOST_COLUMNS:
+    if len(fields) > MAX_COLUMNS:
         raise OSError(
-            f"its objects have more than {MOST_COLUMNS:,} different keys. Move the varying keys into one nested object"
+            f"its objects have more than {MAX_COLUMNS:,} different keys. Move the varying keys into one nested object"
         )
 
 
@@ -224,7 +224,7 @@ def _partitioned(schema: pa.Schema, file: Input) -> pa.Schema:
     return schema
 
 
-def _together(inputs: Sequence[Input], schemas: Sequence[pa.Schema]) -> pa.Schema:
+def _merged_schema(inputs: Sequence[Input], schemas: Sequence[pa.Schema]) -> pa.Schema:
     """Return the merged columns of all files."""
     fields_by_name: dict[str, list[tuple[Input, pa.Field]]] = {}
     for file, schema in zip(inputs, schemas, strict=True):
@@ -291,7 +291,7 @@ def _shard_rows(inputs: Sequence[Input], scanned: Scanned, text_column: str, siz
             raise OSError(f"{file.name} cannot be read: {error}") from error
         if count >= BLOCK or lengths >= _SAMPLE:
             break
-    return min(rows_of_a_shard(lengths / max(count, 1), sum(scanned.counts)), sizes.most_rows())
+    return min(rows_of_a_shard(lengths / max(count, 1), sum(scanned.counts)), sizes.max_rows())
 
 
 def _lengths(texts: pa.ChunkedArray) -> Iterator[int]:

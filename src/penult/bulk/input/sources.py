@@ -20,7 +20,7 @@ from penult.bulk.input.rows import Item, Rejected, too_long
 from penult.bulk.json_text import dumps
 
 BLOCK = 4096  # maximum rows per read
-HELD = 32 << 20  # a read stops after this many bytes
+READ_BYTES = 32 << 20  # a read stops after this many bytes
 _SHOWN = 1000  # characters of each value of an overlong row that the rejected rows file keeps
 
 
@@ -86,7 +86,7 @@ class _Rows:
         for item in islice(self._items, count):
             items.append(item)
             size += item.size
-            if size > HELD:
+            if size > READ_BYTES:
                 break
         return _shard(self._file, items, self._schema)
 
@@ -103,7 +103,7 @@ class _Lines:
 
     def take(self, count: int) -> Shard:
         name, options = self._file.name, self._file.options
-        while block := lines_held(self._lines, min(count, BLOCK)):
+        while block := next_lines(self._lines, min(count, BLOCK)):
             first, self._line = self._line, self._line + len(block)
             table = jsonl.table(block, self._schema)
             if table is not None:
@@ -123,7 +123,7 @@ class _Batches:
     def take(self, count: int) -> Shard:
         parts: list[pa.RecordBatch] = []
         size = 0
-        while count and size <= HELD and (batch := self._left or next(self._batches, None)) is not None:
+        while count and size <= READ_BYTES and (batch := self._left or next(self._batches, None)) is not None:
             parts.append(batch.slice(0, count))
             self._left = batch.slice(count) if batch.num_rows > count else None
             count -= parts[-1].num_rows
@@ -155,14 +155,14 @@ class _Batches:
         return None
 
 
-def lines_held(lines: Iterator[bytes], count: int) -> list[bytes]:
-    """Return the next lines, at most `count`; stop after `HELD` bytes."""
+def next_lines(lines: Iterator[bytes], count: int) -> list[bytes]:
+    """Return the next lines, at most `count`; stop after `READ_BYTES` bytes."""
     block: list[bytes] = []
     size = 0
     for line in islice(lines, count):
         block.append(line)
         size += len(line)
-        if size > HELD:
+        if size > READ_BYTES:
             break
     return block
 
@@ -222,7 +222,7 @@ def _batch_rows(file: pq.ParquetFile, groups: Sequence[int]) -> int:
     """Return how many rows to decode at once: fewer if rows are large."""
     metadata = [file.metadata.row_group(group) for group in groups]
     mean = max((group.total_byte_size / max(group.num_rows, 1) for group in metadata), default=0)
-    return max(16, min(BLOCK, int(HELD / max(mean, 1))))
+    return max(16, min(BLOCK, int(READ_BYTES / max(mean, 1))))
 
 
 def _cast(table: pa.Table, schema: pa.Schema) -> pa.Table:

@@ -71,7 +71,7 @@ class Progress:
     @property
     def rate(self) -> float:
         """Rows per second of this run."""
-        return self._a_second(self.totals.seen - self._before.seen - sum(tick.rows for tick in self._earlier.values()))
+        return self._per_second(self.totals.seen - self._before.seen - sum(tick.rows for tick in self._earlier.values()))
 
     @property
     def kept(self) -> int:
@@ -103,7 +103,7 @@ class Progress:
             self._bar.close()
             self._bar = None
 
-    def _a_second(self, count: float) -> float:
+    def _per_second(self, count: float) -> float:
         return count / max(time.monotonic() - self._started, 1e-9)
 
     def _show(self, *, whole: bool) -> None:
@@ -113,7 +113,7 @@ class Progress:
             now = now.plus(tick)
         for tick in self._earlier.values():
             earlier = earlier.plus(tick)
-        rows, tokens = self._a_second(now.seen - earlier.seen), self._a_second(now.tokens - earlier.tokens)
+        rows, tokens = self._per_second(now.seen - earlier.seen), self._per_second(now.tokens - earlier.tokens)
         left = (self._count - now.seen) / rows if rows else None
         if self._bar is not None:
             self._bar.set_postfix_str(f"{tokens:,.0f} tokens/s, cut={now.cut}, rejected={now.rejected}", refresh=False)
