@@ -116,7 +116,7 @@ class Progress:
         rows, tokens = self._per_second(now.seen - earlier.seen), self._per_second(now.tokens - earlier.tokens)
         left = (self._count - now.seen) / rows if rows else None
         if self._bar is not None:
-            self._bar.set_postfix_str(f"{tokens:,.0f} tokens/s, cut={now.cut}, rejected={now.rejected}", refresh=False)
+            self._bar.set_postfix_str(f"{tokens:,.0f} tokens/s, truncated={now.cut}, rejected={now.rejected}", refresh=False)
             self._bar.update(now.seen - self._bar.n)
             return
         if time.monotonic() - self._last_line < LINE_SECONDS and not (whole and self._shown == "json"):
