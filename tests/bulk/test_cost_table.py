@@ -1,4 +1,4 @@
-"""The cost table in README.md is what its script computes."""
+"""The plan past one cluster in README.md is what its script computes."""
 
 import json
 import re
@@ -12,7 +12,7 @@ README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
 
 
 def test_the_table_of_the_readme(tmp_path, monkeypatch, capsys):
-    """The script writes the table and sentences of README.md, given the rate there."""
+    """From the rate that README.md names, the script writes the very table and sentences that stand there."""
     rate = int(re.search(r"One core: ([\d,]+) tokens a second", README)[1].replace(",", ""))
     rows = [{"system": "onnxruntime", "tokens_per_cpu_second": 1.0}, {"system": "penult", "tokens_per_cpu_second": rate + 0.3}]
     (tmp_path / "bench.json").write_text(json.dumps({"rows": rows}))
@@ -23,7 +23,7 @@ def test_the_table_of_the_readme(tmp_path, monkeypatch, capsys):
 
 
 def test_a_rate_twice_as_high_costs_half():
-    """Hours and dollars are inversely proportional to the rate; the bottleneck moves at half the cores."""
+    """Hours and dollars go with the rate; the bottleneck moves at half the cores."""
     slow, fast = (cost_table.table(rate, 1.0, 200, 384) for rate in (1000, 2000))
     assert "a billion tokens take 278 core hours, 277.78 dollars" in slow
     assert "a billion tokens take 139 core hours, 138.89 dollars" in fast
