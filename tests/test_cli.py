@@ -191,7 +191,7 @@ def test_errors_of_inspect_as_json(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("error", "code", "said"),
+    ("error", "code", "message"),
     [
         (KeyboardInterrupt(), 130, "penult: interrupted\n"),
         (
@@ -201,7 +201,7 @@ def test_errors_of_inspect_as_json(tmp_path):
         ),
     ],
 )
-def test_errors_before_a_command_starts(monkeypatch, capsys, error, code, said):
+def test_errors_before_a_command_starts(monkeypatch, capsys, error, code, message):
     """Ctrl-C during imports and a missing package are one line."""
 
     def app():
@@ -210,7 +210,7 @@ def test_errors_before_a_command_starts(monkeypatch, capsys, error, code, said):
     monkeypatch.setattr("penult.cli.app", app)
     with pytest.raises(SystemExit) as end:
         main()
-    assert (end.value.code, capsys.readouterr().err) == (code, said)
+    assert (end.value.code, capsys.readouterr().err) == (code, message)
 
 
 def test_a_bug_keeps_its_traceback(monkeypatch):

@@ -11,7 +11,7 @@ from penult.extras import install_hint
 
 
 @pytest.mark.parametrize(
-    ("message", "said"),
+    ("message", "expected"),
     [
         ("Pass pooling='mean', 'cls', 'max' or 'last' as", "Pass --pooling mean, 'cls', 'max' or 'last' as"),
         ("pass files_from='ORG/ORIGINAL' to use", "pass --files-from ORG/ORIGINAL to use"),
@@ -33,9 +33,9 @@ from penult.extras import install_hint
         ("tokenizer.json: truncation is wrong", "tokenizer.json: truncation is wrong"),
     ],
 )  # fmt: skip
-def test_messages_name_options(message, said):
+def test_messages_name_options(message, expected):
     """A value follows its option as in a shell; similar words are unchanged."""
-    assert in_options(message) == said
+    assert in_options(message) == expected
 
 
 @pytest.mark.parametrize(("name", "extra"), [("pyarrow", "parquet"), ("pyarrow.parquet", "parquet"), ("uvicorn", "server")])

@@ -1,4 +1,4 @@
-"""Peak memory of a first load of a 200 MB graph: near the size of its files, with next to nothing in the cache."""
+"""What a first load of a 200 MB graph takes: memory near the size of its files, and next to nothing in the cache."""
 
 import sys
 from pathlib import Path
@@ -14,7 +14,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="memory is read 
 
 @pytest.mark.parametrize("external", [False, True], ids=["inline", "external"])
 def test_a_first_load(tmp_path, external):
-    """Peak memory is at most 1.3 x the files + 200 MB, and unchanged weights are not copied."""
+    """At most 1.3 x the files + 200 MB are resident at a time, and weights that need no change are not copied."""
     model = make_model(tmp_path / "model", 200, external=external)
     files = size_of(model)
     assert files > 190 * MB

@@ -48,8 +48,8 @@ app = typer.Typer(
 )
 
 
-def _version(wanted: bool) -> None:  # noqa: FBT001 - typer's callback
-    if wanted:
+def _version(is_set: bool) -> None:  # noqa: FBT001 - typer's callback
+    if is_set:
         typer.echo(f"penult {__version__}")
         raise typer.Exit
 
@@ -86,13 +86,13 @@ def inspect(
 
     with _one_sentence(json_=json_):
         _check_new(html)
-        shown = inspection.inspect(model, layer_of(layer), pooling_of(pooling), model_file=model_file, files_from=files_from)
+        result = inspection.inspect(model, layer_of(layer), pooling_of(pooling), model_file=model_file, files_from=files_from)
         if html is not None:
-            html.write_text(draw(shown.graph, model), encoding="utf-8")
+            html.write_text(draw(result.graph, model), encoding="utf-8")
             typer.echo(f"wrote {html}", err=True)
-    typer.echo(json.dumps(inspection.as_json(shown), indent=2) if json_ else in_options(inspection.as_text(shown)))
-    if shown.error:
-        typer.echo(f"penult: {in_options(shown.error)}", err=True)
+    typer.echo(json.dumps(inspection.as_json(result), indent=2) if json_ else in_options(inspection.as_text(result)))
+    if result.error:
+        typer.echo(f"penult: {in_options(result.error)}", err=True)
         raise typer.Exit(1)
 
 
@@ -113,8 +113,8 @@ def export(
     with _one_sentence():
         folder = source.weights_folder(model)
         loading.check_kind(folder)
-        done = exports.export(folder, out)
-    typer.echo(f"wrote {done}", err=True)
+        written = exports.export(folder, out)
+    typer.echo(f"wrote {written}", err=True)
 
 
 @app.command("pull")
@@ -174,16 +174,16 @@ def cut_(
         overrides = recipe.Overrides(
             layer=layer_of(layer), pooling=pooling_of(pooling), normalize=normalize, dimensions=dimensions
         )
-        found, read = loading.read(model, overrides, model_file=model_file, files_from=files_from)
-        if found.query is not None and read.query is not None:
+        files, recipe_ = loading.read(model, overrides, model_file=model_file, files_from=files_from)
+        if files.query is not None and recipe_.query is not None:
             typer.echo(
                 f"penult: {model} has separate models for queries and documents; writing the {role} model (--role)", err=True
             )
-            found, read = (found.query, read.query) if role == "query" else (found, read)
-        _check_apart(out, found.model)
+            files, recipe_ = (files.query, recipe_.query) if role == "query" else (files, recipe_)
+        _check_apart(out, files.model)
         if dimensions is not None:
-            open_model(found, read, Runtime())  # raises if the vectors have fewer dimensions
-        prepared = prepare.prepare(found, read)
+            open_model(files, recipe_, Runtime())  # raises if the vectors have fewer dimensions
+        prepared = prepare.prepare(files, recipe_)
         written = write_standalone(prepared.graph, prepared.data_folder or prepared.graph.parent, out)
     size = sum(path.stat().st_size for path in written)
     typer.echo(f"wrote {' and '.join(map(str, written))}, {size / 1e6:,.1f} MB, cut at {prepared.tensor}", err=True)
@@ -278,7 +278,7 @@ def quality(
     from penult.bulk.options import Model as Options  # noqa: PLC0415
 
     with _one_sentence():
-        read = compare.read_data(data, limit)
+        texts = compare.read_data(data, limit)
         prompts = prompts_of(query_prompt, document_prompt) or {}
         options = Options(
             model,
@@ -296,8 +296,8 @@ def quality(
             files_from=files_from,
         )
         exact = options.load(threads=None)
-        found = compare.measure(exact, dataclasses.replace(options, precision=precision).load(threads=None), read)
-    typer.echo(json.dumps(dataclasses.asdict(found), indent=1) if as_json else compare.table(found, read))
+        result = compare.measure(exact, dataclasses.replace(options, precision=precision).load(threads=None), texts)
+    typer.echo(json.dumps(dataclasses.asdict(result), indent=1) if as_json else compare.table(result, texts))
 
 
 server_command.add(app)

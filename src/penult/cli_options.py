@@ -120,5 +120,5 @@ def task_of(text: str | None) -> str | int | None:
 
 def prompts_of(query: str | None, document: str | None) -> dict[str, str] | None:
     """Return the prompts of --query-prompt and --document-prompt; None if neither is set."""
-    given: dict[Role, str | None] = {"query": query, "document": document}
-    return {role: prompt for role, prompt in given.items() if prompt is not None} or None
+    by_role: dict[Role, str | None] = {"query": query, "document": document}
+    return {role: prompt for role, prompt in by_role.items() if prompt is not None} or None

@@ -20,10 +20,10 @@ def run(monkeypatch, capsys):
     """Return a function that runs a command with a fake job and returns its requests."""
 
     def command(*arguments, ends):
-        asked = []
+        requests = []
 
         def job(*request, **named):
-            asked.append((*request, named) if named else request[0])
+            requests.append((*request, named) if named else request[0])
             if isinstance(ends, BaseException):
                 raise ends
             return ends
@@ -32,7 +32,7 @@ def run(monkeypatch, capsys):
         monkeypatch.setattr("penult.bulk.ingest.ingest", job)
         with pytest.raises(SystemExit) as end:
             app(list(arguments))
-        return end.value.code, capsys.readouterr().err, asked[0]
+        return end.value.code, capsys.readouterr().err, requests[0]
 
     return command
 
@@ -42,10 +42,10 @@ EMBED = ("embed", "a.csv", "b.csv", "out.jsonl", "--model", "m")
 
 def test_the_default_request(run):
     """The request of a command with the required options only."""
-    _, _, asked = run(*EMBED, ends=Summary(Totals(), 64, None))
+    _, _, request = run(*EMBED, ends=Summary(Totals(), 64, None))
     model = Model("m", "fp32", None, None, "warn", None)
     columns = Columns("text", "embedding", "document")
-    assert asked == Request(
+    assert request == Request(
         ("a.csv", "b.csv"), Path("out.jsonl"), model, columns, None, None, None, None, 1, False, "auto", "local", None
     )
 
@@ -57,11 +57,11 @@ def test_every_option_is_in_the_request(run):
         "left --batch-tokens 7 --workers 6 --shard-rows 5 --format text --from old.parquet --overwrite --progress off --engine "
         "ray --address here --prompt q --prompt-document d --pooling mean,max --files-from org/name --model-file f.onnx --task t"
     )
-    _, _, asked = run(*EMBED, *options.split(), ends=Summary(Totals(), 64, None))
+    _, _, request = run(*EMBED, *options.split(), ends=Summary(Totals(), 64, None))
     model = Model("m", "int8", 9, 8, "left", 7, ("mean", "max"), "q", "d", "org/name", "f.onnx", "t")
     columns = Columns("t", "v", "query")
     inputs, out, old = ("a.csv", "b.csv"), Path("out.jsonl"), Path("old.parquet")
-    assert asked == Request(inputs, out, model, columns, "i", "text", old, 5, 6, True, "off", "ray", "here")
+    assert request == Request(inputs, out, model, columns, "i", "text", old, 5, 6, True, "off", "ray", "here")
 
 
 def test_the_prompt_is_that_of_the_role(run):
@@ -74,23 +74,23 @@ def test_the_prompt_is_that_of_the_role(run):
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         (["--prompt", "a", "--prompt-document", "a"], "--prompt and --prompt-document are both set. Pass only one of them."),
         (["--pooling", "mean,median"], "--pooling is 'mean,median'. Pass one of mean, max, cls, last,"),
         (["--pooling", ""], "--pooling is ''. Pass one of mean"),
     ],
 )
-def test_invalid_options(capsys, options, said):
+def test_invalid_options(capsys, options, message):
     """They are one sentence before any work, with exit status 1."""
     with pytest.raises(SystemExit) as end:
         app([*EMBED, *options])
     assert end.value.code == 1
-    assert capsys.readouterr().err.startswith(f"penult: {said}")
+    assert capsys.readouterr().err.startswith(f"penult: {message}")
 
 
 @pytest.mark.parametrize(
-    ("totals", "rate", "said"),
+    ("totals", "rate", "message"),
     [
         (Totals(1200), 2345.6, "1,200 rows in out.jsonl; 2,346 rows/s"),
         (Totals(2), 0, "2 rows in out.jsonl"),
@@ -105,10 +105,10 @@ def test_invalid_options(capsys, options, said):
         ),
     ],
 )
-def test_the_last_line(run, totals, rate, said):
+def test_the_last_line(run, totals, rate, message):
     """It contains only counts that are not zero; with rejected rows, the exit status is 3."""
     code, last, _ = run(*EMBED, "--from", "old.parquet", ends=Summary(totals, 64, rate))
-    assert last == f"penult: {said}\n"
+    assert last == f"penult: {message}\n"
     assert code == (3 if totals.rejected else 0)
 
 
@@ -135,10 +135,10 @@ def test_a_job_that_fails(run, error, progress):
 def test_ingest(run):
     """It prints the rows read and the entries in the collection; an error is one sentence with exit status 1."""
     arguments = ("ingest", "in.parquet", "--to", "qdrant:p", "--collection", "c", "--id-column", "i")
-    code, last, asked = run(*arguments, ends=Ingested(1234, 5678))
-    assert asked[3].pop("advance")
-    assert asked[:3] == (Path("in.parquet"), "qdrant:p", "c")
-    assert asked[3] == {"id_column": "i", "id_suffix": None, "layout": "columns", "index": "auto"}
+    code, last, requests = run(*arguments, ends=Ingested(1234, 5678))
+    assert requests[3].pop("advance")
+    assert requests[:3] == (Path("in.parquet"), "qdrant:p", "c")
+    assert requests[3] == {"id_column": "i", "id_suffix": None, "layout": "columns", "index": "auto"}
     assert (code, last) == (0, "penult: 1,234 rows read; c has 5,678 entries\n")
     assert run(*arguments, ends=ValueError("no"))[:2] == (1, "penult: no\n")
 
@@ -147,9 +147,9 @@ def test_options_that_affect_vectors(run):
     """They are passed as to `Embedder.load`; both spellings of a prompt option are the same."""
     ends = Summary(Totals(), 64, None)
     options = "--layer 2 --no-normalize --layer-norm --query-prompt q --document-prompt d --max-row-bytes 9 --encoding latin-1"
-    asked = run(*EMBED, *options.split(), ends=ends)[2]
-    assert asked.model == Model("m", normalize=False, layer_norm=True, layer=2, query_prompt="q", document_prompt="d")
-    assert asked.reading == ReadOptions("latin-1", 9)
+    request = run(*EMBED, *options.split(), ends=ends)[2]
+    assert request.model == Model("m", normalize=False, layer_norm=True, layer=2, query_prompt="q", document_prompt="d")
+    assert request.reading == ReadOptions("latin-1", 9)
     assert run(*EMBED, "--layer", "none", "--normalize", ends=ends)[2].model == Model("m", layer=None, normalize=True)
 
 
@@ -162,18 +162,18 @@ def test_a_prompt_by_its_name(run, capsys, tiny, tmp_path):
     command = ("embed", "a.csv", "out.jsonl", "--model", str(model), "--prompt-name")
     assert run(*command, "classification", ends=ends)[2].model.prompts == {"document": "classify: "}
     assert run(*command, "classification", "--role", "query", ends=ends)[2].model.prompts == {"query": "classify: "}
-    for options, said in (
+    for options, message in (
         (["other"], "--prompt-name is 'other', which the files of"),
         (["query", "--prompt", "x"], "--prompt and --prompt-name are both set"),
     ):
         with pytest.raises(SystemExit) as end:
             app([*command, *options])
         assert end.value.code == 1
-        assert said in capsys.readouterr().err
+        assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
-    ("error", "said"),
+    ("error", "message"),
     [
         (ValueError("Pass pooling='mean', or files_from='org/x'."), "Pass --pooling mean, or --files-from org/x."),
         (KeyboardInterrupt(), "interrupted; no work was done in this run, and the work of earlier runs is kept."),
@@ -184,15 +184,15 @@ def test_a_prompt_by_its_name(run, capsys, tiny, tmp_path):
         (WorkError("a worker was killed"), "a worker was killed"),
     ],
 )
-def test_the_message_of_a_failure(run, error, said):
+def test_the_message_of_a_failure(run, error, message):
     """Messages name options, not arguments; Ctrl-C and a missing extra are one sentence too."""
-    assert run(*EMBED, ends=error)[:2] == (1, f"penult: {said}\n")
+    assert run(*EMBED, ends=error)[:2] == (1, f"penult: {message}\n")
 
 
 def test_an_interrupted_ingest(run):
     """The message says that it can be run again."""
-    code, said, _ = run("ingest", "in.parquet", "--to", "qdrant:p", "--collection", "c", ends=KeyboardInterrupt())
-    assert (code, said) == (
+    code, message, _ = run("ingest", "in.parquet", "--to", "qdrant:p", "--collection", "c", ends=KeyboardInterrupt())
+    assert (code, message) == (
         1,
         "penult: interrupted; run the same command again to write the remaining rows. No row is written twice.\n",
     )
@@ -211,5 +211,5 @@ def test_help_lists_the_exit_statuses(capsys):
     """The help of `penult embed` lists the exit statuses."""
     with pytest.raises(SystemExit):
         app(["embed", "--help"])
-    said = " ".join(capsys.readouterr().out.split())
-    assert "Exit status: 0 = every row has a vector; 3 = some rows were rejected" in said
+    message = " ".join(capsys.readouterr().out.split())
+    assert "Exit status: 0 = every row has a vector; 3 = some rows were rejected" in message

@@ -19,7 +19,7 @@ def test_the_table_of_the_page(monkeypatch, capsys):
 
 
 def test_a_rate_twice_as_high_costs_half():
-    """Hours and dollars are inversely proportional to the rate; the bottleneck moves at half the cores."""
+    """Hours and dollars go with the rate; the bottleneck moves at half the cores."""
     slow, fast = (cost_table.table(rate, 1.0, 200, 384) for rate in (1000, 2000))
     assert "a billion tokens take 278 core hours, 277.78 dollars" in slow
     assert "a billion tokens take 139 core hours, 138.89 dollars" in fast

@@ -41,8 +41,8 @@ def read(tmp_path, content, reader=read_csv, **options):
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
 def test_an_unclosed_quote(tmp_path, lines, expected, end):
     """Its line is rejected, and all other rows are read, whatever quotes come later."""
-    found = read(tmp_path, end.join(["id,text", *lines]) + end)
-    assert [[value.replace(end, "\n") for value in row] if isinstance(row, list) else row for row in found] == expected
+    rows_read = read(tmp_path, end.join(["id,text", *lines]) + end)
+    assert [[value.replace(end, "\n") for value in row] if isinstance(row, list) else row for row in rows_read] == expected
 
 
 CELLS = st.text(st.sampled_from('ab ,"\n'), max_size=6)
@@ -129,17 +129,17 @@ def test_a_row_that_is_too_long(tmp_path):
 
 def test_a_record_of_too_many_lines(tmp_path, monkeypatch):
     """The number of lines in a record is limited, since each line takes memory besides its text."""
-    monkeypatch.setattr(csv_rows, "_MOST_LINES", 5)
+    monkeypatch.setattr(csv_rows, "_MAX_LINES", 5)
     assert read(tmp_path, 'a,b\n1,"' + "\n" * 4 + '"\n2,z\n') == [["1", "\n" * 4], ["2", "z"]]
     assert read(tmp_path, 'a,b\n1,"' + "\n" * 5 + 'x"\n2,z\n')[0] == 2
 
 
 def test_invalid_headers(tmp_path):
     """An unclosed quote, duplicate names and too many columns are errors that name the file."""
-    for content, said in (
+    for content, message in (
         ('"a,b\n1,2\n', "The header of here has a quote that is not closed"),
         ("a, a\n", "The header of here has duplicate columns"),
         (",".join(map(str, range(10_001))), "here has 10,001 columns in its header; at most 10,000 are supported"),
     ):
-        with pytest.raises(ValueError, match=said):
+        with pytest.raises(ValueError, match=message):
             read(tmp_path, content)

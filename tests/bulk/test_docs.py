@@ -24,7 +24,7 @@ def blocks(page, language):
 def python(code, folder, tiny):
     """Run a block of Python in a new process, and return its output."""
     code = code.replace(HUB_ID, tiny.as_posix())
-    done = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-c", code],
         cwd=folder,
         env=os.environ | TELEMETRY,
@@ -32,8 +32,8 @@ def python(code, folder, tiny):
         text=True,
         timeout=120,
     )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
+    assert result.returncode == 0, result.stderr[-3000:]
+    return result.stdout
 
 
 def needs(code):
@@ -47,8 +47,8 @@ def needs(code):
 def test_recipes(code, tiny, tmp_path):
     """Each recipe finds one of its texts. txtai needs torch, so its recipe runs only where torch is installed."""
     needs(code)
-    said = python(code, tmp_path, tiny)
-    assert "moon" in said or "Cats" in said or said.startswith("[(")
+    output = python(code, tmp_path, tiny)
+    assert "moon" in output or "Cats" in output or output.startswith("[(")
 
 
 @pytest.fixture(scope="module")
@@ -70,8 +70,8 @@ def folder(tiny, tmp_path_factory):
         assert len(commands) == 7
         for arguments in commands:
             words = [argument.replace("DSN", dsn) for argument in arguments]
-            done = subprocess.run(command(*words), cwd=folder, capture_output=True, text=True, timeout=120)
-            assert done.returncode == 0, done.stderr
+            result = subprocess.run(command(*words), cwd=folder, capture_output=True, text=True, timeout=120)
+            assert result.returncode == 0, result.stderr
         yield folder, url, dsn
 
 

@@ -6,7 +6,7 @@ import pytest
 from bulk.jobs import rejected
 
 from penult.bulk.input import documents, input_files, row_files
-from penult.bulk.input.documents import Refused, text_of
+from penult.bulk.input.documents import Unreadable, text_of
 from penult.bulk.options import ReadOptions
 
 EXTRA = r"the extra penult\[documents\] \(pip install .*\)"
@@ -94,7 +94,7 @@ def test_pdf(installed, tmp_path):
     assert text_of(path) == "is a PDF without text, perhaps a scan"
     for content in (b"%PDF-1.4", b"", pdf("x")[:300], pdf("x").replace(b"/Kids", b"/Dogs")):
         path.write_bytes(content)
-        assert isinstance(text_of(path), Refused)
+        assert isinstance(text_of(path), Unreadable)
     # The second is /FlateDecode cut off: an old name that pypdf refuses, with an error of another class.
     for content in (
         pdf("x").replace(b"/Contents", b"/Contents []", 1),

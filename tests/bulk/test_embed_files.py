@@ -640,7 +640,7 @@ def test_unreadable_input(tiny, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("given", "options", "said"),
+    ("given", "options", "message"),
     [
         (["nothing.jsonl"], {}, "No input files at"),
         (
@@ -660,12 +660,12 @@ def test_unreadable_input(tiny, tmp_path):
         (["in.jsonl"], {"engine": "ray"}, "does not read .*in.jsonl|needs the extra"),
     ],
 )
-def test_errors_come_before_any_work(job, tmp_path, monkeypatch, given, options, said):
+def test_errors_come_before_any_work(job, tmp_path, monkeypatch, given, options, message):
     """A wrong name, column or number is an error before anything is written."""
     monkeypatch.chdir(tmp_path)
     corpus(tmp_path / "in.jsonl", 3)
     (tmp_path / "in.dat").write_text("text")
     before = sorted(tmp_path.iterdir())
-    with pytest.raises((ValueError, OSError, ImportError, StoppedError), match=said):
+    with pytest.raises((ValueError, OSError, ImportError, StoppedError), match=message):
         job(*given, **options)
     assert sorted(tmp_path.iterdir()) == before

@@ -26,7 +26,7 @@ def column(out, name):
     return pq.read_table(out).column(name).to_pylist()
 
 
-def said(folder, **options):
+def message_of(folder, **options):
     sentences = []
     input_files.find([str(folder)], say=sentences.append, **options)
     return " ".join(sentences)
@@ -54,7 +54,7 @@ def test_skipped_files_are_counted_and_named(tmp_path):
     """Extensions with counts, the most frequent first, and names; no message if nothing is skipped."""
     folder = tmp_path / "in"
     fill(folder, "a.jsonl", *(f"{n}.docx" for n in range(10)), "b.xlsx", "c.XLSX", "LICENSE", ".hidden", "x.npy.about.json")
-    sentence = said(folder)
+    sentence = message_of(folder)
     assert sentence.startswith(
         f"{folder}: skipped 13 files of unsupported types: .docx 10, .xlsx 2, no extension 1 (0.docx, 1.docx,"
     )
@@ -63,13 +63,13 @@ def test_skipped_files_are_counted_and_named(tmp_path):
     assert "about" not in sentence
     (tmp_path / "plain").mkdir()
     fill(tmp_path / "plain", "a.jsonl", "b.csv")
-    assert said(tmp_path / "plain") == ""
+    assert message_of(tmp_path / "plain") == ""
     (tmp_path / "none").mkdir()
     fill(tmp_path / "none", "a.docx")
     with pytest.raises(
         FileNotFoundError, match=r"No input files at '.*none' \(skipped 1 file of unsupported types: \.docx 1 \(a\.docx\)\)"
     ):
-        said(tmp_path / "none")
+        message_of(tmp_path / "none")
 
 
 def test_documents_beside_tables(tmp_path):
@@ -79,7 +79,7 @@ def test_documents_beside_tables(tmp_path):
     assert names(folder) == ["a.jsonl", "b.txt"]
     assert (
         "skipped documents in a folder with tables: .md 1 (README.md); pass their names, a glob or --format document to read them"
-        in said(folder)
+        in message_of(folder)
     )
     assert names(folder, format_="document") == ["README.md", "a.jsonl", "b.txt"]
     assert input_files.find([f"{folder}/*.md"]) == [folder / "README.md"]
@@ -99,7 +99,7 @@ def test_json_files_of_a_folder(tmp_path):
     ):
         (folder / name).write_text(content)
     assert names(folder) == ["a.jsonl", "array.json", "empty.json", "lines.json"]
-    assert "skipped .json files that do not contain several objects: config.json, numbers.json, text.json" in said(folder)
+    assert "skipped .json files that do not contain several objects: config.json, numbers.json, text.json" in message_of(folder)
     assert input_files.find([str(folder / "config.json")]) == [folder / "config.json"]
 
 
@@ -125,7 +125,7 @@ def test_links(job, tmp_path):
     for name, target in links.items():
         (folder / name).symlink_to(target)
     assert names(folder) == ["b.jsonl", "deep/c.jsonl", "deep/deeper/d.jsonl", "e.jsonl", "f/e.jsonl"]
-    sentence = said(folder)
+    sentence = message_of(folder)
     assert "skipped broken or circular links: " in sentence
     for name in ("gone.jsonl", "self", "loop", "up", "root", "f/back"):
         assert name in sentence

@@ -213,13 +213,13 @@ def test_without_an_id_column_the_row_is_its_id(tmp_path, tiny):
     (tmp_path / "twice.jsonl").write_text('{"text": "the cat"}\n{"text": "the cat"}\n{"text": "the dog"}\n')
     out = tmp_path / "out.parquet"
     assert run("embed", tmp_path / "twice.jsonl", out, "--model", tiny).returncode == 0
-    done = run("ingest", out, "--to", f"qdrant:{tmp_path}/db", "--collection", "c")
-    assert done.returncode == 0, done.stderr
-    assert "3 rows read; c has 2 entries" in done.stderr
+    result = run("ingest", out, "--to", f"qdrant:{tmp_path}/db", "--collection", "c")
+    assert result.returncode == 0, result.stderr
+    assert "3 rows read; c has 2 entries" in result.stderr
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["--to", "elsewhere:x"], "Pass qdrant:PATH, qdrant:URL, lancedb:PATH or pgvector:DSN"),
         (["--to", "qdrant:x", "--id-column", "key"], "--id-column is 'key', but the columns of"),
@@ -227,14 +227,14 @@ def test_without_an_id_column_the_row_is_its_id(tmp_path, tiny):
         (["--to", "qdrant:http://127.0.0.1:1"], "Qdrant failed or cannot be reached"),
     ],
 )
-def test_invalid_targets(source, tmp_path, arguments, said):
+def test_invalid_targets(source, tmp_path, arguments, message):
     """A wrong store, column or address is one sentence with exit status 1."""
     if "pgvector" in arguments[1]:
         pytest.importorskip("psycopg", reason="the extra `pgvector` is not installed")
-    done = run("ingest", source, "--collection", "c", *arguments, cwd=tmp_path)
-    assert done.returncode == 1
-    assert said in done.stderr
-    assert "Traceback" not in done.stderr
+    result = run("ingest", source, "--collection", "c", *arguments, cwd=tmp_path)
+    assert result.returncode == 1
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
 
 
 def test_from_a_lance_dataset(source, tmp_path, tiny):

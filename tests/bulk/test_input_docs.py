@@ -56,6 +56,6 @@ def test_the_limits_are_those_of_the_code():
     from penult.bulk.options import DEFAULT_READING
 
     assert f"`--max-row-bytes` ({DEFAULT_READING.max_row_bytes:,})" in PAGE
-    assert f"at most {csv_rows.MOST_COLUMNS:,} columns" in PAGE
-    assert f"about {shard_sizes._MOST_BYTES >> 20} MB of rows" in PAGE
+    assert f"at most {csv_rows.MAX_COLUMNS:,} columns" in PAGE
+    assert f"about {shard_sizes._MAX_BYTES >> 20} MB of rows" in PAGE
     assert all(f"`{ending}`" in PAGE for ending in (*input_files._ENDINGS, *streams.COMPRESSED))

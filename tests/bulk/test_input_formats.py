@@ -210,7 +210,7 @@ def test_truncated_json(tmp_path, content):
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "said"),
+    ("name", "content", "message"),
     [
         ("in.jsonl", b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "a Git LFS pointer"),
         ("in.parquet", b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "a Git LFS pointer"),
@@ -226,10 +226,10 @@ def test_truncated_json(tmp_path, content):
         ("in.jsonl", b"<!DOCTYPE html>", "looks like HTML or XML"),
     ],
 )
-def test_a_file_of_another_type(job, tmp_path, name, content, said):
+def test_a_file_of_another_type(job, tmp_path, name, content, message):
     """The message names the file and its type, before any work."""
     (tmp_path / name).write_bytes(content)
-    with pytest.raises((OSError, ValueError), match=said) as raised:
+    with pytest.raises((OSError, ValueError), match=message) as raised:
         job(tmp_path / name)
     assert name in str(raised.value)
     assert list(tmp_path.iterdir()) == [tmp_path / name]

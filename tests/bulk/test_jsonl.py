@@ -165,7 +165,7 @@ NOISE = st.sampled_from([b"", b"", b"", b"\n", b"\0", b"}", b"{", b"}{", b"}\n{"
 
 
 def looked(file):
-    scan = readers._look_at_rows(file, "text", lambda _: None)
+    scan = readers._scan_rows(file, "text", lambda _: None)
     return scan.schema, scan.sizes.rows
 
 
@@ -184,7 +184,7 @@ def test_blocks_equal_row_by_row(tmp_path_factory, lines, noise, place, together
         expected = looked(file)
     assert found[0].equals(expected[0], check_metadata=True)
     assert found[1] == expected[1]
-    schema = readers._together([file], [found[0]])
+    schema = readers._merged_schema([file], [found[0]])
     block = list(streams.lines(path, DEFAULT_READING))
     whole = jsonl.table(block, schema) if block else None
     if whole is not None:

@@ -82,7 +82,7 @@ def test_standard_input_that_is_the_output(folder, tiny):
 
 @pytest.mark.parametrize("overwrite", [False, True])
 @pytest.mark.parametrize(
-    ("out", "said"),
+    ("out", "message"),
     [
         ("no/such/out.parquet", "no/such is not a folder. Create it"),
         ("in.jsonl/out.parquet", "in.jsonl is not a folder. Create it"),
@@ -90,12 +90,12 @@ def test_standard_input_that_is_the_output(folder, tiny):
         pytest.param("file.lance", "file.lance is a file. Pass another output", marks=LANCE),
     ],
 )
-def test_invalid_output_paths(job, folder, out, said, overwrite):
+def test_invalid_output_paths(job, folder, out, message, overwrite):
     """They are an error before any work, and no folder is created."""
     (folder / "folder.parquet").mkdir()
     (folder / "file.lance").touch()
     before = sorted(folder.rglob("*"))
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         job("in.jsonl", out=out, overwrite=overwrite)
     assert sorted(folder.rglob("*")) == before
 

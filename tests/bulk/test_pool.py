@@ -58,7 +58,7 @@ def test_a_busy_worker_does_not_delay_the_end(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("code", "said"),
+    ("code", "message"),
     [
         (0, "exited with status 0"),
         (7, "exited with status 7"),
@@ -66,13 +66,13 @@ def test_a_busy_worker_does_not_delay_the_end(monkeypatch):
         (-9, "was killed by signal 9 (perhaps out of memory)"),
     ],
 )
-def test_the_message_for_a_dead_worker(code, said):
+def test_the_message_for_a_dead_worker(code, message):
     """The signal's number, and a hint for the signal that the system sends when memory runs out."""
-    assert pool._end(code) == said
+    assert pool._end(code) == message
 
 
 @pytest.mark.parametrize(
-    ("error", "said"),
+    ("error", "message"),
     [
         (OSError("full"), Failed("full", user_error=True)),
         (ValueError("bad"), Failed("bad", user_error=True)),
@@ -81,9 +81,9 @@ def test_the_message_for_a_dead_worker(code, said):
     ],
     ids=lambda value: type(value).__name__,
 )
-def test_the_message_for_an_error_in_a_worker(error, said):
+def test_the_message_for_an_error_in_a_worker(error, message):
     """A user error is its message only; a bug includes the class of its exception."""
-    assert worker.failed(error) == said
+    assert worker.failed(error) == message
 
 
 def test_workers_share_the_cores(monkeypatch):
@@ -95,36 +95,36 @@ def test_workers_share_the_cores(monkeypatch):
 def test_a_worker_that_dies_twice_at_a_task(monkeypatch, tmp_path):
     """A task is tried twice; then the job fails with the shard, the signal and what to do."""
     monkeypatch.setattr(pool, "serve", dying.at_work)
-    said = []
-    workers = Pool(Model("m"), "document", 1, said.append)
+    messages = []
+    workers = Pool(Model("m"), "document", 1, messages.append)
     with pytest.raises(
         WorkError, match=r"killed by signal 9 \(perhaps out of memory\) twice while embedding shards 5\. .*fewer --workers"
     ):
         list(workers.run(iter([task(tmp_path)])))
     workers.close()
-    assert len(said) == 1
-    assert "a new one tries again" in said[0]
+    assert len(messages) == 1
+    assert "a new one tries again" in messages[0]
 
 
 def test_a_worker_that_dies_before_its_task(monkeypatch, tmp_path):
     """A task that cannot be sent counts as a try, as if the worker had died during it."""
     monkeypatch.setattr(pool, "serve", dying.when_ready)
-    said = []
-    workers = Pool(Model("m"), "document", 1, said.append)
+    messages = []
+    workers = Pool(Model("m"), "document", 1, messages.append)
     workers._workers[0].process.join(60)
     with pytest.raises(WorkError, match=r"exited with status 7 twice while (embedding shards 5|loading the model)"):
         list(workers.run(iter([task(tmp_path)])))
     workers.close()
-    assert "exited with status 7 while embedding shards 5; a new one tries again" in said[0]
+    assert "exited with status 7 while embedding shards 5; a new one tries again" in messages[0]
 
 
 def test_a_worker_that_dies_at_its_start(monkeypatch):
     """A worker that cannot start is tried once more, then the job fails with its exit status."""
     monkeypatch.setattr(pool, "serve", dying.at_once)
-    said = []
+    messages = []
     with pytest.raises(WorkError, match="exited with status 7 twice while loading the model"):
-        Pool(Model("m"), "document", 1, said.append)
-    assert len(said) == 1
+        Pool(Model("m"), "document", 1, messages.append)
+    assert len(messages) == 1
 
 
 def test_a_worker_whose_last_answer_is_not_read(tmp_path, tiny):

@@ -44,13 +44,13 @@ def test_the_bar(monkeypatch):
     shown.add(record(rows=8, rejected=2, cut=3, tokens=90))
     shown.say("a worker was replaced")
     shown.close()
-    said = terminal.getvalue()
-    assert "15/20" in said
-    assert "cut=3, rejected=3" in said
-    assert "penult: a worker was replaced\n" in said
+    output = terminal.getvalue()
+    assert "15/20" in output
+    assert "truncated=3, rejected=3" in output
+    assert "penult: a worker was replaced\n" in output
     assert shown.totals == Totals(rows=12, rejected=3, cut=3, tokens=90)
     shown.close()  # once more is no harm
-    assert terminal.getvalue() == said
+    assert terminal.getvalue() == output
 
 
 def test_totals_start_at_zero():
@@ -82,8 +82,8 @@ def test_rows_per_second(monkeypatch):
     for now, rows in ((100.0, 0), (100.0, 2), (106.1, 17)):
         clock[0] = now
         shown.add(record(rows=rows, rejected=rows // 17))
-    said = [json.loads(line) for line in terminal.getvalue().splitlines()]
-    assert [(line["rows_per_second"], line["eta_seconds"]) for line in said] == [(0, None), (2e9, 0), (3.3, 3.7)]
+    output = [json.loads(line) for line in terminal.getvalue().splitlines()]
+    assert [(line["rows_per_second"], line["eta_seconds"]) for line in output] == [(0, None), (2e9, 0), (3.3, 3.7)]
 
 
 @pytest.mark.parametrize("shown", ["auto", "off"])
@@ -144,7 +144,7 @@ def test_a_bar_moves_within_a_shard(monkeypatch):
     assert shown._bar.n == 60
     shown._bar.refresh()
     shown.close()
-    assert "tokens/s, cut=0, rejected=0" in terminal.getvalue()
+    assert "tokens/s, truncated=0, rejected=0" in terminal.getvalue()
 
 
 def test_json_within_a_shard(monkeypatch):

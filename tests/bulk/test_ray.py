@@ -154,16 +154,16 @@ def test_the_calls_of_a_cluster(tmp_path, tiny, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("error", "said"),
+    ("error", "message"),
     [("\n many lines \n of stack \nthe node died \n", "Ray failed: the node died$"), (" \n", "Ray failed: RayError$")],
     ids=["lines", "nothing"],
 )
-def test_a_cluster_that_fails(tmp_path, tiny, monkeypatch, error, said):
+def test_a_cluster_that_fails(tmp_path, tiny, monkeypatch, error, message):
     """The error is the last line of Ray's message, and the cluster is shut down."""
     monkeypatch.chdir(tmp_path)
     pq.write_table(pyarrow.json.read_json(corpus(tmp_path / "in.jsonl", 40)), "in.parquet")
     cluster = Cluster(error=Cluster.RayError(error))
-    with pytest.raises(WorkError, match=said):
+    with pytest.raises(WorkError, match=message):
         made_on(cluster, monkeypatch, setup("in.parquet", tiny, tmp_path / "shards"))
     assert not cluster.up
 
@@ -244,6 +244,6 @@ def test_two_actors_one_of_which_is_killed(tmp_path, tiny):
     assert len(ours) == 2
     assert recorded(out) < ROWS // SHARD, "the job was over before an actor could be killed"
     os.kill(ours[0], signal.SIGKILL)
-    _, said = job.communicate(timeout=120)
-    assert job.returncode == 0, said
+    _, message = job.communicate(timeout=120)
+    assert job.returncode == 0, message
     assert out.read_bytes() == (tmp_path / "one.parquet").read_bytes()

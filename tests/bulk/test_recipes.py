@@ -16,8 +16,8 @@ PAGE = Path(__file__).parents[2] / "docs" / "bulk.md"
 
 
 @pytest.mark.parametrize("engine", ["pyspark", "daft"])
-def test_a_recipe_returns_the_vectors_of_embedder(engine, tiny, embedder, tmp_path):
-    """Every row is returned, with the vector of Embedder.embed for its text."""
+def test_a_recipe_gives_the_vectors_of_embedder(engine, tiny, embedder, tmp_path):
+    """Every row comes back, with the vector that Embedder.embed gives for its text."""
     pytest.importorskip(engine, reason=f"{engine} is not installed")
     if engine == "pyspark" and shutil.which("java") is None:
         pytest.skip("Spark needs Java")

@@ -82,13 +82,13 @@ def test_a_worker_that_is_killed_is_replaced(undisturbed, tmp_path, tiny):
     job = started("embed", source, out, "--model", tiny, "--shard-rows", SHARD, "--workers", 2)
     wait_for(job, out, 2)
     os.kill(workers_of(job.pid)[0], signal.SIGKILL)
-    _, said = job.communicate(timeout=60)
-    assert job.returncode == 0, said
-    assert "was killed by signal 9" in said
+    _, output = job.communicate(timeout=60)
+    assert job.returncode == 0, output
+    assert "was killed by signal 9" in output
     assert out.read_bytes() == expected
 
 
-def test_a_full_disk(undisturbed, tmp_path, tiny):
+def test_a_disk_that_is_full(undisturbed, tmp_path, tiny):
     """A failed write ends the job with one sentence; with room again, it resumes to the same output."""
     source, expected = undisturbed
     out = tmp_path / "out.parquet"
@@ -122,11 +122,11 @@ def test_interrupted_from_the_keyboard(undisturbed, tmp_path, tiny):
     job = started("embed", source, tmp_path / "out.parquet", "--model", tiny, "--shard-rows", SHARD)
     wait_for(job, tmp_path / "out.parquet", 2)
     job.send_signal(signal.SIGINT)
-    _, said = job.communicate(timeout=30)
+    _, output = job.communicate(timeout=30)
     assert job.returncode == 1
-    assert "interrupted" in said
-    assert "Run the same command to resume" in said
-    assert "Traceback" not in said
+    assert "interrupted" in output
+    assert "Run the same command to resume" in output
+    assert "Traceback" not in output
 
 
 def test_two_jobs_with_one_output(undisturbed, tmp_path, tiny):
@@ -153,9 +153,9 @@ def test_interrupted_while_workers_start(tmp_path, tiny, later):
     first = job.stderr.readline()
     time.sleep(later)
     os.killpg(job.pid, signal.SIGINT)
-    _, said = job.communicate(timeout=60)
+    _, output = job.communicate(timeout=60)
     assert first.startswith("penult: loading model")
     assert job.returncode == 1
-    assert "interrupted" in said
-    assert len(said.splitlines()) == 1
+    assert "interrupted" in output
+    assert len(output.splitlines()) == 1
     assert run(*arguments).returncode == 0

@@ -121,10 +121,10 @@ def test_long_texts_that_come_late(tmp_path):
     scanned = readers.scan([input_files.opened(path)], "text")
     assert scanned.shard_rows == 512  # 4096 without the long ones: 30 MB are less than the most, so it is the mean that decides
     sizes = Sizes().add(9000, 9000 * 20).add(3000, 3000 * 1_000_000)
-    assert sizes.most_rows() == 128
-    assert Sizes().add(64, 64 * 8_000_000).most_rows() == 16
-    assert Sizes().add(10, 100).most_rows() >= 4096
-    assert Sizes().most_rows() >= 4096
+    assert sizes.max_rows() == 128
+    assert Sizes().add(64, 64 * 8_000_000).max_rows() == 16
+    assert Sizes().add(10, 100).max_rows() >= 4096
+    assert Sizes().max_rows() >= 4096
     whole = Sizes()
     for part in (Sizes().add(100, 1000), Sizes().add(30, 10), Sizes().add(0, 0)):
         whole.extend(part)
@@ -137,7 +137,7 @@ def test_long_rows_that_are_rejected(tmp_path, monkeypatch):
     path = tmp_path / "in.csv"
     path.write_text("text,id\n" + "a,1\n" * 5000 + ("x" * 10_000 + "\n") * 600)
     assert readers.scan([input_files.opened(path)], "text").shard_rows == 256
-    monkeypatch.setattr(shard_sizes, "_MOST_BYTES", 1 << 20)
+    monkeypatch.setattr(shard_sizes, "_MAX_BYTES", 1 << 20)
     assert readers.scan([input_files.opened(path)], "text").shard_rows == 64
 
 

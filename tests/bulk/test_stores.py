@@ -64,10 +64,10 @@ def test_repeated_ids_are_an_error_before_any_write(embedder, tmp_path, to, requ
         pytest.importorskip({"lancedb": "lancedb", "pgvector": "psycopg"}[to])
     place = request.getfixturevalue("dsn") if to == "pgvector" else tmp_path / "db"
     source = embedded(tmp_path / "in.parquet", embedder, id=["doc1", "doc2", "doc1", "doc2", "doc1"])
-    said = (
+    message = (
         r"The ids in column 'id' of .* are not unique: 'doc1' in rows 1 and 3, 'doc2' in rows 2 and 4\. 3 rows would overwrite"
     )
-    with pytest.raises(ValueError, match=f"{said}.*--id-suffix row"):
+    with pytest.raises(ValueError, match=f"{message}.*--id-suffix row"):
         ingest(source, f"{to}:{place}", "repeated")
     if to == "pgvector":
         assert query(place, "SELECT to_regclass('repeated')") == [(None,)]

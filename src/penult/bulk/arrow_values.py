@@ -93,10 +93,10 @@ def _time(scalar: pa.Scalar) -> _Temporal | str:
 def _microseconds(scalar: pa.Scalar) -> _Temporal:
     kind = scalar.type
     if getattr(kind, "unit", None) == "ns":
-        whole = pa.scalar(scalar.value // 1000, pa.int64())
+        truncated = pa.scalar(scalar.value // 1000, pa.int64())
         if pa.types.is_timestamp(kind):
-            scalar = whole.cast(pa.timestamp("us", kind.tz))
+            scalar = truncated.cast(pa.timestamp("us", kind.tz))
         else:
-            scalar = whole.cast(pa.duration("us") if pa.types.is_duration(kind) else pa.time64("us"))
+            scalar = truncated.cast(pa.duration("us") if pa.types.is_duration(kind) else pa.time64("us"))
     value: _Temporal = scalar.as_py()
     return value

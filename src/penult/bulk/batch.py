@@ -75,8 +75,8 @@ class BatchEmbedder:
         if bad_rows not in ("raise", "null"):
             raise ValueError(f"bad_rows is {bad_rows!r}; it must be 'raise' or 'null'.")
         self.text_column, self.vector_column, self.role, self.bad_rows = text_column, vector_column, role, bad_rows
-        given = prompts or {}
-        if unknown := [role for role in given if role not in get_args(Role)]:
+        by_role = prompts or {}
+        if unknown := [role for role in by_role if role not in get_args(Role)]:
             raise ValueError(f"prompts has the key {unknown[0]!r}; the keys must be the roles 'query' and 'document'.")
         self._model = Model(
             model,
@@ -86,8 +86,8 @@ class BatchEmbedder:
             truncate=truncate,
             max_batch_tokens=max_batch_tokens,
             pooling=pooling if pooling is None or isinstance(pooling, str) else tuple(pooling),
-            query_prompt=given.get("query"),
-            document_prompt=given.get("document"),
+            query_prompt=by_role.get("query"),
+            document_prompt=by_role.get("document"),
             files_from=files_from,
             model_file=model_file,
             task=task,
@@ -122,13 +122,13 @@ class BatchEmbedder:
         if isinstance(batch, dict):
             self._check(list(batch))
             return {**batch, self.vector_column: self._dense(list(batch[self.text_column]))}  # type: ignore[return-value]
-        given: Any = batch
+        table: Any = batch
         if library == "pandas":
-            self._check(list(given.columns))
-            return given.assign(**{self.vector_column: self._lists(given[self.text_column].tolist())})  # type: ignore[no-any-return]
+            self._check(list(table.columns))
+            return table.assign(**{self.vector_column: self._lists(table[self.text_column].tolist())})  # type: ignore[no-any-return]
         if library == "pyarrow":
-            self._check(given.schema.names)
-            return self._arrow(given)  # type: ignore[no-any-return]
+            self._check(table.schema.names)
+            return self._arrow(table)  # type: ignore[no-any-return]
         raise TypeError(f"The batch is a {type(batch).__name__}. Pass a dict of arrays, an Arrow table or a pandas DataFrame.")
 
     def batches(self, stream: Iterable[Batch]) -> Iterator[Batch]:
@@ -176,10 +176,10 @@ class BatchEmbedder:
             vectors = np.zeros((table.num_rows, self.embedder.dimension), np.float32)
             vectors[outcome.good] = outcome.vectors
         metadata = metadata_of(self.embedder, self._model.reference, self.role)
-        made = with_vectors(table, self.vector_column, vectors, metadata, null=list(outcome.bad))
+        result = with_vectors(table, self.vector_column, vectors, metadata, null=list(outcome.bad))
         if not self._fixed_size:
             field = pa.field(self.vector_column, pa.list_(pa.float32()))
-            made = made.set_column(made.num_columns - 1, field, made.column(made.num_columns - 1).cast(field.type))
+            result = result.set_column(result.num_columns - 1, field, result.column(result.num_columns - 1).cast(field.type))
         if isinstance(batch, pa.Table):
-            return made
-        return pa.RecordBatch.from_arrays([column.combine_chunks() for column in made.columns], schema=made.schema)
+            return result
+        return pa.RecordBatch.from_arrays([column.combine_chunks() for column in result.columns], schema=result.schema)

@@ -201,8 +201,8 @@ def embed(
     parts += [f"{totals.taken:,} vectors reused from {from_}"] * (totals.taken > 0)
     rate = summary.rows_per_second
     parts += ["already finished, nothing to do"] if rate is None else [f"{rate:,.0f} rows/s"] * (rate > 0)
-    said = {"event": "done", "out": str(out), "rejected_file": rejected if totals.rejected else None}
-    _end(said | asdict(totals), "; ".join(parts), json_=progress == "json")
+    event = {"event": "done", "out": str(out), "rejected_file": rejected if totals.rejected else None}
+    _end(event | asdict(totals), "; ".join(parts), json_=progress == "json")
     if totals.rejected:
         raise typer.Exit(_REJECTED)
 
@@ -254,12 +254,12 @@ def ingest(
         from penult.bulk.ingest import ingest as ingest_  # noqa: PLC0415 - `penult --help` stays quick
 
         with rows_written(collection) as advance:
-            done = ingest_(
+            result = ingest_(
                 source, to, collection, id_column=id_column, id_suffix=id_suffix, layout=layout, index=index, advance=advance
             )
-    parts = [f"{done.rows:,} rows read", f"{collection} has {done.entries:,} entries"]
-    parts += [f"{done.equal:,} rows are equal to an earlier row and share its entry"] * (done.equal > 0)
-    parts += [done.note] if done.note is not None else []
+    parts = [f"{result.rows:,} rows read", f"{collection} has {result.entries:,} entries"]
+    parts += [f"{result.equal:,} rows are equal to an earlier row and share its entry"] * (result.equal > 0)
+    parts += [result.note] if result.note is not None else []
     typer.echo(f"penult: {'; '.join(parts)}", err=True)
 
 

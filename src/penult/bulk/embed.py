@@ -97,18 +97,18 @@ def _run(request: Request, job: Job, files: tuple[Input, ...], pool: Pool) -> Su
 
 def _carry_out(request: Request, job: Job, files: tuple[Input, ...], pool: Pool, manifest: Manifest) -> Summary:
     identity, scanned = manifest.identity, manifest.scanned
-    done = job.recorded(identity)
-    before = Totals()
-    for record in done.values():
-        before = before.plus(record)
-    progress = Progress(request.shown, sum(scanned.counts), before)
+    records = job.recorded(identity)
+    totals = Totals()
+    for record in records.values():
+        totals = totals.plus(record)
+    progress = Progress(request.shown, sum(scanned.counts), totals)
     try:
         if request.old is not None:
             reuse.build(request.old, job.shards(identity), identity.text_column)
-        for news in _records(request, job, files, pool, manifest, frozenset(done)):
-            if isinstance(news, Record):
-                job.record(news)
-            progress.add(news)
+        for update in _records(request, job, files, pool, manifest, frozenset(records)):
+            if isinstance(update, Record):
+                job.record(update)
+            progress.add(update)
         pool.close()  # free the model's memory for the merge
         for file in files:
             file.check_unchanged()
@@ -152,10 +152,10 @@ def _records(
 
 def _changed(manifest: Manifest, files: tuple[Input, ...]) -> list[str]:
     """Return the names of the input files whose content has changed."""
-    before = manifest.identity.inputs
-    if len(before) != len(files):
+    hashes = manifest.identity.inputs
+    if len(hashes) != len(files):
         return []
-    return [f"{file.name} changed" for file, sha256 in zip(files, before, strict=True) if file.sha256 != sha256]
+    return [f"{file.name} changed" for file, sha256 in zip(files, hashes, strict=True) if file.sha256 != sha256]
 
 
 def _scan(request: Request, files: tuple[Input, ...]) -> Scanned:

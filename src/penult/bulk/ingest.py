@@ -179,12 +179,12 @@ def _check_ids(source: Path, id_column: str, *, repeats: bool) -> None:
 def _entries(
     source: Path, spec: VectorSpec, id_column: str | None, id_suffix: Literal["row"] | None, count: int
 ) -> Iterator[Entries]:
-    done = 0
+    count_before = 0
     for batch in output_files.batches(source, rows=count):
         table = pa.Table.from_batches([batch])
         rows = table.select(spec.schema.names).cast(spec.schema)
         documents = None if id_column is None else values_of(rows.column(id_column))
-        numbered = enumerate(rows_of(rows) if documents is None else documents, done + 1)
+        numbered = enumerate(rows_of(rows) if documents is None else documents, count_before + 1)
         ids = [entry_id([value, number] if id_suffix else value) for number, value in numbered]
         yield Entries(ids, documents, tables.vectors_of(table.column(spec.metadata["penult.vector_column"])), rows)
-        done += len(ids)
+        count_before += len(ids)

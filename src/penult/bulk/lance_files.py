@@ -30,22 +30,22 @@ def read(path: Path, skip: int = 0, columns: list[str] | None = None, batch_rows
 
 def write(path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> None:
     """Write a dataset of one version to a temporary folder, then rename it over the existing one."""
-    aside, before = path.with_name(f".{path.name}.part"), path.with_name(f".{path.name}.before")
-    for folder in (aside, before):
+    temporary, backup = path.with_name(f".{path.name}.part"), path.with_name(f".{path.name}.before")
+    for folder in (temporary, backup):
         shutil.rmtree(folder, ignore_errors=True)
     named = (_aligned(batch).replace_schema_metadata(schema.metadata) for batch in batches)
     reader = pa.RecordBatchReader.from_batches(schema, named)
     try:
-        _lance().write_dataset(reader, str(aside), schema=schema)
+        _lance().write_dataset(reader, str(temporary), schema=schema)
     except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
         raise
-    sync_all(aside)
+    sync_all(temporary)
     if path.exists():
-        path.rename(before)  # a folder cannot be renamed over another one
-    aside.rename(path)
+        path.rename(backup)  # a folder cannot be renamed over another one
+    temporary.rename(path)
     sync_folder(path.parent)
-    shutil.rmtree(before, ignore_errors=True)
+    shutil.rmtree(backup, ignore_errors=True)
 
 
 def _aligned(batch: pa.RecordBatch) -> pa.RecordBatch:

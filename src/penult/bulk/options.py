@@ -40,8 +40,8 @@ class Model:
     @property
     def prompts(self) -> dict[str, str] | None:
         """Prompts that override those of the model's files; None if there are none."""
-        given = {"query": self.query_prompt, "document": self.document_prompt}
-        return {role: prompt for role, prompt in given.items() if prompt is not None} or None
+        by_role = {"query": self.query_prompt, "document": self.document_prompt}
+        return {role: prompt for role, prompt in by_role.items() if prompt is not None} or None
 
     def with_prompts(self, prompts: Mapping[Role, str | None]) -> "Model":
         """Return a copy with these prompts."""

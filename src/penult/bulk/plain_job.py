@@ -65,7 +65,7 @@ def embed_files(request: Request) -> Summary:
             )
         files = open_inputs(request, job, paths, {})
         for file in files:
-            _need(file.format in _INPUTS, f"reading {file.name}", "lance" if file.format == "lance" else "parquet")
+            _require(file.format in _INPUTS, f"reading {file.name}", "lance" if file.format == "lance" else "parquet")
         announce(request.shown, f"loading model {request.model.reference}")
         warnings.simplefilter("ignore", TruncationWarning)  # counted instead
         with request.model.load(threads=None) as embedder:
@@ -80,13 +80,13 @@ def _check(request: Request) -> None:
     if request.out.suffix not in (".parquet", ".lance", *_OUTPUTS):
         raise ValueError(output_files.UNKNOWN_EXTENSION.format(out=request.out))
     lance = request.out.suffix == ".lance"
-    _need(request.out.suffix in _OUTPUTS, f"writing {request.out}", "lance" if lance else "parquet")
-    _need(request.old is None, "--from")
-    _need(request.workers == 1, "--workers")
-    _need(request.engine == "local", "--engine ray", "ray")
+    _require(request.out.suffix in _OUTPUTS, f"writing {request.out}", "lance" if lance else "parquet")
+    _require(request.old is None, "--from")
+    _require(request.workers == 1, "--workers")
+    _require(request.engine == "local", "--engine ray", "ray")
 
 
-def _need(is_met: bool, what: str, extra: str = "parquet") -> None:  # noqa: FBT001 - a condition
+def _require(is_met: bool, what: str, extra: str = "parquet") -> None:  # noqa: FBT001 - a condition
     if not is_met:
         raise ImportError(f"{what[:1].upper()}{what[1:]} needs {install_hint(extra)}.")
 
@@ -188,15 +188,15 @@ def _items(files: Iterable[Input]) -> Iterator[tuple[str, Item]]:
 
 def _shards(files: Iterable[Input]) -> Iterator[_Shard]:
     """Split the rows into shards. The split depends on the input only."""
-    number, size, held = 0, 0, list[tuple[str, Item]]()
+    number, size, items = 0, 0, list[tuple[str, Item]]()
     for name, item in _items(files):
-        held.append((name, item))
+        items.append((name, item))
         size += item.size if isinstance(item, Row) else 0
-        if len(held) >= _ROWS or size >= _BYTES:
-            yield _Shard(number, held)
-            number, size, held = number + 1, 0, []
-    if held:
-        yield _Shard(number, held)
+        if len(items) >= _ROWS or size >= _BYTES:
+            yield _Shard(number, items)
+            number, size, items = number + 1, 0, []
+    if items:
+        yield _Shard(number, items)
 
 
 def _make(request: Request, shard: _Shard, folder: Path, embedder: Embedder, pace: Pace, progress: Progress) -> Record:
@@ -213,11 +213,11 @@ def _make(request: Request, shard: _Shard, folder: Path, embedder: Embedder, pac
                 texts.append(_value(item.values, request.columns.text))
                 rows.append((name, item))
             else:
-                why = "is not valid Unicode: it contains a lone surrogate or bytes that are not UTF-8"
-                rejected.append(Rejected(name, item.line, why, item.values))
+                reason = "is not valid Unicode: it contains a lone surrogate or bytes that are not UTF-8"
+                rejected.append(Rejected(name, item.line, reason, item.values))
     path = shard_path(folder, shard.number)
     outcome = embed_in_parts(embedder, texts, request.columns.role, path, shard.number, pace=pace, ticked=progress.add)
-    rejected += [Rejected(rows[row][0], rows[row][1].line, why, rows[row][1].values) for row, why in outcome.bad.items()]
+    rejected += [Rejected(rows[row][0], rows[row][1].line, reason, rows[row][1].values) for row, reason in outcome.bad.items()]
     if rejected:
         with atomic_write(rejected_path(folder, shard.number)) as file:
             file.writelines(f"{row.as_json()}\n".encode() for row in sorted(rejected, key=lambda row: (row.file, row.line)))
@@ -232,10 +232,10 @@ def _value(values: dict[str, Any], name: str) -> Any:  # noqa: ANN401 - a JSON v
     """Return the value of a column; `a.b` is the value b of the object a, unless a column has that name."""
     if name in values:
         return values[name]
-    found: Any = values
+    value: Any = values
     for part in name.split("."):
-        found = found.get(part) if isinstance(found, dict) else None
-    return found
+        value = value.get(part) if isinstance(value, dict) else None
+    return value
 
 
 def _is_unicode(line: str) -> bool:

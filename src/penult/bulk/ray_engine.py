@@ -123,26 +123,26 @@ def run(setup: Setup, numbers: Sequence[int], *, workers: int, address: str | No
         ConnectionError: there is no cluster at that address.
     """
     ray = _ray()
-    ours = not ray.is_initialized()
-    if ours:  # "local": None would first look for a cluster, and wait minutes for one that has stopped
+    is_local = not ray.is_initialized()
+    if is_local:  # "local": None would first look for a cluster, and wait minutes for one that has stopped
         ray.init(address=address or "local", log_to_driver=False, include_dashboard=False, configure_logging=False)
     try:
         threads = max(1, int(ray.cluster_resources().get("CPU", 1)) // workers)
         ray.data.DataContext.get_current().enable_progress_bars = False
-        made = ray.data.from_items([{"shard": number} for number in numbers], override_num_blocks=len(numbers)).map_batches(
+        records = ray.data.from_items([{"shard": number} for number in numbers], override_num_blocks=len(numbers)).map_batches(
             ShardActor,
             batch_size=1,
             fn_constructor_args=(setup.anywhere(), threads),
             compute=ray.data.ActorPoolStrategy(size=workers),
             num_cpus=threads,
         )
-        for row in made.iter_rows():
+        for row in records.iter_rows():
             yield _record(json.loads(row["answer"]))
     except ray.exceptions.RayError as error:
-        said = str(error).strip().splitlines() or [type(error).__name__]
-        raise WorkError(f"Ray failed: {said[-1].strip()}") from error
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise WorkError(f"Ray failed: {lines[-1].strip()}") from error
     finally:
-        if ours:
+        if is_local:
             ray.shutdown()
 
 

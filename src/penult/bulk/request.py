@@ -82,10 +82,11 @@ def find_inputs(request: Request) -> list[Path]:
         FileNotFoundError: a name or glob matches nothing.
         ValueError: a file cannot be an input, or the output cannot be written to its path.
     """
-    given = [name for name in request.inputs if name != STDIN]
-    ours = not request.out.exists() or output_files.is_own(request.out)  # otherwise a glob that matches it selects it as input
-    own = output_files.files_of(request.out) if ours else []
-    paths = input_files.find(given, request.format, without=own, say=partial(announce, request.shown)) if given else []
+    names = [name for name in request.inputs if name != STDIN]
+    # A file that penult did not write is input, if a glob matches it.
+    is_replaceable = not request.out.exists() or output_files.is_own(request.out)
+    outputs = output_files.files_of(request.out) if is_replaceable else []
+    paths = input_files.find(names, request.format, without=outputs, say=partial(announce, request.shown)) if names else []
     output_files.check_place(request.out, request.inputs, paths)
     return paths
 
@@ -140,8 +141,8 @@ def _hash(old: Path) -> str:
 
 def stopped(request: Request, error: BaseException, folder: Path, kept: int, count: int) -> StoppedError:
     """Return the error for a job that stopped."""
-    why = "interrupted" if isinstance(error, KeyboardInterrupt) else str(error).rstrip(".")
-    again = " without --overwrite" if request.overwrite else ""
+    reason = "interrupted" if isinstance(error, KeyboardInterrupt) else str(error).rstrip(".")
+    suffix = " without --overwrite" if request.overwrite else ""
     return StoppedError(
-        f"{why}. {kept:,} of {count:,} rows are done and kept in {folder}. Run the same command{again} to resume."
+        f"{reason}. {kept:,} of {count:,} rows are done and kept in {folder}. Run the same command{suffix} to resume."
     )

@@ -38,13 +38,13 @@ def embed_texts(embedder: Embedder, texts: Sequence[Any], role: Role, done: Call
             vectors = embedder.run(tokenized, done)
             break
         except TextError as error:
-            found = {good[row]: why for row, why in error.rows.items()}
+            failed = {good[row]: reason for row, reason in error.rows.items()}
         except ArithmeticError:
-            found = {row: why for row in good if (why := _not_finite(embedder, texts[row], role))}
-            if not found:
+            failed = {row: reason for row in good if (reason := _not_finite(embedder, texts[row], role))}
+            if not failed:
                 raise
-        bad |= found
-        good = [row for row in good if row not in found]
+        bad |= failed
+        good = [row for row in good if row not in failed]
     return Outcome(vectors, good, bad, int(tokenized.counts.sum()), len(tokenized.truncated))
 
 

@@ -10,8 +10,8 @@ from penult.bulk.json_text import dumps
 
 JSON_FIELD = {b"penult.json": b"true"}
 """Field metadata of a column of JSON text: its values had types that do not fit in one Arrow column."""
-_MOST_KEYS = 100  # an object with more keys is kept as JSON text; otherwise each key may become a column
-_MOST_DEPTH = 40  # of nested objects and lists; Arrow reads 49 nested lists from Parquet, and fails at more
+_MAX_KEYS = 100  # an object with more keys is kept as JSON text; otherwise each key may become a column
+_MAX_DEPTH = 40  # of nested objects and lists; Arrow reads 49 nested lists from Parquet, and fails at more
 _VIEWS = {pa.string_view(): pa.string(), pa.binary_view(): pa.binary()}
 
 
@@ -39,7 +39,7 @@ def merge(fields: Iterable[pa.Field]) -> pa.Field:
             continue
         if JSON_FIELD in (merged.metadata, other.metadata):
             return _json(merged.name)
-        both = [pa.schema([field]) for field in _plainer(merged, other)]
+        both = [pa.schema([field]) for field in _same_encoding(merged, other)]
         try:
             merged = pa.unify_schemas(both, promote_options="permissive").field(0)
         except (pa.ArrowInvalid, pa.ArrowTypeError):
@@ -82,7 +82,7 @@ def _without_views(kind: pa.DataType) -> pa.DataType:
     return _VIEWS.get(kind, kind)
 
 
-def _plainer(one: pa.Field, other: pa.Field) -> tuple[pa.Field, pa.Field]:
+def _same_encoding(one: pa.Field, other: pa.Field) -> tuple[pa.Field, pa.Field]:
     """Decode the field that is a dictionary or has string views, if only one of the two is: the values are the same."""
     if one.type != other.type:
         one, other = (field.with_type(_without_views(field.type)) for field in (one, other))
@@ -102,7 +102,7 @@ def to_table(file: str, rows: Sequence[Row], schema: pa.Schema) -> tuple[pa.Tabl
     try:
         table = _convert(rows, schema)
     except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError, UnicodeError, ValueError, TypeError):
-        bad = {row.line: why for row in rows if (why := _misfit(row, schema)) is not None}
+        bad = {row.line: reason for row in rows if (reason := _misfit(row, schema)) is not None}
         rejected = [Rejected(file, row.line, bad[row.line], row.values) for row in rows if row.line in bad]
         rows = [row for row in rows if row.line not in bad]
         table = _convert(rows, schema)
@@ -156,10 +156,10 @@ def _is_unicode(value: Any) -> bool:  # noqa: ANN401 - a value of JSON
 
 def _fits(type_: pa.DataType, depth: int = 0) -> bool:
     """Return whether a type can be stored: no objects that are empty, have too many keys or are nested too deeply."""
-    if depth > _MOST_DEPTH:
+    if depth > _MAX_DEPTH:
         return False
     if pa.types.is_struct(type_):
-        return 0 < type_.num_fields <= _MOST_KEYS and all(_fits(field.type, depth + 1) for field in type_)
+        return 0 < type_.num_fields <= _MAX_KEYS and all(_fits(field.type, depth + 1) for field in type_)
     return _fits(type_.value_type, depth + 1) if pa.types.is_list(type_) else True
 
 

@@ -16,8 +16,8 @@ from penult.bulk.input.rows import Item, Rejected, Row, too_long
 from penult.bulk.input.streams import LongText
 from penult.bulk.options import DEFAULT_READING, ReadOptions
 
-MOST_COLUMNS = 10_000  # per file; a file with more is not a table, and each column costs memory in every row
-_MOST_LINES = 500_000  # per record; each takes about 100 bytes of memory in addition to its text
+MAX_COLUMNS = 10_000  # per file; a file with more is not a table, and each column costs memory in every row
+_MAX_LINES = 500_000  # per record; each takes about 100 bytes of memory in addition to its text
 _DELIMITERS = ",;\t|"
 _SEPARATOR = re.compile(r"sep=([,;\t|])\s*", re.IGNORECASE)  # Excel writes and reads it in a line before the header
 _QUOTED = re.compile(r'"[^"]*"')
@@ -119,41 +119,41 @@ class _Lines:
     def _quoted(self, number: int, line: str, dialect: _Dialect) -> _Record:
         with suppress(csv.Error):  # most records with quotes are one line
             return _Record(number, next(_reader(iter([line]), dialect, strict=True)), line, len(line))
-        taken = [(number, line)]
+        lines = [(number, line)]
         try:
-            fields = next(_reader(self._continued(taken), dialect, strict=True))
+            fields = next(_reader(self._continued(lines), dialect, strict=True))
         except csv.Error:
-            if len(taken) == 1 and (lenient := _lenient(line, dialect)) is not None:
+            if len(lines) == 1 and (lenient := _lenient(line, dialect)) is not None:
                 return _Record(number, lenient, line, len(line))
-            self._alone = max(self._alone, taken[-1][0] - 1)
-            self.put_back(taken[1:])
+            self._alone = max(self._alone, lines[-1][0] - 1)
+            self.put_back(lines[1:])
             return _Record(number, _OPEN, line, 0)
-        size = sum(len(text) for _, text in taken)
-        if _exceeds("".join(text for _, text in taken), self._limit):
-            return _Record(taken[-1][0], too_long(self._limit), line, 0)
-        return _Record(taken[-1][0], fields, line, size)
+        size = sum(len(text) for _, text in lines)
+        if _exceeds("".join(text for _, text in lines), self._limit):
+            return _Record(lines[-1][0], too_long(self._limit), line, 0)
+        return _Record(lines[-1][0], fields, line, size)
 
-    def _continued(self, taken: list[tuple[int, str]]) -> Iterator[str]:
+    def _continued(self, lines: list[tuple[int, str]]) -> Iterator[str]:
         """Yield a record's first line, then the next ones on demand, up to the limits of a row."""
         size = 0
         while True:
-            number, line = taken[-1]
+            number, line = lines[-1]
             size += len(line)
             yield line
             following = self.next() if number >= self._alone else None
             if following is None:
                 return
-            full = len(taken) >= _MOST_LINES or size + len(following[1]) > self._limit
+            full = len(lines) >= _MAX_LINES or size + len(following[1]) > self._limit
             if full or isinstance(following[1], LongText):
                 self.put_back([following])
                 return
-            taken.append(following)
+            lines.append(following)
 
 
 def _header(lines: _Lines, name: str, delimiter: str | None) -> tuple[_Dialect, list[str]]:
     first = lines.next()
-    if first is not None and delimiter is None and (said := _SEPARATOR.fullmatch(first[1])):
-        delimiter = said[1]
+    if first is not None and delimiter is None and (separator := _SEPARATOR.fullmatch(first[1])):
+        delimiter = separator[1]
     elif first is not None:
         plain = _QUOTED.sub("", first[1])
         delimiter = delimiter or next((mark for mark in _DELIMITERS if mark in plain), ",")
@@ -168,16 +168,16 @@ def _header(lines: _Lines, name: str, delimiter: str | None) -> tuple[_Dialect, 
     blank = len(record.fields) > 1 and all(field.startswith(" ") for field in record.fields[1:])
     dialect = _Dialect(delimiter or ",", blank)
     if blank:  # quotes after a space are quotes
-        record = _Record(record.line, _split_again(record, dialect), record.text, record.size)
+        record = _Record(record.line, _split_quoted(record, dialect), record.text, record.size)
     header = [field.strip() for field in record.fields]
     if len(set(header)) != len(header):
         raise ValueError(f"The header of {name} has duplicate columns: {header}. Rename them.")
-    if len(header) > MOST_COLUMNS:
-        raise ValueError(f"{name} has {len(header):,} columns in its header; at most {MOST_COLUMNS:,} are supported.")
+    if len(header) > MAX_COLUMNS:
+        raise ValueError(f"{name} has {len(header):,} columns in its header; at most {MAX_COLUMNS:,} are supported.")
     return dialect, header
 
 
-def _split_again(record: _Record, dialect: _Dialect) -> list[str] | str:
+def _split_quoted(record: _Record, dialect: _Dialect) -> list[str] | str:
     return _lenient(record.text, dialect) or record.fields
 
 
@@ -189,14 +189,14 @@ def _split(bare: str, dialect: _Dialect) -> list[str]:
 
 def _lenient(line: str, dialect: _Dialect) -> list[str] | None:
     """Parse a line with text after a closing quote, as spreadsheets do; return None if a quote is open at its end."""
-    asked: list[bool] = []
+    continued: list[bool] = []
 
     def one() -> Iterator[str]:
         yield line
-        asked.append(True)
+        continued.append(True)
 
     fields = next(_reader(one(), dialect, strict=False), None)
-    return None if asked else fields
+    return None if continued else fields
 
 
 def _reader(lines: Iterator[str], dialect: _Dialect, *, strict: bool) -> Iterator[list[str]]:

@@ -24,13 +24,13 @@ _BLOCKS = frozenset(
     hr li main nav ol p pre section table title tr ul""".split()  # noqa: SIM905 - a list of names
 )
 _CELLS = frozenset(["td", "th", "option", "img", "input"])
-_UNSEEN = frozenset(["script", "style", "noscript", "template", "svg"])
+_HIDDEN = frozenset(["script", "style", "noscript", "template", "svg"])
 _DECLARED = re.compile(rb"""<meta[^>]+charset\s*=\s*["']?([\w.:-]+)""", re.IGNORECASE)
-_AS_BROWSERS = {"iso-8859-1": "cp1252", "latin-1": "cp1252", "latin1": "cp1252", "us-ascii": "cp1252", "ascii": "cp1252"}
-_NOT_OF_PAGES = ("punycode", "idna", "unicode_escape", "raw_unicode_escape", "utf-7", "utf-16", "utf-32")
+_BROWSER_ENCODINGS = {"iso-8859-1": "cp1252", "latin-1": "cp1252", "latin1": "cp1252", "us-ascii": "cp1252", "ascii": "cp1252"}
+_NOT_IN_PAGES = ("punycode", "idna", "unicode_escape", "raw_unicode_escape", "utf-7", "utf-16", "utf-32")
 _HEAD = 4096  # bytes in which a page declares its encoding
 # Exceptions that pypdf raises for damaged files, besides its own.
-_OF_DAMAGED_PDF = (
+_PDF_ERRORS = (
     ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError, RecursionError, NotImplementedError,
     struct.error, zlib.error,
 )  # fmt: skip
@@ -49,18 +49,18 @@ def read_document(path: Path, name: str, id_: str, options: ReadOptions = DEFAUL
         ImportError: the extra is not installed.
     """
     text = text_of(path, options)
-    if isinstance(text, Refused):
+    if isinstance(text, Unreadable):
         return Rejected(name, 1, text, {"id": id_})
     return Row(1, {"id": id_, "text": text}, len(text))
 
 
-class Refused(str):
+class Unreadable(str):
     """The reason why a document has no text to embed."""
 
     __slots__ = ()
 
 
-def text_of(path: Path, options: ReadOptions = DEFAULT_READING) -> str | Refused:
+def text_of(path: Path, options: ReadOptions = DEFAULT_READING) -> str | Unreadable:
     """Return the text of a document, or why it has none.
 
     Raises:
@@ -77,9 +77,9 @@ def text_of(path: Path, options: ReadOptions = DEFAULT_READING) -> str | Refused
         else:
             text = _plain(path, options)
     except OSError as error:
-        return Refused(f"cannot be read: {error}")
-    if not isinstance(text, Refused) and len(text.encode("utf-8", "surrogatepass")) > options.max_row_bytes:
-        return Refused(too_long(options.max_row_bytes))
+        return Unreadable(f"cannot be read: {error}")
+    if not isinstance(text, Unreadable) and len(text.encode("utf-8", "surrogatepass")) > options.max_row_bytes:
+        return Unreadable(too_long(options.max_row_bytes))
     return text
 
 
@@ -93,42 +93,42 @@ def is_readable(path: Path) -> bool:
     return streams.ending(path) not in WITH_EXTRA or has_extra()
 
 
-def _bytes(path: Path, options: ReadOptions) -> bytes | Refused:
-    if what := streams.foreign(path):
-        return Refused(what)
+def _bytes(path: Path, options: ReadOptions) -> bytes | Unreadable:
+    if problem := streams.foreign(path):
+        return Unreadable(problem)
     with streams.opened(path) as file:
         content = file.read(options.max_row_bytes + 1)
-    return content if len(content) <= options.max_row_bytes else Refused(too_long(options.max_row_bytes))
+    return content if len(content) <= options.max_row_bytes else Unreadable(too_long(options.max_row_bytes))
 
 
-def _plain(path: Path, options: ReadOptions) -> str | Refused:
+def _plain(path: Path, options: ReadOptions) -> str | Unreadable:
     content = _bytes(path, options)
-    return content if isinstance(content, Refused) else _decoded(content, streams.encoding_of(content[:64], options))
+    return content if isinstance(content, Unreadable) else _decoded(content, streams.encoding_of(content[:64], options))
 
 
-def _html(path: Path, options: ReadOptions) -> str | Refused:
+def _html(path: Path, options: ReadOptions) -> str | Unreadable:
     """Return the visible text, one line per block. Encoding: from the byte order mark, the options or the file itself."""
     from lxml import etree  # noqa: PLC0415 - an extra
 
     content = _bytes(path, options)
-    if isinstance(content, Refused):
+    if isinstance(content, Unreadable):
         return content
     encoding = streams.encoding_of(content[:64], options)
     if encoding == "utf-8" and (declared := _DECLARED.search(content[:_HEAD])):
         encoding = declared[1].decode()
-        encoding = "utf-8" if _is_not_of_pages(encoding) else encoding
-    text = _decoded(content, _AS_BROWSERS.get(encoding.lower(), encoding))
-    if isinstance(text, Refused):
+        encoding = "utf-8" if _is_invalid_in_pages(encoding) else encoding
+    text = _decoded(content, _BROWSER_ENCODINGS.get(encoding.lower(), encoding))
+    if isinstance(text, Unreadable):
         return text
-    shown = _Shown()
+    collector = _Shown()
     # With a target, lxml builds no tree, so a page with a million open elements costs no more memory than another.
-    parser = etree.HTMLParser(target=shown, encoding="utf-8", no_network=True, huge_tree=True)
+    parser = etree.HTMLParser(target=collector, encoding="utf-8", no_network=True, huge_tree=True)
     parser.feed(text.replace("\0", "").encode())
     try:
-        found: str = parser.close()
+        visible: str = parser.close()
     except etree.XMLSyntaxError:  # only whitespace
-        found = shown.close()
-    return found
+        visible = collector.close()
+    return visible
 
 
 class _Shown:
@@ -136,21 +136,21 @@ class _Shown:
 
     def __init__(self) -> None:
         self._parts: list[str] = []
-        self._unseen = 0
+        self._hidden = 0
 
     def start(self, tag: str, _attributes: dict[str, str]) -> None:
         """Handle the start of an element."""
-        self._unseen += tag in _UNSEEN
+        self._hidden += tag in _HIDDEN
         self._parts.append("\n" if tag in _BLOCKS else " " if tag in _CELLS else "")
 
     def end(self, tag: str) -> None:
         """Handle the end of an element."""
-        self._unseen -= tag in _UNSEEN
+        self._hidden -= tag in _HIDDEN
         self._parts.append("\n" if tag in _BLOCKS else "")
 
     def data(self, text: str) -> None:
         """Handle text."""
-        if not self._unseen:
+        if not self._hidden:
             self._parts.append(" ".join(text.split("\n")))
 
     def comment(self, text: str) -> None:
@@ -162,31 +162,31 @@ class _Shown:
         return "\n".join(line for line in lines if line)
 
 
-def _is_not_of_pages(encoding: str) -> bool:
+def _is_invalid_in_pages(encoding: str) -> bool:
     """Return whether a page cannot be in the encoding that it declares: its declaration would be unreadable, or endless."""
     try:
-        return codecs.lookup(encoding).name.startswith(_NOT_OF_PAGES)
+        return codecs.lookup(encoding).name.startswith(_NOT_IN_PAGES)
     except LookupError:
         return False
 
 
-def _decoded(content: bytes, encoding: str) -> str | Refused:
+def _decoded(content: bytes, encoding: str) -> str | Unreadable:
     try:
         return content.decode("utf-8-sig" if encoding == "utf-8" else encoding)
     except UnicodeDecodeError as error:
-        return Refused(f"is not {'UTF-8' if encoding == 'utf-8' else encoding} at byte {error.start}; pass --encoding")
+        return Unreadable(f"is not {'UTF-8' if encoding == 'utf-8' else encoding} at byte {error.start}; pass --encoding")
     except LookupError:
-        return Refused(f"declares the encoding {encoding}, which Python does not support; pass --encoding")
+        return Unreadable(f"declares the encoding {encoding}, which Python does not support; pass --encoding")
     except UnicodeError as error:  # of the codec "undefined"
-        return Refused(f"is not {encoding}: {error}; pass --encoding")
+        return Unreadable(f"is not {encoding}: {error}; pass --encoding")
 
 
-def _pdf(path: Path, options: ReadOptions) -> str | Refused:
+def _pdf(path: Path, options: ReadOptions) -> str | Unreadable:
     """Return the text of all pages of a PDF."""
     import pypdf  # noqa: PLC0415 - an extra
 
-    if (what := streams.foreign(path)) and not streams.head(path).startswith(b"%PDF-"):
-        return Refused(what)
+    if (problem := streams.foreign(path)) and not streams.head(path).startswith(b"%PDF-"):
+        return Unreadable(problem)
     logging.getLogger("pypdf").setLevel(logging.CRITICAL)  # pypdf logs what it cannot read of a page, and continues
     pages, size = [], 0
     try:
@@ -195,10 +195,10 @@ def _pdf(path: Path, options: ReadOptions) -> str | Refused:
                 pages.append(page.extract_text())
                 size += len(pages[-1])
                 if size > options.max_row_bytes:
-                    return Refused(too_long(options.max_row_bytes))
+                    return Unreadable(too_long(options.max_row_bytes))
     except pypdf.errors.FileNotDecryptedError:
-        return Refused("is an encrypted PDF")
-    except (pypdf.errors.PyPdfError, pypdf.errors.DeprecationError, *_OF_DAMAGED_PDF) as error:
-        return Refused(f"is a PDF that cannot be read: {error}")
+        return Unreadable("is an encrypted PDF")
+    except (pypdf.errors.PyPdfError, pypdf.errors.DeprecationError, *_PDF_ERRORS) as error:
+        return Unreadable(f"is a PDF that cannot be read: {error}")
     text = "\n\n".join(pages)
-    return text if text.strip() else Refused("is a PDF without text, perhaps a scan")
+    return text if text.strip() else Unreadable("is a PDF without text, perhaps a scan")

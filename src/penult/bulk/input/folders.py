@@ -25,7 +25,7 @@ def walk(folder: Path, skip: Iterable[str] = ()) -> Found:
         folder: the folder to search.
         skip: suffixes of names that are skipped silently, as are hidden files and unfinished jobs.
     """
-    endings, found = tuple(skip), Found()
+    endings, result = tuple(skip), Found()
     root = folder.resolve()
     seen = {root, *root.parents}
     waiting, links = [folder], list[Path]()
@@ -37,20 +37,20 @@ def walk(folder: Path, skip: Iterable[str] = ()) -> Found:
                 if path.is_symlink():
                     links.append(path)
                 else:
-                    _take(path, path.resolve(), seen, waiting, found)
+                    _add(path, path.resolve(), seen, waiting, result)
             continue
         link = links.pop(0)  # after all real files, so that these keep their own names
         try:
             target = link.resolve(strict=True)
         except (OSError, RuntimeError):  # Python 3.12 and older raise RuntimeError for a circular link
-            found.links.append(link)
+            result.links.append(link)
             continue
         if target in (root, *root.parents):
-            found.links.append(link)
+            result.links.append(link)
         else:
-            _take(link, target, seen, waiting, found)
-    found.files.sort()
-    return found
+            _add(link, target, seen, waiting, result)
+    result.files.sort()
+    return result
 
 
 def is_job(folder: Path) -> bool:
@@ -71,11 +71,11 @@ def named(files: Sequence[Path], folder: Path) -> str:
     return ", ".join(file.relative_to(folder).as_posix() for file in files[:_NAMED]) + more
 
 
-def _take(path: Path, target: Path, seen: set[Path], waiting: list[Path], found: Found) -> None:
+def _add(path: Path, target: Path, seen: set[Path], waiting: list[Path], result: Found) -> None:
     if target in seen:
         return
     seen.add(target)
     if path.is_dir() and path.suffix != ".lance":
         waiting.append(path)
     else:
-        found.files.append(path)
+        result.files.append(path)

@@ -41,8 +41,8 @@ _ENDINGS: dict[str, Format] = {
 }
 _NOT_COMPRESSED = (".parquet", ".lance", ".pdf")  # formats with built-in compression
 _TABLES = ("parquet", "lance", "jsonl", "json", "csv", "tsv")
-_OTHERWISE = (("text", "document"), ("json", "jsonl"), ("jsonl", "json"))  # (format by extension, --format that overrides it)
-_BESIDE = (".rejected.jsonl", ".npy.rows.jsonl", ".about.json")  # written beside an output
+_OVERRIDES = (("text", "document"), ("json", "jsonl"), ("jsonl", "json"))  # (format by extension, --format that overrides it)
+_BESIDE_OUTPUTS = (".rejected.jsonl", ".npy.rows.jsonl", ".about.json")  # written beside an output
 STDIN = "-"
 _SPOOLED, _SPOOLED_AGAIN = "stdin.spooled", "stdin.again.spooled"
 _PARTITION = re.compile("([^=]+)=(.*)", re.DOTALL)
@@ -82,7 +82,7 @@ class Input:
 
 
 def find(
-    given: Sequence[str],
+    names: Sequence[str],
     format_: Format | None = None,
     *,
     without: Iterable[Path] = (),
@@ -91,7 +91,7 @@ def find(
     """List the files of names, folders and globs: names in the order given, files of a folder or a glob sorted.
 
     Args:
-        given: files, folders (searched recursively for known extensions) and globs.
+        names: files, folders (searched recursively for known extensions) and globs.
         format_: format of files with an unknown extension. None: such a file is an error.
         without: paths to exclude from folders and globs: the job's own output.
         say: called with messages for the user about skipped files.
@@ -102,42 +102,42 @@ def find(
         ImportError: a file needs an extra that is not installed.
     """
     outputs = {path.resolve() for path in without}
-    found: list[Path] = []
-    for name in given:
+    files: list[Path] = []
+    for name in names:
         path = Path(name)
-        said = ""
+        skipped = ""
         if path.is_file() or (path.suffix == ".lance" and path.is_dir()):
             matched = [path]
         elif path.is_dir():
-            matched, said = _in_folder(path, outputs, format_)
+            matched, skipped = _in_folder(path, outputs, format_)
         else:
             matched = _in_glob(name, outputs)
         if not matched:
-            why = f" ({said})" if said else ""
+            details = f" ({skipped})" if skipped else ""
             raise FileNotFoundError(
-                f"No input files at {name!r}{why}. Pass files, folders or globs of {', '.join(_ENDINGS)} files."
+                f"No input files at {name!r}{details}. Pass files, folders or globs of {', '.join(_ENDINGS)} files."
             )
-        if said and say is not None:
-            say(f"{name}: {said}")
-        found += matched
+        if skipped and say is not None:
+            say(f"{name}: {skipped}")
+        files += matched
     seen: set[Path] = set()
-    for path in found:
+    for path in files:
         if path.resolve() in seen:
             raise ValueError(f"{path} is in the input twice, which would duplicate its rows. Pass it once.")
         seen.add(path.resolve())
         if kind(path, format_) == "document" and not documents.is_readable(path):
             raise ImportError(f"Reading {path} needs {install_hint('documents')}.")
-    return found
+    return files
 
 
 def kind(path: Path, format_: Format | None = None) -> Format:
     """Return the format of a file by its extension, or `format_` if the extension is unknown or ambiguous."""
-    found = _kind(path)
-    if found is None or (found, format_) in _OTHERWISE:
-        found = format_
-    if found is None:
+    detected = _kind(path)
+    if detected is None or (detected, format_) in _OVERRIDES:
+        detected = format_
+    if detected is None:
         raise ValueError(f"{path} has an unknown file extension. Pass --format with one of {', '.join(get_args(Format))}.")
-    return found
+    return detected
 
 
 def opened(
@@ -167,9 +167,9 @@ def opened(
     return Input(str(path), path, kind(path, format_), sha256, stamp, id_, _partitions(path), options)
 
 
-def root_of(given: Sequence[str]) -> Path | None:
+def root_of(inputs: Sequence[str]) -> Path | None:
     """Return the folder that ids of documents are relative to. None: several inputs are given, so ids are whole paths."""
-    names = [name for name in given if name != STDIN]
+    names = [name for name in inputs if name != STDIN]
     if len(names) != 1:
         return None
     path = Path(names[0])
@@ -187,7 +187,7 @@ def reading(files: Sequence[Input]) -> str:
             values["encoding"] = options.codec
         if options.max_row_bytes != default.max_row_bytes:
             values["max_row_bytes"] = options.max_row_bytes
-    formats = ["" if file.format == _stated_kind(file.path) else file.format for file in files]
+    formats = ["" if file.format == _default_kind(file.path) else file.format for file in files]
     if any(formats):
         values["format"] = formats if len(set(formats)) > 1 else formats[0]
     names = [(file.id if file.format == "document" else "", file.partitions) for file in files]
@@ -206,19 +206,19 @@ def spool(folder: Path) -> Path:
     Raises:
         OSError: the disk is full.
     """
-    before, again = folder / _SPOOLED, folder / _SPOOLED_AGAIN
-    if before.exists() and sys.stdin.isatty():
-        return before
-    with atomic_write(again) as file:
+    earlier, copy = folder / _SPOOLED, folder / _SPOOLED_AGAIN
+    if earlier.exists() and sys.stdin.isatty():
+        return earlier
+    with atomic_write(copy) as file:
         while block := sys.stdin.buffer.read(1 << 20):
             file.write(block)
-    if before.exists():
-        if again.stat().st_size and _sha256([again]) != _sha256([before]):
-            return again
-        again.unlink()
+    if earlier.exists():
+        if copy.stat().st_size and _sha256([copy]) != _sha256([earlier]):
+            return copy
+        copy.unlink()
     else:
-        again.rename(before)
-    return before
+        copy.rename(earlier)
+    return earlier
 
 
 def is_spooled(path: Path) -> bool:
@@ -232,50 +232,50 @@ def _kind(path: Path) -> Format | None:
     return None if compressed and ending in _NOT_COMPRESSED else _ENDINGS.get(ending)
 
 
-def _stated_kind(path: Path) -> Format | None:
+def _default_kind(path: Path) -> Format | None:
     """Return the format of a file without --format."""
     return "jsonl" if is_spooled(path) else _kind(path)
 
 
 def _in_folder(folder: Path, outputs: set[Path], format_: Format | None) -> tuple[list[Path], str]:
     """List a folder's files of known formats, with a message on skipped ones: documents beside tables are usually notes."""
-    walked = folders.walk(folder, _BESIDE)
+    walked = folders.walk(folder, _BESIDE_OUTPUTS)
     files = [path for path in walked.files if path.resolve() not in outputs]
     single = {
         path
         for path in files
-        if _kind(path) == "json" and path.is_file() and format_ != "jsonl" and not json_rows.holds_objects(path)
+        if _kind(path) == "json" and path.is_file() and format_ != "jsonl" and not json_rows.contains_objects(path)
     }
     known = [path for path in files if _is_input(path) and path not in single]
     beside = set[Path]()
     if format_ != "document" and any(_kind(path) in _TABLES for path in known):
         beside = {path for path in known if _kind(path) == "document"}
-    taken = [path for path in known if path not in beside]
+    selected = [path for path in known if path not in beside]
     other = [path for path in files if path not in single and path not in known]
-    said = []
+    notes = []
     if other:
-        said.append(f"skipped {_files_of(other)} of unsupported types: {folders.counted(other, folder)}")
+        notes.append(f"skipped {_files_of(other)} of unsupported types: {folders.counted(other, folder)}")
         if any(_kind(path) == "document" for path in other):
-            said.append(f"HTML and PDF files need {install_hint('documents')}")
+            notes.append(f"HTML and PDF files need {install_hint('documents')}")
     if beside:
-        notes = folders.counted(sorted(beside), folder)
-        said.append(
-            f"skipped documents in a folder with tables: {notes}; pass their names, a glob or --format document to read them"
+        summary = folders.counted(sorted(beside), folder)
+        notes.append(
+            f"skipped documents in a folder with tables: {summary}; pass their names, a glob or --format document to read them"
         )
     if single:
-        said.append(f"skipped .json files that do not contain several objects: {folders.named(sorted(single), folder)}")
+        notes.append(f"skipped .json files that do not contain several objects: {folders.named(sorted(single), folder)}")
     if walked.links:
-        said.append(f"skipped broken or circular links: {folders.named(walked.links, folder)}")
-    if said and taken:
-        said.append(f"reading {_files_of(taken)}: {folders.named(taken, folder)}")
-    return taken, "; ".join(said)
+        notes.append(f"skipped broken or circular links: {folders.named(walked.links, folder)}")
+    if notes and selected:
+        notes.append(f"reading {_files_of(selected)}: {folders.named(selected, folder)}")
+    return selected, "; ".join(notes)
 
 
 def _is_input(path: Path) -> bool:
-    known = _kind(path)
-    if known == "lance":
+    format_ = _kind(path)
+    if format_ == "lance":
         return True
-    return known is not None and path.is_file() and (known != "document" or documents.is_readable(path))
+    return format_ is not None and path.is_file() and (format_ != "document" or documents.is_readable(path))
 
 
 def _files_of(paths: Sequence[Path]) -> str:
@@ -284,28 +284,28 @@ def _files_of(paths: Sequence[Path]) -> str:
 
 def _in_glob(pattern: str, outputs: set[Path]) -> list[Path]:
     """List the files that match a glob, each under its first name."""
-    found: dict[Path, Path] = {}
+    matches: dict[Path, Path] = {}
     for match in sorted(glob.glob(pattern, recursive=True)):  # noqa: PTH207 - glob.glob accepts absolute patterns
         path = Path(match)
-        if (path.is_file() or path.suffix == ".lance") and not _ours(path, pattern):
-            found.setdefault(path.resolve(), path)
-    return [path for target, path in found.items() if target not in outputs]
+        if (path.is_file() or path.suffix == ".lance") and not _is_own_file(path, pattern):
+            matches.setdefault(path.resolve(), path)
+    return [path for target, path in matches.items() if target not in outputs]
 
 
-def _ours(path: Path, pattern: str) -> bool:
+def _is_own_file(path: Path, pattern: str) -> bool:
     """Return whether a match is part of a job or output, such as a job's records, that the pattern does not name."""
     named = Path(pattern).name
-    beside = any(path.name.endswith(ending) and ending.split(".")[1] not in named for ending in _BESIDE)
+    beside = any(path.name.endswith(ending) and ending.split(".")[1] not in named for ending in _BESIDE_OUTPUTS)
     return beside or any(map(folders.is_job, path.parents))
 
 
 def _partitions(path: Path) -> tuple[tuple[str, str | None], ...]:
     """Return the columns in the folder names of a path, percent-decoded."""
-    found: dict[str, str | None] = {}
+    columns: dict[str, str | None] = {}
     for part in path.parent.parts:
         if named := _PARTITION.fullmatch(part):
-            found[unquote(named[1])] = None if named[2] == _NULL else unquote(named[2])
-    return tuple(found.items())
+            columns[unquote(named[1])] = None if named[2] == _NULL else unquote(named[2])
+    return tuple(columns.items())
 
 
 def _files(path: Path) -> list[Path]:

@@ -57,7 +57,7 @@ def read_values(path: Path, name: str, options: ReadOptions = DEFAULT_READING) -
         yield parse_json(name, number, value, options)
 
 
-def holds_objects(path: Path, options: ReadOptions = DEFAULT_READING) -> bool:
+def contains_objects(path: Path, options: ReadOptions = DEFAULT_READING) -> bool:
     """Return whether a .json file contains rows: an array of objects, or several objects. A single object may be anything."""
     try:
         first = next(_parts(path, options), b"")
@@ -101,7 +101,7 @@ def _parts(path: Path, options: ReadOptions) -> Iterator[bytes]:
                 yield from (part.encode("utf-8", "surrogatepass") for part in iter(lambda: text.read(_PART), ""))
 
 
-class _Cutter:
+class _Splitter:
     """Splitter of a byte stream into the values of an array, or into concatenated objects.
 
     It scans brackets and strings only; the parser of a value validates it. Of a value with more than `limit` bytes, it keeps
@@ -121,7 +121,7 @@ class _Cutter:
             self._begun = bool(part)
             self._array = part.startswith(b"[")
             part = part.removeprefix(b"[")
-        taken, at = 0, self._skip
+        start, at = 0, self._skip
         while match := (_IN_STRING if self._quoted else _OUTSIDE).search(part, at):
             at, mark = match.end(), match[0]
             if mark == b"\\":
@@ -129,12 +129,12 @@ class _Cutter:
             elif mark == b'"':
                 self._quoted = not self._quoted
             elif self._ends(mark):
-                own = mark in b"}]" and not self._array  # otherwise the mark follows the value
-                self._hold(part[taken : at if own else at - 1])
-                taken = at
+                closes = mark in b"}]" and not self._array  # otherwise the mark follows the value
+                self._hold(part[start : at if closes else at - 1])
+                start = at
                 yield from self._value()
         self._skip = max(0, at - len(part))
-        self._hold(part[taken:])
+        self._hold(part[start:])
 
     def finish(self) -> None:
         """Raise OSError if the stream ends inside a value, or continues after its array."""
@@ -178,7 +178,7 @@ class _Cutter:
 
 
 def _values(parts: Iterable[bytes], limit: int) -> Iterator[bytes]:
-    cutter = _Cutter(limit)
+    splitter = _Splitter(limit)
     for part in parts:
-        yield from cutter.feed(part)
-    cutter.finish()
+        yield from splitter.feed(part)
+    splitter.finish()

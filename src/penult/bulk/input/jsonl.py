@@ -28,30 +28,31 @@ def row_by_row(name: str, first: int, block: Sequence[bytes], options: ReadOptio
 
 def table(block: Sequence[bytes], schema: pa.Schema) -> pa.Table | None:
     """Parse lines into a table with the given schema, one row per line. None: parse them row by row; some may be blank."""
-    whole = b"".join(block)
+    content = b"".join(block)
     simple = all(map(_is_simple, schema)) and LongLine not in set(map(type, block))
-    if not simple or not _is_one_object_a_line(whole, len(block)):
+    if not simple or not _is_one_object_a_line(content, len(block)):
         return None
     try:
-        whole.decode("utf-8")  # Arrow does not check it
+        content.decode("utf-8")  # Arrow does not check it
         parsing = pj.ParseOptions(explicit_schema=schema, unexpected_field_behavior="error")
-        reading = pj.ReadOptions(use_threads=False, block_size=len(whole))  # threads only parse several blocks in parallel
-        found = pa.table(pj.read_json(pa.BufferReader(whole), reading, parsing).columns, schema=schema)
+        reading = pj.ReadOptions(use_threads=False, block_size=len(content))  # threads only parse several blocks in parallel
+        parsed = pa.table(pj.read_json(pa.BufferReader(content), reading, parsing).columns, schema=schema)
     except (pa.ArrowException, ValueError, OverflowError):
         return None
-    if found.num_rows != len(block) or not all(_is_exact(chunk) for column in found.columns for chunk in column.chunks):
+    if parsed.num_rows != len(block) or not all(_is_exact(chunk) for column in parsed.columns for chunk in column.chunks):
         return None
-    return found
+    return parsed
 
 
-def _is_one_object_a_line(whole: bytes, count: int) -> bool:
+def _is_one_object_a_line(content: bytes, count: int) -> bool:
     """Return whether each line is one object, given that Arrow finds only objects, and as many as lines.
 
     To Arrow, a line end is whitespace, and a line may contain several objects. But a { cannot follow a } that does not end its
     object. So if each line ends with } and each next line starts with {, no object spans two lines.
     """
-    ends = whole.count(b"}\n{") + whole.count(b"}\r\n{")
-    odd = not whole.startswith(b"{") or b"\0" in whole  # Arrow skips a UTF-8 byte order mark, and treats NUL as end of input
+    ends = content.count(b"}\n{") + content.count(b"}\r\n{")
+    # Arrow skips a UTF-8 byte order mark, and treats NUL as end of input
+    odd = not content.startswith(b"{") or b"\0" in content
     return ends == count - 1 and not odd
 
 

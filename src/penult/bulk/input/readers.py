@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from penult.bulk import tables
 from penult.bulk.input import columns, json_rows, jsonl, row_files, sources, streams
-from penult.bulk.input.csv_rows import MOST_COLUMNS
+from penult.bulk.input.csv_rows import MAX_COLUMNS
 from penult.bulk.input.input_files import Input
 from penult.bulk.input.rows import Item, Rejected, Row, UnreadableError
 from penult.bulk.input.shard_sizes import Sizes
@@ -63,11 +63,11 @@ def scan(
     """
     schemas, counts, sizes = [], [], Sizes()
     for file in inputs:
-        found = _look(file, text_column, say)
-        schemas.append(found.schema)
-        counts.append(found.sizes.rows)
-        sizes.extend(found.sizes)
-    schema = _together(inputs, schemas)
+        result = _scan_file(file, text_column, say)
+        schemas.append(result.schema)
+        counts.append(result.sizes.rows)
+        sizes.extend(result.sizes)
+    schema = _merged_schema(inputs, schemas)
     if not schema.names and not sum(counts):
         raise ValueError("The input is empty: it has no rows, and no columns.")
     _check_text(inputs, schema, text_column)
@@ -85,7 +85,7 @@ def shards(inputs: Sequence[Input], scanned: Scanned, first: int = 0) -> Iterato
     """
     skip, number = first * scanned.shard_rows, first
     parts: list[Shard] = []
-    wanted = scanned.shard_rows
+    missing = scanned.shard_rows
     for file, count in zip(inputs, scanned.counts, strict=True):
         if skip >= count:
             skip -= count
@@ -95,15 +95,15 @@ def shards(inputs: Sequence[Input], scanned: Scanned, first: int = 0) -> Iterato
             source = sources.opened(file, scanned.schema, skip)
             skip = 0
             while left:
-                part = source.take(min(wanted, left))
-                taken = part.table.num_rows + len(part.rejected)
-                if not taken:
+                part = source.take(min(missing, left))
+                count_read = part.table.num_rows + len(part.rejected)
+                if not count_read:
                     raise ValueError(f"{file.name} ends {left} rows early; it changed while it was being read.")
                 parts.append(part)
-                left, wanted = left - taken, wanted - taken
-                if not wanted:
+                left, missing = left - count_read, missing - count_read
+                if not missing:
                     yield _join(number, parts)
-                    number, parts, wanted = number + 1, [], scanned.shard_rows
+                    number, parts, missing = number + 1, [], scanned.shard_rows
         except UnreadableError:
             raise
         except (pa.ArrowException, OSError) as error:
@@ -118,15 +118,15 @@ def count_shards(scanned: Scanned) -> int:
     return -(-sum(scanned.counts) // scanned.shard_rows)
 
 
-def _look(file: Input, text_column: str, say: Callable[[str], None]) -> FileScan:
+def _scan_file(file: Input, text_column: str, say: Callable[[str], None]) -> FileScan:
     """Scan a file: return its columns, and the sizes of its rows as far as they are known."""
-    what = None
+    problem = None
     try:
-        what = None if file.format == "lance" else streams.foreign(file.path)
-        if what and file.format not in ("parquet", "document"):
-            raise OSError(f"it {what}")
+        problem = None if file.format == "lance" else streams.foreign(file.path)
+        if problem and file.format not in ("parquet", "document"):
+            raise OSError(f"it {problem}")
         if file.format == "parquet":
-            return _look_at_parquet(file)
+            return _scan_parquet(file)
         if file.format == "lance":
             from penult.bulk import lance_files  # noqa: PLC0415 - an extra
 
@@ -134,15 +134,15 @@ def _look(file: Input, text_column: str, say: Callable[[str], None]) -> FileScan
             return FileScan(schema, Sizes().add(count, 0))
         if file.format == "document":
             return FileScan(_texts(row_files.columns(file), file), Sizes().add(1, file.stamp[0][1]))
-        return _look_at_rows(file, text_column, say)
+        return _scan_rows(file, text_column, say)
     except UnreadableError:
         raise
     except (pa.ArrowException, OSError) as error:
-        why = f"it {what}" if what else error
-        raise OSError(f"{file.name} cannot be read: {why}") from error
+        reason = f"it {problem}" if problem else error
+        raise OSError(f"{file.name} cannot be read: {reason}") from error
 
 
-def _look_at_parquet(file: Input) -> FileScan:
+def _scan_parquet(file: Input) -> FileScan:
     with pq.ParquetFile(file.path) as opened:
         sizes = Sizes()
         for number in range(opened.num_row_groups):
@@ -151,14 +151,14 @@ def _look_at_parquet(file: Input) -> FileScan:
         return FileScan(_partitioned(opened.schema_arrow, file), sizes)
 
 
-def _look_at_rows(file: Input, text_column: str, say: Callable[[str], None]) -> FileScan:
+def _scan_rows(file: Input, text_column: str, say: Callable[[str], None]) -> FileScan:
     sizes, undecoded, rejected = Sizes(), 0, 0
     if file.format in ("jsonl", "json"):
         fields: dict[str, pa.Field] = {}
         for items in _json_items(file, fields, sizes):
             undecoded += sum(isinstance(item, Rejected) and item.reason.startswith("is not UTF-8") for item in items)
             rejected += sum(isinstance(item, Rejected) for item in items)
-            _learn(fields, items, text_column)
+            _add_fields(fields, items, text_column)
         schema = pa.schema(fields.values())
     else:
         schema = _texts(row_files.columns(file), file)
@@ -176,14 +176,14 @@ def _look_at_rows(file: Input, text_column: str, say: Callable[[str], None]) -> 
 def _json_items(file: Input, fields: Mapping[str, pa.Field], sizes: Sizes) -> Iterator[list[Item]]:
     """Yield rows that may extend the schema. Rows with only known columns and types are skipped."""
     if file.format == "json":
-        found = row_files.items(replace(file, partitions=()))
-        while items := list(islice(found, _FEW)):
+        rows = row_files.items(replace(file, partitions=()))
+        while items := list(islice(rows, _FEW)):
             for item in items:
                 sizes.add(1, item.size)
             yield items
         return
     lines = streams.lines(file.path, file.options)
-    while block := sources.lines_held(lines, BLOCK):
+    while block := sources.next_lines(lines, BLOCK):
         if jsonl.table(block, pa.schema(fields.values())) is not None:
             sizes.add(len(block), sum(map(len, block)))
         else:
@@ -192,12 +192,12 @@ def _json_items(file: Input, fields: Mapping[str, pa.Field], sizes: Sizes) -> It
             yield jsonl.row_by_row(file.name, 1, block, file.options)
 
 
-def _learn(fields: dict[str, pa.Field], items: Sequence[Item], text_column: str) -> None:
+def _add_fields(fields: dict[str, pa.Field], items: Sequence[Item], text_column: str) -> None:
     for field in columns.infer([item for item in items if isinstance(item, Row)], text_column):
         fields[field.name] = columns.merge([fields[field.name], field]) if field.name in fields else field
-    if len(fields) > MOST_COLUMNS:
+    if len(fields) > MAX_COLUMNS:
         raise OSError(
-            f"its objects have more than {MOST_COLUMNS:,} different keys. Move the varying keys into one nested object"
+            f"its objects have more than {MAX_COLUMNS:,} different keys. Move the varying keys into one nested object"
         )
 
 
@@ -224,18 +224,18 @@ def _partitioned(schema: pa.Schema, file: Input) -> pa.Schema:
     return schema
 
 
-def _together(inputs: Sequence[Input], schemas: Sequence[pa.Schema]) -> pa.Schema:
+def _merged_schema(inputs: Sequence[Input], schemas: Sequence[pa.Schema]) -> pa.Schema:
     """Return the merged columns of all files."""
-    found_in: dict[str, list[tuple[Input, pa.Field]]] = {}
+    fields_by_name: dict[str, list[tuple[Input, pa.Field]]] = {}
     for file, schema in zip(inputs, schemas, strict=True):
         if len(set(schema.names)) != len(schema.names):
             raise ValueError(f"{file.name} has duplicate columns: {', '.join(schema.names)}. Rename them.")
         for field in schema:
-            found_in.setdefault(field.name, []).append((file, field))
+            fields_by_name.setdefault(field.name, []).append((file, field))
     fields = []
-    for name, found in found_in.items():
-        merged = columns.merge(field for _, field in found)
-        fixed = [(file, field) for file, field in found if file.format not in ("jsonl", "json")]
+    for name, origins in fields_by_name.items():
+        merged = columns.merge(field for _, field in origins)
+        fixed = [(file, field) for file, field in origins if file.format not in ("jsonl", "json")]
         if merged.metadata == columns.JSON_FIELD and fixed:
             raise ValueError(
                 f"The column {name!r} is {fixed[0][1].type} in {fixed[0][0].name} and has another type in other files. Give it "
@@ -244,7 +244,7 @@ def _together(inputs: Sequence[Input], schemas: Sequence[pa.Schema]) -> pa.Schem
             )
         if pa.types.is_null(merged.type):
             merged = pa.field(name, pa.string())
-        fields.append(merged if len(found) == len(inputs) else merged.with_nullable(True))  # noqa: FBT003 - Arrow's signature
+        fields.append(merged if len(origins) == len(inputs) else merged.with_nullable(True))  # noqa: FBT003 - Arrow's signature
     return pa.schema(fields, metadata=next((schema.metadata for schema in schemas if schema.metadata), None))
 
 
@@ -291,7 +291,7 @@ def _shard_rows(inputs: Sequence[Input], scanned: Scanned, text_column: str, siz
             raise OSError(f"{file.name} cannot be read: {error}") from error
         if count >= BLOCK or lengths >= _SAMPLE:
             break
-    return min(rows_of_a_shard(lengths / max(count, 1), sum(scanned.counts)), sizes.most_rows())
+    return min(rows_of_a_shard(lengths / max(count, 1), sum(scanned.counts)), sizes.max_rows())
 
 
 def _lengths(texts: pa.ChunkedArray) -> Iterator[int]:
@@ -302,9 +302,9 @@ def _lengths(texts: pa.ChunkedArray) -> Iterator[int]:
 
 def rows_of_a_shard(mean: float, count: int) -> int:
     """Return the rows per shard, by the mean length of texts in bytes and the total number of rows."""
-    least, most = _SHARD_ROWS
-    wanted = max(1, int(min(_SHARD_CHARS / max(mean, 1), count / _SHARDS)))
-    return max(least, min(most, 1 << wanted.bit_length() - 1))
+    minimum, maximum = _SHARD_ROWS
+    rows = max(1, int(min(_SHARD_CHARS / max(mean, 1), count / _SHARDS)))
+    return max(minimum, min(maximum, 1 << rows.bit_length() - 1))
 
 
 def _join(number: int, parts: Sequence[Shard]) -> Shard:

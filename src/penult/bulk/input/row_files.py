@@ -14,8 +14,8 @@ def items(file: Input) -> Iterator[Item]:
         UnreadableError: the file is damaged, or its content does not match its extension.
     """
     try:
-        if file.format != "document" and (what := streams.foreign(file.path)):
-            raise OSError(f"it {what}")
+        if file.format != "document" and (problem := streams.foreign(file.path)):
+            raise OSError(f"it {problem}")
         for item in _items(file):
             yield _filled(item, file) if file.partitions else item
     except OSError as error:

@@ -4,7 +4,7 @@ from array import array
 
 _CELL = 64  # rows per group
 _ANY = 1 << 20  # more rows than any shard can have
-_MOST_BYTES = 128 << 20  # per shard; a worker holds two shards
+_MAX_BYTES = 128 << 20  # per shard; a worker holds two shards
 
 
 class Sizes:
@@ -33,13 +33,13 @@ class Sizes:
             self.add(min(rows, _CELL), size)
             rows -= _CELL
 
-    def most_rows(self) -> int:
+    def max_rows(self) -> int:
         """Return the maximum rows per shard, a power of two, so that no shard exceeds the maximum bytes."""
         cells, rows = list(self._cells), _CELL
         largest = max(cells, default=0)
-        if largest > _MOST_BYTES:
-            return 1 << max(1, _CELL * _MOST_BYTES // largest).bit_length() - 1
-        while rows < _ANY and max(cells, default=0) <= _MOST_BYTES:
+        if largest > _MAX_BYTES:
+            return 1 << max(1, _CELL * _MAX_BYTES // largest).bit_length() - 1
+        while rows < _ANY and max(cells, default=0) <= _MAX_BYTES:
             rows *= 2
             cells = [sum(cells[at : at + 2]) for at in range(0, len(cells), 2)]
         return rows if rows == _ANY else rows // 2

@@ -20,7 +20,7 @@ from penult.bulk.input.rows import Item, Rejected, too_long
 from penult.bulk.json_text import dumps
 
 BLOCK = 4096  # maximum rows per read
-HELD = 32 << 20  # a read stops after this many bytes
+READ_BYTES = 32 << 20  # a read stops after this many bytes
 _SHOWN = 1000  # characters of each value of an overlong row that the rejected rows file keeps
 
 
@@ -81,14 +81,14 @@ class _Rows:
         self._file, self._items, self._schema = file, items, schema
 
     def take(self, count: int) -> Shard:
-        taken: list[Item] = []
+        items: list[Item] = []
         size = 0
         for item in islice(self._items, count):
-            taken.append(item)
+            items.append(item)
             size += item.size
-            if size > HELD:
+            if size > READ_BYTES:
                 break
-        return _shard(self._file, taken, self._schema)
+        return _shard(self._file, items, self._schema)
 
 
 class _Lines:
@@ -103,7 +103,7 @@ class _Lines:
 
     def take(self, count: int) -> Shard:
         name, options = self._file.name, self._file.options
-        while block := lines_held(self._lines, min(count, BLOCK)):
+        while block := next_lines(self._lines, min(count, BLOCK)):
             first, self._line = self._line, self._line + len(block)
             table = jsonl.table(block, self._schema)
             if table is not None:
@@ -121,14 +121,14 @@ class _Batches:
         self._left: pa.RecordBatch | None = None
 
     def take(self, count: int) -> Shard:
-        taken: list[pa.RecordBatch] = []
+        parts: list[pa.RecordBatch] = []
         size = 0
-        while count and size <= HELD and (batch := self._left or next(self._batches, None)) is not None:
-            taken.append(batch.slice(0, count))
+        while count and size <= READ_BYTES and (batch := self._left or next(self._batches, None)) is not None:
+            parts.append(batch.slice(0, count))
             self._left = batch.slice(count) if batch.num_rows > count else None
-            count -= taken[-1].num_rows
-            size += taken[-1].nbytes
-        table = pa.Table.from_batches(taken) if taken else self._schema.empty_table()
+            count -= parts[-1].num_rows
+            size += parts[-1].nbytes
+        table = pa.Table.from_batches(parts) if parts else self._schema.empty_table()
         first, self._line = self._line, self._line + table.num_rows
         return self._fitting(table, range(first + 1, self._line + 1))
 
@@ -139,9 +139,11 @@ class _Batches:
         try:
             cast = _cast(tables.without(table, sorted(bad)), self._schema)
         except pa.ArrowInvalid:  # a number or time in one file that does not fit in the common type
-            bad |= {row: why for row in range(table.num_rows) if row not in bad and (why := self._misfit(table.slice(row, 1)))}
+            bad |= {
+                row: reason for row in range(table.num_rows) if row not in bad and (reason := self._misfit(table.slice(row, 1)))
+            }
             cast = _cast(tables.without(table, sorted(bad)), self._schema)
-        rejected = [Rejected(name, lines[row], why, _shown(table, row)) for row, why in sorted(bad.items())]
+        rejected = [Rejected(name, lines[row], reason, _shown(table, row)) for row, reason in sorted(bad.items())]
         numbers = [line for row, line in enumerate(lines) if row not in bad] if bad else lines
         return Shard(0, with_partitions(cast, self._file), [(name, numbers)], rejected)
 
@@ -153,14 +155,14 @@ class _Batches:
         return None
 
 
-def lines_held(lines: Iterator[bytes], count: int) -> list[bytes]:
-    """Return the next lines, at most `count`; stop after `HELD` bytes."""
+def next_lines(lines: Iterator[bytes], count: int) -> list[bytes]:
+    """Return the next lines, at most `count`; stop after `READ_BYTES` bytes."""
     block: list[bytes] = []
     size = 0
     for line in islice(lines, count):
         block.append(line)
         size += len(line)
-        if size > HELD:
+        if size > READ_BYTES:
             break
     return block
 
@@ -220,7 +222,7 @@ def _batch_rows(file: pq.ParquetFile, groups: Sequence[int]) -> int:
     """Return how many rows to decode at once: fewer if rows are large."""
     metadata = [file.metadata.row_group(group) for group in groups]
     mean = max((group.total_byte_size / max(group.num_rows, 1) for group in metadata), default=0)
-    return max(16, min(BLOCK, int(HELD / max(mean, 1))))
+    return max(16, min(BLOCK, int(READ_BYTES / max(mean, 1))))
 
 
 def _cast(table: pa.Table, schema: pa.Schema) -> pa.Table:

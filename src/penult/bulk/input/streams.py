@@ -55,8 +55,8 @@ codecs.register_error(_UNDECODABLE, lambda error: ("\udcff", cast("UnicodeDecode
 
 def ending(path: Path) -> str:
     """Return a file's extension in lower case, without that of a compression."""
-    own = path.suffix.lower()
-    return Path(path.stem).suffix.lower() if own in COMPRESSED else own
+    extension = path.suffix.lower()
+    return Path(path.stem).suffix.lower() if extension in COMPRESSED else extension
 
 
 class LongLine(bytes):
@@ -100,7 +100,7 @@ def foreign(path: Path) -> str | None:
     with path.open("rb") as file:
         raw = file.read(32)
     first = raw if raw.startswith(_GIT_LFS) else head(path)
-    return next((what for signature, what in _SIGNATURES if first.startswith(signature)), None)
+    return next((description for signature, description in _SIGNATURES if first.startswith(signature)), None)
 
 
 def encoding_of(first: bytes, options: ReadOptions) -> str:
@@ -123,9 +123,9 @@ def lines(path: Path, options: ReadOptions) -> Iterator[bytes]:
     encoding = encoding_of(head(path), options)
     with opened(path) as file:
         if encoding == "utf-8":
-            found = _bounded(file.readline, b"\n", options.max_row_bytes)
-            yield from (_without_mark(line) for line in islice(found, 1))
-            yield from found
+            bounded = _bounded(file.readline, b"\n", options.max_row_bytes)
+            yield from (_without_mark(line) for line in islice(bounded, 1))
+            yield from bounded
             return
         with decoded(file, encoding, newline="\n") as text:
             for line in _bounded(text.readline, "\n", options.max_row_bytes):

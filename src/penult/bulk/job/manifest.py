@@ -55,15 +55,15 @@ class Identity:
 
     def differences(self, other: "Identity") -> list[str]:
         """Return the differences from `other`, the identity of this run."""
-        said = []
-        mine, theirs = asdict(self), asdict(other)
+        changes = []
+        old, new = asdict(self), asdict(other)
         for key, label in _LABELS.items():
-            if mine[key] != theirs[key]:
-                why = f" ({OTHER_FINGERPRINT})" if key == "fingerprint" else ""
-                said.append(f"{label} was {mine[key]!r} and is now {theirs[key]!r}{why}")
+            if old[key] != new[key]:
+                note = f" ({OTHER_FINGERPRINT})" if key == "fingerprint" else ""
+                changes.append(f"{label} was {old[key]!r} and is now {new[key]!r}{note}")
         if len(self.inputs) != len(other.inputs):
-            said.append(f"the number of input files was {len(self.inputs)} and is now {len(other.inputs)}")
-        return said
+            changes.append(f"the number of input files was {len(self.inputs)} and is now {len(other.inputs)}")
+        return changes
 
 
 _LABELS = {
@@ -164,11 +164,11 @@ class Job:
         path = self.folder / _RECORDS
         if not path.exists():
             return {}
-        whole = path.read_bytes()
-        whole = whole[: whole.rfind(b"\n") + 1]  # a crash during a write leaves a partial line
+        content = path.read_bytes()
+        content = content[: content.rfind(b"\n") + 1]  # a crash during a write leaves a partial line
         with path.open("r+b") as file:
-            file.truncate(len(whole))
-        records = [Record(**json.loads(line)) for line in whole.splitlines()]
+            file.truncate(len(content))
+        records = [Record(**json.loads(line)) for line in content.splitlines()]
         folder = self.shards(identity)
         return {record.shard: record for record in records if _size(shard_path(folder, record.shard)) == record.size}
 

@@ -24,9 +24,9 @@ PART_SECONDS = 5.0
 """Duration of a part in seconds, and so about the work lost when the process ends."""
 
 _FIRST_CHARS = 4000  # of the first part, while the pace is unknown: about 1 s with a small model, more with a large one
-_MOST_GROWTH = 4.0  # factor from one part to the next
+_MAX_GROWTH = 4.0  # factor from one part to the next
 _TICK_SECONDS = 0.2  # one tick per batch would be hundreds per second
-_CHARS_A_TOKEN = 8  # upper bound of the average, in any language
+_CHARS_PER_TOKEN = 8  # upper bound of the average, in any language
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +63,7 @@ class Pace:
 
     def learn(self, chars: int, seconds: float) -> None:
         """Update the estimate with a part's characters and seconds."""
-        self.chars = min(max(1.0, chars * PART_SECONDS / max(seconds, 1e-6)), self.chars * _MOST_GROWTH)
+        self.chars = min(max(1.0, chars * PART_SECONDS / max(seconds, 1e-6)), self.chars * _MAX_GROWTH)
 
 
 def embed_in_parts(
@@ -80,27 +80,27 @@ def embed_in_parts(
         pace: pace of this process.
         ticked: called with the progress a few times per second.
     """
-    order = _equal_texts_together(texts)
+    order = _group_equal_texts(texts)
     meter = _Meter(Tick(number), ticked)
-    whole: list[Outcome] = []
+    parts: list[Outcome] = []
     start = 0
     while (part := _read(stem, start, texts, order, embedder.dimension)) is not None:
-        whole.append(part)
+        parts.append(part)
         start += len(part.good) + len(part.bad)
         meter.part(part, kept=True, earlier=True)
-    most = embedder.recipe.longest(role) * _CHARS_A_TOKEN
+    max_chars = embedder.recipe.longest(role) * _CHARS_PER_TOKEN
     while start < len(order):
-        end, chars = _end(texts, order, start, pace.chars, most) if embedder.recipe.batch_invariant else (len(order), 0)
+        end, chars = _end(texts, order, start, pace.chars, max_chars) if embedder.recipe.batch_invariant else (len(order), 0)
         rows, began = order[start:end], time.monotonic()
-        part = _placed(embed_texts(embedder, [texts[row] for row in rows], role, meter.rows), rows)
+        part = _with_rows(embed_texts(embedder, [texts[row] for row in rows], role, meter.rows), rows)
         if chars:
             pace.learn(chars, time.monotonic() - began)
         if end < len(order):
             _write(stem, start, texts, rows, part)
         meter.part(part, kept=end < len(order))
-        whole.append(part)
+        parts.append(part)
         start = end
-    return _joined(whole, embedder.dimension)
+    return _concatenated(parts, embedder.dimension)
 
 
 def remove_parts(stem: Path) -> None:
@@ -148,7 +148,7 @@ class _Meter:
             self._ticked(tick)
 
 
-def _equal_texts_together(texts: Sequence[Any]) -> list[int]:
+def _group_equal_texts(texts: Sequence[Any]) -> list[int]:
     """Return all rows, with equal texts adjacent: the model reads equal texts of a part once."""
     rows: dict[Any, list[int]] = {}
     for row, text in enumerate(texts):
@@ -168,17 +168,17 @@ def _end(texts: Sequence[Any], order: Sequence[int], start: int, wanted: float, 
     return len(order), chars
 
 
-def _placed(outcome: Outcome, rows: Sequence[int]) -> Outcome:
+def _with_rows(outcome: Outcome, rows: Sequence[int]) -> Outcome:
     """Return the outcome of a part's rows, renumbered by their position in the shard."""
-    bad = {rows[row]: why for row, why in outcome.bad.items()}
+    bad = {rows[row]: reason for row, reason in outcome.bad.items()}
     return Outcome(outcome.vectors, [rows[row] for row in outcome.good], bad, outcome.tokens, outcome.cut)
 
 
-def _joined(parts: Sequence[Outcome], dimension: int) -> Outcome:
+def _concatenated(parts: Sequence[Outcome], dimension: int) -> Outcome:
     """Return all parts merged in row order."""
     good = [row for part in parts for row in part.good]
     vectors = np.concatenate([np.empty((0, dimension), np.float32), *(part.vectors for part in parts)])
-    bad = {row: why for part in parts for row, why in part.bad.items()}
+    bad = {row: reason for part in parts for row, reason in part.bad.items()}
     tokens, cut = sum(part.tokens for part in parts), sum(part.cut for part in parts)
     if good != sorted(good):
         vectors = vectors[np.argsort(good)]

@@ -51,11 +51,11 @@ class _Worker:
 
     def __init__(self, model: Model, role: Role, share: int) -> None:
         context = multiprocessing.get_context("spawn")
-        self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=serve, args=(theirs, model, role, share), name="penult-worker", daemon=True)
+        self.pipe, child_pipe = context.Pipe()
+        self.process = context.Process(target=serve, args=(child_pipe, model, role, share), name="penult-worker", daemon=True)
         with _without_sigint():
             self.process.start()
-        theirs.close()  # otherwise a dead worker would not close the pipe
+        child_pipe.close()  # otherwise a dead worker would not close the pipe
         self.tasks: dict[int, Task] = {}
         self.ready: Ready | None = None
 
@@ -87,7 +87,7 @@ class Pool:
         self._again: deque[Task] = deque()
         self._workers = [self._start()]
         while self._workers[0].ready is None:
-            list(self._hear(self._workers[0]))
+            list(self._receive(self._workers[0]))
         self.ready: Ready = self._workers[0].ready
 
     def run(self, tasks: Iterator[Task]) -> Iterator[Record | Tick]:
@@ -99,12 +99,12 @@ class Pool:
         """
         self._workers += [self._start() for _ in range(self._count - 1)]
         while True:
-            self._feed(tasks)
+            self._assign(tasks)
             if not any(worker.tasks for worker in self._workers) and not self._again:
                 return
             for pipe in connection.wait([worker.pipe for worker in self._workers]):
                 worker = next(worker for worker in self._workers if worker.pipe is pipe)
-                yield from self._hear(worker)
+                yield from self._receive(worker)
 
     def close(self) -> None:
         """Stop all workers. The next run repeats unrecorded work."""
@@ -115,7 +115,7 @@ class Pool:
     def _start(self) -> _Worker:
         return _Worker(self._model, self._role, self._count)
 
-    def _feed(self, tasks: Iterator[Task]) -> None:
+    def _assign(self, tasks: Iterator[Task]) -> None:
         """Fill every ready worker's task queue, one task each before a second."""
         for load in range(AT_ONCE):
             for worker in list(self._workers):
@@ -130,7 +130,7 @@ class Pool:
                 except OSError:
                     self._died(worker)
 
-    def _hear(self, worker: _Worker) -> Iterator[Record | Tick]:
+    def _receive(self, worker: _Worker) -> Iterator[Record | Tick]:
         try:
             answer: Any = worker.pipe.recv()
         except (EOFError, OSError):

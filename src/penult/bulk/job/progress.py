@@ -71,24 +71,24 @@ class Progress:
     @property
     def rate(self) -> float:
         """Rows per second of this run."""
-        return self._a_second(self.totals.seen - self._before.seen - sum(tick.rows for tick in self._earlier.values()))
+        return self._per_second(self.totals.seen - self._before.seen - sum(tick.rows for tick in self._earlier.values()))
 
     @property
     def kept(self) -> int:
         """Number of rows that are done and on disk."""
         return self.totals.seen + sum(tick.kept for tick in self._ticks.values())
 
-    def add(self, news: Record | Tick) -> None:
+    def add(self, update: Record | Tick) -> None:
         """Add a shard, or the finished part of one."""
-        if isinstance(news, Record):
-            self.totals = self.totals.plus(news)
-            self._ticks.pop(news.shard, None)
+        if isinstance(update, Record):
+            self.totals = self.totals.plus(update)
+            self._ticks.pop(update.shard, None)
         else:
-            self._ticks[news.shard] = news
-            if news.rows == news.earlier:
-                self._earlier[news.shard] = news
+            self._ticks[update.shard] = update
+            if update.rows == update.earlier:
+                self._earlier[update.shard] = update
         if self._shown != "off":
-            self._show(whole=isinstance(news, Record))
+            self._show(whole=isinstance(update, Record))
 
     def say(self, sentence: str) -> None:
         """Print a message above the progress bar."""
@@ -103,7 +103,7 @@ class Progress:
             self._bar.close()
             self._bar = None
 
-    def _a_second(self, count: float) -> float:
+    def _per_second(self, count: float) -> float:
         return count / max(time.monotonic() - self._started, 1e-9)
 
     def _show(self, *, whole: bool) -> None:
@@ -113,10 +113,10 @@ class Progress:
             now = now.plus(tick)
         for tick in self._earlier.values():
             earlier = earlier.plus(tick)
-        rows, tokens = self._a_second(now.seen - earlier.seen), self._a_second(now.tokens - earlier.tokens)
+        rows, tokens = self._per_second(now.seen - earlier.seen), self._per_second(now.tokens - earlier.tokens)
         left = (self._count - now.seen) / rows if rows else None
         if self._bar is not None:
-            self._bar.set_postfix_str(f"{tokens:,.0f} tokens/s, cut={now.cut}, rejected={now.rejected}", refresh=False)
+            self._bar.set_postfix_str(f"{tokens:,.0f} tokens/s, truncated={now.cut}, rejected={now.rejected}", refresh=False)
             self._bar.update(now.seen - self._bar.n)
             return
         if time.monotonic() - self._last_line < LINE_SECONDS and not (whole and self._shown == "json"):

@@ -30,15 +30,15 @@ def check(old: Path, *, fingerprint: str, role: str, text_column: str) -> None:
         ValueError: the output was created with another model, role or column; the message says which.
     """
     metadata = _metadata(old)
-    wanted = {"penult.fingerprint": fingerprint, "penult.role": role, "penult.text_column": text_column}
-    for key, value in wanted.items():
+    required = {"penult.fingerprint": fingerprint, "penult.role": role, "penult.text_column": text_column}
+    for key, value in required.items():
         if metadata.get(key) != value:
             name = key.removeprefix("penult.")
-            why = f" ({OTHER_FINGERPRINT})" if name == "fingerprint" else ""
+            note = f" ({OTHER_FINGERPRINT})" if name == "fingerprint" else ""
             raise ValueError(
                 f"--from is {old}, whose {name} is {metadata.get(key)!r}, but the {name} of this job is {value!r}. Its vectors "
                 "cannot "
-                f"be reused{why}. Remove --from."
+                f"be reused{note}. Remove --from."
             )
 
 
@@ -58,9 +58,9 @@ def build(old: Path, folder: Path, text_column: str) -> None:
 
 def _build(old: Path, folder: Path, text_column: str) -> None:
     vector_column = _metadata(old)["penult.vector_column"]
-    aside = folder / f"{_INDEX}.part"
-    aside.unlink(missing_ok=True)
-    index = sqlite3.connect(aside)
+    temporary = folder / f"{_INDEX}.part"
+    temporary.unlink(missing_ok=True)
+    index = sqlite3.connect(temporary)
     index.execute("CREATE TABLE place (text BLOB PRIMARY KEY, row INTEGER) WITHOUT ROWID")
     row = 0
     with (folder / _VECTORS).open("wb") as file:
@@ -74,7 +74,7 @@ def _build(old: Path, folder: Path, text_column: str) -> None:
         os.fsync(file.fileno())
     index.commit()
     index.close()
-    aside.replace(folder / _INDEX)
+    temporary.replace(folder / _INDEX)
     sync_folder(folder)
 
 
@@ -93,12 +93,12 @@ class Old:
     def find(self, texts: Sequence[Any]) -> dict[int, int]:
         """Return the older row of each text that has one, by the text's position."""
         keys = {row: _key(text) for row, text in enumerate(texts) if isinstance(text, str)}
-        wanted = list(set(keys.values()))
+        unique = list(set(keys.values()))
         places: dict[bytes, int] = {}
-        for start in range(0, len(wanted), _AT_ONCE):
-            some = wanted[start : start + _AT_ONCE]
-            marks = ",".join("?" * len(some))
-            places.update(self._index.execute(f"SELECT text, row FROM place WHERE text IN ({marks})", some))  # noqa: S608 - marks only
+        for start in range(0, len(unique), _AT_ONCE):
+            chunk = unique[start : start + _AT_ONCE]
+            marks = ",".join("?" * len(chunk))
+            places.update(self._index.execute(f"SELECT text, row FROM place WHERE text IN ({marks})", chunk))  # noqa: S608 - marks only
         return {row: places[key] for row, key in keys.items() if key in places}
 
     def merge(self, good: Sequence[int], taken: dict[int, int], fresh: Vectors) -> Vectors:

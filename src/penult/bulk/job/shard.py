@@ -44,21 +44,21 @@ def make_shard(
     outcome = embed_in_parts(
         embedder, [texts[row] for row in left], columns.role, path, shard.number, pace=pace or Pace(), ticked=ticked
     )
-    bad = {left[row]: why for row, why in outcome.bad.items()}
+    bad = {left[row]: reason for row, reason in outcome.bad.items()}
     good = [row for row in range(len(texts)) if row not in bad]
     vectors = outcome.vectors
     if old is not None:
         vectors = old.merge(good, taken, outcome.vectors)
     table = shard.table if not bad else tables.without(shard.table, sorted(bad))
-    made = tables.with_vectors(table, columns.vector, vectors, {})
-    rejected = [_rejected(shard, row, why) for row, why in bad.items()] + shard.rejected
-    own = f"{os.getpid()}.part"  # a dying worker may write the same shard
+    result = tables.with_vectors(table, columns.vector, vectors, {})
+    rejected = [_rejected(shard, row, reason) for row, reason in bad.items()] + shard.rejected
+    suffix = f"{os.getpid()}.part"  # a dying worker may write the same shard
     if rejected:
-        with atomic_write(rejected_path(folder, shard.number), own) as file:
+        with atomic_write(rejected_path(folder, shard.number), suffix) as file:
             order = sorted(rejected, key=lambda row: (row.file, row.line))
             file.writelines(f"{row.as_json()}\n".encode() for row in order)
-    with atomic_write(path, own) as file, pa.ipc.new_file(file, made.schema) as writer:
-        writer.write_table(made.unify_dictionaries().combine_chunks())
+    with atomic_write(path, suffix) as file, pa.ipc.new_file(file, result.schema) as writer:
+        writer.write_table(result.unify_dictionaries().combine_chunks())
     remove_parts(path)
     return Record(shard.number, len(good), len(rejected), outcome.cut, len(taken), outcome.tokens, path.stat().st_size)
 
@@ -70,6 +70,6 @@ def opened_shard(folder: Path, number: int) -> Iterator[pa.Table]:
         yield pa.ipc.open_file(mapped).read_all()
 
 
-def _rejected(shard: Shard, row: int, why: str) -> Rejected:
+def _rejected(shard: Shard, row: int, reason: str) -> Rejected:
     file, line = shard.place(row)
-    return Rejected(file, line, why, rows_of(shard.table.slice(row, 1))[0])
+    return Rejected(file, line, reason, rows_of(shard.table.slice(row, 1))[0])

@@ -58,10 +58,10 @@ def check_place(out: Path, given: Sequence[str], inputs: Sequence[Path]) -> None
         resolved = path.resolve()
         same = [written[file] for file in (resolved, *resolved.parents) if file in written]
         if same or (same := [written[inodes[inode]] for inode in (_inode(path),) if inode in inodes]):
-            what = (
+            problem = (
                 "is also the output" if same[0] == out else f"has the name of a file written with the output ({same[0].name})"
             )
-            raise ValueError(f"The input {path} {what}, and would be overwritten. Pass another output than {out}.")
+            raise ValueError(f"The input {path} {problem}, and would be overwritten. Pass another output than {out}.")
     for folder in {*filter(Path.is_dir, map(Path, given)), *filter(Path.is_dir, inputs)}:
         if out.resolve().is_relative_to(folder.resolve()):
             raise ValueError(f"The output {out} is inside the input folder {folder}. Pass an output outside it.")
@@ -97,8 +97,8 @@ def metadata(out: Path) -> dict[str, str] | None:
         return None
     if not has_own_metadata(out):
         file = metadata_file(out)
-        found: dict[str, str] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-        return found
+        values: dict[str, str] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+        return values
     import pyarrow as pa  # noqa: PLC0415 - an extra, here and below
 
     try:
@@ -114,8 +114,8 @@ def has_own_metadata(out: Path) -> bool:
 
 def named(columns: "pa.Schema") -> dict[str, str]:
     """Return penult's own entries of a schema's metadata."""
-    found = columns.metadata or {}
-    return {key.decode(): value.decode() for key, value in found.items() if key.startswith(b"penult.")}
+    values = columns.metadata or {}
+    return {key.decode(): value.decode() for key, value in values.items() if key.startswith(b"penult.")}
 
 
 def schema(out: Path) -> "pa.Schema":

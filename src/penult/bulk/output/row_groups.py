@@ -24,13 +24,13 @@ def row_groups(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
             rows, size = rows + count, size + int(sizes[count - 1])
             table = table.slice(count)
             if rows >= _GROUP_ROWS or size >= _GROUP_BYTES:
-                yield _in_one_piece(waiting)
+                yield _concatenated_table(waiting)
                 waiting, rows, size = [], 0, 0
     if waiting:
-        yield _in_one_piece(waiting)
+        yield _concatenated_table(waiting)
 
 
-def _in_one_piece(tables: list[pa.Table]) -> pa.Table:
+def _concatenated_table(tables: list[pa.Table]) -> pa.Table:
     """Concatenate tables independent of their boundaries: one chunk, and dictionaries in the order of their values."""
     table = pa.concat_tables(tables)
     for place, field in enumerate(table.schema):

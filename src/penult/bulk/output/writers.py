@@ -94,12 +94,12 @@ def _write_npy(out: Path, folder: Path, schema: pa.Schema, shards: Sequence[int]
 def _lines(table: pa.Table, vector_column: str | None = None) -> Iterator[bytes]:
     """Yield each row as a line of JSON, its vector in the fewest digits that parse to the same float32."""
     for start in range(0, table.num_rows, _LINES):
-        some = table.slice(start, _LINES)
-        plain = some if vector_column is None else some.drop_columns([vector_column])
+        part = table.slice(start, _LINES)
+        plain = part if vector_column is None else part.drop_columns([vector_column])
         lines = [dumps(row) for row in rows_of(plain)]
         if vector_column is not None:
             key = f"{', ' if plain.num_columns else ''}{json.dumps(vector_column)}"
-            vectors = _written(tables.vectors_of(some.column(vector_column)))
+            vectors = _written(tables.vectors_of(part.column(vector_column)))
             lines = [f"{line[:-1]}{key}: [{vector}]}}" for line, vector in zip(lines, vectors, strict=True)]
         yield from (f"{line}\n".encode() for line in lines)
 

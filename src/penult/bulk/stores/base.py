@@ -50,10 +50,10 @@ class VectorSpec:
         for key in ("penult.fingerprint", "penult.role"):
             if existing.get(key) != self.metadata[key]:
                 name = key.removeprefix("penult.")
-                why = f" ({OTHER_FINGERPRINT})" if key == "penult.fingerprint" else ""
+                note = f" ({OTHER_FINGERPRINT})" if key == "penult.fingerprint" else ""
                 raise ValueError(
                     f"{place} has vectors with the {name} {existing.get(key)!r}, but the {name} of the file is "
-                    f"{self.metadata[key]!r}{why}. Such vectors must not be mixed. Pass another --collection."
+                    f"{self.metadata[key]!r}{note}. Such vectors must not be mixed. Pass another --collection."
                 )
         if existing.get(_LAYOUT, "columns") != self.layout:
             raise ValueError(

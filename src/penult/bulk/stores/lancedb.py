@@ -100,8 +100,8 @@ class LanceDB:
 
     def _existing(self, table: pa.Table) -> pa.Table:
         """Return the rows of the LanceDB table that have the ids of these rows."""
-        wanted = ", ".join(f"'{id_}'" for id_ in table.column(self._id).to_pylist())
-        return self._table.search().where(f"{self._id} IN ({wanted})").limit(table.num_rows + 1).to_arrow()
+        ids = ", ".join(f"'{id_}'" for id_ in table.column(self._id).to_pylist())
+        return self._table.search().where(f"{self._id} IN ({ids})").limit(table.num_rows + 1).to_arrow()
 
     def finish(self) -> None:
         """Compact the small files of many upserts, and build or update the index."""
@@ -143,10 +143,10 @@ def _schema(spec: VectorSpec, id_: str) -> pa.Schema:
         fields = [text.with_name("text"), *([pa.field("metadata", pa.struct(others))] if others else [])]
     else:
         fields = list(spec.schema)
-    taken = {id_, _VECTOR} & {field.name for field in fields}
-    if taken:
+    reserved = {id_, _VECTOR} & {field.name for field in fields}
+    if reserved:
         raise ValueError(
-            f"The file has a column {taken.pop()!r}, a name that penult's LanceDB tables reserve. Rename the column."
+            f"The file has a column {reserved.pop()!r}, a name that penult's LanceDB tables reserve. Rename the column."
         )
     metadata = {key.encode(): value.encode() for key, value in spec.kept.items()}
     return pa.schema([pa.field(id_, pa.string()), *fields, tables.vector_field(_VECTOR, spec.dimension)], metadata=metadata)

@@ -195,10 +195,10 @@ def _line(error: Exception) -> str:
 
 def _parsed(comment: str | None) -> dict[str, Any]:
     try:
-        found = json.loads(comment or "")
+        values = json.loads(comment or "")
     except ValueError:
         return {}
-    return found if isinstance(found, dict) else {}
+    return values if isinstance(values, dict) else {}
 
 
 def _psycopg() -> Any:  # noqa: ANN401 - a module

@@ -108,8 +108,8 @@ def _node(id_: str, document: Any, text: str, metadata: dict[str, Any]) -> dict[
         "class_name": "TextNode",
     }
     content = {"_node_content": json.dumps(node, ensure_ascii=False), "_node_type": "TextNode"}
-    known = "None" if document is None else source  # the text "None", as LlamaIndex writes it
-    return metadata | content | dict.fromkeys(("document_id", "doc_id", "ref_doc_id"), known)
+    document_id = "None" if document is None else source  # the text "None", as LlamaIndex writes it
+    return metadata | content | dict.fromkeys(("document_id", "doc_id", "ref_doc_id"), document_id)
 
 
 @contextmanager

@@ -43,8 +43,8 @@ def _finite_value(value: Any) -> Any:  # noqa: ANN401 - any Arrow value
 def without_nul(row: dict[str, Any]) -> tuple[dict[str, Any], str | None]:
     """Return a row of JSON values with U+2400 for U+0000, and, if that changes it, the original row as JSON text."""
     encoded = json.dumps(row, ensure_ascii=False)
-    shown = _without_nul(row) if r"\u0000" in encoded else row
-    return shown, encoded if shown != row else None
+    replaced = _without_nul(row) if r"\u0000" in encoded else row
+    return replaced, encoded if replaced != row else None
 
 
 def _without_nul(value: Any) -> Any:  # noqa: ANN401 - any JSON value
