@@ -1,10 +1,10 @@
-"""Create one of the Makefile's virtual environments and install its packages.
+"""Create one of the Makefile's virtual environments, and install missing packages into it.
 
     python .ci/environment.py FOLDER NAME FILE ... -- PIP ARGUMENTS
 
-An environment is created again if it is for another Python or another folder of this checkout, or if it does not run. pip runs
-if its arguments or one of the files have changed since it last succeeded under this name. The syntax is that of Python 3.6, so
-that an old Python can report that it is too old.
+An environment of another Python, of another path of this checkout, or one that does not run is created again. pip runs if its
+arguments or one of the files have changed since it last succeeded under this name. The syntax is that of Python 3.6, so that
+an old Python can say what is missing.
 """
 
 import hashlib
@@ -25,7 +25,7 @@ LINES_OF_A_FAILURE = 20
 
 
 def main(folder, name, files, arguments):
-    """Create the environment and install its packages; exit with pip's status if it fails."""
+    """Create the environment, install the packages, and exit with pip's status."""
     python, version = suitable_python()
     place = folder / "made-for.txt"
     identity = f"Python {version} in {CHECKOUT}"
@@ -33,10 +33,10 @@ def main(folder, name, files, arguments):
     if reason:
         say(f"{reason}. Creating it with Python {version}.")
         if folder.is_symlink():
-            sys.exit(f"{folder} is a symbolic link. Remove it and run the command again.")
+            sys.exit(f"{folder} is a symbolic link. Remove it, and run the command again.")
         status = subprocess.call([python, "-m", "venv", "--clear", str(folder)])
         if status:
-            sys.exit(f"{python} cannot create an environment in {folder}; see its message above.")
+            sys.exit(f"{python} cannot create a virtual environment in {folder}. See its message above.")
     place.write_text(identity)
     digest = hashlib.sha256(repr((identity, arguments)).encode())
     for file in files:
@@ -48,7 +48,7 @@ def main(folder, name, files, arguments):
 
 
 def suitable_python():
-    """Return this Python or, where it is too old, the newest on the PATH, and its version."""
+    """Return this Python and its version; if it is too old, the newest one on the PATH."""
     here = "{}.{}".format(*sys.version_info)
     if sys.version_info >= OLDEST:
         return sys.executable, here
@@ -58,26 +58,27 @@ def suitable_python():
             say(f"Python {here} is too old for penult. Using {candidate}, Python {version}.")
             return candidate, version
     return sys.exit(
-        f"{sys.executable} is Python {here}; penult needs 3.11 or newer. Install one and pass it: make demo PYTHON=python3.12"
+        f"{sys.executable} is Python {here}; penult needs Python 3.11 or newer. Install it and pass it: "
+        "make demo PYTHON=python3.12"
     )
 
 
 def stale(folder, place, identity, version):
-    """Return why an environment has to be created, or None."""
+    """Return why an environment must be created again, or None."""
     if not (folder / "pyvenv.cfg").is_file():
-        return f"{folder} does not exist"
+        return f"{folder} does not exist yet"
     actual = probe(str(folder / "bin" / "python"))
     if actual is None:
         return f"{folder} does not run"
     if actual != version:
         return f"{folder} has Python {actual}"
     if place.is_file() and place.read_text() != identity:
-        return f"{folder} was created for another folder"
+        return f"{folder} was created for another path of the checkout"
     return None
 
 
 def probe(python):
-    """Return a Python's version, or None if it does not run or has no pip or venv."""
+    """Return the version of a Python; None if it does not run or has no pip or venv."""
     try:
         output = subprocess.check_output([python, "-c", PROBE], stderr=subprocess.DEVNULL)
     except (OSError, subprocess.CalledProcessError):
@@ -93,9 +94,9 @@ def install(folder, name, arguments):
     started = time.time()
 
     def progress():
-        step = "installing" if state["installing"] else "downloading"
-        return "{step} {packages} packages, {megabytes:.0f} MB, {seconds:.0f} s".format(
-            step=step, seconds=time.time() - started, **state
+        action = "installing" if state["installing"] else "downloading"
+        return "{action} {packages} packages, {megabytes:.0f} MB, {seconds:.0f} s".format(
+            action=action, seconds=time.time() - started, **state
         )
 
     def read(lines):
@@ -122,17 +123,17 @@ def install(folder, name, arguments):
     except KeyboardInterrupt:
         process.terminate()
         process.wait()
-        sys.exit("\nInterrupted. Run the same command to continue.")
+        sys.exit("\nInterrupted. Run the same command again to continue.")
     reader.join()
     if process.returncode:
         tail = log.read_text(encoding="utf-8", errors="replace").splitlines()[-LINES_OF_A_FAILURE:]
-        sys.exit("\n".join(["", *tail, f"pip failed. Its whole output is in {log}."]))
+        sys.exit("\n".join(["", *tail, f"pip failed. Its full output is in {log}."]))
     say(("\r" if terminal else "") + "Installed {} packages into {} in {:.0f} s.{}".format(
         state["packages"], folder, time.time() - started, " " * 20 if terminal else ""))  # fmt: skip
 
 
 def say(text, end="\n"):
-    """Write to standard error at once."""
+    """Write to standard error and flush."""
     sys.stderr.write(text + end)
     sys.stderr.flush()
 
