@@ -15,6 +15,7 @@ from pathlib import Path
 
 import container_kit
 import httpx
+import hub_server
 import network_kit
 import pytest
 import yaml
@@ -417,6 +418,18 @@ def test_prepared_model_is_served_from_a_read_only_cache(tiny, tmp_path, monkeyp
     finally:
         server.end()
     assert sorted(path.name for path in (folder / "penult" / "graphs").iterdir()) == graphs
+
+
+def test_model_is_downloaded_from_the_hub(tiny, tmp_path):
+    """With an empty folder the script downloads MODEL at REVISION, under its Hub id for clients."""
+    folder = tmp_path / "models"
+    (folder / "model").mkdir(parents=True)
+    with hub_server.serve({"org/tiny": hub_server.files_of(tiny)}) as hub:
+        settings = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "0"}
+        prepare(folder, MODEL="org/tiny", REVISION=hub.commit, **settings)
+    (endpoint,) = yaml.safe_load((folder / "server.yaml").read_text(encoding="utf-8"))["endpoints"]
+    assert endpoint == {"model": str(folder / "model"), "served_model_name": "org/tiny"}
+    assert list((folder / "model").rglob("*.onnx"))
 
 
 @pytest.fixture(scope="module")
