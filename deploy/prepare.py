@@ -36,8 +36,10 @@ def setting(name: str) -> str | None:
 
 def fetch(model: Path) -> str | None:
     """Fill the model's folder from the Hub if it is empty; return the model's Hub id, None if it is not known."""
-    if model.is_dir() and any(model.iterdir()):
-        return setting("MODEL")
+    if model.is_dir():
+        if any(model.iterdir()):
+            return setting("MODEL")
+        model.rmdir()  # overlay file systems cannot rename a folder of a lower layer
     reference, revision = setting("MODEL") or _MODEL, setting("REVISION")
     pull(f"{reference}@{revision}" if revision else reference, to=model, model_file=setting("MODEL_FILE"))
     return reference
