@@ -423,7 +423,7 @@ def test_more_than_a_static_export_holds(tiny, tmp_path):
     """A length above the graph's own is an error that names both; Embedder takes the graph's where nobody asked."""
     static = change(shutil.copytree(tiny, tmp_path / "static"), build_in(1, 16))
     with pytest.raises(
-        ValueError, match=r"sequence_length=32 exceeds the 16 tokens of every row that this graph was exported for"
+        ValueError, match=r"sequence_length=32 exceeds the fixed length of 16 tokens that this graph was exported with"
     ):
         create(static, sequence_length=32)
     with Embedder.load(static, truncate="right", threads=1) as e:
