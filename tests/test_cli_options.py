@@ -13,7 +13,7 @@ from penult.extras import install_hint
 @pytest.mark.parametrize(
     ("message", "expected"),
     [
-        ("Pass pooling='mean', 'cls', 'max' or 'last' as", "Pass --pooling mean, 'cls', 'max' or 'last' as"),
+        ("Pass pooling='mean', 'cls', 'max' or 'last', as", "Pass --pooling mean, 'cls', 'max' or 'last', as"),
         ("pass files_from='ORG/ORIGINAL' to use", "pass --files-from ORG/ORIGINAL to use"),
         ("max_length=600 exceeds 512. Pass max_length<=512.", "--max-length 600 exceeds 512. Pass --max-length <= 512."),
         ("pass normalize=True, or layer_norm=True for", "pass --normalize, or --layer-norm for"),

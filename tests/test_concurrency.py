@@ -47,7 +47,7 @@ def test_sixteen_threads(tiny):
 
 
 async def test_tasks_of_one_loop(embedder):
-    """Sixty tasks through asyncio.to_thread get their own vectors, while the loop goes on turning."""
+    """Sixty tasks through asyncio.to_thread get their own vectors, while the event loop keeps running."""
     vectors = embedder.embed(TEXTS)
     turns, done = 0, asyncio.Event()
 

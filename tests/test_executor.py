@@ -52,7 +52,7 @@ def feeds(*values):
 
 def test_many_batches_run_in_parallel_in_order():
     """Of six batches, three run at once, each on an engine with one thread; results keep the order."""
-    together = threading.Barrier(3)  # it lets nobody through until three are there
+    together = threading.Barrier(3)  # blocks until three threads wait
     executor = Executor(lambda threads: Fake(threads, together if threads else None), second=True)
     assert [int(v) for v in executor.run_many(feeds(*range(6)), "y")] == [0, 2, 4, 6, 8, 10]
     assert [fake.threads for fake in Fake.opened] == [3, 1]

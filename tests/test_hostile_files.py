@@ -599,7 +599,7 @@ def replacing(*pairs, kind="String"):
 @pytest.mark.parametrize(
     ("parts", "message"),
     [
-        (replacing(*[("a", "a" * 10)] * 8), "may make a text 100,000,000 times as long; penult takes 64"),
+        (replacing(*[("a", "a" * 10)] * 8), "may make a text 100,000,000 times as long; the maximum is 64"),
         (replacing(("a", "b" * 65)), "65 times"),
         (replacing(("", "b" * 64), kind="Regex"), "65 times"),
         ([{"type": "Prepend", "prepend": "x" * 100}], "100 times"),

@@ -330,7 +330,7 @@ def test_weights_for_an_export(cache, monkeypatch):
         assert set(server.fetched()) == {*shards, "README.md"}
         assert "pytorch_model.bin" in fetch("org/old", weights=True).names
     shutil.rmtree(snapshot.folder.parents[1] / "penult")
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)  # offline, and nobody noted what the repository has
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)  # offline, without a recorded list of files
     with pytest.raises(FileNotFoundError, match="several or no graphs"):
         fetch("org/m")
     assert fetch("org/m", weights=True) == snapshot
@@ -634,7 +634,7 @@ def test_settings_of_the_environment(tmp_path):
         server.faults.clear()
         whole = run(tmp_path, server.url, f"{server.url}/org/tiny/tree/main")
         assert whole.returncode == 0, whole.stderr
-        assert whole.stderr == ""  # no bar where nobody looks
+        assert whole.stderr == ""  # no bar without a terminal
         again = run(tmp_path, server.url, HF_HUB_OFFLINE="1")
         assert again.stdout.splitlines()[0] == whole.stdout.splitlines()[0]
 
