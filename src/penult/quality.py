@@ -123,7 +123,7 @@ def table(found: Quality, data: Data) -> str:
     """Return the results as text."""
     lines = [
         f"{found.texts} texts of {data.where}",
-        f"cosine to fp32   mean {found.mean:.5f}   1st percentile {found.percentile:.5f}   min {found.least:.5f}",
+        f"cosine to fp32   mean {found.mean:.5f}   1st percentile {found.percentile:.5f}   minimum {found.least:.5f}",
     ]
     for name, pair in (("Spearman", found.spearman), ("nDCG@10", found.ndcg)):
         if pair is not None:
