@@ -1,4 +1,4 @@
-"""One attention in the forms that exporters write, and what it is run on."""
+"""Attention in the forms that exporters write, and inputs for it."""
 
 import numpy as np
 from onnx import TensorProto, helper, numpy_helper
@@ -15,7 +15,7 @@ WINDOW = 170
 
 
 def attention(*, heads=2, width=8, value_width=8, scale="after", turn="direct", mask="row", low=LOWEST, guard="", end="turned"):
-    """Build one attention over tables of queries, keys and values, in the forms that exporters write."""
+    """Build one attention layer over tables of queries, keys and values, in the forms that exporters write."""
     rng = np.random.default_rng(1)
     weights = {name: rng.standard_normal((40, heads * w)).astype(np.float32) for name, w in
                (("Q", width), ("K", width), ("V", value_width))}  # fmt: skip
@@ -97,7 +97,7 @@ def attention(*, heads=2, width=8, value_width=8, scale="after", turn="direct", 
 
 
 def _swapped(op, k, turn):
-    """Swap the last two axes of keys (B, T, N, H) in three axes, as torch takes its operators apart."""
+    """Swap the last two axes of keys (B, T, N, H) with three axes, as torch decomposes its operators."""
     k = op("Transpose", k, perm=[0, 2, 1, 3])
     first, tokens, last = (op("Slice", op("Shape", k), *pair, "zeros") for pair in (("0", "2"), ("2", "3"), ("3", "4")))
     merged = op("Reshape", k, op("Concat", "-1", tokens, last, axis=0))
@@ -107,7 +107,7 @@ def _swapped(op, k, turn):
 
 
 def _bias(op, mask):
-    """Append what is added to the scores."""
+    """Append the tensor that is added to the scores."""
     there = op("Unsqueeze", "attention_mask", "axes")
     if mask == "heads":
         return op("Mul", op("Sub", "one", op("Cast", there, to=TensorProto.FLOAT)), "by head")
@@ -124,14 +124,14 @@ def _bias(op, mask):
 
 
 def _reshaped(op, mixed, q, v, *, regrouped):
-    """Append a Reshape to the sizes that a mix has anyway, or to others of the same product."""
+    """Append a Reshape to the sizes of the attention output, or to others with the same product."""
     rows, tokens = op("Slice", op("Shape", mixed), "0", "1"), op("Slice", op("Shape", q), "2", "3")
     last = "half" if regrouped else op("Slice", op("Shape", v), "3", "4")
     return op("Reshape", mixed, op("Concat", rows, "-1", tokens, last, axis=0))
 
 
 def _allowed(op, mask):
-    """Say which query may see which key, as (T, T) or (T, 1)."""
+    """Return which query may see which key, as (T, T) or (T, 1)."""
     places = op("Range", "from", op("Gather", op("Shape", "input_ids"), "ax"), "step")
     rows = op("Reshape", places, "col")
     if mask == "causal":
@@ -146,5 +146,5 @@ def ids(rows, length, seed=0):
 
 
 def operators(model):
-    """List the operators of a graph, in its order."""
+    """Return the operators of a graph, in order."""
     return [node.op_type for node in model.graph.node]

@@ -1,4 +1,4 @@
-"""What disks and people do to a file of a cache."""
+"""Damage to a cached file by disks or users."""
 
 import os
 import shutil
@@ -26,7 +26,7 @@ def flip_last(path):
 
 
 def overwrite(path):
-    """Write eight floats into the middle, and put the times back."""
+    """Write eight floats into the middle, and restore the times."""
     status = path.stat()
     with path.open("r+b") as file:
         file.seek(max(0, status.st_size // 2 - 32))
@@ -45,7 +45,7 @@ def link_to_itself(path):
 
 
 def shut(path):
-    """Leave what a folder on the way has become: a file."""
+    """Replace a parent folder by a file."""
     folder = path.parent
     shutil.rmtree(folder)
     folder.write_bytes(b"")

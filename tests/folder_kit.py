@@ -1,4 +1,4 @@
-"""Model folders of other layouts than `models.tiny_model` writes: other modules, routes, graphs with other inputs."""
+"""Model folders with other layouts than `models.tiny_model` writes: other modules, routes, graphs with other inputs."""
 
 import json
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ TEXTS = ["the cat sat on the mat", "", "dog", "a bright moon over the river " * 
 
 
 def list_modules(folder, *modules):
-    """Write modules.json from (kind, folder) pairs; a kind with a dot is the whole class path."""
+    """Write modules.json from (kind, folder) pairs; a kind with a dot is the full class path."""
     entries = [
         {"idx": number, "name": str(number), "path": path, "type": kind if "." in kind else PACKAGE + kind}
         for number, (kind, path) in enumerate(modules)
@@ -93,7 +93,7 @@ def replace_graph(home, graph):
 
 
 def without_mask(graph, *, keep_input=False):
-    """Return the graph with attention over padding too; `keep_input` leaves the mask as an input that nothing reads."""
+    """Return the graph with attention over padding too; `keep_input` keeps the mask as an unused input."""
     made_by = {node.output[0]: node for node in graph.graph.node}
     for node in graph.graph.node:
         if node.op_type == "Softmax":
@@ -105,7 +105,7 @@ def without_mask(graph, *, keep_input=False):
 
 
 def with_position_ids(graph, *, table=None):
-    """Return the graph with positions as an input, and perhaps with another table of them."""
+    """Return the graph with positions as an input, and optionally another position table."""
     name = "embeddings.position_embeddings.weight"
     lookup = next(node for node in graph.graph.node if node.op_type == "Gather" and node.input[0] == name)
     lookup.input[1] = "position_ids"
@@ -117,7 +117,7 @@ def with_position_ids(graph, *, table=None):
 
 
 def with_task_id(graph, rows, *, rank=0):
-    """Return the graph with a row (H,) for each task, added to the word embeddings; rank 1 has one task a text."""
+    """Return the graph with a row (H,) for each task, added to the word embeddings; with rank 1, each text has a task."""
     words = next(node for node in graph.graph.node if node.input[0] == "embeddings.word_embeddings.weight")
     words.output[0], summed = "words_alone", words.output[0]
     graph.graph.initializer.append(numpy_helper.from_array(rows.astype(np.float32), "tasks"))
@@ -155,8 +155,8 @@ def bert(seed=0):
 
 
 @dataclass(frozen=True, slots=True)
-class Ended:
-    """How a command ended: its exit status and what it printed."""
+class Outcome:
+    """Exit status and output of a command."""
 
     status: int
     out: str
@@ -168,7 +168,7 @@ def command(capsys, *arguments):
     with pytest.raises(SystemExit) as caught:
         typer.main.get_command(app).main([*map(str, arguments)], prog_name="penult")
     printed = capsys.readouterr()
-    return Ended(int(caught.value.code or 0), printed.out, printed.err)
+    return Outcome(int(caught.value.code or 0), printed.out, printed.err)
 
 
 def _drop_unread(graph):

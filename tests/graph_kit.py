@@ -1,4 +1,4 @@
-"""What the tests of `graph/` share: run a graph in plain ONNX Runtime, rename it, pack it into functions, build one by hand."""
+"""Helpers of the tests of `graph/`: run a graph in plain ONNX Runtime, rename it, move nodes to functions, build one."""
 
 import random
 from pathlib import Path
@@ -42,20 +42,20 @@ def load(file):
 
 
 def stored(name):
-    """Give (graph, reference) of tests/data/graphs."""
+    """Return (graph, reference) of tests/data/graphs."""
     folder = HERE / "data" / "graphs"
     with np.load(folder / f"{name}.npz") as z:
         return onnx.load(folder / f"{name}.onnx"), dict(z)
 
 
 def zoo_reference(file):
-    """Give the reference of a zoo file."""
+    """Return the reference of a zoo file."""
     with np.load(ZOO / file.partition("/")[0] / "reference.npz") as z:
         return dict(z)
 
 
 def session(model):
-    """Open a graph as it is written, no optimization that could change a value."""
+    """Open a graph unchanged, without optimizations that could change a value."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
@@ -79,7 +79,7 @@ def model_of(nodes, inputs, outputs, weights, opset=17):
 
 
 def running(*batches):
-    """Give what runs a graph file from `x` on batches, one after the other, as calibration asks for it."""
+    """Return a function that runs a graph file from `x` on consecutive batches, as calibration needs it."""
 
     def run(path, outputs):
         engine = Engine(path, threads=1)
@@ -90,7 +90,7 @@ def running(*batches):
 
 
 def run(model, given, fetch=None):
-    """Run a graph: inputs it asks for beyond `given` are positions, or an empty cache. Gives the first output fetched."""
+    """Run a graph: inputs beyond `given` are positions, or an empty cache. Returns the first output fetched."""
     opened = session(model)
     rows = len(given["input_ids"])
     feeds = {}
@@ -106,7 +106,7 @@ def run(model, given, fetch=None):
 
 
 def run_uncut(model, given, tensor):
-    """Run the whole graph with a tensor as one more output."""
+    """Run the complete graph with a tensor as one more output."""
     whole = onnx.ModelProto()
     whole.CopyFrom(model)
     if tensor not in {o.name for o in whole.graph.output}:
@@ -115,7 +115,7 @@ def run_uncut(model, given, tensor):
 
 
 def shuffled(model, seed=0):
-    """Give (copy with every tensor, initializer and node renamed and initializers reordered, old name -> new name).
+    """Return (copy with every tensor, initializer and node renamed and initializers reordered, old name -> new name).
 
     Graph inputs and outputs are named by their users and keep their names.
     """
@@ -148,7 +148,7 @@ def _rename(graph, names):
 
 
 def outlined(model, size=9):
-    """Pack every `size` neighboring nodes into a local function, as exporters that keep modules do."""
+    """Move every `size` adjacent nodes into a local function, as exporters that keep modules do."""
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     nodes = list(copy.graph.node)
@@ -176,7 +176,7 @@ class Draft:
         self.inputs = [helper.make_tensor_value_info("input_ids", TensorProto.INT64, ["batch", "sequence"])]
 
     def op(self, kind, *inputs, domain="", **attributes):
-        """Append a node with one output, and name that."""
+        """Append a node with one output, and return its name."""
         self.nodes.append(helper.make_node(kind, list(inputs), [f"x{len(self.nodes)}"], domain=domain, **attributes))
         return self.nodes[-1].output[0]
 
@@ -190,7 +190,7 @@ class Draft:
         return self.weights[-1].name
 
     def embed(self, ids="input_ids"):
-        """Look tokens up."""
+        """Look up tokens."""
         return self.op("Gather", self.weight(20, 8), ids)
 
     def dense(self, x, width=8, bias=True):
@@ -240,7 +240,7 @@ class Draft:
 
 
 def changed(change, model, *args, **kwargs):
-    """Make a change that is made in place on a copy; give the copy, or the model itself where nothing has changed."""
+    """Apply an in-place change to a copy; return the copy, or the model itself if nothing changed."""
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     change(copy, *args, **kwargs)
@@ -248,12 +248,12 @@ def changed(change, model, *args, **kwargs):
 
 
 def by_index(work):
-    """Give a function of a model from one of its index."""
+    """Return a function of a model, for a function of its index."""
     return lambda model, *args, **kwargs: work(GraphIndex(model), *args, **kwargs)
 
 
 def on_a_copy(change):
-    """Give a function that returns a changed copy of a model from a change in place to what it indexes."""
+    """Return a function that returns a changed copy of a model, for an in-place change of its index."""
     return lambda model, *args, **kwargs: changed(by_index(change), model, *args, **kwargs)
 
 
@@ -274,11 +274,11 @@ fuse_attention = on_a_copy(_blockwise.fuse_attention)
 
 
 def widen(model):
-    """Give a copy in single precision."""
+    """Return a copy in single precision."""
     return changed(fp16.widen, model)
 
 
 def shapes(bare, *, strict=False):
-    """Give (element type, shape) of the tensors of a skeleton."""
+    """Return (element type, shape) of the tensors of a skeleton."""
     inferred = infer(bare, strict=strict)
     return {} if inferred is None and strict else stated_types(inferred or bare)

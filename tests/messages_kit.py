@@ -1,7 +1,7 @@
-"""The messages on the troubleshooting page: each block of text there is what a test in tests/messages triggers.
+"""The messages of the troubleshooting page: a test in tests/messages triggers each ```text block.
 
 In docs/troubleshooting.md, every entry of a section is a heading of the third level and a ```text block that holds the message word for
-word. Paths and versions, which differ between machines, are written as names in capitals there: `check` gets what they stand for.
+word. Paths and versions, which differ between machines, are written as names in capitals: `check` gets their values.
 """
 
 import re
@@ -20,12 +20,12 @@ def entries(section: str) -> dict[str, str]:
 
 
 def check(section: str, heading: str, message: str, **names: object) -> None:
-    """Compare a message with the page, after each value of `names` in it was replaced by its name: `FOLDER=tmp_path`."""
+    """Compare a message with the page, after replacing each value in `names` by its name: `FOLDER=tmp_path`."""
     for name, value in sorted(names.items(), key=lambda item: -len(str(item[1]))):
         message = message.replace(str(value), name)
     assert message == entries(section)[heading]
 
 
 def check_complete(section: str, cases: object) -> None:
-    """Compare the headings of a section with the names of the test cases that trigger them: none is left over on either side."""
+    """Compare the headings of a section with the names of the test cases that trigger them: both are the same."""
     assert set(entries(section)) == set(cases)

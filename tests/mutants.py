@@ -1,14 +1,14 @@
-"""Do the tests notice a wrong line? Change one thing in one file, run that file's tests, and list what none of them noticed.
+"""Mutation testing: change one thing in one file, run that file's tests, and list the changes that no test notices.
 
 `make mutants` runs it over all of `FILES`; FILE... runs it over some, `--only 17,40` tries single mutants again. A mutant is
-one of: a comparison, a sum, a Boolean operator or a `not` turned over, a number one more or less, a condition turned over, a
-result that is None, a statement left out. Error messages, type annotations, decorators and docstrings are left alone.
+one of: a comparison, a sum, a Boolean operator or a `not` negated, a number plus or minus one, a negated condition, a
+result replaced by None, a removed statement. Error messages, type annotations, decorators and docstrings are not changed.
 
-The name of a mutant is the line it changed and what that became. It prints a report and fails nothing: some survivors are
-equivalent to the original (a node with one output has `output[0] == output[-1]`), the others point at a missing test.
+The name of a mutant is the changed line and its new form. The script prints a report and never fails: some survivors are
+equivalent to the original (a node with one output has `output[0] == output[-1]`), the others show a missing test.
 
-All happens in a copy of src/ and tests/, with no data beside it: what notices stands in this repository. Each mutant runs in
-a fork of a process that has imported what is slow to import and nothing of penult; its tests stop at their first failure. A
+Everything runs in a copy of src/ and tests/, without other data: the tests of this repository must notice. Each mutant runs in
+a fork of a process that has imported the slow third-party modules and no module of penult; its tests stop at their first failure. A
 mutant that hangs counts as noticed.
 """
 
@@ -117,7 +117,7 @@ INSTEAD = {
 
 
 def sites(node: ast.AST) -> Iterator[ast.AST]:
-    """Walk over the code that decides something: no annotations, decorators, docstrings or error messages."""
+    """Yield the nodes of code with logic: no annotations, decorators, docstrings or error messages."""
     yield node
     for name, value in ast.iter_fields(node):
         if name in {"annotation", "returns", "decorator_list", "type_params"} or isinstance(node, ast.Raise | ast.JoinedStr):
@@ -128,7 +128,7 @@ def sites(node: ast.AST) -> Iterator[ast.AST]:
 
 
 def changes(node: ast.AST) -> Iterator[Callable[[ast.AST], object]]:
-    """Give the mutants of one node: functions that change a copy of it in place or give another."""
+    """Return the mutants of one node: functions that change a copy of it in place or return another node."""
     if isinstance(node, ast.Compare):
         for i, op in enumerate(node.ops):
             other = INSTEAD[type(op)]
@@ -153,7 +153,7 @@ def changes(node: ast.AST) -> Iterator[Callable[[ast.AST], object]]:
 
 
 def mutants(source: str) -> list[tuple[int, str, Callable[[], str]]]:
-    """Give (line, its name: "the line => what it became", what gives the whole source) of every mutant of a file, in order."""
+    """Return (line, name: "the line => its new form", function for the new source) of every mutant of a file, in order."""
     tree = ast.parse(source)
     made = []
     for owner, place in _units(tree):
@@ -165,15 +165,15 @@ def mutants(source: str) -> list[tuple[int, str, Callable[[], str]]]:
                 there = next(n for i, n in enumerate(sites(other)) if i == at)
                 instead = change(there)
                 if isinstance(instead, ast.AST):
-                    other = _Put(there, instead).visit(other)
+                    other = _Replace(there, instead).visit(other)
                 text = ast.unparse(ast.fix_missing_locations(other))
                 if text != before:
-                    made.append((node.lineno, _difference(before, text), partial(_put_in, tree, owner, place, other.body[0])))
+                    made.append((node.lineno, _difference(before, text), partial(_replaced, tree, owner, place, other.body[0])))
     return made
 
 
 def _units(tree: ast.Module) -> Iterator[tuple[ast.Module | ast.ClassDef, int]]:
-    """Give the statements of a file and of its classes, as an owner and the place in its body."""
+    """Return the statements of a file and of its classes, as an owner and the position in its body."""
     for place, statement in enumerate(tree.body):
         if isinstance(statement, ast.ClassDef):
             yield from ((statement, i) for i in range(len(statement.body)))
@@ -181,8 +181,8 @@ def _units(tree: ast.Module) -> Iterator[tuple[ast.Module | ast.ClassDef, int]]:
             yield tree, place
 
 
-def _put_in(tree: ast.Module, owner: ast.Module | ast.ClassDef, place: int, statement: ast.stmt) -> str:
-    """Write a file with another statement in one place."""
+def _replaced(tree: ast.Module, owner: ast.Module | ast.ClassDef, place: int, statement: ast.stmt) -> str:
+    """Write a file with one statement replaced."""
     usual, owner.body[place] = owner.body[place], statement
     text = ast.unparse(tree)
     owner.body[place] = usual
@@ -190,13 +190,13 @@ def _put_in(tree: ast.Module, owner: ast.Module | ast.ClassDef, place: int, stat
 
 
 def _difference(before: str, after: str) -> str:
-    """Name a mutant by the first line that differs."""
+    """Name a mutant by the first different line."""
     old, new = next((a, b) for a, b in zip_longest(before.splitlines(), after.splitlines(), fillvalue="") if a != b)
     return f"{old.strip()} => {new.strip()}"
 
 
-class _Put(ast.NodeTransformer):
-    """Puts a node in another's place."""
+class _Replace(ast.NodeTransformer):
+    """Replaces one node by another."""
 
     def __init__(self, old, new):
         self.old, self.new = old, new
@@ -206,7 +206,7 @@ class _Put(ast.NodeTransformer):
 
 
 def passes(source: Path, tests: list[str], log: Path, seconds: float = SECONDS) -> bool:
-    """Run tests on a copy of src/ in a fork; False if one fails or they take too long."""
+    """Run tests on a copy of src/ in a fork; False if one fails or they exceed the time limit."""
     pid = os.fork()
     if pid == 0:
         os.setsid()
@@ -222,7 +222,7 @@ def passes(source: Path, tests: list[str], log: Path, seconds: float = SECONDS) 
 
             code = pytest.main(["-x", "-q", "--no-header", "-p", "no:cacheprovider", "-p", "pytest_asyncio.plugin", *tests])
         finally:
-            os._exit(code)  # whatever happened: an error that went on from here would clean up the copy of all others
+            os._exit(code)  # on every error: an exception that left this function would clean up the copy of all others
     end = time.monotonic() + seconds
     try:
         while time.monotonic() < end:
@@ -266,7 +266,7 @@ def survivors(name: str, args: argparse.Namespace, folder: Path) -> list[str]:
 
 
 def main() -> None:
-    """Try the mutants of the named files, or of all, and print a report."""
+    """Run the mutants of the named files, or of all, and print a report."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("files", nargs="*", metavar="FILE", help=f"of: {', '.join(FILES)} (all)")
     parser.add_argument("--sample", type=int, default=60, help="the most mutants of a file, chosen by the seed (60); 0: all")

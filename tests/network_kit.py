@@ -1,10 +1,10 @@
-"""Run commands where every look-up of a name and every way out of the machine is seen, of native code too.
+"""Run commands and record every name lookup and every packet to another machine, from native code too.
 
-In namespaces of their own (`unshare -rmn`), where no network but the loopback is, and the only name server is this file:
+Commands run in separate namespaces (`unshare -rmn`) with only the loopback network, and this file as the only name server:
 
     python network_kit.py SECONDS HOME COMMAND...
 
-It runs the command with HOME, waits so long, and prints one JSON object: names looked up, packets that had no route (of IPv4 and
+It runs the command with HOME, waits SECONDS, and prints one JSON object: requested names, packets without a route (of IPv4 and
 IPv6), new files in HOME, the command's status and output.
 """
 
@@ -22,7 +22,7 @@ import time
 from pathlib import Path
 
 SIOCGIFFLAGS, SIOCSIFFLAGS, IFF_UP = 0x8913, 0x8914, 1
-_OUTSIDE = bytes((192, 0, 2, 1))  # an address of documentation (RFC 5737); nothing here has a route to it
+_OUTSIDE = bytes((192, 0, 2, 1))  # an address for documentation (RFC 5737), without a route here
 
 
 def available() -> bool:
@@ -32,7 +32,7 @@ def available() -> bool:
 
 
 def observed(command: list[str], home: Path, seconds: float = 0.0, **env: str) -> dict[str, object]:
-    """Run a command in namespaces of its own, and return what it did there."""
+    """Run a command in separate namespaces, and return the record."""
     arguments = ["unshare", "-rmn", sys.executable, __file__, str(seconds), str(home), *command]
     dropped = ("XDG_CACHE_HOME", "XDG_CONFIG_HOME", "HF_HOME", "ORT_DISABLE_TELEMETRY", "RAY_USAGE_STATS_ENABLED")
     kept = {name: value for name, value in os.environ.items() if name not in dropped}
@@ -49,7 +49,7 @@ def _raise_loopback() -> None:
 
 
 def _serve_names(server: socket.socket, names: list[str]) -> None:
-    """Note each name that is asked for, and answer with an address outside."""
+    """Record each requested name, and answer with an external address."""
     while True:
         packet, client = server.recvfrom(1500)
         labels, place = [], 12
@@ -64,7 +64,7 @@ def _serve_names(server: socket.socket, names: list[str]) -> None:
 
 
 def _without_route() -> int:
-    """Return how many packets had no route so far."""
+    """Return the number of packets without a route so far."""
     names, values = (line.split() for line in Path("/proc/net/snmp").read_text().splitlines()[:2])
     six = dict(line.split() for line in Path("/proc/net/snmp6").read_text().splitlines())
     return int(values[names.index("OutNoRoutes")]) + int(six.get("Ip6OutNoRoutes", 0))

@@ -1,4 +1,4 @@
-"""`penult bench`: figures of a real run on a tiny model; a library that cannot run is reported, not hidden."""
+"""`penult bench`: results of a real run on a tiny model; a library that cannot run is reported."""
 
 import json
 import shutil
@@ -15,7 +15,7 @@ PEER_WORKER = Path(__file__).parent / "bench" / "peer_worker.py"
 TEXTS = ["the cat sat on the mat", "a dog", "bright moon on the river"] * 4
 
 
-def test_a_run_has_the_figures(tiny):
+def test_the_results_of_a_run(tiny):
     """Penult at both precisions and plain ONNX Runtime: rates, ratios, memory, and vectors that agree."""
     peers = measure.Peers(sys.executable, PEER_WORKER, ("deepsparse",))
     result = measure.measure(str(tiny), TEXTS, against=["onnxruntime"], peers=peers, rounds=2)
@@ -36,8 +36,8 @@ def test_a_run_has_the_figures(tiny):
     assert len(ET.fromstring(report.chart(result)).findall("{*}rect")) == 4  # the paper, and three bars
 
 
-def test_wrong_wishes_are_named(tiny, tmp_path):
-    """A system that is not in the wheel, no texts, a pooling the others do not have: one sentence."""
+def test_invalid_arguments_are_reported(tiny, tmp_path):
+    """An unknown system, no texts, or a pooling that the others do not have: one sentence."""
     with pytest.raises(ValueError, match=r"'openvino'; it must be onnxruntime\. .*run `make bench-peers`"):
         measure.measure(str(tiny), TEXTS, against=["openvino"])
     with pytest.raises(ValueError, match="no texts"):
@@ -77,7 +77,7 @@ def test_the_command(tiny, tmp_path):
 
 
 def test_the_files_of_another_model(tiny, tmp_path, monkeypatch):
-    """A mirror that holds the graph alone is measured with the files of the original, as every command loads it."""
+    """A mirror with only the graph is measured with the files of the original, as every command loads it."""
     mirror = tmp_path / "mirror"
     mirror.mkdir()
     shutil.copy(tiny / "onnx" / "model.onnx", mirror / "small.onnx")

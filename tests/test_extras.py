@@ -1,4 +1,4 @@
-"""Extras, and the commands that install them: what a message, a page or a notebook tells works from a checkout."""
+"""Extras, and the commands that install them: the command in a message, a page or a notebook works from a checkout."""
 
 import json
 import re
@@ -15,7 +15,7 @@ EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["option
 
 
 class Installed:
-    """A distribution with what pip recorded of its origin."""
+    """A distribution with the origin that pip recorded."""
 
     def __init__(self, **record):
         self.record = record
@@ -40,8 +40,8 @@ class Installed:
         ),
     ],
 )
-def test_the_command_names_where_penult_came_from(tmp_path, monkeypatch, record, command):
-    """Only a penult from a package index is asked for by its name alone."""
+def test_the_command_uses_the_source_of_this_penult(tmp_path, monkeypatch, record, command):
+    """Only a penult from a package index is installed by its name alone."""
     folder = tmp_path / "with a blank"
     folder.mkdir()
     (folder / "penult.whl").touch()
@@ -52,7 +52,7 @@ def test_the_command_names_where_penult_came_from(tmp_path, monkeypatch, record,
 
 
 def test_sources_that_were_never_installed(monkeypatch):
-    """Sources on PYTHONPATH are named by their checkout."""
+    """The command for sources on PYTHONPATH names their checkout."""
 
     def absent(name):
         raise extras.PackageNotFoundError(name)
@@ -62,7 +62,7 @@ def test_sources_that_were_never_installed(monkeypatch):
 
 
 def test_extras_with_packages_of_this_repository_name_their_folder():
-    """A name that is on no index yet would fail, or install a stranger's package."""
+    """A name that is not yet on an index would fail, or install another author's package."""
     listed = [line for lines in EXTRAS.values() for line in lines if re.match(r"[\w-]+", line)[0] in OURS - {"penult"}]
     assert len(listed) == 2
     for line in listed:
@@ -70,8 +70,8 @@ def test_extras_with_packages_of_this_repository_name_their_folder():
         assert f'name = "{name}"' in (ROOT / path / "pyproject.toml").read_text()
 
 
-def told() -> list[tuple[str, str]]:
-    """What follows `pip install` in every page, notebook and source file, with the file's name."""
+def install_commands() -> list[tuple[str, str]]:
+    """Return the arguments of `pip install` in every page, notebook and source file, with the file's name."""
     files = subprocess.run(["git", "-C", ROOT, "ls-files"], capture_output=True, text=True, check=True).stdout.split()
     pages = [name for name in files if re.search(r"\.(md|ipynb)$|^(src|integrations)/.*\.(py|toml)$", name)]
     found = []
@@ -81,9 +81,9 @@ def told() -> list[tuple[str, str]]:
     return found
 
 
-def test_what_is_told_to_install_is_there():
-    """A page that says `pip install` names this checkout and extras it has; never a name that nobody has registered yet."""
-    commands = told()
+def test_documented_commands_install_existing_packages():
+    """A page with `pip install` names this checkout and existing extras, and no unregistered package name."""
+    commands = install_commands()
     assert {"README.md"} <= {name for name, _ in commands}
     for name, command in commands:
         if "{" in command or name == "src/penult/extras.py":

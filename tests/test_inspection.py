@@ -1,4 +1,4 @@
-"""What `penult inspect` shows: modules, lengths, prompts and where each comes from, and why a model cannot be loaded."""
+"""The output of `penult inspect`: modules, lengths, prompts and their sources, and why a model cannot be loaded."""
 
 import json
 import shutil
@@ -25,25 +25,25 @@ from penult.cli_words import in_options
 
 @pytest.fixture
 def inspect(capsys):
-    """`penult inspect`, run in this process."""
+    """Run `penult inspect` in this process."""
     return lambda *arguments: command(capsys, "inspect", *arguments)
 
 
 def lines(ended):
-    """Return the printed lines, words between single spaces."""
+    """Return the printed lines, with single spaces between words."""
     return [" ".join(line.split()) for line in ended.out.splitlines()]
 
 
 @pytest.fixture
 def folder(tmp_path):
-    """A whole model."""
+    """A complete model."""
     return tiny_model(tmp_path / "model")
 
 
 # --- what is shown
 
 
-def test_modules_in_their_order(folder, inspect):
+def test_modules_are_listed_in_order(folder, inspect):
     """Every module is shown with its folder, in the order of the file."""
     list_modules(
         folder, ("Transformer", ""), ("Pooling", "1_Pooling"), ("Dense", "2_Dense"), ("Dropout", "3_D"), ("Normalize", "4_N")
@@ -65,7 +65,7 @@ def test_modules_in_their_order(folder, inspect):
 
 
 def test_no_modules(tmp_path, inspect):
-    """A folder without modules.json says that there is none, and how its pooling was chosen."""
+    """Without modules.json, the output states this, and the source of the pooling."""
     folder = tiny_model(tmp_path, pooling=None)
     result = inspect(folder, "--pooling", "mean,max")
     assert result.status == 0
@@ -73,7 +73,7 @@ def test_no_modules(tmp_path, inspect):
     assert "pooling ['mean', 'max'] argument" in lines(result)
 
 
-def test_both_forms_say_what_is_done(folder, inspect):
+def test_text_and_json_match_the_loaded_model(folder, inspect):
     """Dimension, fingerprint and recipe are those of the loaded model, in text and in JSON."""
     with Embedder.load(folder, threads=1) as e:
         text, values = inspect(folder), json.loads(inspect(folder, "--json").out)
@@ -93,7 +93,7 @@ def test_both_forms_say_what_is_done(folder, inspect):
     ],
 )
 def test_prompts_and_their_origin(folder, stated, default, document, query, inspect):
-    """The prompt of each role is shown with the file that states it, other prompts by their names in JSON."""
+    """The prompt of each role has the file that states it; other prompts are in JSON by their names."""
     write_json(folder / "config_sentence_transformers.json", {"prompts": stated, "default_prompt_name": default})
     shown = lines(inspect(folder))
     assert document in shown
@@ -106,7 +106,7 @@ def test_prompts_and_their_origin(folder, stated, default, document, query, insp
 
 
 def test_no_prompt_is_stated(folder, inspect):
-    """Where no file states a prompt, the line points to the model's card."""
+    """If no file states a prompt, the line refers to the model card."""
     shown = lines(inspect(folder))
     for role in ("document", "query"):
         assert (
@@ -127,15 +127,15 @@ def test_no_prompt_is_stated(folder, inspect):
     ],
 )
 def test_lengths_and_their_origin(folder, config, shown, inspect):
-    """The length that holds is shown with the file, or the graph, that says so."""
+    """The maximum length has the file, or the graph, that it comes from."""
     write_json(folder / "sentence_bert_config.json", config)
     found = lines(inspect(folder))
     assert all(line in found for line in shown), found
     assert ("999 as stated by the files" in found) == ("999 as stated by the files" in shown)
 
 
-def test_what_only_the_graph_says(folder, inspect):
-    """Padding that is not used, and the adapter of each role, are shown with their reason."""
+def test_settings_from_the_graph(folder, inspect):
+    """Disabled padding, and the adapter of each role, have their reason."""
     replace_graph(folder, without_mask(bert()))
     assert (
         "padding False padding changes the vectors of real tokens in this graph: a batch has only texts of one length"
@@ -177,14 +177,14 @@ def test_a_static_embedding_is_shown(tmp_path, inspect):
 
 @pytest.mark.parametrize("options", [(), ("--model-file", "model_O2.onnx"), ("--model-file", "onnx/model_O2.onnx")])
 def test_which_graph_is_shown(folder, options, inspect):
-    """--model-file chooses the graph, as loading does."""
+    """--model-file selects the graph, as in a load."""
     shutil.copy(folder / "onnx" / "model.onnx", folder / "onnx" / "model_O2.onnx")
     name = "model_O2.onnx" if options else "model.onnx"
     assert inspect(folder, *options).out.splitlines()[0] == str(folder / "onnx" / name)
 
 
 def test_files_of_another_folder(folder, tmp_path, inspect):
-    """--files-from takes the modules and the recipe of another folder."""
+    """--files-from uses the modules and the recipe of another folder."""
     mirror = tmp_path / "mirror.onnx"
     shutil.copy(folder / "onnx" / "model.onnx", mirror)
     result = inspect(mirror, "--files-from", folder)
@@ -196,7 +196,7 @@ def test_files_of_another_folder(folder, tmp_path, inspect):
 
 
 def without_tokenizer(folder):
-    """Take the tokenizer away."""
+    """Remove the tokenizer."""
     (folder / "tokenizer.json").unlink()
     (folder / "tokenizer_config.json").unlink()
 
@@ -207,13 +207,13 @@ def with_a_wrong_width(folder):
 
 
 def without_pooling(folder):
-    """Leave nothing that says how to pool."""
+    """Remove every file that states a pooling."""
     shutil.rmtree(folder / "1_Pooling")
     (folder / "modules.json").unlink()
 
 
 def that_needs_a_task(folder):
-    """Have an input that no file fills."""
+    """Add an input that no file defines."""
     replace_graph(folder, with_task_id(bert(), np.eye(2, 32)))
 
 
@@ -226,8 +226,8 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("spoil", BROKEN)
-def test_it_fails_where_loading_fails(folder, spoil, inspect):
-    """The graph and what the files say are shown, the sentence of the error goes to standard error, and the status is 1."""
+def test_inspect_fails_if_loading_fails(folder, spoil, inspect):
+    """The graph and the recipe are printed, the error goes to standard error, and the exit status is 1."""
     spoil(folder)
     with pytest.raises((ValueError, FileNotFoundError), match=BROKEN[spoil]) as caught:
         Embedder.load(folder)
@@ -253,7 +253,7 @@ def test_it_fails_where_loading_fails(folder, spoil, inspect):
     ],
 )
 def test_files_that_cannot_be_read(folder, name, content, said, inspect):
-    """Where the files themselves are refused, there is one sentence, also as JSON where that is asked for, and the status is 1."""
+    """If the files are invalid, there is one line, also as JSON on request, and the exit status is 1."""
     write_json(folder / name, content)
     for options in ((), ("--json",)):
         result = inspect(folder, *options)
@@ -268,7 +268,7 @@ def test_files_that_cannot_be_read(folder, name, content, said, inspect):
 
 
 def test_a_wrong_layer(folder, inspect):
-    """A layer that the graph does not have is one sentence and status 1."""
+    """A layer that does not exist gives one line and exit status 1."""
     for layer in ("9", "no_such_tensor"):
         result = inspect(folder, "--layer", layer)
         assert result.status == 1
@@ -276,8 +276,8 @@ def test_a_wrong_layer(folder, inspect):
         assert "Traceback" not in result.err
 
 
-def test_values_are_plain(folder):
-    """as_json gives values that JSON has, whatever the recipe holds."""
+def test_json_values_are_plain(folder):
+    """as_json returns JSON values for every recipe."""
     change(folder / "sentence_bert_config.json", tokenizer_args={"do_lower_case": True}, query_length=9)
     shown = inspection.inspect(folder, pooling=["mean", "max"])
     values = json.loads(json.dumps(inspection.as_json(shown)))

@@ -1,4 +1,4 @@
-"""What a model's products cost, and the product that benchmarks measure against."""
+"""FLOPs of a model's matrix products, and the product that benchmarks compare with."""
 
 import numpy as np
 import onnx
@@ -10,7 +10,7 @@ from penult.bench.matmul import flops, write_int8_matmul
 
 
 def test_an_8_bit_product_is_right(tmp_path):
-    """The graph multiplies uint8 by weights of 8 bits that no processor's sums overflow, and adds up in int32."""
+    """The graph multiplies uint8 by 8-bit weights whose sums do not overflow on any processor, and adds up in int32."""
     write_int8_matmul(tmp_path / "product.onnx", 48)
     model = onnx.load(tmp_path / "product.onnx")
     onnx.checker.check_model(model, full_check=True)
@@ -21,8 +21,8 @@ def test_an_8_bit_product_is_right(tmp_path):
     assert np.array_equal(found, a.astype(np.int32) @ weights)
 
 
-def test_operations_are_those_of_a_hand_count():
-    """Two for each weight of a MatMul or Gemm, and 4 S H a layer; no table, vector, product of tokens or other operator counts."""
+def test_operations_equal_a_manual_count():
+    """Two per weight of a MatMul or Gemm, and 4 S H per layer; no tables, vectors, token products or other operators."""
     d = Draft()
     wide = d.dense(d.embed(), 12)
     d.nodes.append(helper.make_node("Gemm", [wide, d.weight(12, 3), d.weight(3)], ["narrow"]))

@@ -1,4 +1,4 @@
-"""The public interface: what can be imported, what an import costs, and who may import what."""
+"""The public interface: what can be imported, the cost of an import, and the import rules between modules."""
 
 import ast
 import re
@@ -66,8 +66,8 @@ def imports_of(path: Path) -> set[str]:
     return found
 
 
-def test_importing_penult_costs_nothing_heavy():
-    """`import penult` imports no runtime, tokenizer, HTTP or web framework."""
+def test_importing_penult_is_light():
+    """`import penult` imports no runtime, tokenizer, HTTP client or web framework."""
     code = "import sys, penult; print(' '.join(sys.modules))"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert "penult" in loaded
@@ -75,14 +75,14 @@ def test_importing_penult_costs_nothing_heavy():
 
 
 def test_a_warm_start_imports_no_onnx(tiny):
-    """A first vector from a warm cache needs neither onnx nor transformers."""
+    """A first vector with a warm cache needs neither onnx nor transformers."""
     code = f"import sys, penult; penult.Embedder.load({str(tiny)!r}).embed(['a']); print(' '.join(sys.modules))"
     runs = [subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True) for _ in range(2)]
     assert not {"onnx", "transformers", "httpx", "fastapi", "torch"} & set(runs[1].stdout.split())
 
 
-def test_a_batch_embedder_costs_no_engine():
-    """`from penult.bulk import BatchEmbedder` imports no runtime, no Arrow and no Ray: those load where it works."""
+def test_importing_a_batch_embedder_is_light():
+    """`from penult.bulk import BatchEmbedder` imports no runtime, no Arrow and no Ray: they are imported in the worker."""
     code = "import sys; from penult.bulk import BatchEmbedder; print(' '.join(sys.modules))"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert "penult.bulk.batch" in loaded
@@ -90,7 +90,7 @@ def test_a_batch_embedder_costs_no_engine():
 
 
 def test_every_exported_name_exists():
-    """What __all__ lists can be had; what it does not list is an AttributeError."""
+    """Every name in __all__ can be imported; any other name is an AttributeError."""
     for name in penult.__all__:
         assert getattr(penult, name) is not None
     assert set(penult.__all__) == set(dir(penult))
@@ -98,8 +98,8 @@ def test_every_exported_name_exists():
         penult.Nothing  # noqa: B018
 
 
-def test_each_third_party_package_has_one_home():
-    """The import fence holds, whatever the linter was told."""
+def test_each_third_party_package_has_its_own_modules():
+    """The import fence holds, independently of the linter's configuration."""
     source = ROOT / "src" / "penult"
     for path in source.rglob("*.py"):
         place = path.relative_to(source).as_posix()
@@ -108,7 +108,7 @@ def test_each_third_party_package_has_one_home():
 
 
 def test_leaves_import_no_leaf():
-    """Leaves of core/ share `types`, the readers of config/, `wire_format`, `model_inputs` and `shutdown_guard`, the tokenizer its three parts, and know no other leaf."""
+    """Leaves of core/ share `types`, the readers of config/, `wire_format`, `model_inputs` and `shutdown_guard`, the tokenizer its three parts, and import no other leaf."""
     core = ROOT / "src" / "penult" / "core"
     shared = tuple(f"penult.{name}" for name in ("types", "fork", "extras", "graph.wire_format", *(f"core.{name}" for name in (
         "config", "model_inputs", "shutdown_guard", "hub", "threads", "tokenized", "mapped_files", "control_group",
@@ -121,12 +121,12 @@ def test_leaves_import_no_leaf():
 
 
 def _hidden(path: Path) -> bool:
-    """Say whether a file lies in a folder that is no part of the sources, such as a virtual environment."""
+    """Return whether a file is in a folder outside the sources, such as a virtual environment."""
     return any(part.startswith(".") for part in path.relative_to(ROOT).parts)
 
 
-def test_one_version_for_all_three():
-    """The three distributions carry one version, and the integrations ask for it."""
+def test_the_distributions_have_one_version():
+    """The three distributions have the same version, and the integrations require it."""
     texts = [path.read_text() for path in sorted(ROOT.rglob("_version.py")) if not _hidden(path)]
     versions = {re.search(r'__version__ = "(.+)"', text)[1] for text in texts}
     assert len(texts) == 3
@@ -136,7 +136,7 @@ def test_one_version_for_all_three():
         assert f'"penult>={major}.{minor},<{major}.{int(minor) + 1}"' in project.read_text()
 
 
-# Folders and files of src/penult by rank: a module imports nothing of a higher one. What is named nowhere stands above core.
+# Folders and files of src/penult by rank: a module imports no module of a higher rank. Modules that are not listed rank above core.
 RANKS = {
     "_version": 0,
     "types": 0,
@@ -160,7 +160,7 @@ def _module_of(path: Path) -> str:
 
 
 def _running(node: ast.AST) -> list[ast.Import | ast.ImportFrom]:
-    """List the imports that run, those inside functions too; what stands under `if TYPE_CHECKING` never runs."""
+    """Return the imports that run, including those inside functions; those under `if TYPE_CHECKING` do not run."""
     if isinstance(node, ast.Import | ast.ImportFrom):
         return [node]
     children = list(ast.iter_child_nodes(node))
@@ -170,7 +170,7 @@ def _running(node: ast.AST) -> list[ast.Import | ast.ImportFrom]:
 
 
 def _import_graph() -> dict[str, set[str]]:
-    """Map each module of penult to those of penult that it imports; a name of a package is its submodule where it has one."""
+    """Map each module of penult to those of penult that it imports; a name of a package is its submodule if it has one."""
     trees = {_module_of(path): ast.parse(path.read_text()) for path in (ROOT / "src" / "penult").rglob("*.py")}
     graph: dict[str, set[str]] = {}
     for module, tree in trees.items():
@@ -186,8 +186,8 @@ def _import_graph() -> dict[str, set[str]]:
     return graph
 
 
-def test_imports_run_down_only():
-    """No module imports one of a higher rank, the server knows no DeepSparse, and nothing imports itself in a circle."""
+def test_imports_follow_the_ranks():
+    """No module imports one of a higher rank, the server does not import DeepSparse, and there are no import cycles."""
     graph = _import_graph()
     assert {"penult.core.prepare", "penult.core.source"} <= graph["penult.core.loading"]
     assert "penult.core.assemble" in graph["penult.core.prepare"], "an import inside a function"
@@ -198,4 +198,4 @@ def test_imports_run_down_only():
         wrong |= {(module, name) for name in imported if rank.get(name, above) > rank.get(module, above)}
         wrong |= {(module, name) for name in imported if _under(module, "penult.server") and _under(name, "penult.deepsparse")}
     assert wrong == set()
-    TopologicalSorter(graph).prepare()  # a CycleError names the circle
+    TopologicalSorter(graph).prepare()  # a CycleError names the cycle

@@ -1,4 +1,4 @@
-"""`penult pull`: a model of the Hub as a plain folder, for a machine without network."""
+"""`penult pull`: a model from the Hub as a plain folder, for a machine without network."""
 
 import json
 import shutil
@@ -29,7 +29,7 @@ def names(folder):
 
 
 def test_a_folder_for_another_machine(server: HubServer, tmp_path, monkeypatch, embedder, tiny):
-    """The folder holds the files of one model, no links and nothing else, and opens without the Hub and its cache."""
+    """The folder has the files of one model, no links and nothing else, and loads without the Hub and its cache."""
     folder = pull("org/tiny", to=tmp_path / "usb" / "tiny")
     assert folder == tmp_path / "usb" / "tiny"
     assert names(folder) == names(tiny) | {".penult-pull.json"}
@@ -44,7 +44,7 @@ def test_a_folder_for_another_machine(server: HubServer, tmp_path, monkeypatch, 
 
 
 def test_into_the_cache(server: HubServer):
-    """Without a folder, the model is in the Hub's cache afterwards, and opens by its id without a call."""
+    """Without a folder, the model is in the Hub's cache afterwards, and loads by its id without a request."""
     folder = pull("org/tiny")
     assert folder.name == server.commit
     server.asked.clear()
@@ -53,13 +53,13 @@ def test_into_the_cache(server: HubServer):
 
 
 def test_a_variant(server: HubServer, tmp_path):
-    """A variant is pulled by its name, without the usual graph."""
+    """A variant is pulled by its file name, without the default graph."""
     folder = pull("org/tiny", to=tmp_path / "out", model_file="model_O2.onnx")
     assert {name for name in names(folder) if name.endswith(".onnx")} == {"onnx/model_O2.onnx"}
 
 
-def test_again(server: HubServer, tmp_path):
-    """A later pull replaces what an earlier one of the same repository wrote, whole, and an empty folder."""
+def test_a_later_pull_replaces_the_files(server: HubServer, tmp_path):
+    """A later pull of the same repository replaces all files of the earlier one; an empty folder is accepted."""
     to = tmp_path / "out"
     to.mkdir()
     pull("org/tiny", to=to)
@@ -72,7 +72,7 @@ def test_again(server: HubServer, tmp_path):
 
 
 def test_a_branch_that_has_moved(server: HubServer, tmp_path, monkeypatch):
-    """A pull of a branch asks for its newest commit; one of a commit, or offline, takes what is in the cache."""
+    """A pull of a branch requests its newest commit; one of a commit, or offline, uses the cache."""
     pull("org/tiny")
     first = server.commit
     server.commit = "b" * 40
@@ -87,8 +87,8 @@ def test_a_branch_that_has_moved(server: HubServer, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", ["other files", "a file more", "another repository", "a file"])
-def test_a_folder_that_holds_something_else(kind, server: HubServer, tmp_path):
-    """A folder of anything but an earlier pull of this repository is left as it is, and nothing is fetched."""
+def test_a_folder_with_other_files_is_an_error(kind, server: HubServer, tmp_path):
+    """A folder with anything but an earlier pull of this repository is unchanged, and nothing is downloaded."""
     to = tmp_path / "out"
     if kind in ("a file more", "another repository"):
         pull("org/tiny", to=to)
@@ -106,8 +106,8 @@ def test_a_folder_that_holds_something_else(kind, server: HubServer, tmp_path):
     assert server.asked == []
 
 
-def test_a_file_that_is_not_what_the_hub_states(server: HubServer, tmp_path):
-    """A graph that was altered on its way, size and all kept, is not written into a folder that is carried elsewhere."""
+def test_a_modified_file_is_rejected(server: HubServer, tmp_path):
+    """A graph that was modified in transit, with the same size, is not written to the folder."""
     pull("org/tiny")
     blob = next(path for path in (tmp_path / "hub").rglob("blobs/*") if len(path.name) == 64)
     content = bytearray(blob.read_bytes())
@@ -119,8 +119,8 @@ def test_a_file_that_is_not_what_the_hub_states(server: HubServer, tmp_path):
 
 
 @pytest.mark.parametrize("text", ["all-mini", "./model", "package:x", "org/tiny/notes.txt"])
-def test_what_cannot_be_pulled(text, server: HubServer):
-    """What is no reference to the Hub is said to be none, a bare name with how it is written."""
+def test_invalid_references(text, server: HubServer):
+    """The message states that the reference is not a Hub id; for a bare name, also the correct form."""
     with pytest.raises(ValueError, match="is not a Hub id") as caught:
         pull(text)
     assert ("sentence-transformers/all-mini" in str(caught.value)) == (text == "all-mini")

@@ -1,4 +1,4 @@
-"""`penult quality`: each kind of data, and each figure against its definition."""
+"""`penult quality`: each kind of data, and each metric against its definition."""
 
 import json
 from math import log2
@@ -15,7 +15,7 @@ from penult.quality import Data, measure, ndcg, read_data, spearman, table
 
 
 class Fake:
-    """Gives each text the vector that a table says; queries a longer one, so that lengths must not matter."""
+    """An embedder with vectors from a table; those of queries are longer, because lengths must not matter."""
 
     def __init__(self, vectors):
         self.vectors, self.asked = vectors, []
@@ -28,7 +28,7 @@ class Fake:
 
 
 def test_cosines():
-    """The least, the mean and the lower percentile of the cosines of each text's two vectors, whatever their lengths."""
+    """Minimum, mean and 1st percentile of the cosine similarity of each text's two vectors, whatever their lengths."""
     exact = Fake({"a": [1, 0], "b": [0, 2], "c": [3, 4]})
     other = Fake({"a": [2, 0], "b": [1, 1], "c": [4, 3]})
     found = measure(exact, other, Data(("a", "b", "c"), where="x"))
@@ -39,12 +39,12 @@ def test_cosines():
     assert found.percentile == pytest.approx(np.quantile(cosines, 0.01))
     assert table(found, Data((), where="x")).splitlines() == [
         "3 texts of x",
-        "cosine to fp32   mean 0.88904   1st percentile 0.71216   min 0.70711",
+        "cosine to fp32   mean 0.88904   1st percentile 0.71216   minimum 0.70711",
     ]
 
 
 def test_spearman():
-    """Equal to the correlation of ranks worked out by hand, with ties; any rising function of a value has its rank."""
+    """Equal to the correlation of ranks computed manually, with ties; invariant under increasing functions."""
     assert spearman([1, 2, 3, 4], [10, 20, 30, 1e9]) == pytest.approx(1)
     assert spearman([1, 2, 3], [3, 2, 1]) == pytest.approx(-1)
     assert spearman([1, 2, 3, 4], [1, 3, 2, 4]) == pytest.approx(1 - 6 * 2 / (4 * 15))
@@ -52,7 +52,7 @@ def test_spearman():
 
 
 def test_ndcg():
-    """The discounted gain of what was found, as a share of the best there could be."""
+    """The discounted gain of the results, relative to the best possible."""
     assert ndcg([2, 1], [1, 2]) == pytest.approx(1)
     assert ndcg([0, 2], [2]) == pytest.approx(1 / log2(3))
     assert ndcg([0, 0], [2]) == 0
@@ -62,7 +62,7 @@ def test_ndcg():
 
 
 def test_pairs_with_scores(tmp_path):
-    """A table with tabs, its columns in any order and quotes of no meaning; a limit counts pairs."""
+    """A tab-separated table with columns in any order and literal quotes; a limit counts pairs."""
     path = tmp_path / "sts.tsv"
     path.write_text('sentence1\tscore\tsentence2\na\t5\t"b\nc\t1\td\na\t3\td\n')
     data = read_data(path)
@@ -89,7 +89,7 @@ def corpus(folder):
 
 
 def test_a_search_corpus(tmp_path):
-    """Titles stand before texts; only documents are searched, queries are embedded as such; unknown ids are left out."""
+    """Titles precede texts; only documents are searched, queries are embedded as queries; unknown ids are ignored."""
     data = read_data(corpus(tmp_path), limit=1)
     assert data.texts == ("T one", "two", "three", "ask", "unjudged")
     assert data.documents == (0, 1, 2)
@@ -108,7 +108,7 @@ def test_a_search_corpus(tmp_path):
 
 
 def test_lines(tmp_path):
-    """JSON lines with a text, plain lines, and what ships with penult; each wrong file is named."""
+    """JSON lines with a text, plain lines, and penult's calibration texts; the message names an invalid file."""
     (tmp_path / "a.jsonl").write_text('{"text": "x"}\n{"text": "y"}\n')
     (tmp_path / "a.txt").write_text("x\n\ny\nz\n")
     assert read_data(tmp_path / "a.jsonl").texts == ("x", "y")
@@ -127,7 +127,7 @@ def test_lines(tmp_path):
 
 
 def test_the_command(tmp_path):
-    """Figures of a real int8 model as JSON and as lines; a file that is not there is one sentence."""
+    """Results of a real int8 model as JSON and as text; a missing file gives one line."""
     folder = tiny_model(tmp_path / "m")
     told = json.loads(CliRunner().invoke(app, ["quality", str(folder), "--limit", "20", "--json"]).output)
     assert told["texts"] == 20

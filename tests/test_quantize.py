@@ -1,4 +1,4 @@
-"""int8: what the pieces do to numbers, and what a whole model keeps: its vectors, whatever their batch."""
+"""int8: the numerical effect of each step, and the vectors of a complete model, whatever the other texts in the batch."""
 
 import json
 import pickle
@@ -61,7 +61,7 @@ def seen(x):
 
 @pytest.mark.parametrize("limit", [127, 64])
 def test_nearest_stays_within_half_a_step(limit):
-    """Every entry lands within half a step of its column's scale, and no whole number exceeds the limit."""
+    """Every entry is within half a step of its column's scale, and no integer exceeds the limit."""
     weight = floats(32, 16)
     weight[:, 5] = 0
     whole, scale = nearest(weight, limit)
@@ -70,7 +70,7 @@ def test_nearest_stays_within_half_a_step(limit):
 
 
 def test_closest_gives_closer_products_than_nearest():
-    """Where channels go together, rounding for the products beats rounding each entry."""
+    """For correlated channels, rounding for the products is better than rounding each entry."""
     x = floats(500, 8) @ floats(8, 64) + floats(500, 64, scale=0.1)
     weight = floats(64, 32)
 
@@ -82,7 +82,7 @@ def test_closest_gives_closer_products_than_nearest():
 
 
 @pytest.mark.parametrize("channels", [1, 31, 64, 200])
-def test_what_follows_is_the_upper_factor_of_the_inverse(channels):
+def test_the_factor_is_the_upper_factor_of_the_inverse(channels):
     """It is triangular, and its square is the inverse of the damped Gram matrix."""
     x = floats(300, channels) * np.geomspace(0.1, 10, channels, dtype=np.float32)
     gram = (x.T @ x).astype(np.float64)
@@ -93,8 +93,8 @@ def test_what_follows_is_the_upper_factor_of_the_inverse(channels):
 
 
 @pytest.mark.parametrize("limit", [127, 20])
-def test_closest_spreads_what_each_entry_owes(limit):
-    """Entry after entry: what one's rounding does is taken back by those after it, and none exceeds the limit."""
+def test_closest_distributes_rounding_errors(limit):
+    """Entry by entry, the later ones compensate the rounding error, and none exceeds the limit."""
     rng = np.random.default_rng(1)
     x = rng.standard_normal((500, 8)) @ rng.standard_normal((8, 100)) + 0.1 * rng.standard_normal((500, 100))
     later, weight = what_follows(x.astype(np.float32)), rng.standard_normal((100, 16)).astype(np.float32)
@@ -108,8 +108,8 @@ def test_closest_spreads_what_each_entry_owes(limit):
     np.testing.assert_allclose(scale, np.abs(weight).max(axis=0) / limit, rtol=1e-6)
 
 
-def test_an_input_that_is_always_zero_owes_nothing():
-    """Its factor is finite, and what is rounded by it is rounded to the nearest."""
+def test_an_input_that_is_always_zero():
+    """Its factor is finite, and its weights are rounded to nearest."""
     later, weight = what_follows(np.zeros((10, 40), dtype=np.float32)), np.sin(np.arange(320, dtype=np.float32)).reshape(40, 8)
     assert np.isfinite(later).all()
     np.testing.assert_array_equal(closest(weight, later, 127)[0], nearest(weight)[0])
@@ -118,8 +118,8 @@ def test_an_input_that_is_always_zero_owes_nothing():
 # ---- treatments
 
 
-def test_the_cheapest_choice_is_to_do_nothing():
-    """Choices are in order of cost, those of one cost together, and the first one costs nothing."""
+def test_the_first_choice_is_a_plain_scale():
+    """Choices are grouped by cost in ascending order, and the first one costs nothing."""
     narrow, wide = choices(384, 1536), choices(1536, 384)
     assert narrow[0] == wide[0] == [Choice(None, 0)]
     smoothed = [Choice(0.5, 0), Choice(0.65, 0), Choice(0.8, 0)]
@@ -134,15 +134,15 @@ def test_the_cheapest_choice_is_to_do_nothing():
 
 
 @pytest.mark.parametrize("choice", [Choice(0.65, 0), Choice(None, 2), Choice(0.5, 2), Choice(0.65, 0, center=True)])
-def test_smoothing_and_splitting_tame_outliers(choice):
-    """A channel twenty times as large costs a plain scale most of its precision; either remedy gives it back."""
+def test_smoothing_and_splitting_handle_outliers(choice):
+    """A channel twenty times as large costs a plain scale most of its precision; both treatments restore it."""
     x, weight = outliers(), floats(64, 32)
     weight[3] /= 10  # training leaves large channels with small weights
     assert error_of(seen(x), [weight], choice) < 0.2 * error_of(seen(x), [weight], Choice(None, 0))
 
 
-def test_centering_tames_channels_that_stay_far_from_zero():
-    """Channels that move around a value far from 0 need no wider step than the others once that is taken off."""
+def test_centering_handles_channels_far_from_zero():
+    """Channels around a value far from 0 need no wider step than the others after centering."""
     x, weight = floats(400, 64), floats(64, 32)
     x[:, ::4] += 20
     x[:, 1::4] -= 20
@@ -151,7 +151,7 @@ def test_centering_tames_channels_that_stay_far_from_zero():
 
 
 def test_a_range_that_other_texts_exceed_counts_as_error():
-    """The error is measured on rows that the range was not taken from."""
+    """The error is measured on rows that were not used for the range."""
     x, weight = floats(400, 64), floats(64, 32)
     wider = x.copy()
     wider[200:] *= 3
@@ -159,7 +159,7 @@ def test_a_range_that_other_texts_exceed_counts_as_error():
 
 
 def even(low, high, *, rows=400, width=64):
-    """Give rows of the 256 values of a grid from `low` to `high`, its ends in every channel of both halves."""
+    """Return rows of the 256 values of a grid from `low` to `high`, with its ends in every channel of both halves."""
     x = np.random.default_rng(1).integers(0, 256, (rows, width))
     x[[0, 200]], x[[1, 201]] = 0, 255
     return (low + x * np.float32((high - low) / 255)).astype(np.float32)
@@ -167,7 +167,7 @@ def even(low, high, *, rows=400, width=64):
 
 @pytest.mark.parametrize(("low", "high", "zero"), [(-1, 1.55, 100), (0, 5.1, 0), (-2.55, 0, 255)])
 def test_a_grid_has_256_steps(low, high, zero):
-    """Values that lie on a grid of uint8 are found to do so, and nothing but the weights is rounded then."""
+    """Values on a grid of uint8 are recognized, and then only the weights are rounded."""
     x, weight = even(low, high), np.sign(floats(64, 32))
     assert error_of(seen(x), [weight], Choice(None, 0)) < 1e-9
     treatment = apply(seen(x), [weight], [None], Choice(None, 0), limit=127)
@@ -175,8 +175,8 @@ def test_a_grid_has_256_steps(low, high, zero):
     assert treatment.zero == zero
 
 
-def test_a_grid_has_a_place_for_zero():
-    """What is never near 0, above or below, keeps 0 on its grid: an offset of the input is an offset of the sums."""
+def test_a_grid_contains_zero():
+    """The grid contains 0 even if no value is near it: the zero point shifts the sums."""
     for low, high, zero in ((5, 10, 0), (-10, -5, 255)):
         treatment = apply(seen(even(low, high)), [floats(64, 32)], [None], Choice(None, 0), limit=127)
         assert treatment.zero == zero
@@ -195,8 +195,8 @@ def test_errors_are_relative():
     assert (nothing.scale, nothing.zero) == (1, 0)
 
 
-def test_an_error_is_what_a_hand_computes():
-    """The variance of the difference over that of the outputs, with the range of the first half and rows of the second."""
+def test_an_error_equals_its_definition():
+    """The variance of the difference relative to that of the outputs, with the range of the first half and rows of the second."""
     x, weight = floats(400, 64), floats(64, 32)
     low, high, rows = x[:200].min(), x[:200].max(), x[200:]
     scale = (high - low) / 255
@@ -208,8 +208,8 @@ def test_an_error_is_what_a_hand_computes():
     assert error_of(seen(x), [weight, weight], Choice(None, 0)) == pytest.approx(error, rel=1e-3)
 
 
-def test_a_range_may_leave_the_rarest_values_out():
-    """Where one value in thousands decides the range, a narrower one is chosen, by a factor that is stated."""
+def test_a_range_may_clip_rare_values():
+    """If one value in thousands determines the range, a narrower one is chosen, by a stated factor."""
     x = floats(400, 512).clip(-1.9, 1.9)
     x[[0, 200], 0], x[[0, 200], 1] = 2.2, -2.2
     treatment = apply(seen(x), [floats(512, 32)], [None], Choice(None, 0), limit=127)
@@ -218,7 +218,7 @@ def test_a_range_may_leave_the_rarest_values_out():
 
 
 def test_factors_follow_their_formula():
-    """max|W| ** (1 - a) / max|x| ** a of each channel, over the layers that share the input, 1 on average; 0 is no trap."""
+    """max|W| ** (1 - a) / max|x| ** a per channel, over the layers that share the input, 1 on average; also for 0."""
     x, weights = floats(400, 64), [floats(64, 32), 3 * floats(64, 48)]
     x[:, 5], weights[0][7], weights[1][7] = 0, 0, 0
     treatment = apply(seen(x), weights, [None, None], Choice(0.65, 0), limit=127)
@@ -238,7 +238,7 @@ def test_factors_follow_their_formula():
 )
 @pytest.mark.parametrize("limit", [127, 64])
 def test_a_quantized_layer_computes_what_was_chosen(choice, limit):
-    """Each treatment, written as a graph and run, comes near the float layer, biases included."""
+    """Each treatment, written as a graph and run, approximates the float layer, with its bias."""
     limit = min(limit, weight_limit(lambda model, inputs: Engine(model, threads=1).run(inputs)))
     x, first, second, bias = outliers(), floats(64, 32), floats(64, 48), floats(32)
     nodes = [
@@ -268,7 +268,7 @@ def test_a_quantized_layer_computes_what_was_chosen(choice, limit):
 
 
 def lookups(tables, **gather):
-    """Write a graph that looks the same ids up in each of some tables."""
+    """Write a graph that looks up the same ids in several tables."""
     nodes = [helper.make_node("Cast", ["x"], ["ids"], to=TensorProto.INT64)]
     nodes += [helper.make_node("Gather", [name, "ids"], [f"{name} rows"], **gather) for name in tables]
     return model_of(nodes, {"x": ["n"]}, [f"{name} rows" for name in tables], tables)
@@ -276,7 +276,7 @@ def lookups(tables, **gather):
 
 @pytest.mark.parametrize("gather", [{}, {"axis": 0}])
 def test_word_tables_are_kept_as_8_bit_rows(gather):
-    """A row lands within half a step of its own scale, two tables in one graph alike; from 256 rows on."""
+    """A row is within half a step of its own scale, also for two tables in one graph; from 256 rows on."""
     large, least = floats(300, 16) * np.geomspace(0.01, 100, 300, dtype=np.float32)[:, None], floats(256, 16)
     model = lookups({"large": large, "least": least, "small": floats(255, 16)}, **gather)
     written = quantize(model, {})
@@ -310,13 +310,13 @@ def test_word_tables_are_kept_as_8_bit_rows(gather):
     ],
     ids=["the other axis", "the last axis", "three axes", "half precision", "a constant row", "read twice", "another operator"],
 )  # fmt: skip
-def test_what_is_no_word_table_stays(model):
-    """Tables that are looked up in another way, or read by something else, are left as they are."""
+def test_other_tables_are_not_quantized(model):
+    """Tables with another kind of lookup or another reader are unchanged."""
     assert not any(tensor.data_type == TensorProto.INT8 for tensor in quantize(model, {}).graph.initializer)
 
 
-def test_gelu_takes_its_tanh_form_where_it_is_asked_for():
-    """The exact Gelu of ONNX and of ONNX Runtime alone; the tanh form of ONNX is left as it is."""
+def test_gelu_is_approximated_by_tanh_on_request():
+    """Only the exact Gelu of ONNX and of ONNX Runtime; the tanh form of ONNX is unchanged."""
     nodes = [
         helper.make_node("Gelu", ["x"], ["a"], domain="com.microsoft"),
         helper.make_node("Gelu", ["a"], ["b"]),
@@ -327,8 +327,8 @@ def test_gelu_takes_its_tanh_form_where_it_is_asked_for():
     assert [node.op_type for node in quantize(model, {}, fast_gelu=True).graph.node] == ["FastGelu", "FastGelu", "Gelu"]
 
 
-def test_half_precision_is_widened_everywhere():
-    """Weights, casts and outputs in float16 become float32; a graph without any is given back as it is."""
+def test_half_precision_is_converted_everywhere():
+    """Weights, casts and outputs in float16 become float32; a graph without any is returned unchanged."""
     nodes = [
         helper.make_node("Cast", ["x"], ["h"], to=TensorProto.FLOAT16),
         helper.make_node("MatMul", ["h", "w"], ["y"]),
@@ -341,7 +341,7 @@ def test_half_precision_is_widened_everywhere():
     assert widen(wide) is wide
 
 
-def test_where_scales_come_from_is_read_off_the_graph():
+def test_the_source_of_scales_is_read_from_the_graph():
     """Computed scales are dynamic, constant ones static, weights alone none."""
     float_model = model_of([helper.make_node("MatMul", ["x", "w"], ["y"])], {"x": [2, 16]}, ["y"], {"w": floats(16, 8)})
     weight_only = model_of(
@@ -369,8 +369,8 @@ def test_where_scales_come_from_is_read_off_the_graph():
     assert [scales_of(m) for m in models] == ["none", "none", "static", "dynamic", "dynamic", "static"]
 
 
-def test_a_processor_that_overflows_is_found_out():
-    """Wrong sums give the smaller limit, also when only many rows at a time are wrong."""
+def test_a_processor_that_overflows_is_detected():
+    """Wrong sums select the smaller limit, also if they are wrong only with many rows at a time."""
     right = 64 * 255 * 127
 
     def sums(wrong_rows):
@@ -381,7 +381,7 @@ def test_a_processor_that_overflows_is_found_out():
 
 @pytest.mark.parametrize(("most", "limit"), [(2**31 - 1, 127), (2 * 255 * 127, 127), (2 * 255 * 127 - 1, 64), (2**15 - 1, 64)])
 def test_the_largest_8_bit_products_are_tried(most, limit):
-    """What is tried are sums of the largest products: a processor that holds two of them is right, another is not."""
+    """The check sums the largest products: a processor that adds two of them exactly passes, another does not."""
 
     def sums(model, inputs):
         weight, zero = map(numpy_helper.to_array, onnx.load_model_from_string(model).graph.initializer)
@@ -395,7 +395,7 @@ def test_the_largest_8_bit_products_are_tried(most, limit):
 
 
 def test_int8_vectors_are_near_fp32(int8, embedder):
-    """A tiny model's int8 vectors are those of fp32 but for rounding."""
+    """A tiny model's int8 vectors equal those of fp32 except for rounding."""
     cosines = (int8.embed(TEXTS) * embedder.embed(TEXTS)).sum(axis=1)
     assert cosines.min() > 0.995
     assert (int8.embed(TEXTS) != embedder.embed(TEXTS)).any()
@@ -404,7 +404,7 @@ def test_int8_vectors_are_near_fp32(int8, embedder):
 
 
 def test_an_int8_graph_is_that_of_its_settings(tiny, tmp_path, monkeypatch):
-    """What was loaded before does not count: settings that decide which tokens are seen have a graph of their own."""
+    """Earlier loads do not matter: settings that change the tokens have a graph of their own."""
     texts = ["The Cat SAT", "A Dog", "Moon"]
     lower = shutil.copytree(tiny, tmp_path / "lower")
     path = lower / "sentence_bert_config.json"
@@ -425,7 +425,7 @@ def test_an_int8_graph_is_that_of_its_settings(tiny, tmp_path, monkeypatch):
 
 
 def test_an_int8_graph_of_every_task(tmp_path):
-    """The ranges of each adapter are seen, so that queries in int8 are as near to fp32 as documents."""
+    """Calibration covers each adapter, so that queries in int8 are as close to fp32 as documents."""
     rows = np.random.default_rng(2).standard_normal((2, 32)) * [[1], [8]]
     folder = replace_graph(tiny_model(tmp_path), with_task_id(bert(), rows))
     change(folder / "config.json", lora_adaptations=["retrieval.passage", "retrieval.query"])
@@ -439,8 +439,8 @@ def test_an_int8_graph_of_every_task(tmp_path):
             assert cosines.min() >= 0.995
 
 
-def test_int8_that_would_be_another_model(tiny, tmp_path, monkeypatch):
-    """Vectors far from those of fp32 are refused, with the ways out."""
+def test_int8_far_from_fp32_is_an_error(tiny, tmp_path, monkeypatch):
+    """The message names the alternatives."""
     monkeypatch.setattr(int8_module, "make_int8", lambda *a, **k: Outcome(1, 0, 0.59, -0.15))
     monkeypatch.setenv("PENULT_CACHE", str(tmp_path / "cache"))
     with pytest.raises(ValueError, match=r"mean cosine .* is 0\.59, .*calibration=.*precision='fp32'"):
@@ -448,7 +448,7 @@ def test_int8_that_would_be_another_model(tiny, tmp_path, monkeypatch):
 
 
 def test_an_int8_vector_does_not_depend_on_its_batch(int8):
-    """A text gives the same vector alone, among short texts, among long ones, and in another order."""
+    """A text has the same vector alone, among short texts, among long ones, and in another order."""
     together = int8.embed(TEXTS)
     alone = np.concatenate([int8.embed([text]) for text in TEXTS])
     backwards = int8.embed(TEXTS[::-1])[::-1]
@@ -456,8 +456,8 @@ def test_an_int8_vector_does_not_depend_on_its_batch(int8):
     np.testing.assert_allclose(together, backwards, atol=1e-6)
 
 
-def test_the_recipe_says_what_int8_was_made_of(int8, embedder):
-    """Precision and calibration are in the fingerprint; what was reached is in the origin."""
+def test_the_recipe_contains_precision_and_calibration(int8, embedder):
+    """Precision and calibration are part of the fingerprint; the achieved similarity is in the origin."""
     assert int8.fingerprint != embedder.fingerprint
     assert int8.recipe.calibration_sha256
     assert not embedder.recipe.calibration_sha256
@@ -471,7 +471,7 @@ def test_the_recipe_says_what_int8_was_made_of(int8, embedder):
 
 
 def two_layers(folder):
-    """Write a graph with a matrix that 8 bits suit badly, as its values are of very different size, and one that they suit."""
+    """Write a graph with a matrix that is hard to quantize, because its values differ widely in size, and one that is easy."""
     nodes = [
         helper.make_node("Mul", ["x", "sizes"], ["a"]),
         helper.make_node("MatMul", ["a", "hard"], ["b"]),
@@ -489,7 +489,7 @@ def two_layers(folder):
 
 
 def test_a_single_calibration_text(tmp_path):
-    """One run alone gives ranges and a sample to measure errors on, though there is no second half of the texts."""
+    """One run gives ranges and a sample for the errors, although there is no second half of the texts."""
     graph, runs = two_layers(tmp_path / "one"), running(floats(16, 64))
     got = make_int8(graph, tmp_path / "one.onnx", fuse=fuse, run=runs, limit=64, before="", goal=Goal(0.9, 0.9))
     assert (got.layers, got.kept) == (2, 0)
@@ -497,7 +497,7 @@ def test_a_single_calibration_text(tmp_path):
 
 
 def test_the_worst_layer_stays_in_fp32_where_the_goal_is_not_reached(tmp_path):
-    """Where no tolerance is small enough, the layer with the largest error is left as it is, and that is counted."""
+    """If no tolerance is sufficient, the layer with the largest error is not quantized, and is counted."""
     runs = running(floats(16, 64), floats(16, 64))
     nearly = Goal(1 - 1e-9, 1 - 1e-9)
     graph = two_layers(tmp_path / "two")
@@ -508,7 +508,7 @@ def test_the_worst_layer_stays_in_fp32_where_the_goal_is_not_reached(tmp_path):
 
 
 def test_own_calibration_texts_give_another_recipe(tiny, int8):
-    """Texts of the user's own are part of the fingerprint, survive pickling and give vectors near fp32."""
+    """The user's calibration texts are part of the fingerprint, survive pickling and give vectors close to fp32."""
     with Embedder.load(tiny, precision="int8", threads=1, calibration=["the moon", "stone fish, dog"]) as own:
         assert own.fingerprint != int8.fingerprint
         with pickle.loads(pickle.dumps(own)) as copy:
@@ -520,26 +520,26 @@ def test_own_calibration_texts_give_another_recipe(tiny, int8):
 
 @pytest.mark.parametrize("texts", [[], "one text"])
 def test_calibration_must_be_a_list_of_texts(tiny, texts):
-    """No texts are a ValueError, a string is a TypeError."""
+    """An empty list is a ValueError, a string is a TypeError."""
     with pytest.raises((ValueError, TypeError), match=r"calibration is empty|is a str"):
         Embedder.load(tiny, precision="int8", calibration=texts)
 
 
-def test_int8_is_made_once(tiny, int8, monkeypatch):
-    """A second load takes the graph from the cache."""
+def test_int8_is_cached(tiny, int8, monkeypatch):
+    """A second load uses the graph from the cache."""
     monkeypatch.setattr("penult.core.int8.convert", lambda *_, **__: pytest.fail("made again"))
     Embedder.load(tiny, precision="int8", threads=1).close()
 
 
 def test_a_head_is_cut_before_int8(tmp_path):
-    """The int8 form of a masked language model is that of its body."""
+    """The int8 graph of a masked language model is that of its encoder."""
     folder = tiny_model(tmp_path / "mlm", mlm_head=True)
     exact, small = (Embedder.load(folder, precision=precision, threads=1) for precision in ("fp32", "int8"))
     assert (exact.embed(TEXTS[:3]) * small.embed(TEXTS[:3])).sum(axis=1).min() > 0.995
 
 
 def test_a_graph_without_matrices_cannot_be_int8(tmp_path):
-    """A model of embeddings alone says that nothing in it can be int8."""
+    """The message for a model of embeddings alone states that it has no linear layer."""
     folder = tiny_model(tmp_path / "flat")
     with pytest.raises(ValueError, match="has no float32 linear layer"):
         Embedder.load(folder, layer=0, precision="int8")
@@ -547,7 +547,7 @@ def test_a_graph_without_matrices_cannot_be_int8(tmp_path):
 
 @pytest.fixture(scope="module")
 def dynamic(tmp_path_factory) -> Path:
-    """The tiny model with every matrix product quantized on each run by the whole batch's range."""
+    """The tiny model with every matrix product quantized in each run by the range of the batch."""
     folder = tiny_model(tmp_path_factory.mktemp("dynamic") / "tiny")
     path = folder / "onnx" / "model.onnx"
     model = bert_graph(bert_weights(), 4)
@@ -573,8 +573,8 @@ def dynamic(tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
-def test_a_graph_with_dynamic_scales_is_taken_as_it_is_and_said_so(dynamic, precision):
-    """Its recipe says that vectors depend on batch mates, and they do; one by one they do not."""
+def test_a_graph_with_dynamic_scales_is_reported(dynamic, precision):
+    """Its recipe states that vectors depend on the other texts in the batch, and they do; one by one they do not."""
     with Embedder.load(dynamic, precision=precision, threads=1) as plain:
         assert not plain.recipe.batch_invariant
         assert "depends on the other texts in the batch" in plain.recipe.origin["batch_invariant"]
@@ -587,7 +587,7 @@ def test_a_graph_with_dynamic_scales_is_taken_as_it_is_and_said_so(dynamic, prec
 
 
 def test_preparation_ignores_files_of_the_current_folder(tiny, tmp_path, monkeypatch):
-    """A file named like a prepared graph's weights in the current folder is no obstacle."""
+    """A file with the name of a prepared graph's weights in the current folder has no effect."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PENULT_CACHE", str(tmp_path / "cache"))
     (tmp_path / "model.onnx.data").write_bytes(b"mine")
@@ -596,7 +596,7 @@ def test_preparation_ignores_files_of_the_current_folder(tiny, tmp_path, monkeyp
 
 
 def test_calibration_texts_are_diverse():
-    """They are many, of many lengths and scripts, and no two are equal."""
+    """There are many, of many lengths and scripts, and no two are equal."""
     texts = calibration_texts()
     assert len(set(texts)) == len(texts) >= 50
     assert min(map(len, texts)) < 10 < 400 < max(map(len, texts))
@@ -604,7 +604,7 @@ def test_calibration_texts_are_diverse():
 
 
 def test_minilm_in_int8(minilm, shared):
-    """The model of the benchmarks keeps the promised quality, on real chunks, and its freedom from the batch."""
+    """The benchmark model keeps the documented quality, on real chunks, and is batch-invariant."""
     lines = (shared / "eval" / "text" / "chunks1000.dev.jsonl").read_text(encoding="utf-8").splitlines()
     texts = [json.loads(line)["text"] for line in lines[:: len(lines) // 60]]
     exact, small = (Embedder.load(minilm, precision=p, threads=1, truncate="right") for p in ("fp32", "int8"))

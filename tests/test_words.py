@@ -70,13 +70,17 @@ INSTEAD = {
     "cent(?:re|res|red)": "American spelling",
     "(?:token|normal|quant|initial|optim|serial|recogn|minim|maxim|summar|organ)is(?:e|es|ed|er|ers|ing|ation)": "American spelling",
 }
-PATTERNS = {
-    phrase: re.compile(("" if phrase.startswith('"') else "(?<![A-Za-z])") + phrase.replace(" ", GAP) + "(?![a-z])")
-    for phrase in INSTEAD
-}
+
+
+def fixed_part(phrase: str) -> str:
+    """Return the longest word that every match of a phrase contains: a file without it needs no search."""
+    while (shorter := re.sub(r"\([^()]*\)\??", " ", phrase)) != phrase:
+        phrase = shorter
+    return max(re.findall("[a-z]+", re.sub(r"\[[^]]*\]|.\?", " ", phrase.lower())) or [""], key=len)
+
+
+PATTERNS = {phrase: (fixed_part(phrase), re.compile(phrase.lower().replace(" ", GAP) + "(?![a-z])")) for phrase in INSTEAD}
 BEFORE = re.compile(GAP + "$")
-ANY = re.compile("|".join(pattern.pattern for pattern in PATTERNS.values()), re.IGNORECASE)
-PATTERNS = {phrase: re.compile(pattern.pattern, re.IGNORECASE) for phrase, pattern in PATTERNS.items()}
 
 
 def files(*patterns: str) -> Iterator[Path]:
@@ -87,14 +91,18 @@ def files(*patterns: str) -> Iterator[Path]:
 
 def matches(text: str, *, code: bool) -> Iterator[tuple[int, str, str]]:
     """Yield the line, the words and the replacement of each phrase; in code, only those of strings, comments and test names."""
-    if not ANY.search(text):
-        return
-    spans = list(prose_spans(text)) if code else [(0, len(text))]
-    for phrase, pattern in PATTERNS.items():
-        for match in pattern.finditer(text):
-            there = BEFORE.sub("", text[max(0, match.start() - 80) : match.start()]).lower().endswith("there")
-            if any(start <= match.start() < end for start, end in spans) and not there:
-                yield text.count("\n", 0, match.start()) + 1, " ".join(match[0].split()), INSTEAD[phrase]
+    lower = text.lower()
+    spans = None if code else [(0, len(text))]
+    for phrase, (fixed, pattern) in PATTERNS.items():
+        for match in pattern.finditer(lower) if fixed in lower else ():
+            start = match.start()
+            if start and lower[start - 1].isalpha() and not phrase.startswith('"'):
+                continue
+            if BEFORE.sub("", lower[max(0, start - 80) : start]).endswith("there"):
+                continue
+            spans = list(prose_spans(text)) if spans is None else spans
+            if any(first <= start < last for first, last in spans):
+                yield text.count("\n", 0, start) + 1, " ".join(text[start : match.end()].split()), INSTEAD[phrase]
 
 
 def prose_spans(code: str) -> Iterator[tuple[int, int]]:

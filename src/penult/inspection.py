@@ -56,21 +56,21 @@ def inspect(
         FileNotFoundError: the model does not exist.
         ValueError: a file cannot be read, or the graph has no such layer.
     """
-    found = loading.files_of(model, model_file=model_file, files_from=files_from)
+    files = loading.files_of(model, model_file=model_file, files_from=files_from)
     overrides = recipe.Overrides(layer=layer, pooling=pooling)
-    read, error, dimension = loading.read_files(found, overrides), "", None
-    graph = prepare.read_graph(found)
+    model_recipe, error, dimension = loading.read_files(files, overrides), "", None
+    graph = prepare.read_graph(files)
     try:
         with Embedder.load(model, layer=layer, pooling=pooling, model_file=model_file, files_from=files_from) as embedder:
-            read, dimension = embedder.recipe, embedder.dimension
+            model_recipe, dimension = embedder.recipe, embedder.dimension
     except (OSError, ValueError) as problem:
         error = str(problem)
     try:
-        chosen = choose(GraphIndex(graph), read, found)
+        chosen = choose(GraphIndex(graph), model_recipe, files)
     except ValueError:
         chosen = None
     described = describe(graph, -1 if layer is None else layer, chosen=chosen)
-    return Inspection(found, described, read_modules(found.folder), read, dimension, error)
+    return Inspection(files, described, read_modules(files.folder), model_recipe, dimension, error)
 
 
 def as_json(shown: Inspection) -> dict[str, Any]:
@@ -99,9 +99,9 @@ def as_text(shown: Inspection) -> str:
 def _lines(shown: Inspection) -> Iterator[str]:
     d = shown.graph
     yield f"{shown.source.model}\n"
-    for what, ends in (("inputs", d.inputs), ("outputs", d.outputs)):
+    for title, ends in (("inputs", d.inputs), ("outputs", d.outputs)):
         for number, end in enumerate(ends):
-            yield f"{what if not number else '':10}{end.name:24} {end.dtype} ({', '.join(map(str, end.shape))})"
+            yield f"{title if not number else '':10}{end.name:24} {end.dtype} ({', '.join(map(str, end.shape))})"
     yield f"{'opset':10}{', '.join(f'{domain} {version}' for domain, version in d.opset.items())}"
     yield f"{'weights':10}{d.whole.parameters:,} parameters, {megabytes(d.whole.bytes)}, mostly {d.precision}\n"
     for state in d.layers:
@@ -135,23 +135,23 @@ def _modules(shown: Inspection) -> Iterator[str]:
             yield ""
 
 
-def _recipe(read: Recipe) -> Iterator[str]:
-    values = read.as_dict() | {"normalize": read.unit_length, "layer_norm": "layer_norm" in read.steps}
-    for key, origin in read.origin.items():
+def _recipe(shown_recipe: Recipe) -> Iterator[str]:
+    values = shown_recipe.as_dict() | {"normalize": shown_recipe.unit_length, "layer_norm": "layer_norm" in shown_recipe.steps}
+    for key, origin in shown_recipe.origin.items():
         if key == "prompts":
-            for role, prompt in read.prompts.items():
-                yield f"  {f'prompt {role}':16}{prompt!r:34} {_prompt_origin(read)}"
-            for name, prompt in read.named_prompts.items():
-                if name not in read.prompts:
+            for role, prompt in shown_recipe.prompts.items():
+                yield f"  {f'prompt {role}':16}{prompt!r:34} {_prompt_origin(shown_recipe)}"
+            for name, prompt in shown_recipe.named_prompts.items():
+                if name not in shown_recipe.prompts:
                     yield f"  {'prompt by name':16}{f'{name}: {prompt!r}':34} prompt_name={name} over HTTP"
         else:
             yield f"  {key:16}{values[key]!s:34} {origin}"
-        if key == "max_length" and read.stated_length not in (None, read.max_length):
-            yield f"  {'':16}{read.stated_length!s:34} as stated by the files"
+        if key == "max_length" and shown_recipe.stated_length not in (None, shown_recipe.max_length):
+            yield f"  {'':16}{shown_recipe.stated_length!s:34} as stated by the files"
 
 
-def _prompt_origin(read: Recipe) -> str:
-    origin = read.origin["prompts"]
-    if read.named_prompts or origin == "argument":
+def _prompt_origin(shown_recipe: Recipe) -> str:
+    origin = shown_recipe.origin["prompts"]
+    if shown_recipe.named_prompts or origin == "argument":
         return origin
     return f"{origin}; if the model card lists prompts, pass prompts="

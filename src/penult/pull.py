@@ -60,9 +60,9 @@ def _check_free(to: Path, repo: str) -> None:
         return
     if not to.is_dir():
         raise ValueError(f"{to} is not a folder. Pass a new or an empty folder.")
-    held = {path.relative_to(to).as_posix() for path in to.rglob("*") if not path.is_dir() or path.is_symlink()}
+    files = {path.relative_to(to).as_posix() for path in to.rglob("*") if not path.is_dir() or path.is_symlink()}
     owner, written = _read_mark(to)
-    if held and (owner != repo or held - written):
+    if files and (owner != repo or files - written):
         raise ValueError(f"{to} contains files that no earlier pull of {repo} wrote. Pass a new or an empty folder.")
 
 

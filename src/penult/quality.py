@@ -119,13 +119,13 @@ def measure(reference: TextEmbedder, other: TextEmbedder, data: Data) -> Quality
     )
 
 
-def table(found: Quality, data: Data) -> str:
+def table(quality: Quality, data: Data) -> str:
     """Return the results as text."""
     lines = [
-        f"{found.texts} texts of {data.where}",
-        f"cosine to fp32   mean {found.mean:.5f}   1st percentile {found.percentile:.5f}   min {found.least:.5f}",
+        f"{quality.texts} texts of {data.where}",
+        f"cosine to fp32   mean {quality.mean:.5f}   1st percentile {quality.percentile:.5f}   minimum {quality.least:.5f}",
     ]
-    for name, pair in (("Spearman", found.spearman), ("nDCG@10", found.ndcg)):
+    for name, pair in (("Spearman", quality.spearman), ("nDCG@10", quality.ndcg)):
         if pair is not None:
             lines.append(f"{name:16} fp32 {pair[0]:.4f}   int8 {pair[1]:.4f}   difference {pair[1] - pair[0]:+.4f}")
     return "\n".join(lines)
@@ -165,11 +165,11 @@ def _pairs(vectors: Vectors, data: Data) -> float:
 
 def _search(vectors: Vectors, data: Data) -> float:
     documents = np.asarray(data.documents)
-    found = []
+    per_query = []
     for query, gains in (data.relevant or {}).items():
         best = documents[np.argsort(-(vectors[documents] @ vectors[query]), kind="stable")[:_TOP]]
-        found.append(ndcg([gains.get(int(document), 0.0) for document in best], list(gains.values())))
-    return float(np.mean(found))
+        per_query.append(ndcg([gains.get(int(document), 0.0) for document in best], list(gains.values())))
+    return float(np.mean(per_query))
 
 
 def _ranks(values: Sequence[float] | NDArray[np.floating]) -> NDArray[np.float64]:
@@ -184,10 +184,10 @@ def _discounted(gains: Sequence[float]) -> float:
 
 def _corpus(folder: Path) -> Data:
     corpus, queries, judged = (_only(folder, pattern) for pattern in ("corpus.jsonl", "queries*.jsonl", "qrels*.tsv"))
-    documents, asked = (read_objects(path, "_id", "text") for path in (corpus, queries))
-    texts = [f"{row.get('title') or ''} {row['text']}".strip() for row in documents] + [row["text"] for row in asked]
+    documents, query_rows = (read_objects(path, "_id", "text") for path in (corpus, queries))
+    texts = [f"{row.get('title') or ''} {row['text']}".strip() for row in documents] + [row["text"] for row in query_rows]
     place = {row["_id"]: i for i, row in enumerate(documents)}
-    query = {row["_id"]: len(documents) + i for i, row in enumerate(asked)}
+    query = {row["_id"]: len(documents) + i for i, row in enumerate(query_rows)}
     relevant: dict[int, dict[int, float]] = {}
     for row in _table(judged, read_lines(judged), _JUDGED):
         if row["query-id"] in query and row["corpus-id"] in place:
@@ -196,10 +196,10 @@ def _corpus(folder: Path) -> Data:
 
 
 def _only(folder: Path, pattern: str) -> Path:
-    found = sorted(folder.glob(pattern))
-    if len(found) != 1:
-        raise FileNotFoundError(f"{folder} has {len(found)} files {pattern}; a search corpus needs exactly one.")
-    return found[0]
+    matches = sorted(folder.glob(pattern))
+    if len(matches) != 1:
+        raise FileNotFoundError(f"{folder} has {len(matches)} files {pattern}; a search corpus needs exactly one.")
+    return matches[0]
 
 
 def _table(path: Path, lines: Sequence[str], columns: tuple[str, ...]) -> list[dict[str, str]]:

@@ -708,7 +708,7 @@ def graph_feed(node: Any, features: dict[str, Any], module: Any) -> Any:
 
 
 def first_position(module: Any) -> int:
-    """Return the position of the first token: RoBERTa and its kin count from the padding id + 1."""
+    """Return the position of the first token: RoBERTa and similar models count from the padding id + 1."""
     kin = ("roberta", "xlmroberta", "camembert", "mpnet", "data2vec")
     return module.config.pad_token_id + 1 if type(module).__name__.lower().startswith(kin) else 0
 

@@ -1,9 +1,9 @@
-"""int8 where no padding can be saved: texts that all fill their 128 tokens, beside DeepSparse's dense int8 and ONNX Runtime's own.
+"""int8 without any padding: texts of exactly 128 tokens, compared with DeepSparse's dense int8 and ONNX Runtime's own.
 
     python tests/bench/full_length.py MODEL --texts FILE --deepsparse PYTHON [--texts-count 64] [--rounds 7]
 
-PYTHON is an interpreter that has deepsparse 1.8.0 (Python 3.8 to 3.11). Each system has a process and one thread of its own, and they
-take turns. penult tokenizes, pools and normalizes; the other two are given ids in batches of 32 and stop at the hidden states.
+PYTHON is an interpreter that has deepsparse 1.8.0 (Python 3.8 to 3.11). Each system has its own process and one thread, and
+they run alternately. penult tokenizes, pools and normalizes; the other two are given ids in batches of 32 and stop at the hidden states.
 DeepSparse is given the layout that it has kernels for: static scales, QuantizeLinear, MatMulInteger, Add, Cast, Mul.
 """
 
@@ -80,13 +80,13 @@ def write_dense_int8(graph, target, ids):
 
 
 def feed(ids, names):
-    """Give what a BERT-like graph reads for rows without padding."""
+    """Return the inputs of a BERT-like graph for rows without padding."""
     kinds = {"attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
     return {name: kinds.get(name, ids) for name in names}
 
 
 def work(system, graph, data):
-    """Open one system, then run all batches for every line that comes, and answer with the CPU seconds."""
+    """Open one system, then run all batches for every line of input, and answer with the CPU seconds."""
     held = np.load(data)
     if system == "penult":
         from penult import Embedder
@@ -119,7 +119,7 @@ def work(system, graph, data):
 
 
 class Worker:
-    """A system in a process of its own."""
+    """A system in a separate process."""
 
     def __init__(self, python, *given):
         command = [python, __file__, "--work", *map(str, given)]

@@ -1,11 +1,10 @@
-"""kill -9 at random moments of a job, and what is there after it was resumed.
+"""kill -9 at random moments of a job, and its output after a resume.
 
     python tests/bench/kill_resume.py [--rows 20000] [--moments 20] [--one-job] [--model FOLDER] [--json FILE]
 
-An undisturbed job comes first; then, for each moment, a new job is killed there and run again to its end. Its output must
-hold every id once and be equal to the undisturbed one, byte for byte. A moment is a random number of rows that are on the
-disk and up to half a second more: moments in seconds would follow the load of the machine, and the last ones fall into the
-merge. With --one-job, one job is killed again and again, at moments spread over its rows: in turn the parent alone, one worker alone,
+The first job runs undisturbed; then, for each moment, a new job is killed and run again to its end. Its output must
+hold every id once and be equal to the undisturbed one, byte for byte. A moment is a random number of rows on the disk,
+plus up to half a second: times in seconds would depend on the load of the machine. The last moments are in the merge. With --one-job, one job is killed again and again, at moments spread over its rows: in turn the parent alone, one worker alone,
 or parent and workers together.
 """
 
@@ -110,7 +109,7 @@ def killed_often(command: list[str], out: Path, given: argparse.Namespace, rng: 
                 os.kill(pid, signal.SIGKILL)
         if kind == "worker" and workers:
             with suppress(subprocess.TimeoutExpired):
-                job.wait(timeout=2)  # it may end with a sentence, or go on with another worker
+                job.wait(timeout=2)  # it may end with an error, or continue with another worker
         job.kill()
         job.wait()
         kinds[kind] += 1

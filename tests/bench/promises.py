@@ -1,12 +1,12 @@
-"""What penult promises of its vectors, its memory and its manners beside others, measured: one figure a line.
+"""Measure the promises of penult about vectors, memory and shared machines: one figure per line.
 
-    python tests/bench/promises.py MODEL mates [--texts FILE] [--limit 2000]      a vector is free of its batch mates
+    python tests/bench/promises.py MODEL batches [--texts FILE] [--limit 2000]    a vector does not depend on its batch
     python tests/bench/promises.py MODEL stream [--rows 100000]                   memory of a long stream
-    python tests/bench/promises.py MODEL query                                    short queries beside the bare session
+    python tests/bench/promises.py MODEL query                                    short queries compared with the bare session
     python tests/bench/promises.py MODEL neighbors [--seconds 20]                two processes on one machine
 
-MODEL is any reference; --precision int8 measures that instead. `mates` embeds all texts in one call, in random batches, and each
-alone, on one thread and on two. `neighbors` wants a machine on which nothing else runs.
+MODEL is any reference; --precision int8 measures int8. `batches` embeds all texts in one call, in random batches, and each
+alone, on one thread and on two. `neighbors` needs an otherwise idle machine.
 """
 
 import argparse
@@ -41,7 +41,7 @@ print(done / seconds, flush=True)
 """
 
 
-def mates(given):
+def batches(given):
     """Compare the vectors of one call with those of random batches, and of each text alone."""
     texts = read_texts(given.texts)[: given.limit]
     chance = np.random.default_rng(0)
@@ -62,7 +62,7 @@ def mates(given):
 
 
 def stream(given):
-    """Watch the memory of a stream after its first 10 000 texts and at its end."""
+    """Measure the memory of a stream after its first 10 000 texts and at its end."""
     with load(given, None) as e:
         texts = (f"row {i} of a long stream, number {i * 7919 % 100_003}" for i in range(given.rows))
         done, first = 0, 0.0
@@ -81,7 +81,7 @@ def query(given):
 
 
 def beside_the_session(e, text):
-    """Time one query and the bare run in turn."""
+    """Time one query and the bare run alternately."""
     ids = np.asarray([range(1000, 1000 + int(e.count_tokens([text], role="query")[0]))])
     feeds = {
         tensor.name: {"input_ids": ids, "token_type_ids": ids * 0}.get(tensor.name, ids * 0 + 1).astype(tensor.dtype)
@@ -96,18 +96,18 @@ def beside_the_session(e, text):
 
 
 def neighbors(given):
-    """Measure one process alone and two at once, one thread each, in turn."""
+    """Measure one process alone and two at once, one thread each, alternately."""
     texts = read_texts(given.texts)[:64]
     lost = []
     for _ in range(3):
         (alone,) = together(given, texts, 1)
         both = together(given, texts, 2)
         lost.append(1 - statistics.mean(both) / alone)
-    print(f"{os.cpu_count()} CPUs: beside a neighbor a process loses {statistics.median(lost):.1%} of its rate")
+    print(f"{os.cpu_count()} CPUs: with a second process, each loses {statistics.median(lost):.1%} of its rate")
 
 
 def together(given, texts, count):
-    """Run so many processes at once; give the rounds a second of each."""
+    """Run several processes at once; return the rounds per second of each."""
     processes = [
         subprocess.Popen([sys.executable, "-c", WORK], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         for _ in range(count)
@@ -137,7 +137,7 @@ def timed(work):
 
 
 def resident():
-    """Give the megabytes that this process has in memory; where the system does not say, the most it ever had."""
+    """Return the resident memory of this process in MB; if the system does not report it, its maximum."""
     status = Path("/proc/self/status")
     if status.exists():
         line = next(line for line in status.read_text().splitlines() if line.startswith("VmRSS"))
@@ -148,14 +148,14 @@ def resident():
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
-    parser.add_argument("promise", choices=["mates", "stream", "query", "neighbors"])
+    parser.add_argument("promise", choices=["batches", "stream", "query", "neighbors"])
     parser.add_argument("--precision", default="fp32")
     parser.add_argument("--texts", type=Path)
     parser.add_argument("--limit", type=int, default=2000)
     parser.add_argument("--rows", type=int, default=100_000)
     parser.add_argument("--seconds", type=float, default=20)
     given = parser.parse_args()
-    {"mates": mates, "stream": stream, "query": query, "neighbors": neighbors}[given.promise](given)
+    {"batches": batches, "stream": stream, "query": query, "neighbors": neighbors}[given.promise](given)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A server's answers: a server that is recognized, vectors, or one clear error, whatever it says."""
+"""A server's answers: a recognized server, vectors, or one clear error, for any content."""
 
 import json
 
@@ -44,7 +44,7 @@ def one(data: bytes) -> None:
 
 
 def _through(talk, draw):
-    """Lead a conversation to its end."""
+    """Run a conversation to its end."""
     try:
         next(talk)
         for _ in range(100):

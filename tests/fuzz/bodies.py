@@ -1,4 +1,4 @@
-"""HTTP bodies: vectors or a refusal that is JSON, on every route, and never a server's own failure."""
+"""HTTP bodies: vectors or a JSON error on every route, and never an internal server error."""
 
 import asyncio
 import json
@@ -42,7 +42,7 @@ CLIENT = httpx.AsyncClient(transport=httpx.ASGITransport(APP), base_url="http://
 
 
 def one(data: bytes) -> None:
-    """Send a body that is altered in its values, or the bytes themselves, to a route."""
+    """Send a body with changed values, or the bytes themselves, to a route."""
     draw = Draw(data)
     plain, route = draw.whole(1), draw.of(list(ROUTES))
     body = draw.take(20_000) if plain else json.dumps(altered(draw, ROUTES[route])).encode()

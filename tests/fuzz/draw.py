@@ -1,36 +1,36 @@
-"""Values drawn from bytes, so that a fuzzer that changes bytes changes values; when they are used up, all are zero."""
+"""Values drawn from bytes, so that a fuzzer that changes bytes changes values; after the last byte, all are zero."""
 
 import json
 
 
 class Draw:
-    """Takes values from some bytes, from the first on."""
+    """Draws values from bytes, from the first on."""
 
     def __init__(self, data: bytes) -> None:
         self._data, self._at = data, 0
 
     @property
     def left(self) -> bool:
-        """Say whether any bytes are left."""
+        """Return whether any bytes are left."""
         return self._at < len(self._data)
 
     def whole(self, most: int) -> int:
-        """Take a number from 0 to `most`."""
+        """Draw a number from 0 to `most`."""
         size = max(1, (most.bit_length() + 7) // 8)
         return int.from_bytes(self.take(size), "little") % (most + 1)
 
     def of(self, choices):
-        """Take one of some things."""
+        """Draw one of some items."""
         return choices[self.whole(len(choices) - 1)]
 
     def take(self, size: int) -> bytes:
-        """Take bytes as they stand."""
+        """Draw bytes unchanged."""
         taken = self._data[self._at : self._at + size]
         self._at += size
         return taken
 
     def json(self, depth: int = 3):
-        """Take a value of JSON, odd ones more often than not."""
+        """Draw a JSON value, with a preference for unusual ones."""
         kind = self.whole(9)
         if kind == 0 and depth:
             return [self.json(depth - 1) for _ in range(self.whole(4))]
@@ -41,12 +41,12 @@ class Draw:
         return self.of([None, True, False, 0, 1, -1, 7, 1e400, float("nan"), 1.5, 10**30, "", "a", [], {}, [[]], [{}]])
 
     def text(self) -> str:
-        """Take a short text."""
+        """Draw a short text."""
         return self.take(self.whole(12)).decode("utf-8", "replace")
 
 
 def altered(draw: Draw, value):
-    """Alter a value of JSON in a few places: something else instead, left out, or twice."""
+    """Change a JSON value in a few places: replace, remove or duplicate."""
     value = json.loads(json.dumps(value))
     for _ in range(draw.whole(3)):
         at, spots = value, []

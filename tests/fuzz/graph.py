@@ -1,4 +1,4 @@
-"""ONNX files: hidden states each of which can be cut, or one clear error."""
+"""ONNX files: hidden states at each of which the graph can be cut, or one clear error."""
 
 import tempfile
 from pathlib import Path
@@ -20,7 +20,7 @@ OPS = ["", "Add", "MatMul", "If", "Loop", "Scan", "Constant", "Transpose", "Resh
 
 
 def one(data: bytes) -> None:
-    """Read a graph altered in its fields, or the bytes themselves; list its hidden states, cut at each and fuse attention."""
+    """Read a graph with changed fields, or the bytes themselves; list its hidden states, cut at each and fuse attention."""
     draw = Draw(data)
     PATH.write_bytes(draw.take(20_000) if draw.whole(1) else _altered(draw))
     try:
@@ -47,7 +47,7 @@ def one(data: bytes) -> None:
 
 
 def _altered(draw: Draw) -> bytes:
-    """Alter a few fields of the graph: names, operators, attributes, shapes, types, order."""
+    """Change a few fields of the graph: names, operators, attributes, shapes, types, order."""
     model = ModelProto.FromString(WHOLE)
     graph = model.graph
     names = [i.name for i in graph.initializer] + [o for n in graph.node for o in n.output] + ["input_ids", "", "no such"]

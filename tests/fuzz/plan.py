@@ -1,4 +1,4 @@
-"""`batching.plan`: every text once, the budget kept, one error for what cannot be."""
+"""`batching.plan`: every text once, within the budget, or one error for invalid arguments."""
 
 import struct
 
@@ -10,7 +10,7 @@ SEEDS = [struct.pack("<BHHBH", 3, 512, 64, 0, 9) + bytes(range(0, 200, 3))]
 
 
 def one(data: bytes) -> None:
-    """Plan for lengths, a budget, a share of padding, buckets and an even limit drawn from the bytes."""
+    """Plan for lengths, a budget, a limit of padding, buckets and an even limit drawn from the bytes."""
     draw = Draw(data)
     budget, even, padding = draw.whole(3000), draw.whole(600), draw.whole(100) / 50
     buckets = [draw.whole(600) for _ in range(draw.whole(4))] or None

@@ -1,4 +1,4 @@
-"""Run the fuzzers beside this file: `make fuzz`, or `python tests/fuzz/run.py --seconds 150 graph answers`.
+"""Run the fuzzers in this folder: `make fuzz`, or `python tests/fuzz/run.py --seconds 150 graph answers`.
 
 Each harness is a module with `SEEDS`, inputs to start from, and `one(data)`, which raises where penult does not hold what it
 promises. What was found is kept in .fuzz/ and printed; make it a test beside those of the code it broke. `--replay FILE`
@@ -19,7 +19,7 @@ SLOWEST_SECONDS, MOST_MEGABYTES = 20, 3000
 
 
 def fuzz(name: str, seconds: int) -> None:
-    """Fuzz with one harness in this process, which libFuzzer ends."""
+    """Run one harness in this process; libFuzzer ends it."""
     import atheris
 
     with atheris.instrument_imports(include=["penult"]):
@@ -36,7 +36,7 @@ def fuzz(name: str, seconds: int) -> None:
 
 
 def main() -> None:
-    """Fuzz with each harness in a process of its own; end with 1 if one found something."""
+    """Run each harness in a separate process; exit with 1 if one found an error."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("harnesses", nargs="*", metavar="HARNESS", help=f"of: {', '.join(HARNESSES)} (all)")
     parser.add_argument("--seconds", type=int, default=150, help="of each harness (150)")

@@ -1,4 +1,4 @@
-"""tokenizer.json: a tokenizer whose ids keep the limit, or one error that names the folder."""
+"""tokenizer.json: a tokenizer whose ids respect the limit, or one error that names the folder."""
 
 import json
 import tempfile
@@ -16,7 +16,7 @@ write_json(FOLDER / "tokenizer_config.json", {"pad_token": "[PAD]", "cls_token":
 
 
 def one(data: bytes) -> None:
-    """Tokenize with the tiny model's file altered in its values, or with the bytes themselves."""
+    """Tokenize with changed values in the tiny model's file, or with the bytes themselves."""
     draw = Draw(data)
     content = draw.take(20_000) if draw.whole(1) else json.dumps(altered(draw, WHOLE)).encode()
     (FOLDER / "tokenizer.json").write_bytes(content)

@@ -215,7 +215,7 @@ def test_valid_scales(scale, found):
 
 
 @pytest.mark.parametrize("which", ["Q", "K", "V"])
-@pytest.mark.parametrize("change", ["not of the tokens", "heads that nobody knows", "channels that nobody knows", "doubles"])
+@pytest.mark.parametrize("change", ["not of the tokens", "unknown heads", "unknown channels", "doubles"])
 def test_other_operands_are_not_changed(which, change):
     """Learned queries, keys or values, an unknown number of heads or channels, and other precisions."""
     model = attention()

@@ -438,7 +438,7 @@ def test_weights_in_constant_nodes_and_sparse_weights_are_kept():
 def test_any_opset(opset):
     """The added nodes have the same meaning in every opset, and the opset is not changed."""
     if opset > 23 and RUNTIME < (1, 24):
-        pytest.skip("ONNX Runtime 1.23 knows no opset 24")
+        pytest.skip("ONNX Runtime 1.23 does not support opset 24")
     d = Draft(opset=opset)
     half = d.op("Cast", d.dense(d.embed()), to=TensorProto.FLOAT16)
     short = cut(d.model(d.op("Cast", half, to=TensorProto.FLOAT)), half)

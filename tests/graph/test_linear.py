@@ -49,7 +49,7 @@ def test_similar_patterns_are_not_linear_layers():
     held = helper.make_node("Constant", [], ["h"], value=numpy_helper.from_array(w))
     nodes = [
         held,
-        helper.make_node("MatMul", ["x", "h"], ["a"]),  # the one layer: its matrix stands in a node
+        helper.make_node("MatMul", ["x", "h"], ["a"]),  # the only layer: its matrix is a Constant node
         helper.make_node("FusedMatMul", ["a", "w"], ["b"], domain="com.microsoft", transA=1),
         helper.make_node("Gemm", ["b", "w", "one"], ["c"]),  # a bias that is spread over the channels
         helper.make_node("MatMul", ["c", "w"], ["d"]),

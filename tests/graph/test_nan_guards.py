@@ -126,7 +126,7 @@ def test_similar_patterns_are_not_changed(change):
     elif change == "no sum":
         add.op_type = "Sub"
         add.input[:] = reversed(add.input)
-    elif change == "another guard last":  # and shares that are given out: the last node is no reader of theirs
+    elif change == "another guard last":  # and attention weights that are graph outputs: the last node does not read them
         graph.output.append(helper.make_tensor_value_info(softmax.output[0], TensorProto.FLOAT, None))
         guard.input[2] = add.input[0]
         graph.node.remove(product := graph.node[-2])

@@ -1,4 +1,4 @@
-"""A model small enough to build here, and an embedder whose vectors can be computed in the head."""
+"""A model small enough to build in tests, and an embedder with predictable vectors."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from llama_index.embeddings.penult import PenultEmbedding
 
 
 class Lengths:
-    """Embed a text as (its length, 1 for a query else 0, 1), and remember how it was called."""
+    """Embed a text as (its length, 1 for a query else 0, 1), and record the calls."""
 
     dimension = 3
     fingerprint = "lengths-1"
@@ -30,7 +30,7 @@ def lengths():
 
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory):
-    """Prepared graphs of tests stay out of the user's cache."""
+    """Keep prepared graphs of tests out of the user's cache."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PENULT_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
@@ -38,7 +38,7 @@ def _own_cache(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def _own_settings(monkeypatch):
-    """LlamaIndex's global default model is put back after each test."""
+    """Restore LlamaIndex's global default model after each test."""
     monkeypatch.setattr(Settings, "_embed_model", None)
 
 

@@ -36,27 +36,27 @@ TEXTS = ["a long sentence about the moon and the tides", "cats", "", "the river 
 
 
 def test_class():
-    """LlamaIndex takes for an embedding model what inherits from its base class."""
+    """LlamaIndex accepts subclasses of its base class as embedding models."""
     assert BaseEmbedding.__name__ in [base.__name__ for base in PenultEmbedding.__mro__]
     assert PenultEmbedding.class_name() == "PenultEmbedding"
 
 
 def test_all():
-    """The package offers these names and no others, and has the core's version."""
+    """The package exports these names and no others, and has the core's version."""
     assert sorted(package.__all__) == sorted(EXPECTED_ALL)
     assert all(hasattr(package, name) for name in EXPECTED_ALL)
     assert package.__version__ == penult.__version__
 
 
 def test_namespace_is_shared():
-    """No `__init__.py` of ours closes `llama_index` or `llama_index.embeddings` to other distributions."""
+    """No `__init__.py` closes `llama_index` or `llama_index.embeddings` to other distributions."""
     root = Path(package.__file__).parents[2]
     assert not (root / "__init__.py").exists()
     assert not (root / "embeddings" / "__init__.py").exists()
 
 
 def test_construction_loads_nothing_heavy():
-    """Building a pipeline loads neither a runtime nor a model: they come with the first text."""
+    """Building a pipeline loads neither a runtime nor a model: they are loaded with the first text."""
     code = (
         "import sys; from llama_index.embeddings.penult import PenultEmbedding; PenultEmbedding(model_name='m'); "
         "print(*sorted({'onnx', 'onnxruntime', 'tokenizers', 'transformers', 'torch'} & set(sys.modules)))"
@@ -77,7 +77,7 @@ def test_texts_and_queries_have_their_roles(lengths):
 
 
 async def test_async_calls_have_their_roles(lengths):
-    """The awaited methods give what the plain ones give."""
+    """The async methods return the same as the blocking ones."""
     embedding = PenultEmbedding(embedder=lengths)
     assert await embedding.aget_text_embedding_batch(["one", "three"]) == [[3, 0, 1], [5, 0, 1]]
     assert await embedding.aget_text_embedding("one") == [3, 0, 1]
@@ -85,14 +85,14 @@ async def test_async_calls_have_their_roles(lengths):
 
 
 def test_text_is_passed_on_unaltered(lengths):
-    """No strip, no newline folding, no joining of a prompt here."""
+    """The adapter does not strip, fold newlines or prepend a prompt."""
     texts = ["  two\n\nlines\t", "", "\x00", "e\u0301"]
     PenultEmbedding(embedder=lengths).get_text_embedding_batch(texts)
     assert lengths.calls == [(texts, "document", False)]
 
 
 def test_batches_are_large(lengths):
-    """Texts arrive by the hundred, because penult sorts them by length and forms its own batches."""
+    """Texts arrive in hundreds, because penult sorts them by length and forms its own batches."""
     PenultEmbedding(embedder=lengths).get_text_embedding_batch(["x"] * 1100)
     assert [len(texts) for texts, _, _ in lengths.calls] == [512, 512, 76]
     with pytest.raises(ValidationError, match="2048"):
@@ -100,7 +100,7 @@ def test_batches_are_large(lengths):
 
 
 def test_progress_is_for_texts(lengths):
-    """`show_progress` is about many texts; a query is one."""
+    """`show_progress` applies to many texts, not to a query."""
     embedding = PenultEmbedding(embedder=lengths, show_progress=True)
     embedding.get_text_embedding_batch(["a", "b"])
     embedding.get_query_embedding("a")
@@ -108,21 +108,21 @@ def test_progress_is_for_texts(lengths):
 
 
 def test_values_are_python_floats(embedding):
-    """Stores that write JSON refuse numpy's floats."""
+    """Stores that write JSON reject NumPy's floats."""
     vectors = [*embedding.get_text_embedding_batch(TEXTS), embedding.get_query_embedding("cats")]
     assert {type(value) for vector in vectors for value in vector} == {float}
     json.dumps(vectors)
 
 
 def test_vectors_are_the_cores(embedding, tiny):
-    """The adapter adds and loses nothing: its vectors are bit for bit those of the embedder."""
+    """The vectors equal those of the embedder bit for bit."""
     expected = penult.Embedder.load(tiny, threads=1)
     assert np.array_equal(np.float32(embedding.get_text_embedding_batch(TEXTS)), expected.embed(TEXTS))
     assert np.array_equal(np.float32(embedding.get_query_embedding("cats")), expected.embed(["cats"], role="query")[0])
 
 
 def test_each_text_has_its_own_vector_in_order(embedding):
-    """A text's vector depends neither on its place, nor on its neighbors, nor on the batch size."""
+    """A text's vector does not depend on its position, the other texts or the batch size."""
     alone = np.array([embedding.get_text_embedding(text) for text in TEXTS])
     embedding.embed_batch_size = 3
     for order in (slice(None), slice(None, None, -1)):
@@ -148,7 +148,7 @@ async def test_a_str_for_a_list_is_refused(lengths):
 
 
 def test_errors_of_the_core_pass_through(embedding):
-    """A text that cannot be embedded is named by its row, as without LlamaIndex."""
+    """The error for an invalid text names its row, as without LlamaIndex."""
     with pytest.raises(TextError) as caught:
         embedding.get_text_embedding_batch(["fine", "a lone surrogate: \ud800"])
     assert list(caught.value.rows) == [1]
@@ -159,7 +159,7 @@ def test_errors_of_the_core_pass_through(embedding):
 
 @pytest.mark.parametrize("word", ["model", "model_name"])
 def test_model_and_model_name_mean_the_same(tiny, word):
-    """A path is accepted too, and becomes text, which can be written down."""
+    """A path is accepted too, and is stored as text, which can be serialized."""
     assert PenultEmbedding(**{word: tiny}).model_name == str(tiny)
 
 
@@ -191,7 +191,7 @@ PROMPTS = {"query": "query: ", "document": "the passage: "}
     ],
 )
 def test_prompts_are_put_before_the_texts(tiny, options):
-    """A prompt stands before each text of its role, as it is, by either of its names, also after it was written down."""
+    """A prompt precedes each text of its role, unchanged, by either of its names, also after serialization."""
     plain, prompted = PenultEmbedding(model_name=tiny, threads=1), PenultEmbedding(model_name=tiny, threads=1, **options)
     expected = plain.get_text_embedding_batch([f"the passage: {text}" for text in TEXTS])
     np.testing.assert_allclose(prompted.get_text_embedding_batch(TEXTS), expected, rtol=0, atol=1e-6)
@@ -202,8 +202,8 @@ def test_prompts_are_put_before_the_texts(tiny, options):
         assert again.get_query_embedding("cats") == query
 
 
-def test_a_prompt_that_changes_is_obeyed(embedding):
-    """A prompt set after the first text, also within the dict, is put before the next ones."""
+def test_a_changed_prompt_takes_effect(embedding):
+    """A prompt set after the first text, also inside the dict, is used for the next ones."""
     plain = embedding.get_query_embedding("cats")
     embedding.prompts = {"query": "query: "}
     first = embedding.get_query_embedding("cats")
@@ -211,8 +211,8 @@ def test_a_prompt_that_changes_is_obeyed(embedding):
     assert len({tuple(plain), tuple(first), tuple(embedding.get_query_embedding("cats"))}) == 3
 
 
-def test_a_prompt_given_twice_is_refused():
-    """Two prompts for one role are an error that names both; so is a role that there is not."""
+def test_a_duplicate_prompt_is_an_error():
+    """Two prompts for one role are an error that names both; so is an unknown role."""
     for word, role in (("query_instruction", "query"), ("text_instruction", "document")):
         with pytest.raises(ValidationError, match=rf"prompts\['{role}'\] and {word} are both given and differ"):
             PenultEmbedding(model_name="m", prompts={role: "a"}, **{word: "b"})
@@ -222,13 +222,13 @@ def test_a_prompt_given_twice_is_refused():
 
 @pytest.mark.parametrize("option", [{"prompts": PROMPTS}, {"query_instruction": "q"}, {"text_instruction": ""}], ids=str)
 def test_prompts_do_not_fit_a_loaded_embedder(lengths, option):
-    """An embedder that is loaded has its prompts; others would not be put."""
+    """A loaded embedder has its prompts; others would be ignored."""
     with pytest.raises(ValidationError, match=f"{next(iter(option))} given with a loaded embedder"):
         PenultEmbedding(embedder=lengths, **option)
 
 
 def test_several_poolings(tiny):
-    """Several poolings are concatenated, also after they were written down."""
+    """Several poolings are concatenated, also after serialization."""
     both = PenultEmbedding(model_name=str(tiny), pooling=["mean", "max"], threads=1)
     vector = both.get_query_embedding("cats")
     assert len(vector) == 64
@@ -239,7 +239,7 @@ def test_several_poolings(tiny):
     "texts", [lambda: (text for text in TEXTS), lambda: map(str, TEXTS), lambda: dict.fromkeys(TEXTS), lambda: np.array(TEXTS)]
 )
 async def test_any_iterable_of_texts(embedding, texts):
-    """A generator, a map, the keys of a dict and an array are embedded as a list of their texts is."""
+    """A generator, a map, the keys of a dict and an array are embedded like a list of the same texts."""
     expected = embedding.get_text_embedding_batch(TEXTS)
     assert embedding.get_text_embedding_batch(texts()) == await embedding.aget_text_embedding_batch(texts()) == expected
 
@@ -271,7 +271,7 @@ OPTIONS = {
 
 
 def test_dict_and_json_build_the_same_vectors(tiny):
-    """Every option that decides a vector survives being written down, and does what the core's same option does."""
+    """Every option that affects a vector survives serialization, and has the effect of the core's same option."""
     embedding = PenultEmbedding(model_name=str(tiny), threads=1, **OPTIONS)
     expected = penult.Embedder.load(tiny, threads=1, **OPTIONS).embed(TEXTS)
     for again in (PenultEmbedding.from_dict(embedding.to_dict()), PenultEmbedding.from_json(embedding.to_json())):
@@ -281,7 +281,7 @@ def test_dict_and_json_build_the_same_vectors(tiny):
 
 
 def test_every_option_reaches_load(monkeypatch, lengths):
-    """What the adapter is given is what the core is asked for, `threads` and `precision` too."""
+    """Every option of the adapter is passed to the core, `threads` and `precision` too."""
     options = OPTIONS | {
         "precision": "int8",
         "threads": 3,
@@ -315,16 +315,16 @@ def pipeline_hash(**options):
     ],
     ids=str,
 )
-def test_pipeline_cache_sees_what_decides_a_vector(option):
-    """A pipeline's cache is missed when an option changes that may change vectors."""
+def test_pipeline_cache_depends_on_options_that_affect_vectors(option):
+    """A changed option that may change vectors misses the pipeline's cache."""
     assert pipeline_hash(**option) != pipeline_hash()
 
 
 @pytest.mark.parametrize(
     "option", [{"threads": 1}, {"show_progress": True}, {"embed_batch_size": 8}, {"num_workers": 2}], ids=str
 )
-def test_pipeline_cache_does_not_see_what_does_not(option):
-    """A pipeline's cache is hit when only the way of working changed."""
+def test_pipeline_cache_does_not_depend_on_other_options(option):
+    """A changed option that does not affect vectors hits the pipeline's cache."""
     assert pipeline_hash(**option) == pipeline_hash()
 
 
@@ -338,7 +338,7 @@ def test_the_order_of_options_is_kept():
 
 
 def test_a_ready_embedder_is_known_by_its_fingerprint(lengths):
-    """What is written down names the vectors; reading it back needs an embedder that makes the same."""
+    """The serialized form has the fingerprint; reading it back needs an embedder with the same one."""
     data = PenultEmbedding(embedder=lengths).to_dict()
     assert data["model_name"] == "fingerprint:lengths-1"
     assert PenultEmbedding.from_dict(data, embedder=lengths).get_text_embedding("one") == [3, 0, 1]
@@ -347,8 +347,8 @@ def test_a_ready_embedder_is_known_by_its_fingerprint(lengths):
         PenultEmbedding.from_dict(data, embedder=lengths)
 
 
-def test_cache_namespace_tells_vectors_apart(tiny, lengths):
-    """Equal recipes share a namespace, another pooling has another, and what does not touch vectors does not matter."""
+def test_cache_namespace_distinguishes_vectors(tiny, lengths):
+    """Equal recipes share a namespace, another pooling has another, and options that do not affect vectors do not matter."""
     namespace = PenultEmbedding(model_name=str(tiny)).cache_namespace
     assert namespace == penult.Embedder.load(tiny).fingerprint
     assert PenultEmbedding(model_name=str(tiny), threads=1, embed_batch_size=7).cache_namespace == namespace
@@ -361,7 +361,7 @@ def test_cache_namespace_tells_vectors_apart(tiny, lengths):
 
 @pytest.fixture
 def loads(monkeypatch):
-    """Count how often a model is loaded."""
+    """Count the loads of a model."""
     seen = []
     load = penult.Embedder.load
 
@@ -375,7 +375,7 @@ def loads(monkeypatch):
 
 
 def test_threads_that_race_load_one_model(embedding, loads):
-    """The model loads at the first text, once, however many threads ask for it."""
+    """The model is loaded at the first text, once, by any number of concurrent threads."""
     assert loads == []
     barrier = threading.Barrier(6)
 
@@ -391,8 +391,8 @@ def test_threads_that_race_load_one_model(embedding, loads):
     assert len(loads) == 1
 
 
-def test_a_changed_option_is_obeyed(embedding, loads):
-    """An option set after the first text is not answered with the old model."""
+def test_a_changed_option_takes_effect(embedding, loads):
+    """After a changed option, the old model is not used."""
     mean = embedding.get_query_embedding("the river and the bridge")
     embedding.pooling = "max"
     assert embedding.get_query_embedding("the river and the bridge") != mean
@@ -402,7 +402,7 @@ def test_a_changed_option_is_obeyed(embedding, loads):
 
 
 def test_copies_and_pickles_of_a_loaded_object_work(embedding, caplog):
-    """A pickle holds the options and not the session, loads the model anew, and nothing is logged on the way."""
+    """A pickle contains the options and not the session, loads the model again, and logs nothing."""
     embedding.embed_batch_size = 7
     vector = embedding.get_query_embedding("cats")
     with caplog.at_level(logging.DEBUG):
@@ -416,7 +416,7 @@ def test_copies_and_pickles_of_a_loaded_object_work(embedding, caplog):
 
 
 def test_another_process_gives_the_same_vector(embedding):
-    """A fresh process that unpickles the object loads the model and gives the same vector, without a word."""
+    """A new process that unpickles the object loads the model and returns the same vector, without output."""
     vector = embedding.get_query_embedding("cats")
     code = "import json, pickle, sys; print(json.dumps(pickle.load(sys.stdin.buffer).get_query_embedding('cats')))"
     command = [sys.executable, "-c", code]
@@ -425,8 +425,8 @@ def test_another_process_gives_the_same_vector(embedding):
     assert out.stderr == b""
 
 
-def test_a_ready_embedder_is_not_lost_on_the_way(embedding, tiny, lengths):
-    """A ready embedder travels if it can; if it cannot, pickling says so instead of dropping it."""
+def test_a_ready_embedder_is_pickled_or_rejected(embedding, tiny, lengths):
+    """A ready embedder is pickled if possible; otherwise pickling raises an error instead of dropping it."""
     ready = PenultEmbedding(embedder=penult.Embedder.load(tiny, threads=1))
     vector = pickle.loads(pickle.dumps(ready)).get_query_embedding("cats")
     assert vector == embedding.get_query_embedding("cats")
@@ -443,7 +443,7 @@ def nodes_of(texts):
 
 
 def test_pipeline_sets_the_nodes_vectors(embedding):
-    """As a step of a pipeline it gives each node the vector of its text; the cache serves the second run."""
+    """As a step of a pipeline, it sets the vector of each node; the second run uses the cache."""
     pipeline = IngestionPipeline(transformations=[embedding], cache=IngestionCache())
     expected = embedding.get_text_embedding_batch(TEXTS)
     assert [node.embedding for node in pipeline.run(nodes=nodes_of(TEXTS))] == expected
@@ -454,7 +454,7 @@ def test_pipeline_sets_the_nodes_vectors(embedding):
 
 @pytest.mark.filterwarnings("ignore:Specified num_workers exceed:UserWarning")  # on a machine with one core
 def test_pipeline_with_two_processes(embedding):
-    """Two spawned workers each load the model and give the vectors of one."""
+    """Two spawned workers each load the model and return the vectors of one."""
     expected = dict(zip(TEXTS, embedding.get_text_embedding_batch(TEXTS), strict=True))
     nodes = IngestionPipeline(transformations=[embedding]).run(nodes=nodes_of(TEXTS), num_workers=2)
     assert {node.text: node.embedding for node in nodes} == expected
@@ -463,7 +463,7 @@ def test_pipeline_with_two_processes(embedding):
 @pytest.mark.filterwarnings("ignore:Specified num_workers exceed:UserWarning")
 @pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="this platform has no fork")
 def test_awaited_pipeline_with_two_processes(tiny):
-    """The awaited run forks a process that has a loaded model and threads; its workers embed instead of hanging."""
+    """The async run forks a process with a loaded model and threads; its workers embed without a deadlock."""
     code = """
 import asyncio, sys
 from llama_index.core.ingestion import IngestionPipeline
@@ -483,7 +483,7 @@ sys.exit(0 if asyncio.run(main()) else 3)
 
 
 def test_settings_and_index_find_the_passage(embedding):
-    """Set as LlamaIndex's default, it embeds documents and queries of an index, and the right passage is found."""
+    """As LlamaIndex's default, it embeds documents and queries of an index, and the right passage is found."""
     Settings.embed_model = embedding
     documents = [Document(text=text) for text in TEXTS if text]
     retriever = VectorStoreIndex.from_documents(documents).as_retriever(similarity_top_k=1)
@@ -514,7 +514,7 @@ def test_qdrant_finds_the_passage(embedding):
 
 
 class Blocking:
-    """An embedder that finishes when it is told to, and counts who waits in it."""
+    """An embedder that blocks until it is released, and counts the waiting calls."""
 
     dimension = 1
     fingerprint = "blocking"
@@ -532,7 +532,7 @@ class Blocking:
 
 
 async def test_awaited_calls_keep_few_threads_and_the_loop_free():
-    """Many awaited batches wait in a queue, four at a time in threads; the loop goes on and lets them finish."""
+    """Many async batches wait in a queue, at most four in threads; the event loop keeps running and releases them."""
     embedder = Blocking()
     embedding = PenultEmbedding(embedder=embedder, embed_batch_size=1)
     task = asyncio.create_task(embedding.aget_text_embedding_batch(["a"] * 50))

@@ -31,8 +31,8 @@ def local(folder):
         yield opened
 
 
-async def test_server_gives_what_the_local_model_gives(served, local):
-    """With base_url, texts and queries are the local model's, each with its own prompt, blocking and awaited."""
+async def test_server_vectors_equal_local_vectors(served, local):
+    """With base_url, texts and queries have the local model's vectors, each with its own prompt, blocking and async."""
     remote = PenultEmbedding(base_url=served.url, api_key="s3cret")
     documents, query = local.embed(TEXTS).tolist(), local.embed(TEXTS[:1], "query")[0].tolist()
     assert remote.get_text_embedding_batch(TEXTS) == documents
@@ -43,7 +43,7 @@ async def test_server_gives_what_the_local_model_gives(served, local):
 
 
 def test_the_key_is_read_from_the_environment_and_never_dumped(served, monkeypatch):
-    """PENULT_API_KEY serves as the key; no dump and no representation holds it."""
+    """PENULT_API_KEY is the key; no dump and no representation contains it."""
     monkeypatch.setenv("PENULT_API_KEY", "s3cret")
     remote = PenultEmbedding(base_url=served.url)
     assert len(remote.get_query_embedding("a")) == 32
@@ -51,8 +51,8 @@ def test_the_key_is_read_from_the_environment_and_never_dumped(served, monkeypat
     assert len(pickle.loads(pickle.dumps(remote)).get_query_embedding("a")) == 32
 
 
-def test_a_wrong_key_is_said(served):
-    """Without the key the server's own words reach the caller."""
+def test_a_missing_key_is_reported(served):
+    """Without the key, the error contains the server's message."""
     with pytest.raises(PermissionError, match="api_key="):
         PenultEmbedding(base_url=served.url, api_key="wrong").get_query_embedding("a")
 
@@ -70,14 +70,14 @@ async def test_prompts_go_to_the_server(served, folder):
 
 
 def test_a_server_that_takes_no_prompt(served):
-    """DeepSparse's route has no prompts: they are refused instead of left out."""
+    """DeepSparse's route does not support prompts: they are an error instead of being ignored."""
     remote = PenultEmbedding(base_url=f"{served.url}/predict", api_key="s3cret", prompts={"document": "passage: "})
     with pytest.raises(ValueError, match="DeepSparse does not support prompts in requests"):
         remote.get_text_embedding("a")
 
 
 def test_options_of_loading_belong_to_the_server(lengths):
-    """Options that decide how a model is loaded are refused with base_url; so is a loaded embedder beside it."""
+    """Load options are an error with base_url; so is a loaded embedder."""
     with pytest.raises(ValueError, match="pooling given with a server"):
         PenultEmbedding(base_url="http://x", pooling="cls")
     with pytest.raises(ValueError, match="files_from, model_file, task given with a server"):
@@ -86,8 +86,8 @@ def test_options_of_loading_belong_to_the_server(lengths):
         PenultEmbedding(base_url="http://x", embedder=lengths)
 
 
-def test_the_server_is_a_part_of_what_a_pipeline_hashes(served):
-    """`to_dict` holds the server, so that a pipeline's cache tells two of them apart, and from_dict finds it again."""
+def test_the_server_is_part_of_the_pipeline_hash(served):
+    """`to_dict` contains the server's URL, so that a pipeline's cache distinguishes servers, and from_dict restores it."""
     remote = PenultEmbedding(base_url=served.url, api_key="s3cret")
     assert remote.to_dict()["base_url"] == served.url
     again = PenultEmbedding.from_dict(remote.to_dict(), api_key="s3cret")

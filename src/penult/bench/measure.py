@@ -192,29 +192,30 @@ def measure(
     if not texts:
         raise ValueError("There are no texts to embed. Pass a file with one text per line.")
     overrides = recipe.Overrides(pooling=pooling, max_length=max_length)
-    found = loading.files_of(model, model_file=model_file, files_from=files_from)
-    read = loading.read_files(found, overrides)
-    if max_length is None and (most := recipe.positions(found.home)) is not None:
-        read = replace(read, max_length=min(read.max_length, most))  # the peers do not inspect the graph
-    if read.query is not None:
+    source = loading.files_of(model, model_file=model_file, files_from=files_from)
+    model_recipe = loading.read_files(source, overrides)
+    if max_length is None and (most := recipe.positions(source.home)) is not None:
+        # the peers do not inspect the graph
+        model_recipe = replace(model_recipe, max_length=min(model_recipe.max_length, most))
+    if model_recipe.query is not None:
         raise ValueError(f"{model!r} has one model for queries and one for documents. Pass the folder of one of them.")
-    if read.pooling not in ("mean", "cls"):
+    if model_recipe.pooling not in ("mean", "cls"):
         raise ValueError(
-            f"pooling is {read.pooling!r}; a benchmark supports 'mean' and 'cls'. Pass --pooling mean or --pooling cls."
+            f"pooling is {model_recipe.pooling!r}; a benchmark supports 'mean' and 'cls'. Pass --pooling mean or --pooling cls."
         )
-    ids = tokenizer_of(found, read).tokenize(texts).ids
+    ids = tokenizer_of(source, model_recipe).tokenize(texts).ids
     with tempfile.TemporaryDirectory() as folder:
         int8_graph = Path(folder) / "int8.onnx"
         job: dict[str, object] = {
             "model": model, "model_file": model_file, "files_from": files_from,
-            "graph": str(found.model), "folder": str(found.folder),
-            "tokenizer": str(found.tokenizer), "pooling": read.pooling,
-            "max_length": read.max_length, "threads": threads, "cube": _CUBE, "int8_graph": str(int8_graph),
+            "graph": str(source.model), "folder": str(source.folder),
+            "tokenizer": str(source.tokenizer), "pooling": model_recipe.pooling,
+            "max_length": model_recipe.max_length, "threads": threads, "cube": _CUBE, "int8_graph": str(int8_graph),
         }  # fmt: skip
         from penult.bench.matmul import flops, write_int8_matmul  # noqa: PLC0415 - the import of onnx, here and below
         from penult.graph.describe import describe  # noqa: PLC0415
 
-        graph = prepare.read_graph(found)
+        graph = prepare.read_graph(source)
         described = describe(graph)
         a_token = flops(graph, [len(row) for row in ids], len(described.layers) - 1, described.cut.hidden_size or 0)
         write_int8_matmul(int8_graph, _CUBE)
@@ -244,14 +245,14 @@ def read_texts(path: Path | None) -> list[str]:
     return [line for line in read_lines(path) if line.strip()]
 
 
-def _result(processes: Sequence[_Process], about: Result) -> Result:
+def _result(processes: Sequence[_Process], run: Result) -> Result:
     *systems, fp32, int8 = processes
     ours = systems[0]
     if ours.failure:
         raise ChildProcessError(f"penult did not run: {ours.failure}")
     rates = [0.0 if p.failure else 2 * _CUBE**3 / statistics.median(cost["cpu"] for cost in p.costs) for p in (fp32, int8)]
-    rows = tuple(Row(p.system, failure=p.failure) if p.failure else _row(p, ours, about.tokens) for p in systems)
-    return replace(about, fp32_flops=rates[0], int8_flops=rates[1], rows=rows)
+    rows = tuple(Row(p.system, failure=p.failure) if p.failure else _row(p, ours, run.tokens) for p in systems)
+    return replace(run, fp32_flops=rates[0], int8_flops=rates[1], rows=rows)
 
 
 def _row(process: _Process, ours: _Process, tokens: int) -> Row:

@@ -59,7 +59,7 @@ def padded(job: dict[str, Any], run: Callable[[dict[str, Any]], Any], *, rows: i
 
     def embed(texts: Sequence[str]) -> Any:
         ids = [encoding.ids for encoding in tokenizer.encode_batch(list(texts))]
-        found: list[Any] = [None] * len(ids)
+        vectors: list[Any] = [None] * len(ids)
         for batch in _batches([len(row) for row in ids], rows, tokens):
             longest = max(len(ids[row]) for row in batch)
             padded = np.array([ids[row] + [0] * (longest - len(ids[row])) for row in batch])
@@ -67,8 +67,8 @@ def padded(job: dict[str, Any], run: Callable[[dict[str, Any]], Any], *, rows: i
             states = run({"input_ids": padded, "attention_mask": mask, "token_type_ids": np.zeros_like(padded)})
             pooled = states[:, 0] if job["pooling"] == "cls" else (states * mask[..., None]).sum(1) / mask.sum(1, keepdims=True)
             for row, vector in zip(batch, pooled, strict=True):
-                found[row] = vector / np.linalg.norm(vector)
-        return found
+                vectors[row] = vector / np.linalg.norm(vector)
+        return vectors
 
     return embed
 

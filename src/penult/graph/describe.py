@@ -115,10 +115,10 @@ def _size(graph: onnx.GraphProto) -> Size:
 
 
 def _precision(graph: onnx.GraphProto) -> str:
-    held: Counter[str] = Counter()
+    sizes: Counter[str] = Counter()
     for tensor in _tensors(graph):
-        held[_dtype(tensor.data_type)] += _bytes(tensor)
-    return held.most_common(1)[0][0] if held else "none"
+        sizes[_dtype(tensor.data_type)] += _bytes(tensor)
+    return sizes.most_common(1)[0][0] if sizes else "none"
 
 
 def _bytes(tensor: onnx.TensorProto) -> int:

@@ -1,4 +1,4 @@
-"""What LangChain's standard tests leave out: roles, order, pickling, concurrency, caches, stores."""
+"""Behavior that LangChain's standard tests do not cover: roles, order, pickling, concurrency, caches, stores."""
 
 import asyncio
 import copy
@@ -36,14 +36,14 @@ def test_documents_and_queries_have_their_roles(lengths):
 
 
 async def test_async_calls_have_their_roles(lengths):
-    """The awaited methods give what the plain ones give."""
+    """The async methods return the same as the blocking ones."""
     embeddings = PenultEmbeddings(embedder=lengths)
     assert await embeddings.aembed_documents(["one", "three"]) == [[3, 0, 1], [5, 0, 1]]
     assert await embeddings.aembed_query("one") == [3, 1, 1]
 
 
 def test_text_is_passed_on_unaltered(lengths):
-    """No strip, no newline folding, no joining of a prompt here."""
+    """The adapter does not strip, fold newlines or prepend a prompt."""
     texts = ["  two\n\nlines\t", "", "\x00", "e\u0301"]
     PenultEmbeddings(embedder=lengths).embed_documents(texts)
     assert lengths.calls == [(texts, "document", False)]
@@ -56,7 +56,7 @@ def test_one_call_reaches_the_embedder_with_all_texts(lengths):
 
 
 def test_progress_is_for_documents(lengths):
-    """`show_progress` is about documents; a query is one text."""
+    """`show_progress` applies to documents, not to a query."""
     embeddings = PenultEmbeddings(embedder=lengths, show_progress=True)
     embeddings.embed_documents(["a"])
     embeddings.embed_query("a")
@@ -64,21 +64,21 @@ def test_progress_is_for_documents(lengths):
 
 
 def test_values_are_python_floats(embeddings):
-    """Stores that write JSON refuse numpy's floats."""
+    """Stores that write JSON reject NumPy's floats."""
     vectors = [*embeddings.embed_documents(TEXTS), embeddings.embed_query("cats")]
     assert {type(value) for vector in vectors for value in vector} == {float}
     json.dumps(vectors)
 
 
 def test_vectors_are_the_cores(embeddings, tiny):
-    """The adapter adds and loses nothing: its vectors are bit for bit those of the embedder."""
+    """The vectors equal those of the embedder bit for bit."""
     expected = penult.Embedder.load(tiny, threads=1)
     assert np.array_equal(np.float32(embeddings.embed_documents(TEXTS)), expected.embed(TEXTS))
     assert np.array_equal(np.float32(embeddings.embed_query("cats")), expected.embed(["cats"], role="query")[0])
 
 
 def test_each_text_has_its_own_vector_in_order(embeddings):
-    """A text's vector depends neither on its place nor on its neighbors."""
+    """A text's vector does not depend on its position or the other texts."""
     together = np.array(embeddings.embed_documents(TEXTS))
     alone = np.array([embeddings.embed_documents([text])[0] for text in TEXTS])
     np.testing.assert_allclose(together, alone, rtol=0, atol=1e-6)
@@ -94,19 +94,19 @@ def test_no_documents_give_no_vectors(embeddings):
     "texts", [lambda: (text for text in TEXTS), lambda: map(str, TEXTS), lambda: dict.fromkeys(TEXTS), lambda: np.array(TEXTS)]
 )
 async def test_any_iterable_of_texts(embeddings, texts):
-    """A generator, a map, the keys of a dict and an array are embedded as a list of their texts is."""
+    """A generator, a map, the keys of a dict and an array are embedded like a list of the same texts."""
     expected = embeddings.embed_documents(TEXTS)
     assert embeddings.embed_documents(texts()) == await embeddings.aembed_documents(texts()) == expected
 
 
-def test_a_str_for_a_list_is_refused(embeddings):
-    """A str is a sequence of str; embedding its characters would be the silent answer."""
+def test_a_str_for_a_list_is_an_error(embeddings):
+    """A str is a sequence of str; its characters would be embedded silently."""
     with pytest.raises(TypeError, match="str"):
         embeddings.embed_documents("a text")
 
 
 def test_errors_of_the_core_pass_through(embeddings):
-    """A text that cannot be embedded is named by its row, as without LangChain."""
+    """The error for an invalid text names its row, as without LangChain."""
     with pytest.raises(TextError) as caught:
         embeddings.embed_documents(["fine", "a lone surrogate: \ud800"])
     assert list(caught.value.rows) == [1]
@@ -131,7 +131,7 @@ def test_options_do_what_the_cores_do(tiny):
 
 
 def test_every_option_reaches_load(monkeypatch, lengths):
-    """What the adapter is given is what the core is asked for, `threads` and `precision` too."""
+    """Every option of the adapter is passed to the core, `threads` and `precision` too."""
     options = OPTIONS | {
         "precision": "int8",
         "threads": 3,
@@ -180,7 +180,7 @@ PROMPTS = {"query": "query: ", "document": "the passage: "}
     ],
 )
 def test_prompts_are_put_before_the_texts(tiny, options):
-    """A prompt stands before each text of its role, as it is, by either of its names; the namespace tells it apart."""
+    """A prompt precedes each text of its role, unchanged, by either of its names; it is part of the namespace."""
     plain, prompted = PenultEmbeddings(model=tiny, threads=1), PenultEmbeddings(model=tiny, threads=1, **options)
     expected = plain.embed_documents([f"the passage: {text}" for text in TEXTS])
     np.testing.assert_allclose(prompted.embed_documents(TEXTS), expected, rtol=0, atol=1e-6)
@@ -189,8 +189,8 @@ def test_prompts_are_put_before_the_texts(tiny, options):
     assert PenultEmbeddings(**json.loads(prompted.model_dump_json())).embed_query("cats") == prompted.embed_query("cats")
 
 
-def test_a_prompt_that_changes_is_obeyed(embeddings, tiny):
-    """A prompt set after the first text, also within the dict, is put before the next ones."""
+def test_a_changed_prompt_takes_effect(embeddings, tiny):
+    """A prompt set after the first text, also inside the dict, is used for the next ones."""
     plain = embeddings.embed_query("cats")
     embeddings.prompts = {"query": "query: "}
     first = embeddings.embed_query("cats")
@@ -201,8 +201,8 @@ def test_a_prompt_that_changes_is_obeyed(embeddings, tiny):
     assert embeddings.embed_query("cats") == first
 
 
-def test_a_prompt_given_twice_is_refused():
-    """Two prompts for one role are an error that names both; so is a role that there is not."""
+def test_a_duplicate_prompt_is_an_error():
+    """Two prompts for one role are an error that names both; so is an unknown role."""
     for word, role in (("query_instruction", "query"), ("embed_instruction", "document")):
         with pytest.raises(ValidationError, match=rf"prompts\['{role}'\] and {word} are both given and differ"):
             PenultEmbeddings(model="m", prompts={role: "a"}, **{word: "b"})
@@ -212,7 +212,7 @@ def test_a_prompt_given_twice_is_refused():
 
 @pytest.mark.parametrize("option", [{"prompts": PROMPTS}, {"query_instruction": "q"}, {"embed_instruction": ""}], ids=str)
 def test_prompts_do_not_fit_a_loaded_embedder(lengths, option):
-    """An embedder that is loaded has its prompts; others would not be put."""
+    """A loaded embedder has its prompts; others would be ignored."""
     with pytest.raises(ValidationError, match=f"{next(iter(option))} given with a loaded embedder"):
         PenultEmbeddings(embedder=lengths, **option)
 
@@ -248,7 +248,7 @@ def test_dump_builds_an_equal_object(tiny):
 
 @pytest.fixture
 def loads(monkeypatch):
-    """Count how often a model is loaded."""
+    """Count the loads of a model."""
     seen = []
     load = penult.Embedder.load
 
@@ -262,7 +262,7 @@ def loads(monkeypatch):
 
 
 def test_threads_that_race_load_one_model(embeddings, loads):
-    """The model loads at the first text, once, however many threads ask for it."""
+    """The model is loaded at the first text, once, by any number of concurrent threads."""
     assert loads == []
     barrier = threading.Barrier(6)
 
@@ -278,8 +278,8 @@ def test_threads_that_race_load_one_model(embeddings, loads):
     assert len(loads) == 1
 
 
-def test_a_changed_option_is_obeyed(embeddings, loads):
-    """An option set after the first text, or in a copy, is not answered with the old model; a plain copy shares it."""
+def test_a_changed_option_takes_effect(embeddings, loads):
+    """After a changed option, also in a copy, the old model is not used; a plain copy shares it."""
     mean = embeddings.embed_query("the river and the bridge")
     other = embeddings.model_copy(update={"pooling": "max"})
     assert other.embed_query("the river and the bridge") != mean
@@ -290,7 +290,7 @@ def test_a_changed_option_is_obeyed(embeddings, loads):
 
 
 def test_copies_and_pickles_of_a_loaded_object_work(embeddings):
-    """A pickle holds the options and not the session, and loads the model anew."""
+    """A pickle contains the options and not the session, and loads the model again."""
     vector = embeddings.embed_query("cats")
     data = pickle.dumps(embeddings)
     assert len(data) < 2000
@@ -299,7 +299,7 @@ def test_copies_and_pickles_of_a_loaded_object_work(embeddings):
 
 
 def test_another_process_gives_the_same_vector(embeddings):
-    """A fresh process that unpickles the object loads the model and gives the same vector, without a word."""
+    """A new process that unpickles the object loads the model and returns the same vector, without output."""
     vector = embeddings.embed_query("cats")
     code = "import json, pickle, sys; print(json.dumps(pickle.load(sys.stdin.buffer).embed_query('cats')))"
     command = [sys.executable, "-W", "error", "-c", code]
@@ -330,7 +330,7 @@ sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 
 
 class Blocking:
-    """An embedder that finishes when it is told to, and counts who waits in it."""
+    """An embedder that blocks until it is released, and counts the waiting calls."""
 
     dimension = 1
     fingerprint = "blocking"
@@ -347,8 +347,8 @@ class Blocking:
         return np.ones((len(texts), 1), np.float32)
 
 
-async def test_the_loop_goes_on_while_texts_are_embedded():
-    """Awaiting a vector leaves the event loop free: it is the loop that lets the embedder finish."""
+async def test_the_loop_runs_while_texts_are_embedded():
+    """Awaiting a vector does not block the event loop, which releases the embedder here."""
     embedder = Blocking()
     task = asyncio.create_task(PenultEmbeddings(embedder=embedder).aembed_documents(["a"]))
     while not embedder.inside:
@@ -359,7 +359,7 @@ async def test_the_loop_goes_on_while_texts_are_embedded():
 
 
 async def test_awaited_calls_keep_few_threads():
-    """Many awaited calls wait in a queue, four at a time in threads, and leave the loop's own threads alone."""
+    """Many async calls wait in a queue, at most four in threads, and do not use the loop's own threads."""
     embedder = Blocking()
     embeddings = PenultEmbeddings(embedder=embedder)
     tasks = [asyncio.create_task(embeddings.aembed_query("a")) for _ in range(50)]
@@ -375,8 +375,8 @@ async def test_awaited_calls_keep_few_threads():
 # Caches and stores
 
 
-def test_cache_namespace_tells_vectors_apart(tiny, lengths):
-    """Equal recipes share a namespace, another pooling has another, and what does not touch vectors does not matter."""
+def test_cache_namespace_distinguishes_vectors(tiny, lengths):
+    """Equal recipes share a namespace, another pooling has another, and options that do not affect vectors do not matter."""
     namespace = PenultEmbeddings(model=tiny).cache_namespace
     assert namespace == penult.Embedder.load(tiny).fingerprint
     assert PenultEmbeddings(model=tiny, threads=1, show_progress=True).cache_namespace == namespace

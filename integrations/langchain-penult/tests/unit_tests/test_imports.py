@@ -9,7 +9,7 @@ EXPECTED_ALL = ["PenultEmbeddings", "__version__"]
 
 
 def test_all():
-    """The package offers these names and no others."""
+    """The package exports these names and no others."""
     assert sorted(langchain_penult.__all__) == sorted(EXPECTED_ALL)
     assert all(hasattr(langchain_penult, name) for name in EXPECTED_ALL)
 
@@ -22,7 +22,7 @@ def test_version_is_penults():
 
 
 def test_import_and_construction_load_nothing_heavy():
-    """Building a chain loads neither a runtime nor a tokenizer: they come with the first text."""
+    """Building a chain loads neither a runtime nor a tokenizer: they are loaded with the first text."""
     code = (
         "import sys, langchain_penult as lp; lp.PenultEmbeddings(model='no-such-folder'); "
         "print(*sorted({'onnx', 'onnxruntime', 'tokenizers', 'transformers', 'torch'} & set(sys.modules)))"

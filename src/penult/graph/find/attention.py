@@ -73,9 +73,9 @@ def find_attention(graph: GraphIndex) -> list[Attention]:
     if not any(operator(node) == "Softmax" for node in links.nodes) or not links.well_formed:
         return []  # the runtime reports a broken graph in more detail
     search = _Search(graph)
-    every = [found for i in range(len(links.nodes)) if (found := search.around(i)) is not None]
-    idle = {mask for mask in dict.fromkeys(found.mask for found in every) if search.is_idle(mask)}
-    return [found for found in every if found.mask in idle]
+    every = [attention for i in range(len(links.nodes)) if (attention := search.around(i)) is not None]
+    idle = {mask for mask in dict.fromkeys(attention.mask for attention in every) if search.is_idle(mask)}
+    return [attention for attention in every if attention.mask in idle]
 
 
 class _Search:
@@ -93,7 +93,7 @@ class _Search:
         """Return the attention operation whose Softmax is the node at `softmax`; None if there is none."""
         node = self._nodes[softmax]
         # Before opset 13, Softmax normalizes over all axes from `axis` on; the default is 1.
-        if operator(node) != "Softmax" or _said(node).get("axis", -1 if self._opset >= 13 else 1) not in {-1, 3}:
+        if operator(node) != "Softmax" or _attributes(node).get("axis", -1 if self._opset >= 13 else 1) not in {-1, 3}:
             return None
         mix = self._links.after(softmax)
         if mix is None or operator(self._nodes[mix]) != "MatMul" or self._nodes[mix].input[0] != node.output[0]:
@@ -103,13 +103,16 @@ class _Search:
             return None
         scores, mask = sorted(self._nodes[add].input, key=self._is_active, reverse=True)
         scale, product = self._links.scaled(scores)
-        made = self._links.before(product)
-        said = _said(self._nodes[made]) if made is not None else {}
-        if made is None or kind(self._nodes[made]) != "MatMul" or any(said.get(key) for key in _TURNED):
+        maker = self._links.before(product)
+        attributes = _attributes(self._nodes[maker]) if maker is not None else {}
+        if maker is None or kind(self._nodes[maker]) != "MatMul" or any(attributes.get(key) for key in _TURNED):
             return None
-        scale *= said.get("alpha", 1.0)
-        left, right = self._nodes[made].input
-        (a, query), (b, key) = self._operand(left, _HEADS_INSIDE), self._operand(right, _KEYS_LAST, turned=said.get("transB"))
+        scale *= attributes.get("alpha", 1.0)
+        left, right = self._nodes[maker].input
+        (a, query), (b, key) = (
+            self._operand(left, _HEADS_INSIDE),
+            self._operand(right, _KEYS_LAST, turned=attributes.get("transB")),
+        )
         one, value = self._operand(self._nodes[mix].input[1], _HEADS_INSIDE)
         scale *= a * b
         if query is None or key is None or value is None or one != 1 or not _LEAST < scale < 1 / _LEAST:
@@ -147,18 +150,18 @@ class _Search:
             waiting.extend(readers)
         return True
 
-    def _operand(self, tensor: str, wanted: Axes, *, turned: object = False) -> tuple[float, Operand | None]:
+    def _operand(self, tensor: str, expected: Axes, *, turned: object = False) -> tuple[float, Operand | None]:
         """Return an operand's scale and the tensor with axes (B, T, N, H) behind its scales and transposes."""
         perm: Axes = _SWAPPED if turned else AS_IT_IS
         scale = 1.0
-        while _order(perm, wanted) != AS_IT_IS:
+        while _order(perm, expected) != AS_IT_IS:
             factor, below = self._links.scaled(tensor)
             turn = self._turn(below)
             if turn is None:
                 break
             scale, (tensor, own) = scale * factor, turn
             perm = tuple(own[axis] for axis in perm)
-        order = _order(perm, wanted)
+        order = _order(perm, expected)
         kind, dims = self._known.get(tensor, (0, None))
         if kind != TensorProto.FLOAT or dims is None or len(dims) != 4 or not self._is_active(tensor):
             return 0.0, None
@@ -212,29 +215,31 @@ class _Search:
         part.graph.output.append(helper.make_tensor_value_info(mask, TensorProto.FLOAT, None))
         if any(any(subgraphs(node)) for node in part.graph.node):
             return False  # a loop may not terminate
-        read = {mask, *(name for node in part.graph.node for name in read_by(node))}
-        weights = [tensor for tensor in self._model.graph.initializer if tensor.name in read]
+        used = {mask, *(name for node in part.graph.node for name in read_by(node))}
+        weights = [tensor for tensor in self._model.graph.initializer if tensor.name in used]
         if self._file is not None:
             weights = [with_values(tensor, self._file) if location_of(tensor) == OWN else tensor for tensor in weights]
         # Weights that are not loaded: a mask needs only their shape; a position bias needs their values and must not look zero.
         stubs = [tensor for tensor in weights if tensor.data_location == TensorProto.EXTERNAL]
         part.graph.initializer.extend(tensor for tensor in weights if tensor.data_location != TensorProto.EXTERNAL)
-        there = {tensor.name for tensor in part.graph.initializer} | {name for node in part.graph.node for name in node.output}
-        read = {name for node in part.graph.node for name in read_by(node)} - there
-        wanted = {name: self._known.get(name, (0, None)) for name in read}
-        wanted |= {tensor.name: (tensor.data_type, tuple(tensor.dims)) for tensor in stubs}
+        defined = {tensor.name for tensor in part.graph.initializer} | {
+            name for node in part.graph.node for name in node.output
+        }
+        used = {name for node in part.graph.node for name in read_by(node)} - defined
+        inputs = {name: self._known.get(name, (0, None)) for name in used}
+        inputs |= {tensor.name: (tensor.data_type, tuple(tensor.dims)) for tensor in stubs}
         try:
-            found = ReferenceEvaluator(part).run([mask], {name: _ones(kind) for name, kind in wanted.items()})[0]
+            values = ReferenceEvaluator(part).run([mask], {name: _ones(kind) for name, kind in inputs.items()})[0]
         except Exception:  # noqa: BLE001 - an operator that it lacks, a shape of its own: each with errors of its own
             return False
-        return not np.any(found)
+        return not np.any(values)
 
     def _is_active(self, tensor: str) -> bool:
         """Return whether a tensor carries token data."""
         return bool(self._bits.get(tensor, 0) & ACTIVE)
 
 
-def _said(node: NodeProto) -> dict[str, float]:
+def _attributes(node: NodeProto) -> dict[str, float]:
     """Return a node's scalar attributes; attributes of other types are ignored."""
     numbers = {AttributeProto.INT: "i", AttributeProto.FLOAT: "f"}
     return {a.name: getattr(a, numbers[a.type]) for a in node.attribute if a.type in numbers}
@@ -244,9 +249,9 @@ def _perm(node: NodeProto) -> Axes:
     return tuple(next((a.ints for a in node.attribute if a.name == "perm"), ()))
 
 
-def _order(perm: Axes, wanted: Axes) -> Axes:
+def _order(perm: Axes, target: Axes) -> Axes:
     """Return the order of axes after which the transposition `wanted` equals the transposition `perm`."""
-    return tuple(perm[wanted.index(axis)] for axis in range(len(perm)))
+    return tuple(perm[target.index(axis)] for axis in range(len(perm)))
 
 
 def _ones(kind: Type) -> NDArray[Any]:

@@ -104,8 +104,8 @@ class Flow:
         best = None
         for root in self.sources:
             if all(self.depends(n, root) for n in nodes):
-                found = _meet(self._dominators(root), nodes)
-                best = found if best is None else max(best, found)
+                dominator = _meet(self._dominators(root), nodes)
+                best = dominator if best is None else max(best, dominator)
         return best
 
     def _dominators(self, root: int) -> dict[int, int]:
@@ -159,21 +159,21 @@ def read_by(node: onnx.NodeProto) -> tuple[str, ...]:
         local = {i.name for i in graph.input} | {i.name for i in graph.initializer}
         local.update(i.values.name for i in graph.sparse_initializer)
         local.update(o for inner in graph.node for o in inner.output)
-        wanted = [n for inner in graph.node for n in read_by(inner)] + [o.name for o in graph.output]
-        names.update(dict.fromkeys(n for n in wanted if n not in local))
+        captured = [n for inner in graph.node for n in read_by(inner)] + [o.name for o in graph.output]
+        names.update(dict.fromkeys(n for n in captured if n not in local))
     return tuple(names)
 
 
 def ancestors(nodes: Sequence[onnx.NodeProto], tensors: Iterable[str]) -> list[int]:
     """Return the positions, in order, of the nodes that any of `tensors` depends on."""
     producer = {o: i for i, n in enumerate(nodes) for o in n.output if o}
-    stack, found = list(tensors), set[int]()
+    stack, needed = list(tensors), set[int]()
     while stack:
         node = producer.get(stack.pop())
-        if node is not None and node not in found:
-            found.add(node)
+        if node is not None and node not in needed:
+            needed.add(node)
             stack.extend(read_by(nodes[node]))
-    return sorted(found)
+    return sorted(needed)
 
 
 def trace(graph: onnx.GraphProto) -> Flow:

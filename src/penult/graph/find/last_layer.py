@@ -41,16 +41,16 @@ def _blocks(flow: Flow, stream: Stream, joins: list[int]) -> list[int]:
     *earlier, last = starts = stream.starts
     first = _operators(flow, stream, last)
     like = [(i, after) for i, after in zip(earlier, starts[1:], strict=True) if _operators(flow, stream, i) == first]
-    found = [j for j in joins if j > last]
+    ends = [j for j in joins if j > last]
     if like:
-        return found[: max(sum(i < j <= after for j in joins) for i, after in like)]
+        return ends[: max(sum(i < j <= after for j in joins) for i, after in like)]
     for position in range(last + 1, len(stream.segments)):
         segment = stream.segments[position]
         if segment.residual and not (segment.mixing or segment.local):
-            return [j for j in found if j <= position + 1]
+            return [j for j in ends if j <= position + 1]
         if not (segment.residual or segment.norm or segment.plain or trims(flow, stream.nodes[position + 1])):
-            return [j for j in found if j <= position]
-    return found
+            return [j for j in ends if j <= position]
+    return ends
 
 
 def _halved(flow: Flow, stream: Stream, position: int) -> bool:
@@ -99,7 +99,7 @@ def _scaled(flow: Flow, stream: Stream, position: int) -> int:
 
     Without such a vector, the scale may be a scalar.
     """
-    found, left, scaled = position, ["Mul", "Add"], position
+    end, left, scaled = position, ["Mul", "Add"], position
     for later in range(position + 1, len(stream.nodes)):
         node = stream.nodes[later]
         constants = flow.constants(node)
@@ -108,9 +108,9 @@ def _scaled(flow: Flow, stream: Stream, position: int) -> int:
         vector = any(map(is_vector, constants))
         if vector and flow.op[node] in left:
             left.remove(flow.op[node])
-            found = later
+            end = later
         elif vector or flow.op[node] not in {"Cast", "CastLike", "Identity", "Mul", "Div"}:
             break
         elif flow.op[node] == "Mul" and scaled == position:
             scaled = later
-    return found if found > position else scaled
+    return end if end > position else scaled

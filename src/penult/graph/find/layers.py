@@ -93,8 +93,8 @@ def select(states: Sequence[HiddenState], layer: int | str) -> HiddenState:
 
 def _find(flow: Flow, graph: onnx.GraphProto) -> Stream:
     """Walk back from every output; return the stream with most layers, or that of its encoder if it has one."""
-    made = dict.fromkeys(flow.producer[o.name] for o in graph.output if o.name in flow.producer)
-    sinks = [s for s in made if flow.feeders[s] or s in flow.sources]
+    makers = dict.fromkeys(flow.producer[o.name] for o in graph.output if o.name in flow.producer)
+    sinks = [s for s in makers if flow.feeders[s] or s in flow.sources]
     if not sinks:
         raise NotATransformerError(_no_tokens(graph))
     known: dict[tuple[int, int, int], Segment] = {}
@@ -152,7 +152,7 @@ def _carried(flow: Flow, stream: Stream, position: int) -> int:
 def _axes(flow: Flow, stream: Stream, types: dict[str, Type]) -> list[str]:
     """Return the order of axes at each position of the stream, tracked from the lookup on through Transpose and Reshape."""
     axes = "TBH" if _transposed_ids(flow, stream.nodes[0]) else "BTH"
-    whole, found = axes, []
+    whole, orders = axes, []
     ways = [(stream.nodes[0],), *(s.around or (n,) for s, n in zip(stream.segments, stream.nodes[1:], strict=True))]
     for way in ways:
         for node in way:
@@ -166,8 +166,8 @@ def _axes(flow: Flow, stream: Stream, types: dict[str, Type]) -> list[str]:
                 axes = "NH"
             elif dims is not None and len(dims) == 3:
                 axes = whole
-        found.append(axes)
-    return found
+        orders.append(axes)
+    return orders
 
 
 def _transposed_ids(flow: Flow, lookup: int) -> bool:
@@ -184,8 +184,8 @@ def _transposed_ids(flow: Flow, lookup: int) -> bool:
 def _output(flow: Flow, stream: Stream, graph: onnx.GraphProto) -> str:
     """Return the output of the stream's last node: a graph output if there is one, otherwise the first."""
     outputs = [str(o) for o in flow.nodes[stream.nodes[-1]].output if o]
-    given = {o.name for o in graph.output}
-    return next((o for o in outputs if o in given), outputs[0])
+    graph_outputs = {o.name for o in graph.output}
+    return next((o for o in outputs if o in graph_outputs), outputs[0])
 
 
 def _width(flow: Flow, types: dict[str, Type], node: int, tensor: str, axes: str) -> int | None:

@@ -48,10 +48,10 @@ def find_linears(graph: GraphIndex, before: str) -> list[Linear]:
         before: a tensor; a layer after it (a dense layer on the pooled vector) is left out.
     """
     links, fixed = graph.links, graph.links.constants
-    wanted = set(ancestors(links.nodes, [before]))
-    found = []
+    considered = set(ancestors(links.nodes, [before]))
+    linears = []
     for i, node in enumerate(links.nodes):
-        if i not in wanted or not node.input or node.input[0] in fixed:
+        if i not in considered or not node.input or node.input[0] in fixed:
             continue
         matrix = _matrix(node, fixed)
         if matrix is None or min(matrix[0].shape) < _SMALLEST:
@@ -59,10 +59,10 @@ def find_linears(graph: GraphIndex, before: str) -> list[Linear]:
         weight, bias = matrix
         add = links.after(i) if bias is None else None
         if add is not None and (more := _bias(links.nodes[add], node.output[0], fixed, weight.shape[1])) is not None:
-            found.append(Linear(node.input[0], links.nodes[add].output[0], weight, more, (i, add)))
+            linears.append(Linear(node.input[0], links.nodes[add].output[0], weight, more, (i, add)))
         else:
-            found.append(Linear(node.input[0], node.output[0], weight, bias, (i,)))
-    return found
+            linears.append(Linear(node.input[0], node.output[0], weight, bias, (i,)))
+    return linears
 
 
 def _matrix(node: NodeProto, fixed: Mapping[str, TensorProto]) -> tuple[Floats, Floats | None] | None:
@@ -73,15 +73,15 @@ def _matrix(node: NodeProto, fixed: Mapping[str, TensorProto]) -> tuple[Floats, 
     tensor = fixed.get(node.input[1])
     if tensor is None or len(tensor.dims) != 2 or tensor.data_type != TensorProto.FLOAT:
         return None
-    said = {a.name: helper.get_attribute_value(a) for a in node.attribute}
-    if said.get("transA") or said.get("transBatchA") or said.get("transBatchB"):
+    attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+    if attributes.get("transA") or attributes.get("transBatchA") or attributes.get("transBatchB"):
         return None
     weight = _floats(tensor)
-    weight = np.ascontiguousarray(weight.T if said.get("transB") else weight) * np.float32(said.get("alpha", 1.0))
+    weight = np.ascontiguousarray(weight.T if attributes.get("transB") else weight) * np.float32(attributes.get("alpha", 1.0))
     if node.op_type != "Gemm" or len(node.input) < 3 or not node.input[2]:
         return weight, None
     bias = _channels(fixed.get(node.input[2]), weight.shape[1])
-    return None if bias is None else (weight, bias * np.float32(said.get("beta", 1.0)))
+    return None if bias is None else (weight, bias * np.float32(attributes.get("beta", 1.0)))
 
 
 def _bias(node: NodeProto, product: str, fixed: Mapping[str, TensorProto], width: int) -> Floats | None:

@@ -66,13 +66,13 @@ class Stream:
         In a hybrid model a convolution or a recurrence may replace attention. It does not count if it directly follows
         such a block with no feed-forward block between, or if the graph has no attention.
         """
-        found, mixed = [], False
+        layers, mixed = [], False
         for i, segment in enumerate(self.segments):
             if segment.residual and (segment.mixing or (segment.local and not mixed)):
-                found.append(i)
+                layers.append(i)
             if segment.residual:
                 mixed = segment.mixing or segment.local
-        return found if any(self.segments[i].mixing for i in found) else []
+        return layers if any(self.segments[i].mixing for i in layers) else []
 
     @property
     def layers(self) -> list[int]:
@@ -119,8 +119,8 @@ def feeding(flow: Flow, stream: Stream) -> list[int]:
     meeting = [n for n in outside if _meets(flow, n, flow.feeders[n]) or _fused(flow, n, flow.feeders[n])]
     if not meeting:
         return []
-    read = {f for n in inside if n not in outside for f in flow.feeders[n] if f in outside}
-    return sorted(f for f in read if any(flow.depends(f, m) for m in meeting))
+    read_outside = {f for n in inside if n not in outside for f in flow.feeders[n] if f in outside}
+    return sorted(f for f in read_outside if any(flow.depends(f, m) for m in meeting))
 
 
 def learned(flow: Flow, node: int) -> bool:

@@ -90,16 +90,16 @@ def _branches(graph: GraphProto) -> dict[int, GraphProto]:
     ONNX Runtime rejects such a graph with a clear message.
     """
     inputs = {i.name for i in graph.input}
-    made = inputs | {i.name for i in graph.initializer} | {o for node in graph.node for o in node.output}
-    found = {}
+    defined = inputs | {i.name for i in graph.initializer} | {o for node in graph.node for o in node.output}
+    branches = {}
     for place, node in enumerate(graph.node):
         if _decided(node, inputs):
             branch = min((a.g for a in node.attribute if a.HasField("g")), key=lambda g: len(inputs & _read(g)))
             own = {i.name for i in branch.initializer} | {o for inner in branch.node for o in inner.output if o}
-            if made.isdisjoint(own):
-                made |= own
-                found[place] = branch
-    return found
+            if defined.isdisjoint(own):
+                defined |= own
+                branches[place] = branch
+    return branches
 
 
 def _decided(node: NodeProto, inputs: set[str]) -> bool:

@@ -90,12 +90,12 @@ def choices(inputs: int, outputs: int) -> list[list[Choice]]:
 
     The cheapest come first.
     """
-    found: dict[int, list[Choice]] = {}
+    by_price: dict[int, list[Choice]] = {}
     for smooth, split, center in product(_SMOOTH, _SPLIT, (False, True)):
         if split < inputs // 4 and (smooth is not None or not center):
             price = ((smooth is not None) + center) * inputs + (split > 0) * 3 * outputs + split
-            found.setdefault(price, []).append(Choice(smooth, split, center))
-    return [same for _, same in sorted(found.items())]
+            by_price.setdefault(price, []).append(Choice(smooth, split, center))
+    return [same for _, same in sorted(by_price.items())]
 
 
 def error_of(seen: Seen, weights: Sequence[Floats], choice: Choice) -> float:
@@ -134,16 +134,16 @@ def _errors(seen: Seen, weights: Sequence[Floats], choice: Choice, margins: Sequ
     sample, rounded = seen.sample[:_MEASURED], []
     for weight in weights:
         packed, scales = nearest(weight * (form.kept / form.factor)[:, None])
-        wanted = sample @ weight
+        expected = sample @ weight
         rest = sample[:, form.out] @ weight[form.out]
-        rounded.append((packed.astype(np.float32) * scales, wanted - rest, wanted.var(axis=0).sum()))
-    found = []
+        rounded.append((packed.astype(np.float32) * scales, expected - rest, expected.var(axis=0).sum()))
+    means = []
     for margin in margins:
         x, _, _ = form.rounded(sample, margin)
         # The variance of the difference, because the bias corrects its mean.
-        errors = [(wanted - x @ weight).var(axis=0).sum() / (spread or 1.0) for weight, wanted, spread in rounded]
-        found.append(float(np.mean(errors)))
-    return found
+        errors = [(expected - x @ weight).var(axis=0).sum() / (spread or 1.0) for weight, expected, spread in rounded]
+        means.append(float(np.mean(errors)))
+    return means
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,13 +29,13 @@ def scales_of(model: onnx.ModelProto) -> Scales:
     """
     fixed = {tensor.name for tensor in model.graph.initializer}
     fixed.update(o for node in model.graph.node if node.op_type == "Constant" for o in node.output)
-    found: Scales = "none"
+    kind: Scales = "none"
     for node in model.graph.node:
         if node.op_type in _DYNAMIC or (node.op_type == "QuantizeLinear" and node.input[1] not in fixed):
             return "dynamic"
         if node.op_type in _STATIC or (node.op_type == "QuantizeLinear" and node.input[0] not in fixed):
-            found = "static"
-    return found
+            kind = "static"
+    return kind
 
 
 def weight_limit(run: Callable[[bytes, dict[str, NDArray[Any]]], list[NDArray[Any]]]) -> int:

@@ -41,10 +41,10 @@ class Group:
 
 def grouped(linears: Sequence[Linear]) -> list[Group]:
     """Group linear layers by their input tensor, in order."""
-    found: dict[str, list[Linear]] = {}
+    by_input: dict[str, list[Linear]] = {}
     for linear in linears:
-        found.setdefault(linear.input, []).append(linear)
-    return [Group(name, tuple(layers)) for name, layers in found.items()]
+        by_input.setdefault(linear.input, []).append(linear)
+    return [Group(name, tuple(layers)) for name, layers in by_input.items()]
 
 
 def quantize(index: GraphIndex, treated: Mapping[str, tuple[Group, Treatment]], *, fast_gelu: bool = False) -> onnx.ModelProto:
@@ -75,8 +75,8 @@ def quantize(index: GraphIndex, treated: Mapping[str, tuple[Group, Treatment]], 
         elif i not in gone:
             out.graph.node.append(node)
     allow_microsoft(out)
-    read = {name for node in out.graph.node for name in read_by(node)}
-    out.graph.initializer.extend(tensor for tensor in index.model.graph.initializer if tensor.name in read)
+    used = {name for node in out.graph.node for name in read_by(node)}
+    out.graph.initializer.extend(tensor for tensor in index.model.graph.initializer if tensor.name in used)
     drop_unread(out.graph)
     return out
 

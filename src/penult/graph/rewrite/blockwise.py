@@ -36,16 +36,16 @@ _MULTIPLE = 4  # channels; rows of other lengths multiply more slowly
 
 def fuse_attention(index: GraphIndex) -> None:
     """Fuse each attention of this form into one operator."""
-    found = {attention.last: attention for attention in find_attention(index)} if index.opset >= _OLDEST else {}
-    if not found:
+    attentions = {attention.last: attention for attention in find_attention(index)} if index.opset >= _OLDEST else {}
+    if not attentions:
         return
     graph = index.model.graph
     nodes = list(graph.node)
     del graph.node[:]
     write = _Writer(graph, index.opset)
     for i, node in enumerate(nodes):
-        if i in found:
-            write.attention(found[i], node.output[0])
+        if i in attentions:
+            write.attention(attentions[i], node.output[0])
         else:
             graph.node.append(node)
     drop_unread(graph)
@@ -71,19 +71,19 @@ class _Writer:
         self._masks: dict[str, _Mask] = {}
         self._columns: dict[tuple[object, ...], str] = {}
 
-    def attention(self, what: Attention, output: str) -> None:
+    def attention(self, layer: Attention, output: str) -> None:
         """Append one attention; its result (B, T, N, H) gets the name of the replaced one."""
         prefix = f"{_PREFIX}{output}/"
-        mask = self._masks.get(what.mask) or self._mask(what.mask, level=what.level)
+        mask = self._masks.get(layer.mask) or self._mask(layer.mask, level=layer.level)
         parts = [self._flat(operand, f"{prefix}{name}") for operand, name in
-                 ((what.query, "q"), (what.key, "k"), (what.value, "v"))]  # fmt: skip
-        padded = self._masked(what, parts, self._column(what, parts[1], mask), f"{prefix}masked")
+                 ((layer.query, "q"), (layer.key, "k"), (layer.value, "v"))]  # fmt: skip
+        padded = self._masked(layer, parts, self._column(layer, parts[1], mask), f"{prefix}masked")
         if mask.even:
-            biased = [self._attend(what, [*parts, "", "", what.mask], f"{prefix}biased")]
+            biased = [self._attend(layer, [*parts, "", "", layer.mask], f"{prefix}biased")]
             padded = [_either(mask.even, padded, biased, f"{prefix}padded")]
-        plain = [self._attend(what, parts, f"{prefix}plain")]
+        plain = [self._attend(layer, parts, f"{prefix}plain")]
         self._graph.node.append(_either(mask.some, padded, plain, f"{prefix}merged"))
-        shape = self._build.ints([0, 0, what.value.heads, what.value.width])
+        shape = self._build.ints([0, 0, layer.value.heads, layer.value.width])
         self._build.node("Reshape", [f"{prefix}merged", shape], output=output)
 
     def _mask(self, mask: str, *, level: bool) -> _Mask:
@@ -115,17 +115,17 @@ class _Writer:
             tensor = self._build.node("Transpose", [tensor], {"perm": operand.order}, output=f"{name}/turned")
         return self._build.node("Reshape", [tensor, self._build.ints([0, 0, -1])], output=f"{name}/flat")
 
-    def _attend(self, what: Attention, parts: Sequence[str], output: str) -> NodeProto:
-        said = {"num_heads": what.query.heads, "scale": what.scale}
-        return helper.make_node("MultiHeadAttention", list(parts), [output], domain=MICROSOFT, name=output, **said)
+    def _attend(self, layer: Attention, parts: Sequence[str], output: str) -> NodeProto:
+        attributes = {"num_heads": layer.query.heads, "scale": layer.scale}
+        return helper.make_node("MultiHeadAttention", list(parts), [output], domain=MICROSOFT, name=output, **attributes)
 
-    def _column(self, what: Attention, keys: str, mask: _Mask) -> str:
+    def _column(self, layer: Attention, keys: str, mask: _Mask) -> str:
         """Append the extra channels of the keys (B, T, N, more): the mask, then zeros; empty if the mask is all zero."""
-        heads, more = what.query.heads, _more(what)
-        key = what.mask, heads, more, what.scale
+        heads, more = layer.query.heads, _more(layer)
+        key = layer.mask, heads, more, layer.scale
         if key not in self._columns:
-            prefix = f"{_PREFIX}{what.mask}/{len(self._columns)}"
-            pad, unscale = self._build.ints([0] * 7 + [more - 1]), self._build.float(1 / what.scale)
+            prefix = f"{_PREFIX}{layer.mask}/{len(self._columns)}"
+            pad, unscale = self._build.ints([0] * 7 + [more - 1]), self._build.float(1 / layer.scale)
             start, end, channels = (self._build.ints(numbers) for numbers in ([0], [2], [heads, more]))
             nodes = _steps(prefix, [
                 ("Mul", [mask.low, unscale], "unscaled", {}),
@@ -142,10 +142,10 @@ class _Writer:
             self._graph.node.append(_either(mask.some, nodes, nothing, self._columns[key]))
         return self._columns[key]
 
-    def _masked(self, what: Attention, parts: Sequence[str], column: str, prefix: str) -> list[NodeProto]:
+    def _masked(self, layer: Attention, parts: Sequence[str], column: str, prefix: str) -> list[NodeProto]:
         """Return the nodes of attention with padding: a channel of ones in the queries, the mask in the keys."""
-        split, flat = (self._build.ints(shape) for shape in ([0, 0, what.query.heads, what.query.width], [0, 0, -1]))
-        pad, one = self._build.ints([0] * 7 + [_more(what)]), self._build.float(1.0)
+        split, flat = (self._build.ints(shape) for shape in ([0, 0, layer.query.heads, layer.query.width], [0, 0, -1]))
+        pad, one = self._build.ints([0] * 7 + [_more(layer)]), self._build.float(1.0)
         nodes = _steps(prefix, [
             ("Reshape", [parts[0], split], "q", {}),
             ("Pad", ["q", pad, one], "q+", {}),
@@ -154,20 +154,20 @@ class _Writer:
             ("Concat", ["k", column], "k+", {"axis": 3}),
             ("Reshape", ["k+", flat], "k flat", {}),
         ])  # fmt: skip
-        return [*nodes, self._attend(what, [f"{prefix}/q flat", f"{prefix}/k flat", parts[2]], prefix)]
+        return [*nodes, self._attend(layer, [f"{prefix}/q flat", f"{prefix}/k flat", parts[2]], prefix)]
 
 
-def _more(what: Attention) -> int:
+def _more(layer: Attention) -> int:
     """Return the number of channels to add for the mask."""
-    return _MULTIPLE - what.query.width % _MULTIPLE
+    return _MULTIPLE - layer.query.width % _MULTIPLE
 
 
 def _steps(prefix: str, steps: Sequence[tuple[str, list[str], str, dict[str, object]]]) -> list[NodeProto]:
     """Return nodes made from (operator, inputs, output, attributes); outputs get the prefix."""
     own = {output: f"{prefix}/{output}" for _, _, output, _ in steps}
     return [
-        helper.make_node(op, [own.get(name, name) for name in reads], [own[output]], name=own[output], **said)
-        for op, reads, output, said in steps
+        helper.make_node(op, [own.get(name, name) for name in reads], [own[output]], name=own[output], **attributes)
+        for op, reads, output, attributes in steps
     ]
 
 

@@ -58,18 +58,18 @@ def cut(graph: GraphIndex, tensor: str, *, output_name: str = "token_embeddings"
     graph.changed({**renamed, last: output_name})
 
 
-def _resolve(graph: GraphProto, wanted: str, types: dict[str, Type]) -> str:
+def _resolve(graph: GraphProto, selected: str, types: dict[str, Type]) -> str:
     """Return the name of the tensor that the name of a tensor or a node selects."""
     tensors = [str(i.name) for i in graph.input] + [str(o) for n in graph.node for o in n.output if o]
-    if wanted in set(tensors):
-        return wanted
+    if selected in set(tensors):
+        return selected
     for node in graph.node:
         outputs = [str(o) for o in node.output if o]
-        if outputs and node.name and node.name == wanted:
+        if outputs and node.name and node.name == selected:
             return next((o for o in outputs if types.get(o, (0, None))[0] in FLOATS), outputs[0])
-    near = get_close_matches(wanted, [*tensors, *(n.name for n in graph.node)], n=3, cutoff=0.5)
+    near = get_close_matches(selected, [*tensors, *(n.name for n in graph.node)], n=3, cutoff=0.5)
     hint = f"; similar names: {', '.join(map(repr, dict.fromkeys(near)))}" if near else ""
-    raise ValueError(f"No tensor or node of the graph is named {wanted!r} ({len(tensors)} tensors){hint}.")
+    raise ValueError(f"No tensor or node of the graph is named {selected!r} ({len(tensors)} tensors){hint}.")
 
 
 def _float_tensor(graph: GraphProto, name: str, types: dict[str, Type]) -> tuple[str, list[NodeProto]]:
@@ -106,20 +106,20 @@ def _float_tensor(graph: GraphProto, name: str, types: dict[str, Type]) -> tuple
 def _tail(graph: GraphProto, name: str, types: dict[str, Type], axes: str) -> list[NodeProto]:
     """Return the nodes that convert a tensor to float32 (B, T, H), in order; empty if it has that form already."""
     nodes: list[NodeProto] = []
-    here = name
+    current = name
     if types.get(name, (TensorProto.UNDEFINED, None))[0] != TensorProto.FLOAT:
-        here = _free(graph, f"{name}/float32")
-        nodes.append(helper.make_node("Cast", [name], [here], to=TensorProto.FLOAT))
+        current = _free(graph, f"{name}/float32")
+        nodes.append(helper.make_node("Cast", [name], [current], to=TensorProto.FLOAT))
     if axes == "NH":
         ids = next(n for n, (t, d) in types.items() if d and len(d) == 2 and t in _IDS and n in _inputs(graph))
-        sizes, rest, shape, there = (_free(graph, f"{name}/{part}") for part in ("sizes", "rest", "shape", "rows"))
+        sizes, rest, shape, target = (_free(graph, f"{name}/{part}") for part in ("sizes", "rest", "shape", "rows"))
         nodes.append(helper.make_node("Shape", [ids], [sizes]))
         nodes.append(helper.make_node("Constant", [], [rest], value=helper.make_tensor(rest, TensorProto.INT64, [1], [-1])))
         nodes.append(helper.make_node("Concat", [sizes, rest], [shape], axis=0))
-        nodes.append(helper.make_node("Reshape", [here, shape], [there]))  # (B T, H) -> (B, T, H)
+        nodes.append(helper.make_node("Reshape", [current, shape], [target]))  # (B T, H) -> (B, T, H)
     elif axes != "BTH":
-        there = _free(graph, f"{name}/turned")
-        nodes.append(helper.make_node("Transpose", [here], [there], perm=[axes.index(a) for a in "BTH"]))
+        target = _free(graph, f"{name}/turned")
+        nodes.append(helper.make_node("Transpose", [current], [target], perm=[axes.index(a) for a in "BTH"]))
     elif not nodes and name in _inputs(graph):
         nodes.append(helper.make_node("Identity", [name], [_free(graph, f"{name}/same")]))
     return nodes
@@ -167,14 +167,14 @@ def _keep_read(
     graph.sparse_initializer.extend(weight for weight in inner if isinstance(weight, SparseTensorProto))
     for weight in (*graph.initializer, *(sparse.values for sparse in graph.sparse_initializer)):
         weight.name = renamed.get(weight.name, weight.name)
-    read = {name for node in graph.node for name in read_by(node)}
-    made = {o for n in graph.node for o in n.output}
-    keep(graph.input, read)
-    keep(graph.initializer, read)
+    used = {name for node in graph.node for name in read_by(node)}
+    outputs = {o for n in graph.node for o in n.output}
+    keep(graph.input, used)
+    keep(graph.initializer, used)
     for field, kept in (
-        (graph.sparse_initializer, [sparse for sparse in graph.sparse_initializer if sparse.values.name in read]),
-        (graph.value_info, [value for value in bare.value_info if value.name in read & made]),
-        (graph.quantization_annotation, [note for note in graph.quantization_annotation if note.tensor_name in read & made]),
+        (graph.sparse_initializer, [sparse for sparse in graph.sparse_initializer if sparse.values.name in used]),
+        (graph.value_info, [value for value in bare.value_info if value.name in used & outputs]),
+        (graph.quantization_annotation, [note for note in graph.quantization_annotation if note.tensor_name in used & outputs]),
     ):
         del field[:]
         field.extend(kept)

@@ -42,22 +42,22 @@ def drop_guards(graph: GraphIndex) -> None:
     links = graph.links
     if not links.well_formed:
         return  # the runtime reports a broken graph in more detail
-    found = [guard for i in range(len(links.nodes)) if (guard := _guard(links, i)) is not None]
-    if not found:
+    guards = [guard for i in range(len(links.nodes)) if (guard := _guard(links, i)) is not None]
+    if not guards:
         return
     nodes = links.nodes
     first: dict[str, int] = {}  # mask -> first node that reads it
-    for guard in found:
+    for guard in guards:
         first[guard.mask] = min(guard.add, first.get(guard.mask, guard.add))
         nodes[guard.add].input[:] = [_finite(name) if name == guard.mask else name for name in nodes[guard.add].input]
         nodes[guard.softmax].output[0] = nodes[guard.where].output[0]
-    dropped = {i for guard in found for i in (guard.asks, guard.where)}
-    made: list[NodeProto] = []
+    dropped = {i for guard in guards for i in (guard.asks, guard.where)}
+    rewritten: list[NodeProto] = []
     for i, node in enumerate(nodes):
-        made.extend(helper.make_node("Max", [mask, _FLOOR], [_finite(mask)]) for mask, at in first.items() if at == i)
+        rewritten.extend(helper.make_node("Max", [mask, _FLOOR], [_finite(mask)]) for mask, at in first.items() if at == i)
         if i not in dropped:
-            made.append(node)
-    replace_nodes(graph.model.graph, made)
+            rewritten.append(node)
+    replace_nodes(graph.model.graph, rewritten)
     graph.model.graph.initializer.append(numpy_helper.from_array(np.array(FLOOR, np.float32), _FLOOR))
     drop_unread(graph.model.graph)
     graph.changed()
@@ -87,5 +87,5 @@ def _guard(links: Links, softmax: int) -> _Guard | None:
 
 def _is_product(links: Links, scores: str) -> bool:
     """Return whether scores are a matrix product, possibly scaled: a sum may have been masked already."""
-    made = links.before(links.scaled(scores)[1])
-    return made is not None and kind(links.nodes[made]) == "MatMul"
+    maker = links.before(links.scaled(scores)[1])
+    return maker is not None and kind(links.nodes[maker]) == "MatMul"

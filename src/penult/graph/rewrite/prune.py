@@ -11,10 +11,10 @@ def drop_unread(graph: GraphProto) -> None:
     """Remove nodes, initializers and value infos that no output depends on; keep inputs and outputs."""
     outputs = [output.name for output in graph.output]
     kept = [graph.node[i] for i in ancestors(graph.node, outputs)]
-    read = {*outputs, *(name for node in kept for name in read_by(node))}
+    used = {*outputs, *(name for node in kept for name in read_by(node))}
     written = {name for node in kept for name in node.output}
     replace_nodes(graph, kept)
-    keep(graph.initializer, read)
+    keep(graph.initializer, used)
     keep(graph.value_info, written)
 
 

@@ -28,12 +28,12 @@ def unfuse(graph: GraphIndex, only: frozenset[str] | None = None) -> None:
         graph: index of the model.
         only: the operators to decompose. None: all three. Unsupported forms of an operator are kept.
     """
-    wanted = _PLAIN.keys() if only is None else only
+    kinds = _PLAIN.keys() if only is None else only
     nodes: list[NodeProto] = []
     for i, node in enumerate(graph.links.nodes):
-        make = _PLAIN.get(node.op_type) if node.op_type in wanted and node.domain == MICROSOFT else None
-        made = make(node, f"{_PREFIX}{i}/", graph) if make else None
-        nodes.extend([node] if made is None else made)
+        make = _PLAIN.get(node.op_type) if node.op_type in kinds and node.domain == MICROSOFT else None
+        replacement = make(node, f"{_PREFIX}{i}/", graph) if make else None
+        nodes.extend([node] if replacement is None else replacement)
     if len(nodes) > len(graph.links.nodes):  # each is decomposed into several
         replace_nodes(graph.model.graph, nodes)
         graph.changed()
@@ -47,12 +47,12 @@ def _skip_norm(node: NodeProto, prefix: str, _: GraphIndex) -> list[NodeProto] |
         return None
     total = outputs[3] or f"{prefix}sum"
     first = f"{prefix}biased" if inputs[4] else total
-    made = [helper.make_node("Add", inputs[:2], [first])]
+    nodes = [helper.make_node("Add", inputs[:2], [first])]
     if inputs[4]:
-        made.append(helper.make_node("Add", [first, inputs[4]], [total]))
+        nodes.append(helper.make_node("Add", [first, inputs[4]], [total]))
     epsilon = next((a.f for a in node.attribute if a.name == "epsilon"), 1e-12)
     norm = [total, *inputs[2:4]] if inputs[3] else [total, inputs[2]]
-    return [*made, helper.make_node("LayerNormalization", norm, [outputs[0]], axis=-1, epsilon=epsilon)]
+    return [*nodes, helper.make_node("LayerNormalization", norm, [outputs[0]], axis=-1, epsilon=epsilon)]
 
 
 def _bias_gelu(node: NodeProto, prefix: str, _: GraphIndex) -> list[NodeProto]:
@@ -65,23 +65,23 @@ def _bias_gelu(node: NodeProto, prefix: str, _: GraphIndex) -> list[NodeProto]:
 def _attention(node: NodeProto, prefix: str, graph: GraphIndex) -> list[NodeProto] | None:
     """Decompose Attention; its inputs: x, W (K, 3 H), b (3 H,), mask, past, score bias, past length."""
     inputs = [*node.input, *[""] * 7][:7]
-    said = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+    attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
     known = {"num_heads", "scale", "mask_filter_value", "unidirectional", "qkv_hidden_sizes"}
     weight = graph.links.constants.get(inputs[1])
-    if inputs[4] or inputs[6] or set(said) - known or weight is None or len([o for o in node.output if o]) > 1:
+    if inputs[4] or inputs[6] or set(attributes) - known or weight is None or len([o for o in node.output if o]) > 1:
         return None
-    sizes = said.pop("qkv_hidden_sizes", None) or [weight.dims[1] // 3] * 3
+    sizes = attributes.pop("qkv_hidden_sizes", None) or [weight.dims[1] // 3] * 3
     split = f"{prefix}sizes"
-    made = [helper.make_node("MatMul", inputs[:2], [f"{prefix}product"])]
+    nodes = [helper.make_node("MatMul", inputs[:2], [f"{prefix}product"])]
     if inputs[2]:
-        made.append(helper.make_node("Add", [f"{prefix}product", inputs[2]], [f"{prefix}sum"]))
+        nodes.append(helper.make_node("Add", [f"{prefix}product", inputs[2]], [f"{prefix}sum"]))
     parts = [f"{prefix}{name}" for name in "qkv"]
-    made.append(_split(made[-1].output[0], parts, split, sizes, graph))
+    nodes.append(_split(nodes[-1].output[0], parts, split, sizes, graph))
     reads = [*parts, "", inputs[3], inputs[5]]
     while not reads[-1]:
         reads.pop()
-    made.append(helper.make_node("MultiHeadAttention", reads, list(node.output), domain=MICROSOFT, **said))
-    return made
+    nodes.append(helper.make_node("MultiHeadAttention", reads, list(node.output), domain=MICROSOFT, **attributes))
+    return nodes
 
 
 def _split(x: str, parts: Sequence[str], name: str, sizes: Sequence[int], graph: GraphIndex) -> NodeProto:

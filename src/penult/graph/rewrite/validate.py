@@ -118,9 +118,9 @@ def _key(node: NodeProto) -> _Key:
 
 
 def _check_order(graph: GraphProto, path: Path) -> None:
-    made = Counter({value.name for value in (*graph.input, *graph.initializer)})
-    made.update(output for node in graph.node for output in node.output if output)
-    if twice := [name for name, count in made.items() if count > 1]:
+    counts = Counter({value.name for value in (*graph.input, *graph.initializer)})
+    counts.update(output for node in graph.node for output in node.output if output)
+    if twice := [name for name, count in counts.items() if count > 1]:
         raise ValueError(f"{path} has several nodes that output the tensor {twice[0]!r}. Download it again.")
     made_by = {output: i for i, node in enumerate(graph.node) for output in node.output if output}
     needs = {i: {made_by[name] for name in read_by(node) if name in made_by} for i, node in enumerate(graph.node)}
