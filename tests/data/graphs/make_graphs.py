@@ -63,7 +63,7 @@ class Model(torch.nn.Module):
         self.options = {"use_cache": False} if cached else {}
 
     def forward(self, *values):
-        """Give what the head gives."""
+        """Return the output of the head."""
         inputs = dict(zip(self.names, values, strict=True))
         out = self.inner(**inputs, **self.options, output_hidden_states=self.head == "mix", return_dict=True)
         if self.head == "mix":
