@@ -26,7 +26,7 @@ class Size:
 
 
 def bert_weights(size: Size = Size(), seed: int = 0) -> dict[str, np.ndarray]:
-    """Draw the weights of a BERT; matrices stand as (in, out), under `NAME.weight_T`."""
+    """Draw the weights of a BERT; matrices have the shape (in, out), under `NAME.weight_T`."""
     rng = np.random.default_rng(seed)
 
     def matrix(rows, columns):

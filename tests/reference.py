@@ -1,6 +1,6 @@
 """The oracle: BERT and the reducers in NumPy, float64, one text at a time, so that nothing is padded and nothing shared.
 
-It knows no penult code. Weights come from a graph's initializers, under the names that `models.bert_weights` also uses.
+It does not use penult. Weights come from a graph's initializers, under the names that `models.bert_weights` also uses.
 """
 
 import re
@@ -41,7 +41,7 @@ def read_weights(model: Path) -> dict[str, np.ndarray]:
 
 
 def read_ids(folder: Path, text: str, max_length: int) -> list[int]:
-    """Tokenise one text with the folder's tokenizer.json, nothing padded."""
+    """Tokenize one text with the folder's tokenizer.json, nothing padded."""
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     tokenizer.no_padding()
     tokenizer.enable_truncation(max_length)

@@ -136,8 +136,8 @@ def test_the_variable_expands_a_tilde(home, monkeypatch):
     """PENULT_CACHE expands ~ as a shell does; an unknown user is an error."""
     monkeypatch.setenv("PENULT_CACHE", "~/models")
     assert caching.cache_folder() == home / "models"
-    monkeypatch.setenv("PENULT_CACHE", "~nobody-of-this-name/models")
-    with pytest.raises(OSError, match=r"^PENULT_CACHE is '~nobody-of-this-name/models', .* Set it to an absolute path"):
+    monkeypatch.setenv("PENULT_CACHE", "~no-user-of-this-name/models")
+    with pytest.raises(OSError, match=r"^PENULT_CACHE is '~no-user-of-this-name/models', .* Set it to an absolute path"):
         caching.cache_folder()
 
 

@@ -26,7 +26,7 @@ def oracle(folder, text, pooling="mean", max_length=64, layer=-1, heads=4):
 
 
 def test_vectors_equal_the_numpy_oracle(tiny, embedder):
-    """Each vector is the normalised mean of the last hidden state, to 1e-5."""
+    """Each vector is the normalized mean of the last hidden state, to 1e-5."""
     expected = np.stack([reference.normalize(oracle(tiny, text)) for text in TEXTS])
     assert np.abs(embedder.embed(TEXTS) - expected).max() <= 1e-5
 

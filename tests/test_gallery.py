@@ -1,7 +1,7 @@
 """Replicas of popular models give the vectors of sentence-transformers, or an error that names the reason.
 
-`data/gallery` has 30 of them with their vectors (its README says how they were made); where the whole gallery, or other cases
-of public bug reports, lie beside the repository, they are tried too.
+`data/gallery` has 30 of them with their vectors (its README says how they were made); if the whole gallery, or other cases
+of public bug reports, are in a folder next to the repository, they are tested too.
 """
 
 import importlib.util

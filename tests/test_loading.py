@@ -361,7 +361,7 @@ def test_the_table_of_positions_caps_what_files_state(folder, config, length):
         assert e.count_tokens(["cat " * 600]).tolist() == [20 if "query_length" in config else 128]
 
 
-def test_the_positions_of_a_configuration_are_no_limit(tmp_path):
+def test_the_positions_of_a_configuration_do_not_limit_the_length(tmp_path):
     """config.json's positions only limit the tokenizer's length: with a larger table, a stated length is used."""
     folder = tiny_model(tmp_path, max_length=100)
     change(folder / "config.json", max_position_embeddings=40)

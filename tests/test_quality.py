@@ -116,10 +116,10 @@ def test_lines(tmp_path):
     assert read_data(tmp_path / "a.txt", 2).texts == ("x", "y")
     assert read_data(None, 5).texts == calibration_texts()[:5]
     (tmp_path / "a.jsonl").write_text('{"text": "x"}\n{"words": "y"}\n')
-    with pytest.raises(ValueError, match=r"a\.jsonl has lines without `text`"):
+    with pytest.raises(ValueError, match=r"a\.jsonl line 2 has no `text`"):
         read_data(tmp_path / "a.jsonl")
     (tmp_path / "a.jsonl").write_text("x\n")
-    with pytest.raises(ValueError, match=r"a\.jsonl is not lines of JSON"):
+    with pytest.raises(ValueError, match=r"a\.jsonl is not valid JSON Lines"):
         read_data(tmp_path / "a.jsonl")
     (tmp_path / "a.txt").write_text("")
     with pytest.raises(ValueError, match=r"a\.txt has no texts"):

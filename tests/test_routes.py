@@ -370,7 +370,7 @@ def test_cutting_one_route(folder, routes, tmp_path, capsys, role):
     out = tmp_path / "cut.onnx"
     result = command(capsys, "cut", folder, out, "--role", role)
     assert result.status == 0, result.err
-    assert f"has a model for queries and one for documents; this is the {role}'s" in result.err
+    assert f"has separate models for queries and documents; writing the {role} model (--role)" in result.err
     session = ort.InferenceSession(out.read_bytes(), providers=["CPUExecutionProvider"])
     ids = np.array([reference.read_ids(home(folder, role), PROMPTS[role] + "dog", 12)])
     feed = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}

@@ -203,7 +203,7 @@ def test_no_file_runs_what_it_reads(path):
             assert not {n.partition(".")[0] for n in names} & {"cPickle", "dill", "joblib", "marshal", "shelve"}
         if isinstance(node, ast.Call):
             called = ast.unparse(node.func)
-            assert "pickle" not in called or called == "pickle.dumps"  # writing is no harm
+            assert "pickle" not in called or called == "pickle.dumps"  # writing is safe
             assert called not in {"eval", "exec", "compile", "__import__", "os.system", "os.popen"}
             if called == "torch.load":  # torch's reader of weights alone, which runs nothing
                 assert [ast.unparse(k.value) for k in node.keywords if k.arg == "weights_only"] == ["True"]

@@ -58,7 +58,7 @@ def test_the_newer_name_takes_precedence(tmp_path):
 
 
 @pytest.mark.parametrize("value", [0, -1, None, 1e30, float("inf"), float("nan"), 2_000_000])
-def test_lengths_that_are_no_limit(tmp_path, value):
+def test_lengths_without_a_limit(tmp_path, value):
     """Values that mean "no limit" are not lengths."""
     assert stated(tmp_path, max_seq_length=value).max_seq_length is None
 

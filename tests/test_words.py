@@ -98,6 +98,8 @@ def matches(text: str, *, code: bool) -> Iterator[tuple[int, str, str]]:
             start = match.start()
             if start and lower[start - 1].isalpha() and not phrase.startswith('"'):
                 continue
+            if re.match(r"[\w-]*\.[a-z]+\b", lower[match.end() :]):  # the name of a file
+                continue
             if BEFORE.sub("", lower[max(0, start - 80) : start]).endswith("there"):
                 continue
             spans = list(prose_spans(text)) if spans is None else spans
@@ -158,6 +160,7 @@ def test_a_phrase_is_found_across_lines_and_in_names(text, line):
         '"""Return whether there is no model, where there\n    are no files."""',
         "x = 'it is no longer needed and takes no more'",
         "user = 'nobody'",
+        "log = 'behaviour_log.json'",
     ],
 )
 def test_names_in_code_and_plain_english_are_fine(text):

@@ -67,7 +67,7 @@ def test_no_line_is_lost(tmp_path_factory, lines):
     before = 1
     for item in read_csv(path, "here"):
         held = lines[before - 1 : item.line - 1]
-        while held and not held[0]:  # a blank line is no row
+        while held and not held[0]:  # a blank line is not a row
             del held[0]
         before = item.line
         if len(held) > 1:

@@ -202,7 +202,7 @@ def test_elements_that_are_not_rows(tmp_path):
     "content", ['[{"a": 1}', '[{"a": 1}, {"a": 2', '[{"a": 1}] x', '{"a": 1} x', '{"a": {', "text", '[{"a": "x}]']
 )
 def test_truncated_json(tmp_path, content):
-    """Rows would be missing, so the whole file is an error."""
+    """Rows would be missing, so all of the file is an error."""
     path = tmp_path / "in.json"
     path.write_text(content)
     with pytest.raises(OSError, match="JSON"):

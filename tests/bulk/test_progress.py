@@ -49,7 +49,7 @@ def test_the_bar(monkeypatch):
     assert "truncated=3, rejected=3" in output
     assert "penult: a worker was replaced\n" in output
     assert shown.totals == Totals(rows=12, rejected=3, cut=3, tokens=90)
-    shown.close()  # once more is no harm
+    shown.close()  # a second call has no effect
     assert terminal.getvalue() == output
 
 

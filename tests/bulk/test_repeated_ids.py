@@ -51,7 +51,7 @@ def test_runs_of_any_length(run, seed):
 
 
 def test_equal_hashes_of_other_ids():
-    """Different ids with equal hashes are told apart by their values."""
+    """Different ids with equal hashes are distinguished by their values."""
     assert hash(SAME_HASH) == hash(0)
     assert find_repeated(batches([0, 1, SAME_HASH, 2])) is None
     found = find_repeated(batches([0, 1, SAME_HASH, 2, SAME_HASH]))

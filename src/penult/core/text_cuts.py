@@ -52,7 +52,7 @@ _ALTERNATIVES = frozenset((
     "[^\\r\\n\\p{L}\\p{N}]?[\\p{Lu}\\p{Lt}\\p{Lm}\\p{Lo}\\p{M}]+[\\p{Ll}\\p{Lm}\\p{Lo}\\p{M}]*",
     "<\\|startoftext\\|>", "<\\|endoftext\\|>",
 ))  # fmt: skip
-# Those of them that match any letter. A pattern without one does not split letters from what follows.
+# Those of them that match any letter. A pattern without one does not split letters from the next character.
 _ANY_LETTER = frozenset((" ?\\p{L}+", "\\p{L}+", "[\\p{L}]+", "[^\\r\\n\\p{L}\\p{N}]?\\p{L}+"))
 _CASES = ("\\p{M}]+[\\p{Ll}", "\\p{M}]*[\\p{Ll}")  # o200k has separate alternatives for uppercase words and for all others
 
