@@ -147,7 +147,7 @@ def test_two_jobs_with_one_output(undisturbed, tmp_path, tiny):
 @pytest.mark.parametrize("later", [0, 0.15, 0.4])
 def test_interrupted_while_workers_start(tmp_path, tiny, later):
     """Ctrl-C goes to the whole process group; a worker that is importing prints no traceback, and no process is left."""
-    source = corpus(tmp_path / "in.jsonl", 20)
+    source = corpus(tmp_path / "in.jsonl", 20_000)  # more than are done before the signal
     arguments = ("embed", source, tmp_path / "out.parquet", "--model", tiny, "--workers", 2)
     job = started(*arguments, start_new_session=True)
     first = job.stderr.readline()
