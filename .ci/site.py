@@ -147,7 +147,7 @@ def _output(output: Mapping[str, Any], stem: str, heading: str, folder: Path) ->
 
 
 def _fence(text: str, language: str) -> str:
-    fence = "`" * max(3, *(len(run) + 1 for run in re.findall("`+", text)), 3)
+    fence = "`" * max([3, *(len(run) + 1 for run in re.findall("`+", text))])
     return f"{fence}{language}\n{text}\n{fence}"
 
 

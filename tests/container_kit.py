@@ -6,18 +6,16 @@ no way to more rights. It is PID 1, so that its handling of signals is the same 
     python container_kit.py ROOT UID GID COMMAND...    (inside `unshare --mount --net --pid --fork`)
 """
 
-import fcntl
 import json
 import os
 import shutil
-import socket
-import struct
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-SIOCGIFFLAGS, SIOCSIFFLAGS, IFF_UP = 0x8913, 0x8914, 1
+from network_kit import raise_loopback
+
 SUITE, MIRROR = "trixie", "http://deb.debian.org/debian"  # the Debian that python:3.12-slim is made of
 TOOLS = ("buildah", "debootstrap", "unshare", "nsenter", "setpriv", "chroot")
 
@@ -157,20 +155,13 @@ def megabytes(folder: Path) -> int:
     return int(done.stdout.split()[0])
 
 
-def _raise_loopback() -> None:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
-        request = struct.pack("16sh14x", b"lo", 0)
-        (flags,) = struct.unpack_from("h", fcntl.ioctl(control, SIOCGIFFLAGS, request), 16)
-        fcntl.ioctl(control, SIOCSIFFLAGS, struct.pack("16sh14x", b"lo", flags | IFF_UP))
-
-
 def _mount(*arguments: str) -> None:
     subprocess.run(["mount", *arguments], check=True)
 
 
 def _enter(root: str, user: str, group: str, command: list[str]) -> None:
     """Mount what a container has, and become its process."""
-    _raise_loopback()
+    raise_loopback()
     _mount("--make-rprivate", "/")
     _mount("--bind", root, root)
     _mount("-o", "remount,bind,ro", root)

@@ -15,11 +15,6 @@ DOCKERFILE = (ROOT / "Dockerfile").read_text(encoding="utf-8")
 NGINX = (DEPLOY / "nginx.conf").read_text(encoding="utf-8")
 
 
-def page(name: str) -> str:
-    """Return the text of a documentation page."""
-    return (ROOT / "docs" / name).read_text(encoding="utf-8")
-
-
 PORT = ServerConfig(endpoints=(EndpointConfig(model="m"),)).port
 HEALTH_TEST = json.loads(re.search(r"HEALTHCHECK .*?CMD (\[.*?\])\n", DOCKERFILE, re.DOTALL)[1])
 

@@ -41,7 +41,8 @@ def observed(command: list[str], home: Path, seconds: float = 0.0, **env: str) -
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def _raise_loopback() -> None:
+def raise_loopback() -> None:
+    """Bring up the loopback interface of a new network namespace."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
         request = struct.pack("16sh14x", b"lo", 0)
         (flags,) = struct.unpack_from("h", fcntl.ioctl(control, SIOCGIFFLAGS, request), 16)
@@ -72,7 +73,7 @@ def _without_route() -> int:
 
 def main() -> None:
     seconds, home, *command = sys.argv[1:]
-    _raise_loopback()
+    raise_loopback()
     with tempfile.NamedTemporaryFile("w") as file, tempfile.TemporaryFile("w+") as output:
         file.write("nameserver 127.0.0.1\noptions timeout:1 attempts:1\n")
         file.flush()

@@ -3,12 +3,14 @@
 import asyncio
 import os
 import re
+import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import httpx
 import pytest
@@ -20,6 +22,20 @@ from penult.deepsparse.config_file import DeepSparseEndpoint, DeepSparseServer
 from penult.server import EndpointConfig, ServerConfig
 from penult.server.app import create_app
 from penult.server.connection import Connection
+
+
+def free_port() -> int:
+    """Return a port that no process listens on."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def curl(command: str, home: Path) -> subprocess.CompletedProcess[str]:
+    """Run a shell command with curl, which fails for a status of 400 and above; `home` gets its settings."""
+    (home / ".curlrc").write_text("fail\nsilent\nshow-error\n")
+    environment = {"HOME": str(home), "PATH": "/usr/bin:/bin"}
+    return subprocess.run(["bash", "-c", command], capture_output=True, text=True, env=environment, timeout=30)
 
 
 class Running:

@@ -1,12 +1,11 @@
 """The virtual environments of the Makefile: an unusable one is created again, and nothing is installed twice."""
 
-import importlib.util
 import subprocess
 import sys
 import zipfile
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, load_script
 
 SCRIPT = ROOT / ".ci" / "environment.py"
 
@@ -26,10 +25,7 @@ def wheel(tmp_path_factory):
 @pytest.fixture
 def script():
     """The script as a module."""
-    spec = importlib.util.spec_from_file_location("environment", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script(SCRIPT)
 
 
 def make(folder, *files, install):

@@ -17,22 +17,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from bench import speed_chart
+from pages_kit import DOCS, HUB_ID, blocks
 
 ROOT = Path(__file__).parents[1]
 INTEGRATIONS = ROOT / "integrations"
 README = ROOT / "README.md"
 ADAPTERS = sorted(INTEGRATIONS.glob("*/README.md"))
-PAGES = [README, *ADAPTERS, *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [README, *ADAPTERS, *sorted(DOCS.rglob("*.md"))]
 DOCSTRINGS = [*ROOT.glob("src/**/*.py"), *INTEGRATIONS.glob("*/*/**/*.py")]
-HUB_ID = "sentence-transformers/all-MiniLM-L6-v2"
 PENULT = "import sys; from penult.cli import app; sys.argv[0] = 'penult'; app()"
 SERVERS = {"serve"}  # commands that do not end
-
-
-def blocks(file: Path, language: str) -> list[str]:
-    """The blocks of code in a language, their indentation taken off."""
-    found = re.findall(rf"^( *)```{language}\n(.*?)\n *```", file.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
-    return [re.sub(f"^{indent}", "", code, flags=re.MULTILINE) for indent, code in found]
 
 
 def commands(page: Path) -> list[list[str]]:

@@ -1,12 +1,11 @@
 """The parts of `make release-check` that need no build: what it rewrites for an index, and the problems it reports."""
 
-import importlib.util
 import re
 import sys
 import tomllib
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, load_script
 
 SCRIPT = ROOT / ".ci" / "release_check.py"
 REPOSITORY = "https://example.org/penult"
@@ -15,10 +14,7 @@ REPOSITORY = "https://example.org/penult"
 @pytest.fixture(scope="module")
 def check():
     """The script as a module."""
-    spec = importlib.util.spec_from_file_location("release_check", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script(SCRIPT)
 
 
 @pytest.mark.parametrize("folder", ["", "integrations/langchain-penult", "integrations/llama-index-embeddings-penult"])

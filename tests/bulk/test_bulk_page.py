@@ -3,12 +3,11 @@
 import json
 import re
 import shlex
-from pathlib import Path
 
 from bulk.jobs import run
-from test_readme import HUB_ID, blocks
+from pages_kit import DOCS, HUB_ID, blocks
 
-PAGE = Path(__file__).parents[2] / "docs" / "bulk.md"
+PAGE = DOCS / "bulk.md"
 
 
 def test_the_commands_run(tiny, tmp_path):

@@ -6,19 +6,13 @@ import re
 import shlex
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from bulk.jobs import command, corpus
 from bulk.postgres import server
+from pages_kit import DOCS, HUB_ID, blocks
 
-DOCS = Path(__file__).parents[2] / "docs"
-HUB_ID = "sentence-transformers/all-MiniLM-L6-v2"
 TELEMETRY = {"HAYSTACK_TELEMETRY_ENABLED": "False", "ANONYMIZED_TELEMETRY": "False"}
-
-
-def blocks(page, language):
-    return re.findall(rf"^```{language}\n(.*?)^```", (DOCS / page).read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
 
 
 def python(code, folder, tiny):
@@ -43,7 +37,7 @@ def needs(code):
             pytest.skip(f"{name} is not installed")
 
 
-@pytest.mark.parametrize("code", blocks("recipes.md", "python"), ids=["chroma", "haystack", "txtai", "numpy"])
+@pytest.mark.parametrize("code", blocks(DOCS / "recipes.md", "python"), ids=["chroma", "haystack", "txtai", "numpy"])
 def test_recipes(code, tiny, tmp_path):
     """Each recipe finds one of its texts. txtai needs torch, so its recipe runs only where torch is installed."""
     needs(code)
@@ -64,7 +58,7 @@ def folder(tiny, tmp_path_factory):
         with psycopg.connect(dsn, autocommit=True) as connection:
             connection.execute("CREATE SCHEMA rag")
         commands = [["embed", "texts.jsonl", "vectors.parquet", "--model", str(tiny), "--progress", "off"]]
-        lines = "".join(blocks("stores.md", "console")).splitlines()
+        lines = "\n".join(blocks(DOCS / "stores.md", "console")).splitlines()
         commands += [words[2:] for line in lines if (words := shlex.split(line, comments=True))[:2] == ["$", "penult"]]
         commands += [["ingest", "vectors.parquet", "--to", "lancedb:./lance", "--collection", "docs"]]
         assert len(commands) == 7
@@ -75,7 +69,9 @@ def folder(tiny, tmp_path_factory):
         yield folder, url, dsn
 
 
-@pytest.mark.parametrize("code", blocks("stores.md", "python"), ids=["langchain-qdrant", "llama-index", "lancedb", "pgvector"])
+@pytest.mark.parametrize(
+    "code", blocks(DOCS / "stores.md", "python"), ids=["langchain-qdrant", "llama-index", "lancedb", "pgvector"]
+)
 def test_readers_of_stores(code, folder, tiny):
     """LangChain, LlamaIndex and the clients of the stores read the rows."""
     needs(code)
@@ -98,7 +94,7 @@ def test_the_table_on_the_page(folder, embedder):
         texts = connection.execute(
             "SELECT metadata->>'id', text FROM rag.docs WHERE metadata @> '{\"n\": 3}' ORDER BY embedding <=> embedding LIMIT 10"
         ).fetchall()
-    shown = blocks("stores.md", "sql")[0].replace("384", str(embedder.dimension))
+    shown = blocks(DOCS / "stores.md", "sql")[0].replace("384", str(embedder.dimension))
     lines = {line.split()[0]: line for line in shown.splitlines() if line}
     for name, kind, required in columns:
         assert f" {kind}" in lines[name]

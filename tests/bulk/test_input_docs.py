@@ -2,18 +2,14 @@
 
 import gzip
 import json
-import re
 import shlex
-from pathlib import Path
 
 import pyarrow.parquet as pq
 from bulk.jobs import run
+from pages_kit import DOCS, blocks
 
-PAGE = (Path(__file__).parents[2] / "docs" / "input-files.md").read_text(encoding="utf-8")
-
-
-def blocks(language):
-    return re.findall(rf"^```{language}\n(.*?)\n```", PAGE, re.DOTALL | re.MULTILINE)
+FILE = DOCS / "input-files.md"
+PAGE = FILE.read_text(encoding="utf-8")
 
 
 def fill(folder):
@@ -30,7 +26,7 @@ def fill(folder):
 def test_the_commands_run(tiny, tmp_path):
     """Each command of the page runs in a folder with the files that it names."""
     fill(tmp_path)
-    lines = [shlex.split(line)[1:] for block in blocks("console") for line in block.splitlines()]
+    lines = [shlex.split(line)[1:] for block in blocks(FILE, "console") for line in block.splitlines()]
     assert len(lines) == 4
     for _, *words in lines:
         done = run(*[str(tiny) if word == "MODEL" else word for word in words], cwd=tmp_path)
@@ -44,7 +40,7 @@ def test_the_python_runs(tmp_path, monkeypatch):
     """The block of Python returns the texts of a folder."""
     fill(tmp_path)
     monkeypatch.chdir(tmp_path)
-    (code,) = blocks("python")
+    (code,) = blocks(FILE, "python")
     names = {}
     exec(code, names)
     assert names["texts"] == ["note a.md", "note b.md"]

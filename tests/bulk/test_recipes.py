@@ -5,14 +5,12 @@ import re
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pyarrow.dataset as ds
 import pytest
 from bulk.jobs import corpus
-
-PAGE = Path(__file__).parents[2] / "docs" / "bulk.md"
+from pages_kit import DOCS, HUB_ID, blocks
 
 
 @pytest.mark.parametrize("engine", ["pyspark", "daft"])
@@ -21,9 +19,8 @@ def test_a_recipe_gives_the_vectors_of_embedder(engine, tiny, embedder, tmp_path
     pytest.importorskip(engine, reason=f"{engine} is not installed")
     if engine == "pyspark" and shutil.which("java") is None:
         pytest.skip("Spark needs Java")
-    blocks = re.findall(r"```py\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
-    (code,) = [block for block in blocks if re.search(rf"^(import|from) {engine}", block, re.MULTILINE)]
-    code = code.replace("sentence-transformers/all-MiniLM-L6-v2", tiny.as_posix()).replace("384", str(embedder.dimension))
+    (code,) = [block for block in blocks(DOCS / "bulk.md", "py") if re.search(rf"^(import|from) {engine}", block, re.MULTILINE)]
+    code = code.replace(HUB_ID, tiny.as_posix()).replace("384", str(embedder.dimension))
     corpus(tmp_path / "docs.jsonl", 100)
     environment = os.environ | {"PYSPARK_PYTHON": sys.executable}
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)

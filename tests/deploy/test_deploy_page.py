@@ -7,16 +7,18 @@ import sys
 
 import network_kit
 import pytest
-from deploy_kit import DOCKERFILE, ROOT, page
+from deploy_kit import DOCKERFILE, ROOT
+from pages_kit import DOCS, blocks
 from server_kit import parse
 
 from penult.deepsparse.command import Options
 
+PAGE = DOCS / "deploy.md"
+
 
 def commands() -> list[list[str]]:
     """The words of each command on the page."""
-    blocks = re.findall(r"^```console\n(.*?)^```", page("deploy.md"), re.DOTALL | re.MULTILINE)
-    return [shlex.split(line[2:], comments=True) for block in blocks for line in block.splitlines()]
+    return [shlex.split(line[2:], comments=True) for block in blocks(PAGE, "console") for line in block.splitlines()]
 
 
 def test_commands_of_the_page_are_valid():
@@ -38,7 +40,7 @@ def test_commands_of_the_page_use_build_arguments_and_files_that_exist():
     assert len(arguments) >= 3
     for argument in arguments:
         assert re.search(rf"^ARG {argument.partition('=')[0]}=", DOCKERFILE, re.MULTILINE)
-    named = set(re.findall(r"(?<![\w/])deploy/[\w./-]+\w", page("deploy.md")))
+    named = set(re.findall(r"(?<![\w/])deploy/[\w./-]+\w", PAGE.read_text(encoding="utf-8")))
     assert len(named) >= 5
     assert all((ROOT / name).exists() for name in named)
 

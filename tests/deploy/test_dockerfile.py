@@ -11,7 +11,8 @@ from pathlib import Path
 import httpx
 import hub_server
 import yaml
-from deploy_kit import DEPLOY, DOCKERFILE, HEALTH_TEST, PORT, ROOT, compose, kubernetes, last_values, page
+from deploy_kit import DEPLOY, DOCKERFILE, HEALTH_TEST, PORT, ROOT, compose, kubernetes, last_values
+from pages_kit import DOCS
 from server_kit import Process
 
 
@@ -40,7 +41,7 @@ def test_image_is_offline_at_run_time():
 def test_every_build_argument_is_documented_and_used():
     """The page has a row for each ARG, and the script reads those of the model."""
     names = set(re.findall(r"^ARG (\w+)", DOCKERFILE, re.MULTILINE))
-    rows = set(re.findall(r"^\| `([A-Z_]+)` \|", page("deploy.md"), re.MULTILINE))
+    rows = set(re.findall(r"^\| `([A-Z_]+)` \|", (DOCS / "deploy.md").read_text(encoding="utf-8"), re.MULTILINE))
     assert names == rows
     script = (DEPLOY / "prepare.py").read_text(encoding="utf-8")
     for name in names - {"BASE", "EXTRAS", "VERSION", "GIT_COMMIT"}:

@@ -2,7 +2,6 @@
 
 import re
 import shutil
-import socket
 import ssl
 import subprocess
 import time
@@ -10,6 +9,7 @@ import time
 import httpx
 import pytest
 from deploy_kit import NGINX, PORT
+from server_kit import free_port
 
 from penult.server import EndpointConfig, Limits, ServerConfig
 
@@ -68,9 +68,3 @@ def ask(client: httpx.Client) -> httpx.Response:
         except httpx.ConnectError:
             time.sleep(0.1)
     raise AssertionError("nginx does not listen")
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]

@@ -32,18 +32,20 @@ def test_the_bias_corrects_the_mean_rounding_error(choice, tail):
     """The layer's mean output over the observed rows equals that of float32, also if rare values are clipped at both ends."""
     x = (RNG.standard_normal((512, 32)) * (1 + (RNG.random((512, 32)) < 1e-3) * (tail - 1))).astype(np.float32)
     weight = RNG.standard_normal((32, 16)).astype(np.float32)
-    found = treated(x, weight, choice)
-    [layer] = found.layers
-    product = (steps(x, found) - found.zero) * np.float32(found.scale) @ layer.weight.astype(np.float32) * layer.scale
-    got = product + layer.bias + x[:, found.split] @ layer.rest
-    np.testing.assert_allclose(got.mean(axis=0), (x @ weight).mean(axis=0), atol=2e-4)
-    assert ((got - x @ weight) ** 2).mean() < 0.02 * (x @ weight).var()
+    treatment = treated(x, weight, choice)
+    [layer] = treatment.layers
+    product = (
+        (steps(x, treatment) - treatment.zero) * np.float32(treatment.scale) @ layer.weight.astype(np.float32) * layer.scale
+    )
+    output = product + layer.bias + x[:, treatment.split] @ layer.rest
+    np.testing.assert_allclose(output.mean(axis=0), (x @ weight).mean(axis=0), atol=2e-4)
+    assert ((output - x @ weight) ** 2).mean() < 0.02 * (x @ weight).var()
 
 
 def test_a_centered_channel_is_symmetric():
     """A centered channel extends equally far to both sides of 0."""
     x = RNG.uniform(0, 1, (400, 16)).astype(np.float32) + np.arange(16, dtype=np.float32)
-    found = treated(x, np.eye(16, dtype=np.float32), Choice(0.5, 0, center=True))
-    form = x * found.factor + found.offset
+    treatment = treated(x, np.eye(16, dtype=np.float32), Choice(0.5, 0, center=True))
+    form = x * treatment.factor + treatment.offset
     np.testing.assert_allclose(form.min(axis=0), -form.max(axis=0), rtol=1e-3)
-    assert found.zero in {127, 128}
+    assert treatment.zero in {127, 128}

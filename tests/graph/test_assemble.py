@@ -71,10 +71,10 @@ def mean(tokens, mask):
 def test_the_outputs_are_token_embeddings_and_their_mean(tmp_path, layer):
     """The outputs are the chosen hidden state and its mean; the choice is reported, and weights are in a file next to the graph."""
     d, states, logits = layered()
-    said = description_of(tmp_path, d.model(logits), layer=layer)
-    assert said.tensor == states[layer]
-    assert said.why
-    assert (said.external, said.scales) == (False, "none")
+    description = description_of(tmp_path, d.model(logits), layer=layer)
+    assert description.tensor == states[layer]
+    assert description.why
+    assert (description.external, description.scales) == (False, "none")
     found = run(tmp_path / "made.onnx")
     assert list(found) == ["token_embeddings", "sentence_embedding"]
     np.testing.assert_allclose(found["sentence_embedding"], mean(found["token_embeddings"], FEEDS["attention_mask"]), atol=1e-6)
@@ -84,8 +84,11 @@ def test_the_outputs_are_token_embeddings_and_their_mean(tmp_path, layer):
 def test_the_graphs_own_vector(tmp_path):
     """If no file states a pooling, an output `sentence_embedding` of shape (B, D) is used, and there is no output of tokens."""
     model, d, states = own("sentence_embedding", "batch", 8)
-    said = description_of(tmp_path, model, pooling=None)
-    assert (said.tensor, said.why) == ("sentence_embedding", "the graph's own pooled output; no file states another pooling")
+    description = description_of(tmp_path, model, pooling=None)
+    assert (description.tensor, description.why) == (
+        "sentence_embedding",
+        "the graph's own pooled output; no file states another pooling",
+    )
     found = run(tmp_path / "made.onnx")
     description_of(tmp_path, d.model(states[1]), layer=1)
     tokens = run(tmp_path / "made.onnx")["token_embeddings"]
@@ -116,8 +119,8 @@ def test_the_first_output_as_it_is(tmp_path):
     """layer=None uses vectors without a pooling, and tokens with one; with a layer, a first output of vectors is not used."""
     model, d, states = own("vectors", "batch", 8)
     del model.graph.output[0]
-    said = description_of(tmp_path, model, pooling=None, layer=None)
-    assert (said.tensor, said.why) == ("vectors", "the graph's own output, selected by layer=None")
+    description = description_of(tmp_path, model, pooling=None, layer=None)
+    assert (description.tensor, description.why) == ("vectors", "the graph's own output, selected by layer=None")
     assert list(run(tmp_path / "made.onnx")) == ["sentence_embedding"]
     with pytest.raises(ValueError, match="does not state a pooling"):
         description_of(tmp_path, model, pooling=None, layer=-1)
@@ -132,12 +135,12 @@ def test_a_layer_by_name(tmp_path):
     state = d.post_norm_layer(x)
     last = d.post_norm_layer(state)
     model = d.model(d.dense(last))
-    said = description_of(tmp_path, model, layer=state)
-    assert "attention" in said.why
+    description = description_of(tmp_path, model, layer=state)
+    assert "attention" in description.why
     turned = run(tmp_path / "made.onnx")["token_embeddings"]
     assert turned.shape == (*IDS.shape, 8)
-    said = description_of(tmp_path, model, layer="x0")
-    assert (said.tensor, said.why) == ("x0", "the tensor or node named by layer=")
+    description = description_of(tmp_path, model, layer="x0")
+    assert (description.tensor, description.why) == ("x0", "the tensor or node named by layer=")
     d = Draft()
     d.nodes.append(helper.make_node("Neg", [d.embed()], ["tokens"], name="a node"))
     assert description_of(tmp_path, d.model("tokens"), layer="a node").tensor == "a node"
@@ -296,8 +299,8 @@ def test_weights_in_other_files_are_referenced(tmp_path):
     (tmp_path / "plain").mkdir()
     description_of(tmp_path / "plain", whole)
     expected = run(tmp_path / "plain" / "made.onnx")["sentence_embedding"]
-    said = description_of(tmp_path, model, real)
-    assert said.external
+    description = description_of(tmp_path, model, real)
+    assert description.external
     assert not data_file(tmp_path / "made.onnx").exists()
     prepared = onnx.load(tmp_path / "made.onnx", load_external_data=False)
     places = {entry.value for tensor in prepared.graph.initializer for entry in tensor.external_data if entry.key == "location"}
@@ -340,7 +343,9 @@ def test_shapes_are_inferred_once(tmp_path, monkeypatch):
     """Layers, cut and attention share one shape inference; it is repeated only after axes are freed or operators are decomposed."""
     calls = []
     infer = onnx.shape_inference.infer_shapes
-    monkeypatch.setattr("onnx.shape_inference.infer_shapes", lambda *given, **said: calls.append(1) or infer(*given, **said))
+    monkeypatch.setattr(
+        "onnx.shape_inference.infer_shapes", lambda *given, **description: calls.append(1) or infer(*given, **description)
+    )
     description_of(tmp_path, bert_graph(bert_weights(), 4))
     assert len(calls) == 1
     kinds = [node.op_type for node in onnx.load(tmp_path / "made.onnx", load_external_data=False).graph.node]

@@ -1,6 +1,5 @@
 """The messages of the section Installation on the troubleshooting page."""
 
-import importlib.util
 import os
 import re
 import subprocess
@@ -8,11 +7,12 @@ import sys
 
 import messages_kit
 import pytest
-from conftest import ROOT
+from conftest import ROOT, load_script
 
 from penult.extras import install_hint
 
 SECTION = "Installation"
+ENVIRONMENT = ROOT / ".ci" / "environment.py"  # creates the virtual environments of the Makefile
 # penult without extras: the packages that only extras install are hidden from the import system.
 BARE = """
 import sys
@@ -48,14 +48,6 @@ def bare(*words):
     return message.replace(option or "\0", ""), {"CHECKOUT": checkout}
 
 
-def environment():
-    """Return the script that makes the virtual environments of the Makefile, as a module."""
-    spec = importlib.util.spec_from_file_location("environment", ROOT / ".ci" / "environment.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def no_adapter(tmp_path, monkeypatch):
     return last_line("-I", "-S", "-c", "import langchain_penult"), {}
 
@@ -70,7 +62,7 @@ def no_store(tmp_path, monkeypatch):
 
 
 def old_python(tmp_path, monkeypatch):
-    script = environment()
+    script = load_script(ENVIRONMENT)
     monkeypatch.setattr(script.sys, "version_info", (3, 10, 2))
     monkeypatch.setattr(script.shutil, "which", lambda _: None)
     with pytest.raises(SystemExit) as error:
@@ -79,7 +71,7 @@ def old_python(tmp_path, monkeypatch):
 
 
 def pip_failed(tmp_path, monkeypatch):
-    words = (ROOT / ".ci" / "environment.py", tmp_path / "venv", "dev", "--", "--no-index", "package-without-a-file")
+    words = (ENVIRONMENT, tmp_path / "venv", "dev", "--", "--no-index", "package-without-a-file")
     return last_line(*words), {"FOLDER": tmp_path / "venv"}
 
 

@@ -3,12 +3,12 @@
 import json
 import re
 import shutil
-import socket
 import subprocess
 import time
 
 import httpx
 import pytest
+from server_kit import free_port
 
 
 def test_pages_load_nothing_from_other_hosts(client):
@@ -32,9 +32,7 @@ class Browser:
     """Headless Chromium, controlled through the WebDriver protocol."""
 
     def __init__(self, driver: str, chromium: str) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+        port = free_port()
         self._driver = subprocess.Popen([driver, f"--port={port}"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         self._http = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60)
         # Other hosts do not resolve: the page must not need the internet.

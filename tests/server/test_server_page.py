@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import typer
 import yaml
-from server_kit import serving
+from pages_kit import DOCS, HUB_ID, blocks
+from server_kit import curl, serving
 
 from penult.deepsparse import command, config_file
 from penult.deepsparse.arguments import TASK
@@ -18,8 +19,9 @@ from penult.deepsparse.config_file import DeepSparseEndpoint
 from penult.server import EndpointConfig, Limits, ServerConfig
 from penult.server.metrics import Metrics
 
-PAGE = (Path(__file__).parents[2] / "docs" / "server.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"^```console\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
+FILE = DOCS / "server.md"
+PAGE = FILE.read_text(encoding="utf-8")
+BLOCKS = blocks(FILE, "console")
 LINES = [line for block in BLOCKS for line in block.splitlines()]
 EXAMPLES = [
     (line[2:], "" if following.startswith("$") else following)
@@ -49,10 +51,7 @@ def minilm():
 
 def run(command: str, server, home: Path, model: Path) -> subprocess.CompletedProcess[str]:
     """Run a command of the page; it fails if the status is not below 400."""
-    (home / ".curlrc").write_text("fail\nsilent\nshow-error\n")
-    words = command.replace("http://localhost:5543", server.url).replace("MODEL_FOLDER", str(model))
-    environment = {"HOME": str(home), "PATH": "/usr/bin:/bin"}
-    return subprocess.run(["bash", "-c", words], capture_output=True, text=True, env=environment, timeout=30)
+    return curl(command.replace("http://localhost:5543", server.url).replace("MODEL_FOLDER", str(model)), home)
 
 
 @needs_curl
@@ -85,11 +84,9 @@ def test_every_route_has_a_command(running):
 
 def test_the_configuration_file_is_read(tiny, tmp_path):
     """The YAML of the page is a file that can be served."""
-    (text,) = re.findall(r"^```yaml\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
+    (text,) = blocks(FILE, "yaml")
     file = tmp_path / "config.yaml"
-    file.write_text(
-        text.replace("sentence-transformers/all-MiniLM-L6-v2", str(tiny)).replace("max_length: 128", "max_length: 64")
-    )
+    file.write_text(text.replace(HUB_ID, str(tiny)).replace("max_length: 128", "max_length: 64"))
     config = config_file.read(file)
     with serving(*config.endpoints) as running:
         answer = running.post("/v1/embeddings", {"input": "the cat", "input_type": "query", "model": "text-embedding-3-small"})

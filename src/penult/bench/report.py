@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import asdict
 from html import escape
 
@@ -12,6 +13,8 @@ _DARK = (
     '[fill="#475467"] { fill: #a3adbd } [fill="#0f766e"] { fill: #2dd4bf } [fill="#98a2b3"] { fill: #667085 } '
     '[stroke="#e4e7ec"] { stroke: #2b313c } }'
 )
+
+_LEFT, _WIDTH = 230, 420  # of the axis of rates, in pixels
 
 
 def table(result: Result) -> str:
@@ -47,20 +50,29 @@ def as_json(result: Result) -> str:
 
 
 def chart(result: Result) -> str:
-    """Return an SVG bar chart of tokens per CPU second, one bar per system; it follows the light or dark mode of its reader."""
-    rows = [row for row in result.rows if not row.failure]
-    most = max(row.tokens_per_cpu_second for row in rows)
-    end = 58 + 34 * len(rows)
-    bars = "".join(_bar(row, most, 52 + 34 * number) for number, row in enumerate(rows))
-    title = (
-        f"Tokens per CPU second, {escape(result.model.rpartition('/')[2])}, {result.threads} thread{'s' * (result.threads > 1)}"
-    )
+    """Return an SVG bar chart of tokens per CPU second, one bar per system."""
+    rates = {row.system: row.tokens_per_cpu_second for row in result.rows if not row.failure}
+    return rate_chart(f"Tokens per CPU second, {result.model.rpartition('/')[2]}, {_counted(result.threads, 'thread')}", rates)
+
+
+def rate_chart(title: str, rates: Mapping[str, float], subtitle: str = "") -> str:
+    """Return an SVG bar chart of tokens per CPU second by system; it follows the light or dark mode of its reader.
+
+    Its background is its own, so that it is readable on light and dark pages.
+    """
+    most = max(rates.values())
+    top = 66 if subtitle else 46
+    end = top + 12 + 34 * len(rates)
+    height = end + 58
+    bars = "".join(_bar(system, rate, most, top + 6 + 34 * number) for number, (system, rate) in enumerate(rates.items()))
+    lines = f'<text x="20" y="30" font-size="16" font-weight="600" fill="#1d2330">{escape(title)}</text>'
+    if subtitle:
+        lines += f'<text x="20" y="50" font-size="13" fill="#475467">{escape(subtitle)}</text>'
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 760 {end + 58}" width="760" height="{end + 58}" role="img" '
-        f'font-family="system-ui, sans-serif" font-size="14"><title>{title}</title><style>{_DARK}</style>'
-        f'<rect width="760" height="{end + 58}" rx="8" fill="#fff"/>'
-        f'<text x="20" y="30" font-size="16" font-weight="600" fill="#1d2330">{title}</text>'
-        f"{_axis(most, end)}{bars}</svg>\n"
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 760 {height}" width="760" height="{height}" role="img" '
+        f'font-family="system-ui, sans-serif" font-size="14"><title>{escape(title)}</title><style>{_DARK}</style>'
+        f'<rect width="760" height="{height}" rx="8" fill="#fff"/>{lines}'
+        f"{_axes(most, top, end)}{bars}</svg>\n"
     )
 
 
@@ -73,25 +85,30 @@ def _matmul_ratio(row: Row, result: Result) -> float:
     return row.tokens_per_cpu_second * result.flops_a_token / result.fp32_flops if result.fp32_flops else 0.0
 
 
-def _bar(row: Row, most: float, y: int) -> str:
-    width = 420 * row.tokens_per_cpu_second / most
-    color = "#0f766e" if row.system.startswith("penult") else "#98a2b3"
+def _bar(system: str, rate: float, most: float, y: int) -> str:
+    width = _WIDTH * rate / most
+    color = "#0f766e" if system.startswith("penult") else "#98a2b3"
     return (
-        f'<text x="190" y="{y + 17}" text-anchor="end" fill="#1d2330">{escape(row.system)}</text>'
-        f'<rect x="200" y="{y}" width="{width:.1f}" height="24" rx="3" fill="{color}"/>'
-        f'<text x="{208 + width:.1f}" y="{y + 17}" fill="#475467">{row.tokens_per_cpu_second:,.0f}</text>'
+        f'<text x="{_LEFT - 10}" y="{y + 17}" text-anchor="end" fill="#1d2330">{escape(system)}</text>'
+        f'<rect x="{_LEFT}" y="{y}" width="{width:.1f}" height="24" rx="3" fill="{color}"/>'
+        f'<text x="{_LEFT + 8 + width:.1f}" y="{y + 17}" fill="#475467">{rate:,.0f}</text>'
     )
 
 
-def _axis(most: float, end: int) -> str:
-    """Return the horizontal axis: up to six round values, grid lines and the title."""
+def _axes(most: float, top: int, end: int) -> str:
+    """Return the axis of rates, with up to six round values and grid lines, and the titles of both axes."""
     size = 10 ** math.floor(math.log10(most))
     step = next(size * part for part in (0.2, 0.5, 1, 2) if most / (size * part) < 6)
     ticks = [step * number for number in range(int(most / step) + 1)]
     lines = "".join(
-        f'<path d="M{x:.1f} 46V{end}" stroke="#e4e7ec"/>'
+        f'<path d="M{x:.1f} {top}V{end}" stroke="#e4e7ec"/>'
         f'<text x="{x:.1f}" y="{end + 18}" text-anchor="middle" font-size="12" fill="#475467">{tick:,.0f}</text>'
-        for x, tick in ((200 + 420 * tick / most, tick) for tick in ticks)
+        for x, tick in ((_LEFT + _WIDTH * tick / most, tick) for tick in ticks)
     )
-    title = "tokens per CPU second (more is better)"
-    return f'{lines}<text x="410" y="{end + 42}" text-anchor="middle" font-size="12" fill="#475467">{title}</text>'
+    middle = (top + end) / 2
+    return (
+        f'{lines}<text x="{_LEFT + _WIDTH / 2:.0f}" y="{end + 42}" text-anchor="middle" font-size="12" fill="#475467">'
+        "tokens per CPU second (more is better)</text>"
+        f'<text x="18" y="{middle}" transform="rotate(-90 18 {middle})" text-anchor="middle" font-size="12" fill="#475467">'
+        "system</text>"
+    )
